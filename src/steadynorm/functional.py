@@ -1,0 +1,144 @@
+"""Stateless entry points: the signatures of ``torch.nn.functional``, with our extras keyword-only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steadynorm.ops.reference import ACTIVATIONS, LEAKY_SLOPE, Activation
+from steadynorm.rules import BatchNormRule, normalize
+from steadynorm.statistics import Moments, cumulative, exponential
+
+__all__ = ["Activation", "batch_norm", "check_activation"]
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Normalize every channel, and add, and activate.
+
+        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )
+
+    In training, mean and (biased) var are the batch's own and gradients flow through them; the running
+    estimates then follow in place, ``running = (1 − momentum)·running + momentum·batch``, the one of the variance
+    with the batch's *unbiased* variance. In evaluation mean and var are the running estimates and nothing changes.
+
+    Args:
+        input: shape (N, C, ...), float16, bfloat16, float32 or float64; any strides. Arithmetic is float32 at least.
+        running_mean: shape (C,), changed in place by training; None keeps no estimate.
+        running_var: likewise.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        training: whether to normalize with the batch's own statistics.
+        momentum: weight of the new batch, in [0, 1]; None averages all batches equally, by ``num_batches_tracked``.
+        eps: added to the variance; positive in training.
+        residual: shape of input; added before the activation.
+        activation: ``relu``, ``leaky_relu`` (slope 0.01), ``silu`` or None.
+        num_batches_tracked: batches seen, this one included; read where ``momentum`` is None.
+
+    Returns:
+        shape, dtype and memory format of input. An empty batch gives an empty result and moves no estimate.
+
+    Raises:
+        ValueError: training on one value per channel; eps not positive in training, or negative; an unknown activation.
+        RuntimeError: a tensor's size is not C; float64 input with float32 parameters, as torch has it; input that
+            is not floating.
+
+    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; torch.nn.functional.batch_norm.
+    """
+    check_activation(activation)
+    if not training:
+        # torch's own function: compilers, exporters and quantisers recognise it.
+        y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+        return _activate(y if residual is None else y + residual, activation)
+    _check_training(input, eps, (running_mean, running_var, weight, bias), residual)
+    if input.numel() == 0:
+        return _normalize_nothing(input, weight, bias, residual)
+    y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
+    if running_mean is not None and running_var is not None:
+        _update_running(running_mean, running_var, moments, momentum, num_batches_tracked)
+    return y
+
+
+def check_activation(activation: str | None) -> None:
+    """Raise ValueError for an activation that no kernel has."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(
+            f"batch_norm: activation must be one of {', '.join(map(repr, ACTIVATIONS))} or None, got {activation!r}."
+        )
+
+
+def _activate(pre: Tensor, activation: Activation | None) -> Tensor:
+    if activation == "relu":
+        return F.relu(pre)
+    if activation == "leaky_relu":
+        return F.leaky_relu(pre, LEAKY_SLOPE)
+    return F.silu(pre) if activation == "silu" else pre
+
+
+def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...], residual: Tensor | None) -> None:
+    if eps <= 0:
+        raise ValueError(f"batch_norm: eps must be positive during training, but got {eps}.")
+    if not x.is_floating_point():
+        raise RuntimeError(f"batch_norm: input must be of a floating dtype, got {x.dtype}.")
+    channels, values = x.shape[1], x.shape[0] * x.shape[2:].numel()
+    if values == 1:
+        raise ValueError(
+            f"batch_norm: Expected more than 1 value per channel when training, got 1 (input {tuple(x.shape)}). "
+            "Use a larger batch or call .eval()."
+        )
+    for name, tensor in zip(("running_mean", "running_var", "weight", "bias"), per_channel, strict=True):
+        if tensor is None:
+            continue
+        if tensor.shape != (channels,):
+            raise RuntimeError(
+                f"batch_norm: {name} should contain {channels} elements, one per channel of the input "
+                f"{tuple(x.shape)}, got shape {tuple(tensor.shape)}."
+            )
+        if x.dtype == torch.float64 and tensor.dtype != torch.float64:
+            raise RuntimeError(
+                f"batch_norm: float64 input needs float64 parameters and buffers, got {name} in {tensor.dtype}. "
+                "Call .double() on the module."
+            )
+    if residual is not None and residual.shape != x.shape:
+        raise RuntimeError(
+            f"batch_norm: residual must have the input's shape {tuple(x.shape)}, got {tuple(residual.shape)}."
+        )
+
+
+def _normalize_nothing(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Give the empty result, connected to the graph so that every parameter receives a zero gradient."""
+    y = x if residual is None else x + residual
+    for tensor in (weight, bias):
+        if tensor is not None:
+            y = y * tensor.view(-1, *[1] * (x.dim() - 2))
+    return y.to(x.dtype)
+
+
+@torch.no_grad()
+def _update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    moments: Moments,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+) -> None:
+    for running, batch in ((running_mean, moments.mean), (running_var, moments.var_unbiased)):
+        if momentum is not None:
+            running.copy_(exponential(running, batch, momentum=momentum))
+        elif num_batches_tracked is not None:
+            running.copy_(cumulative(running, batch, batches=num_batches_tracked))
+        else:
+            raise ValueError("batch_norm: momentum=None averages all batches and needs num_batches_tracked.")

@@ -1,0 +1,1 @@
+"""The four kernels that serve every normalization."""

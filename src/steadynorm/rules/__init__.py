@@ -1,0 +1,7 @@
+"""Rules: what turns a batch's moments into center, scale and shift; one file each."""
+
+from steadynorm.rules.batch_norm import BatchNormRule
+from steadynorm.rules.normalize import normalize
+from steadynorm.rules.rule import Affine, Rule
+
+__all__ = ["Affine", "BatchNormRule", "Rule", "normalize"]

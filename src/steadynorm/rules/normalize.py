@@ -1,0 +1,105 @@
+"""The one autograd function: moments, a rule and the transform, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steadynorm.ops import reference
+from steadynorm.ops.reference import Activation
+from steadynorm.rules.rule import Affine, Rule
+from steadynorm.statistics import Moments
+
+__all__ = ["normalize"]
+
+
+def normalize(
+    x: Tensor,
+    rule: Rule,
+    *parameters: Tensor | None,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize a batch by a rule applied to its own moments.
+
+        y = activation( (x − center)·scale + shift + residual ),   (center, scale, shift) = rule(moments(x))
+
+    Args:
+        x: shape (N, C, ...), with at least one value per channel.
+        rule: what turns the moments into center, scale and shift.
+        parameters: the rule's parameters, each of shape (C,) or None.
+        residual: shape of x; added before the activation.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or None.
+
+    Returns:
+        y in the shape, dtype and memory format of x, differentiable twice with respect to x, residual and
+        parameters; and the moments of x, without gradient.
+    """
+    y, mean, var = _Normalize.apply(x, residual, rule, activation, *parameters)  # type: ignore[no-untyped-call]
+    return y, Moments(mean=mean, var=var, count=_count(x))
+
+
+def _count(x: Tensor) -> int:
+    return x.numel() // x.shape[1]
+
+
+class _Normalize(torch.autograd.Function):
+    """Saves x, residual and tensors of shape (C,) only; what the activation needs is computed anew."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        residual: Tensor | None,
+        rule: Rule,
+        activation: Activation | None,
+        *parameters: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = reference.moments(x)
+        affine = rule.forward(Moments(mean=mean, var=var, count=_count(x)), *parameters)
+        return reference.transform(x, affine.center, affine.scale, affine.shift, residual, activation), mean, var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401 (torch gives no type that has these attributes)
+        x, residual, ctx.rule, ctx.activation, *parameters = inputs
+        _, mean, var = output
+        ctx.mark_non_differentiable(mean, var)
+        ctx.save_for_backward(x, residual, mean, var, *parameters)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
+        x, residual, mean, var, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _twice_differentiable_backward(ctx, dy, x, residual, *parameters)
+        moments = Moments(mean=mean, var=var, count=_count(x))
+        affine = ctx.rule.forward(moments, *parameters)
+        sum_dy, sum_dy_xc = reference.transform_sums(
+            dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation
+        )
+        gradient = Affine(-affine.scale * sum_dy, sum_dy_xc, sum_dy)
+        d_mean, d_var, d_parameters = ctx.rule.backward(gradient, moments, *parameters)
+        b = 2 * d_var / moments.count
+        c = d_mean / moments.count + b * (affine.center - mean)
+        dx, d_residual = reference.transform_grad(dy, x, *affine, residual, ctx.activation, affine.scale, b, c)
+        return dx, d_residual, None, None, *d_parameters
+
+
+def _twice_differentiable_backward(
+    ctx: Any,  # noqa: ANN401 (as above)
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    *parameters: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Let autograd differentiate the forward formulas, which leaves a graph to differentiate again."""
+    mean, var = reference.moments(x)
+    affine = ctx.rule.forward(Moments(mean=mean, var=var, count=_count(x)), *parameters)
+    y = reference.transform(x, affine.center, affine.scale, affine.shift, residual, ctx.activation)
+    inputs = (x, residual, *parameters)
+    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    dx, d_residual, *d_parameters = (
+        next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in inputs
+    )
+    return dx, d_residual, None, None, *d_parameters

@@ -1,0 +1,118 @@
+"""Mean and variance per channel, and the algebra that joins those of several batches.
+
+Shape letters, here and in the kernels: N batch, C channels, S flattened space. A channel has count = N·S values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "measure", "per_channel", "statistics_dtype"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Per-channel moments of ``count`` values.
+
+    Args:
+        mean: shape (C,), float32, or float64 for float64 data.
+        var: shape (C,), likewise; the biased variance, Σ(x − mean)² / count.
+        count: values per channel, N·S; a tensor of shape (C,) where channels differ.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: int | Tensor
+
+    @property
+    def var_unbiased(self) -> Tensor:
+        """Σ(x − mean)² / (count − 1), shape (C,); infinite or NaN where count is 1.
+
+        torch normalizes with ``var`` and stores this one.
+        """
+        if isinstance(self.count, int) and self.count == 1:
+            return self.var * math.inf
+        return self.var * (self.count / (self.count - 1))
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of values together, exact for unequal and zero counts.
+
+            δ = mean_b − mean_a        n = n_a + n_b
+            mean = mean_a + δ·n_b/n    var = (n_a·var_a + n_b·var_b)/n + δ²·n_a·n_b/n²
+
+        Returns:
+            Moments whose count is the sum. Merging two empty sets gives mean 0, var 0, count 0.
+
+        Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance".
+        """
+        count = self.count + other.count
+        total = torch.as_tensor(count, dtype=self.mean.dtype, device=self.mean.device).clamp(min=1)
+        share = other.count / total
+        # The moments of no values are not numbers; they must not reach the sum.
+        mean_a, var_a = _zero_where_empty(self)
+        mean_b, var_b = _zero_where_empty(other)
+        delta = mean_b - mean_a
+        mean = mean_a + delta * share
+        var = var_a * (self.count / total) + var_b * share + delta.square() * (self.count / total) * share
+        return Moments(mean=mean, var=var, count=count)
+
+    def blend(self, other: Moments, *, weight: float | Tensor) -> Moments:
+        """Moments of the mixture that draws from ``other`` with probability ``weight`` and else from ``self``.
+
+            mean = (1 − w)·mean_a + w·mean_b
+            var  = (1 − w)·var_a + w·var_b + w·(1 − w)·(mean_b − mean_a)²
+
+        Args:
+            weight: in [0, 1], a number or a tensor that broadcasts to (C,); 0 gives ``self``, 1 gives ``other``.
+
+        Returns:
+            Moments whose count is blended likewise.
+
+        Source: law of total variance; Schneider et al. 2020 (arXiv 2006.16971) blend without the last term.
+        """
+        mean = (1 - weight) * self.mean + weight * other.mean
+        between = (other.mean - self.mean).square()
+        var = (1 - weight) * self.var + weight * other.var + weight * (1 - weight) * between
+        count = torch.as_tensor((1 - weight) * self.count + weight * other.count)
+        return Moments(mean=mean, var=var, count=count)
+
+
+def measure(x: Tensor) -> Moments:
+    """Measure the moments of every channel in two passes.
+
+        mean = Σ x / count        var = Σ (x − mean)² / count
+
+    Two passes, because E[x²] − E[x]² in float32 loses every digit of the variance once |mean| is a few
+    thousand standard deviations.
+
+    Args:
+        x: shape (N, C, ...), any floating dtype and any strides.
+
+    Returns:
+        Moments in float32 (float64 for float64 input); NaN for an empty batch.
+    """
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    x = x.to(statistics_dtype(x.dtype))
+    mean = x.mean(dims)
+    var = (x - per_channel(mean, x)).square_().mean(dims)
+    return Moments(mean=mean, var=var, count=x.numel() // x.shape[1] if x.shape[1] else 0)
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """View ``values`` of shape (C,) so that it broadcasts along dimension 1 of ``x``."""
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Give the dtype in which statistics of such data are computed and stored: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _zero_where_empty(moments: Moments) -> tuple[Tensor, Tensor]:
+    filled = torch.as_tensor(moments.count, device=moments.mean.device) > 0
+    zero = moments.mean.new_zeros(())
+    return torch.where(filled, moments.mean, zero), torch.where(filled, moments.var, zero)
