@@ -59,11 +59,13 @@ def batch_norm(
     Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; torch.nn.functional.batch_norm.
     """
     check_activation(activation)
+    if isinstance(input, Tensor) and isinstance(residual, Tensor):  # torch.fx traces with proxies, which have no shape
+        _check_residual(input, residual)
     if not training:
         # torch's own function: compilers, exporters and quantisers recognise it.
         y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-        return _activate(y if residual is None else y + residual, activation)
-    _check_training(input, eps, (running_mean, running_var, weight, bias), residual)
+        return _activate(y if residual is None else y.add_(residual), activation)
+    _check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return _normalize_nothing(input, weight, bias, residual)
     y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
@@ -88,7 +90,7 @@ def _activate(pre: Tensor, activation: Activation | None) -> Tensor:
     return F.silu(pre) if activation == "silu" else pre
 
 
-def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...], residual: Tensor | None) -> None:
+def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...]) -> None:
     if eps <= 0:
         raise ValueError(f"batch_norm: eps must be positive during training, but got {eps}.")
     if not x.is_floating_point():
@@ -112,7 +114,10 @@ def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...
                 f"batch_norm: float64 input needs float64 parameters and buffers, got {name} in {tensor.dtype}. "
                 "Call .double() on the module."
             )
-    if residual is not None and residual.shape != x.shape:
+
+
+def _check_residual(x: Tensor, residual: Tensor) -> None:
+    if residual.shape != x.shape:
         raise RuntimeError(
             f"batch_norm: residual must have the input's shape {tuple(x.shape)}, got {tuple(residual.shape)}."
         )

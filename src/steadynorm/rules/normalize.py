@@ -81,22 +81,26 @@ class _Normalize(torch.autograd.Function):
         d_mean, d_var, d_parameters = ctx.rule.backward(gradient, moments, *parameters)
         b = 2 * d_var / moments.count
         c = d_mean / moments.count + b * (affine.center - mean)
-        dx, d_residual = reference.transform_grad(dy, x, *affine, residual, ctx.activation, affine.scale, b, c)
+        dx, d_residual = reference.transform_grad(
+            dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation, affine.scale, b, c
+        )
         return dx, d_residual, None, None, *d_parameters
 
 
 def _twice_differentiable_backward(
     ctx: Any,  # noqa: ANN401 (as above)
     dy: Tensor,
-    x: Tensor,
-    residual: Tensor | None,
-    *parameters: Tensor | None,
+    *saved: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Let autograd differentiate the forward formulas, which leaves a graph to differentiate again."""
+    # One input may come from another, as in a residual block. Nothing leads from view to view, so that each
+    # gradient is of this layer alone.
+    inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
+    x, residual, *parameters = inputs
+    assert x is not None
     mean, var = reference.moments(x)
     affine = ctx.rule.forward(Moments(mean=mean, var=var, count=_count(x)), *parameters)
     y = reference.transform(x, affine.center, affine.scale, affine.shift, residual, ctx.activation)
-    inputs = (x, residual, *parameters)
     wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     dx, d_residual, *d_parameters = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "measure", "per_channel", "statistics_dtype"]
+__all__ = ["Moments", "centred", "channel_sum", "measure", "per_channel", "statistics_dtype"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,7 @@ class Moments:
             var  = (1 − w)·var_a + w·var_b + w·(1 − w)·(mean_b − mean_a)²
 
         Args:
+            other: finite, even where its weight is 0.
             weight: in [0, 1], a number or a tensor that broadcasts to (C,); 0 gives ``self``, 1 gives ``other``.
 
         Returns:
@@ -95,11 +96,20 @@ def measure(x: Tensor) -> Moments:
     Returns:
         Moments in float32 (float64 for float64 input); NaN for an empty batch.
     """
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    x = x.to(statistics_dtype(x.dtype))
-    mean = x.mean(dims)
-    var = (x - per_channel(mean, x)).square_().mean(dims)
-    return Moments(mean=mean, var=var, count=x.numel() // x.shape[1] if x.shape[1] else 0)
+    count = x.numel() // x.shape[1] if x.shape[1] else 0
+    mean = channel_sum(x) / count if count else x.new_full(x.shape[1:2], math.nan, dtype=statistics_dtype(x.dtype))
+    var = channel_sum(centred(x, mean).square_()) / count if count else mean
+    return Moments(mean=mean, var=var, count=count)
+
+
+def centred(x: Tensor, center: Tensor) -> Tensor:
+    """Compute x − center in at least float32; a tensor of its own in the layout of x, which may be changed in place."""
+    return x.to(statistics_dtype(x.dtype), copy=True).sub_(per_channel(center, x))
+
+
+def channel_sum(x: Tensor) -> Tensor:
+    """Sum over all dimensions but 1, in at least float32; shape (C,)."""
+    return x.sum([dim for dim in range(x.dim()) if dim != 1], dtype=statistics_dtype(x.dtype))
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:

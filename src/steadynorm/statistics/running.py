@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = ["cumulative", "exponential"]
@@ -49,5 +50,5 @@ def cumulative(running: Tensor, batch: Tensor, *, batches: Tensor | int) -> Tens
 
     Source: torch.nn.BatchNorm2d with ``momentum=None``.
     """
-    weight = 1 / batches
+    weight = 1 / torch.as_tensor(batches, dtype=running.dtype, device=running.device)
     return (1 - weight) * running + weight * batch
