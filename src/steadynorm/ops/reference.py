@@ -66,7 +66,7 @@ def transform(
     Returns:
         y, shape, dtype and memory format of x.
     """
-    y_NCS = _affine_(centred(x_NCS, center), scale, shift, residual_NCS)
+    y_NCS = _shifted_(centred(x_NCS, center).mul_(per_channel(scale, x_NCS)), shift, residual_NCS)
     if activation is not None:
         y_NCS = ACTIVATIONS[activation][0](y_NCS)
     return y_NCS.to(x_NCS.dtype)
@@ -119,14 +119,14 @@ def transform_grad(
     dx_NCS = centred(x_NCS, center)
     dpre_NCS = _behind_activation(dy_NCS, dx_NCS, scale, shift, residual_NCS, activation)
     d_residual = None if residual_NCS is None else torch.empty_like(residual_NCS).copy_(dpre_NCS)
-    dx_NCS.mul_(per_channel(b, x_NCS)).add_(dpre_NCS * per_channel(a, x_NCS)).add_(per_channel(c, x_NCS))
+    dx_NCS.mul_(per_channel(b, x_NCS)).add_(dpre_NCS.mul_(per_channel(a, x_NCS))).add_(per_channel(c, x_NCS))
     return dx_NCS.to(x_NCS.dtype), d_residual
 
 
-def _affine_(xc_NCS: Tensor, scale: Tensor, shift: Tensor, residual_NCS: Tensor | None) -> Tensor:
-    """Turn xc into xc·scale + shift + residual, in place."""
-    xc_NCS.mul_(per_channel(scale, xc_NCS)).add_(per_channel(shift, xc_NCS))
-    return xc_NCS if residual_NCS is None else xc_NCS.add_(residual_NCS)
+def _shifted_(scaled_NCS: Tensor, shift: Tensor, residual_NCS: Tensor | None) -> Tensor:
+    """Add shift and residual in place."""
+    scaled_NCS.add_(per_channel(shift, scaled_NCS))
+    return scaled_NCS if residual_NCS is None else scaled_NCS.add_(residual_NCS)
 
 
 def _behind_activation(
@@ -137,11 +137,11 @@ def _behind_activation(
     residual_NCS: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """Give dy′ = dy·activation′(pre), with pre computed anew from x."""
-    dy_NCS = dy_NCS.to(xc_NCS.dtype)
+    """Give dy′ = dy·activation′(pre), with pre computed anew from x; a tensor of its own."""
     if activation is None:
-        return dy_NCS
-    return ACTIVATIONS[activation][1](dy_NCS, _affine_(xc_NCS.clone(), scale, shift, residual_NCS))
+        return dy_NCS.to(xc_NCS.dtype, copy=True)
+    pre_NCS = _shifted_(xc_NCS * per_channel(scale, xc_NCS), shift, residual_NCS)
+    return ACTIVATIONS[activation][1](dy_NCS.to(xc_NCS.dtype), pre_NCS)
 
 
 def _leaky_relu_(pre: Tensor) -> Tensor:

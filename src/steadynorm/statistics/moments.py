@@ -85,31 +85,40 @@ class Moments:
 def measure(x: Tensor) -> Moments:
     """Measure the moments of every channel in two passes.
 
-        mean = Σ x / count        var = Σ (x − mean)² / count
+        m = Σ x / count        δ = Σ (x − m) / count
+        mean = m + δ           var = Σ (x − m)² / count − δ²
 
-    Two passes, because E[x²] − E[x]² in float32 loses every digit of the variance once |mean| is a few
-    thousand standard deviations.
+    Two passes, because E[x²] − E[x]² in float32 loses every digit of the variance once |mean| is a few thousand
+    standard deviations. δ would be 0 but for rounding; it gives the mean its last digits back.
 
     Args:
         x: shape (N, C, ...), any floating dtype and any strides.
 
     Returns:
         Moments in float32 (float64 for float64 input); NaN for an empty batch.
+
+    Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", corrected two-pass.
     """
     count = x.numel() // x.shape[1] if x.shape[1] else 0
-    mean = channel_sum(x) / count if count else x.new_full(x.shape[1:2], math.nan, dtype=statistics_dtype(x.dtype))
-    var = channel_sum(centred(x, mean).square_()) / count if count else mean
-    return Moments(mean=mean, var=var, count=count)
+    if count == 0:
+        nothing = x.new_full(x.shape[1:2], math.nan, dtype=statistics_dtype(x.dtype))
+        return Moments(mean=nothing, var=nothing, count=0)
+    x = x.to(statistics_dtype(x.dtype), copy=True)
+    mean = channel_sum(x) / count
+    rest = x.sub_(per_channel(mean, x))
+    correction = channel_sum(rest) / count
+    var = channel_sum(rest.square_()) / count - correction.square()
+    return Moments(mean=mean + correction, var=var.clamp(min=0), count=count)
 
 
 def centred(x: Tensor, center: Tensor) -> Tensor:
-    """Compute x − center in at least float32; a tensor of its own in the layout of x, which may be changed in place."""
+    """Compute x − center in at least float32; a tensor of its own in the layout of x, free to be changed in place."""
     return x.to(statistics_dtype(x.dtype), copy=True).sub_(per_channel(center, x))
 
 
 def channel_sum(x: Tensor) -> Tensor:
-    """Sum over all dimensions but 1, in at least float32; shape (C,)."""
-    return x.sum([dim for dim in range(x.dim()) if dim != 1], dtype=statistics_dtype(x.dtype))
+    """Sum over all dimensions but 1; shape (C,)."""
+    return x.sum([dim for dim in range(x.dim()) if dim != 1])
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,6 @@
+"""``python -m steadynorm``."""
+
+from steadynorm.cli import main
+
+if __name__ == "__main__":
+    main()

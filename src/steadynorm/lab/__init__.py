@@ -1,0 +1,1 @@
+"""Experiments on normalization: data, networks, training, records and reports (extra ``lab``)."""

@@ -1,0 +1,16 @@
+"""The data sets of the experiments, and the batches that networks are trained on."""
+
+from steadynorm.lab.data.batches import Augmentation, batches, evaluation_batches
+from steadynorm.lab.data.images import Dataset, Images, hold_out
+from steadynorm.lab.data.loading import DATASETS, load_dataset
+
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Dataset",
+    "Images",
+    "batches",
+    "evaluation_batches",
+    "hold_out",
+    "load_dataset",
+]

@@ -1,0 +1,111 @@
+"""Labelled images as the experiments hold them: whole splits in memory, as bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "hold_out", "random_stream"]
+
+SIZE = 32
+"""Height and width, in pixels, of the images of every data set here."""
+CLASS_COUNT = 10
+"""Number of classes of every data set here."""
+
+# Set apart from every epoch number, so that a held-out split never shares its random numbers with an epoch.
+_HOLD_OUT_STREAM = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """One split of a data set.
+
+    Raises:
+        ValueError: the two tensors do not fit together.
+    """
+
+    pixels: Tensor
+    """uint8, shape (N, C, H, W), stored channels-last (``torch.channels_last``)."""
+    labels: Tensor
+    """int64, shape (N,): indices into ``Dataset.classes``."""
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8 or self.pixels.dim() != 4:
+            raise ValueError(
+                "Images: pixels must be uint8 of shape (N, C, H, W), "
+                f"got {self.pixels.dtype} {tuple(self.pixels.shape)}."
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
+            raise ValueError(
+                f"Images: labels must be int64 of shape ({len(self.pixels)},), "
+                f"got {self.labels.dtype} {tuple(self.labels.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Two splits and what is needed to read them."""
+
+    name: str
+    train: Images
+    validation: Images
+    classes: tuple[str, ...]
+    """What each label means."""
+    mean: tuple[float, ...]
+    """Per channel, in units where a full byte is 1: subtracted from the pixels."""
+    std: tuple[float, ...]
+    """Per channel, in the same units: what the centred pixels are divided by."""
+
+
+def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
+    """Split at random into two disjoint parts that together hold every image once.
+
+    Args:
+        images: left unchanged.
+        fraction: share of the images in the second part, strictly between 0 and 1; rounded to a whole number
+            of images, and both parts hold at least one.
+        seed: decides which images; the same seed always holds out the same ones.
+
+    Returns:
+        The rest and the held-out images, each in the order of ``images``.
+
+    Raises:
+        ValueError: the fraction leaves a part empty, or the seed is negative.
+    """
+    count = len(images)
+    held = round(count * fraction)
+    if not (0 < fraction < 1 and 0 < held < count):
+        raise ValueError(
+            f"hold_out: fraction must leave images in both parts, got {fraction} of {count} images. "
+            "Choose a fraction such as 0.1."
+        )
+    chosen = np.zeros(count, dtype=bool)
+    chosen[random_stream(seed, _HOLD_OUT_STREAM).permutation(count)[:held]] = True
+    return _select(images, ~chosen), _select(images, chosen)
+
+
+def random_stream(seed: int, epoch: int) -> np.random.Generator:
+    """Random numbers that belong to one pair of seed and epoch.
+
+    The pair is the 128-bit key of a Philox generator, whose streams differ whenever their keys do. (PyTorch's
+    own CPU generator keeps only 32 bits of its seed, so pairs mixed into one seed could meet.)
+
+    Raises:
+        ValueError: a number does not fit into 64 bits without a sign.
+    """
+    if not (0 <= seed < 2**64 and 0 <= epoch < 2**64):
+        raise ValueError(f"random_stream: seed and epoch must be in [0, 2**64), got {seed} and {epoch}.")
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+
+
+def _select(images: Images, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Images:
+    where = torch.from_numpy(np.flatnonzero(chosen))
+    # The channels-last view keeps each image one block of memory, and the copy in the same layout.
+    pixels = images.pixels.permute(0, 2, 3, 1)[where].permute(0, 3, 1, 2)
+    return Images(pixels=pixels, labels=images.labels[where])

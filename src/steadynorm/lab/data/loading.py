@@ -1,0 +1,40 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from steadynorm.lab.data.images import Dataset
+from steadynorm.lab.data.shapes import make_shapes
+from steadynorm.lab.failure import UserError
+
+__all__ = ["DATASETS", "load_dataset"]
+
+DATASETS = ("shapes", "cifar10")
+"""Names that :func:`load_dataset` knows."""
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+def load_dataset(name: str, *, data_dir: Path | None = None, progress: Callable[[str], None] = _silent) -> Dataset:
+    """Load both splits of a data set into memory.
+
+    Args:
+        name: one of :data:`DATASETS`. ``shapes`` is drawn by the package; ``cifar10`` is read from
+            ``data_dir`` or from the Hugging Face hub, and its decoded images are cached.
+        data_dir: where CIFAR-10 lies: Parquet files, or the directory ``cifar-10-batches-py``.
+        progress: told, a line at a time, what takes long and what went wrong without being fatal.
+
+    Raises:
+        UserError: the name is unknown, or the data cannot be had or are damaged.
+    """
+    if name == "shapes":
+        return make_shapes()
+    if name == "cifar10":
+        from steadynorm.lab.data.cifar10 import load_cifar10  # needs pyarrow and pillow
+
+        return load_cifar10(data_dir, progress)
+    raise UserError(f"data: the data set must be one of {', '.join(DATASETS)}, got {name!r}. Give one of these names.")

@@ -1,0 +1,1 @@
+"""The experiments, one file each: what is asked, what is expected, what it costs."""

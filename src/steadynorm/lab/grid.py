@@ -1,0 +1,68 @@
+"""Train a list of networks into one run directory, skipping what is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steadynorm.lab.data import Dataset
+from steadynorm.lab.progress import Display
+from steadynorm.lab.records import RunRecord, RunSpec, write_tables
+from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.training import Settings, train
+
+__all__ = ["train_grid"]
+
+
+class _TableWriter:
+    """Passes the news on and keeps the tables up to date, so that a report can be made at any moment."""
+
+    def __init__(self, directory: RunDirectory, display: Display, records: dict[str, RunRecord]) -> None:
+        self.directory, self.display, self.records = directory, display, records
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        self.display.step(record, step=step, steps=steps, loss=loss)
+
+    def epoch(self, record: RunRecord) -> None:
+        self.write(record)
+        self.display.epoch(record)
+
+    def write(self, record: RunRecord) -> None:
+        self.records[record.spec.name] = record
+        write_tables(self.directory.path, tuple(self.records.values()))
+
+
+def train_grid(
+    specs: Sequence[RunSpec],
+    settings: Settings,
+    dataset: Dataset,
+    *,
+    directory: RunDirectory,
+    display: Display,
+    before: Sequence[RunRecord] = (),
+) -> tuple[RunRecord, ...]:
+    """Train each network of ``specs`` in turn.
+
+    Args:
+        before: records of this experiment that are no part of ``specs`` and stay in its tables.
+
+    Returns:
+        the records of ``specs``, finished or diverged, in their order.
+    """
+    records = {record.spec.name: record for record in before}
+    records |= {spec.name: directory.load_record(spec) for spec in specs}
+    writer = _TableWriter(directory, display, records)
+    for number, spec in enumerate(specs, start=1):
+        known = records[spec.name]
+        if known.status in ("finished", "diverged"):
+            continue
+        left = sum(_epochs_left(records[other.name]) for other in specs[number - 1 :])
+        display.begin(spec, number=number, of=len(specs), epochs_done=len(known.epochs), epochs_left=left)
+        record = train(spec, settings, dataset, directory=directory, observer=writer)
+        writer.write(record)
+        display.end(record)
+    write_tables(directory.path, tuple(records.values()))
+    return tuple(records[spec.name] for spec in specs)
+
+
+def _epochs_left(record: RunRecord) -> int:
+    return 0 if record.status in ("finished", "diverged") else record.spec.epochs - len(record.epochs)

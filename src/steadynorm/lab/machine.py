@@ -1,0 +1,104 @@
+"""The process and the machine it runs on: memory, device, precision, versions."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from steadynorm.lab.failure import UserError
+
+__all__ = ["choose_device", "choose_precision", "describe_machine", "describe_versions", "reuse_memory"]
+
+Precision = Literal["fp32", "bf16"]
+
+# Parameters of glibc's mallopt(3) and what they are set to, in bytes.
+MALLOPT = {
+    -3: 1 << 30,  # M_MMAP_THRESHOLD: smaller blocks come from the heap, whose pages stay mapped
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap's end is not given back
+    -2: 64 << 20,  # M_TOP_PAD: the heap grows in steps of this size
+}
+
+
+def reuse_memory() -> bool:
+    """Let big tensors reuse memory instead of being mapped, faulted in and unmapped at every step.
+
+    For programs only: it changes the allocator of the whole process, which then keeps its peak memory.
+
+    Returns:
+        whether the platform's C library took all settings; only glibc has them.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    taken = [mallopt(parameter, value) == 1 for parameter, value in MALLOPT.items()]
+    return all(taken)
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Turn ``auto`` into cuda where there is one, else cpu.
+
+    Raises:
+        UserError: cuda is asked for and absent.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError(
+            "--device: cuda must be available, torch finds none. Use --device cpu, or a CUDA build of torch."
+        )
+    return torch.device("cuda" if wanted != "cpu" and available else "cpu")
+
+
+def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """Turn ``auto`` into bf16 where the hardware multiplies bfloat16 matrices, else fp32."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    flags = _cpu_flags()
+    return "bf16" if flags & {"amx_bf16", "avx512_bf16"} else "fp32"
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    packages = ("steadynorm", "torch", "numpy", "safetensors")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, memory and operating system, for the reader of a report."""
+    return {
+        "processor": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    lines = (line.partition(":") for line in path.read_text().splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == key), "")
+
+
+def _memory_gib() -> float | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)

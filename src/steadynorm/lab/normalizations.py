@@ -1,0 +1,85 @@
+"""The arms: every normalization that an experiment can put into a network, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steadynorm.lab.failure import UserError
+from steadynorm.layers import BatchNorm2d
+
+__all__ = ["NORMALIZATIONS", "Normalization", "find_normalization"]
+
+CHANNELS_PER_GROUP = 16  # group norm's setting with a fixed group size, Wu & He 2018 (arXiv 1803.08494), table 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """How an arm normalizes."""
+
+    build: Callable[[int], nn.Module]
+    """Number of channels -> module computing relu(norm(x) + residual) as ``module(x, residual=None)``."""
+    summary: str
+    """One line for ``--help`` and reports."""
+    convolution_bias: bool = False
+    """Whether the convolution before it needs a bias, because the arm adds none itself."""
+
+
+class NormalizeAddRelu(nn.Module):
+    """relu(norm(x) + residual) in separate operations, for layers that cannot fuse them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize ``x`` of shape (N, C, H, W), add ``residual`` of the same shape if given, rectify."""
+        y = self.norm(x)
+        return F.relu(y if residual is None else y + residual)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return NormalizeAddRelu(nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels))
+
+
+NORMALIZATIONS: dict[str, Normalization] = {
+    "batch_norm": Normalization(
+        build=lambda channels: BatchNorm2d(channels, activation="relu"),
+        summary="batch normalization, steadynorm.BatchNorm2d",
+    ),
+    "none": Normalization(
+        build=lambda channels: NormalizeAddRelu(nn.Identity()),
+        summary="no normalization; the convolutions have a bias instead",
+        convolution_bias=True,
+    ),
+    "torch_batch_norm": Normalization(
+        build=lambda channels: NormalizeAddRelu(nn.BatchNorm2d(channels)),
+        summary="batch normalization, torch.nn.BatchNorm2d",
+    ),
+    "layer_norm": Normalization(
+        build=lambda channels: NormalizeAddRelu(nn.GroupNorm(1, channels)),
+        summary="per sample, over all channels and positions, torch.nn.GroupNorm with one group",
+    ),
+    "group_norm": Normalization(
+        build=_group_norm,
+        summary=f"per sample and group of {CHANNELS_PER_GROUP} channels, torch.nn.GroupNorm",
+    ),
+    "instance_norm": Normalization(
+        build=lambda channels: NormalizeAddRelu(nn.InstanceNorm2d(channels, affine=True)),
+        summary="per sample and channel, torch.nn.InstanceNorm2d",
+    ),
+}
+
+
+def find_normalization(name: str) -> Normalization:
+    """Look an arm up.
+
+    Raises:
+        UserError: no arm has this name.
+    """
+    if name not in NORMALIZATIONS:
+        raise UserError(f"--arms: no normalization is called {name!r}. Choose from {', '.join(NORMALIZATIONS)}.")
+    return NORMALIZATIONS[name]

@@ -1,0 +1,147 @@
+"""What a person sees while networks train: a live bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from steadynorm.lab.records import RunRecord, RunSpec
+
+__all__ = ["Display", "open_display"]
+
+
+class Display(Protocol):
+    """Where training reports to; see :class:`steadynorm.lab.training.Observer` for ``step`` and ``epoch``."""
+
+    def message(self, text: str) -> None:
+        """Say one line that stays."""
+        ...
+
+    def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
+        """Note that network ``number`` of ``of`` starts. ``epochs_left`` counts those of all networks together."""
+        ...
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        """See the observer of training."""
+        ...
+
+    def epoch(self, record: RunRecord) -> None:
+        """See the observer of training."""
+        ...
+
+    def end(self, record: RunRecord) -> None:
+        """Note that the network is finished or has diverged."""
+        ...
+
+
+@contextlib.contextmanager
+def open_display() -> Iterator[Display]:
+    """Open the display that suits standard error: live in a terminal, else plain lines."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with _Live(console) as live:
+            yield live
+    else:
+        yield _Plain(console)
+
+
+class _Plain:
+    """One line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def message(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
+        behind = f", goes on behind epoch {epochs_done}" if epochs_done else ""
+        self.message(f"[{number}/{of}] {spec.name}: {spec.epochs} epochs{behind}")
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        pass
+
+    def epoch(self, record: RunRecord) -> None:
+        self.message(f"  {_describe(record)}")
+
+    def end(self, record: RunRecord) -> None:
+        if record.status == "diverged":
+            self.message(f"  {record.spec.name} diverged: its loss was not finite at step {record.diverged_at_step}")
+
+
+class _Live(_Plain):
+    """A bar for the current network and one for the whole experiment, with the latest numbers."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            transient=True,
+        )
+        self.network = self.bars.add_task("", total=1.0, numbers="", visible=False)
+        self.whole = self.bars.add_task("all networks", total=1.0, numbers="", visible=False)
+        self.position = ""
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
+        self.position = f"[{number}/{of}] {spec.name}"
+        self.bars.reset(
+            self.network,
+            total=spec.epochs,
+            completed=epochs_done,
+            description=self.position,
+            visible=True,
+            numbers="",
+        )
+        if number == 1:
+            self.bars.reset(self.whole, total=epochs_left, visible=of > 1)
+        else:
+            task = self.bars.tasks[self.whole]
+            self.bars.update(self.whole, total=task.completed + epochs_left)
+        self.done = self.bars.tasks[self.whole].completed - epochs_done
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        epochs = len(record.epochs) + step / steps
+        self.bars.update(self.network, completed=epochs)
+        self.bars.update(self.whole, completed=self.done + epochs)
+        if loss is not None:
+            number = len(record.epochs) + 1
+            self.bars.update(self.network, numbers=f"epoch {number}/{record.spec.epochs}, loss {loss:.3f}")
+
+    def end(self, record: RunRecord) -> None:
+        super().end(record)
+        if record.epochs and record.status == "finished":
+            self.message(f"{self.position}: {_describe(record)}")
+
+    def epoch(self, record: RunRecord) -> None:
+        self.bars.update(self.whole, numbers=_describe(record))
+
+
+def _describe(record: RunRecord) -> str:
+    last = record.epochs[-1]
+    return (
+        f"epoch {last.epoch}/{record.spec.epochs}  "
+        f"train loss {last.train_loss:.3f}  accuracy {last.train_accuracy:.1%}  "
+        f"validation loss {last.val_loss:.3f}  accuracy {last.val_accuracy:.1%}  "
+        f"gradient {last.grad_norm_mean:.2f}  {last.images_per_second:,.0f} images/s  {last.seconds:.1f} s"
+    )

@@ -1,0 +1,191 @@
+"""The article's expectations, each held against what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from steadynorm.lab.analysis import Spread
+from steadynorm.lab.records import Record
+from steadynorm.lab.report.compare.headline import are_apart
+from steadynorm.lab.report.compare.summary import ARTICLE_EPOCH, ArmSummary, early_epoch
+from steadynorm.lab.report.compare.wording import arm_label, batch_arm, capital, listing, plain_arm
+from steadynorm.lab.report.quantities import number, percent, points
+
+__all__ = ["Expectation", "deviations", "expectations"]
+
+WITH_BATCH_NORM = 0.75
+WITHOUT = 0.60
+TOLERANCE = 0.03
+"""How far from the article's number still counts as "about": three points."""
+
+ARTICLE = {
+    "batch_size": 128,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "epochs": 20,
+    "milestones": [10, 15],
+}
+
+
+Verdict = Literal["met", "not met", "not measured"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """One expectation and its outcome."""
+
+    claim: str
+    verdict: Verdict
+    measured: str
+    """The numbers behind the verdict, as a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A quantity in which batch norm is expected to differ from no normalization."""
+
+    claim: str
+    what: str
+    value: Callable[[ArmSummary], Spread | None]
+    shown: Callable[[float], str]
+    batch_is_higher: bool = False
+    decided_by_divergence: bool = False
+    """Whether diverging, alone, settles the question."""
+
+
+QUESTIONS = (
+    Question(
+        claim="Without normalization validation accuracy is the less steady one.",
+        what="worst fall from one epoch to the next before the rate is first lowered",
+        value=lambda arm: arm.largest_fall,
+        shown=points,
+        decided_by_divergence=True,
+    ),
+    Question(
+        claim="Gradient norms are lower with batch norm.",
+        what="mean over the epochs",
+        value=lambda arm: arm.grad_norm,
+        shown=number,
+    ),
+    Question(
+        claim="Gradient norms are steadier with batch norm.",
+        what="95th over 5th percentile within an epoch",
+        value=lambda arm: arm.grad_norm_ratio,
+        shown=number,
+    ),
+)
+
+
+def expectations(record: Record, arms: Sequence[ArmSummary]) -> tuple[Expectation, ...]:
+    """Judge the article's expectations at its learning rate.
+
+    On CIFAR-10 the numbers themselves are judged; on other data only their direction.
+
+    Args:
+        record: the experiment.
+        arms: its summaries at the shared rate.
+    """
+    names = [arm.arm for arm in arms]
+    batch = next((arm for arm in arms if arm.arm == batch_arm(names)), None)
+    plain = next((arm for arm in arms if arm.arm == plain_arm(names)), None)
+    epoch = early_epoch(record)
+    if record.config["data"] == "cifar10":
+        accuracy: tuple[Expectation, ...] = (
+            _near(batch, "Batch norm is at about", WITH_BATCH_NORM, epoch, more_is_fine=True),
+            _near(plain, "Without normalization accuracy is near", WITHOUT, epoch, more_is_fine=False),
+        )
+    else:
+        accuracy = (_ahead(batch, plain, epoch),)
+    return (*accuracy, *(_over_epochs(batch, plain, question) for question in QUESTIONS))
+
+
+def deviations(record: Record) -> tuple[str, ...]:
+    """Where the configuration leaves the article's, as phrases."""
+    return tuple(
+        f"{key.replace('_', ' ')} {_value(record.config[key])} instead of {_value(value)}"
+        for key, value in ARTICLE.items()
+        if record.config[key] != value
+    )
+
+
+def _near(arm: ArmSummary | None, start: str, target: float, epoch: int, *, more_is_fine: bool) -> Expectation:
+    claim = f"{start} {percent(target, digits=0)} by epoch {ARTICLE_EPOCH}."
+    reached = arm.val_accuracy_early if arm and epoch == ARTICLE_EPOCH else None
+    if arm is not None and reached is None and _is_lost(arm):
+        return Expectation(claim=claim, verdict="not met", measured=_why_absent(arm))
+    if reached is None:
+        return Expectation(claim=claim, verdict="not measured", measured=_why_absent(arm))
+    excess = reached.mean - target
+    met = excess >= -TOLERANCE and (more_is_fine or excess <= TOLERANCE)
+    where = f"{points(excess)} {'above' if excess > 0 else 'below'} the article's figure"
+    seeds = (
+        f" (mean of {reached.n} seeds, from {percent(reached.low)} to {percent(reached.high)})" if reached.n > 1 else ""
+    )
+    return Expectation(
+        claim=claim,
+        verdict="met" if met else "not met",
+        measured=f"{percent(reached.mean)} at epoch {epoch}{seeds}, {where}.",
+    )
+
+
+def _ahead(batch: ArmSummary | None, plain: ArmSummary | None, epoch: int) -> Expectation:
+    question = Question(
+        claim=f"Batch norm is ahead at epoch {epoch}.",
+        what="validation accuracy",
+        value=lambda arm: arm.val_accuracy_early,
+        shown=percent,
+        batch_is_higher=True,
+    )
+    return _compared(batch, plain, question)
+
+
+def _over_epochs(batch: ArmSummary | None, plain: ArmSummary | None, question: Question) -> Expectation:
+    """Compare what is taken over the epochs, where both arms have the same number of them."""
+    lost = [arm for arm in (batch, plain) if arm and _is_lost(arm)]
+    if question.decided_by_divergence and batch and plain and len(lost) == 1:
+        verdict: Verdict = "met" if lost == [plain] else "not met"
+        return Expectation(claim=question.claim, verdict=verdict, measured=_diverged_alone(lost[0]))
+    if batch and plain and batch.reached_epoch != plain.reached_epoch:
+        measured = f"{batch.reached_epoch} epochs with batch norm and {plain.reached_epoch} without cannot be compared."
+        return Expectation(claim=question.claim, verdict="not measured", measured=measured)
+    return _compared(batch, plain, question)
+
+
+def _is_lost(arm: ArmSummary) -> bool:
+    return 0 < arm.seeds == arm.diverged
+
+
+def _diverged_alone(arm: ArmSummary) -> str:
+    return f"{capital(arm_label(arm.arm))}: {_why_absent(arm)[:1].lower()}{_why_absent(arm)[1:]}"
+
+
+def _compared(batch: ArmSummary | None, plain: ArmSummary | None, question: Question) -> Expectation:
+    with_norm = question.value(batch) if batch else None
+    without = question.value(plain) if plain else None
+    if with_norm is None or without is None:
+        missing = plain if with_norm else batch
+        return Expectation(claim=question.claim, verdict="not measured", measured=_why_absent(missing))
+    ahead = with_norm.mean - without.mean
+    met = ahead > 0 if question.batch_is_higher else ahead < 0
+    overlap = "" if are_apart(with_norm, without) or with_norm.n < 2 else "; the seeds' ranges overlap"
+    return Expectation(
+        claim=question.claim,
+        verdict="met" if met else "not met",
+        measured=f"{capital(question.what)}: {question.shown(with_norm.mean)} with batch norm, "
+        f"{question.shown(without.mean)} without{overlap}.",
+    )
+
+
+def _why_absent(arm: ArmSummary | None) -> str:
+    if arm is None:
+        return "The arm was not trained."
+    if _is_lost(arm):
+        return f"Every run diverged, at step {listing([f'{step:,}' for step in arm.diverged_at_step])}."
+    return f"The runs have {arm.reached_epoch} epochs."
+
+
+def _value(value: object) -> str:
+    return listing([str(item) for item in value]) if isinstance(value, list) else f"{value:g}"

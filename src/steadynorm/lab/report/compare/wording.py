@@ -1,0 +1,65 @@
+"""What the arms and the data are called in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from steadynorm.lab.records import Record
+
+__all__ = [
+    "BATCH_NORM",
+    "PLAIN",
+    "arm_label",
+    "batch_arm",
+    "capital",
+    "data_label",
+    "listing",
+    "plain_arm",
+    "position",
+]
+
+BATCH_NORM = ("batch_norm", "torch_batch_norm")
+"""Arms that are the article's batch norm, ours first."""
+
+PLAIN = "none"
+"""The arm without normalization."""
+
+ARM_LABELS = {"none": "no normalization", "torch_batch_norm": "torch's batch norm"}
+
+DATA_LABELS = {"cifar10": "CIFAR-10", "shapes": "the embedded shapes"}
+
+
+def arm_label(arm: str) -> str:
+    """Name an arm as a reader would."""
+    return ARM_LABELS.get(arm, arm.replace("_", " "))
+
+
+def position(record: Record, arm: str) -> int:
+    """Place of an arm in the list of arms, which decides how it is drawn everywhere."""
+    return [str(name) for name in record.config["arms"]].index(arm)
+
+
+def data_label(record: Record) -> str:
+    """Name the data."""
+    data = str(record.config["data"])
+    return DATA_LABELS.get(data, data)
+
+
+def batch_arm(arms: Collection[str]) -> str | None:
+    """Find the arm that is batch norm."""
+    return next((name for name in BATCH_NORM if name in arms), None)
+
+
+def plain_arm(arms: Collection[str]) -> str | None:
+    """Find the arm without normalization."""
+    return PLAIN if PLAIN in arms else None
+
+
+def capital(sentence: str) -> str:
+    """Begin with a capital letter and leave the rest alone."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def listing(items: Sequence[str]) -> str:
+    """Join words as in a sentence: a, b and c."""
+    return " and ".join([*([", ".join(items[:-1])] if len(items) > 1 else []), *items[-1:]])

@@ -1,0 +1,129 @@
+"""A run directory while an experiment writes into it: the lock, the states, the checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.files import atomic_path
+from steadynorm.lab.records import Epoch, LayerGradient, Record, RunRecord, RunSpec, write_config, write_tables
+
+__all__ = ["RunDirectory"]
+
+
+class RunDirectory:
+    """Where one experiment keeps its files.
+
+    ``state/<run>.safetensors`` is the truth about a run: tensors to continue from and, in its metadata, the
+    record so far. It is replaced as a whole after each epoch, so that a kill leaves the last finished epoch.
+    The tables are rewritten from these records.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing here; the lock ends with the process, however it ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path}: another process is writing into this run directory. "
+                    "Wait for it to end, or give another --out."
+                ) from None
+            yield
+
+    def begin(self, record: Record) -> None:
+        """Write the configuration and empty tables.
+
+        Raises:
+            UserError: an experiment has begun here already.
+        """
+        if (self.path / "config.json").exists():
+            raise UserError(
+                f"{self.path}: holds an experiment already. Continue it with --resume, or give another --out."
+            )
+        write_tables(self.path, ())
+        write_config(self.path, record)
+
+    def checkpoint_path(self, spec: RunSpec) -> Path:
+        """Where the trained model of a run goes."""
+        return self.path / "checkpoints" / f"{spec.name}.safetensors"
+
+    def tensorboard_path(self, spec: RunSpec) -> Path:
+        """Where the TensorBoard events of a run go."""
+        return self.path / "tensorboard" / spec.name
+
+    def save_state(self, record: RunRecord, tensors: dict[str, Tensor]) -> None:
+        """Replace the state of a run as a whole."""
+        save_tensors(self._state_path(record.spec), tensors, {"record": json.dumps(dataclasses.asdict(record))})
+
+    def load_record(self, spec: RunSpec) -> RunRecord:
+        """Read how far a run has come; a run without a state is waiting.
+
+        Raises:
+            UserError: the state is damaged or belongs to other settings.
+        """
+        path = self._state_path(spec)
+        if not path.exists():
+            return RunRecord(spec=spec)
+        try:
+            with safe_open(path, framework="pt") as state:
+                record = _record_from_json(json.loads(state.metadata()["record"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(path, error) from error
+        if record.spec != spec:
+            raise UserError(f"{path}: holds {record.spec}, not {spec}. Remove it to train this network anew.")
+        return record
+
+    def load_tensors(self, spec: RunSpec) -> dict[str, Tensor]:
+        """Read the tensors that :meth:`save_state` wrote.
+
+        Raises:
+            UserError: the state is damaged.
+        """
+        path = self._state_path(spec)
+        try:
+            return safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(path, error) from error
+
+    def _state_path(self, spec: RunSpec) -> Path:
+        return self.path / "state" / f"{spec.name}.safetensors"
+
+    @staticmethod
+    def _damaged(path: Path, error: Exception) -> UserError:
+        return UserError(f"{path}: the state is damaged ({error}). Remove it to train this network anew.")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(content, metadata))
+
+
+def _record_from_json(content: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        spec=RunSpec(**content.pop("spec")),
+        epochs=tuple(Epoch(**row) for row in content.pop("epochs")),
+        layers=tuple(LayerGradient(**row) for row in content.pop("layers")),
+        **content,
+    )

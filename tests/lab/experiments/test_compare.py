@@ -1,0 +1,181 @@
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steadynorm.lab import files
+from steadynorm.lab.experiments import compare
+from steadynorm.lab.experiments.compare import CompareConfig
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.records import Record, read_record
+from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
+
+
+def run(config: CompareConfig, display: Recorder | None = None) -> Record:
+    with on_tiny_data():
+        return read_record(compare.run(config, display or Recorder()))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return run(replace(TINY, out=tmp_path_factory.mktemp("runs") / "undisturbed"))
+
+
+def same(first: Record, second: Record) -> bool:
+    return [without_times(run) for run in first.runs] == [without_times(run) for run in second.runs]
+
+
+def test_every_arm_is_trained_once_per_seed(tmp_path: Path) -> None:
+    record = run(replace(TINY, epochs=1, seeds=(3, 4), out=tmp_path / "a"))
+    assert [(one.spec.arm, one.spec.seed, one.status) for one in record.runs] == [
+        ("batch_norm", 3, "finished"),
+        ("none", 3, "finished"),
+        ("batch_norm", 4, "finished"),
+        ("none", 4, "finished"),
+    ]
+
+
+def test_an_interrupted_comparison_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
+    place = tmp_path / "a"
+    display = Recorder(fail_after_epoch=2, error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(TINY, out=place), display)
+    assert display.messages[-1].endswith(f"steadynorm compare --resume {place}")
+    assert same(run(CompareConfig(resume=place)), undisturbed)
+
+
+def test_a_comparison_killed_at_any_moment_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
+    """Killed by SIGKILL three times at moments of no choice, once the first epoch is near."""
+    place, moments = tmp_path / "a", random.Random(0)
+    threads = str(undisturbed.resolved["threads"])
+    killed = 0
+    how = "out"
+    for _ in range(3):
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.experiments", how, str(place)],
+            cwd=Path(__file__).parents[3],
+            env={"TINY_THREADS": threads, "PATH": ""},
+            stderr=subprocess.PIPE,
+        )
+        while worker.poll() is None and not (place / "runs.json").exists():
+            time.sleep(0.01)
+        if how == "resume":
+            time.sleep(2.0)  # the import of torch
+        time.sleep(moments.uniform(0, 1.5))
+        killed += worker.poll() is None
+        worker.kill()
+        _, errors = worker.communicate()
+        assert errors == b""
+        how = "resume"
+    assert killed >= 1
+    assert same(run(CompareConfig(resume=place)), undisturbed)
+
+
+def test_rates_are_tuned_on_held_out_training_images_and_compared_at_both(tmp_path: Path) -> None:
+    record = run(replace(TINY, tune_lr=(1e-6, 0.05, 1e12), out=tmp_path / "a"))
+    tuning = [one for one in record.runs if one.spec.purpose == "tune"]
+    assert [(one.spec.arm, one.spec.lr) for one in tuning] == [
+        (arm, rate) for arm in ("batch_norm", "none") for rate in (1e-6, 0.05, 1e12)
+    ]
+    assert all(one.spec.epochs == 1 and one.spec.seed == 0 for one in tuning)
+    for arm in TINY.arms:
+        rates = [one.spec.lr for one in record.runs if one.spec.arm == arm and one.spec.purpose == "compare"]
+        usable = [one for one in tuning if one.spec.arm == arm and one.status == "finished"]
+        best = max(usable, key=lambda one: one.epochs[-1].val_accuracy).spec.lr
+        assert rates == sorted({0.05, best})
+
+
+def test_tuning_never_sees_the_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int, int]] = []
+    train_grid = compare.train_grid
+
+    def spy(specs, settings, dataset, **rest):
+        seen.append((specs[0].purpose, len(dataset.train), len(dataset.validation)))
+        return train_grid(specs, settings, dataset, **rest)
+
+    monkeypatch.setattr(compare, "train_grid", spy)
+    run(replace(TINY, epochs=1, arms=("none",), tune_lr=(0.05,), out=tmp_path / "a"))
+    assert seen == [("tune", 86, 10), ("compare", 96, 30)]
+
+
+def test_a_full_disk_leaves_no_half_file_and_says_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Record
+) -> None:
+    place = tmp_path / "a"
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "state" in path.parts and len(list(path.parent.glob("*.safetensors"))) == 1:
+            write_bytes(path, content[:100])
+            raise OSError(28, "No space left on device", str(path))
+        return write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "write_bytes", full)
+        with pytest.raises(UserError, match=f"No space left on device.*--resume {place}"):
+            run(replace(TINY, out=place))
+    assert [path.name for path in place.rglob("*.part")] == []
+    assert same(run(CompareConfig(resume=place)), undisturbed)
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(tmp_path: Path, undisturbed: Record) -> None:
+    place = tmp_path / "a"
+    with compare.RunDirectory(place).lock(), pytest.raises(UserError, match="another process"):
+        run(replace(TINY, out=place))
+    assert [path.name for path in place.iterdir()] == [".lock"]
+
+
+def test_a_directory_with_an_experiment_is_not_overwritten(tmp_path: Path) -> None:
+    place = tmp_path / "a"
+    before = run(replace(TINY, epochs=1, out=place))
+    with pytest.raises(UserError, match="holds an experiment already"):
+        run(replace(TINY, epochs=1, out=place))
+    assert read_record(place) == before
+
+
+def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "a"
+    run(replace(TINY, epochs=1, out=place))
+    other = tiny_dataset()
+    other.train.pixels.zero_()
+    monkeypatch.setattr(compare, "load_dataset", lambda name, **_: other)
+    with pytest.raises(UserError, match="the data set is not the one"):
+        compare.run(CompareConfig(resume=place), Recorder())
+
+
+def test_quick_shortens_what_was_not_set() -> None:
+    quick = compare._quickened(CompareConfig(quick=True, widths=(8, 8)))
+    assert (quick.epochs, quick.widths, quick.milestones) == (5, (8, 8), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("bn",)}, "--arms: no normalization is called 'bn'"),
+        ({"arms": ()}, "--arms: at least one value"),
+        ({"seeds": ()}, "--seeds: at least one value"),
+        ({"seeds": (-1,)}, "--seeds: must be in"),
+        ({"seeds": (1, 1)}, "--seeds: every value may appear once"),
+        ({"epochs": 0}, "--epochs: must be at least 1, got 0"),
+        ({"batch_size": 1}, "--batch-size: must be at least 2, got 1"),
+        ({"momentum": 1.0}, "--momentum: must be below 1"),
+        ({"momentum": float("nan")}, "--momentum: must be at least 0"),
+        ({"weight_decay": -1.0}, "--weight-decay: must be at least 0"),
+        ({"lr": 0.0}, "--lr, --tune-lr: a learning rate must be a positive number"),
+        ({"tune_lr": (float("inf"),)}, "--lr, --tune-lr"),
+        ({"data_dir": Path("x")}, r"--data-dir: is read with --data cifar10 only\. Add --data cifar10"),
+        ({"quick": True, "data": "cifar10"}, "--quick: runs on the embedded data"),
+        ({"depth": 2, "widths": (1, 2, 3)}, "--depth: 3 stages need"),
+    ],
+)
+def test_a_configuration_that_makes_no_experiment_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    place = tmp_path / "a"
+    with pytest.raises(UserError, match=message):
+        run(replace(CompareConfig(out=place), **changes))
+    assert not place.exists()

@@ -1,0 +1,25 @@
+"""Reports built once for all tests of this room."""
+
+import pytest
+from tests.support.records import example_record
+
+from steadynorm.lab.report import build_report
+from steadynorm.lab.report.build import write_page
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory):
+    """The directory of a complete report: three seeds, tuned rates, and its executed notebook."""
+    directory = tmp_path_factory.mktemp("full")
+    example_record(directory, seeds=3, tune=(0.02, 0.1, 0.3))
+    build_report(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def awkward(tmp_path_factory):
+    """The page of an interrupted experiment with a diverged arm, a waiting one and one of a hostile name."""
+    directory = tmp_path_factory.mktemp("awkward")
+    arms = ("batch_norm", "none", "layer_norm", "group_norm", "batch_renorm", "<b>$x</b>")
+    write_page(directory, example_record(directory, arms=arms, diverged=("none",), waiting=("group_norm",)))
+    return directory

@@ -1,0 +1,113 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from steadynorm.lab import experiment
+from steadynorm.lab.experiment import check_no_repeats, check_same, describe, explain_stop, stored_config
+from steadynorm.lab.experiments.compare import CompareConfig
+from steadynorm.lab.failure import UserError
+from tests.support.experiments import Recorder, tiny_dataset
+
+DATA = tiny_dataset()
+CONFIG = CompareConfig(
+    arms=("none",),
+    seeds=(1, 2),
+    data="cifar10",
+    data_dir=Path("some where"),
+    lr=0.03,
+    tune_lr=(0.1, 0.3),
+    out=Path("x"),
+    json=True,
+)
+
+
+def test_the_command_repeats_the_experiment() -> None:
+    assert describe("compare", CONFIG, DATA).command == (
+        "steadynorm compare --arms none --seeds 1 2 --data cifar10 --data-dir 'some where' --lr 0.03 --tune-lr 0.1 0.3"
+    )
+
+
+def test_a_flag_without_a_value_is_in_the_command() -> None:
+    assert describe("compare", CompareConfig(quick=True), DATA).command == "steadynorm compare --quick"
+
+
+def test_the_stored_configuration_comes_back() -> None:
+    record = describe("compare", CONFIG, DATA)
+    assert stored_config(CompareConfig(resume=Path("x")), record) == replace(CONFIG, out=None, json=False)
+
+
+def test_the_data_may_have_moved_since() -> None:
+    record = describe("compare", CONFIG, DATA)
+    moved = stored_config(CompareConfig(resume=Path("x"), data_dir=Path("new")), record)
+    assert moved.data_dir == Path("new")
+
+
+def test_flags_beside_resume_are_refused_by_name() -> None:
+    record = describe("compare", CONFIG, DATA)
+    with pytest.raises(
+        UserError, match=r"--resume: continues with the stored configuration\. Drop --batch-size --lr\."
+    ):
+        stored_config(CompareConfig(resume=Path("x"), lr=0.5, batch_size=7), record)
+
+
+def test_other_data_are_refused() -> None:
+    record = describe("compare", CONFIG, DATA)
+    DATA.train.pixels[0, 0, 0, 0] ^= 1
+    try:
+        changed = describe("compare", CONFIG, DATA)
+    finally:
+        DATA.train.pixels[0, 0, 0, 0] ^= 1
+    with pytest.raises(UserError, match="the data set is not the one"):
+        check_same(record, changed, Recorder())
+
+
+def test_other_labels_are_other_data() -> None:
+    swapped = replace(DATA, train=replace(DATA.train, labels=DATA.train.labels.flip(0)))
+    first, second = (describe("compare", CONFIG, data).resolved["data_sha256"] for data in (DATA, swapped))
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["precision", "device"])
+def test_other_arithmetic_is_refused(name: str) -> None:
+    record = describe("compare", CONFIG, DATA)
+    other = replace(record, resolved=record.resolved | {name: "other"})
+    with pytest.raises(UserError, match=f"the experiment began with {name} other"):
+        check_same(other, record, Recorder())
+
+
+def test_other_versions_are_said_and_allowed() -> None:
+    record, display = describe("compare", CONFIG, DATA), Recorder()
+    check_same(record, record, display)
+    assert display.messages == []
+    check_same(replace(record, versions={"torch": "1"}), record, display)
+    assert display.messages == ["resumed with other versions or on another machine: the last digits may differ"]
+
+
+def test_a_value_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--tune-lr: every value may appear once, got 0\.1 0\.1"):
+        check_no_repeats(replace(CONFIG, tune_lr=(0.1, 0.1)), ("arms", "tune_lr"))
+
+
+def test_an_interrupt_says_how_to_resume() -> None:
+    display = Recorder()
+    with pytest.raises(KeyboardInterrupt), explain_stop("compare", Path("a b"), display):
+        raise KeyboardInterrupt
+    assert display.messages == [
+        "interrupted; continue behind the last finished epoch with: steadynorm compare --resume 'a b'"
+    ]
+
+
+def test_a_full_disk_says_how_to_resume() -> None:
+    match = r"No space left on device\. Mend that, .* --resume place"
+    with pytest.raises(UserError, match=match), explain_stop("compare", Path("place"), Recorder()):
+        raise OSError(28, "No space left on device")
+
+
+def test_the_record_says_what_auto_became(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "choose_precision", lambda wanted, device: f"{wanted} on {device}")
+    resolved = describe("compare", replace(CONFIG, device="cpu"), DATA).resolved
+    assert resolved["precision"] == "auto on cpu"
+    assert resolved["threads"] == torch.get_num_threads()
+    assert (resolved["train_images"], resolved["validation_images"]) == (96, 30)

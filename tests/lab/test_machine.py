@@ -1,0 +1,70 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from steadynorm.lab import machine
+from steadynorm.lab.failure import UserError
+
+FAULTS = """
+import resource, sys, torch
+from steadynorm.lab.machine import reuse_memory
+if sys.argv[1] == "reuse":
+    assert reuse_memory()
+def step():
+    a = torch.ones(10_000_000)  # 40 MB
+    return (a + 1).sum()
+for _ in range(8):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has mallopt")
+def test_memory_of_big_tensors_is_reused() -> None:
+    assert page_faults("reuse") < page_faults("as it is") / 10
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
+    assert machine.reuse_memory() is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [({"avx512f"}, "fp32"), ({"avx512f", "avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), (set(), "fp32")],
+)
+def test_auto_is_bf16_where_the_processor_multiplies_bf16(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], precision: str
+) -> None:
+    monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
+    assert machine.choose_precision("auto", torch.device("cpu")) == precision
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_a_named_precision_is_taken(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setattr(machine, "_cpu_flags", set)
+    assert machine.choose_precision(wanted, torch.device("cpu")) == wanted
+
+
+def test_asking_for_an_absent_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cpu"):
+        machine.choose_device("cuda")
+    assert machine.choose_device("auto") == torch.device("cpu")
+
+
+def test_the_machine_is_described() -> None:
+    described = machine.describe_machine(torch.device("cpu"))
+    assert described["cores"] >= 1
+    assert described["accelerator"] is None
+    assert set(machine.describe_versions()) == {"python", "steadynorm", "torch", "numpy", "safetensors"}

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.networks import build_network
+from steadynorm.lab.normalizations import NORMALIZATIONS
+
+
+def build(name: str = "cnn", arm: str = "batch_norm", **changes: object) -> nn.Module:
+    arguments: dict[str, object] = {"depth": 6, "widths": (32, 64, 128), "classes": 10, "seed": 0}
+    return build_network(name, arm=arm, **(arguments | changes))
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+@pytest.mark.parametrize("arm", NORMALIZATIONS)
+def test_every_arm_starts_from_the_same_weights(name: str, arm: str) -> None:
+    ours, plain = convolutions(build(name, arm)), convolutions(build(name, "none"))
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[key].weight, plain[key].weight) for key in ours)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+def test_another_seed_gives_other_weights(name: str) -> None:
+    first, second = convolutions(build(name, seed=0)), convolutions(build(name, seed=1))
+    assert all(not torch.equal(first[key].weight, second[key].weight) for key in first)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+@pytest.mark.parametrize("arm", NORMALIZATIONS)
+def test_every_arm_maps_images_to_logits_and_trains(name: str, arm: str) -> None:
+    model = build(name, arm)
+    logits = model(torch.randn(4, 3, 32, 32))
+    logits.square().sum().backward()
+    assert logits.shape == (4, 10)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("arm", NORMALIZATIONS)
+def test_only_the_arm_without_normalization_has_convolution_biases(arm: str) -> None:
+    assert all((layer.bias is not None) == (arm == "none") for layer in convolutions(build(arm=arm)).values())
+
+
+def test_the_default_cnn_has_six_convolutions_of_widths_32_64_128() -> None:
+    assert [layer.out_channels for layer in convolutions(build()).values()] == [32, 32, 64, 64, 128, 128]
+
+
+def test_an_odd_convolution_goes_to_an_early_stage() -> None:
+    assert [layer.out_channels for layer in convolutions(build(depth=7)).values()] == [32, 32, 32, 64, 64, 128, 128]
+
+
+def test_resnet20_has_nineteen_convolutions_and_the_published_number_of_parameters() -> None:
+    # He et al. 2016, table 6: 0.27 M. Here 267,696 of convolutions, 1,376 of norms, 650 of the classifier.
+    model = build("resnet20")
+    assert len(convolutions(model)) == 19
+    assert sum(parameter.numel() for parameter in model.parameters()) == 269_722
+
+
+def test_initial_weights_have_the_variance_of_he() -> None:
+    weight = convolutions(build())["conv6"].weight
+    assert weight.var().item() == pytest.approx(2 / (128 * 9), rel=0.02)
+
+
+def test_an_unknown_arm_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'batchnorm'.*batch_norm, none"):
+        build(arm="batchnorm")
+
+
+def test_too_few_convolutions_are_refused() -> None:
+    with pytest.raises(UserError, match="--depth: 3 stages need at least 3 convolutions, got 2"):
+        build(depth=2)
+
+
+@pytest.mark.parametrize("widths", [(), (0,), (1, 2, 3, 4, 5, 6)])
+def test_impossible_widths_are_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="--widths"):
+        build(widths=widths)

@@ -1,0 +1,194 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from steadynorm.lab import training
+from steadynorm.lab.data import evaluation_batches
+from steadynorm.lab.networks import build_network
+from steadynorm.lab.records import RunRecord, RunSpec
+from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.training import evaluate, train
+from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
+
+DATA = tiny_dataset()
+SPEC = RunSpec(arm="batch_norm", seed=0, lr=0.05, epochs=4)
+
+
+def run(path: Path, spec: RunSpec = SPEC, observer: Recorder | None = None, **changes: object) -> RunRecord:
+    settings = replace(TINY_SETTINGS, **changes)
+    return train(spec, settings, DATA, directory=RunDirectory(path), observer=observer or Recorder())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, Path]:
+    path = tmp_path_factory.mktemp("undisturbed")
+    return run(path), path
+
+
+def rebuilt(path: Path) -> torch.nn.Module:
+    model = build_network("cnn", arm="batch_norm", depth=2, widths=(4, 8), classes=10, seed=9)
+    model.load_state_dict(load_file(RunDirectory(path).checkpoint_path(SPEC)))
+    return model.eval()
+
+
+def test_a_finished_run_has_every_epoch(undisturbed: tuple[RunRecord, Path]) -> None:
+    record, _ = undisturbed
+    assert record.status == "finished"
+    assert [epoch.epoch for epoch in record.epochs] == [1, 2, 3, 4]
+
+
+def test_the_rate_falls_tenfold_behind_each_milestone(undisturbed: tuple[RunRecord, Path]) -> None:
+    rates = [epoch.learning_rate for epoch in undisturbed[0].epochs]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+
+
+def test_training_learns(undisturbed: tuple[RunRecord, Path]) -> None:
+    first, *_, last = undisturbed[0].epochs
+    assert last.train_loss < 0.8 * first.train_loss
+    assert last.train_accuracy > 2 * 0.1  # chance
+
+
+def test_the_checkpoint_is_the_network_that_was_measured(undisturbed: tuple[RunRecord, Path]) -> None:
+    record, path = undisturbed
+    model = rebuilt(path)
+    pixels = (DATA.validation.pixels.float() / 255 - 0.4) / 0.25
+    logits = model(pixels)
+    assert record.epochs[-1].val_accuracy == (logits.argmax(1) == DATA.validation.labels).double().mean().item()
+    assert record.epochs[-1].val_loss == pytest.approx(F.cross_entropy(logits, DATA.validation.labels).item(), rel=1e-5)
+
+
+def test_evaluation_counts_a_small_last_batch_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_network("cnn", arm="none", depth=2, widths=(4, 8), classes=10, seed=0)
+    whole = evaluate(model, DATA.validation, DATA, TINY_SETTINGS)
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 13)
+    assert evaluate(model, DATA.validation, DATA, TINY_SETTINGS) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluation_moves_no_statistics_and_gives_the_mode_back(mode: bool) -> None:
+    model = build_network("cnn", arm="batch_norm", depth=2, widths=(4, 8), classes=10, seed=0).train(mode)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, DATA.validation, DATA, TINY_SETTINGS)
+    assert model.training is mode
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_recorded_gradient_norm_is_that_of_the_first_step(tmp_path: Path) -> None:
+    """One step of the whole training set as a batch, beside the same step by hand."""
+    spec = replace(SPEC, epochs=1)
+    record = run(tmp_path, spec, batch_size=len(DATA.train))
+    model = build_network("cnn", arm="batch_norm", depth=2, widths=(4, 8), classes=10, seed=0)
+    x, labels = next(
+        evaluation_batches(DATA.train, dataset=DATA, batch_size=len(DATA.train), device=torch.device("cpu"))
+    )
+    F.cross_entropy(model(x), labels).backward()
+    gradients = {name: parameter.grad.double() for name, parameter in model.named_parameters()}
+    whole = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
+    assert record.epochs[0].grad_norm_mean == pytest.approx(whole, rel=1e-4)
+    assert [layer.layer for layer in record.layers] == ["conv1", "conv2", "classifier"]
+    for layer in record.layers:
+        assert layer.mean == pytest.approx(gradients[f"{layer.layer}.weight"].norm().item(), rel=1e-4)
+
+
+def test_percentiles_enclose_the_mean_of_the_steps(undisturbed: tuple[RunRecord, Path]) -> None:
+    for epoch in undisturbed[0].epochs:
+        assert epoch.grad_norm_p5 < epoch.grad_norm_mean < epoch.grad_norm_p95
+
+
+def test_percentiles_are_those_of_the_steps() -> None:
+    norms = torch.arange(101.0).view(-1, 1).expand(-1, 2)
+    low, high = training._percentiles(norms)
+    assert (low.tolist(), high.tolist()) == ([5.0, 5.0], [95.0, 95.0])
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_resumed_run_ends_with_the_numbers_of_an_undisturbed_one(
+    tmp_path: Path, undisturbed: tuple[RunRecord, Path], after: int
+) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(tmp_path, observer=Recorder(fail_after_epoch=after))
+    assert len(RunDirectory(tmp_path).load_record(SPEC).epochs) == after
+    record = run(tmp_path)
+    assert without_times(record) == without_times(undisturbed[0])
+    first, second = (load_file(RunDirectory(path).checkpoint_path(SPEC)) for path in (tmp_path, undisturbed[1]))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed: tuple[RunRecord, Path]) -> None:
+    record, path = undisturbed
+    observer = Recorder()
+    assert run(path, observer=observer) == record
+    assert observer.steps == []
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path: Path, undisturbed: tuple[RunRecord, Path]) -> None:
+    assert without_times(run(tmp_path)) == without_times(undisturbed[0])
+
+
+def test_another_seed_gives_other_numbers(tmp_path: Path, undisturbed: tuple[RunRecord, Path]) -> None:
+    record = run(tmp_path, replace(SPEC, seed=1))
+    assert record.epochs[0].train_loss != undisturbed[0].epochs[0].train_loss
+
+
+def test_augmentation_changes_what_is_trained_on(tmp_path: Path, undisturbed: tuple[RunRecord, Path]) -> None:
+    record = run(tmp_path, augment="crop-flip")
+    assert record.epochs[0].train_loss != undisturbed[0].epochs[0].train_loss
+
+
+def test_bf16_trains_to_other_digits_of_a_similar_loss(tmp_path: Path, undisturbed: tuple[RunRecord, Path]) -> None:
+    record = run(tmp_path, precision="bf16")
+    assert record.epochs[0].train_loss != undisturbed[0].epochs[0].train_loss
+    assert record.epochs[0].train_loss == pytest.approx(undisturbed[0].epochs[0].train_loss, rel=0.1)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(tmp_path: Path) -> None:
+    spec = replace(SPEC, arm="none", lr=1e12)
+    record = run(tmp_path, spec)
+    assert record.status == "diverged"
+    assert record.diverged_at_step is not None
+    assert record.epochs == ()
+    assert not RunDirectory(tmp_path).checkpoint_path(spec).exists()
+    assert RunDirectory(tmp_path).load_record(spec) == record
+
+
+def test_the_step_of_divergence_is_the_first_with_a_loss_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 9th loss is made infinite: the third step of the second epoch of six steps."""
+    calls = 0
+    cross_entropy = F.cross_entropy
+
+    def poisoned(logits: torch.Tensor, labels: torch.Tensor, **options: str) -> torch.Tensor:
+        nonlocal calls
+        loss = cross_entropy(logits, labels, **options)
+        if options:  # evaluation
+            return loss
+        calls += 1
+        return loss * math.inf if calls == 9 else loss
+
+    monkeypatch.setattr(training.F, "cross_entropy", poisoned)
+    record = run(tmp_path)
+    assert (record.status, record.diverged_at_step, len(record.epochs)) == ("diverged", 9, 1)
+
+
+def test_the_observer_hears_of_every_step_and_of_some_losses(tmp_path: Path) -> None:
+    observer = Recorder()
+    run(tmp_path, replace(SPEC, epochs=1), observer)
+    assert observer.steps == [(step, 6) for step in range(1, 7)]
+    assert len(observer.losses) == 1
+
+
+def test_events_for_tensorboard_hold_the_epochs(undisturbed: tuple[RunRecord, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record, path = undisturbed
+    events = EventAccumulator(str(RunDirectory(path).tensorboard_path(SPEC)))
+    events.Reload()
+    accuracy = events.Scalars("val/accuracy")
+    assert [event.step for event in accuracy] == [1, 2, 3, 4]
+    assert [event.value for event in accuracy] == pytest.approx([epoch.val_accuracy for epoch in record.epochs])

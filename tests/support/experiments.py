@@ -1,0 +1,110 @@
+"""A comparison small enough for a test: 96 training images of a tenth-second network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from steadynorm.lab.data import Dataset, Images
+from steadynorm.lab.experiments import compare
+from steadynorm.lab.experiments.compare import CompareConfig
+from steadynorm.lab.records import RunRecord, RunSpec
+from steadynorm.lab.training import Settings
+
+TINY = CompareConfig(epochs=4, batch_size=16, depth=2, widths=(4, 8), milestones=(2, 3), precision="fp32", lr=0.05)
+TINY_SETTINGS = Settings(
+    network="cnn",
+    depth=2,
+    widths=(4, 8),
+    batch_size=16,
+    momentum=0.9,
+    weight_decay=5e-4,
+    milestones=(2, 3),
+    augment="none",
+    device=torch.device("cpu"),
+    precision="fp32",
+)
+TIMES = ("images_per_second", "seconds")  # what no two runs share
+
+
+def tiny_dataset() -> Dataset:
+    """Ten classes that differ in brightness, so that something can be learned."""
+    generator = torch.Generator().manual_seed(5)
+
+    def split(count: int) -> Images:
+        labels = torch.arange(count) % 10
+        noise = torch.randint(0, 60, (count, 3, 32, 32), generator=generator)
+        pixels = (labels.view(-1, 1, 1, 1) * 19 + noise).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+        return Images(pixels=pixels, labels=labels)
+
+    return Dataset(
+        name="tiny",
+        train=split(96),
+        validation=split(30),
+        classes=tuple("abcdefghij"),
+        mean=(0.4, 0.4, 0.4),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+class Recorder:
+    """A display that remembers, and can fail at a step or after an epoch."""
+
+    def __init__(self, *, fail_after_epoch: int | None = None, error: BaseException | None = None) -> None:
+        self.messages: list[str] = []
+        self.begun: list[str] = []
+        self.ended: list[RunRecord] = []
+        self.losses: list[float] = []
+        self.steps: list[tuple[int, int]] = []
+        self.fail_after_epoch = fail_after_epoch
+        self.error = error or RuntimeError("stopped on purpose")
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
+        self.begun.append(f"{number}/{of} {spec.name} {epochs_done} {epochs_left}")
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        self.steps.append((step, steps))
+        if loss is not None:
+            self.losses.append(loss)
+
+    def epoch(self, record: RunRecord) -> None:
+        if len(record.epochs) == self.fail_after_epoch:
+            raise self.error
+
+    def end(self, record: RunRecord) -> None:
+        self.ended.append(record)
+
+
+def without_times(record: RunRecord) -> RunRecord:
+    """The record with its wall-clock times set to zero: what must be the same in every repetition."""
+    return replace(record, epochs=tuple(replace(epoch, **dict.fromkeys(TIMES, 0.0)) for epoch in record.epochs))
+
+
+@contextlib.contextmanager
+def on_tiny_data() -> Iterator[None]:
+    """Let ``compare`` find the tiny data set in place of the embedded one."""
+    with mock.patch.object(compare, "load_dataset", lambda name, **_: tiny_dataset()):
+        yield
+
+
+def main() -> None:
+    """Run the tiny comparison in a process of its own: ``python -m tests.support.experiments out|resume DIR``."""
+    torch.set_num_threads(int(os.environ.get("TINY_THREADS", "2")))
+    how, place = sys.argv[1:]
+    config = replace(TINY, out=Path(place)) if how == "out" else CompareConfig(resume=Path(place))
+    with on_tiny_data():
+        compare.run(config, Recorder())
+
+
+if __name__ == "__main__":
+    main()
