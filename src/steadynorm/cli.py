@@ -6,23 +6,26 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 __all__ = ["main"]
 
-try:
-    import tyro
-    from rich.console import Console
+NEEDED = ["PIL", "huggingface_hub", "ipykernel", "jinja2", "matplotlib", "nbclient", "nbformat", "pyarrow", "rich"]
+NEEDED += ["tensorboard", "tyro"]
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    sys.exit(f"steadynorm: not installed: {', '.join(missing)}. Run: pip install 'steadynorm[lab]'")
 
-    from steadynorm.lab.experiments import compare as compare_experiment
-    from steadynorm.lab.failure import UserError
-    from steadynorm.lab.machine import reuse_memory
-    from steadynorm.lab.progress import open_display
-    from steadynorm.lab.report import build_report
-    from steadynorm.lab.results import results_table
-except ModuleNotFoundError as error:
-    sys.exit(f"steadynorm: the commands need {error.name}, which is not installed. Run: pip install 'steadynorm[lab]'")
+import tyro  # noqa: E402 (behind the check, so that a missing extra is one line)
+from rich.console import Console  # noqa: E402
+
+from steadynorm.lab.experiments import compare as compare_experiment  # noqa: E402
+from steadynorm.lab.failure import UserError  # noqa: E402
+from steadynorm.lab.machine import reuse_memory  # noqa: E402
+from steadynorm.lab.progress import open_display  # noqa: E402
+from steadynorm.lab.report import build_report  # noqa: E402
+from steadynorm.lab.results import results_table  # noqa: E402
 
 CANNOT = 2
 """Exit status where what was asked for cannot be done."""

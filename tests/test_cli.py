@@ -1,0 +1,152 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from steadynorm import cli
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.records import read_record
+from tests.support.experiments import on_tiny_data
+
+TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8", "--milestones", "2", "3")
+TINY += ("--precision", "fp32", "--lr", "0.05")
+COMPARE_FLAGS = """
+    --arms --seeds --network --depth --widths --data --data-dir --epochs --batch-size --lr --momentum --weight-decay
+    --milestones --augment --tune-lr --precision --device --out --resume --quick --json
+"""
+
+
+def exit_status(*arguments: str) -> int:
+    with on_tiny_data():
+        try:
+            cli.main(arguments)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("runs") / "a"
+    assert exit_status(*TINY, "--epochs", "2", "--out", str(place)) == 0
+    return place
+
+
+def test_compare_leaves_everything_in_its_directory(compared: Path) -> None:
+    runs = ("batch_norm-lr0.05-seed0", "none-lr0.05-seed0")
+    assert {path.name for path in compared.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "figures",
+        "gradient_norms.csv",
+        "metrics.csv",
+        "report.html",
+        "report.ipynb",
+        "runs.json",
+        "state",
+        "summary.json",
+        "tensorboard",
+    }
+    assert {path.stem for path in (compared / "checkpoints").iterdir()} == set(runs)
+    assert {path.suffix for path in (compared / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_the_recorded_command_repeats_the_run(compared: Path, tmp_path: Path) -> None:
+    _, *arguments = read_record(compared).command.split()
+    assert exit_status(*arguments, "--out", str(tmp_path / "b")) == 0
+    first, second = (read_record(place).runs for place in (compared, tmp_path / "b"))
+    assert [run.epochs[-1].train_loss for run in first] == [run.epochs[-1].train_loss for run in second]
+
+
+def test_report_rebuilds_from_the_records_alone(compared: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "runs.json", "metrics.csv", "gradient_norms.csv"):
+        (tmp_path / name).write_bytes((compared / name).read_bytes())
+    assert exit_status("report", str(tmp_path)) == 0
+    for name in ("report.html", "summary.json", "figures/val_accuracy.svg"):
+        assert (tmp_path / name).read_bytes() == (compared / name).read_bytes()
+
+
+def test_the_terminal_shows_the_table_and_the_place(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("report", str(compared)) == 0
+    out = capsys.readouterr().out
+    assert "validation accuracy" in out
+    assert "batch_norm" in out
+    assert f"report: {compared / 'report.html'}" in out
+
+
+def test_json_is_the_summary_alone(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("report", str(compared), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((compared / "summary.json").read_text())
+
+
+def test_the_commands_and_flags_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(cli.COMMANDS) == ["compare", "report"]
+    assert exit_status("compare", "--help") == 0
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"--[a-z][a-z-]*", shown)) == {*COMPARE_FLAGS.split(), "--help"}
+    assert exit_status("report", "--help") == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [(), ("compair",), ("compare", "--epochs", "x"), ("compare", "--data", "mnist")])
+def test_a_usage_error_is_exit_status_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(*arguments) == 2
+    assert capsys.readouterr().err != ""
+
+
+def test_what_cannot_be_done_is_one_line_and_exit_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("compare", "--arms", "bn") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("steadynorm: --arms: no normalization is called 'bn'")
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("x: no"), 2, "steadynorm: x: no\n"),
+        (OSError(13, "Permission denied", "/x"), 2, "steadynorm: /x: Permission denied.\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_how_a_command_ends_decides_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
+) -> None:
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "report", (cli.ReportConfig, fail))
+    assert exit_status("report", "x") == status
+    assert capsys.readouterr().err == message
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert exit_status(*TINY, "--out", str(tmp_path / "file" / "a")) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"steadynorm: {tmp_path / 'file'}")
+
+
+def test_python_m_steadynorm_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "steadynorm", "--help"], capture_output=True, text=True, check=True)
+    assert "compare" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["tyro", "rich", "jinja2", "tensorboard", "matplotlib"])
+def test_without_the_lab_extra_the_command_says_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; import steadynorm.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr == (f"steadynorm: not installed: {missing}. Run: pip install 'steadynorm[lab]'\n")
+
+
+def test_the_process_of_a_command_reuses_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called: list[Callable[[], bool]] = []
+    monkeypatch.setattr(cli, "reuse_memory", lambda: called.append(cli.reuse_memory))
+    exit_status("compare", "--resume", str(tmp_path))
+    assert len(called) == 1
