@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.poison import nan_filled_memory
 
 HERE = Path(__file__).parent

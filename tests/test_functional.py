@@ -3,11 +3,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.support import oracle
-from tests.support.cases import each_case, make_inputs
 
 from steadynorm import batch_norm
 from steadynorm.ops.reference import ACTIVATIONS
+from tests.support import oracle
+from tests.support.cases import each_case, make_inputs
 
 each_activation = pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 TORCH = {None: lambda pre: pre, "relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}
@@ -40,13 +40,14 @@ def test_any_shape_and_strides_give_torchs_result_and_gradients(x, contiguous_dy
     assume(x.numel() > channels)
     weight, bias = drawn(channels, seed=1).double(), drawn(channels, seed=2).double()
     dy = drawn(*x.shape, seed=3).double()
-    dy = dy if contiguous_dy else dy.mT.contiguous().mT
+    dy_strided = dy if contiguous_dy else dy.mT.contiguous().mT
     results = []
-    for function in (batch_norm, F.batch_norm):
-        leaves = [x.detach().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+    # torch gets contiguous copies: where x looks both contiguous and channels_last its own dx is wrong.
+    for function, like in ((batch_norm, x), (F.batch_norm, x.clone(memory_format=torch.contiguous_format))):
+        leaves = [like.detach().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
         statistics = torch.zeros(channels).double(), torch.ones(channels).double()
         y = function(leaves[0], *statistics, *leaves[1:], True, 0.3)
-        results.append([y, *torch.autograd.grad(y, leaves, dy), *statistics])
+        results.append([y, *torch.autograd.grad(y, leaves, dy_strided if function is batch_norm else dy), *statistics])
     for ours, native in zip(*results, strict=True):
         torch.testing.assert_close(ours, native, rtol=1e-9, atol=1e-9)
 
@@ -225,3 +226,11 @@ def test_a_batch_with_a_fault_spoils_the_running_estimates_of_its_channel_only(f
     batch_norm(x, mean, var, training=True)
     assert mean.isfinite().tolist() == [True, False, True]
     assert var.isfinite().tolist() == [True, False, True]
+
+
+def test_following_the_batch_is_no_part_of_the_graph():
+    mean, var = (tensor.requires_grad_() for tensor in buffers())
+    batch_norm(drawn(5, 3).requires_grad_(), mean, var, training=True)
+    assert mean.is_leaf
+    assert var.is_leaf
+    assert not torch.equal(mean, buffers()[0])

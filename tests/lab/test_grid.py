@@ -6,8 +6,8 @@ import pytest
 from steadynorm.lab.grid import train_grid
 from steadynorm.lab.records import RunRecord, RunSpec, read_record
 from steadynorm.lab.run_directory import RunDirectory
-from tests.lab.test_records import RECORD
 from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset
+from tests.support.records import RECORD
 
 DATA = tiny_dataset()
 NORM = RunSpec(arm="batch_norm", seed=0, lr=0.05, epochs=2)

@@ -5,52 +5,8 @@ from pathlib import Path
 import pytest
 
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import (
-    Epoch,
-    LayerGradient,
-    Record,
-    RunRecord,
-    RunSpec,
-    read_record,
-    write_config,
-    write_tables,
-)
-
-EPOCH = Epoch(
-    epoch=1,
-    learning_rate=0.1,
-    train_loss=0.1 + 0.2,
-    train_accuracy=1 / 3,
-    val_loss=math.inf,
-    val_accuracy=0.0,
-    grad_norm_mean=1e-30,
-    grad_norm_p5=1e-300,
-    grad_norm_p95=2.5,
-    images_per_second=1234.5,
-    seconds=6.5,
-)
-LAYER = LayerGradient(epoch=1, layer="conv1, odd", mean=1.0, p5=0.5, p95=2.0)
-RUNS = (
-    RunRecord(spec=RunSpec(arm="none", seed=0, lr=0.1, epochs=2)),
-    RunRecord(
-        spec=RunSpec(arm="none", seed=1, lr=0.1, epochs=2),
-        status="diverged",
-        diverged_at_step=7,
-        parameters=12,
-        epochs=(EPOCH,),
-        layers=(LAYER,),
-    ),
-)
-RECORD = Record(
-    experiment="compare",
-    command="steadynorm compare",
-    created="2026-01-01T00:00:00+00:00",
-    config={"arms": ["none"]},
-    resolved={"device": "cpu"},
-    versions={"torch": "2"},
-    machine={"cores": 2},
-    runs=RUNS,
-)
+from steadynorm.lab.records import RunSpec, read_record, write_config, write_tables
+from tests.support.records import EPOCH, RECORD, RUNS
 
 
 def write(directory: Path) -> None:

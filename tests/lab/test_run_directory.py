@@ -7,7 +7,7 @@ import torch
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
-from tests.lab.test_records import RECORD, RUNS
+from tests.support.records import RECORD, RUNS
 
 SPEC = RunSpec(arm="none", seed=0, lr=0.1, epochs=2)
 

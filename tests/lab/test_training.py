@@ -100,12 +100,6 @@ def test_percentiles_enclose_the_mean_of_the_steps(undisturbed: tuple[RunRecord,
         assert epoch.grad_norm_p5 < epoch.grad_norm_mean < epoch.grad_norm_p95
 
 
-def test_percentiles_are_those_of_the_steps() -> None:
-    norms = torch.arange(101.0).view(-1, 1).expand(-1, 2)
-    low, high = training._percentiles(norms)
-    assert (low.tolist(), high.tolist()) == ([5.0, 5.0], [95.0, 95.0])
-
-
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_resumed_run_ends_with_the_numbers_of_an_undisturbed_one(
     tmp_path: Path, undisturbed: tuple[RunRecord, Path], after: int

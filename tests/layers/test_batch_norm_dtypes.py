@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.support import oracle
-from tests.support.layers import CLASSES, drawn, each_shape, randomize_
 from torch import nn
 
 import steadynorm
+from tests.support import oracle
+from tests.support.layers import CLASSES, drawn, each_shape, randomize_
 
 HALF = (torch.float16, torch.bfloat16)
 each_half = pytest.mark.parametrize("dtype", HALF)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.support.layers import CLASSES, drawn, each_shape, make_pair
 from torch import nn
 
 import steadynorm
+from tests.support.layers import CLASSES, drawn, each_shape, make_pair
 
 BOTH = pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
 each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

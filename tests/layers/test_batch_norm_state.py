@@ -6,10 +6,10 @@ import pickle
 
 import pytest
 import torch
-from tests.support.layers import CLASSES, drawn, each_shape, make_pair, randomize_
 from torch import nn
 
 import steadynorm
+from tests.support.layers import CLASSES, drawn, each_shape, make_pair, randomize_
 
 KEYS = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 each_name = pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from tests.support.layers import drawn, make_pair, randomize_
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import steadynorm
+from tests.support.layers import drawn, make_pair, randomize_
 
 
 class Block(nn.Module):

@@ -3,75 +3,28 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support import oracle
-from tests.support.cases import Inputs, each_case, each_faulty_case, make_inputs
 
 from steadynorm.ops import reference
 from steadynorm.ops.reference import ACTIVATIONS
+from tests.support.cases import each_case, each_faulty_case, make_inputs
+from tests.support.kernels import (
+    TORCH,
+    affine_of_batch_norm,
+    assert_kernels_are_as_accurate_as_torchs,
+    gradients_by_kernels,
+)
 
 each_activation = pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 with_and_without_residual = pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
-TORCH = {None: lambda pre: pre, "relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}
-
-
-def affine_of_batch_norm(inputs: Inputs):
-    """What batch norm applies: center, scale, shift; and 1/std."""
-    mean, var = reference.moments(inputs.x)
-    rstd = (var + oracle.EPS).rsqrt()
-    return (mean, rstd * inputs.weight, inputs.bias), rstd
-
-
-def gradients_by_kernels(inputs: Inputs, residual, activation):
-    """dx, d_residual, dweight and dbias from the sums, with the numbers per channel put in by hand."""
-    affine, rstd = affine_of_batch_norm(inputs)
-    common = (inputs.dy, inputs.x, *affine, residual, activation)
-    sum_dy, sum_dy_xc = reference.transform_sums(*common)
-    count = inputs.x.numel() / inputs.x.shape[1]
-    scale = affine[1]
-    dx, d_residual = reference.transform_grad(
-        *common, scale, -scale * rstd**2 * sum_dy_xc / count, -scale * sum_dy / count
-    )
-    return {"dx": dx, "dresidual": d_residual, "dweight": sum_dy_xc * rstd, "dbias": sum_dy}
-
-
-def torch_batch_norm(inputs: Inputs, residual, activation):
-    """torch's result, and its gradients by the same names."""
-    leaves = {"dx": inputs.x, "dweight": inputs.weight, "dbias": inputs.bias}
-    leaves |= {} if residual is None else {"dresidual": residual}
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in leaves.items()}
-    pre = F.batch_norm(leaves["dx"], None, None, leaves["dweight"], leaves["dbias"], True, eps=oracle.EPS)
-    y = TORCH[activation](pre if residual is None else pre + leaves["dresidual"])
-    gradients = torch.autograd.grad(y, list(leaves.values()), inputs.dy)
-    return y, dict(zip(leaves, gradients, strict=True))
 
 
 @each_case
 @each_activation
 @with_and_without_residual
-def test_forward_is_as_accurate_as_torchs(case, activation, with_residual):
+def test_forward_and_gradients_are_as_accurate_as_torchs(case, activation, with_residual):
     inputs = make_inputs(case)
     residual = inputs.residual if with_residual else None
-    native, _ = torch_batch_norm(inputs, residual, activation)
-    ours = reference.transform(inputs.x, *affine_of_batch_norm(inputs)[0], residual, activation)
-    expected = oracle.batch_norm(
-        inputs.x, weight=inputs.weight, bias=inputs.bias, residual=residual, activation=activation
-    )
-    oracle.assert_as_accurate_as(native=native, ours=ours, oracle=expected.y, what="y")
-
-
-@each_case
-@each_activation
-@with_and_without_residual
-def test_gradients_are_as_accurate_as_torchs(case, activation, with_residual):
-    inputs = make_inputs(case)
-    residual = inputs.residual if with_residual else None
-    _, native = torch_batch_norm(inputs, residual, activation)
-    ours = gradients_by_kernels(inputs, residual, activation)
-    expected = oracle.batch_norm_gradients(
-        inputs.dy, inputs.x, weight=inputs.weight, bias=inputs.bias, residual=residual, activation=activation
-    )
-    for name, gradient in native.items():
-        oracle.assert_as_accurate_as(native=gradient, ours=ours[name], oracle=getattr(expected, name), what=name)
+    assert_kernels_are_as_accurate_as_torchs(reference, inputs, residual, activation)
 
 
 @each_activation
@@ -121,10 +74,17 @@ def test_the_slope_exactly_at_zero_is_torchs(activation):
     assert torch.equal(dx, expected)
 
 
+def test_an_infinite_gradient_ends_at_a_shut_relu():
+    one, zero = torch.ones(1), torch.zeros(1)
+    x, dy = torch.tensor([[-1.0], [1.0]]), torch.tensor([[float("inf")], [2.0]])
+    dx, _ = reference.transform_grad(dy, x, zero, one, zero, None, "relu", one, zero, zero)
+    assert dx.tolist() == [[0.0], [2.0]]
+
+
 @each_case
 def test_results_have_the_dtype_and_layout_of_the_input(case):
     inputs = make_inputs(case)
-    affine, _ = affine_of_batch_norm(inputs)
+    affine, _ = affine_of_batch_norm(reference, inputs)
     like_torch = F.batch_norm(inputs.x, None, None, None, None, True)
     dense = inputs.x.clone(memory_format=torch.preserve_format)
     y = reference.transform(inputs.x, *affine, inputs.residual, "relu")
@@ -176,8 +136,8 @@ def test_sums_over_half_precision_values_are_float32(dtype):
 @each_activation
 def test_a_value_that_is_no_number_spoils_its_own_channel_only(case, activation):
     inputs = make_inputs(case)
-    affine, _ = affine_of_batch_norm(inputs)
-    results = gradients_by_kernels(inputs, inputs.residual, activation)
+    affine, _ = affine_of_batch_norm(reference, inputs)
+    results = gradients_by_kernels(reference, inputs, inputs.residual, activation)
     results["y"] = reference.transform(inputs.x, *affine, inputs.residual, activation)
     for name in ("y", "dx"):
         finite = results[name].isfinite().transpose(0, 1).flatten(1)
@@ -190,9 +150,9 @@ def test_a_value_that_is_no_number_spoils_its_own_channel_only(case, activation)
 @each_activation
 def test_kernels_change_none_of_their_arguments(case, activation):
     inputs = make_inputs(case)
-    affine, _ = affine_of_batch_norm(inputs)
+    affine, _ = affine_of_batch_norm(reference, inputs)
     arguments = [inputs.dy, inputs.x, inputs.residual, *affine]
     before = [tensor.clone() for tensor in arguments]
-    gradients_by_kernels(inputs, inputs.residual, activation)
+    gradients_by_kernels(reference, inputs, inputs.residual, activation)
     reference.transform(inputs.x, *affine, inputs.residual, activation)
     assert all(map(torch.equal, arguments, before))

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support import oracle
-from tests.support.cases import each_case, make_inputs
 from torch.autograd.graph import saved_tensors_hooks
 
 from steadynorm.ops.reference import ACTIVATIONS
 from steadynorm.rules import BatchNormRule, normalize
+from tests.support import oracle
+from tests.support.cases import each_case, make_inputs
 
 RULE = BatchNormRule(oracle.EPS)
 ROLES = ("x", "weight", "bias", "residual")
@@ -109,6 +109,11 @@ def test_only_the_inputs_and_numbers_per_channel_are_kept_for_the_backward(activ
     large = [tensor for tensor in kept if tensor.shape != (3,)]
     expected = [inputs["x"]] + [inputs["residual"]] * with_residual
     assert [tensor.data_ptr() for tensor in large] == [tensor.data_ptr() for tensor in expected]
+
+
+def test_no_tensor_is_kept_beside_the_saved_ones():
+    y = ours(*leaves().values(), "relu")
+    assert not [name for name, kept in vars(y.grad_fn).items() if isinstance(kept, (torch.Tensor, list, tuple))]
 
 
 def test_moments_come_back_without_gradient():

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import oracle
-from tests.support.cases import each_case, each_faulty_case, make_inputs
 
 from steadynorm.statistics import Moments, measure
 from steadynorm.statistics.moments import per_channel, statistics_dtype
+from tests.support import oracle
+from tests.support.cases import each_case, each_faulty_case, make_inputs
 
 counts = st.integers(min_value=0, max_value=9)
 

@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 import torch
-from tests.support import oracle
 from torch import Tensor
+
+from tests.support import oracle
 
 __all__ = ["CASES", "FAULTY_CASES", "KINK_MARGIN", "Case", "Inputs", "each_case", "each_faulty_case", "make_inputs"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.training import Settings
+from steadynorm.ops import dispatch
 
 TINY = CompareConfig(epochs=4, batch_size=16, depth=2, widths=(4, 8), milestones=(2, 3), precision="fp32", lr=0.05)
 TINY_SETTINGS = Settings(
@@ -92,18 +93,31 @@ def without_times(record: RunRecord) -> RunRecord:
 
 @contextlib.contextmanager
 def on_tiny_data() -> Iterator[None]:
-    """Let ``compare`` find the tiny data set in place of the embedded one."""
-    with mock.patch.object(compare, "load_dataset", lambda name, **_: tiny_dataset()):
+    """Let ``compare`` find the tiny data set in place of the embedded one, and not wait for kernels to be compiled."""
+    with (
+        mock.patch.object(compare, "load_dataset", lambda name, **_: tiny_dataset()),
+        mock.patch.object(dispatch, "SMALL", 1 << 62),
+    ):
         yield
 
 
+class _Slow(Recorder):
+    """Says when the first network begins, and waits after every epoch, so that there is time to be killed."""
+
+    def begin(self, spec: RunSpec, **numbers: int) -> None:
+        print("begun", flush=True)
+
+    def epoch(self, record: RunRecord) -> None:
+        time.sleep(0.4)
+
+
 def main() -> None:
-    """Run the tiny comparison in a process of its own: ``python -m tests.support.experiments out|resume DIR``."""
-    torch.set_num_threads(int(os.environ.get("TINY_THREADS", "2")))
-    how, place = sys.argv[1:]
+    """Run the tiny comparison as a process: ``python -m tests.support.experiments out|resume DIR THREADS``."""
+    how, place, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
     config = replace(TINY, out=Path(place)) if how == "out" else CompareConfig(resume=Path(place))
     with on_tiny_data():
-        compare.run(config, Recorder())
+        compare.run(config, _Slow())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from tests.support import oracle
 from tests.support.cases import CASES, each_case, make_inputs
 

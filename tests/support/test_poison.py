@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from tests.support.poison import nan_filled_memory
 
 

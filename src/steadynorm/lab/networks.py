@@ -115,11 +115,11 @@ def _convolution(channels: int, width: int, norm: Normalization, stride: int = 1
 
 @torch.no_grad()
 def _initialize(model: nn.Module, seed: int) -> None:
-    """Draw weights as He et al. 2015 (arXiv 1502.01852) do, for the forward pass; biases start at zero."""
+    """Draw weights as He et al. 2015 (arXiv 1502.01852) do, for the backward pass; biases start at zero."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear", generator=generator)
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches
+from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.records import Epoch, LayerGradient, RunRecord, RunSpec
+from steadynorm.lab.records import Epoch, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory, save_tensors
 
 __all__ = ["Observer", "Settings", "train"]
@@ -87,124 +89,127 @@ def train(
     record = directory.load_record(spec)
     if record.status in ("finished", "diverged"):
         return record
-    torch.manual_seed(spec.seed)
-    model = build_network(
-        settings.network,
-        arm=spec.arm,
-        depth=settings.depth,
-        widths=settings.widths,
-        classes=len(dataset.classes),
-        seed=spec.seed,
-    )
-    model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=spec.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    trainer = _Trainer.start(spec, settings, dataset, observer)
     if record.epochs:
-        _restore(model, optimizer, directory.load_tensors(spec))
-    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     record = replace(record, status="running", parameters=parameters)
     with SummaryWriter(str(directory.tensorboard_path(spec)), purge_step=len(record.epochs) + 1) as board:
         while record.status == "running":
-            record = _epoch(record, model, optimizer, settings, dataset, observer)
+            record = trainer.epoch(record)
             if record.status == "diverged":
+                directory.save_state(record, {})
                 break
-            if len(record.epochs) == spec.epochs:
-                record = replace(record, status="finished")
-                metadata = {"arm": spec.arm, "network": settings.network, "depth": str(settings.depth)}
-                metadata["widths"] = " ".join(map(str, settings.widths))
-                save_tensors(directory.checkpoint_path(spec), model.state_dict(), metadata)
-            directory.save_state(record, _state(model, optimizer))
+            if record.status == "finished":
+                save_tensors(directory.checkpoint_path(spec), trainer.model.state_dict(), _metadata(spec, settings))
+            directory.save_state(record, _state(trainer.model, trainer.optimizer))
             _write_board(board, record.epochs[-1])
             observer.epoch(record)
-    if record.status == "diverged":
-        directory.save_state(record, {})
     return record
 
 
-def _epoch(
-    record: RunRecord,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: Settings,
-    dataset: Dataset,
-    observer: Observer,
-) -> RunRecord:
-    number = len(record.epochs) + 1
-    rate = record.spec.lr / 10 ** sum(number > milestone for milestone in settings.milestones)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    start = time.perf_counter()
-    steps = _train_epoch(record, model, optimizer, settings, dataset, observer)
-    if steps.diverged_at is not None:
-        before = (number - 1) * _steps_per_epoch(dataset.train, settings.batch_size)
-        return replace(record, status="diverged", diverged_at_step=before + steps.diverged_at + 1)
-    val_loss, val_accuracy = evaluate(model, dataset.validation, dataset, settings)
-    low, high = _percentiles(steps.gradient_norms)
-    mean = steps.gradient_norms.mean(0)
-    epoch = Epoch(
-        epoch=number,
-        learning_rate=rate,
-        train_loss=steps.losses.mean().item(),
-        train_accuracy=steps.hits / steps.images,
-        val_loss=val_loss,
-        val_accuracy=val_accuracy,
-        grad_norm_mean=mean[-1].item(),
-        grad_norm_p5=low[-1].item(),
-        grad_norm_p95=high[-1].item(),
-        images_per_second=steps.images / steps.seconds,
-        seconds=time.perf_counter() - start,
-    )
-    layers = tuple(
-        LayerGradient(epoch=number, layer=name, mean=mean[i].item(), p5=low[i].item(), p95=high[i].item())
-        for i, name in enumerate(_watched_weights(model))
-    )
-    return replace(record, epochs=(*record.epochs, epoch), layers=(*record.layers, *layers))
+@dataclass(frozen=True)
+class _Trainer:
+    """A network while it trains."""
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    settings: Settings
+    dataset: Dataset
+    observer: Observer
 
-def _train_epoch(
-    record: RunRecord,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: Settings,
-    dataset: Dataset,
-    observer: Observer,
-) -> _Steps:
-    """Take the epoch's steps; stop early where the loss is no longer finite."""
-    model.train()
-    watched = list(_watched_weights(model).values())
-    total = _steps_per_epoch(dataset.train, settings.batch_size)
-    losses = torch.zeros(total, device=settings.device)
-    norms = torch.zeros(total, len(watched) + 1, device=settings.device)
-    hits = torch.zeros((), dtype=torch.int64, device=settings.device)
-    images = done = 0
-    start = time.perf_counter()
-    for x, labels in batches(
-        dataset.train,
-        dataset=dataset,
-        batch_size=settings.batch_size,
-        seed=record.spec.seed,
-        epoch=len(record.epochs) + 1,
-        augment=settings.augment,
-        device=settings.device,
-    ):
-        with _autocast(settings):
-            logits = model(x).float()
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norms[done] = _gradient_norms(model, watched)
-        optimizer.step()
-        losses[done] = loss.detach()
-        hits += (logits.argmax(1) == labels).sum()
-        images += len(labels)
-        done += 1
-        look = done % STEPS_BETWEEN_CHECKS == 0 or done == total
-        observer.step(record, step=done, steps=total, loss=losses[done - 1].item() if look else None)
-        if look and not losses[:done].isfinite().all():
-            break
-    seconds = time.perf_counter() - start
-    return _Steps(losses[:done].cpu(), int(hits), images, norms[:done].cpu(), seconds)
+    @classmethod
+    def start(cls, spec: RunSpec, settings: Settings, dataset: Dataset, observer: Observer) -> _Trainer:
+        """Build the network with its initial weights."""
+        torch.manual_seed(spec.seed)
+        model = build_network(
+            settings.network,
+            arm=spec.arm,
+            depth=settings.depth,
+            widths=settings.widths,
+            classes=len(dataset.classes),
+            seed=spec.seed,
+        )
+        model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=spec.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        return cls(model, optimizer, settings, dataset, observer)
+
+    def epoch(self, record: RunRecord) -> RunRecord:
+        """Train and validate once; the record comes back with the epoch, finished if it was the last, or diverged."""
+        number = len(record.epochs) + 1
+        rate = record.spec.lr / 10 ** sum(number > milestone for milestone in self.settings.milestones)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        start = time.perf_counter()
+        steps = self._steps(record)
+        if steps.diverged_at is not None:
+            before = (number - 1) * _steps_per_epoch(self.dataset.train, self.settings.batch_size)
+            return replace(record, status="diverged", diverged_at_step=before + steps.diverged_at + 1)
+        val_loss, val_accuracy = evaluate(self.model, self.dataset.validation, self.dataset, self.settings)
+        whole = steps.gradient_norms[:, -1]
+        low, high = percentiles(whole)
+        epoch = Epoch(
+            epoch=number,
+            learning_rate=rate,
+            train_loss=steps.losses.mean().item(),
+            train_accuracy=steps.hits / steps.images,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            grad_norm_mean=whole.mean().item(),
+            grad_norm_p5=low.item(),
+            grad_norm_p95=high.item(),
+            images_per_second=steps.images / steps.seconds,
+            seconds=time.perf_counter() - start,
+        )
+        layers = layer_gradients(self.model, steps.gradient_norms, epoch=number)
+        return replace(
+            record,
+            status="finished" if number == record.spec.epochs else "running",
+            epochs=(*record.epochs, epoch),
+            layers=(*record.layers, *layers),
+        )
+
+    def _steps(self, record: RunRecord) -> _Steps:
+        """Take the epoch's steps; stop early where the loss is no longer finite."""
+        self.model.train()
+        device, watched = self.settings.device, list(watched_weights(self.model).values())
+        total = _steps_per_epoch(self.dataset.train, self.settings.batch_size)
+        losses = torch.zeros(total, device=device)
+        norms = torch.zeros(total, len(watched) + 1, device=device)
+        hits = torch.zeros((), dtype=torch.int64, device=device)
+        images = done = 0
+        start = time.perf_counter()
+        for x, labels in self._batches(record):
+            with _autocast(self.settings):
+                logits = self.model(x).float()
+            loss = F.cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            norms[done] = gradient_norms(self.model, watched)
+            self.optimizer.step()
+            losses[done] = loss.detach()
+            hits += (logits.argmax(1) == labels).sum()
+            images += len(labels)
+            done += 1
+            look = done % STEPS_BETWEEN_CHECKS == 0 or done == total
+            self.observer.step(record, step=done, steps=total, loss=losses[done - 1].item() if look else None)
+            if look and not losses[:done].isfinite().all():
+                break
+        seconds = time.perf_counter() - start
+        return _Steps(losses[:done].cpu(), int(hits), images, norms[:done].cpu(), seconds)
+
+    def _batches(self, record: RunRecord) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(
+            self.dataset.train,
+            dataset=self.dataset,
+            batch_size=self.settings.batch_size,
+            seed=record.spec.seed,
+            epoch=len(record.epochs) + 1,
+            augment=self.settings.augment,
+            device=self.settings.device,
+        )
 
 
 @torch.no_grad()
@@ -229,25 +234,14 @@ def _autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(settings.device.type, torch.bfloat16)
 
 
-def _watched_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of convolutions and linear layers, which every arm has under the same name."""
-    return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-
-
-def _gradient_norms(model: nn.Module, watched: list[Tensor]) -> Tensor:
-    """Give the l2 norm of each watched weight's gradient, and last that of all parameters together."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    whole = torch.nn.utils.get_total_norm(gradients)
-    return torch.stack([*(torch.linalg.vector_norm(weight.grad) for weight in watched), whole])
-
-
-def _percentiles(norms: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = torch.quantile(norms.double(), torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
-    return low, high
-
-
 def _steps_per_epoch(images: Images, batch_size: int) -> int:
     return max(1, len(images.labels) // batch_size)
+
+
+def _metadata(spec: RunSpec, settings: Settings) -> dict[str, str]:
+    """Say what builds the network that a checkpoint belongs to."""
+    widths = " ".join(map(str, settings.widths))
+    return {"arm": spec.arm, "network": settings.network, "depth": str(settings.depth), "widths": widths}
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

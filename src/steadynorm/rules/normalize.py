@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadynorm.ops import reference
+from steadynorm.ops import dispatch, reference
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
@@ -56,9 +56,9 @@ class _Normalize(torch.autograd.Function):
         activation: Activation | None,
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = reference.moments(x)
+        mean, var = dispatch.moments(x)
         affine = rule.forward(Moments(mean=mean, var=var, count=_count(x)), *parameters)
-        return reference.transform(x, affine.center, affine.scale, affine.shift, residual, activation), mean, var
+        return dispatch.transform(x, affine.center, affine.scale, affine.shift, residual, activation), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401 (torch gives no type that has these attributes)
@@ -74,14 +74,14 @@ class _Normalize(torch.autograd.Function):
             return _twice_differentiable_backward(ctx, dy, x, residual, *parameters)
         moments = Moments(mean=mean, var=var, count=_count(x))
         affine = ctx.rule.forward(moments, *parameters)
-        sum_dy, sum_dy_xc = reference.transform_sums(
+        sum_dy, sum_dy_xc = dispatch.transform_sums(
             dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation
         )
         gradient = Affine(-affine.scale * sum_dy, sum_dy_xc, sum_dy)
         d_mean, d_var, d_parameters = ctx.rule.backward(gradient, moments, *parameters)
         b = 2 * d_var / moments.count
         c = d_mean / moments.count + b * (affine.center - mean)
-        dx, d_residual = reference.transform_grad(
+        dx, d_residual = dispatch.transform_grad(
             dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation, affine.scale, b, c
         )
         return dx, d_residual, None, None, *d_parameters

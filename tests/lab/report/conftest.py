@@ -1,10 +1,10 @@
 """Reports built once for all tests of this room."""
 
 import pytest
-from tests.support.records import example_record
 
 from steadynorm.lab.report import build_report
 from steadynorm.lab.report.build import write_page
+from tests.support.records import example_record
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import re
 
 import nbformat
 import pytest
-from tests.support.records import example_record, record, run
 
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import write_config, write_tables
@@ -15,6 +14,7 @@ from steadynorm.lab.report import build as door
 from steadynorm.lab.report import build_report
 from steadynorm.lab.report.build import write_page
 from steadynorm.lab.report.notebook import NotebookFailure
+from tests.support.records import example_record, record, run
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use"}
 

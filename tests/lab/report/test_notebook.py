@@ -7,10 +7,10 @@ import nbformat
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tests.support.records import record, run
 
 from steadynorm.lab.report.compare.notebook import make_notebook
 from steadynorm.lab.report.notebook import CellSource, NotebookFailure, as_text, as_triple_quoted, execute, make
+from tests.support.records import record, run
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The page in a real browser."""
 
 import pytest
+
 from tests.lab.report.browser import CHROMIUM, chromium
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")

@@ -112,8 +112,11 @@ def _checked(images: Images, split: Split, place: Path) -> Images:
 def _download(progress: Callable[[str], None]) -> dict[str, list[Path]]:
     # Imported here because it costs half a second, and reading from a directory does not need it.
     from huggingface_hub.errors import EntryNotFoundError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import logging
 
     progress(f"cifar10: looking for {REPOSITORY} on the Hugging Face hub (144 MB where it is not there yet)")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call] # it would print every retry; the error below says what came of them
     try:
         return {split.word: [_download_split(split.word)] for split in (TRAIN, TEST)}
     # A broken connection is an HTTPError of the HTTP library or a RuntimeError of the transfer library.
@@ -122,6 +125,8 @@ def _download(progress: Callable[[str], None]) -> dict[str, list[Path]]:
             f"cifar10: downloading {REPOSITORY} must be possible, got {type(error).__name__}. "
             "Check the network, give --data-dir with the files, or go on with --data shapes."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _download_split(word: str) -> Path:

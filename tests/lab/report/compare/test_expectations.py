@@ -1,11 +1,11 @@
 """The article's expectations against measured numbers."""
 
 import pytest
-from tests.support.records import record, run
 
 from steadynorm.lab.analysis import pictures
 from steadynorm.lab.report.compare.expectations import deviations, expectations
 from steadynorm.lab.report.compare.summary import summarise
+from tests.support.records import record, run
 
 
 def judged(batch, none, **changes):

@@ -1,10 +1,9 @@
 """The finding in one sentence."""
 
-from tests.support.records import record, run
-
 from steadynorm.lab.analysis import pictures
 from steadynorm.lab.report.compare.headline import headline, setting
 from steadynorm.lab.report.compare.summary import summarise
+from tests.support.records import record, run
 
 
 def words(write, *runs, **changes):

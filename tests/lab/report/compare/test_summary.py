@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from tests.support.records import record, run
 
 from steadynorm.lab.analysis import pictures
 from steadynorm.lab.report.compare.summary import as_json, early_epoch, is_finished, summarise
+from tests.support.records import record, run
 
 
 def summary_of(*runs, **changes):
@@ -95,6 +95,14 @@ def test_json_holds_null_where_a_number_is_missing():
     found = as_json(made)
     json.dumps(found, allow_nan=False)
     assert found["pictures"]["shared"]["batch_norm"]["val_accuracy"] is None
+
+
+def test_json_holds_every_epoch_of_every_run():
+    made = record([run("batch_norm", val_accuracy=[0.25, 0.5]), run("none", status="waiting")])
+    first, second = as_json(made)["runs"]
+    assert [epoch["val_accuracy"] for epoch in first["epochs"]] == [0.25, 0.5]
+    assert (first["spec"]["arm"], second["epochs"], second["status"]) == ("batch_norm", [], "waiting")
+    assert "layers" not in first
 
 
 def test_json_of_a_waiting_experiment_is_not_finished():

@@ -108,6 +108,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "finished": is_finished(record),
         "early_epoch": early_epoch(record),
         "pictures": {picture.name: _picture(record, picture) for picture in pictures(record)},
+        "runs": [_run(run) for run in record.runs],
         "command": record.command,
         "created": record.created,
         "config": _plain(record.config),
@@ -119,6 +120,13 @@ def as_json(record: Record) -> dict[str, Any]:
 
 def _picture(record: Record, picture: Picture) -> dict[str, Any]:
     return {arm.arm: _plain(asdict(summarise(record, arm))) for arm in picture.arms}
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
+    """Give a run with its epochs; the norms of single layers stay in their own table."""
+    content: dict[str, Any] = _plain(asdict(run))
+    del content["layers"]
+    return content
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON is any of several types, nested

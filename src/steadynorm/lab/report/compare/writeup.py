@@ -115,7 +115,7 @@ def _confidence(arms: Sequence[ArmSummary]) -> tuple[str, ...]:
     if not seeds:
         return ()
     if max(seeds) == 1:
-        return ("There is one seed for each arm: another would move these numbers, nobody knows how far.",)
+        return ("There is one seed for each arm: another would move these numbers by an unknown amount.",)
     return ("Spreads are the standard deviation over seeds; notes give their range.",)
 
 

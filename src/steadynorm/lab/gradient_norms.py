@@ -1,0 +1,43 @@
+"""Gradient norms of a network: of each weight that every arm shares, and of all parameters together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.lab.records import LayerGradient
+
+__all__ = ["gradient_norms", "layer_gradients", "percentiles", "watched_weights"]
+
+
+def watched_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Name the weights of convolutions and linear layers, which every arm has under the same name."""
+    return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+
+
+def gradient_norms(model: nn.Module, watched: Sequence[Tensor]) -> Tensor:
+    """Measure the l2 norms of one step.
+
+    Returns:
+        shape (len(watched) + 1,): of each watched weight's gradient, and last that of all parameters together.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    whole = torch.nn.utils.get_total_norm(gradients)
+    return torch.stack([*(torch.linalg.vector_norm(weight.grad) for weight in watched), whole])
+
+
+def percentiles(norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the 5th and the 95th percentile over the steps, the first dimension."""
+    low, high = torch.quantile(norms.double(), torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
+    return low, high
+
+
+def layer_gradients(model: nn.Module, norms: Tensor, *, epoch: int) -> tuple[LayerGradient, ...]:
+    """Summarise an epoch's norms, shape (steps, watched weights + 1), by watched weight."""
+    mean, (low, high) = norms.mean(0), percentiles(norms)
+    return tuple(
+        LayerGradient(epoch=epoch, layer=name, mean=mean[i].item(), p5=low[i].item(), p95=high[i].item())
+        for i, name in enumerate(watched_weights(model))
+    )

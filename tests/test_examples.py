@@ -1,0 +1,50 @@
+"""Every example that a user may copy is run: in docstrings and in the README."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import steadynorm
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+MODULES = [
+    module.name for module in pkgutil.walk_packages(steadynorm.__path__, "steadynorm.") if "__main__" not in module.name
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_work(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch})
+    assert result.failed == 0
+
+
+def test_some_docstring_has_an_example() -> None:
+    finder = doctest.DocTestFinder()
+    assert any(test.examples for name in MODULES for test in finder.find(importlib.import_module(name)))
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_the_python_in_the_readme_works(code: str) -> None:
+    exec(code, {})
+
+
+def test_the_readme_has_python() -> None:
+    assert "```python" in README
+
+
+def test_the_pictures_and_files_that_the_readme_links_exist() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (Path(__file__).parents[1] / link).exists()] == []
+
+
+def test_the_make_targets_in_the_readme_exist() -> None:
+    targets = re.findall(r"^make (\w+)", README, flags=re.MULTILINE)
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
