@@ -19,7 +19,7 @@ from steadynorm.lab.data.images import SIZE, Dataset, Images
 
 __all__ = ["make_shapes"]
 
-TRAIN_COUNT = 2048
+TRAIN_COUNT = 1536
 VALIDATION_COUNT = 1024
 _CHUNK = 256
 _DISTRACTORS = 3
