@@ -37,8 +37,7 @@ def test_without_a_terminal_each_epoch_is_one_plain_line(monkeypatch: pytest.Mon
     assert lines == [
         "into [runs]",
         "[1/2] none-lr0.1-seed0: 3 epochs",
-        "  epoch 1/3  train loss 0.300  accuracy 33.3%  validation loss inf  accuracy 0.0%  gradient 0.00  "
-        "1,234 images/s  6.5 s",
+        "  epoch 1/3  train 0.300 33.3%  validation inf 0.0%  gradient 0.00  1,234 images/s  6.5 s",
         "[2/2] none-lr0.1-seed0: 3 epochs, goes on behind epoch 1",
         "  none-lr0.1-seed0 diverged: its loss was not finite at step 77",
     ]
@@ -52,7 +51,7 @@ def test_in_a_terminal_a_bar_shows_epoch_and_loss(monkeypatch: pytest.MonkeyPatc
 
 def test_in_a_terminal_finished_networks_leave_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, terminal=True)
-    assert "[1/2] none-lr0.1-seed0: epoch 1/3  train loss 0.300" in text
+    assert "[1/2] none-lr0.1-seed0: train 0.300 33.3%  validation inf 0.0%" in text
     assert "diverged: its loss was not finite at step 77" in text
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from steadynorm.lab.records import RunRecord, RunSpec
 
@@ -81,11 +81,9 @@ class _Live(_Plain):
         super().__init__(console)
         self.bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=console,
             transient=True,
@@ -131,17 +129,22 @@ class _Live(_Plain):
     def end(self, record: RunRecord) -> None:
         super().end(record)
         if record.epochs and record.status == "finished":
-            self.message(f"{self.position}: {_describe(record)}")
+            self.message(f"{self.position}: {_measured(record)}")
 
     def epoch(self, record: RunRecord) -> None:
-        self.bars.update(self.whole, numbers=_describe(record))
+        last = record.epochs[-1]
+        self.bars.update(
+            self.whole, numbers=f"validation {last.val_accuracy:.1%}, {last.images_per_second:,.0f} images/s"
+        )
 
 
 def _describe(record: RunRecord) -> str:
     last = record.epochs[-1]
-    return (
-        f"epoch {last.epoch}/{record.spec.epochs}  "
-        f"train loss {last.train_loss:.3f}  accuracy {last.train_accuracy:.1%}  "
-        f"validation loss {last.val_loss:.3f}  accuracy {last.val_accuracy:.1%}  "
-        f"gradient {last.grad_norm_mean:.2f}  {last.images_per_second:,.0f} images/s  {last.seconds:.1f} s"
-    )
+    speed = f"{last.images_per_second:,.0f} images/s  {last.seconds:.1f} s"
+    return f"epoch {last.epoch}/{record.spec.epochs}  {_measured(record)}  {speed}"
+
+
+def _measured(record: RunRecord) -> str:
+    last = record.epochs[-1]
+    train = f"train {last.train_loss:.3f} {last.train_accuracy:.1%}"
+    return f"{train}  validation {last.val_loss:.3f} {last.val_accuracy:.1%}  gradient {last.grad_norm_mean:.2f}"

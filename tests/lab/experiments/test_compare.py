@@ -84,6 +84,11 @@ def test_rates_are_tuned_on_held_out_training_images_and_compared_at_both(tmp_pa
         assert rates == sorted({0.05, best})
 
 
+def test_tuning_runs_begin_at_the_rate_they_are_to_judge(tmp_path: Path) -> None:
+    record = run(replace(TINY, arms=("none",), tune_lr=(0.01,), out=tmp_path / "a"))
+    assert [one.epochs[0].learning_rate for one in record.runs if one.spec.purpose == "tune"] == [0.01]
+
+
 def test_tuning_never_sees_the_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int, int]] = []
     train_grid = compare.train_grid

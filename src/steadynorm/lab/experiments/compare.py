@@ -164,7 +164,9 @@ def _tune(
         return ()
     rest, held = hold_out(dataset.train, fraction=HELD_OUT, seed=SEED_OF_HOLD_OUT)
     epochs = max(1, config.epochs // TUNING_SHARE)
-    shorter = replace(settings, milestones=tuple(m * epochs // config.epochs for m in settings.milestones))
+    scaled = (milestone * epochs // config.epochs for milestone in settings.milestones)
+    # A milestone of 0 would lower the rate before the first step, and so try another rate than the one asked for.
+    shorter = replace(settings, milestones=tuple(milestone for milestone in scaled if milestone > 0))
     specs = [
         RunSpec(arm=arm, seed=config.seeds[0], lr=rate, epochs=epochs, purpose="tune")
         for arm in config.arms
