@@ -63,8 +63,10 @@ def test_other_data_are_refused() -> None:
         check_same(record, changed, Recorder())
 
 
-def test_other_labels_are_other_data() -> None:
-    swapped = replace(DATA, train=replace(DATA.train, labels=DATA.train.labels.flip(0)))
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_other_labels_are_other_data(split: str) -> None:
+    images = getattr(DATA, split)
+    swapped = replace(DATA, **{split: replace(images, labels=images.labels.flip(0))})
     first, second = (describe("compare", CONFIG, data).resolved["data_sha256"] for data in (DATA, swapped))
     assert first != second
 

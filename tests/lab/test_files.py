@@ -34,3 +34,11 @@ def test_a_written_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path) -
     ordinary.touch()
     write_text(tmp_path / "a.txt", "")
     assert (tmp_path / "a.txt").stat().st_mode == ordinary.stat().st_mode
+
+
+def test_who_reads_the_old_file_keeps_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with path.open() as reader:
+        write_text(path, "newer")
+        assert reader.read() == "old"

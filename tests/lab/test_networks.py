@@ -60,9 +60,19 @@ def test_resnet20_has_nineteen_convolutions_and_the_published_number_of_paramete
     assert sum(parameter.numel() for parameter in model.parameters()) == 269_722
 
 
-def test_initial_weights_have_the_variance_of_he() -> None:
-    weight = convolutions(build())["conv6"].weight
+def test_initial_weights_have_the_variance_of_he_for_the_backward_pass() -> None:
+    weight = convolutions(build())["conv5"].weight  # 64 to 128 channels
     assert weight.var().item() == pytest.approx(2 / (128 * 9), rel=0.02)
+
+
+def test_a_residual_block_adds_its_input_halved_and_widened_where_it_must() -> None:
+    model = build("resnet20", "none")
+    block = model.block4  # the first of the second stage: 16 to 32 channels, stride 2
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = torch.cat([x[:, :, ::2, ::2], torch.zeros(2, 16, 4, 4)], dim=1).relu()
+    assert torch.equal(block(x), expected)
+    assert torch.equal(build("resnet20", "none").block1(torch.zeros(1, 16, 8, 8)), torch.zeros(1, 16, 8, 8))
 
 
 def test_an_unknown_arm_names_the_known_ones() -> None:

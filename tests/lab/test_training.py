@@ -1,6 +1,8 @@
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from steadynorm.lab import training
-from steadynorm.lab.data import evaluation_batches
+from steadynorm.lab.data import Images, evaluation_batches
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
@@ -78,7 +80,7 @@ def test_evaluation_moves_no_statistics_and_gives_the_mode_back(mode: bool) -> N
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_the_recorded_gradient_norm_is_that_of_the_first_step(tmp_path: Path) -> None:
+def test_what_is_recorded_of_training_is_what_the_first_step_gives(tmp_path: Path) -> None:
     """One step of the whole training set as a batch, beside the same step by hand."""
     spec = replace(SPEC, epochs=1)
     record = run(tmp_path, spec, batch_size=len(DATA.train))
@@ -86,9 +88,11 @@ def test_the_recorded_gradient_norm_is_that_of_the_first_step(tmp_path: Path) ->
     x, labels = next(
         evaluation_batches(DATA.train, dataset=DATA, batch_size=len(DATA.train), device=torch.device("cpu"))
     )
-    F.cross_entropy(model(x), labels).backward()
+    logits = model(x)
+    F.cross_entropy(logits, labels).backward()
     gradients = {name: parameter.grad.double() for name, parameter in model.named_parameters()}
     whole = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
+    assert record.epochs[0].train_accuracy == (logits.argmax(1) == labels).double().mean().item()
     assert record.epochs[0].grad_norm_mean == pytest.approx(whole, rel=1e-4)
     assert [layer.layer for layer in record.layers] == ["conv1", "conv2", "classifier"]
     for layer in record.layers:
@@ -126,6 +130,27 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path, undisturbed: tuple
 
 def test_another_seed_gives_other_numbers(tmp_path: Path, undisturbed: tuple[RunRecord, Path]) -> None:
     record = run(tmp_path, replace(SPEC, seed=1))
+    assert record.epochs[0].train_loss != undisturbed[0].epochs[0].train_loss
+
+
+def test_every_epoch_has_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    batches = training.batches
+
+    def spy(images: Images, **arguments: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        asked.append((arguments["seed"], arguments["epoch"]))
+        return batches(images, **arguments)
+
+    monkeypatch.setattr(training, "batches", spy)
+    run(tmp_path, replace(SPEC, seed=3))
+    assert asked == [(3, 1), (3, 2), (3, 3), (3, 4)]
+
+
+@pytest.mark.parametrize("changes", [{"weight_decay": 0.0}, {"momentum": 0.5}], ids=lambda changes: next(iter(changes)))
+def test_the_optimizer_is_the_one_asked_for(
+    tmp_path: Path, undisturbed: tuple[RunRecord, Path], changes: dict[str, float]
+) -> None:
+    record = run(tmp_path, replace(SPEC, epochs=1), **changes)
     assert record.epochs[0].train_loss != undisturbed[0].epochs[0].train_loss
 
 
@@ -168,6 +193,13 @@ def test_the_step_of_divergence_is_the_first_with_a_loss_that_is_not_finite(
     monkeypatch.setattr(training.F, "cross_entropy", poisoned)
     record = run(tmp_path)
     assert (record.status, record.diverged_at_step, len(record.epochs)) == ("diverged", 9, 1)
+
+
+def test_a_diverged_epoch_is_not_trained_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "STEPS_BETWEEN_CHECKS", 1)
+    observer = Recorder()
+    record = run(tmp_path, replace(SPEC, arm="none", lr=1e30), observer)
+    assert record.diverged_at_step == len(observer.steps) < 6
 
 
 def test_the_observer_hears_of_every_step_and_of_some_losses(tmp_path: Path) -> None:

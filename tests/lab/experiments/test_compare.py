@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from steadynorm.lab import files
 from steadynorm.lab.analysis import best_rate
@@ -145,6 +146,19 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(compare, "load_dataset", lambda name, **_: other)
     with pytest.raises(UserError, match="the data set is not the one"):
         compare.run(CompareConfig(resume=place), Recorder())
+
+
+def test_resuming_uses_the_threads_that_the_experiment_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 7)
+        run(replace(TINY, epochs=1, out=place))
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    run(CompareConfig(resume=place))
+    assert asked == [7]
 
 
 def test_quick_shortens_what_was_not_set() -> None:
