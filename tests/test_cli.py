@@ -112,6 +112,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_status_2(capsys: pytest.Captur
     [
         (UserError("x: no"), 2, "steadynorm: x: no\n"),
         (OSError(13, "Permission denied", "/x"), 2, "steadynorm: /x: Permission denied.\n"),
+        (OSError(28, "No space left on device"), 2, "steadynorm: No space left on device.\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -124,6 +125,19 @@ def test_how_a_command_ends_decides_the_exit_status(
     monkeypatch.setitem(cli.COMMANDS, "report", (cli.ReportConfig, fail))
     assert exit_status("report", "x") == status
     assert capsys.readouterr().err == message
+
+
+def test_a_disk_that_is_full_at_the_report_says_how_to_go_on(
+    compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(directory: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "build_report", fail)
+    assert exit_status("compare", "--resume", str(compared)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"steadynorm: {compared}: No space left on device.")
+    assert last.endswith(f"steadynorm compare --resume {compared}")
 
 
 def test_an_unwritable_place_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

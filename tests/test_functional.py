@@ -234,3 +234,8 @@ def test_following_the_batch_is_no_part_of_the_graph():
     assert mean.is_leaf
     assert var.is_leaf
     assert not torch.equal(mean, buffers()[0])
+
+
+def test_input_without_channels_is_refused():
+    with pytest.raises(IndexError, match=r"input must have shape \(N, C, \.\.\.\), got \(3,\)"):
+        batch_norm(torch.zeros(3), None, None, training=True)

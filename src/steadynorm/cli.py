@@ -20,6 +20,7 @@ if missing := [name for name in NEEDED if find_spec(name) is None]:
 import tyro  # noqa: E402 (behind the check, so that a missing extra is one line)
 from rich.console import Console  # noqa: E402
 
+from steadynorm.lab.experiment import explain_stop  # noqa: E402
 from steadynorm.lab.experiments import compare as compare_experiment  # noqa: E402
 from steadynorm.lab.failure import UserError  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
@@ -49,7 +50,8 @@ def compare(config: compare_experiment.CompareConfig) -> None:
     with open_display() as display:
         directory = compare_experiment.run(config, display)
         display.message("making the report")
-        page = build_report(directory)
+        with explain_stop("compare", directory, display):
+            page = build_report(directory)
     _show(page, as_json=config.json)
 
 
@@ -81,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"steadynorm: {error}", file=sys.stderr)
         sys.exit(CANNOT)
     except OSError as error:
-        print(f"steadynorm: {error.filename}: {error.strerror}.", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where
+        print(f"steadynorm: {place}{error.strerror}.", file=sys.stderr)
         sys.exit(CANNOT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -55,6 +55,7 @@ def batch_norm(
         ValueError: training on one value per channel; eps not positive in training, or negative; an unknown activation.
         RuntimeError: a tensor's size is not C; float64 input with float32 parameters, as torch has it; input that
             is not floating.
+        IndexError: training on input without channels, as torch has it.
 
     Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; torch.nn.functional.batch_norm.
     """
@@ -95,6 +96,8 @@ def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...
         raise ValueError(f"batch_norm: eps must be positive during training, but got {eps}.")
     if not x.is_floating_point():
         raise RuntimeError(f"batch_norm: input must be of a floating dtype, got {x.dtype}.")
+    if x.dim() < 2:
+        raise IndexError(f"batch_norm: input must have shape (N, C, ...), got {tuple(x.shape)}.")
     channels, values = x.shape[1], x.shape[0] * x.shape[2:].numel()
     if values == 1:
         raise ValueError(

@@ -126,6 +126,19 @@ def test_another_thread_gets_the_same_numbers():
     assert all(torch.equal(here[name], there[name]) for name in ("dx", "dweight", "dbias"))
 
 
+def test_another_default_dtype_of_torch_compiles_no_other_kernel():
+    x = make_inputs(LONG[0]).x
+    _numba.moments(x)
+    kernel = _numba._moments_kernel(*_numba._kind(x))
+    before = list(kernel.signatures)
+    torch.set_default_dtype(torch.float64)
+    try:
+        _numba.moments(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert kernel.signatures == before
+
+
 def test_two_calls_give_the_same_bits():
     inputs = make_inputs(LONG[0])
     first, second = (gradients_by_kernels(_numba, inputs, None, "relu") for _ in range(2))

@@ -286,13 +286,12 @@ def _moments_kernel(planes: bool, half: bool) -> Callable[..., Array]:
 def moments(x_NCS: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`steadynorm.ops.reference.moments`."""
     kernel, count = _moments_kernel(*_kind(x_NCS)), x_NCS.numel() // x_NCS.shape[1]
-    x, mean, var = _flat(x_NCS), torch.zeros(x_NCS.shape[1]), torch.zeros(0)
+    x, mean = _flat(x_NCS), torch.zeros(x_NCS.shape[1], dtype=torch.float32)
     with _threads() as blocks:
         for _ in range(2):  # about zero, which gives the mean; about the mean, which gives the variance
             first, second = torch.from_numpy(kernel(x, mean.numpy(), blocks)).sum(0) / count
-            var = (second - first.square()).clamp(min=0).float()
             mean = (mean + first).float()
-    return mean, var
+    return mean, (second - first.square()).clamp(min=0).float()
 
 
 def transform(
