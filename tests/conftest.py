@@ -1,5 +1,7 @@
 """What every test of the core runs under."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,11 @@ import pytest
 from tests.support.poison import nan_filled_memory
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+# Numba takes code from its cache while the file of a function is as it was, though what it calls lies in another file.
+_sources = sorted((ROOT / "src" / "steadynorm" / "ops").glob("_*.py"))
+_digest = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[:16]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / "numba" / _digest))
 POISONED = ("statistics", "ops", "rules", "layers", "test_functional.py")
 
 

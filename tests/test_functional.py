@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from steadynorm import batch_norm
 from steadynorm.ops.reference import ACTIVATIONS
 from tests.support import oracle
+from tests.support.backends import each_backend  # noqa: F401 (a fixture for all that follow)
 from tests.support.cases import each_case, make_inputs
 
 each_activation = pytest.mark.parametrize("activation", [None, *ACTIVATIONS])

@@ -33,7 +33,8 @@ def imported_by(statement: str) -> set[str]:
 
 
 def test_public_names_are_the_documented_ones():
-    assert steadynorm.__all__ == ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm"]
+    layers = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+    assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend"]
 
 
 @pytest.mark.parametrize(

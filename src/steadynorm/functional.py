@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steadynorm.ops.dispatch import choose_backend
 from steadynorm.ops.reference import ACTIVATIONS, LEAKY_SLOPE, Activation
 from steadynorm.rules import BatchNormRule, normalize
 from steadynorm.statistics import Moments, cumulative, exponential
+from steadynorm.statistics.running import check_momentum
 
 __all__ = ["Activation", "batch_norm", "check_activation"]
 
@@ -69,6 +71,9 @@ def batch_norm(
     _check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return _normalize_nothing(input, weight, bias, residual)
+    if _torch_is_best(input, residual, running_mean, running_var, weight, bias):
+        y = _torch_batch_norm(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, eps)
+        return _activate_(y if residual is None else y.add_(residual), activation)
     y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
     if running_mean is not None and running_var is not None:
         _update_running(running_mean, running_var, moments, momentum, num_batches_tracked)
@@ -89,6 +94,65 @@ def _activate(pre: Tensor, activation: Activation | None) -> Tensor:
     if activation == "leaky_relu":
         return F.leaky_relu(pre, LEAKY_SLOPE)
     return F.silu(pre) if activation == "silu" else pre
+
+
+def _activate_(pre: Tensor, activation: Activation | None) -> Tensor:
+    """Activate in place where the derivative can be told from the result."""
+    if activation == "relu":
+        return pre.relu_()
+    return F.leaky_relu_(pre, LEAKY_SLOPE) if activation == "leaky_relu" else _activate(pre, activation)
+
+
+def _torch_is_best(
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> bool:
+    """Whether torch's own function trains fastest, and takes such arguments.
+
+    Not where functions are traced or transformed: there our operations stand for themselves, whatever the size.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    dtypes = {tensor.dtype for tensor in (running_mean, running_var, weight, bias) if tensor is not None}
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return (
+        (running_mean is None) == (running_var is None)
+        and dtypes <= {torch.float32 if half else x.dtype}
+        and (residual is None or residual.dtype == x.dtype)
+        and choose_backend(x, residual) == "torch"
+    )
+
+
+def _torch_batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Call torch's training function."""
+    factor = 0.0
+    if running_mean is not None and momentum is not None:
+        check_momentum(momentum)
+        factor = momentum
+    elif running_mean is not None:
+        factor = 1 / float(_batches(num_batches_tracked))
+    # torch refuses estimates that require a gradient, ours are no part of the graph.
+    mean, var = (None if tensor is None else tensor.detach() for tensor in (running_mean, running_var))
+    return F.batch_norm(x, mean, var, weight, bias, True, factor, eps)
+
+
+def _batches(num_batches_tracked: Tensor | None) -> Tensor:
+    if num_batches_tracked is None:
+        raise ValueError("batch_norm: momentum=None averages all batches and needs num_batches_tracked.")
+    return num_batches_tracked
 
 
 def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...]) -> None:
@@ -145,8 +209,6 @@ def _update_running(
 ) -> None:
     for running, batch in ((running_mean, moments.mean), (running_var, moments.var_unbiased)):
         if momentum is not None:
-            running.copy_(exponential(running, batch, momentum=momentum))
-        elif num_batches_tracked is not None:
-            running.copy_(cumulative(running, batch, batches=num_batches_tracked))
+            exponential(running, batch, momentum=momentum, out=running)
         else:
-            raise ValueError("batch_norm: momentum=None averages all batches and needs num_batches_tracked.")
+            running.copy_(cumulative(running, batch, batches=_batches(num_batches_tracked)))

@@ -1,53 +1,134 @@
-import os
+"""Which implementation is chosen, and what torch sees of it."""
+
+import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from steadynorm.ops import dispatch
-from steadynorm.ops.dispatch import SMALL, choose_backend
+import steadynorm
+from steadynorm import BatchNorm2d, backend, explain_backend
+from steadynorm.ops import _numba, dispatch, reference
+from steadynorm.ops.dispatch import choose_backend, smallest_for_numba
 
-BIG = torch.zeros(8, 16, 16, 16)
+BIG = torch.zeros(8, 16, 128, 128)
+SMALL_X = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+NUMBERS = [torch.rand(3, generator=torch.Generator().manual_seed(seed)) + 0.5 for seed in range(6)]
+
+
+def compiles(test):
+    """Let Dynamo instantiate the autograd functions that it traces, and inductor import what is deprecated."""
+    for message in (".*should not be instantiated", ".*torch.jit.script_method. is deprecated"):
+        test = pytest.mark.filterwarnings(f"ignore:{message}:DeprecationWarning")(test)
+    return test
+
+
+needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on a CPU")
 
 
 @pytest.mark.parametrize(
-    ("x", "others", "backend"),
+    ("x", "others", "chosen", "because"),
     [
-        (BIG, (), "numba"),
-        (BIG, (BIG, None), "numba"),
-        (BIG.bfloat16(), (), "numba"),
-        (BIG.to(memory_format=torch.channels_last), (), "numba"),
-        (torch.zeros(SMALL // 4, 4), (), "numba"),
-        (torch.zeros(SMALL // 4 - 1, 4), (), "reference"),
-        (BIG.half(), (), "reference"),
-        (BIG.double(), (), "reference"),
-        (BIG.bfloat16(), (BIG,), "reference"),
-        (BIG.transpose(2, 3), (), "reference"),
-        (BIG[:, :, ::2], (), "reference"),
-        (BIG.to("meta"), (), "reference"),
-        (torch.nn.Parameter(BIG), (), "numba"),
+        (BIG, (), "numba", "not small"),
+        (BIG, (BIG, None), "numba", "not small"),
+        (BIG.bfloat16(), (), "numba", "not small"),
+        (BIG.half(), (), "numba", "not small"),
+        (BIG.to(memory_format=torch.channels_last), (), "numba", "not small"),
+        (BIG.transpose(2, 3), (), "numba", "not small"),
+        (BIG.repeat(2, 1, 1, 1)[:, :, ::2], (), "numba", "not small"),
+        (nn.Parameter(BIG), (), "numba", "not small"),
+        *[
+            (torch.zeros(values + more, dtype=dtype).view(*shape).permute(order), (), *expected)
+            for dtype, order, values in (
+                (torch.float32, (0, 1, 2), 1 << 18),
+                (torch.float32, (0, 2, 1), 1 << 21),
+                (torch.bfloat16, (0, 1, 2), 1 << 20),
+                (torch.float16, (0, 2, 1), 1 << 20),
+            )
+            for shape, more, expected in (
+                ((-1, 8, 64), 0, ("numba", "not small")),
+                ((-1, 8, 64), -512, ("torch", "small")),
+            )
+        ],
+        (torch.zeros(4, 3, 5, 1), (), "torch", "small"),
+        (torch.zeros(4, 5, 3, 1).transpose(1, 2), (), "reference", "dimension of size 1"),
+        (BIG.double(), (), "torch", "float64 is not"),
+        (BIG.bfloat16(), (BIG,), "torch", "differ in dtype"),
+        (BIG.to("meta"), (), "torch", "neither a CPU nor a CUDA"),
     ],
 )
-def test_the_backend_follows_from_the_tensors(x, others, backend):
-    assert choose_backend(x, *others) == backend
+def test_the_choice_follows_from_the_tensors(x, others, chosen, because):
+    choice = explain_backend(x, *others)
+    assert choice.backend == chosen == choose_backend(x, *others)
+    assert because in choice.reason
 
 
-def test_function_transforms_run_the_reference():
+@pytest.mark.parametrize("name", ["reference", "numba", "torch"])
+def test_a_backend_that_is_asked_for_takes_everything_within(name):
+    before = choose_backend(SMALL_X)
+    with backend(name):
+        assert choose_backend(SMALL_X) == name
+        with backend("auto"):
+            assert choose_backend(SMALL_X) == before
+        assert explain_backend(SMALL_X).reason == f'backend("{name}") asks for it'
+    assert choose_backend(SMALL_X) == before
+
+
+def test_a_backend_ends_with_its_block_after_an_exception_too():
+    with pytest.raises(KeyError), backend("reference"):
+        raise KeyError
+    assert choose_backend(SMALL_X) == "torch"
+
+
+def test_a_backend_holds_in_other_threads():
     seen = []
-
-    def look(x):
-        seen.append(choose_backend(x))
-        return x.sum()
-
-    torch.func.grad(look)(BIG)
+    with backend("reference"):
+        worker = threading.Thread(target=lambda: seen.append(choose_backend(SMALL_X)))
+        worker.start()
+        worker.join()
     assert seen == ["reference"]
 
 
-def test_a_forked_process_runs_the_reference(monkeypatch):
-    parent = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
-    assert choose_backend(BIG) == "reference"
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="must be auto, reference, numba, triton, torch, got 'cuda'"), backend("cuda"):
+        pass
+
+
+def test_a_backend_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="triton must be installed"), backend("triton"):
+        pass
+
+
+def test_a_tensor_that_the_asked_backend_cannot_take_is_refused():
+    with (
+        backend("numba"),
+        pytest.raises(ValueError, match=r"float64 is not .* \(torch.float64 \(4, 3, 6, 5\) on cpu\)"),
+    ):
+        steadynorm.batch_norm(SMALL_X.double(), None, None, training=True)
+
+
+@pytest.mark.parametrize("name", ["reference", "numba", "torch", "auto"])
+def test_every_backend_trains_the_same_layer(name):
+    layer, expected = BatchNorm2d(3, activation="silu"), nn.BatchNorm2d(3)
+    x, x_expected = (SMALL_X.clone().requires_grad_() for _ in range(2))
+    dy = torch.randn(SMALL_X.shape, generator=torch.Generator().manual_seed(1))
+    with backend(name):
+        y = layer(x, residual=x)
+        y.backward(dy)
+    y_expected = F.silu(expected(x_expected) + x_expected)
+    y_expected.backward(dy)
+    torch.testing.assert_close(y, y_expected)
+    torch.testing.assert_close(x.grad, x_expected.grad)
+    for name_of, tensor in expected.named_parameters():
+        torch.testing.assert_close(layer.get_parameter(name_of).grad, tensor.grad)
+    for name_of, tensor in expected.named_buffers():
+        torch.testing.assert_close(layer.get_buffer(name_of), tensor)
 
 
 def test_small_tensors_do_not_pay_for_numba():
@@ -61,8 +142,175 @@ def test_small_tensors_do_not_pay_for_numba():
 
 
 def test_every_kernel_of_the_reference_has_a_door():
-    from steadynorm.ops import _numba, reference
-
     kernels = {"moments", "transform", "transform_sums", "transform_grad"}
     for module in (dispatch, reference, _numba):
         assert kernels <= set(module.__all__)
+
+
+def arguments_of(name, dtype=torch.float32):
+    x = SMALL_X.to(dtype)
+    numbers = [tensor.to(torch.promote_types(dtype, torch.float32)) for tensor in NUMBERS]
+    return {
+        "moments": (x,),
+        "transform": (x, *numbers[:3], x.flip(0), "relu"),
+        "transform_sums": (x.flip(1), x, *numbers[:3], None, "silu"),
+        "transform_grad": (x.flip(1), x, *numbers[:3], x.flip(0), "relu", *numbers[3:]),
+    }[name]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["moments", "transform", "transform_sums", "transform_grad"])
+def test_the_registered_operations_keep_torchs_contract(name, dtype, channels_last):
+    """Schema, fake kernel, autograd registration and tracing, by torch's own checks."""
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    arguments = [
+        each.contiguous(memory_format=form) if isinstance(each, torch.Tensor) and each.dim() == 4 else each
+        for each in arguments_of(name, dtype)
+    ]
+    torch.library.opcheck(getattr(torch.ops.steadynorm, name).default, tuple(arguments))
+
+
+@pytest.mark.parametrize("name", ["moments", "transform", "transform_sums", "transform_grad"])
+def test_the_door_gives_what_the_reference_gives(name):
+    ours, expected = (getattr(module, name)(*arguments_of(name)) for module in (dispatch, reference))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def doubles(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def test_moments_are_differentiable_by_themselves():
+    assert torch.autograd.gradcheck(dispatch.moments, doubles((5, 3, 4)))
+    assert torch.autograd.gradgradcheck(dispatch.moments, doubles((5, 3, 4)))
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_transform_is_differentiable_by_itself(with_residual):
+    shapes = [(5, 3, 4), (3,), (3,), (3,)] + [(5, 3, 4)] * with_residual
+    function = (
+        (lambda *a: dispatch.transform(*a, "silu"))
+        if with_residual
+        else (lambda *a: dispatch.transform(*a, None, "silu"))
+    )
+    assert torch.autograd.gradcheck(function, doubles(*shapes))
+
+
+def test_a_derivative_too_many_is_refused():
+    x, *numbers = doubles((5, 3, 4), (3,), (3,), (3,))
+    gradient = torch.autograd.grad(dispatch.transform(x, *numbers, None, "silu").sum(), x, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="must be the last derivative"):
+        gradient.sum().backward()
+
+
+class Block(nn.Module):
+    """A norm between two other operations, as models have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = BatchNorm2d(4, activation="relu")
+
+    def forward(self, x):
+        h = self.conv(x)
+        return self.norm(h, residual=h) * 2
+
+
+def train(model, x):
+    y = model(x)
+    y.square().sum().backward()
+    return y.detach()
+
+
+@compiles
+@pytest.mark.parametrize("name", ["aot_eager", pytest.param("inductor", marks=needs_a_compiler)])
+def test_a_training_model_compiles_in_one_graph_that_holds_our_operations(name):
+    torch.manual_seed(0)
+    eager, model = Block(), Block()
+    model.load_state_dict(eager.state_dict())
+    compiled = torch.compile(model, fullgraph=True, backend=name)
+    torch.testing.assert_close(train(compiled, SMALL_X), train(eager, SMALL_X))
+    for ours, expected in zip(
+        [*model.parameters(), *model.buffers()], [*eager.parameters(), *eager.buffers()], strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-5)
+
+
+@compiles
+def test_a_layer_compiles_no_more_often_than_torchs():
+    """On both sides of what is small, too: the size is looked at when an operation runs."""
+
+    def compilations(norm):
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(nn.Sequential(norm, nn.ReLU()), fullgraph=True, backend=counter, dynamic=True)
+        for batch in (4, 7, smallest_for_numba(SMALL_X)):
+            compiled(torch.randn(batch, 3, 2, 2)).sum().backward()
+        return counter.frame_count
+
+    assert compilations(BatchNorm2d(3)) == compilations(nn.BatchNorm2d(3))
+
+
+@compiles
+def test_a_compiled_channels_last_model_is_not_copied_into_another_layout():
+    model = nn.Sequential(BatchNorm2d(3, activation="relu"))
+    x = SMALL_X.contiguous(memory_format=torch.channels_last)
+    graphs = []
+
+    def look(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    torch._dynamo.reset()
+    y = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=look))(x)
+    targets = [str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert [target for target in targets if "steadynorm" in target] == [
+        "steadynorm.moments.default",
+        "steadynorm.transform.default",
+    ]
+    assert not [target for target in targets if "clone" in target or "contiguous" in target]
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tracers_see_operations_not_constants():
+    graph = make_fx(lambda x: dispatch.transform(x, *NUMBERS[:3], None, "relu"))(SMALL_X)
+    assert "steadynorm.transform" in graph.code
+    with torch.no_grad():
+        graph = make_fx(lambda x: steadynorm.batch_norm(x, None, None, training=True) * 1)(BIG)
+    assert "steadynorm.moments" in graph.code
+
+
+def test_autocast_changes_no_dtype():
+    layer = BatchNorm2d(3)
+    with torch.autocast("cpu", torch.bfloat16), backend("reference"):
+        for x in (SMALL_X, SMALL_X.bfloat16()):
+            assert layer(x).dtype == nn.BatchNorm2d(3)(x).dtype == x.dtype
+        assert dispatch.transform(SMALL_X, *NUMBERS[:3], None, None).dtype == torch.float32
+
+
+def test_vmap_of_a_layer_in_evaluation_is_torchs():
+    layer = BatchNorm2d(3, activation="relu").eval()
+    xs = torch.stack([SMALL_X, SMALL_X + 1])
+    torch.testing.assert_close(torch.func.vmap(layer)(xs), torch.stack([layer(x) for x in xs]))
+
+
+def test_grad_of_a_layer_in_evaluation_is_torchs():
+    layer = BatchNorm2d(3, activation="relu").eval()
+    gradient = torch.func.grad(lambda x: layer(x).square().sum())(SMALL_X)
+    x = SMALL_X.clone().requires_grad_()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(gradient, x.grad)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, torch.func.grad], ids=["vmap", "vmap-of-grad"])
+def test_vmap_of_a_layer_in_training_says_what_to_do(transform):
+    layer = BatchNorm2d(3, track_running_stats=False)
+    function = transform(lambda x: layer(x).square().sum())
+    with pytest.raises(RuntimeError, match=r"cannot be mapped over examples .* Call .eval\(\)"):
+        torch.func.vmap(function)(torch.stack([SMALL_X, SMALL_X]))

@@ -1,14 +1,18 @@
 """The CPU kernels against the same oracle as the reference, and what only they can get wrong."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numba
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numba import njit
 
-from steadynorm.ops import _numba, reference
+from steadynorm.ops import _lanes, _numba, _numba_kernels, _numba_types, reference
 from tests.support.cases import CASES, FAULTY_CASES, Case, make_inputs
 from tests.support.kernels import assert_kernels_are_as_accurate_as_torchs, gradients_by_kernels
 
@@ -18,15 +22,17 @@ LONG = (
     Case(id="long-planes-bfloat16", shape=(3, 5, 41, 43), dtype=torch.bfloat16),
     Case(id="long-rows", shape=(5, 17, 31, 7), layout="channels_last"),
     Case(id="long-rows-bfloat16", shape=(5, 17, 31, 7), layout="channels_last", dtype=torch.bfloat16),
+    Case(id="long-planes-float16", shape=(3, 5, 41, 43), dtype=torch.float16),
+    Case(id="long-rows-float16", shape=(5, 17, 31, 7), layout="channels_last", dtype=torch.float16),
+    Case(id="very-large-mean-planes", shape=(16, 61, 9), mean=1e5, std=1.0),
+    Case(id="very-large-mean-rows", shape=(16, 61, 3, 3), mean=1e5, std=1.0, layout="channels_last"),
 )
-SUPPORTED = [case for case in (*CASES, *LONG) if _numba.supports(make_inputs(case).x)]
+SUPPORTED = [case for case in (*CASES, *LONG) if _numba.obstacle(make_inputs(case).x) is None]
 each_supported_case = pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.id)
 
 
-def test_most_of_the_case_table_is_supported():
-    names = {case.id for case in SUPPORTED}
-    assert {"large-mean", "2d", "5d", "channels-last-2d", "channels-last-3d", "bfloat16-channels-last"} <= names
-    assert {case.id for case in CASES} - names == {"transposed", "sliced", "expanded", "float64", "float16"}
+def test_all_of_the_case_table_but_float64_is_supported():
+    assert {case.id for case in CASES} - {case.id for case in SUPPORTED} == {"float64"}
 
 
 @each_supported_case
@@ -38,7 +44,7 @@ def test_relu_is_as_accurate_as_torchs(case, with_residual):
 
 
 @pytest.mark.parametrize("activation", [None, "leaky_relu", "silu"])
-@pytest.mark.parametrize("case", [LONG[0], LONG[3]], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [LONG[0], LONG[3]], ids=lambda case: case.id)  # compiling takes seconds for each
 def test_every_activation_is_as_accurate_as_torchs(case, activation):
     inputs = make_inputs(case)
     assert_kernels_are_as_accurate_as_torchs(_numba, inputs, inputs.residual, activation)
@@ -64,6 +70,17 @@ def test_tensors_of_other_layouts_beside_x_are_read_where_they_belong(case):
         assert one.stride() == inputs.x.stride()
 
 
+@pytest.mark.parametrize("kernels", [_numba, reference], ids=["numba", "reference"])
+@pytest.mark.parametrize("case", FAULTY_CASES, ids=lambda case: case.id)
+def test_moments_of_what_is_no_number_are_torchs(case, kernels):
+    x = make_inputs(case).x
+    expected = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    F.batch_norm(x, *expected, training=True, momentum=1.0)
+    count = x.numel() / x.shape[1]
+    mean, var = kernels.moments(x)
+    torch.testing.assert_close((mean, var * count / (count - 1)), expected, equal_nan=True)
+
+
 def test_kernels_change_none_of_their_arguments():
     inputs = make_inputs(LONG[3])
     copies = {name: getattr(inputs, name).clone() for name in ("x", "dy", "residual", "weight", "bias")}
@@ -71,29 +88,86 @@ def test_kernels_change_none_of_their_arguments():
     assert all(torch.equal(copies[name], getattr(inputs, name)) for name in copies)
 
 
-def convert(half, values):
-    read, write = _numba._access(half)
+def through_memory(values, dtype):
+    """Write float32 numbers as a dtype, sixteen at a time, and read them back."""
 
     @njit
-    def run(values, bits, back):
-        for i in range(values.size):
-            bits[i] = write(values[i])
-            back[i] = read(bits[i])
+    def run(values, stored, back):
+        for at in range(0, values.size, _lanes.LANES):
+            _lanes.store(stored, at, _lanes.load(values, at))
+            _lanes.store(back, at, _lanes.load(stored, at))
 
-    bits, back = np.empty(values.size, np.uint16), np.empty(values.size, np.float32)
-    run(values, bits, back)
-    return bits, back
+    stored, back = np.empty(values.size, dtype), np.empty(values.size, np.float32)
+    run(values, stored, back)
+    return back
 
 
-def test_bfloat16_is_rounded_as_torch_rounds_it():
-    """A million random bit patterns: subnormal, infinite, NaN and ties among them."""
+@pytest.mark.parametrize("native", [False, True], ids=["by-integers", "by-instruction"])
+def test_bfloat16_is_rounded_as_torch_rounds_it(native, monkeypatch):
+    """A million random bit patterns: infinite, NaN and ties among them. An instruction takes subnormals for 0."""
+    if native and not _lanes.has_feature("avx512bf16"):
+        pytest.skip("the processor has no instruction for it")
+    monkeypatch.setattr(_lanes, "has_feature", lambda name: native)
     patterns = np.random.default_rng(0).integers(0, 2**32, 2**20, dtype=np.uint32)
     patterns[: 2**16] = (patterns[: 2**16] & 0xFFFF0000) | 0x8000  # ties
     patterns[:4] = (0x7F800000, 0xFF800000, 0x7FC00000, 0x00000001)
     values = patterns.view(np.float32)
-    _, back = convert(True, values)
+    if native:
+        values = np.where(np.abs(values) < np.finfo(np.float32).tiny, np.float32(0), values)
     expected = torch.from_numpy(values).bfloat16().float().numpy()
-    assert np.array_equal(back, expected, equal_nan=True)
+    assert np.array_equal(through_memory(values, np.uint16), expected, equal_nan=True)
+
+
+def test_float16_is_rounded_as_torch_rounds_it():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # infinities of both signs, and NaN that signals
+        ties = (halves[:-1] + halves[1:]) / 2
+        values = np.concatenate([halves, ties, np.random.default_rng(0).normal(0, 1e4, 2**16 + 1)]).astype(np.float32)
+    expected = torch.from_numpy(values).half().float().numpy()
+    assert np.array_equal(through_memory(values, np.int16), expected, equal_nan=True)
+
+
+def test_exp_is_exact_to_three_units_in_the_last_place():
+    x = np.linspace(-87, 88.3, 2**20, dtype=np.float32)
+    exp = _numba_types.exp
+
+    @njit
+    def run(x, y):
+        for at in range(0, x.size, _lanes.LANES):
+            _lanes.store(y, at, exp(_lanes.load(x, at)))
+
+    y = np.empty_like(x)
+    run(x, y)
+    exact = np.exp(x.astype(np.float64))
+    assert (np.abs(y - exact) / exact).max() < 3 * 2.0**-23
+    x[:16] = [-np.inf, -1e30, -200, -88, 0, 88.8, 89, 100, 1e30, np.inf, np.nan, 1, -1, 0.5, -0.5, 2]
+    run(x[:16], y[:16])
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(y[:16], np.exp(x[:16]), rtol=1e-6, atol=2e-38)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("first", [1e4, -1e4, float("inf")])
+def test_moments_do_not_hang_on_the_values_that_are_met_first(first, layout):
+    """The first guess of the mean is one of many positions; where it is far off, the sums are taken again."""
+    x = torch.randn(8, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * 1e-2 + 1
+    x[0], x[4] = first, first if first < 1e9 else 1.0
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+    for ours, expected in zip(_numba.moments(x), reference.moments(x), strict=True):
+        torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+def test_a_wide_result_is_written_past_the_caches(monkeypatch):
+    """Streaming needs lines and memory that end where a cache's do; the numbers are the same."""
+    monkeypatch.setattr(_numba, "STREAM", 0)
+    for case in (Case(id="rows", shape=(5, 32, 3, 7), layout="channels_last"), Case(id="planes", shape=(3, 5, 8, 4))):
+        for dtype in (torch.float32, torch.bfloat16):
+            inputs = make_inputs(Case(id=case.id, shape=case.shape, layout=case.layout, dtype=dtype))
+            layout = _numba._laid_out(inputs.x)[1]
+            assert _numba._streams(layout, inputs.x, None)
+            assert not _numba._streams(layout, torch.empty(65)[1:])
+            assert_kernels_are_as_accurate_as_torchs(_numba, inputs, None, "relu")
+    assert not _numba._streams(_numba_kernels.Planes(5, 31), inputs.x)
 
 
 def test_thread_counts_of_torch_and_numba_stay_as_they_were():
@@ -111,9 +185,10 @@ def test_thread_counts_of_torch_and_numba_stay_as_they_were():
 def test_the_kernels_follow_the_number_of_torchs_threads(monkeypatch):
     used = []
     monkeypatch.setattr(_numba.numba, "set_num_threads", used.append)
+    monkeypatch.setattr(_numba.numba, "get_num_threads", lambda: 2)
     monkeypatch.setattr(_numba.torch, "get_num_threads", lambda: 1)
     _numba.moments(make_inputs(LONG[0]).x)
-    assert used == [1, numba.get_num_threads()]
+    assert used == [1, 2]
 
 
 def test_another_thread_gets_the_same_numbers():
@@ -129,17 +204,105 @@ def test_another_thread_gets_the_same_numbers():
 def test_another_default_dtype_of_torch_compiles_no_other_kernel():
     x = make_inputs(LONG[0]).x
     _numba.moments(x)
-    kernel = _numba._moments_kernel(*_numba._kind(x))
-    before = list(kernel.signatures)
+    before = list(_numba_kernels.moments.signatures)
     torch.set_default_dtype(torch.float64)
     try:
-        _numba.moments(x)
+        mean, _ = _numba.moments(x)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert kernel.signatures == before
+    assert _numba_kernels.moments.signatures == before
+    assert mean.dtype == torch.float32
 
 
 def test_two_calls_give_the_same_bits():
     inputs = make_inputs(LONG[0])
     first, second = (gradients_by_kernels(_numba, inputs, None, "relu") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in ("dx", "dweight", "dbias"))
+
+
+TRAIN = """
+import os, sys, threading, torch, steadynorm
+from steadynorm.ops import _numba
+x = torch.randn(16, 8, 32, 32, requires_grad=True)
+layer = steadynorm.BatchNorm2d(8, activation="relu")
+def train():
+    with steadynorm.backend("numba"):
+        layer(x).square().sum().backward()
+"""
+
+
+def run_python(code, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", TRAIN + code], env=os.environ | environment, capture_output=True, text=True, timeout=250
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_one_thread_by_environment_is_enough():
+    assert run_python("train(); print(torch.get_num_threads())", OMP_NUM_THREADS="1") == "1\n"
+
+
+def test_kernels_run_in_a_thread_and_change_no_thread_count():
+    code = """
+before = torch.get_num_threads()
+worker = threading.Thread(target=train); worker.start(); worker.join(); train()
+print(before == torch.get_num_threads(), x.grad is not None)
+"""
+    assert run_python(code) == "True True\n"
+
+
+def test_a_forked_child_trains_by_torchs_kernel():
+    """GNU OpenMP ends a child that starts threads where its parent had some."""
+    code = """
+train()
+x = torch.randn(64, 8, 64, 64)
+here = steadynorm.ops.dispatch.explain_backend(x).backend
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)  # as the workers of a DataLoader do: torch's own threads do not survive a fork either
+    choice = steadynorm.ops.dispatch.explain_backend(x)
+    layer(x)
+    print(here, choice.backend, "forked" in choice.reason, flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    assert run_python(code) == "numba torch True\n"
+
+
+def test_a_spawned_child_runs_the_kernels(tmp_path):
+    script = tmp_path / "spawning.py"
+    script.write_text(
+        TRAIN
+        + """
+import multiprocessing
+if __name__ == "__main__":
+    train()
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=train); child.start(); child.join()
+    print(child.exitcode)
+"""
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=250)
+    assert result.stdout == "0\n", result.stderr
+
+
+def test_a_later_process_compiles_nothing(tmp_path):
+    code = """
+train()
+from steadynorm.ops import _numba_kernels as kernels
+print(sum(len(f.stats.cache_misses) for f in (kernels.moments, kernels.transform, kernels.sums, kernels.grad)))
+"""
+    misses = [run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    assert misses == ["4\n", "0\n"]
+
+
+def test_no_place_to_keep_compiled_code_is_no_error():
+    locked = "import numba.core.caching as c; c.CacheImpl._locator_classes = []\n"
+    result = subprocess.run(
+        [sys.executable, "-c", locked + TRAIN + "train(); print(x.grad is not None)"],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert result.stdout == "True\n", result.stderr

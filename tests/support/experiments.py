@@ -17,7 +17,7 @@ from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.training import Settings
-from steadynorm.ops import dispatch
+from steadynorm.ops.dispatch import backend
 
 TINY = CompareConfig(epochs=4, batch_size=16, depth=2, widths=(4, 8), milestones=(2, 3), precision="fp32", lr=0.05)
 TINY_SETTINGS = Settings(
@@ -94,10 +94,7 @@ def without_times(record: RunRecord) -> RunRecord:
 @contextlib.contextmanager
 def on_tiny_data() -> Iterator[None]:
     """Let ``compare`` find the tiny data set in place of the embedded one, and not wait for kernels to be compiled."""
-    with (
-        mock.patch.object(compare, "load_dataset", lambda name, **_: tiny_dataset()),
-        mock.patch.object(dispatch, "SMALL", 1 << 62),
-    ):
+    with mock.patch.object(compare, "load_dataset", lambda name, **_: tiny_dataset()), backend("torch"):
         yield
 
 

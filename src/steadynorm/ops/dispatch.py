@@ -1,9 +1,20 @@
-"""Which implementation of the four kernels runs, and why."""
+"""The one door to the kernels: which implementation runs, and why.
+
+The four are registered with torch under ``torch.ops.steadynorm``, so that compilers, exporters and function
+transforms see four operations and none of their insides. The choice among the implementations is made when one runs.
+"""
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,40 +22,218 @@ from torch import Tensor
 from steadynorm.ops import reference
 from steadynorm.ops.reference import Activation
 
-__all__ = ["choose_backend", "moments", "transform", "transform_grad", "transform_sums"]
+__all__ = [
+    "Backend",
+    "Choice",
+    "backend",
+    "choose_backend",
+    "explain_backend",
+    "kernels_for",
+    "moments",
+    "smallest_for_numba",
+    "transform",
+    "transform_grad",
+    "transform_sums",
+]
 
-Backend = Literal["numba", "reference"]
-SMALL = 1 << 15
-"""Values below which starting threads costs more than they save."""
+Backend = Literal["reference", "numba", "triton", "torch"]
+# Values below which torch's own batch norm and ReLU, forward and backward, take less time than ours on a CPU, where a
+# call costs a fixed time more. Measured with cold caches by `steadynorm bench kernels`.
+SMALL_PLANES = 1 << 18
+SMALL_ROWS = 1 << 21
+SMALL_HALF = 1 << 20
+SMALL_ON_GPU = 1 << 20
+"""Likewise on a GPU; not measured."""
 
 
-def choose_backend(x: Tensor, *others: Tensor | None) -> Backend:
-    """Choose the fastest implementation that takes these tensors.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which implementation runs, and why."""
 
-    ``numba`` where x is a plain float32 or bfloat16 tensor on the CPU, dense and contiguous or channels-last, not
-    small, and the others have its dtype; ``reference`` everywhere else, and wherever tensors are traced or wrapped
-    (compilers, exporters, function transforms).
+    backend: Backend
+    reason: str
+
+
+_SMALL = Choice(backend="torch", reason="small: starting our kernels would cost more than they save")
+_NUMBA = Choice(backend="numba", reason="a CPU tensor that is not small, in a dtype that the compiled kernels take")
+_TRITON = Choice(backend="triton", reason="a GPU tensor that is not small, in a dtype that the Triton kernels take")
+_NO_TRITON = Choice(backend="torch", reason="a GPU tensor, and Triton is not installed")
+_OTHER_DEVICE = Choice(backend="torch", reason="neither a CPU nor a CUDA tensor")
+_AMBIGUOUS = Choice(
+    backend="reference", reason="torch's own gradient may be wrong where a dimension of size 1 hides the memory format"
+)
+_wanted: Backend | Literal["auto"] = "auto"
+
+
+@contextmanager
+def backend(name: Backend | Literal["auto"]) -> Iterator[None]:
+    """Use one implementation for everything within, in all threads.
+
+    Args:
+        name: ``auto`` chooses for each tensor, see :func:`explain_backend`; ``reference`` the formulas in plain
+            tensor operations; ``numba`` compiled for the CPU; ``triton`` for GPUs; ``torch`` torch's own batch norm
+            (what torch has no kernel for runs the reference).
+
+    Raises:
+        ValueError: there is no such implementation.
+        RuntimeError: it is not installed. A tensor that it cannot take raises ValueError when it is met.
+
+    >>> with backend("reference"):
+    ...     choose_backend(torch.randn(2, 3))
+    'reference'
+    """
+    global _wanted
+    if name != "auto" and name not in get_args(Backend):
+        raise ValueError(f"backend: must be auto, {', '.join(get_args(Backend))}, got {name!r}.")
+    if name in ("numba", "triton") and find_spec(name) is None:
+        raise RuntimeError(f"backend: {name} must be installed. Run: pip install {name}")
+    before, _wanted = _wanted, name
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def explain_backend(x: Tensor, *others: Tensor | None) -> Choice:
+    """Say which implementation takes such tensors, and why.
+
+    By device, dtype, memory layout and size alone. Never one that is slower than torch's own: small tensors, float64
+    and tensors whose dtypes differ are torch's.
 
     Args:
         x: the input of a kernel.
         others: what else it reads of that shape: gradient, residual.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or x.device.type != "cpu"
-        or x.numel() < SMALL
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return "reference"
-    from steadynorm.ops import _numba  # importing Numba takes a second, which small tensors need not pay
 
-    return "numba" if _numba.supports(x, *others) else "reference"
+    Raises:
+        ValueError: :func:`backend` asks for an implementation that cannot take them.
+    """
+    if _wanted != "auto":
+        return _as_asked(_wanted, x, others)
+    if x.device.type == "cpu":
+        if x.numel() < smallest_for_numba(x):
+            return _torch_for(x, _SMALL)
+        from steadynorm.ops import (
+            _numba,
+        )  # importing Numba takes a quarter of a second, which small tensors need not pay
+
+        obstacle = _numba.obstacle(x, *others)
+        return _NUMBA if obstacle is None else _torch_for(x, Choice(backend="torch", reason=obstacle))
+    if x.device.type != "cuda":
+        return _OTHER_DEVICE
+    if x.numel() < SMALL_ON_GPU:
+        return _SMALL
+    if find_spec("triton") is None:
+        return _NO_TRITON
+    obstacle = _module("triton").obstacle(x, *others)
+    return _TRITON if obstacle is None else Choice(backend="torch", reason=obstacle)
+
+
+def kernels_for(x: Tensor, *others: Tensor | None) -> ModuleType:
+    """Give the module whose four functions to call: this one, or an implementation itself.
+
+    An implementation where nobody looks on (no autograd, compiler, transform, tracer or mode): torch's dispatcher
+    takes as long as a kernel does for a tensor that is not large.
+    """
+    return _module(choose_backend(x, *others)) if _unobserved(x) else sys.modules[__name__]
+
+
+def _unobserved(x: Tensor) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def smallest_for_numba(x: Tensor) -> int:
+    """Count the values from which the compiled kernels are the faster ones, for such a dtype and memory layout."""
+    if x.dtype != torch.float32:
+        return SMALL_HALF
+    return SMALL_ROWS if x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous() else SMALL_PLANES
+
+
+def choose_backend(x: Tensor, *others: Tensor | None) -> Backend:
+    """Choose the implementation, see :func:`explain_backend`."""
+    return explain_backend(x, *others).backend
+
+
+def _as_asked(wanted: Backend, x: Tensor, others: tuple[Tensor | None, ...]) -> Choice:
+    obstacle = _module(wanted).obstacle(x, *others) if wanted in ("numba", "triton") else None
+    if obstacle is not None:
+        raise ValueError(
+            f"backend: {wanted} must be able to take the tensor, but {obstacle} ({x.dtype} {tuple(x.shape)} on "
+            f'{x.device}). Use backend("auto").'
+        )
+    return Choice(backend=wanted, reason=f'backend("{wanted}") asks for it')
+
+
+def _torch_for(x: Tensor, choice: Choice) -> Choice:
+    """Give torch's own kernel, except where it is not to be trusted."""
+    return _AMBIGUOUS if 1 in x.shape[1:] and not x.is_contiguous() else choice
+
+
+def _module(name: Backend) -> ModuleType:
+    if name == "numba":
+        return _load_numba()
+    if name == "triton":
+        from steadynorm.ops import _triton
+
+        return _triton
+    return reference
+
+
+@cache
+def _load_numba() -> ModuleType:
+    """Import the compiled kernels when they are needed first: it takes half a second, which small tensors never pay."""
+    collecting = gc.isenabled()
+    gc.disable()  # a hundred thousand new objects, none of them garbage: looking through them takes a third of the time
+    try:
+        from steadynorm.ops import _numba
+
+        _numba.start()
+    finally:
+        if collecting:
+            gc.enable()
+    return _numba
+
+
+_TAGS = (
+    torch.Tag.pt2_compliant_tag,
+    # A compiler shall hand over tensors as they lie, not as copies in another layout.
+    getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order),
+)
+_COMMON = "Tensor x, Tensor center, Tensor scale, Tensor shift, Tensor? residual, str? activation"
+_library = torch.library.Library("steadynorm", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _register(name: str, signature: str) -> Callable[..., Any]:
+    """Define an operation that hands its arguments to the chosen implementation's function of the same name."""
+    _library.define(f"{name}({signature}", tags=_TAGS)  # type: ignore[no-untyped-call]
+    at = 1 if "dy" in signature else 0
+
+    def run(*arguments: Any) -> Any:  # noqa: ANN401 (as the signature says)
+        others = () if name == "moments" else (*arguments[:at], arguments[at + 4])
+        result = getattr(_module(choose_backend(arguments[at], *others)), name)(*arguments)
+        # A list holds what may be absent.
+        return [each for each in result if each is not None] if name == "transform_grad" else result
+
+    _library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    operation: Callable[..., Any] = getattr(torch.ops.steadynorm, name).default
+    return operation
+
+
+_moments = _register("moments", "Tensor x) -> (Tensor, Tensor)")
+_transform = _register("transform", f"{_COMMON}) -> Tensor")
+_transform_sums = _register("transform_sums", f"Tensor dy, {_COMMON}) -> (Tensor, Tensor)")
+_transform_grad = _register("transform_grad", f"Tensor dy, {_COMMON}, Tensor a, Tensor b, Tensor c) -> Tensor[]")
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`steadynorm.ops.reference.moments`."""
-    mean, var = _kernels(x).moments(x)
+    mean, var = _moments(x)
     return mean, var
 
 
@@ -52,7 +241,7 @@ def transform(
     x: Tensor, center: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, activation: Activation | None
 ) -> Tensor:
     """See :func:`steadynorm.ops.reference.transform`."""
-    y: Tensor = _kernels(x, residual).transform(x, center, scale, shift, residual, activation)
+    y: Tensor = _transform(x, center, scale, shift, residual, activation)
     return y
 
 
@@ -66,8 +255,7 @@ def transform_sums(
     activation: Activation | None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`steadynorm.ops.reference.transform_sums`."""
-    kernels = _kernels(x, dy, residual)
-    sum_dy, sum_dy_xc = kernels.transform_sums(dy, x, center, scale, shift, residual, activation)
+    sum_dy, sum_dy_xc = _transform_sums(dy, x, center, scale, shift, residual, activation)
     return sum_dy, sum_dy_xc
 
 
@@ -84,14 +272,79 @@ def transform_grad(
     c: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """See :func:`steadynorm.ops.reference.transform_grad`."""
-    kernels = _kernels(x, dy, residual)
-    dx, d_residual = kernels.transform_grad(dy, x, center, scale, shift, residual, activation, a, b, c)
-    return dx, d_residual
+    dx, *d_residual = _transform_grad(dy, x, center, scale, shift, residual, activation, a, b, c)
+    return dx, d_residual[0] if d_residual else None
 
 
-def _kernels(x: Tensor, *others: Tensor | None) -> ModuleType:
-    if choose_backend(x, *others) == "reference":
-        return reference
-    from steadynorm.ops import _numba
+def _statistics_like(x: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
-    return _numba
+
+@torch.library.register_fake("steadynorm::moments", lib=_library)  # type: ignore[untyped-decorator]
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _statistics_like(x)
+
+
+@torch.library.register_fake("steadynorm::transform", lib=_library)  # type: ignore[untyped-decorator]
+def _(x: Tensor, *_: Any) -> Tensor:  # noqa: ANN401 (as the signature says)
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("steadynorm::transform_sums", lib=_library)  # type: ignore[untyped-decorator]
+def _(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 (as above)
+    return _statistics_like(x)
+
+
+@torch.library.register_fake("steadynorm::transform_grad", lib=_library)  # type: ignore[untyped-decorator]
+def _(
+    dy: Tensor,
+    x: Tensor,
+    center: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    *_: Any,  # noqa: ANN401 (as above)
+) -> list[Tensor]:
+    dx = torch.empty_like(x)
+    return [dx] if residual is None else [dx, torch.empty_like(x, dtype=residual.dtype)]
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 (torch's)
+    ctx.save_for_backward(inputs[0], output[0])
+
+
+def _moments_backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> Tensor:  # noqa: ANN401 (as above)
+    """Give dx = d_mean/n + 2·d_var/n·(x − mean), which is a transform."""
+    x, mean = ctx.saved_tensors
+    count = x.numel() // x.shape[1]
+    return transform(x, mean, 2 * d_var / count, d_mean / count, None, None)
+
+
+def _save_transform(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401 (as above)
+    *tensors, ctx.activation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _transform_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
+    x, center, scale, shift, residual = ctx.saved_tensors
+    common = (dy, x, center, scale, shift, residual, ctx.activation)
+    sum_dy, sum_dy_xc = transform_sums(*common)
+    nothing = torch.zeros_like(scale)
+    dx, d_residual = transform_grad(*common, scale, nothing, nothing)
+    return dx, -scale * sum_dy, sum_dy_xc, sum_dy, d_residual, None
+
+
+def _refuse(ctx: Any, *_: Any) -> None:  # noqa: ANN401 (as above)
+    raise NotImplementedError(
+        "steadynorm.ops: transform_sums and transform_grad must be the last derivative that is taken. "
+        "A layer can be differentiated twice; its kernels by themselves only once."
+    )
+
+
+torch.library.register_autograd("steadynorm::moments", _moments_backward, setup_context=_save_moments, lib=_library)
+torch.library.register_autograd(
+    "steadynorm::transform", _transform_backward, setup_context=_save_transform, lib=_library
+)
+torch.library.register_autograd("steadynorm::transform_sums", _refuse, lib=_library)
+torch.library.register_autograd("steadynorm::transform_grad", _refuse, lib=_library)

@@ -118,7 +118,7 @@ def transform_grad(
     """
     dx_NCS = centred(x_NCS, center)
     dpre_NCS = _behind_activation(dy_NCS, dx_NCS, scale, shift, residual_NCS, activation)
-    d_residual = None if residual_NCS is None else torch.empty_like(residual_NCS).copy_(dpre_NCS)
+    d_residual = None if residual_NCS is None else torch.empty_like(x_NCS, dtype=residual_NCS.dtype).copy_(dpre_NCS)
     dx_NCS.mul_(per_channel(b, x_NCS)).add_(dpre_NCS.mul_(per_channel(a, x_NCS))).add_(per_channel(c, x_NCS))
     return dx_NCS.to(x_NCS.dtype), d_residual
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steadynorm.ops import dispatch, reference
+from steadynorm.ops import reference
+from steadynorm.ops.dispatch import kernels_for
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
@@ -37,8 +39,19 @@ def normalize(
         y in the shape, dtype and memory format of x, differentiable twice with respect to x, residual and
         parameters; and the moments of x, without gradient.
     """
-    y, mean, var = _Normalize.apply(x, residual, rule, activation, *parameters)  # type: ignore[no-untyped-call]
+    if residual is x:  # Dynamo traces no function that is given one tensor twice
+        residual = x.view_as(x)
+    y, mean, var = _apply()(x, residual, rule, activation, *parameters)
     return y, Moments(mean=mean, var=var, count=_count(x))
+
+
+def _apply() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Give ``_Normalize.apply``; where no transform needs it, without the 50 µs that torch spends on signatures."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        whole: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Normalize.apply
+        return whole
+    bare: Callable[..., tuple[Tensor, Tensor, Tensor]] = super(torch.autograd.Function, _Normalize).apply
+    return bare
 
 
 def _count(x: Tensor) -> int:
@@ -56,16 +69,19 @@ class _Normalize(torch.autograd.Function):
         activation: Activation | None,
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = dispatch.moments(x)
+        kernels = kernels_for(x, residual)
+        mean, var = kernels.moments(x)
         affine = rule.forward(Moments(mean=mean, var=var, count=_count(x)), *parameters)
-        return dispatch.transform(x, affine.center, affine.scale, affine.shift, residual, activation), mean, var
+        return kernels.transform(x, affine.center, affine.scale, affine.shift, residual, activation), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401 (torch gives no type that has these attributes)
         x, residual, ctx.rule, ctx.activation, *parameters = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
-        ctx.save_for_backward(x, residual, mean, var, *parameters)
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        # Without an activation the residual's gradient is dy, and nothing else depends on it.
+        ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, *parameters)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
@@ -74,17 +90,32 @@ class _Normalize(torch.autograd.Function):
             return _twice_differentiable_backward(ctx, dy, x, residual, *parameters)
         moments = Moments(mean=mean, var=var, count=_count(x))
         affine = ctx.rule.forward(moments, *parameters)
-        sum_dy, sum_dy_xc = dispatch.transform_sums(
+        kernels = kernels_for(x, dy, residual)
+        sum_dy, sum_dy_xc = kernels.transform_sums(
             dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation
         )
         gradient = Affine(-affine.scale * sum_dy, sum_dy_xc, sum_dy)
         d_mean, d_var, d_parameters = ctx.rule.backward(gradient, moments, *parameters)
-        b = 2 * d_var / moments.count
-        c = d_mean / moments.count + b * (affine.center - mean)
-        dx, d_residual = dispatch.transform_grad(
+        b = d_var * (2 / moments.count)
+        c = d_mean / moments.count
+        if affine.center is not mean:
+            c = c + b * (affine.center - mean)
+        dx, d_residual = kernels.transform_grad(
             dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation, affine.scale, b, c
         )
-        return dx, d_residual, None, None, *d_parameters
+        return dx, _gradient_of_residual(ctx, dy, d_residual), None, None, *d_parameters
+
+    @staticmethod
+    def vmap(*_: object) -> tuple[Tensor, tuple[int | None, ...]]:
+        """Refuse: the examples of a batch are what a layer in training normalizes by."""
+        raise RuntimeError(
+            "normalize: training on batch statistics cannot be mapped over examples by torch.func.vmap, got a mapped "
+            "input. Call .eval(), or let the mapped dimension be part of the batch."
+        )
+
+
+def _gradient_of_residual(ctx: Any, dy: Tensor, d_residual: Tensor | None) -> Tensor | None:  # noqa: ANN401 (as above)
+    return dy.to(ctx.residual_dtype) if d_residual is None and ctx.residual_dtype is not None else d_residual
 
 
 def _twice_differentiable_backward(
@@ -106,4 +137,4 @@ def _twice_differentiable_backward(
     dx, d_residual, *d_parameters = (
         next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in inputs
     )
-    return dx, d_residual, None, None, *d_parameters
+    return dx, _gradient_of_residual(ctx, dy, d_residual), None, None, *d_parameters

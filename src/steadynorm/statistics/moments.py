@@ -108,7 +108,9 @@ def measure(x: Tensor) -> Moments:
     rest = x.sub_(per_channel(mean, x))
     correction = channel_sum(rest) / count
     var = channel_sum(rest.square_()) / count - correction.square()
-    return Moments(mean=mean + correction, var=var.clamp(min=0), count=count)
+    # An infinite mean has no correction, and is infinite in torch's estimate as well.
+    mean = torch.where(correction.isnan(), mean, mean + correction)
+    return Moments(mean=mean, var=var.clamp(min=0), count=count)
 
 
 def centred(x: Tensor, center: Tensor) -> Tensor:

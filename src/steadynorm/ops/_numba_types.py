@@ -1,0 +1,179 @@
+"""What the CPU kernels are told by types: where numbers lie and in which dtype, and which activation follows.
+
+Numba compiles a version per type of the arguments; an implementation is chosen while it compiles, and costs nothing
+when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import carray, njit
+from numba.core.types import none
+from numba.extending import overload
+
+from steadynorm.ops._lanes import fill, pointer_to, power_of_two, where
+
+__all__ = [
+    "Activation",
+    "Array",
+    "BFloat16",
+    "Float16",
+    "Float32",
+    "Identity",
+    "LeakyRelu",
+    "Memory",
+    "Relu",
+    "Silu",
+    "Type",
+    "Vector",
+    "activate",
+    "array",
+    "behind",
+    "choose",
+    "choose_inline",
+    "compiled",
+    "exp",
+    "inline",
+    "parallel",
+]
+
+Array = np.ndarray[Any, Any]
+Vector = Any
+"""Sixteen float32 numbers, see _lanes.py."""
+Type = Any
+"""What Numba knows of an argument while it compiles."""
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noqa: ANN401 (numba's options)
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        result: Callable[..., Any] = njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no place to keep compiled code, neither here nor in the user's home
+        result = njit(**options)(function)
+    return result
+
+
+# Only what is written as prange becomes parallel: each further loop would cost a second of compiling.
+_LOOPS_AS_WRITTEN = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil"), False)
+parallel = partial(compiled, parallel={"prange": True, "fusion": False, **_LOOPS_AS_WRITTEN})
+inline: Callable[..., Any] = njit(forceinline=True, error_model="numpy")
+# The types that an implementation is chosen by are not those that its annotations name.
+choose: Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]] = partial(overload, strict=False)
+choose_inline = partial(choose, jit_options={"forceinline": True, "error_model": "numpy"})
+
+
+class Float32(NamedTuple):
+    """Memory that holds float32 numbers."""
+
+    address: int
+
+
+class BFloat16(NamedTuple):
+    """Memory that holds bfloat16 numbers."""
+
+    address: int
+
+
+class Float16(NamedTuple):
+    """Memory that holds float16 numbers."""
+
+    address: int
+
+
+Memory = Float32 | BFloat16 | Float16
+
+
+class Identity(NamedTuple):
+    """No activation."""
+
+
+class Relu(NamedTuple):
+    """0 where pre ≤ 0, else pre."""
+
+
+class LeakyRelu(NamedTuple):
+    """Pre where pre > 0, else slope·pre."""
+
+    slope: float
+
+
+class Silu(NamedTuple):
+    """pre·sigmoid(pre)."""
+
+
+Activation = Identity | Relu | LeakyRelu | Silu
+
+
+def array(memory: Memory | None, size: int) -> Any:  # noqa: ANN401 (an array, or None)
+    """View memory as numbers, or as the bits of them."""
+    raise NotImplementedError
+
+
+@choose_inline(array)
+def _array_of(memory: Type, size: Type) -> Callable[..., Any]:
+    if memory in (none, none.__class__):
+        return lambda memory, size: None
+    dtype = {Float32: np.float32, BFloat16: np.uint16, Float16: np.int16}[memory.instance_class]
+    return lambda memory, size: carray(pointer_to(memory.address), size, dtype)
+
+
+def activate(activation: Activation, pre: Vector) -> Vector:
+    """Give activation(pre), with torch's ways at 0 and NaN."""
+    raise NotImplementedError
+
+
+@choose_inline(activate)
+def _activation(activation: Type, pre: Type) -> Callable[..., Any]:
+    implementations: dict[type, Callable[..., Any]] = {
+        Identity: lambda activation, pre: pre,
+        Relu: lambda activation, pre: where(pre <= fill(0.0), fill(0.0), pre),
+        LeakyRelu: lambda activation, pre: where(pre > fill(0.0), pre, pre * fill(activation.slope)),
+        Silu: lambda activation, pre: pre / (fill(1.0) + exp(fill(0.0) - pre)),
+    }
+    return implementations[activation.instance_class]
+
+
+def behind(activation: Activation, dy: Vector, pre: Vector) -> Vector:
+    """Give dy′ = dy·activation′(pre)."""
+    raise NotImplementedError
+
+
+@choose_inline(behind)
+def _derivative(activation: Type, dy: Type, pre: Type) -> Callable[..., Any]:
+    implementations: dict[type, Callable[..., Any]] = {
+        Identity: lambda activation, dy, pre: dy,
+        Relu: lambda activation, dy, pre: where(pre <= fill(0.0), fill(0.0), dy),
+        LeakyRelu: lambda activation, dy, pre: where(pre > fill(0.0), dy, dy * fill(activation.slope)),
+        Silu: lambda activation, dy, pre: _behind_silu(dy, pre),
+    }
+    return implementations[activation.instance_class]
+
+
+@inline
+def _behind_silu(dy: Vector, pre: Vector) -> Vector:
+    sigmoid = fill(1.0) / (fill(1.0) + exp(fill(0.0) - pre))
+    return dy * sigmoid * (fill(1.0) + pre * (fill(1.0) - sigmoid))
+
+
+@inline
+def exp(x: Vector) -> Vector:
+    """Exponentiate by the polynomial of Cephes's expf (Moshier), x being k·ln(2) + r.
+
+    Below −87 it gives the exponential of −87, which is nothing beside 1.
+    """
+    within = where(x > fill(-87.0), x, fill(-87.0))
+    within = where(within <= fill(89.0), within, fill(89.0))
+    shifted = within * fill(1.44269504) + fill(12582912.0)  # beyond 1.5·2²³ a float32 is a whole number
+    k = shifted - fill(12582912.0)
+    r = (within - k * fill(0.693359375)) - k * fill(-2.12194440e-4)  # ln(2) in two parts
+    p = fill(1.9875691500e-4) * r + fill(1.3981999507e-3)
+    p = p * r + fill(8.3334519073e-3)
+    p = p * r + fill(4.1665795894e-2)
+    p = p * r + fill(1.6666665459e-1)
+    p = p * r + fill(5.0000001201e-1)
+    result = (p * (r * r) + r + fill(1.0)) * power_of_two(k)
+    return where(x <= fill(89.0), result, x * fill(3e38))  # infinity; NaN stays NaN

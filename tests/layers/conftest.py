@@ -1,0 +1,3 @@
+from tests.support.backends import each_backend
+
+__all__ = ["each_backend"]
