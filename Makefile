@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test check format clean
+.PHONY: compare test check gpu format clean
 
 compare: $(READY)  ## train the article's network with and without batch norm on the embedded data
 	$(BIN)/steadynorm compare
@@ -15,6 +15,12 @@ check: $(READY)  ## formatting, lint, types, import contract
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+OUT ?= runs/gpu
+gpu:  ## on a machine with a GPU, torch, Triton, pytest and tyro: its tests and its benchmark; OUT=DIR takes the record
+	PYTHONPATH=src timeout 200 $(PYTHON) -m pytest -m gpu tests/ops tests/bench
+	PYTHONPATH=src timeout 380 $(PYTHON) -m steadynorm.bench kernels --device cuda --op norm_relu norm_relu_residual \
+		--shapes resnet50 --batches 128 --dtypes bfloat16 --layouts channels_last --compile --seconds 0.3 --out $(OUT)
 
 format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff format .

@@ -20,6 +20,19 @@ COMPARE_FLAGS = """
 """
 
 
+BENCH_KERNELS_FLAGS = """
+    --op --shapes --batches --dtypes --layouts --max-mb --compile --seconds --threads --device --out --json
+"""
+BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json"
+FLAGS = {
+    "compare": COMPARE_FLAGS,
+    "report": "--json",
+    "bench kernels": BENCH_KERNELS_FLAGS,
+    "bench step": BENCH_STEP_FLAGS,
+    "bench table": "",
+}
+
+
 def exit_status(*arguments: str) -> int:
     with on_tiny_data():
         try:
@@ -84,16 +97,37 @@ def test_json_is_the_summary_alone(compared: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == json.loads((compared / "summary.json").read_text())
 
 
-def test_the_commands_and_flags_are_these(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(cli.COMMANDS) == ["compare", "report"]
-    assert exit_status("compare", "--help") == 0
-    shown = capsys.readouterr().out
-    assert set(re.findall(r"--[a-z][a-z-]*", shown)) == {*COMPARE_FLAGS.split(), "--help"}
-    assert exit_status("report", "--help") == 0
-    assert "--json" in capsys.readouterr().out
+def test_the_commands_are_these() -> None:
+    assert list(cli.COMMANDS) == list(FLAGS)
 
 
-@pytest.mark.parametrize("arguments", [(), ("compair",), ("compare", "--epochs", "x"), ("compare", "--data", "mnist")])
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_of_a_command_are_these(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(*command.split(), "--help") == 0
+    flags = re.findall(r"^\W (?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert sorted(flags) == sorted([*FLAGS[command].split(), "--help"])
+
+
+def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--help") == 0
+    assert re.search(r"bench +Speed and memory of the layers beside torch's own\.", capsys.readouterr().out)
+    assert exit_status("bench", "--help") == 0
+    assert re.findall(r"• (\w+)", capsys.readouterr().out) == ["kernels", "step", "table"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("compair",),
+        ("compare", "--epochs", "x"),
+        ("compare", "--data", "mnist"),
+        ("bench",),
+        ("bench", "kernel"),
+        ("bench kernels",),
+        ("bench", "kernels", "--op", "normalize"),
+    ],
+)
 def test_a_usage_error_is_exit_status_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(*arguments) == 2
     assert capsys.readouterr().err != ""
@@ -125,6 +159,11 @@ def test_how_a_command_ends_decides_the_exit_status(
     monkeypatch.setitem(cli.COMMANDS, "report", (cli.ReportConfig, fail))
     assert exit_status("report", "x") == status
     assert capsys.readouterr().err == message
+
+
+def test_a_command_may_give_an_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "report", (cli.ReportConfig, lambda config: 1))
+    assert exit_status("report", "x") == 1
 
 
 def test_a_disk_that_is_full_at_the_report_says_how_to_go_on(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 __all__ = ["main"]
 
@@ -20,18 +20,14 @@ if missing := [name for name in NEEDED if find_spec(name) is None]:
 import tyro  # noqa: E402 (behind the check, so that a missing extra is one line)
 from rich.console import Console  # noqa: E402
 
+from steadynorm.bench import commands as bench  # noqa: E402
+from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
 from steadynorm.lab.experiments import compare as compare_experiment  # noqa: E402
-from steadynorm.lab.failure import UserError  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.progress import open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.results import results_table  # noqa: E402
-
-CANNOT = 2
-"""Exit status where what was asked for cannot be done."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,33 +57,22 @@ def report(config: ReportConfig) -> None:
 
 
 # command -> (its flags, what it does)
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+COMMANDS: dict[str, Command] = {
     "compare": (compare_experiment.CompareConfig, compare),
     "report": (ReportConfig, report),
+    **{f"bench {name}": command for name, command in bench.COMMANDS.items()},
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 2 it cannot be done (one line says why), 130 interrupted."""
-    config = tyro.extras.subcommand_cli_from_dict(
-        {name: flags for name, (flags, _) in COMMANDS.items()},
+    """Run one command and exit; see :func:`steadynorm.commands.run_command`."""
+    run_command(
+        COMMANDS,
+        arguments,
         prog="steadynorm",
-        description="Experiments on normalization in PyTorch, each a single command that ends in a report.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        description="Experiments on normalization in PyTorch, each a single command that ends in a report; and speeds.",
+        groups={"bench": bench.SUMMARY},
     )
-    command = next(function for flags, function in COMMANDS.values() if isinstance(config, flags))
-    try:
-        command(config)
-    except UserError as error:
-        print(f"steadynorm: {error}", file=sys.stderr)
-        sys.exit(CANNOT)
-    except OSError as error:
-        place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where
-        print(f"steadynorm: {place}{error.strerror}.", file=sys.stderr)
-        sys.exit(CANNOT)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
 
 
 def _show(page: Path, *, as_json: bool) -> None:

@@ -1,0 +1,158 @@
+"""No speed without agreement: ours is held to the float64 reference on the very case that is timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.bench.sides import Inputs
+from steadynorm.ops import reference
+from steadynorm.ops.reference import Activation
+
+__all__ = ["Agreement", "check_agreement"]
+
+EPS, MOMENTUM = 1e-5, 0.1  # defaults of the layers
+KINK_MARGIN = 0.05  # where y before the ReLU is nearer to 0, rounding may decide what its slope is
+FLOOR_ULPS = 8
+CHUNK = 1 << 23  # values that are held in float64 at a time
+
+Results = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """The result that comes nearest to what is allowed, or goes furthest beyond it."""
+
+    what: str
+    error: float
+    """Largest difference to the float64 reference; infinite where dtype or strides are not torch's."""
+    allowed: float
+    """Twice torch's own largest difference, and eight units in the last place of the largest value."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is within; NaN is not."""
+        return self.error <= self.allowed
+
+    @property
+    def excess(self) -> float:
+        """Multiple of what is allowed."""
+        if self.agrees:
+            return self.error / self.allowed if self.allowed else 0.0
+        return math.inf if math.isnan(self.error) or not self.allowed else self.error / self.allowed
+
+
+@torch.no_grad()
+def check_agreement(ours: nn.Module, native: nn.Module, inputs: Inputs, activation: Activation | None) -> Agreement:
+    """Compare y, every gradient and both running statistics after one training step.
+
+    The gradient that goes in is zero where the slope of the activation hangs on rounding.
+
+    Args:
+        ours: changed by the step, like ``native``: torch's own layer, with equal parameters.
+        native: whose error is the measure.
+        inputs: left as they are.
+        activation: what follows the norm in both.
+    """
+    inputs = replace(inputs, dy=inputs.dy.clone())
+    weight, bias = (parameter.detach().clone() for parameter in ours.parameters())
+    problem = _Problem(inputs.dy, inputs.x.detach(), inputs.residual, weight, bias)
+    if activation is not None:
+        for channels in _chunks(problem.x):
+            pre = _forward(problem.of(channels), None)[0]
+            inputs.dy[:, channels].masked_fill_(pre.abs() < KINK_MARGIN, 0)
+    found, measure = _one_step(ours, inputs), _one_step(native, inputs)
+    sizes: dict[str, Tensor] = {}
+    for channels in _chunks(problem.x):
+        for what, (truth, size) in _expected(problem.of(channels), activation).items():
+            errors = [(_take(results[what], channels) - truth).abs().max() for results in (found, measure)]
+            largest = torch.stack([*errors, size.abs().max()])
+            sizes[what] = torch.maximum(sizes.get(what, largest), largest)  # which hands NaN on
+    return max((_judge(what, found[what], measure[what], sizes[what]) for what in sizes), key=lambda one: one.excess)
+
+
+def _judge(what: str, ours: Tensor, native: Tensor, sizes: Tensor) -> Agreement:
+    error, native_error, size = sizes.tolist()
+    allowed = 2 * native_error + FLOOR_ULPS * torch.finfo(native.dtype).eps * size
+    return Agreement(what=what, error=error if _kind(ours) == _kind(native) else math.inf, allowed=allowed)
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, list[int]]:
+    """Give dtype and strides; a dimension of size 1 may have any stride."""
+    return tensor.dtype, [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What a step begins with."""
+
+    dy: Tensor
+    x: Tensor
+    residual: Tensor | None
+    weight: Tensor
+    bias: Tensor
+
+    def of(self, channels: slice) -> _Problem:
+        """Take some channels, in float64."""
+        residual = None if self.residual is None else _take(self.residual, channels)
+        return _Problem(
+            _take(self.dy, channels),
+            _take(self.x, channels),
+            residual,
+            _take(self.weight, channels),
+            _take(self.bias, channels),
+        )
+
+
+def _chunks(x: Tensor) -> Iterator[slice]:
+    """Share out the channels, which no result mixes."""
+    together = max(1, CHUNK * x.shape[1] // x.numel())
+    for start in range(0, x.shape[1], together):
+        yield slice(start, start + together)
+
+
+def _take(tensor: Tensor, channels: slice) -> Tensor:
+    """Give some channels of shape (C,) or (N, C, H, W) in float64."""
+    return (tensor[channels] if tensor.dim() == 1 else tensor[:, channels]).double()
+
+
+@torch.enable_grad()
+def _one_step(module: nn.Module, inputs: Inputs) -> Results:
+    """Give what a step leaves, by name."""
+    y = module(*inputs.given)
+    leaves = {"dx": inputs.x} | ({} if inputs.residual is None else {"d_residual": inputs.residual})
+    leaves |= dict(zip(("dweight", "dbias"), module.parameters(), strict=True))
+    gradients = torch.autograd.grad(y, list(leaves.values()), inputs.dy)
+    buffers = {path.rpartition(".")[2]: buffer for path, buffer in module.named_buffers()}
+    running = {name: buffers[name] for name in ("running_mean", "running_var")}
+    return {"y": y.detach()} | dict(zip(leaves, gradients, strict=True)) | running
+
+
+def _forward(problem: _Problem, activation: Activation | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give y, mean, var and 1/std."""
+    mean, var = reference.moments(problem.x)
+    rstd = (var + EPS).rsqrt()
+    y = reference.transform(problem.x, mean, rstd * problem.weight, problem.bias, problem.residual, activation)
+    return y, mean, var, rstd
+
+
+def _expected(problem: _Problem, activation: Activation | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Give each result, and what its rounding is a share of; by the reference's kernels and batch norm's numbers.
+
+    That is the result itself, but for the mean the root mean square of what is summed, which may cancel.
+    """
+    y, mean, var, rstd = _forward(problem, activation)
+    scale, count = rstd * problem.weight, problem.x.numel() / problem.x.shape[1]
+    common = (problem.dy, problem.x, mean, scale, problem.bias, problem.residual, activation)
+    sum_dy, sum_dy_xc = reference.transform_sums(*common)
+    b, c = -scale * rstd**2 * sum_dy_xc / count, -scale * sum_dy / count
+    dx, d_residual = reference.transform_grad(*common, scale, b, c)
+    results = {"y": y, "dx": dx, "dweight": sum_dy_xc * rstd, "dbias": sum_dy}
+    results |= {} if d_residual is None else {"d_residual": d_residual}
+    results["running_var"] = 1 - MOMENTUM + MOMENTUM * var * count / (count - 1)
+    expected = {what: (result, result) for what, result in results.items()}
+    return expected | {"running_mean": (MOMENTUM * mean, MOMENTUM * (mean**2 + var).sqrt())}

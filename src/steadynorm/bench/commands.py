@@ -1,0 +1,67 @@
+"""The commands of the bench: command -> its flags and what it does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from steadynorm.bench import kernels as kernels_bench
+from steadynorm.bench import step as step_bench
+from steadynorm.bench.display import Display, open_display
+from steadynorm.bench.record import Record, read_record
+from steadynorm.bench.table import markdown, summary_lines
+
+__all__ = ["COMMANDS", "SUMMARY", "TableConfig"]
+
+SUMMARY = "Speed and memory of the layers beside torch's own."
+DISAGREES = 1
+"""Exit status where ours is not what the reference says; nothing is timed there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Print the record of a bench as a Markdown table."""
+
+    record: Annotated[Path, tyro.conf.Positional]
+    """A file that --out has written."""
+
+
+def kernels(config: kernels_bench.KernelsConfig) -> int:
+    """Time the layers alone."""
+    record = _measure(config, kernels_bench.run)
+    if not config.json:
+        print(*summary_lines(record), sep="\n")
+    return DISAGREES if record["summary"]["disagreeing"] else 0
+
+
+def step(config: step_bench.StepConfig) -> int:
+    """Time whole training steps."""
+    record = _measure(config, step_bench.run)
+    return 0 if all(network["agrees"] for network in record["networks"]) else DISAGREES
+
+
+def table(config: TableConfig) -> None:
+    """Make a record readable."""
+    print(markdown(read_record(config.record)), end="")
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
+    "kernels": (kernels_bench.KernelsConfig, kernels),
+    "step": (step_bench.StepConfig, step),
+    "table": (TableConfig, table),
+}
+
+
+def _measure(config: Any, run: Callable[[Any, Display], Record]) -> Record:  # noqa: ANN401 (either bench's flags)
+    """Run a bench; with --json standard output holds the record alone."""
+    with open_display(sys.stderr if config.json else sys.stdout) as display:
+        record = run(config, display)
+    if config.json:
+        print(json.dumps(record, indent=1))
+    return record

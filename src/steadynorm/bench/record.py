@@ -1,0 +1,144 @@
+"""The record of a run: where, with what and when it was measured, in a file that no later run overwrites."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steadynorm.bench.display import Display
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.machine import describe_machine, reuse_memory
+
+__all__ = ["Record", "begin_record", "check_config", "keep_record", "read_record", "write_record"]
+
+PACKAGES = ("steadynorm", "torch", "numpy", "numba", "triton")
+NOT_MEASURED = ("out", "json")  # where results go and how they are shown
+
+Record = dict[str, Any]
+
+
+def check_config(config: Any) -> None:  # noqa: ANN401 (any bench's dataclass)
+    """Refuse what measures nothing, and make the directory of the record while nothing is lost yet.
+
+    Raises:
+        UserError: so it is.
+    """
+    for field in dataclasses.fields(config):
+        name, value = _flag(field.name), getattr(config, field.name)
+        if isinstance(value, tuple):
+            if field.default and not value:
+                raise UserError(f"{name}: at least one value is needed.")
+            if len(set(value)) < len(value):
+                raise UserError(f"{name}: every value may appear once, got {' '.join(map(str, value))}.")
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int | float) and not isinstance(one, bool) and not one > 0:
+                raise UserError(f"{name}: must be positive, got {one}.")
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
+
+
+def begin_record(bench: str, config: Any, device: torch.device) -> Record:  # noqa: ANN401 (any bench's dataclass)
+    """Make the head of a record, and let the process reuse memory as every command does.
+
+    Args:
+        bench: ``kernels`` or ``step``.
+        config: a dataclass of flags, all with defaults.
+        device: what was measured on.
+    """
+    return {
+        "bench": bench,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": _command(bench, config),
+        "commit": _commit(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "allocator_reuses_memory": reuse_memory(),
+        "machine": describe_machine(device),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "config": dataclasses.asdict(config) | {"out": None if config.out is None else str(config.out)},
+    }
+
+
+def write_record(directory: Path, record: Record) -> Path:
+    """Write ``bench_<bench>_<device>_<yyyymmdd>.json``, with a number behind it where that is there already."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"bench_{record['bench']}_{record['device']}_{datetime.fromisoformat(record['created']):%Y%m%d}"
+    number = 1
+    while True:
+        path = directory / (f"{name}.json" if number == 1 else f"{name}_{number}.json")
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(record, indent=1) + "\n")
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def keep_record(directory: Path | None, record: Record, display: Display) -> Record:
+    """Write the record where that is asked for, say where, and give it back."""
+    if directory is not None:
+        display.line(f"record: {write_record(directory, record)}")
+    return record
+
+
+def read_record(path: Path) -> Record:
+    """Read a record back.
+
+    Raises:
+        UserError: the file is none.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not the record of a bench: {error}.") from error
+    if not isinstance(record, dict) or "bench" not in record:
+        raise UserError(f"{path}: is not the record of a bench. Give a file that --out has written.")
+    return record
+
+
+def _command(bench: str, config: Any) -> str:  # noqa: ANN401 (as above)
+    """Give the shell command that repeats the measurement."""
+    words = ["steadynorm", "bench", bench]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default or field.name in NOT_MEASURED:
+            continue
+        words.append(_flag(field.name))
+        if not isinstance(value, bool):
+            words += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Name the commit that the running code belongs to; None where it is under no version control."""
+    code = Path(__file__).parents[1] / "__init__.py"
+    try:
+        git = ["git", "-C", str(code.parent)]
+        subprocess.run([*git, "ls-files", "--error-unmatch", code.name], check=True, capture_output=True)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=12"], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,173 @@
+"""How time is taken: sides interleaved in rounds, medians with 20th and 80th percentile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from steadynorm.bench.sides import Mark
+
+__all__ = [
+    "LEAST_ROUNDS",
+    "Clock",
+    "Sample",
+    "Spread",
+    "cache_bytes",
+    "interleave",
+    "make_clock",
+    "make_step_clock",
+    "spread",
+]
+
+LEAST_ROUNDS = 7
+CPUS = Path("/sys/devices/system/cpu")
+USUAL_CACHE = 64 << 20  # where the system does not say
+CALLS_PER_SAMPLE = 10  # on a GPU, where one call is too short to wait for
+CYCLES_PER_SECOND = 2e9  # of a GPU, rather too many: the queue must not run dry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Milliseconds."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One timed call."""
+
+    parts_ms: tuple[float, ...]
+    """From mark to mark."""
+    host_ms: float
+    """Time that the calling thread spent on it; on a CPU the whole."""
+
+    @property
+    def total_ms(self) -> float:
+        """From the first mark to the last."""
+        return sum(self.parts_ms)
+
+
+class Clock(Protocol):
+    """How one device tells the time."""
+
+    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
+        """Run ``work`` once or more often, timed from mark to mark."""
+        ...
+
+
+class _CpuClock:
+    """Wall-clock time of a single call."""
+
+    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
+        marks: list[int] = []
+        work(lambda: marks.append(time.perf_counter_ns()))
+        parts = tuple((end - start) / 1e6 for start, end in pairwise(marks))
+        return [Sample(parts_ms=parts, host_ms=sum(parts))]
+
+
+class _CudaClock:
+    """Time on the device, between events.
+
+    The device first spins until the calls are queued behind it, so that it never waits for Python in between; how
+    long Python took is given beside it.
+    """
+
+    def __init__(self) -> None:
+        self.queueing = 0.02
+
+    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(1.5 * self.queueing * CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
+        events: list[list[torch.cuda.Event]] = [[] for _ in range(CALLS_PER_SAMPLE)]
+        start = time.perf_counter()
+        for marks in events:
+            work(lambda marks=marks: _record(marks))  # type: ignore[misc]
+        self.queueing = time.perf_counter() - start
+        torch.cuda.synchronize()
+        host_ms = self.queueing * 1e3 / len(events)
+        return [Sample(parts_ms=_elapsed(marks), host_ms=host_ms) for marks in events]
+
+
+def _record(marks: list[torch.cuda.Event]) -> None:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    marks.append(event)
+
+
+def _elapsed(marks: Sequence[torch.cuda.Event]) -> tuple[float, ...]:
+    return tuple(start.elapsed_time(end) for start, end in pairwise(marks))
+
+
+def make_clock(device: torch.device) -> Clock:
+    """Give the clock of a device."""
+    return _CudaClock() if device.type == "cuda" else _CpuClock()
+
+
+class _CudaWallClock:
+    """Wall-clock time of several calls on end, waited for at the end only, as a training loop does."""
+
+    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(CALLS_PER_SAMPLE):
+            work(lambda: None)
+        queued = time.perf_counter()
+        torch.cuda.synchronize()
+        ms = (time.perf_counter() - start) * 1e3 / CALLS_PER_SAMPLE
+        return [Sample(parts_ms=(ms,), host_ms=(queued - start) * 1e3 / CALLS_PER_SAMPLE)]
+
+
+def make_step_clock(device: torch.device) -> Clock:
+    """Give the clock for whole steps: Python's time counts on every device."""
+    return _CudaWallClock() if device.type == "cuda" else _CpuClock()
+
+
+def interleave(sides: Mapping[str, Callable[[Mark], None]], clock: Clock, *, seconds: float) -> dict[str, list[Sample]]:
+    """Time every side once a round, each round beginning one side further on.
+
+    What else the machine does, and how warm it is, then weighs on all sides alike.
+
+    Args:
+        sides: what to run, by name.
+        clock: of the device it runs on.
+        seconds: after which no further round begins, once there are seven.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in sides}
+    names, rounds, start = list(sides), 0, time.perf_counter()
+    while rounds < LEAST_ROUNDS or time.perf_counter() - start < seconds:
+        first = rounds % len(names)
+        for name in names[first:] + names[:first]:
+            samples[name] += clock.measure(sides[name])
+        rounds += 1
+    return samples
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Give the median with the 20th and 80th percentile."""
+    low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
+    return Spread(median=middle, p20=low, p80=high)
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Give the size of the last-level cache.
+
+    Inputs rotate among so many sets that x alone fills it, and dy once more: training finds them cold as well.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    found: dict[tuple[int, str], int] = {}
+    for index in CPUS.glob("cpu[0-9]*/cache/index*"):
+        level, size, shared = ((index / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+        found[int(level), shared] = int(size.removesuffix("K")) << 10
+    last = max((level for level, _ in found), default=0)
+    return sum(size for (level, _), size in found.items() if level == last) or USUAL_CACHE

@@ -1,0 +1,74 @@
+"""A table of commands as a command line: parse, run one, and exit as it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from steadynorm.lab.failure import UserError
+
+__all__ = ["CANNOT", "INTERRUPTED", "Command", "run_command"]
+
+CANNOT = 2
+"""Exit status where what was asked for cannot be done."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+Command = tuple[type[Any], Callable[[Any], int | None]]
+"""Flags as a dataclass, and what it does; the function may give an exit status."""
+
+
+def run_command(
+    commands: Mapping[str, Command],
+    arguments: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    groups: Mapping[str, str] | None = None,
+) -> None:
+    """Run one command and exit: 0 done, 2 it cannot be done (one line says why), 130 interrupted, or as it says.
+
+    Args:
+        commands: by name; ``group name`` is a command of a group. No two have the same flags class.
+        arguments: default: those of the process.
+        prog: what help and errors call the program.
+        description: of the program.
+        groups: what the commands of each group are about.
+    """
+    config: Any = tyro.cli(
+        _choice(commands, groups or {}),
+        prog=prog,
+        description=description,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    command = next(function for flags, function in commands.values() if isinstance(config, flags))
+    try:
+        status = command(config)
+    except UserError as error:
+        print(f"steadynorm: {error}", file=sys.stderr)
+        sys.exit(CANNOT)
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where
+        print(f"steadynorm: {place}{error.strerror}.", file=sys.stderr)
+        sys.exit(CANNOT)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    if status:
+        sys.exit(status)
+
+
+def _choice(commands: Mapping[str, Command], groups: Mapping[str, str]) -> Any:  # noqa: ANN401 (a type made at run time)
+    """Make the type that tyro parses: a union of flags classes, and of unions for groups."""
+    plain = {name: flags for name, (flags, _) in commands.items() if " " not in name}
+    members: list[Any] = [
+        Annotated[Any, tyro.conf.subcommand(name, constructor=flags)] for name, flags in plain.items()
+    ]
+    for group, summary in groups.items():
+        inner = {name.removeprefix(f"{group} "): one for name, one in commands.items() if name.startswith(f"{group} ")}
+        kind = _choice(inner, {})
+        members.append(Annotated[Any, tyro.conf.subcommand(group, constructor=kind, description=summary)])
+    return Union[(*members, Annotated[None, tyro.conf.Suppress])]  # the last, since a union needs two members
