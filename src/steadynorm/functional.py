@@ -71,7 +71,7 @@ def batch_norm(
     _check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return _normalize_nothing(input, weight, bias, residual)
-    if _torch_is_best(input, residual, running_mean, running_var, weight, bias):
+    if _torch_is_best(input, residual, activation, running_mean, running_var, weight, bias):
         y = _torch_batch_norm(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, eps)
         return _activate_(y if residual is None else y.add_(residual), activation)
     y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
@@ -106,6 +106,7 @@ def _activate_(pre: Tensor, activation: Activation | None) -> Tensor:
 def _torch_is_best(
     x: Tensor,
     residual: Tensor | None,
+    activation: Activation | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
@@ -117,13 +118,15 @@ def _torch_is_best(
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    dtypes = {tensor.dtype for tensor in (running_mean, running_var, weight, bias) if tensor is not None}
-    half = x.dtype in (torch.float16, torch.bfloat16)
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     return (
         (running_mean is None) == (running_var is None)
-        and dtypes <= {torch.float32 if half else x.dtype}
+        and (running_mean is None or running_mean.dtype == wide)
+        and (running_var is None or running_var.dtype == wide)
+        and (weight is None or weight.dtype == wide)
+        and (bias is None or bias.dtype == wide)
         and (residual is None or residual.dtype == x.dtype)
-        and choose_backend(x, residual) == "torch"
+        and choose_backend(x, residual, fused=activation is not None or residual is not None) == "torch"
     )
 
 
@@ -144,15 +147,20 @@ def _torch_batch_norm(
         factor = momentum
     elif running_mean is not None:
         factor = 1 / float(_batches(num_batches_tracked))
-    # torch refuses estimates that require a gradient, ours are no part of the graph.
-    mean, var = (None if tensor is None else tensor.detach() for tensor in (running_mean, running_var))
-    return F.batch_norm(x, mean, var, weight, bias, True, factor, eps)
+    if running_mean is not None and running_var is not None and running_mean.requires_grad | running_var.requires_grad:
+        # torch refuses them; ours are no part of the graph.
+        running_mean, running_var = running_mean.detach(), running_var.detach()
+    # What F.batch_norm checks has been checked.
+    return torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, torch.backends.cudnn.enabled)
 
 
 def _batches(num_batches_tracked: Tensor | None) -> Tensor:
     if num_batches_tracked is None:
         raise ValueError("batch_norm: momentum=None averages all batches and needs num_batches_tracked.")
     return num_batches_tracked
+
+
+_PER_CHANNEL = ("running_mean", "running_var", "weight", "bias")
 
 
 def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...]) -> None:
@@ -162,13 +170,14 @@ def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...
         raise RuntimeError(f"batch_norm: input must be of a floating dtype, got {x.dtype}.")
     if x.dim() < 2:
         raise IndexError(f"batch_norm: input must have shape (N, C, ...), got {tuple(x.shape)}.")
-    channels, values = x.shape[1], x.shape[0] * x.shape[2:].numel()
+    channels = x.shape[1]
+    values = x.numel() // channels if channels else x.shape[0] * x.shape[2:].numel()
     if values == 1:
         raise ValueError(
             f"batch_norm: Expected more than 1 value per channel when training, got 1 (input {tuple(x.shape)}). "
             "Use a larger batch or call .eval()."
         )
-    for name, tensor in zip(("running_mean", "running_var", "weight", "bias"), per_channel, strict=True):
+    for name, tensor in zip(_PER_CHANNEL, per_channel, strict=True):
         if tensor is None:
             continue
         if tensor.shape != (channels,):

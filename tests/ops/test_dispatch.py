@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import steadynorm
-from steadynorm import BatchNorm2d, backend, explain_backend
+from steadynorm import BatchNorm2d, backend, explain_backend, functional
 from steadynorm.ops import _numba, dispatch, reference
 from steadynorm.ops.dispatch import choose_backend, smallest_for_numba
 
@@ -45,10 +45,10 @@ needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="induc
         *[
             (torch.zeros(values + more, dtype=dtype).view(*shape).permute(order), (), *expected)
             for dtype, order, values in (
-                (torch.float32, (0, 1, 2), 1 << 18),
+                (torch.float32, (0, 1, 2), 1 << 19),
                 (torch.float32, (0, 2, 1), 1 << 21),
-                (torch.bfloat16, (0, 1, 2), 1 << 20),
-                (torch.float16, (0, 2, 1), 1 << 20),
+                (torch.bfloat16, (0, 1, 2), 3 << 19),
+                (torch.float16, (0, 2, 1), 3 << 19),
             )
             for shape, more, expected in (
                 ((-1, 8, 64), 0, ("numba", "not small")),
@@ -66,6 +66,24 @@ def test_the_choice_follows_from_the_tensors(x, others, chosen, because):
     choice = explain_backend(x, *others)
     assert choice.backend == chosen == choose_backend(x, *others)
     assert because in choice.reason
+
+
+def test_a_norm_with_nothing_to_fuse_is_torchs_up_to_twice_the_size():
+    x = torch.zeros(1 << 10, 2, 1 << 8)
+    assert explain_backend(x).backend == explain_backend(x.repeat(2, 1, 1), fused=False).backend == "numba"
+    assert explain_backend(x, fused=False).backend == "torch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fused"), [({}, False), ({"activation": "relu"}, True), ({"residual": None}, True)]
+)
+def test_a_layer_says_whether_it_fuses(arguments, fused, monkeypatch):
+    x = SMALL_X.clone()
+    said = []
+    monkeypatch.setattr(functional, "choose_backend", lambda *_, fused: said.append(fused) or "torch")
+    arguments = {name: x if value is None else value for name, value in arguments.items()}
+    steadynorm.batch_norm(x, None, None, training=True, **arguments)
+    assert said == [fused]
 
 
 @pytest.mark.parametrize("name", ["reference", "numba", "torch"])
@@ -248,7 +266,7 @@ def test_a_layer_compiles_no_more_often_than_torchs():
         torch._dynamo.reset()
         counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(nn.Sequential(norm, nn.ReLU()), fullgraph=True, backend=counter, dynamic=True)
-        for batch in (4, 7, smallest_for_numba(SMALL_X)):
+        for batch in (4, 7, smallest_for_numba(SMALL_X, fused=True)):
             compiled(torch.randn(batch, 3, 2, 2)).sum().backward()
         return counter.frame_count
 

@@ -51,7 +51,9 @@ __all__ = ["Layout", "Planes", "Rows", "grad", "moments", "sums", "transform"]
 RUN = 64
 """Numbers that a lane sums in float32 before the sum goes to float64."""
 GROUP = 4
-"""Rows that are computed side by side: what belongs to their columns is read once."""
+"""Short rows that are computed side by side, so that their columns' numbers are read and their sums written once."""
+SHORT = 128
+"""Bytes of a row up to which that is faster; beyond, memory is read fastest in one stream."""
 SAMPLES = 16
 """Rows, spread over all, that tell about where the means are."""
 
@@ -136,29 +138,25 @@ def _three_of_channel(numbers: Array, at: int, channels: int) -> tuple[Vector, V
     return fill(numbers[at]), fill(numbers[at + channels]), fill(numbers[at + 2 * channels])
 
 
-def _numbers(task: Task, layout: Layout, line: int, column: int, count: int) -> Vector:
-    """Give the numbers per channel that belong to some columns of a line."""
+def _numbers(task: Task, layout: Layout, channel: int, count: int) -> Vector:
+    """Give the numbers of ``count`` channels from one on (rows), or ``count`` times those of one channel (planes)."""
     raise NotImplementedError
 
 
 @choose_inline(_numbers)
-def _numbers_for(task: Type, layout: Type, line: Type, column: Type, count: Type) -> Callable[..., Any]:
+def _numbers_for(task: Type, layout: Type, channel: Type, count: Type) -> Callable[..., Any]:
     if layout.instance_class is Rows:
         if task.instance_class is not Grad:
-            return lambda task, layout, line, column, count: _three_of_columns(
-                task.numbers, column, layout.channels, count
-            )
-        return lambda task, layout, line, column, count: (
-            _three_of_columns(task.numbers, column, layout.channels, count),
-            _three_of_columns(task.numbers, 3 * layout.channels + column, layout.channels, count),
+            return lambda task, layout, channel, count: _three_of_columns(task.numbers, channel, layout.channels, count)
+        return lambda task, layout, channel, count: (
+            _three_of_columns(task.numbers, channel, layout.channels, count),
+            _three_of_columns(task.numbers, 3 * layout.channels + channel, layout.channels, count),
         )
     if task.instance_class is not Grad:
-        return lambda task, layout, line, column, count: _three_of_channel(
-            task.numbers, line % layout.channels, layout.channels
-        )
-    return lambda task, layout, line, column, count: (
-        _three_of_channel(task.numbers, line % layout.channels, layout.channels),
-        _three_of_channel(task.numbers, 3 * layout.channels + line % layout.channels, layout.channels),
+        return lambda task, layout, channel, count: _three_of_channel(task.numbers, channel, layout.channels)
+    return lambda task, layout, channel, count: (
+        _three_of_channel(task.numbers, channel, layout.channels),
+        _three_of_channel(task.numbers, 3 * layout.channels + channel, layout.channels),
     )
 
 
@@ -205,7 +203,7 @@ def _write_columns(
     task: Task, activation: Activation, layout: Layout, line: int, lines: int, column: int, count: int, streaming: bool
 ) -> None:
     """Write some columns of a few rows, whose numbers are read once."""
-    numbers = _numbers(task, layout, line, column, count)
+    numbers = _numbers(task, layout, column, count)
     for k in range(lines):
         _write_some(task, activation, numbers, (line + k) * layout.columns + column, count, streaming)
 
@@ -219,18 +217,34 @@ def _write_group(task: Task, activation: Activation, layout: Layout, line: int, 
         _write_columns(task, activation, layout, line, lines, layout.columns - rest, rest, False)
 
 
+@inline
+def _ungrouped(x: Array, layout: Layout, first: int, last: int) -> int:
+    """Give the first of the rows that are computed one by one."""
+    if layout.columns * x.itemsize > SHORT:
+        return first
+    return last - (last - first) % GROUP
+
+
 def _write_rows(task: Task, activation: Activation, layout: Layout, first: int, last: int, streaming: bool) -> None:
-    ungrouped = last - (last - first) % GROUP
+    ungrouped = _ungrouped(task.x, layout, first, last)
     for line in range(first, ungrouped, GROUP):
         _write_group(task, activation, layout, line, GROUP, streaming)
     for line in range(ungrouped, last):
         _write_group(task, activation, layout, line, 1, streaming)
 
 
+@inline
+def _next(channel: int, layout: Layout) -> int:
+    """Give the channel of the plane behind; a division for each would take as long as a short plane."""
+    return channel + 1 if channel + 1 < layout.channels else 0
+
+
 def _write_planes(task: Task, activation: Activation, layout: Layout, first: int, last: int, streaming: bool) -> None:
     rest = layout.columns % LANES
+    channel = first % layout.channels
     for line in range(first, last):
-        numbers = _numbers(task, layout, line, 0, LANES)
+        numbers = _numbers(task, layout, channel, LANES)
+        channel = _next(channel, layout)
         start = line * layout.columns
         for at in range(start, start + layout.columns - rest, LANES):
             _write_some(task, activation, numbers, at, LANES, streaming)
@@ -279,7 +293,7 @@ def _add_columns(
     task: Sums, activation: Activation, layout: Layout, run: Array, line: int, lines: int, column: int, count: int
 ) -> None:
     """Add some columns of a few rows to the run."""
-    numbers = _numbers(task, layout, line, column, count)
+    numbers = _numbers(task, layout, column, count)
     sum_dy, sum_dy_xc = fill(0.0), fill(0.0)
     for k in range(lines):
         dpre, dpre_xc = _terms(task, activation, numbers, (line + k) * layout.columns + column, count)
@@ -305,7 +319,7 @@ def _sum_rows(task: Sums, activation: Activation, layout: Layout, totals: Array,
         stop = min(start + RUN, last)
         for i in range(run.size):
             run[i] = 0
-        ungrouped = stop - (stop - start) % GROUP
+        ungrouped = _ungrouped(task.x, layout, start, stop)
         for line in range(start, ungrouped, GROUP):
             _add_group(task, activation, layout, run, line, GROUP)
         for line in range(ungrouped, stop):
@@ -316,9 +330,10 @@ def _sum_rows(task: Sums, activation: Activation, layout: Layout, totals: Array,
 
 def _sum_planes(task: Sums, activation: Activation, layout: Layout, totals: Array, first: int, last: int) -> None:
     half = totals.size // 2
+    channel = first % layout.channels
     for line in range(first, last):
-        numbers = _numbers(task, layout, line, 0, LANES)
-        channel, stop = line % layout.channels, (line + 1) * layout.columns
+        numbers = _numbers(task, layout, channel, LANES)
+        stop = (line + 1) * layout.columns
         for start in range(line * layout.columns, stop, RUN * LANES):
             size = min(RUN * LANES, stop - start)
             sum_dy, sum_dy_xc = fill(0.0), fill(0.0)
@@ -333,6 +348,7 @@ def _sum_planes(task: Sums, activation: Activation, layout: Layout, totals: Arra
                 sum_dy_xc += dpre_xc
             totals[channel] += total(sum_dy)
             totals[half + channel] += total(sum_dy_xc)
+        channel = _next(channel, layout)
 
 
 def _sum_lines(task: Sums, activation: Activation, layout: Layout, totals: Array, first: int, last: int) -> None:

@@ -38,10 +38,12 @@ __all__ = [
 
 Backend = Literal["reference", "numba", "triton", "torch"]
 # Values below which torch's own batch norm and ReLU, forward and backward, take less time than ours on a CPU, where a
-# call costs a fixed time more. Measured with cold caches by `steadynorm bench kernels`.
-SMALL_PLANES = 1 << 18
+# call costs a fixed time more. Measured with cold caches: docs/results/bench_kernels_cpu_20261122.json.
+SMALL_PLANES = 1 << 19
 SMALL_ROWS = 1 << 21
-SMALL_HALF = 1 << 20
+SMALL_HALF = 3 << 19
+BARE = 2
+"""How many times as many it takes where nothing is fused into the norm, and torch reads memory less often."""
 SMALL_ON_GPU = 1 << 20
 """Likewise on a GPU; not measured."""
 
@@ -94,15 +96,16 @@ def backend(name: Backend | Literal["auto"]) -> Iterator[None]:
         _wanted = before
 
 
-def explain_backend(x: Tensor, *others: Tensor | None) -> Choice:
+def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Choice:
     """Say which implementation takes such tensors, and why.
 
-    By device, dtype, memory layout and size alone. Never one that is slower than torch's own: small tensors, float64
-    and tensors whose dtypes differ are torch's.
+    By device, dtype, memory layout and size, and by whether there is something to fuse. Never one that is slower than
+    torch's own: small tensors, float64 and tensors whose dtypes differ are torch's.
 
     Args:
         x: the input of a kernel.
         others: what else it reads of that shape: gradient, residual.
+        fused: whether an activation or a residual is computed in the same pass.
 
     Raises:
         ValueError: :func:`backend` asks for an implementation that cannot take them.
@@ -110,7 +113,7 @@ def explain_backend(x: Tensor, *others: Tensor | None) -> Choice:
     if _wanted != "auto":
         return _as_asked(_wanted, x, others)
     if x.device.type == "cpu":
-        if x.numel() < smallest_for_numba(x):
+        if x.numel() < smallest_for_numba(x, fused=fused):
             return _torch_for(x, _SMALL)
         from steadynorm.ops import (
             _numba,
@@ -148,16 +151,19 @@ def _unobserved(x: Tensor) -> bool:
     )
 
 
-def smallest_for_numba(x: Tensor) -> int:
+def smallest_for_numba(x: Tensor, *, fused: bool) -> int:
     """Count the values from which the compiled kernels are the faster ones, for such a dtype and memory layout."""
     if x.dtype != torch.float32:
-        return SMALL_HALF
-    return SMALL_ROWS if x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous() else SMALL_PLANES
+        smallest = SMALL_HALF
+    else:
+        rows = x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
+        smallest = SMALL_ROWS if rows else SMALL_PLANES
+    return smallest if fused else BARE * smallest
 
 
-def choose_backend(x: Tensor, *others: Tensor | None) -> Backend:
+def choose_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Backend:
     """Choose the implementation, see :func:`explain_backend`."""
-    return explain_backend(x, *others).backend
+    return explain_backend(x, *others, fused=fused).backend
 
 
 def _as_asked(wanted: Backend, x: Tensor, others: tuple[Tensor | None, ...]) -> Choice:
