@@ -154,3 +154,12 @@ def test_the_defaults_are_not_refused() -> None:
 def test_the_directory_is_made_before_anything_is_measured(tmp_path: Path) -> None:
     check_config(KernelsConfig(out=tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_record_holds_five_digits_of_a_number_and_a_case_per_line(tmp_path: Path) -> None:
+    record = MADE | {"share": 1 / 3, "cases": [{"ms": 2e-7 / 3}, {"ms": 12345678}]}
+    path = write_record(tmp_path, record)
+    lines = path.read_text().splitlines()
+    assert ' "share": 0.33333,' in lines
+    assert lines[-4:] == ['  {"ms": 6.6667e-08},', '  {"ms": 12345678}', " ]", "}"]
+    assert json.loads(path.read_text())["cases"][0]["ms"] == 6.6667e-08

@@ -77,11 +77,23 @@ def write_record(directory: Path, record: Record) -> Path:
         path = directory / (f"{name}.json" if number == 1 else f"{name}_{number}.json")
         try:
             with path.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(record, indent=1) + "\n")
+                file.write(_lay_out(record) + "\n")
         except FileExistsError:
             number += 1
         else:
             return path
+
+
+def _lay_out(record: Record) -> str:
+    """Write a record as JSON with a case per line: as small as it gets while it can still be read and compared."""
+    plain = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.5g}"))
+    items = []
+    for key, value in plain.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(json.dumps(each) for each in value) + "\n ]"
+        items.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(items) + "\n}"
 
 
 def keep_record(directory: Path | None, record: Record, display: Display) -> Record:
