@@ -165,6 +165,33 @@ def test_every_kernel_of_the_reference_has_a_door():
         assert kernels <= set(module.__all__)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda look: make_fx(look)(SMALL_X),
+        lambda look: torch.func.vmap(look)(SMALL_X[None]),
+        lambda look: torch.jit.trace(look, SMALL_X, check_trace=False),
+        lambda look: look(SMALL_X.as_subclass(type("Wrapped", (torch.Tensor,), {}))),
+        lambda look: torch.enable_grad()(look)(SMALL_X),
+    ],
+    ids=["tracer", "transform", "script", "subclass", "autograd"],
+)
+def test_kernels_are_called_directly_only_where_nobody_looks_on(watch):
+    seen = []
+
+    def look(x):
+        seen.append(dispatch.kernels_for(x))
+        return x * 1
+
+    with torch.no_grad():
+        look(SMALL_X)
+        watch(look)
+    assert seen[0] is reference
+    assert all(kernels is dispatch for kernels in seen[1:])
+    assert len(seen) > 1
+
+
 def arguments_of(name, dtype=torch.float32):
     x = SMALL_X.to(dtype)
     numbers = [tensor.to(torch.promote_types(dtype, torch.float32)) for tensor in NUMBERS]
