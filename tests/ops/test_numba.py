@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numba import njit
 
 from steadynorm.ops import _lanes, _numba, _numba_kernels, _numba_types, reference
+from tests.support import oracle
 from tests.support.cases import CASES, FAULTY_CASES, Case, make_inputs
 from tests.support.kernels import assert_kernels_are_as_accurate_as_torchs, gradients_by_kernels
 
@@ -156,6 +157,19 @@ def test_moments_do_not_hang_on_the_values_that_are_met_first(first, layout):
     x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
     for ours, expected in zip(_numba.moments(x), reference.moments(x), strict=True):
         torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["planes", "rows"])
+def test_one_far_value_where_the_mean_is_guessed_costs_no_digits(layout):
+    """The guess is then thousands of standard deviations off, and the sums are taken again about the mean."""
+    x = torch.randn(2, 2**18, generator=torch.Generator().manual_seed(0)) + 1
+    x = x.view(2, 2, -1).transpose(0, 1).contiguous() if layout == "planes" else x.T.contiguous()
+    if layout == "planes":
+        x[0, :, (x.shape[2] - 16) // 2] = 1e5
+    else:
+        x[0] = 1e5
+    _, var = _numba.moments(x)
+    np.testing.assert_allclose(var, oracle.batch_norm(x).var, rtol=1e-6)
 
 
 def test_a_wide_result_is_written_past_the_caches(monkeypatch):

@@ -1,6 +1,7 @@
 """The autograd function: gradients of both orders, and what it keeps alive."""
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from steadynorm.ops.reference import ACTIVATIONS
 from steadynorm.rules import BatchNormRule, normalize
+from steadynorm.rules.rule import Affine
 from tests.support import oracle
 from tests.support.cases import each_case, make_inputs
 
@@ -177,3 +179,20 @@ def test_an_input_changed_before_the_backward_is_noticed():
         x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward(DY)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A rule whose center is not the mean but half of it: scale = weight·var, shift = bias."""
+
+    def forward(self, moments, *parameters):
+        return Affine(moments.mean / 2, parameters[0] * moments.var, parameters[1])
+
+    def backward(self, gradient, moments, *parameters):
+        d_var = gradient.scale * parameters[0]
+        return gradient.center / 2, d_var, (gradient.scale * moments.var, gradient.shift)
+
+
+def test_a_rule_may_center_elsewhere_than_on_the_mean():
+    inputs = [tensor for tensor in leaves(("residual",)).values() if tensor is not None]
+    assert torch.autograd.gradcheck(lambda *given: normalize(given[0], Elsewhere(), *given[1:])[0], inputs)

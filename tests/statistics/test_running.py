@@ -80,3 +80,16 @@ def test_updating_changes_neither_argument(update):
 def test_nan_stays_nan_in_its_own_channel(update):
     new = update(torch.ones(2), torch.tensor([float("nan"), 1.0]))
     assert new.isnan().tolist() == [True, False]
+
+
+def test_a_batch_in_a_wider_dtype_widens_the_result():
+    running, batch = torch.ones(2, dtype=torch.bfloat16), torch.full((2,), 1.001)
+    result = exponential(running, batch, momentum=0.5)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, torch.full((2,), 1.0005))
+
+
+def test_the_result_can_be_written_in_place():
+    running = torch.zeros(3)
+    exponential(running, torch.ones(3), momentum=0.25, out=running)
+    assert running.tolist() == [0.25] * 3

@@ -206,18 +206,13 @@ def _load_numba() -> ModuleType:
     return _numba
 
 
-_TAGS = (
-    torch.Tag.pt2_compliant_tag,
-    # A compiler shall hand over tensors as they lie, not as copies in another layout.
-    getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order),
-)
 _COMMON = "Tensor x, Tensor center, Tensor scale, Tensor shift, Tensor? residual, str? activation"
 _library = torch.library.Library("steadynorm", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _register(name: str, signature: str) -> Callable[..., Any]:
     """Define an operation that hands its arguments to the chosen implementation's function of the same name."""
-    _library.define(f"{name}({signature}", tags=_TAGS)  # type: ignore[no-untyped-call]
+    _library.define(f"{name}({signature}", tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
     at = 1 if "dy" in signature else 0
 
     def run(*arguments: Any) -> Any:  # noqa: ANN401 (as the signature says)

@@ -79,7 +79,7 @@ class _Normalize(torch.autograd.Function):
         x, residual, ctx.rule, ctx.activation, *parameters = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
-        ctx.residual_dtype = None if residual is None else residual.dtype
+        ctx.with_residual = residual is not None
         # Without an activation the residual's gradient is dy, and nothing else depends on it.
         ctx.save_for_backward(x, None if ctx.activation is None else residual, mean, var, *parameters)
 
@@ -103,7 +103,7 @@ class _Normalize(torch.autograd.Function):
         dx, d_residual = kernels.transform_grad(
             dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation, affine.scale, b, c
         )
-        return dx, _gradient_of_residual(ctx, dy, d_residual), None, None, *d_parameters
+        return dx, dy if d_residual is None and ctx.with_residual else d_residual, None, None, *d_parameters
 
     @staticmethod
     def vmap(*_: object) -> tuple[Tensor, tuple[int | None, ...]]:
@@ -112,10 +112,6 @@ class _Normalize(torch.autograd.Function):
             "normalize: training on batch statistics cannot be mapped over examples by torch.func.vmap, got a mapped "
             "input. Call .eval(), or let the mapped dimension be part of the batch."
         )
-
-
-def _gradient_of_residual(ctx: Any, dy: Tensor, d_residual: Tensor | None) -> Tensor | None:  # noqa: ANN401 (as above)
-    return dy.to(ctx.residual_dtype) if d_residual is None and ctx.residual_dtype is not None else d_residual
 
 
 def _twice_differentiable_backward(
@@ -137,4 +133,4 @@ def _twice_differentiable_backward(
     dx, d_residual, *d_parameters = (
         next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in inputs
     )
-    return dx, _gradient_of_residual(ctx, dy, d_residual), None, None, *d_parameters
+    return dx, dy if d_residual is None and ctx.with_residual else d_residual, None, None, *d_parameters
