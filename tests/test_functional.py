@@ -128,6 +128,13 @@ def test_a_residual_of_another_dtype_leaves_the_inputs_dtype(training, dtype):
     assert batch_norm(x, *buffers(), training=training, residual=residual, activation="relu").dtype == dtype
 
 
+def test_parameters_in_half_precision_train_beside_float32_estimates():
+    """torch's own function refuses the mixture."""
+    x, weight, bias = drawn(8, 3).bfloat16(), drawn(3, seed=1).bfloat16(), drawn(3, seed=2).bfloat16()
+    y = batch_norm(x, *buffers(), weight, bias, training=True)
+    torch.testing.assert_close(y, batch_norm(x, *buffers(), weight.float(), bias.float(), training=True))
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("shape", [(1, 3), (4, 1), (4, 3, 1)], ids=str)
 def test_a_residual_of_another_shape_is_refused(training, shape):
