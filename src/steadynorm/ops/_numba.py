@@ -1,8 +1,8 @@
 """The four kernels on the CPU: float32, bfloat16 and float16 of any strides, one pass over the data each.
 
 Signatures and meaning are those of ``reference.py``. A dense tensor is read where it lies, whatever the order of its
-dimensions; one with gaps or overlaps (a slice, an expanded tensor) is copied once, and so is
-a gradient or a residual that does not lie as x does. Arithmetic is float32.
+dimensions; one with gaps or overlaps (a slice, an expanded tensor) is copied once, and so is a gradient or a residual
+that does not lie as x does. Arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import platform
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -189,7 +190,7 @@ def transform_grad(
 
 
 def _converts_float16() -> bool:
-    return os.uname().machine != "x86_64" or has_feature("f16c")
+    return platform.machine() not in ("x86_64", "AMD64") or has_feature("f16c")
 
 
 def _laid_out(x: Tensor) -> tuple[Tensor, kernels.Layout]:

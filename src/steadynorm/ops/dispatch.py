@@ -115,11 +115,7 @@ def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Ch
     if x.device.type == "cpu":
         if x.numel() < smallest_for_numba(x, fused=fused):
             return _torch_for(x, _SMALL)
-        from steadynorm.ops import (
-            _numba,
-        )  # importing Numba takes a quarter of a second, which small tensors need not pay
-
-        obstacle = _numba.obstacle(x, *others)
+        obstacle = _load_numba().obstacle(x, *others)
         return _NUMBA if obstacle is None else _torch_for(x, Choice(backend="torch", reason=obstacle))
     if x.device.type != "cuda":
         return _OTHER_DEVICE
