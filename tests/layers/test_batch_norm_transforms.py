@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import steadynorm
@@ -183,3 +184,29 @@ def test_swapping_torchs_layers_for_ours_trains_the_same_network():
         states.append(model.state_dict() | {"evaluated": model.eval()(drawn(8, 3, 5, 5, seed=77))})
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-9, atol=1e-9, msg=lambda t, n=name: f"{n}: {t}")
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=1),
+        lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+    ],
+    ids=["pruned", "parametrized"],
+)
+def test_a_weight_that_is_no_longer_a_parameter_is_torchs(rewrite, training):
+    found = []
+    for layer in (steadynorm.BatchNorm2d(3), nn.BatchNorm2d(3)):
+        nn.init.normal_(layer.weight, mean=1.0, generator=torch.Generator().manual_seed(0))
+        rewrite(layer.train(training))
+        y = layer(X)
+        y.backward(DY)
+        found.append([y, *(parameter.grad for parameter in layer.parameters())])
+    for ours, native in zip(*found, strict=True):
+        torch.testing.assert_close(ours, native)

@@ -57,26 +57,25 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """
         if isinstance(input, Tensor):  # not so while torch.fx traces: a proxy has no rank
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        momentum = self.momentum
-        if self.training and self.track_running_stats:
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-            elif momentum is None:
-                momentum = 0.0
-        without_statistics = self.training and not self.track_running_stats
-        mean = None if without_statistics else self.running_mean
-        var = None if without_statistics else self.running_var
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        training, momentum = self.training or (mean is None and var is None), self.momentum
+        if self.training and not self.track_running_stats:
+            mean = var = None
+        elif self.training and batches is not None:
+            batches.add_(1)
+        elif self.training and momentum is None:
+            momentum = 0.0
         return batch_norm(
             input,
             mean,
             var,
             *self._parameters_for(mean),
-            training=self.training or (self.running_mean is None and self.running_var is None),
+            training=training,
             momentum=momentum,
             eps=self.eps,
             residual=residual,
             activation=self.activation,
-            num_batches_tracked=self.num_batches_tracked,
+            num_batches_tracked=batches,
         )
 
     def reset_parameters(self) -> None:
@@ -93,10 +92,11 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _parameters_for(self, statistics: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Give weight and bias in a dtype that torch's evaluation accepts beside float32 statistics."""
-        weight = self._parameters["weight"]  # torch.fx hands out proxies, which have no dtype, for self.weight
-        if statistics is None or weight is None or weight.dtype == statistics.dtype:
-            return self.weight, self.bias
-        return self.weight.to(statistics.dtype), None if self.bias is None else self.bias.to(statistics.dtype)
+        weight, bias = self.weight, self.bias
+        stored = self._parameters.get("weight", weight)  # torch.fx hands out proxies for self.weight, without dtype
+        if statistics is None or stored is None or stored.dtype == statistics.dtype:
+            return weight, bias
+        return weight.to(statistics.dtype), None if bias is None else bias.to(statistics.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert as torch does, except that no conversion narrows the statistics below float32."""
