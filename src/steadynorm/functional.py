@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from steadynorm.ops.dispatch import choose_backend
 from steadynorm.ops.reference import ACTIVATIONS, LEAKY_SLOPE, Activation
-from steadynorm.rules import BatchNormRule, normalize
+from steadynorm.rules import BatchNormRule, batch_norm_in_one_call, normalize, takes_one_call
 from steadynorm.statistics import Moments, cumulative, exponential
 from steadynorm.statistics.running import check_momentum
 
@@ -71,9 +73,15 @@ def batch_norm(
     _check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return _normalize_nothing(input, weight, bias, residual)
-    if _torch_is_best(input, residual, activation, running_mean, running_var, weight, bias):
+    how = _way(input, residual, activation, running_mean, running_var, weight, bias)
+    if how == "torch":
         y = _torch_batch_norm(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, eps)
         return _activate_(y if residual is None else y.add_(residual), activation)
+    if how == "one call":
+        factor = _factor(running_mean, momentum, num_batches_tracked)
+        return batch_norm_in_one_call(
+            input, running_mean, running_var, weight, bias, factor, float(eps), residual, activation
+        )
     y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
     if running_mean is not None and running_var is not None:
         _update_running(running_mean, running_var, moments, momentum, num_batches_tracked)
@@ -103,7 +111,7 @@ def _activate_(pre: Tensor, activation: Activation | None) -> Tensor:
     return F.leaky_relu_(pre, LEAKY_SLOPE) if activation == "leaky_relu" else _activate(pre, activation)
 
 
-def _torch_is_best(
+def _way(
     x: Tensor,
     residual: Tensor | None,
     activation: Activation | None,
@@ -111,23 +119,33 @@ def _torch_is_best(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-) -> bool:
-    """Whether torch's own function trains fastest, and takes such arguments.
+) -> Literal["torch", "one call", "rule"]:
+    """Choose how to train: by torch's own function, by one compiled call, or by the rule between kernels.
 
-    Not where functions are traced or transformed: there our operations stand for themselves, whatever the size.
+    By the rule where functions are traced or transformed: there our operations stand for themselves, whatever the size.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
+        return "rule"
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    return (
-        (running_mean is None) == (running_var is None)
-        and (running_mean is None or running_mean.dtype == wide)
-        and (running_var is None or running_var.dtype == wide)
-        and (weight is None or weight.dtype == wide)
-        and (bias is None or bias.dtype == wide)
-        and (residual is None or residual.dtype == x.dtype)
-        and choose_backend(x, residual, fused=activation is not None or residual is not None) == "torch"
-    )
+    for tensor in (running_mean, running_var, weight, bias):
+        if tensor is not None and tensor.dtype != wide:
+            return "rule"
+    if (running_mean is None) != (running_var is None) or (residual is not None and residual.dtype != x.dtype):
+        return "rule"
+    chosen = choose_backend(x, residual, fused=activation is not None or residual is not None)
+    if chosen == "numba" and takes_one_call(x, running_mean, running_var, weight, bias):
+        return "one call"
+    return "torch" if chosen == "torch" else "rule"
+
+
+def _factor(running_mean: Tensor | None, momentum: float | None, num_batches_tracked: Tensor | None) -> float:
+    """Give the weight of this batch in the running estimates."""
+    if running_mean is None:
+        return 0.0
+    if momentum is None:
+        return 1 / float(_batches(num_batches_tracked))
+    check_momentum(momentum)
+    return float(momentum)
 
 
 def _torch_batch_norm(
@@ -141,12 +159,7 @@ def _torch_batch_norm(
     eps: float,
 ) -> Tensor:
     """Call torch's training function."""
-    factor = 0.0
-    if running_mean is not None and momentum is not None:
-        check_momentum(momentum)
-        factor = momentum
-    elif running_mean is not None:
-        factor = 1 / float(_batches(num_batches_tracked))
+    factor = _factor(running_mean, momentum, num_batches_tracked)
     if running_mean is not None and running_var is not None and running_mean.requires_grad | running_var.requires_grad:
         # torch refuses them; ours are no part of the graph.
         running_mean, running_var = running_mean.detach(), running_var.detach()
@@ -177,19 +190,23 @@ def _check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...
             f"batch_norm: Expected more than 1 value per channel when training, got 1 (input {tuple(x.shape)}). "
             "Use a larger batch or call .eval()."
         )
-    for name, tensor in zip(_PER_CHANNEL, per_channel, strict=True):
-        if tensor is None:
-            continue
-        if tensor.shape != (channels,):
-            raise RuntimeError(
-                f"batch_norm: {name} should contain {channels} elements, one per channel of the input "
-                f"{tuple(x.shape)}, got shape {tuple(tensor.shape)}."
-            )
-        if x.dtype == torch.float64 and tensor.dtype != torch.float64:
-            raise RuntimeError(
-                f"batch_norm: float64 input needs float64 parameters and buffers, got {name} in {tensor.dtype}. "
-                "Call .double() on the module."
-            )
+    for position, tensor in enumerate(per_channel):
+        if tensor is not None and (
+            tensor.shape != (channels,) or (x.dtype == torch.float64 and tensor.dtype != torch.float64)
+        ):
+            raise _misfit(x, _PER_CHANNEL[position], tensor)
+
+
+def _misfit(x: Tensor, name: str, tensor: Tensor) -> RuntimeError:
+    if tensor.shape != x.shape[1:2]:
+        return RuntimeError(
+            f"batch_norm: {name} should contain {x.shape[1]} elements, one per channel of the input "
+            f"{tuple(x.shape)}, got shape {tuple(tensor.shape)}."
+        )
+    return RuntimeError(
+        f"batch_norm: float64 input needs float64 parameters and buffers, got {name} in {tensor.dtype}. "
+        "Call .double() on the module."
+    )
 
 
 def _check_residual(x: Tensor, residual: Tensor) -> None:

@@ -45,10 +45,10 @@ needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="induc
         *[
             (torch.zeros(values + more, dtype=dtype).view(*shape).permute(order), (), *expected)
             for dtype, order, values in (
-                (torch.float32, (0, 1, 2), 1 << 19),
-                (torch.float32, (0, 2, 1), 1 << 21),
-                (torch.bfloat16, (0, 1, 2), 3 << 19),
-                (torch.float16, (0, 2, 1), 3 << 19),
+                (torch.float32, (0, 1, 2), 1 << 17),
+                (torch.float32, (0, 2, 1), 1 << 20),
+                (torch.bfloat16, (0, 1, 2), 1 << 18),
+                (torch.float16, (0, 2, 1), 3 << 16),
             )
             for shape, more, expected in (
                 ((-1, 8, 64), 0, ("numba", "not small")),
@@ -69,7 +69,7 @@ def test_the_choice_follows_from_the_tensors(x, others, chosen, because):
 
 
 def test_a_norm_with_nothing_to_fuse_is_torchs_up_to_twice_the_size():
-    x = torch.zeros(1 << 10, 2, 1 << 8)
+    x = torch.zeros(1 << 8, 2, 1 << 8)
     assert explain_backend(x).backend == explain_backend(x.repeat(2, 1, 1), fused=False).backend == "numba"
     assert explain_backend(x, fused=False).backend == "torch"
 

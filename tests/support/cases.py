@@ -11,7 +11,17 @@ from torch import Tensor
 
 from tests.support import oracle
 
-__all__ = ["CASES", "FAULTY_CASES", "KINK_MARGIN", "Case", "Inputs", "each_case", "each_faulty_case", "make_inputs"]
+__all__ = [
+    "CASES",
+    "FAULTY_CASES",
+    "KINK_MARGIN",
+    "LONG_CASES",
+    "Case",
+    "Inputs",
+    "each_case",
+    "each_faulty_case",
+    "make_inputs",
+]
 
 Layout = Literal["contiguous", "channels_last", "transposed", "sliced", "expanded"]
 KINK_MARGIN = 0.05
@@ -66,6 +76,18 @@ CASES = (
     Case(id="bfloat16", shape=(8, 6, 5, 3), dtype=torch.bfloat16),
     Case(id="bfloat16-channels-last", shape=(8, 6, 5, 3), dtype=torch.bfloat16, layout="channels_last"),
     Case(id="float16", shape=(8, 6, 5, 3), dtype=torch.float16),
+)
+
+# Beyond one run of float32 sums, and with rows that do not divide evenly among the threads.
+LONG_CASES = (
+    Case(id="long-planes", shape=(3, 5, 41, 43)),
+    Case(id="long-planes-bfloat16", shape=(3, 5, 41, 43), dtype=torch.bfloat16),
+    Case(id="long-rows", shape=(5, 17, 31, 7), layout="channels_last"),
+    Case(id="long-rows-bfloat16", shape=(5, 17, 31, 7), layout="channels_last", dtype=torch.bfloat16),
+    Case(id="long-planes-float16", shape=(3, 5, 41, 43), dtype=torch.float16),
+    Case(id="long-rows-float16", shape=(5, 17, 31, 7), layout="channels_last", dtype=torch.float16),
+    Case(id="very-large-mean-planes", shape=(16, 61, 9), mean=1e5, std=1.0),
+    Case(id="very-large-mean-rows", shape=(16, 61, 3, 3), mean=1e5, std=1.0, layout="channels_last"),
 )
 
 FAULTY_CASES = tuple(

@@ -16,6 +16,7 @@ from tests.support.cases import Inputs
 __all__ = [
     "TORCH",
     "affine_of_batch_norm",
+    "assert_as_accurate_as_torchs",
     "assert_kernels_are_as_accurate_as_torchs",
     "gradients_by_kernels",
     "torch_batch_norm",
@@ -67,13 +68,20 @@ def torch_batch_norm(
 def assert_kernels_are_as_accurate_as_torchs(
     kernels: ModuleType, inputs: Inputs, residual: Tensor | None, activation: Activation | None
 ) -> None:
+    """Hold the kernels, put together as batch norm, against the float64 oracle."""
+    y = kernels.transform(inputs.x, *affine_of_batch_norm(kernels, inputs)[0], residual, activation)
+    gradients = gradients_by_kernels(kernels, inputs, residual, activation)
+    assert_as_accurate_as_torchs(y, gradients, inputs, residual, activation)
+
+
+def assert_as_accurate_as_torchs(
+    y: Tensor, gradients: dict[str, Tensor], inputs: Inputs, residual: Tensor | None, activation: Activation | None
+) -> None:
     """Hold y and every gradient against the float64 oracle, with torch's own error as the measure."""
     native_y, native = torch_batch_norm(inputs, residual, activation)
-    ours_y = kernels.transform(inputs.x, *affine_of_batch_norm(kernels, inputs)[0], residual, activation)
     parameters = {"weight": inputs.weight, "bias": inputs.bias, "residual": residual, "activation": activation}
     expected = oracle.batch_norm(inputs.x, **parameters)
-    oracle.assert_as_accurate_as(native=native_y, ours=ours_y, oracle=expected.y, what="y")
-    ours = gradients_by_kernels(kernels, inputs, residual, activation)
-    gradients = oracle.batch_norm_gradients(inputs.dy, inputs.x, **parameters)
+    oracle.assert_as_accurate_as(native=native_y, ours=y, oracle=expected.y, what="y")
+    exact = oracle.batch_norm_gradients(inputs.dy, inputs.x, **parameters)
     for name, gradient in native.items():
-        oracle.assert_as_accurate_as(native=gradient, ours=ours[name], oracle=getattr(gradients, name), what=name)
+        oracle.assert_as_accurate_as(native=gradient, ours=gradients[name], oracle=getattr(exact, name), what=name)

@@ -23,9 +23,19 @@ from torch import Tensor
 from steadynorm.ops import _numba_kernels as kernels
 from steadynorm.ops import _numba_types as kinds
 from steadynorm.ops._lanes import LANES, has_feature
+from steadynorm.ops._numba_lines import Layout, Planes, Rows
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 
-__all__ = ["moments", "obstacle", "start", "transform", "transform_grad", "transform_sums"]
+__all__ = [
+    "batch_norm",
+    "batch_norm_grad",
+    "moments",
+    "obstacle",
+    "start",
+    "transform",
+    "transform_grad",
+    "transform_sums",
+]
 
 STREAM = 8 << 20
 """Bytes from which a result is written past the caches: it would have left them before it is read again."""
@@ -39,10 +49,10 @@ _ACTIVATIONS: dict[Activation | None, Any] = {
     "leaky_relu": kinds.LeakyRelu(LEAKY_SLOPE),
     "silu": kinds.Silu(),
 }
-_MEMORY: dict[torch.dtype, Callable[[int], kinds.Memory]] = {
-    torch.float32: kinds.Float32,
-    torch.bfloat16: kinds.BFloat16,
-    torch.float16: kinds.Float16,
+_DTYPES: dict[torch.dtype, kinds.Dtype] = {
+    torch.float32: kinds.Float32(),
+    torch.bfloat16: kinds.BFloat16(),
+    torch.float16: kinds.Float16(),
 }
 
 
@@ -68,14 +78,15 @@ event.register("numba:compile", _SayOnce())
 
 def obstacle(x: Tensor, *others: Tensor | None) -> str | None:
     """Say why these kernels cannot take such tensors; None where they can."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return "it does not lie in the memory of the CPU"
-    if x.dtype not in _MEMORY:
+    if x.dtype not in _DTYPES:
         return f"{x.dtype} is not float32, bfloat16 or float16"
     if x.dtype == torch.float16 and not _converts_float16():
         return "the processor has no instructions for float16"
-    if any(other is not None and other.dtype != x.dtype for other in others):
-        return "the tensors differ in dtype"
+    for other in others:
+        if other is not None and other.dtype != x.dtype:
+            return "the tensors differ in dtype"
     if os.getpid() != _PROCESS:
         return "the process was forked from one that has used the kernels, and GNU OpenMP ends such a child"
     return None
@@ -95,7 +106,15 @@ def moments(x_NCS: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`steadynorm.ops.reference.moments`."""
     x_NCS, layout = _laid_out(x_NCS)
     mean, var = torch.empty(layout.channels, dtype=torch.float32), torch.empty(layout.channels, dtype=torch.float32)
-    _run(kernels.moments, _memory(x_NCS), x_NCS.numel(), layout, _memory(mean), _memory(var))
+    _run(
+        kernels.moments,
+        _DTYPES[x_NCS.dtype],
+        layout,
+        x_NCS.numel(),
+        x_NCS.data_ptr(),
+        mean.data_ptr(),
+        var.data_ptr(),
+    )
     return mean, var
 
 
@@ -112,13 +131,14 @@ def transform(
     residual_NCS, numbers, y_NCS = _like(residual_NCS, x_NCS), _numbers(center, scale, shift), torch.empty_like(x_NCS)
     _run(
         kernels.transform,
-        _memory(x_NCS),
-        x_NCS.numel(),
+        _DTYPES[x_NCS.dtype],
         layout,
-        _memory(numbers),
-        _memory(residual_NCS),
         _ACTIVATIONS[activation],
-        _memory(y_NCS),
+        x_NCS.numel(),
+        x_NCS.data_ptr(),
+        numbers.data_ptr(),
+        _address(residual_NCS),
+        y_NCS.data_ptr(),
         _streams(layout, y_NCS),
     )
     return y_NCS
@@ -143,15 +163,16 @@ def transform_sums(
     )
     _run(
         kernels.sums,
-        _memory(dy_NCS),
-        _memory(x_NCS),
-        x_NCS.numel(),
+        _DTYPES[x_NCS.dtype],
         layout,
-        _memory(numbers),
-        _memory(residual_NCS),
         _ACTIVATIONS[activation],
-        _memory(sum_dy),
-        _memory(sum_dy_xc),
+        x_NCS.numel(),
+        dy_NCS.data_ptr(),
+        x_NCS.data_ptr(),
+        numbers.data_ptr(),
+        _address(residual_NCS),
+        sum_dy.data_ptr(),
+        sum_dy_xc.data_ptr(),
     )
     return sum_dy, sum_dy_xc
 
@@ -175,25 +196,125 @@ def transform_grad(
     d_residual_NCS = None if residual_NCS is None else torch.empty_like(x_NCS)
     _run(
         kernels.grad,
-        _memory(dy_NCS),
-        _memory(x_NCS),
-        x_NCS.numel(),
+        _DTYPES[x_NCS.dtype],
         layout,
-        _memory(numbers),
-        _memory(residual_NCS),
         _ACTIVATIONS[activation],
-        _memory(dx_NCS),
-        _memory(d_residual_NCS),
+        x_NCS.numel(),
+        dy_NCS.data_ptr(),
+        x_NCS.data_ptr(),
+        numbers.data_ptr(),
+        _address(residual_NCS),
+        dx_NCS.data_ptr(),
+        _address(d_residual_NCS),
         _streams(layout, dx_NCS, d_residual_NCS),
     )
     return dx_NCS, d_residual_NCS
+
+
+def batch_norm(
+    x_NCS: Tensor,
+    residual_NCS: Tensor | None,
+    activation: Activation | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+) -> tuple[Tensor, Tensor]:
+    """Train by batch norm in one call: moments, rule, running estimates, transform.
+
+    Args:
+        x_NCS: as the four kernels take it; at least two values per channel.
+        residual_NCS: likewise.
+        activation: likewise.
+        weight: float32, shape (C,), contiguous; None counts as 1.
+        bias: likewise; None counts as 0.
+        eps: positive.
+        running_mean: as weight; changed in place, None where there is none.
+        running_var: likewise, by the unbiased variance.
+        momentum: weight of this batch in them.
+
+    Returns:
+        y in the shape, dtype and memory format of x; and what :func:`batch_norm_grad` wants to know of x: mean and
+        biased variance, float32, shape (2, C).
+    """
+    x_NCS, layout = _laid_out(x_NCS)
+    residual_NCS, y_NCS = _like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
+    moments = torch.empty((2, layout.channels), dtype=torch.float32)
+    _run(
+        kernels.batch_norm,
+        _DTYPES[x_NCS.dtype],
+        layout,
+        _ACTIVATIONS[activation],
+        x_NCS.numel(),
+        x_NCS.data_ptr(),
+        _address(weight),
+        _address(bias),
+        eps,
+        moments.data_ptr(),
+        _address(running_mean),
+        _address(running_var),
+        momentum,
+        _address(residual_NCS),
+        y_NCS.data_ptr(),
+        _streams(layout, y_NCS),
+    )
+    return y_NCS, moments
+
+
+def batch_norm_grad(
+    dy_NCS: Tensor,
+    x_NCS: Tensor,
+    residual_NCS: Tensor | None,
+    activation: Activation | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    moments: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Differentiate :func:`batch_norm` in one call: sums, the rule's gradient, the transform's.
+
+    Args:
+        dy_NCS: gradient of y, in the dtype of x.
+        moments: what ``batch_norm`` gave; the other arguments are as there.
+
+    Returns:
+        dx; d_residual, None without a residual; d_weight and d_bias, None where there is none.
+    """
+    x_NCS, layout = _laid_out(x_NCS)
+    dy_NCS, residual_NCS = _like(dy_NCS, x_NCS), _like(residual_NCS, x_NCS)
+    dx_NCS, d_residual_NCS, d_weight, d_bias = (
+        None if tensor is None else torch.empty_like(tensor) for tensor in (x_NCS, residual_NCS, weight, bias)
+    )
+    assert dx_NCS is not None
+    _run(
+        kernels.batch_norm_grad,
+        _DTYPES[x_NCS.dtype],
+        layout,
+        _ACTIVATIONS[activation],
+        x_NCS.numel(),
+        dy_NCS.data_ptr(),
+        x_NCS.data_ptr(),
+        _address(weight),
+        _address(bias),
+        eps,
+        moments.data_ptr(),
+        _address(residual_NCS),
+        dx_NCS.data_ptr(),
+        _address(d_residual_NCS),
+        _address(d_weight),
+        _address(d_bias),
+        _streams(layout, dx_NCS, d_residual_NCS),
+    )
+    return dx_NCS, d_residual_NCS, d_weight, d_bias
 
 
 def _converts_float16() -> bool:
     return platform.machine() not in ("x86_64", "AMD64") or has_feature("f16c")
 
 
-def _laid_out(x: Tensor) -> tuple[Tensor, kernels.Layout]:
+def _laid_out(x: Tensor) -> tuple[Tensor, Layout]:
     """Give x, or a copy where its memory has gaps or overlaps; and how the kernels read it: by rows or by planes."""
     inner = _inner(x)
     if inner is None:
@@ -201,7 +322,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, kernels.Layout]:
         inner = _inner(x)
         assert inner is not None, x.stride()
     channels = x.shape[1]
-    return x, (kernels.Rows(channels, channels) if inner == 1 else kernels.Planes(channels, inner))
+    return x, (Rows(channels, channels) if inner == 1 else Planes(channels, inner))
 
 
 def _inner(x: Tensor) -> int | None:
@@ -220,13 +341,9 @@ def _inner(x: Tensor) -> int | None:
     return inner
 
 
-@overload
-def _memory(tensor: Tensor) -> kinds.Memory: ...
-@overload
-def _memory(tensor: None) -> None: ...
-def _memory(tensor: Tensor | None) -> kinds.Memory | None:
+def _address(tensor: Tensor | None) -> int | None:
     """Say where a tensor's numbers lie. The caller keeps the tensor until the kernel has returned."""
-    return None if tensor is None else _MEMORY[tensor.dtype](tensor.data_ptr())
+    return None if tensor is None else tensor.data_ptr()
 
 
 @overload
@@ -244,11 +361,12 @@ def _numbers(*per_channel: Tensor) -> Tensor:
     return together if together.dtype == torch.float32 else together.float()
 
 
-def _streams(layout: kernels.Layout, *results: Tensor | None) -> bool:
+def _streams(layout: Layout, *results: Tensor | None) -> bool:
     """Whether to write results past the caches, which needs lines that end where a cache's do."""
-    return layout.columns % LANES == 0 and all(
-        result is None or (result.nbytes >= STREAM and result.data_ptr() % 64 == 0) for result in results
-    )
+    for result in results:
+        if result is not None and (result.nbytes < STREAM or result.data_ptr() % 64):
+            return False
+    return layout.columns % LANES == 0
 
 
 def _run(kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 (the kernel's own)

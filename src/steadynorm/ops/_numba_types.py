@@ -21,11 +21,11 @@ __all__ = [
     "Activation",
     "Array",
     "BFloat16",
+    "Dtype",
     "Float16",
     "Float32",
     "Identity",
     "LeakyRelu",
-    "Memory",
     "Relu",
     "Silu",
     "Type",
@@ -37,6 +37,7 @@ __all__ = [
     "choose_inline",
     "compiled",
     "exp",
+    "floats",
     "inline",
     "parallel",
 ]
@@ -67,24 +68,19 @@ choose_inline = partial(choose, jit_options={"forceinline": True, "error_model":
 
 
 class Float32(NamedTuple):
-    """Memory that holds float32 numbers."""
-
-    address: int
+    """Numbers are float32."""
 
 
 class BFloat16(NamedTuple):
-    """Memory that holds bfloat16 numbers."""
-
-    address: int
+    """Numbers are bfloat16."""
 
 
 class Float16(NamedTuple):
-    """Memory that holds float16 numbers."""
-
-    address: int
+    """Numbers are float16."""
 
 
-Memory = Float32 | BFloat16 | Float16
+Dtype = Float32 | BFloat16 | Float16
+_FLOAT32 = Float32()
 
 
 class Identity(NamedTuple):
@@ -108,17 +104,27 @@ class Silu(NamedTuple):
 Activation = Identity | Relu | LeakyRelu | Silu
 
 
-def array(memory: Memory | None, size: int) -> Any:  # noqa: ANN401 (an array, or None)
+def array(dtype: Dtype, address: int | None, size: int) -> Any:  # noqa: ANN401 (an array, or None)
     """View memory as numbers, or as the bits of them."""
     raise NotImplementedError
 
 
 @choose_inline(array)
-def _array_of(memory: Type, size: Type) -> Callable[..., Any]:
-    if memory in (none, none.__class__):
-        return lambda memory, size: None
-    dtype = {Float32: np.float32, BFloat16: np.uint16, Float16: np.int16}[memory.instance_class]
-    return lambda memory, size: carray(pointer_to(memory.address), size, dtype)
+def _array_of(dtype: Type, address: Type, size: Type) -> Callable[..., Any]:
+    if address in (none, none.__class__):
+        return lambda dtype, address, size: None
+    bits = {Float32: np.float32, BFloat16: np.uint16, Float16: np.int16}[dtype.instance_class]
+    return lambda dtype, address, size: carray(pointer_to(address), size, bits)
+
+
+def floats(address: int | None, size: int) -> Any:  # noqa: ANN401 (as above)
+    """View memory as float32 numbers."""
+    raise NotImplementedError
+
+
+@choose_inline(floats)
+def _floats_of(address: Type, size: Type) -> Callable[..., Any]:
+    return lambda address, size: array(_FLOAT32, address, size)
 
 
 def activate(activation: Activation, pre: Vector) -> Vector:

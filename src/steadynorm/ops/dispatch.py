@@ -34,14 +34,16 @@ __all__ = [
     "transform",
     "transform_grad",
     "transform_sums",
+    "unobserved",
 ]
 
 Backend = Literal["reference", "numba", "triton", "torch"]
 # Values below which torch's own batch norm and ReLU, forward and backward, take less time than ours on a CPU, where a
 # call costs a fixed time more. Measured with cold caches: docs/results/bench_kernels_cpu_20261122.json.
-SMALL_PLANES = 1 << 19
-SMALL_ROWS = 1 << 21
-SMALL_HALF = 3 << 19
+SMALL_PLANES = 1 << 17
+SMALL_ROWS = 1 << 20
+SMALL_HALF_PLANES = 1 << 18
+SMALL_HALF_ROWS = 3 << 16
 BARE = 2
 """How many times as many it takes where nothing is fused into the norm, and torch reads memory less often."""
 SMALL_ON_GPU = 1 << 20
@@ -112,12 +114,12 @@ def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Ch
     """
     if _wanted != "auto":
         return _as_asked(_wanted, x, others)
-    if x.device.type == "cpu":
+    if x.is_cpu:
         if x.numel() < smallest_for_numba(x, fused=fused):
             return _torch_for(x, _SMALL)
         obstacle = _load_numba().obstacle(x, *others)
         return _NUMBA if obstacle is None else _torch_for(x, Choice(backend="torch", reason=obstacle))
-    if x.device.type != "cuda":
+    if not x.is_cuda:
         return _OTHER_DEVICE
     if x.numel() < SMALL_ON_GPU:
         return _SMALL
@@ -133,13 +135,15 @@ def kernels_for(x: Tensor, *others: Tensor | None) -> ModuleType:
     An implementation where nobody looks on (no autograd, compiler, transform, tracer or mode): torch's dispatcher
     takes as long as a kernel does for a tensor that is not large.
     """
-    return _module(choose_backend(x, *others)) if _unobserved(x) else sys.modules[__name__]
+    if torch.is_grad_enabled() or not unobserved(x):
+        return sys.modules[__name__]
+    return _module(choose_backend(x, *others))
 
 
-def _unobserved(x: Tensor) -> bool:
+def unobserved(x: Tensor) -> bool:
+    """Whether nobody but autograd looks on: no compiler, transform, tracer, mode or subclass of Tensor."""
     return (
-        not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and type(x) in (Tensor, torch.nn.Parameter)
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
@@ -149,11 +153,11 @@ def _unobserved(x: Tensor) -> bool:
 
 def smallest_for_numba(x: Tensor, *, fused: bool) -> int:
     """Count the values from which the compiled kernels are the faster ones, for such a dtype and memory layout."""
-    if x.dtype != torch.float32:
-        smallest = SMALL_HALF
-    else:
-        rows = x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
+    rows = x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
+    if x.dtype == torch.float32:
         smallest = SMALL_ROWS if rows else SMALL_PLANES
+    else:
+        smallest = SMALL_HALF_ROWS if rows else SMALL_HALF_PLANES
     return smallest if fused else BARE * smallest
 
 

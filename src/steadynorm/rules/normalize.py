@@ -14,7 +14,7 @@ from steadynorm.ops.reference import Activation
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
 
-__all__ = ["normalize"]
+__all__ = ["differentiable_backward", "normalize"]
 
 
 def normalize(
@@ -87,7 +87,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
         x, residual, mean, var, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _twice_differentiable_backward(ctx, dy, x, residual, *parameters)
+            return differentiable_backward(ctx, dy, x, residual, *parameters)
         moments = Moments(mean=mean, var=var, count=_count(x))
         affine = ctx.rule.forward(moments, *parameters)
         kernels = kernels_for(x, dy, residual)
@@ -114,7 +114,7 @@ class _Normalize(torch.autograd.Function):
         )
 
 
-def _twice_differentiable_backward(
+def differentiable_backward(
     ctx: Any,  # noqa: ANN401 (as above)
     dy: Tensor,
     *saved: Tensor | None,
