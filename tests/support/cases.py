@@ -88,6 +88,10 @@ LONG_CASES = (
     Case(id="long-rows-float16", shape=(5, 17, 31, 7), layout="channels_last", dtype=torch.float16),
     Case(id="very-large-mean-planes", shape=(16, 61, 9), mean=1e5, std=1.0),
     Case(id="very-large-mean-rows", shape=(16, 61, 3, 3), mean=1e5, std=1.0, layout="channels_last"),
+    Case(id="short-rows", shape=(7, 13, 31, 5), layout="channels_last"),
+    Case(id="short-rows-bfloat16", shape=(7, 50, 31, 5), layout="channels_last", dtype=torch.bfloat16),
+    Case(id="wide-rows", shape=(7, 261, 31, 5), layout="channels_last"),
+    Case(id="wide-rows-bfloat16", shape=(7, 261, 31, 5), layout="channels_last", dtype=torch.bfloat16),
 )
 
 FAULTY_CASES = tuple(

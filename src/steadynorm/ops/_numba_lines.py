@@ -17,18 +17,18 @@ __all__ = [
     "Layout",
     "Planes",
     "Rows",
-    "first_ungrouped",
     "next_channel",
     "pre_activation",
     "put",
     "read",
+    "steps",
     "three_numbers",
 ]
 
 GROUP = 4
-"""Short rows that are computed side by side, so that their columns' numbers are read and their sums written once."""
+"""Rows that are computed side by side, so that their columns' numbers are read and their sums written once."""
 SHORT = 128
-"""Bytes of a row up to which that is faster; beyond, memory is read fastest in one stream."""
+"""Bytes of a row up to which a group's rows are neighbours; of longer ones each is read in a stream of its own."""
 
 
 class Rows(NamedTuple):
@@ -95,11 +95,9 @@ def pre_activation(xc: Vector, scale: Vector, shift: Vector, residual: Array | N
 
 
 @inline
-def first_ungrouped(x: Array, layout: Layout, first: int, last: int) -> int:
-    """Give the first of the rows that are computed one by one."""
-    if layout.columns * x.itemsize > SHORT:
-        return first
-    return last - (last - first) % GROUP
+def steps(x: Array, layout: Layout, groups: int) -> tuple[int, int]:
+    """Give how many rows it is from one of a group to its next, and from one group to the next."""
+    return (1, GROUP) if layout.columns * x.itemsize <= SHORT else (groups, 1)
 
 
 @inline

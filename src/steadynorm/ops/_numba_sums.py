@@ -17,11 +17,11 @@ from steadynorm.ops._numba_lines import (
     GROUP,
     Layout,
     Rows,
-    first_ungrouped,
     next_channel,
     pre_activation,
     put,
     read,
+    steps,
     three_numbers,
 )
 from steadynorm.ops._numba_types import (
@@ -71,13 +71,21 @@ def _terms(task: Sums, activation: Activation, numbers: Vector, at: int, count: 
 
 @inline
 def _add_columns(
-    task: Sums, activation: Activation, layout: Layout, run: Array, line: int, lines: int, column: int, count: int
+    task: Sums,
+    activation: Activation,
+    layout: Layout,
+    run: Array,
+    line: int,
+    lines: int,
+    apart: int,
+    column: int,
+    count: int,
 ) -> None:
     """Add some columns of a few rows to the run."""
     numbers = three_numbers(task.numbers, column, layout, count)
     sum_dy, sum_dy_xc = fill(0.0), fill(0.0)
     for k in range(lines):
-        dpre, dpre_xc = _terms(task, activation, numbers, (line + k) * layout.columns + column, count)
+        dpre, dpre_xc = _terms(task, activation, numbers, (line + k * apart) * layout.columns + column, count)
         sum_dy += dpre
         sum_dy_xc += dpre_xc
     half = run.size // 2
@@ -86,12 +94,14 @@ def _add_columns(
 
 
 @inline
-def _add_group(task: Sums, activation: Activation, layout: Layout, run: Array, line: int, lines: int) -> None:
+def _add_group(
+    task: Sums, activation: Activation, layout: Layout, run: Array, line: int, lines: int, apart: int
+) -> None:
     rest = layout.columns % LANES
     for column in range(0, layout.columns - rest, LANES):
-        _add_columns(task, activation, layout, run, line, lines, column, LANES)
+        _add_columns(task, activation, layout, run, line, lines, apart, column, LANES)
     if rest:
-        _add_columns(task, activation, layout, run, line, lines, layout.columns - rest, rest)
+        _add_columns(task, activation, layout, run, line, lines, apart, layout.columns - rest, rest)
 
 
 def _sum_rows(task: Sums, activation: Activation, layout: Layout, totals: Array, first: int, last: int) -> None:
@@ -100,11 +110,12 @@ def _sum_rows(task: Sums, activation: Activation, layout: Layout, totals: Array,
         stop = min(start + RUN, last)
         for i in range(run.size):
             run[i] = 0
-        ungrouped = first_ungrouped(task.x, layout, start, stop)
-        for line in range(start, ungrouped, GROUP):
-            _add_group(task, activation, layout, run, line, GROUP)
-        for line in range(ungrouped, stop):
-            _add_group(task, activation, layout, run, line, 1)
+        groups = (stop - start) // GROUP
+        apart, step = steps(task.x, layout, groups)
+        for k in range(groups):
+            _add_group(task, activation, layout, run, start + k * step, GROUP, apart)
+        for line in range(start + groups * GROUP, stop):
+            _add_group(task, activation, layout, run, line, 1, 1)
         for i in range(run.size):
             totals[i] += run[i]
 

@@ -12,11 +12,11 @@ from steadynorm.ops._numba_lines import (
     GROUP,
     Layout,
     Rows,
-    first_ungrouped,
     next_channel,
     pre_activation,
     put,
     read,
+    steps,
     three_numbers,
 )
 from steadynorm.ops._numba_types import (
@@ -110,29 +110,40 @@ def _grad_some(task: Grad, activation: Activation, numbers: Vector, at: int, cou
 
 @inline
 def _write_columns(
-    task: Task, activation: Activation, layout: Layout, line: int, lines: int, column: int, count: int, streaming: bool
+    task: Task,
+    activation: Activation,
+    layout: Layout,
+    line: int,
+    lines: int,
+    apart: int,
+    column: int,
+    count: int,
+    streaming: bool,
 ) -> None:
     """Write some columns of a few rows, whose numbers are read once."""
     numbers = _numbers(task, layout, column, count)
     for k in range(lines):
-        _write_some(task, activation, numbers, (line + k) * layout.columns + column, count, streaming)
+        _write_some(task, activation, numbers, (line + k * apart) * layout.columns + column, count, streaming)
 
 
 @inline
-def _write_group(task: Task, activation: Activation, layout: Layout, line: int, lines: int, streaming: bool) -> None:
+def _write_group(
+    task: Task, activation: Activation, layout: Layout, line: int, lines: int, apart: int, streaming: bool
+) -> None:
     rest = layout.columns % LANES
     for column in range(0, layout.columns - rest, LANES):
-        _write_columns(task, activation, layout, line, lines, column, LANES, streaming)
+        _write_columns(task, activation, layout, line, lines, apart, column, LANES, streaming)
     if rest:
-        _write_columns(task, activation, layout, line, lines, layout.columns - rest, rest, False)
+        _write_columns(task, activation, layout, line, lines, apart, layout.columns - rest, rest, False)
 
 
 def _write_rows(task: Task, activation: Activation, layout: Layout, first: int, last: int, streaming: bool) -> None:
-    ungrouped = first_ungrouped(task.x, layout, first, last)
-    for line in range(first, ungrouped, GROUP):
-        _write_group(task, activation, layout, line, GROUP, streaming)
-    for line in range(ungrouped, last):
-        _write_group(task, activation, layout, line, 1, streaming)
+    groups = (last - first) // GROUP
+    apart, step = steps(task.x, layout, groups)
+    for k in range(groups):
+        _write_group(task, activation, layout, first + k * step, GROUP, apart, streaming)
+    for line in range(first + groups * GROUP, last):
+        _write_group(task, activation, layout, line, 1, 1, streaming)
 
 
 def _write_planes(task: Task, activation: Activation, layout: Layout, first: int, last: int, streaming: bool) -> None:
