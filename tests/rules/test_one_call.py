@@ -240,6 +240,16 @@ def test_what_the_call_cannot_take_is_left_to_the_rule(odd):
     assert not takes_one_call(X.as_subclass(Wrapped), None)
 
 
+@pytest.mark.parametrize("given", [0, 1])
+def test_one_running_estimate_without_the_other_is_left_alone(given):
+    running = [None, None]
+    running[given] = torch.ones(3)
+    with backend("numba"):
+        y = functional.batch_norm(X, *running, training=True)
+    assert torch.equal(running[given], torch.ones(3))
+    torch.testing.assert_close(y, by_torch(X))
+
+
 def test_a_weight_with_gaps_trains_as_any_other():
     weight = (torch.arange(6.0) + 1)[::2]
     torch.testing.assert_close(train(weight=weight), by_torch(X, weight))

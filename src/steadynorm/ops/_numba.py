@@ -12,7 +12,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import numba
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from steadynorm.ops import _numba_kernels as kernels
 from steadynorm.ops import _numba_types as kinds
 from steadynorm.ops._lanes import LANES, has_feature
+from steadynorm.ops._layout import like
 from steadynorm.ops._numba_lines import Layout, Planes, Rows
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 
@@ -128,7 +129,7 @@ def transform(
 ) -> Tensor:
     """As :func:`steadynorm.ops.reference.transform`."""
     x_NCS, layout = _laid_out(x_NCS)
-    residual_NCS, numbers, y_NCS = _like(residual_NCS, x_NCS), _numbers(center, scale, shift), torch.empty_like(x_NCS)
+    residual_NCS, numbers, y_NCS = like(residual_NCS, x_NCS), _numbers(center, scale, shift), torch.empty_like(x_NCS)
     _run(
         kernels.transform,
         _DTYPES[x_NCS.dtype],
@@ -155,7 +156,7 @@ def transform_sums(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`steadynorm.ops.reference.transform_sums`."""
     x_NCS, layout = _laid_out(x_NCS)
-    dy_NCS, residual_NCS = _like(dy_NCS, x_NCS), _like(residual_NCS, x_NCS)
+    dy_NCS, residual_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS)
     numbers, sum_dy, sum_dy_xc = (
         _numbers(center, scale, shift),
         torch.empty(layout.channels, dtype=torch.float32),
@@ -191,7 +192,7 @@ def transform_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`steadynorm.ops.reference.transform_grad`."""
     x_NCS, layout = _laid_out(x_NCS)
-    dy_NCS, residual_NCS = _like(dy_NCS, x_NCS), _like(residual_NCS, x_NCS)
+    dy_NCS, residual_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS)
     numbers, dx_NCS = _numbers(center, scale, shift, a, b, c), torch.empty_like(x_NCS)
     d_residual_NCS = None if residual_NCS is None else torch.empty_like(x_NCS)
     _run(
@@ -240,7 +241,7 @@ def batch_norm(
         biased variance, float32, shape (2, C).
     """
     x_NCS, layout = _laid_out(x_NCS)
-    residual_NCS, y_NCS = _like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
+    residual_NCS, y_NCS = like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
     moments = torch.empty((2, layout.channels), dtype=torch.float32)
     _run(
         kernels.batch_norm,
@@ -283,7 +284,7 @@ def batch_norm_grad(
         dx; d_residual, None without a residual; d_weight and d_bias, None where there is none.
     """
     x_NCS, layout = _laid_out(x_NCS)
-    dy_NCS, residual_NCS = _like(dy_NCS, x_NCS), _like(residual_NCS, x_NCS)
+    dy_NCS, residual_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS)
     dx_NCS, d_residual_NCS, d_weight, d_bias = (
         None if tensor is None else torch.empty_like(tensor) for tensor in (x_NCS, residual_NCS, weight, bias)
     )
@@ -344,15 +345,6 @@ def _inner(x: Tensor) -> int | None:
 def _address(tensor: Tensor | None) -> int | None:
     """Say where a tensor's numbers lie. The caller keeps the tensor until the kernel has returned."""
     return None if tensor is None else tensor.data_ptr()
-
-
-@overload
-def _like(tensor: Tensor, x: Tensor) -> Tensor: ...
-@overload
-def _like(tensor: None, x: Tensor) -> None: ...
-def _like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
-    """Give a tensor that lies as x does; a copy of it where it does not."""
-    return tensor if tensor is None or tensor.stride() == x.stride() else torch.empty_like(x).copy_(tensor)
 
 
 def _numbers(*per_channel: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from steadynorm.ops import _triton_kernels as kernels
+from steadynorm.ops._layout import like
 from steadynorm.ops.reference import Activation
 
 __all__ = ["moments", "obstacle", "transform", "transform_grad", "transform_sums"]
@@ -91,7 +92,7 @@ def transform(
 ) -> Tensor:
     """As :func:`steadynorm.ops.reference.transform`."""
     cut, y_NCS = _cut_for_values(x_NCS), torch.empty_like(x_NCS)
-    tensors = x_NCS, *_numbers(center, scale, shift), _like(residual_NCS, x_NCS), y_NCS
+    tensors = x_NCS, *_numbers(center, scale, shift), like(residual_NCS, x_NCS), y_NCS
     _launch(kernels.transform, cut.programs, *tensors, *cut.sizes, ACTIVATION=activation, **cut.blocks)
     return y_NCS
 
@@ -109,7 +110,7 @@ def transform_sums(
     cut, channels = _cut_for_sums(x_NCS), x_NCS.shape[1]
     shares = x_NCS.new_empty((2, channels, cut.partials), dtype=torch.float32).unbind()
     sum_dy, sum_dy_xc = x_NCS.new_empty((2, channels), dtype=torch.float32).unbind()
-    tensors = _like(dy_NCS, x_NCS), x_NCS, *_numbers(center, scale, shift), _like(residual_NCS, x_NCS), *shares
+    tensors = like(dy_NCS, x_NCS), x_NCS, *_numbers(center, scale, shift), like(residual_NCS, x_NCS), *shares
     sizes = cut.rows, cut.slots, cut.runs, cut.per_channel, cut.shares
     _launch(kernels.transform_sums, cut.programs, *tensors, *sizes, ACTIVATION=activation, **cut.blocks)
     merging, sums = cut.merging, (sum_dy, sum_dy_xc)
@@ -134,7 +135,7 @@ def transform_grad(
     """As :func:`steadynorm.ops.reference.transform_grad`."""
     cut, dx_NCS = _cut_for_values(x_NCS), torch.empty_like(x_NCS)
     d_residual_NCS = None if residual_NCS is None else torch.empty_like(x_NCS)
-    inputs = _like(dy_NCS, x_NCS), x_NCS, *_numbers(center, scale, shift), _like(residual_NCS, x_NCS)
+    inputs = like(dy_NCS, x_NCS), x_NCS, *_numbers(center, scale, shift), like(residual_NCS, x_NCS)
     tensors = *inputs, *_numbers(a, b, c), dx_NCS, d_residual_NCS
     _launch(kernels.transform_grad, cut.programs, *tensors, *cut.sizes, ACTIVATION=activation, **cut.blocks)
     return dx_NCS, d_residual_NCS
@@ -288,13 +289,6 @@ def _ceil_div(number: int, divisor: int) -> int:
 def _is_rows(x: Tensor) -> bool:
     """Whether the channels of a position lie together; a single channel is better seen as planes."""
     return x.shape[1] > 1 and x.movedim(1, -1).is_contiguous()
-
-
-def _like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
-    """Give a tensor in the layout of x; a copy where it has another one."""
-    if tensor is None or tensor.stride() == x.stride():
-        return tensor
-    return torch.empty_like(x).copy_(tensor)
 
 
 def _numbers(*tensors: Tensor) -> list[Tensor]:
