@@ -128,6 +128,12 @@ def test_a_residual_of_another_dtype_leaves_the_inputs_dtype(training, dtype):
     assert batch_norm(x, *buffers(), training=training, residual=residual, activation="relu").dtype == dtype
 
 
+def test_a_residual_of_a_wider_dtype_is_added_before_rounding():
+    x, residual = drawn(64, 3).bfloat16(), drawn(64, 3, seed=1)
+    exact = torch.from_numpy(oracle.batch_norm(x, residual=residual).y)
+    assert torch.equal(batch_norm(x, *buffers(), training=True, residual=residual), exact.bfloat16())
+
+
 def test_parameters_in_half_precision_train_beside_float32_estimates():
     """torch's own function refuses the mixture."""
     x, weight, bias = drawn(8, 3).bfloat16(), drawn(3, seed=1).bfloat16(), drawn(3, seed=2).bfloat16()
