@@ -99,13 +99,16 @@ def on_tiny_data() -> Iterator[None]:
 
 
 class _Slow(Recorder):
-    """Says when the first network begins, and waits after every epoch, so that there is time to be killed."""
+    """Says when the first network begins, waits after an epoch, and after its second for ever: it must be killed."""
+
+    epochs = 0
 
     def begin(self, spec: RunSpec, **numbers: int) -> None:
         print("begun", flush=True)
 
     def epoch(self, record: RunRecord) -> None:
-        time.sleep(0.4)
+        self.epochs += 1
+        time.sleep(0.4 if self.epochs < 2 else 600)
 
 
 def main() -> None:

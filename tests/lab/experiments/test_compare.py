@@ -51,7 +51,7 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(tmp_path: Path, u
 
 
 def test_a_comparison_killed_at_any_moment_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
-    """Killed by SIGKILL three times, each at a random moment of the 0.4 s and more that an epoch lasts."""
+    """Killed by SIGKILL three times, at random moments of the two of eight epochs that each process goes through."""
     place, moments = tmp_path / "a", random.Random(0)
     for how in ("out", "resume", "resume"):
         worker = subprocess.Popen(
