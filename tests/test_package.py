@@ -33,7 +33,9 @@ def imported_by(statement: str) -> set[str]:
 
 
 def test_public_names_are_the_documented_ones():
-    layers = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+    families = ("BatchNorm", "BatchRenorm", "FrozenBatchNorm", "GatedBatchNorm", "GhostBatchNorm")
+    layers = [f"{name}{dimensions}d" for name in families for dimensions in (1, 2, 3)]
+    layers += ["MaskedBatchNorm1d", "SyncBatchNorm"]
     assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend"]
 
 

@@ -1,7 +1,46 @@
 """Normalization for PyTorch: drop-in layers held to a float64 reference, and the experiments that show what they do."""
 
 from steadynorm.functional import batch_norm
-from steadynorm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from steadynorm.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
+    GatedBatchNorm1d,
+    GatedBatchNorm2d,
+    GatedBatchNorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    MaskedBatchNorm1d,
+    SyncBatchNorm,
+)
 from steadynorm.ops.dispatch import backend, explain_backend
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "backend", "batch_norm", "explain_backend"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "FrozenBatchNorm1d",
+    "FrozenBatchNorm2d",
+    "FrozenBatchNorm3d",
+    "GatedBatchNorm1d",
+    "GatedBatchNorm2d",
+    "GatedBatchNorm3d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
+    "MaskedBatchNorm1d",
+    "SyncBatchNorm",
+    "backend",
+    "batch_norm",
+    "explain_backend",
+]

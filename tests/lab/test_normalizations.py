@@ -17,6 +17,8 @@ def test_every_name_is_found() -> None:
     [
         ("batch_norm", F.batch_norm(X, None, None, training=True)),
         ("torch_batch_norm", F.batch_norm(X, None, None, training=True)),
+        ("batch_renorm", F.batch_norm(X, None, None, training=True)),
+        ("ghost_batch_norm", F.batch_norm(X, None, None, training=True)),
         ("none", X),
         ("layer_norm", F.layer_norm(X, X.shape[1:])),
         ("group_norm", F.group_norm(X, 2)),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.failure import UserError
-from steadynorm.layers import BatchNorm2d
+from steadynorm.layers import BatchNorm2d, BatchRenorm2d, GatedBatchNorm2d, GhostBatchNorm2d
 
 __all__ = ["NORMALIZATIONS", "Normalization", "find_normalization"]
 
@@ -49,6 +49,18 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "batch_norm": Normalization(
         build=lambda channels: BatchNorm2d(channels, activation="relu"),
         summary="batch normalization, steadynorm.BatchNorm2d",
+    ),
+    "batch_renorm": Normalization(
+        build=lambda channels: BatchRenorm2d(channels, warmup_steps=500, ramp_steps=3_500, activation="relu"),
+        summary="batch renormalization, steadynorm.BatchRenorm2d, on a tenth of the paper's schedule",
+    ),
+    "gated_batch_norm": Normalization(
+        build=lambda channels: GatedBatchNorm2d(channels, activation="relu"),
+        summary="between batch and running statistics as far as a batch is believed, steadynorm.GatedBatchNorm2d",
+    ),
+    "ghost_batch_norm": Normalization(
+        build=lambda channels: GhostBatchNorm2d(channels, ghost_batch_size=32, activation="relu"),
+        summary="batch normalization of 32 images at a time, steadynorm.GhostBatchNorm2d",
     ),
     "none": Normalization(
         build=lambda channels: NormalizeAddRelu(nn.Identity()),

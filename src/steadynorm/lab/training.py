@@ -19,6 +19,7 @@ from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.records import Epoch, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory, save_tensors
+from steadynorm.layers import extra_state
 
 __all__ = ["Observer", "Settings", "train"]
 
@@ -101,7 +102,8 @@ def train(
                 directory.save_state(record, {})
                 break
             if record.status == "finished":
-                save_tensors(directory.checkpoint_path(spec), trainer.model.state_dict(), _metadata(spec, settings))
+                trained = trainer.model.state_dict() | extra_state(trainer.model)
+                save_tensors(directory.checkpoint_path(spec), trained, _metadata(spec, settings))
             directory.save_state(record, _state(trainer.model, trainer.optimizer))
             _write_board(board, record.epochs[-1])
             observer.epoch(record)
@@ -250,11 +252,14 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
         for name, parameter in model.named_parameters()
         if optimizer.state[parameter].get("momentum_buffer") is not None
     }
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | buffers
+    extra = {f"extra.{name}": tensor.detach() for name, tensor in extra_state(model).items()}
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | extra | buffers
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    for name, tensor in extra_state(model).items():
+        tensor.detach().copy_(tensors[f"extra.{name}"])
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"momentum.{name}"])

@@ -222,6 +222,8 @@ def batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
+    *,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Train by batch norm in one call: moments, rule, running estimates, transform.
 
@@ -235,13 +237,15 @@ def batch_norm(
         running_mean: as weight; changed in place, None where there is none.
         running_var: likewise, by the unbiased variance.
         momentum: weight of this batch in them.
+        out: where y is written; dense, with the strides of x, which must be dense then. None makes a new tensor.
 
     Returns:
         y in the shape, dtype and memory format of x; and what :func:`batch_norm_grad` wants to know of x: mean and
         biased variance, float32, shape (2, C).
     """
     x_NCS, layout = _laid_out(x_NCS)
-    residual_NCS, y_NCS = like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
+    residual_NCS, y_NCS = like(residual_NCS, x_NCS), torch.empty_like(x_NCS) if out is None else out
+    assert y_NCS.stride() == x_NCS.stride(), (y_NCS.stride(), x_NCS.stride())
     moments = torch.empty((2, layout.channels), dtype=torch.float32)
     _run(
         kernels.batch_norm,
@@ -273,22 +277,24 @@ def batch_norm_grad(
     bias: Tensor | None,
     eps: float,
     moments: Tensor,
+    *,
+    out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Differentiate :func:`batch_norm` in one call: sums, the rule's gradient, the transform's.
 
     Args:
         dy_NCS: gradient of y, in the dtype of x.
         moments: what ``batch_norm`` gave; the other arguments are as there.
+        out: where dx and d_residual are written, as there.
 
     Returns:
         dx; d_residual, None without a residual; d_weight and d_bias, None where there is none.
     """
     x_NCS, layout = _laid_out(x_NCS)
     dy_NCS, residual_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS)
-    dx_NCS, d_residual_NCS, d_weight, d_bias = (
-        None if tensor is None else torch.empty_like(tensor) for tensor in (x_NCS, residual_NCS, weight, bias)
-    )
-    assert dx_NCS is not None
+    dx_NCS, d_residual_NCS = out or (torch.empty_like(x_NCS), None if residual_NCS is None else torch.empty_like(x_NCS))
+    assert dx_NCS.stride() == x_NCS.stride(), (dx_NCS.stride(), x_NCS.stride())
+    d_weight, d_bias = (None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias))
     _run(
         kernels.batch_norm_grad,
         _DTYPES[x_NCS.dtype],

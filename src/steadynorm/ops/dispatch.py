@@ -31,6 +31,7 @@ __all__ = [
     "kernels_for",
     "moments",
     "smallest_for_numba",
+    "snapshot",
     "transform",
     "transform_grad",
     "transform_sums",
@@ -277,6 +278,27 @@ def transform_grad(
     """See :func:`steadynorm.ops.reference.transform_grad`."""
     dx, *d_residual = _transform_grad(dy, x, center, scale, shift, residual, activation, a, b, c)
     return dx, d_residual[0] if d_residual else None
+
+
+def snapshot(x: Tensor) -> Tensor:
+    """Copy a tensor that changes between the forward and the backward, without gradient.
+
+    A compiler that splits the two saves as little as it can and computes the rest anew, a copy too: from the tensor
+    as it is by then (seen with torch 2.13). An operation of our own it does not compute twice.
+    """
+    if not torch.compiler.is_compiling():
+        return x.detach().clone()
+    copied: Tensor = torch.ops.steadynorm.snapshot.default(x.detach())
+    return copied
+
+
+_library.define("snapshot(Tensor x) -> Tensor", tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+_library.impl("snapshot", torch.clone, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("steadynorm::snapshot", lib=_library)  # type: ignore[untyped-decorator]
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _statistics_like(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,8 @@ class _BatchNorm(torch.autograd.Function):
 
         x, residual, weight, bias, moments = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *differentiable_backward(ctx, dy, x, residual, weight, bias), None, None, None
+            dx, d_residual, d_weight, d_bias = differentiable_backward(ctx, dy, x, residual, weight, bias)
+            return dx, d_residual, None, None, d_weight, d_bias, None, None, None
         dx, d_residual, d_weight, d_bias = _numba.batch_norm_grad(
             dy, x, residual, ctx.activation, weight, bias, ctx.rule.eps, moments
         )

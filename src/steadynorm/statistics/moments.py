@@ -102,7 +102,7 @@ def measure(x: Tensor) -> Moments:
     count = x.numel() // x.shape[1] if x.shape[1] else 0
     if count == 0:
         nothing = x.new_full(x.shape[1:2], math.nan, dtype=statistics_dtype(x.dtype))
-        return Moments(mean=nothing, var=nothing, count=0)
+        return Moments(mean=nothing, var=nothing.clone(), count=0)
     x = x.to(statistics_dtype(x.dtype), copy=True)
     mean = channel_sum(x) / count
     rest = x.sub_(per_channel(mean, x))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_momentum", "cumulative", "exponential"]
+from steadynorm.statistics.moments import Moments
+
+__all__ = ["check_momentum", "exponential", "follow_", "weight_of"]
 
 
 def check_momentum(momentum: float) -> None:
@@ -17,7 +19,7 @@ def check_momentum(momentum: float) -> None:
         )
 
 
-def exponential(running: Tensor, batch: Tensor, *, momentum: float, out: Tensor | None = None) -> Tensor:
+def exponential(running: Tensor, batch: Tensor, *, momentum: float | Tensor, out: Tensor | None = None) -> Tensor:
     """Blend one batch's statistic into its running estimate.
 
         new = (1 − momentum) · running + momentum · batch
@@ -25,7 +27,8 @@ def exponential(running: Tensor, batch: Tensor, *, momentum: float, out: Tensor 
     Args:
         running: shape (C,); left unchanged, unless it is ``out``.
         batch: shape (C,). For variances, the unbiased one.
-        momentum: weight of the new batch, in [0, 1]; 0.1 forgets half in about 6.6 steps.
+        momentum: weight of the new batch, in [0, 1]; 0.1 forgets half in about 6.6 steps. The value of a tensor
+            is not looked at.
         out: where the result is written; None makes a new tensor.
 
     Returns:
@@ -36,28 +39,69 @@ def exponential(running: Tensor, batch: Tensor, *, momentum: float, out: Tensor 
 
     Source: Ioffe & Szegedy 2015, Alg. 2 (unbiased variance); blending as in torch.nn.BatchNorm2d.
     """
-    check_momentum(momentum)
+    if not isinstance(momentum, Tensor):
+        check_momentum(momentum)
+    elif momentum.dtype != running.dtype:
+        momentum = momentum.to(running.dtype)
     if running.dtype != batch.dtype:
         wide = torch.promote_types(running.dtype, batch.dtype)
         return torch.lerp(running.to(wide), batch.to(wide), momentum, out=out)
     return torch.lerp(running, batch, momentum, out=out)
 
 
-def cumulative(running: Tensor, batch: Tensor, *, batches: Tensor | int) -> Tensor:
-    """Average one batch's statistic with those of all batches before, each with the same weight.
+def weight_of(
+    batches: int | Tensor, *, momentum: float | None, tracked: Tensor | None, dtype: torch.dtype
+) -> float | Tensor:
+    """Give the weight that the newest batches have together in a running estimate.
 
-        new = (1 − 1/batches) · running + batch / batches
+        1 − (1 − momentum)^batches        or batches / tracked, the average of all, where momentum is None
 
     Args:
-        running: shape (C,), the average of ``batches`` − 1 batches; left unchanged.
-        batch: shape (C,). For variances, the unbiased one.
-        batches: number of batches seen, this one included. A tensor stays on its device: no value is read
-            by the host, so the update can be compiled.
+        batches: how many are new. A tensor's value is not read by the host.
+        momentum: weight of one batch, in [0, 1].
+        tracked: batches seen, the new ones included; needed where momentum is None.
+        dtype: of the running estimate.
 
-    Returns:
-        shape (C,), in the wider of the two dtypes.
+    Raises:
+        ValueError: momentum is outside [0, 1], or None without a count of batches.
 
-    Source: torch.nn.BatchNorm2d with ``momentum=None``.
+    Source: torch.nn.BatchNorm2d, with ``momentum=None`` too.
     """
-    weight = 1 / torch.as_tensor(batches, dtype=running.dtype, device=running.device)
-    return (1 - weight) * running + weight * batch
+    if momentum is None:
+        if tracked is None:
+            raise ValueError("running statistics: momentum=None averages all batches and needs num_batches_tracked.")
+        return batches / tracked.to(dtype)
+    check_momentum(momentum)
+    if isinstance(batches, Tensor):
+        batches = batches.to(dtype)
+    elif batches == 1:
+        return momentum
+    return 1 - (1 - momentum) ** batches
+
+
+@torch.no_grad()
+def follow_(running_mean: Tensor, running_var: Tensor, batch: Moments, *, momentum: float | Tensor) -> None:
+    """Let running estimates follow a batch, in place.
+
+        running_mean = (1 − momentum)·running_mean + momentum·mean
+        running_var  = (1 − momentum)·running_var + momentum·var_unbiased
+
+    One value has no variance. What it tells of it is its distance from the running mean, whose square is the variance
+    and that of the running mean together, var·(1 + momentum/(2 − momentum)); it counts as (1 − momentum/2) times its
+    square, which on data that keeps its distribution is right on average.
+
+    Args:
+        running_mean: shape (C,); changed.
+        running_var: shape (C,); changed.
+        batch: its count may be a tensor; none of its values is read by the host. A channel of count 0 stays as it is.
+        momentum: weight of the batch, in [0, 1].
+    """
+    if isinstance(batch.count, int) and batch.count > 1:
+        exponential(running_mean, batch.mean, momentum=momentum, out=running_mean)
+        exponential(running_var, batch.var_unbiased, momentum=momentum, out=running_var)
+        return
+    count = torch.as_tensor(batch.count, device=running_mean.device)
+    distance = (batch.mean - running_mean).square() * (1 - momentum / 2)
+    var = torch.where(count > 1, batch.var * (count / (count - 1).clamp(min=1)), distance)
+    for running, new in ((running_var, var), (running_mean, batch.mean)):
+        running.copy_(torch.where(count > 0, exponential(running, new, momentum=momentum), running))

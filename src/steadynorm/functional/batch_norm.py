@@ -1,0 +1,128 @@
+"""Batch normalization without state (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.functional.way import choose_way
+from steadynorm.ops.reference import LEAKY_SLOPE, Activation
+from steadynorm.rules import BatchNormRule, batch_norm_in_one_call, normalize
+from steadynorm.statistics import follow_, weight_of
+
+__all__ = ["batch_norm"]
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Normalize every channel, and add, and activate.
+
+        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )
+
+    In training, mean and (biased) var are the batch's own and gradients flow through them; the running
+    estimates then follow in place, ``running = (1 − momentum)·running + momentum·batch``, the one of the variance
+    with the batch's *unbiased* variance. In evaluation mean and var are the running estimates and nothing changes.
+
+    Args:
+        input: shape (N, C, ...), float16, bfloat16, float32 or float64; any strides. Arithmetic is float32 at least.
+        running_mean: shape (C,), changed in place by training; None keeps no estimate.
+        running_var: likewise.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        training: whether to normalize with the batch's own statistics.
+        momentum: weight of the new batch, in [0, 1]; None averages all batches equally, by ``num_batches_tracked``.
+        eps: added to the variance; positive in training.
+        residual: shape of input; added before the activation.
+        activation: ``relu``, ``leaky_relu`` (slope 0.01), ``silu`` or None.
+        num_batches_tracked: batches seen, this one included; read where ``momentum`` is None.
+
+    Returns:
+        shape, dtype and memory format of input. An empty batch gives an empty result and moves no estimate.
+
+    Raises:
+        ValueError: training on one value per channel; eps not positive in training, or negative; an unknown activation.
+        RuntimeError: a tensor's size is not C; float64 input with float32 parameters, as torch has it; input that
+            is not floating.
+        IndexError: training on input without channels, as torch has it.
+
+    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; torch.nn.functional.batch_norm.
+    """
+    check_activation(activation)
+    if isinstance(input, Tensor) and isinstance(residual, Tensor):  # torch.fx traces with proxies, which have no shape
+        check_residual(input, residual)
+    if not training:
+        # torch's own function: compilers, exporters and quantisers recognise it.
+        y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+        return _activate(y if residual is None else y.add_(residual), activation)
+    check_training(input, eps, (running_mean, running_var, weight, bias))
+    if input.numel() == 0:
+        return normalize_nothing(input, weight, bias, residual)
+    how = choose_way(input, residual, activation, running_mean, running_var, weight, bias)
+    if how == "torch":
+        y = _torch_batch_norm(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, eps)
+        return _activate_(y if residual is None else y.add_(residual), activation)
+    if how == "one call":
+        factor = _factor(running_mean, momentum, num_batches_tracked)
+        return batch_norm_in_one_call(
+            input, running_mean, running_var, weight, bias, factor, float(eps), residual, activation
+        )
+    y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
+    if running_mean is not None and running_var is not None:
+        share = weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=running_mean.dtype)
+        follow_(running_mean, running_var, moments, momentum=share)
+    return y
+
+
+def _activate(pre: Tensor, activation: Activation | None) -> Tensor:
+    if activation == "relu":
+        return F.relu(pre)
+    if activation == "leaky_relu":
+        return F.leaky_relu(pre, LEAKY_SLOPE)
+    return F.silu(pre) if activation == "silu" else pre
+
+
+def _activate_(pre: Tensor, activation: Activation | None) -> Tensor:
+    """Activate in place where the derivative can be told from the result."""
+    if activation == "relu":
+        return pre.relu_()
+    return F.leaky_relu_(pre, LEAKY_SLOPE) if activation == "leaky_relu" else _activate(pre, activation)
+
+
+def _factor(running_mean: Tensor | None, momentum: float | None, num_batches_tracked: Tensor | None) -> float:
+    """Give the weight of this batch in the running estimates."""
+    if running_mean is None:
+        return 0.0
+    return float(weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=torch.float64))
+
+
+def _torch_batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Call torch's training function."""
+    factor = _factor(running_mean, momentum, num_batches_tracked)
+    if running_mean is not None and running_var is not None and running_mean.requires_grad | running_var.requires_grad:
+        # torch refuses them; ours are no part of the graph.
+        running_mean, running_var = running_mean.detach(), running_var.detach()
+    # What F.batch_norm checks has been checked.
+    return torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, torch.backends.cudnn.enabled)

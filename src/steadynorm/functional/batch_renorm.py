@@ -1,0 +1,63 @@
+"""Batch renormalization without state (Ioffe 2017, arXiv 1702.03275)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.ops.dispatch import snapshot
+from steadynorm.ops.reference import Activation
+from steadynorm.rules import BatchRenormRule, normalize
+from steadynorm.statistics import Moments
+
+__all__ = ["batch_renorm"]
+
+
+def batch_renorm(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    r_max: Tensor,
+    d_max: Tensor,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize a training batch by its own moments, corrected towards the running ones.
+
+        y = activation( ((x − μ_B)/σ_B · r + d) · weight + bias + residual )
+        r = clip(σ_B/σ, 1/r_max, r_max)        d = clip((μ_B − μ)/σ, −d_max, d_max)
+
+    where σ² is variance + eps, and r and d are constants to the gradient. One value per channel is enough.
+
+    Args:
+        input: shape (N, C, ...), as for :func:`batch_norm`.
+        running_mean: μ, shape (C,); left unchanged.
+        running_var: likewise.
+        weight: as for :func:`batch_norm`, and the others.
+        r_max: at least 1, a tensor of one value; see :func:`steadynorm.rules.renorm_bounds`.
+        d_max: at least 0, likewise.
+
+    Returns:
+        y in the shape, dtype and memory format of input; the batch's moments, without gradient.
+
+    Raises:
+        ValueError: eps is not positive; an unknown activation.
+        RuntimeError: a tensor's size is not C; float64 input with float32 parameters; input that is not floating.
+        IndexError: input without channels.
+
+    Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1. Its r and d, of which one finds the inverse written.
+    """
+    check_activation(activation)
+    check_training(input, eps, (running_mean, running_var, weight, bias), fewest=1)
+    if input.numel() == 0:
+        nothing = torch.zeros_like(running_mean)
+        return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
+    if residual is not None:
+        check_residual(input, residual)
+    stored = map(snapshot, (running_mean, running_var, r_max, d_max))  # which have moved on before the backward
+    return normalize(input, BatchRenormRule(eps), weight, bias, *stored, residual=residual, activation=activation)

@@ -1,0 +1,78 @@
+"""Gated batch norm without state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.ops import dispatch
+from steadynorm.ops.dispatch import snapshot
+from steadynorm.ops.reference import Activation
+from steadynorm.rules import GatedBatchNormRule, normalize
+from steadynorm.statistics import Moments
+
+__all__ = ["gated_batch_norm"]
+
+
+def gated_batch_norm(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    noise: Tensor,
+    confidence: Tensor | None = None,
+    gate: float | None = None,
+    samples: int | None = None,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize a batch by moments between the running ones and its own, as far as it is to be believed.
+
+    The equations are those of :class:`steadynorm.rules.gated_batch_norm.GatedBatchNormRule`, in training and in
+    evaluation alike. One value per channel is enough.
+
+    Args:
+        input: shape (N, C, ...), as for :func:`batch_norm`.
+        running_mean: shape (C,); left unchanged.
+        running_var: likewise.
+        weight: as for :func:`batch_norm`, and the others.
+        noise: variance of one sample's mean in units of the variance of its values, a positive tensor of one value;
+            see :func:`steadynorm.statistics.noise.sample_noise`. The batch's is noise/N.
+        confidence: shape (3,); None counts as zeros.
+        gate: a number in [0, 1] that takes the place of the computed weight of the batch.
+        samples: how many, the first ones, are to stand for the batch; None all.
+
+    Returns:
+        y in the shape, dtype and memory format of input; the batch's moments, without gradient.
+
+    Raises:
+        as :func:`batch_norm` in training, except that one value per channel is enough.
+    """
+    check_activation(activation)
+    check_training(input, eps, (running_mean, running_var, weight, bias), fewest=1)
+    if input.numel() == 0:
+        nothing = torch.zeros_like(running_mean)
+        return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
+    if residual is not None:
+        check_residual(input, residual)
+    # The running estimates will have moved on before the backward.
+    noise = noise.reshape(()).to(running_mean.dtype) / (samples or input.shape[0])
+    stored = map(snapshot, (running_mean, running_var, noise))
+    parameters = (weight, bias, *stored, confidence)
+    rule = GatedBatchNormRule(eps, gate)
+    if samples is None:
+        return normalize(input, rule, *parameters, residual=residual, activation=activation)
+    some = input[:samples]
+    affine = rule.forward(_as_moments(dispatch.moments(some), some), *parameters)
+    y = dispatch.transform(input, affine.center, affine.scale, affine.shift, residual, activation)
+    with torch.no_grad():
+        return y, _as_moments(dispatch.moments(input), input)
+
+
+def _as_moments(measured: tuple[Tensor, Tensor], x: Tensor) -> Moments:
+    mean, var = measured
+    return Moments(mean=mean, var=var, count=x.numel() // x.shape[1])

@@ -1,0 +1,69 @@
+"""Ghost batch norm without state (Hoffer, Hubara & Soudry 2017, arXiv 1705.08741)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.functional.way import choose_way
+from steadynorm.ops.reference import Activation
+from steadynorm.rules import BatchNormRule, chunk_count, cut, ghost_in_compiled_calls, normalize
+from steadynorm.statistics import Moments, as_row, pool
+from steadynorm.statistics.moments import statistics_dtype
+
+__all__ = ["ghost_batch_norm"]
+
+
+def ghost_batch_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    ghost_batch_size: int,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize every chunk of a training batch by its own moments.
+
+    Args:
+        input: shape (N, C, ...), as for :func:`batch_norm`.
+        weight: as for :func:`batch_norm`, and the others.
+        ghost_batch_size: most samples in a chunk; see :func:`steadynorm.rules.chunk_count`.
+
+    Returns:
+        y in the shape, dtype and memory format of input; the moments of the whole batch, without gradient.
+
+    Raises:
+        as :func:`batch_norm` in training.
+
+    Source: Hoffer, Hubara & Soudry 2017 (arXiv 1705.08741), Alg. 1.
+    """
+    check_activation(activation)
+    if residual is not None:
+        check_residual(input, residual)
+    check_training(input, eps, (None, None, weight, bias))
+    samples, channels = input.shape[:2]
+    if input.numel() == 0:
+        nothing = input.new_zeros(channels, dtype=statistics_dtype(input.dtype))
+        return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
+    chunks = chunk_count(samples, input[0].numel() // channels, ghost_batch_size)
+    if choose_way(input, residual, activation, None, None, weight, bias) == "one call":
+        y, moments = ghost_in_compiled_calls(
+            input, weight, bias, chunks=chunks, eps=float(eps), residual=residual, activation=activation
+        )
+        parts = tuple(
+            Moments(mean=mean, var=var, count=part.numel() // channels)
+            for (mean, var), part in zip(moments, input.tensor_split(chunks), strict=True)
+        )
+        return y, pool(torch.stack([as_row(part) for part in parts]))[0]
+    residuals = [None] * chunks if residual is None else cut(residual, chunks)
+    pieces, parts = zip(
+        *(
+            normalize(part, BatchNormRule(eps), weight, bias, residual=added, activation=activation)
+            for part, added in zip(cut(input, chunks), residuals, strict=True)
+        ),
+        strict=True,
+    )
+    return torch.cat(pieces), pool(torch.stack([as_row(part) for part in parts]))[0]

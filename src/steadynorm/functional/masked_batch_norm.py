@@ -1,0 +1,120 @@
+"""Batch normalization of sequences with padding, which is neither counted nor changed; without state."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steadynorm.functional.checks import check_activation, check_residual, check_training
+from steadynorm.ops.reference import LEAKY_SLOPE, Activation
+from steadynorm.rules import BatchNormRule
+from steadynorm.statistics import Moments
+from steadynorm.statistics.moments import channel_sum, per_channel, statistics_dtype
+from steadynorm.statistics.ranks import Ranks, pool_over
+
+__all__ = ["masked_batch_norm", "valid_positions"]
+
+
+def valid_positions(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """Give where there are values, as a mask that broadcasts to the input: shape (N, 1, L), or (N, 1).
+
+    Args:
+        input: shape (N, C, L) or (N, C).
+        mask: shape (N, L), or (N,); boolean, True where there are values.
+        lengths: instead, shape (N,); sample i has values at positions below lengths[i]. They are not looked at:
+            0 and less is none, L and more is all.
+
+    Raises:
+        ValueError: neither or both are given, or one of another shape or dtype.
+    """
+    samples = (input.shape[0], *input.shape[2:])
+    if mask is not None and lengths is None:
+        if mask.dtype != torch.bool or mask.shape != samples:
+            raise ValueError(
+                f"masked_batch_norm: mask must be boolean, of shape {samples} for input {tuple(input.shape)}, got "
+                f"{mask.dtype} {tuple(mask.shape)}."
+            )
+        return mask.unsqueeze(1)
+    if lengths is None or mask is not None:
+        found = "both" if lengths is not None else "neither"
+        raise ValueError(f"masked_batch_norm: either mask or lengths must be given, got {found}.")
+    if input.dim() != 3 or lengths.shape != samples[:1] or lengths.is_floating_point():
+        raise ValueError(
+            f"masked_batch_norm: lengths must be integers of shape (N,) beside input (N, C, L), got {lengths.dtype} "
+            f"{tuple(lengths.shape)} beside {tuple(input.shape)}."
+        )
+    positions = torch.arange(input.shape[2], device=input.device)
+    return (positions < lengths.to(input.device).unsqueeze(1)).unsqueeze(1)
+
+
+def masked_batch_norm(
+    input: Tensor,
+    valid: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+    ranks: Ranks | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize the valid positions of a training batch by their own moments, and leave the others as they are.
+
+        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )   where valid,   x elsewhere
+
+    What stands at another position, NaN included, reaches nothing but its own y.
+
+    Args:
+        input: shape (N, C, ...), as for :func:`batch_norm`.
+        valid: boolean, broadcasts to input along the channels, see :func:`valid_positions`; none of its values is
+            read by the host.
+        weight: as for :func:`batch_norm`, and the others.
+        ranks: whose batches are one batch, see :func:`sync_batch_norm`.
+
+    Returns:
+        y in the shape and dtype of input; the moments of the valid positions, without gradient, their count a tensor.
+
+    Raises:
+        as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias there.
+    """
+    check_activation(activation)
+    if residual is not None:
+        check_residual(input, residual)
+    check_training(input, eps, (None, None, weight, bias), fewest=1)
+    xc, moments = _centred(input, valid, ranks)
+    affine = BatchNormRule(eps).forward(moments, weight, bias)
+    pre = xc * per_channel(affine.scale, xc) + per_channel(affine.shift, xc)
+    if residual is not None:
+        pre = pre + torch.where(valid, residual, 0)
+    y = torch.where(valid, _activated(pre, activation).to(input.dtype), input)
+    return y, Moments(mean=moments.mean.detach(), var=moments.var.detach(), count=moments.count)
+
+
+def _centred(x: Tensor, valid: Tensor, ranks: Ranks | None) -> tuple[Tensor, Moments]:
+    """Measure the valid positions in two passes, and give x − mean, 0 where it is not valid.
+
+    m = Σ x / n        δ = Σ (x − m) / n        mean = m + δ        var = Σ (x − m)² / n − δ²
+    """
+    x = x.to(statistics_dtype(x.dtype))
+    count = valid.sum(dtype=x.dtype)
+    filled = count.clamp(min=1)
+    # The gradient needs m no more than the value does: it is what the second pass is centred around.
+    m = channel_sum(torch.where(valid, x.detach(), 0)) / filled
+    rest = torch.where(valid, x - per_channel(m, x), 0)
+    correction = channel_sum(rest) / filled
+    var = (channel_sum(rest.square()) / filled - correction.square()).clamp(min=0)
+    # An infinite mean has no correction, and is infinite in torch's estimate as well.
+    mean = torch.where(correction.isnan(), m, m + correction)
+    moments = Moments(mean=mean, var=var, count=count)
+    if ranks is not None:
+        moments = pool_over(ranks, moments)
+    return torch.where(valid, rest - per_channel(moments.mean - m, x), 0), moments
+
+
+def _activated(pre: Tensor, activation: Activation | None) -> Tensor:
+    if activation == "leaky_relu":
+        return F.leaky_relu(pre, LEAKY_SLOPE)
+    if activation == "silu":
+        return F.silu(pre)
+    return F.relu(pre) if activation == "relu" else pre

@@ -1,0 +1,41 @@
+"""How a training batch is normalized: by torch's own function, by one compiled call, or by a rule between kernels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steadynorm.ops.dispatch import choose_backend
+from steadynorm.ops.reference import Activation
+from steadynorm.rules import takes_one_call
+
+__all__ = ["choose_way"]
+
+
+def choose_way(
+    x: Tensor,
+    residual: Tensor | None,
+    activation: Activation | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Literal["torch", "one call", "rule"]:
+    """Choose how to train: by torch's own function, by one compiled call, or by the rule between kernels.
+
+    By the rule where functions are traced or transformed: there our operations stand for themselves, whatever the size.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return "rule"
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    for tensor in (running_mean, running_var, weight, bias):
+        if tensor is not None and tensor.dtype != wide:
+            return "rule"
+    if (running_mean is None) != (running_var is None) or (residual is not None and residual.dtype != x.dtype):
+        return "rule"
+    chosen = choose_backend(x, residual, fused=activation is not None or residual is not None)
+    if chosen == "numba" and takes_one_call(x, running_mean, running_var, weight, bias):
+        return "one call"
+    return "torch" if chosen == "torch" else "rule"

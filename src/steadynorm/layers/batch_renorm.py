@@ -1,0 +1,130 @@
+"""Batch renormalization for 2-d to 5-d input (Ioffe 2017, arXiv 1702.03275)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.functional import batch_renorm
+from steadynorm.layers.shell import Shell, is_recomputing
+from steadynorm.rules import renorm_bounds
+
+__all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
+
+
+class _BatchRenorm(Shell):
+    """What the three dimensionalities share; see :class:`BatchRenorm2d`."""
+
+    def __init__(
+        self,
+        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        warmup_steps: int = 5_000,
+        ramp_steps: int = 35_000,
+        **named: Any,  # noqa: ANN401 (likewise)
+    ) -> None:
+        super().__init__(*arguments, **named)
+        name = type(self).__name__
+        if not self.track_running_stats:
+            raise ValueError(f"{name}: there must be running statistics to correct by, got track_running_stats=False.")
+        if not (r_max >= 1 and d_max >= 0):
+            raise ValueError(f"{name}: r_max must be at least 1 and d_max at least 0, got {r_max} and {d_max}.")
+        if warmup_steps < 0 or ramp_steps < 0:
+            raise ValueError(
+                f"{name}: warmup_steps and ramp_steps count steps, at least 0, got {warmup_steps} and {ramp_steps}."
+            )
+        self.r_max, self.d_max, self.warmup_steps, self.ramp_steps = r_max, d_max, warmup_steps, ramp_steps
+        self._before: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        mean, var, step = self.running_mean, self.running_var, self.num_batches_tracked
+        if is_recomputing() and self._before is not None:
+            mean, var, step = self._before  # as they were when this batch came for the first time
+        elif not torch.compiler.is_compiling():
+            self._before = mean.clone(), var.clone(), step.clone()
+            self._check_values(input, step)
+        r_max, d_max = renorm_bounds(
+            step,
+            warmup_steps=self.warmup_steps,
+            ramp_steps=self.ramp_steps,
+            r_max=self.r_max,
+            d_max=self.d_max,
+            dtype=mean.dtype,
+        )
+        y, moments = batch_renorm(
+            input,
+            mean,
+            var,
+            *self._parameters_for(mean),
+            eps=self.eps,
+            r_max=r_max,
+            d_max=d_max,
+            residual=residual,
+            activation=self.activation,
+        )
+        self._follow(moments)
+        return y
+
+    def _check_values(self, input: Tensor, step: Tensor) -> None:
+        if input.numel() == self.num_features and int(step) < self.warmup_steps:
+            raise ValueError(
+                f"{type(self).__name__}: Expected more than 1 value per channel when training in the warm-up, which is "
+                f"plain batch norm, got input {tuple(input.shape)} at step {int(step)} of {self.warmup_steps}. Use a "
+                "larger batch or warmup_steps=0."
+            )
+
+    def extra_repr(self) -> str:
+        """List torch's arguments, then ours."""
+        return (
+            f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, warmup_steps={self.warmup_steps}, "
+            f"ramp_steps={self.ramp_steps}"
+        )
+
+
+class BatchRenorm1d(_BatchRenorm, nn.BatchNorm1d):
+    """Batch renormalization over (N, C) or (N, C, L) input; everything else as :class:`BatchRenorm2d`."""
+
+
+class BatchRenorm2d(_BatchRenorm, nn.BatchNorm2d):
+    """Batch renormalization over (N, C, H, W) input: batch norm whose training comes to see what evaluation sees.
+
+        y = activation( ((x − μ_B)/σ_B · r + d) · weight + bias + residual )
+        r = clip(σ_B/σ, 1/r_max, r_max)        d = clip((μ_B − μ)/σ, −d_max, d_max)
+
+    μ and σ² are the running estimates (σ² with eps), μ_B and σ_B² the batch's. Within the bounds y is what evaluation
+    gives; the gradient flows through the batch's moments as in batch norm, with r and d as constants. That helps where
+    batches are small or their samples depend on each other.
+
+    For ``warmup_steps`` the bounds are those of batch norm (1 and 0); over ``ramp_steps`` more they grow on straight
+    lines to ``r_max`` and ``d_max``, and stay. The step is ``num_batches_tracked``: a checkpoint of batch norm goes on
+    where its counter stands, and no state is added. Evaluation is batch norm's.
+
+    After the warm-up one value per channel is enough. It moves the running variance by its squared distance from the
+    running mean, see :func:`steadynorm.statistics.follow_`.
+
+    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
+
+    Args:
+        r_max: last bound of r, at least 1.
+        d_max: last bound of d, at least 0.
+        warmup_steps: steps of plain batch norm.
+        ramp_steps: steps from there to the last bounds; the paper takes 35,000 for r and 20,000 for d.
+
+    Raises:
+        ValueError: no running statistics; bounds or steps out of range; one value per channel in the warm-up;
+            otherwise as :class:`steadynorm.BatchNorm2d`.
+
+    Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1. Running estimates as torch has them, of the variance.
+
+    >>> norm = BatchRenorm2d(64, warmup_steps=100, ramp_steps=400, activation="relu")
+    >>> norm(torch.randn(2, 64, 4, 4)).shape
+    torch.Size([2, 64, 4, 4])
+    """
+
+
+class BatchRenorm3d(_BatchRenorm, nn.BatchNorm3d):
+    """Batch renormalization over (N, C, D, H, W) input; everything else as :class:`BatchRenorm2d`."""

@@ -1,0 +1,166 @@
+"""Gated batch norm for 2-d to 5-d input: between batch norm and a frozen affine map, as far as a batch is believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.functional import gated_batch_norm
+from steadynorm.layers.shell import Shell, is_recomputing
+from steadynorm.statistics import Moments
+from steadynorm.statistics.noise import sample_noise
+
+__all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]
+
+NOISE_MOMENTUM = 0.05
+
+
+class _GatedBatchNorm(Shell):
+    """What the three dimensionalities share; see :class:`GatedBatchNorm2d`."""
+
+    _extra = ("noise", "confidence")
+
+    def __init__(
+        self,
+        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        gate: float | None = None,
+        learn_confidence: bool = True,
+        small_batch_probability: float = 0.0,
+        **named: Any,  # noqa: ANN401 (likewise)
+    ) -> None:
+        super().__init__(*arguments, **named)
+        name = type(self).__name__
+        if not self.track_running_stats:
+            raise ValueError(f"{name}: there must be running statistics to blend with, got track_running_stats=False.")
+        for what, value in (("gate", gate), ("small_batch_probability", small_batch_probability)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}: {what} must be in [0, 1], got {value}.")
+        assert self.running_mean is not None
+        self.gate, self.small_batch_probability = gate, small_batch_probability
+        # Not of shape (): compiled, torch 2.13 forgets what is written into a float64 tensor of that shape.
+        self.register_buffer("noise", self.running_mean.new_ones(1))
+        self.noise: Tensor
+        self.confidence: nn.Parameter | None
+        confidence = nn.Parameter(self.running_mean.new_zeros(3)) if learn_confidence and gate is None else None
+        self.register_parameter("confidence", confidence)
+        self._before: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None
+        stored = self.running_mean, self.running_var, self.noise
+        if is_recomputing() and self._before is not None:
+            stored = self._before  # as they were when this batch came for the first time
+        elif not torch.compiler.is_compiling():
+            self._before = stored[0].clone(), stored[1].clone(), stored[2].clone()
+        y, moments = self._normalize(input, residual, stored, samples=self._draw_samples(len(input)))
+        if self._tracks() and not is_recomputing() and input.shape[0] > 1 and input.numel() > 0:
+            self._follow_noise(input, moments)
+        self._follow(moments)
+        return y
+
+    def _evaluate(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None
+        return self._normalize(input, residual, (self.running_mean, self.running_var, self.noise))[0]
+
+    def _normalize(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        stored: tuple[Tensor, Tensor, Tensor],
+        samples: int | None = None,
+    ) -> tuple[Tensor, Moments]:
+        mean, var, noise = stored
+        return gated_batch_norm(
+            input,
+            mean,
+            var,
+            *self._parameters_for(mean),
+            eps=self.eps,
+            noise=noise,
+            confidence=self.confidence,
+            gate=self.gate,
+            samples=samples,
+            residual=residual,
+            activation=self.activation,
+        )
+
+    def _draw_samples(self, available: int) -> int | None:
+        """Draw how many samples are to stand for this batch: now and then a power of two below all."""
+        if self.small_batch_probability == 0 or available < 2 or torch.rand(()) >= self.small_batch_probability:
+            return None
+        return 1 << int(torch.randint((available - 1).bit_length(), ()))
+
+    @torch.no_grad()
+    def _follow_noise(self, input: Tensor, moments: Moments) -> None:
+        seen = sample_noise(input, moments).to(self.noise.dtype)
+        self.noise.lerp_(torch.where(seen.isfinite(), seen, self.noise), NOISE_MOMENTUM)
+
+    def reset_running_stats(self) -> None:
+        """Set the statistics to mean 0, variance 1 and noise 1."""
+        super().reset_running_stats()
+        if "noise" in self._buffers:  # not yet so while torch's constructor runs
+            self.noise.fill_(1)
+            if self.confidence is not None:
+                nn.init.zeros_(self.confidence)
+
+    def extra_repr(self) -> str:
+        """List torch's arguments, then ours."""
+        return f"{super().extra_repr()}, gate={self.gate}, learn_confidence={self.confidence is not None}"
+
+
+class GatedBatchNorm1d(_GatedBatchNorm):
+    """Gated batch norm over (N, C) or (N, C, L) input; everything else as :class:`GatedBatchNorm2d`."""
+
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
+
+
+class GatedBatchNorm2d(_GatedBatchNorm):
+    """Gated batch norm over (N, C, H, W) input: by the batch's moments as far as they are to be believed.
+
+        y = activation( (x − m) / √(v + eps) · weight + bias + residual )
+        m = (1 − g)·μ + g·μ_B        v = (1 − g)·σ² + g·σ_B² + g·(1 − g)·(μ_B − μ)²
+
+    μ and σ² are the running estimates, μ_B and σ_B² the batch's, and g is one number a layer and batch:
+
+        distance² = meanᶜ( (μ_B − μ)²/(σ² + eps) )        noise = noise of one sample / N
+        odds = max(distance²/noise − 1, 0)·exp(c₀ + c₁·ln(distance²/noise) + c₂·ln(1/noise))        g = odds/(1 + odds)
+
+    Without confidence (c = 0, where it begins) g is drift²/(drift² + noise): the blend that errs least on average, if
+    the stored mean is a drift off and the batch's mean a noise. ``noise``, the variance of a sample's mean beside that
+    of its values, is measured in training, so that neighbouring pixels do not count as independent values. A few
+    samples that look like the stored statistics are normalized by those, many that do not by their own.
+
+    The same holds in training, where the running estimates follow as batch norm's do and the gradient flows through
+    the batch's moments as far as they take part, and in evaluation, where nothing moves. One sample, and one value per
+    channel, train and evaluate. It is no instance of torch's batch norm, because its evaluation is another.
+
+    The state dict has batch norm's five keys alone, so that checkpoints move both ways. Noise and confidence are in
+    its metadata: ``torch.save`` keeps them, formats that hold tensors alone (safetensors) do not.
+
+    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
+
+    Args:
+        gate: a number in [0, 1] that g is to be: 0 is frozen batch norm, 1 batch norm. None computes it.
+        learn_confidence: whether c is a parameter; it stays 0 otherwise.
+        small_batch_probability: how often, in training, the first 1, 2, 4, ... samples are to stand for the batch, so
+            that network and confidence meet small ones.
+
+    Raises:
+        ValueError: no running statistics; a number outside [0, 1].
+
+    Source: the prior is the positive-part shrinkage of James & Stein 1961, with C dimensions.
+
+    >>> norm = GatedBatchNorm2d(64, activation="relu").eval()
+    >>> norm(torch.randn(1, 64, 1, 1)).shape
+    torch.Size([1, 64, 1, 1])
+    """
+
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
+
+
+class GatedBatchNorm3d(_GatedBatchNorm):
+    """Gated batch norm over (N, C, D, H, W) input; everything else as :class:`GatedBatchNorm2d`."""
+
+    _check_input_dim = nn.BatchNorm3d._check_input_dim

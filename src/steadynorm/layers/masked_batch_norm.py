@@ -1,0 +1,121 @@
+"""Batch normalization of padded sequences, by the values that are no padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from steadynorm.functional import masked_batch_norm, valid_positions
+from steadynorm.functional.checks import check_residual
+from steadynorm.layers.shell import is_recomputing
+from steadynorm.layers.sync_batch_norm import OverRanks
+from steadynorm.statistics import Moments
+from steadynorm.statistics.ranks import Ranks
+
+__all__ = ["MaskedBatchNorm1d"]
+
+
+class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
+    """Batch normalization over (N, C, L) input with padding, or (N, C) input with samples to leave out.
+
+        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )   where valid,   x elsewhere
+
+    In training mean and var are those of the valid positions, which the running estimates follow; everything is as in
+    batch norm over those positions packed together. In evaluation they are the running estimates. Padding is neither
+    counted nor changed: it comes out as it came in, with its gradient, and NaN there reaches nothing else. A batch
+    without a valid position moves nothing, ``num_batches_tracked`` included (with ``update_every`` it takes its place
+    in the window). Without mask and lengths this is :class:`steadynorm.BatchNorm1d`.
+
+    No value of mask or lengths is read by the host. So one valid value per channel, which has no variance, is not
+    refused: its y is the bias, and it moves the running variance as :func:`steadynorm.statistics.follow_` says.
+
+    Takes the arguments of :class:`steadynorm.BatchNorm1d`, and keyword-only:
+
+    Args:
+        synchronized: whether to normalize by the moments of all ranks of the default process group in training, as
+            :class:`steadynorm.SyncBatchNorm` does; each value counts the same, whatever rank it is on.
+        process_group: of the ranks of this group, likewise.
+
+    Raises:
+        ValueError: mask or lengths of another shape or dtype, or both; otherwise as :class:`steadynorm.BatchNorm1d`.
+        RuntimeError: as :class:`steadynorm.SyncBatchNorm`, over ranks.
+
+    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2, over the valid positions.
+
+    >>> norm = MaskedBatchNorm1d(64)
+    >>> norm(torch.randn(3, 64, 10), lengths=torch.tensor([10, 7, 4])).shape
+    torch.Size([3, 64, 10])
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        synchronized: bool = False,
+        process_group: dist.ProcessGroup | None = None,
+        **named: Any,  # noqa: ANN401 (likewise)
+    ) -> None:
+        super().__init__(*arguments, **named)
+        self.synchronized = synchronized or process_group is not None
+        self.process_group = process_group
+
+    def forward(  # type: ignore[override]  # a mask is what this layer is for, so it comes second
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Normalize, add and activate the valid positions.
+
+        Args:
+            input: shape (N, C, L) or (N, C).
+            mask: shape (N, L), or (N,); boolean, True where valid. None with ``lengths`` None: everything is.
+            lengths: instead, shape (N,), integers: of sample i the first lengths[i] positions are valid.
+            residual: shape of input, added before the activation where valid; None adds nothing.
+
+        Returns:
+            shape and dtype of input.
+        """
+        if mask is None and lengths is None:
+            return super().forward(input, residual)
+        self._check_input_dim(input)
+        valid = valid_positions(input, mask, lengths)
+        if residual is not None:
+            check_residual(input, residual)
+        if self.training or (self.running_mean is None and self.running_var is None):
+            return self._train_valid(input, valid, residual)
+        # What stands elsewhere must not meet weight and activation, whose gradients it would reach.
+        kept, added = (None if each is None else torch.where(valid, each, 0) for each in (input, residual))
+        assert kept is not None
+        return torch.where(valid, self._evaluate(kept, added), input)
+
+    def _train_valid(self, input: Tensor, valid: Tensor, residual: Tensor | None) -> Tensor:
+        y, moments = masked_batch_norm(
+            input,
+            valid,
+            *self._parameters_for(self.running_mean),
+            eps=self.eps,
+            residual=residual,
+            activation=self.activation,
+            ranks=self._ranks(input),
+        )
+        self._follow(moments)
+        return y
+
+    def _ranks(self, input: Tensor) -> Ranks | None:
+        return super()._ranks(input) if self.synchronized else None
+
+    @torch.no_grad()
+    def _follow(self, batch: Moments) -> None:
+        super()._follow(batch)
+        counter = self.num_batches_tracked
+        if counter is not None and self.update_every == 1 and self._tracks() and not is_recomputing():
+            counter.sub_((torch.as_tensor(batch.count, device=counter.device) == 0).to(counter.dtype))
+
+    def extra_repr(self) -> str:
+        """List torch's arguments, then ours."""
+        return f"{super().extra_repr()}, synchronized={self.synchronized}"

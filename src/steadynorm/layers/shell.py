@@ -1,0 +1,255 @@
+"""What the family's layers share: torch's state and conventions, and when the running estimates move."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.functional import Activation, batch_norm, check_activation
+from steadynorm.statistics import Moments, as_row, follow_, pool, weight_of
+from steadynorm.statistics.moments import statistics_dtype
+
+__all__ = ["Nonfinite", "Shell", "extra_state", "is_recomputing"]
+
+Nonfinite = Literal["propagate", "skip", "raise"]
+_TORCH_HAS_BIAS = "bias" in inspect.signature(nn.BatchNorm2d.__init__).parameters  # since 2.13
+_STATISTICS = ("running_mean", "running_var", "_window")
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def extra_state(model: nn.Module) -> dict[str, Tensor]:
+    """Give what the layers of a model have beyond batch norm's five keys, by the names that a state dict would use.
+
+    For formats that hold tensors alone; ``torch.save`` keeps it with the state dict, in its metadata.
+
+    Returns:
+        the tensors themselves, so that ``copy_`` into them restores.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, module in model.named_modules()
+        if isinstance(module, Shell)
+        for name in module._extra
+        if (value := getattr(module, name)) is not None
+    }
+
+
+class Shell(nn.modules.batchnorm._NormBase):
+    """State, conversions and bookkeeping of a layer; a subclass says how it trains.
+
+    For the arguments see :class:`steadynorm.BatchNorm2d`.
+    """
+
+    _extra: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters and buffers beyond torch's."""
+    __constants__ = [*nn.BatchNorm2d.__constants__, "activation"]  # noqa: RUF012 (torch reads a plain list)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Nonfinite = "propagate",
+        update_every: int = 1,
+    ) -> None:
+        check_activation(activation)
+        self._check_following(type(self).__name__, nonfinite, update_every)
+        with_bias: dict[str, Any] = {"bias": bias} if _TORCH_HAS_BIAS else {}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **with_bias
+        )
+        if not bias:
+            self.register_parameter("bias", None)
+        self.activation = activation
+        self.nonfinite = nonfinite
+        self.update_every = update_every
+        window = None
+        if self.running_mean is not None and (update_every > 1 or nonfinite != "propagate"):
+            window = torch.zeros(update_every, 3, num_features, device=device, dtype=dtype)
+        self.register_buffer("_window", window, persistent=False)
+        self._window: Tensor | None
+        self._window_at = 0
+        self._keep_statistics_wide({})
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize, add, activate.
+
+        Args:
+            input: shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), as the class says.
+            residual: shape of input, added before the activation; None adds nothing.
+
+        Returns:
+            shape, dtype and memory format of input.
+        """
+        if isinstance(input, Tensor):  # not so while torch.fx traces: a proxy has no rank
+            self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        if self.training or (self.running_mean is None and self.running_var is None):
+            return self._train(input, residual)
+        return self._evaluate(input, residual)
+
+    def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Normalize by the batch and let the running estimates follow."""
+        raise NotImplementedError
+
+    def _evaluate(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        """Normalize by the running estimates, as every batch norm does."""
+        return batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            *self._parameters_for(self.running_mean),
+            eps=self.eps,
+            residual=residual,
+            activation=self.activation,
+        )
+
+    def _tracks(self) -> bool:
+        """Whether this forward moves the running estimates, or would if it were not the second for its batch."""
+        return self.training and self.track_running_stats
+
+    @torch.no_grad()
+    def _follow(self, batch: Moments) -> None:
+        """Count a batch and let the running estimates follow, where it is due."""
+        if not self._tracks() or is_recomputing():
+            return
+        counter, window = self.num_batches_tracked, self._window
+        if counter is not None:
+            counter.add_(1)
+        if self.running_mean is None or self.running_var is None:
+            return
+        if window is None:
+            follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
+            return
+        if self.nonfinite == "raise":
+            self._check_finite(batch)
+        if torch.compiler.is_compiling():
+            assert counter is not None, "a compiled layer finds its place in the window by num_batches_tracked"
+            at = (counter - 1) % self.update_every
+            window.index_copy_(0, at.view(1), as_row(batch)[None])
+            self._follow_window(window, at == self.update_every - 1)
+            return
+        window[self._window_at].copy_(as_row(batch))
+        self._window_at = (self._window_at + 1) % self.update_every
+        if self._window_at == 0:
+            self._follow_window(window)
+
+    def _follow_window(self, window: Tensor, due: Tensor | None = None) -> None:
+        """Move the running estimates by all batches of the window at once; where ``due`` is false, by none."""
+        assert self.running_mean is not None and self.running_var is not None
+        if self.nonfinite == "skip":
+            fine = window.isfinite().all(2).all(1)
+            window = torch.where(fine.view(-1, 1, 1), window, 0)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.sub_((~fine).sum() * (1 if due is None else due))
+        batch, filled = pool(window)
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        follow_(mean, var, batch, momentum=self._weight_of(filled.sum()))
+        for stored, new in ((self.running_mean, mean), (self.running_var, var)):
+            stored.copy_(new if due is None else torch.where(due, new, stored))
+
+    def _weight_of(self, batches: int | Tensor) -> float | Tensor:
+        """Give the weight that some batches have together in the running estimates."""
+        assert self.running_mean is not None
+        tracked = self.num_batches_tracked
+        if self.momentum is None and tracked is None:
+            return 0.0  # as torch has it
+        return weight_of(batches, momentum=self.momentum, tracked=tracked, dtype=self.running_mean.dtype)
+
+    def _check_finite(self, batch: Moments) -> None:
+        finite = batch.mean.isfinite().all() & batch.var.isfinite().all()
+        message = (
+            f"{type(self).__name__}: with nonfinite='raise' a training batch must be finite, but its mean or variance "
+            f"is NaN or infinite in a layer of {self.num_features} channels. The running estimates have not moved."
+        )
+        if torch.compiler.is_compiling():
+            torch._assert_async(finite, message)
+        elif not finite:
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.sub_(1)
+            raise RuntimeError(message)
+
+    @staticmethod
+    def _check_following(name: str, nonfinite: Nonfinite, update_every: int) -> None:
+        if nonfinite not in get_args(Nonfinite):
+            raise ValueError(f"{name}: nonfinite must be one of {get_args(Nonfinite)}, got {nonfinite!r}.")
+        if update_every < 1:
+            raise ValueError(f"{name}: update_every counts forwards, at least 1, got {update_every}.")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401 (torch's)
+        """Save torch's five keys; what a layer has beyond them goes into the metadata, which no other layer minds."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        extra = {name: destination.pop(prefix + name) for name in self._extra if prefix + name in destination}
+        if extra and hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["steadynorm"] = {
+                name: value.detach().clone() for name, value in extra.items()
+            }
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *arguments: Any,  # noqa: ANN401 (as above)
+    ) -> None:
+        """Load torch's five keys, and what the metadata has beyond them; what is not there stays as it is."""
+        extra = local_metadata.get("steadynorm", {})
+        own = {name: getattr(self, name) for name in self._extra}
+        state_dict |= {prefix + name: extra.get(name, value) for name, value in own.items() if value is not None}
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+        self._window_at = 0
+
+    def reset_running_stats(self) -> None:
+        """Set the statistics to mean 0 and variance 1, and begin a new window."""
+        super().reset_running_stats()
+        self._window_at = 0
+
+    def reset_parameters(self) -> None:
+        """Set the statistics to mean 0 and variance 1, weight to 1 and bias to 0."""
+        self.reset_running_stats()
+        if self.affine:
+            nn.init.ones_(self.weight)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        """List torch's arguments, then ours."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"  # type: ignore[no-untyped-call]
+
+    def _parameters_for(self, statistics: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Give weight and bias in a dtype that torch's evaluation accepts beside float32 statistics."""
+        weight, bias = self.weight, self.bias
+        stored = self._parameters.get("weight", weight)  # torch.fx hands out proxies for self.weight, without dtype
+        if statistics is None or stored is None or stored.dtype == statistics.dtype:
+            return weight, bias
+        return weight.to(statistics.dtype), None if bias is None else bias.to(statistics.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert as torch does, except that no conversion narrows the statistics below float32."""
+        before = {name: getattr(self, name) for name in _STATISTICS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._keep_statistics_wide(before)
+        return self
+
+    def _keep_statistics_wide(self, before: dict[str, Tensor | None]) -> None:
+        for name in _STATISTICS:
+            now: Tensor | None = getattr(self, name)
+            if now is None or now.dtype == statistics_dtype(now.dtype):
+                continue
+            source = before.get(name)
+            source = now if source is None or source.is_meta else source
+            setattr(self, name, source.to(device=now.device, dtype=statistics_dtype(now.dtype)))

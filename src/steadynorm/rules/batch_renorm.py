@@ -1,0 +1,85 @@
+"""Batch renormalization: a batch's own moments, corrected towards the running ones (Ioffe 2017, arXiv 1702.03275)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steadynorm.rules.rule import Affine
+from steadynorm.statistics import Moments
+
+__all__ = ["BatchRenormRule", "renorm_bounds"]
+
+
+def renorm_bounds(
+    step: Tensor, *, warmup_steps: int, ramp_steps: int, r_max: float, d_max: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Give the bounds of r and d at a step: those of batch norm at first, then on straight lines to their last values.
+
+        progress = clip((step − warmup_steps) / ramp_steps, 0, 1)
+        r = 1 + progress·(r_max − 1)        d = progress·d_max
+
+    Args:
+        step: updates made before this one, a tensor; no value is read by the host.
+        warmup_steps: steps of plain batch norm.
+        ramp_steps: steps from there to the last values; 0 jumps.
+        r_max: at least 1.
+        d_max: at least 0.
+        dtype: of the bounds.
+
+    Source: Ioffe 2017, section 4 (5,000 steps of batch norm, r to 3 at step 40,000, d to 5 at step 25,000).
+    """
+    late = (step - warmup_steps).to(dtype)
+    progress = (late / ramp_steps).clamp(0, 1) if ramp_steps else (late >= 0).to(dtype)
+    return 1 + progress * (r_max - 1), progress * d_max
+
+
+@dataclass(frozen=True)
+class BatchRenormRule:
+    """The rule of batch renormalization in training; r and d are constants to the gradient.
+
+        σ_B = √(var + eps)        σ = √(running_var + eps)
+        r = clip(σ_B / σ, 1/r_max, r_max)        d = clip((mean − running_mean) / σ, −d_max, d_max)
+        center = mean        scale = weight·r / σ_B        shift = bias + weight·d
+
+    The parameters are weight, bias (None counts as 1 and 0), running_mean, running_var, r_max and d_max.
+    """
+
+    eps: float
+
+    def forward(self, moments: Moments, *parameters: Tensor | None) -> Affine:
+        """Give center, scale and shift."""
+        weight, bias, *stored = parameters
+        rstd = torch.rsqrt(moments.var + self.eps)
+        r, d = self._corrections(moments, *stored)
+        scale, shift = rstd * r, d
+        if weight is not None:
+            scale, shift = scale * weight, shift * weight
+        return Affine(moments.mean, scale, shift if bias is None else shift + bias)
+
+    def backward(
+        self, gradient: Affine, moments: Moments, *parameters: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """Differentiate the forward by hand.
+
+        d_mean = d_center        d_var = −½·d_scale·weight·r·rstd³
+        d_weight = d_scale·r·rstd + d_shift·d        d_bias = d_shift
+        """
+        weight, bias, *stored = parameters
+        rstd = torch.rsqrt(moments.var + self.eps)
+        r, d = self._corrections(moments, *stored)
+        d_scale = gradient.scale * r
+        d_weight = None if weight is None else (d_scale * rstd + gradient.shift * d).to(weight.dtype)
+        d_bias = None if bias is None else gradient.shift.to(bias.dtype)
+        d_rstd = d_scale if weight is None else d_scale * weight
+        return gradient.center, -0.5 * d_rstd * rstd**3, (d_weight, d_bias, None, None, None, None)
+
+    def _corrections(self, moments: Moments, *stored: Tensor | None) -> tuple[Tensor, Tensor]:
+        running_mean, running_var, r_max, d_max = stored
+        mean, var = moments.mean.detach(), moments.var.detach()
+        assert running_mean is not None and running_var is not None and r_max is not None and d_max is not None
+        running_rstd = torch.rsqrt(running_var + self.eps)
+        r = (var + self.eps).sqrt().mul_(running_rstd).clamp(1 / r_max, r_max)
+        return r, (mean - running_mean).mul_(running_rstd).clamp(-d_max, d_max)

@@ -1,0 +1,51 @@
+"""How noisy a batch's moments are, and how far they are from stored ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steadynorm.statistics.moments import Moments, statistics_dtype
+
+__all__ = ["sample_noise", "standardized_distance"]
+
+MOST_SAMPLES = 8
+"""Samples that :func:`sample_noise` looks at; with C channels it errs by some √(2/(7·C)) of its value."""
+
+
+def sample_noise(x: Tensor, batch: Moments) -> Tensor:
+    """Estimate the variance of one sample's mean in units of the variance of its values, averaged over channels.
+
+        noise = meanᶜ( var_unbiased over samples of (mean over positions of x) / var )
+
+    The mean of N independent samples has the variance var·noise/N, so that N/noise is the batch's effective count:
+    N·S where positions are independent (noise = 1/S), N where all positions of a sample agree (noise = 1). Counting
+    N·S values, as if neighbouring pixels knew nothing of each other, understates the noise many times over.
+
+    Args:
+        x: shape (N, C, ...), N ≥ 2; the first eight samples are looked at.
+        batch: the moments of x.
+
+    Returns:
+        a tensor of one value; channels of variance 0 tell nothing, and where there are no others it is 1.
+    """
+    means = x[:MOST_SAMPLES].flatten(2).mean(2, dtype=statistics_dtype(x.dtype)) if x.dim() > 2 else x[:MOST_SAMPLES]
+    varies = batch.var > 0
+    ratio = torch.where(varies, means.to(batch.var.dtype).var(0) / batch.var, 0)
+    told = varies.sum()
+    return torch.where(told > 0, ratio.sum() / told.clamp(min=1), 1)
+
+
+def standardized_distance(batch: Moments, stored: Moments, *, eps: float) -> Tensor:
+    """Give the squared distance between two means in units of the stored variance, averaged over channels.
+
+        distance² = meanᶜ( (mean − stored mean)² / (stored var + eps) )
+
+    Of a batch of N independent samples of the stored distribution it is noise/N on average, see :func:`sample_noise`.
+
+    Returns:
+        a tensor of one value; channels where it is not finite are left out.
+    """
+    squared = (batch.mean - stored.mean).square() / (stored.var + eps)
+    fine = squared.isfinite()
+    return torch.where(fine, squared, 0).sum() / fine.sum().clamp(min=1)

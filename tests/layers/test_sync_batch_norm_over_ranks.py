@@ -1,0 +1,370 @@
+"""Synchronized batch norm on four processes: what one process computes from the batches put together."""
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+import steadynorm
+from steadynorm.layers import SyncBatchNorm
+from tests.support import oracle
+from tests.support.cases import Case, make_inputs
+from tests.support.layers import drawn, randomize_
+from tests.support.ranks import SIZES, Collectives, on_ranks, part_of, together
+
+BATCH = sum(SIZES)
+SHAPE = (BATCH, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A case and what the layer does with it."""
+
+    case: Case
+    activation: str | None = None
+    residual: bool = False
+    affine: bool = True
+
+
+PLAIN = Case(id="4-d", shape=(BATCH, 3, 2, 3))
+LARGE_MEAN = Case(id="large-mean", shape=(BATCH, 5, 16), mean=1e4, std=1.0)
+HALF = Case(id="bfloat16", shape=(BATCH, 3, 7), dtype=torch.bfloat16)
+SETTINGS = {
+    f"{setting.case.id}-{setting.activation}{'-residual' * setting.residual}{'-plain' * (not setting.affine)}": setting
+    for setting in (
+        Setting(case=Case(id="2-d", shape=(BATCH, 7))),
+        Setting(case=Case(id="3-d", shape=(BATCH, 3, 5)), activation="silu"),
+        Setting(case=PLAIN),
+        Setting(case=PLAIN, affine=False),
+        Setting(case=PLAIN, residual=True),
+        Setting(case=PLAIN, residual=True, activation="relu"),
+        Setting(case=PLAIN, residual=True, activation="leaky_relu", affine=False),
+        Setting(case=Case(id="5-d", shape=(BATCH, 2, 2, 1, 3)), activation="relu"),
+        Setting(case=Case(id="rows", shape=(BATCH, 6, 3, 2), layout="channels_last"), residual=True),
+        Setting(case=Case(id="compiled-kernels", shape=(BATCH, 2, 257, 257)), activation="silu"),
+        Setting(case=Case(id="float64", shape=(BATCH, 3, 5), dtype=torch.float64), residual=True, activation="silu"),
+        Setting(case=HALF),
+        Setting(case=HALF, residual=True, activation="relu"),
+        Setting(case=LARGE_MEAN),
+        Setting(case=LARGE_MEAN, residual=True, activation="silu"),
+        Setting(case=Case(id="large-mean-float64", shape=(BATCH, 5, 16), mean=1e4, std=1.0, dtype=torch.float64)),
+    )
+}
+WITH_LARGE_MEAN = [name for name, setting in SETTINGS.items() if setting.case.mean == 1e4]
+each_setting = pytest.mark.parametrize("setting", SETTINGS)
+
+
+def results_of(name):
+    """What there is to compare, but for the variance where the ranks' means are rounded too much."""
+    setting = SETTINGS[name]
+    results = ["y", "dx", "running_mean"] + ["dresidual"] * setting.residual + ["dweight", "dbias"] * setting.affine
+    return results + ["running_var"] * (name not in WITH_LARGE_MEAN)
+
+
+def run_setting(setting):
+    inputs = make_inputs(setting.case)
+    layer = SyncBatchNorm(
+        setting.case.shape[1], affine=setting.affine, activation=setting.activation, dtype=inputs.weight.dtype
+    )
+    x, residual = part_of(inputs.x).requires_grad_(), part_of(inputs.residual).requires_grad_()
+    if setting.affine:
+        layer.load_state_dict({"weight": inputs.weight, "bias": inputs.bias}, strict=False)
+    y = layer(x, residual if setting.residual else None)
+    y.backward(part_of(inputs.dy))
+    gradients = {f"d{name}": parameter.grad for name, parameter in layer.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, "dresidual": residual.grad} | gradients | dict(layer.named_buffers())
+
+
+def second_gradients(layer, x, residual, dy):
+    """Gradients of a gradient penalty, of this rank's part."""
+    x, residual = x.requires_grad_(), residual.requires_grad_()
+    (dx,) = torch.autograd.grad(layer(x, residual), x, dy, create_graph=True)
+    return [dx.detach(), *torch.autograd.grad(dx.pow(3).sum(), [x, residual, layer.weight])]
+
+
+def float64_layer(cls=SyncBatchNorm, **arguments):
+    return randomize_(cls(3, **arguments).double())
+
+
+def collectives():
+    layer, x = float64_layer(), part_of(drawn(*SHAPE)).requires_grad_()
+    seen = []
+    for training in (True, True, False):
+        layer.train(training)
+        with Collectives() as forward:
+            y = layer(x)
+        with Collectives() as backward:
+            y.backward(torch.ones_like(y))
+        seen.append((forward.seen, backward.seen))
+    with Collectives() as counted:
+        layer.train()(part_of(drawn(*SHAPE))).sum().backward()
+    return [*seen, (counted.seen,)]
+
+
+def moved(**arguments):
+    """Buffers after four batches, of which the ranks have different shares."""
+    layer = float64_layer(**arguments)
+    for seed in range(4):
+        layer(part_of(drawn(*SHAPE, seed=seed), SIZES[seed:] + SIZES[:seed]))
+    return dict(layer.named_buffers())
+
+
+def checkpointed(use_reentrant):
+    first, second = float64_layer(activation="silu"), float64_layer()
+    x = part_of(drawn(*SHAPE)).requires_grad_()
+    y = checkpoint(lambda x: second(first(x).square()), x, use_reentrant=use_reentrant)
+    y.backward(part_of(drawn(*SHAPE, seed=1)))
+    return {"dx": x.grad, **{f"first.{n}": b for n, b in first.named_buffers()}}
+
+
+def of_a_pair():
+    """What ranks 0 and 1, and ranks 2 and 3, compute each for themselves, by a copy of the layer."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    layer = copy.deepcopy(float64_layer(process_group=groups[dist.get_rank() // 2]))
+    return layer(part_of(drawn(*SHAPE))).detach()
+
+
+def of_a_group_of_others():
+    group = dist.new_group([0, 1])
+    layer = float64_layer(process_group=group if dist.get_rank() < 2 else dist.GroupMember.NON_GROUP_MEMBER)
+    return layer(drawn(6, 3, seed=dist.get_rank())).detach()
+
+
+def nothing_anywhere():
+    layer = float64_layer(activation="relu")
+    x = torch.empty(0, 3, 4, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    y.backward(torch.empty_like(y))
+    return {"y": y.detach(), "dx": x.grad, "dweight": layer.weight.grad, **dict(layer.named_buffers())}
+
+
+def one_value():
+    layer = float64_layer()
+    y = layer(part_of(drawn(1, 3), (0, 1, 0, 0)))
+    return {"y": y.detach(), "bias": layer.bias.detach(), **dict(layer.named_buffers())}
+
+
+def evaluated_without_estimates():
+    layer = float64_layer(track_running_stats=False).eval()
+    return layer(part_of(drawn(*SHAPE))).detach()
+
+
+def without_a_gradient_of_x():
+    layer = float64_layer()
+    y = layer(part_of(drawn(*SHAPE)))
+    y.backward(part_of(drawn(*SHAPE, seed=1)))
+    return layer.weight.grad
+
+
+def refused():
+    layer, x = float64_layer(nonfinite="raise"), part_of(drawn(*SHAPE))
+    if dist.get_rank() == 1:
+        x[0, 1] = float("nan")
+    with pytest.raises(RuntimeError) as error:
+        layer(x)
+    return str(error.value)
+
+
+def on_each_rank() -> dict[str, Any]:
+    return {
+        "settings": {name: run_setting(setting) for name, setting in SETTINGS.items()},
+        "second": second_gradients(
+            float64_layer(activation="silu"), *(part_of(drawn(*SHAPE, seed=seed)) for seed in range(3))
+        ),
+        "collectives": collectives(),
+        "moved": {"0.3": moved(momentum=0.3), "None": moved(momentum=None), "window": moved(update_every=2)},
+        "checkpointed": {flag: checkpointed(flag) for flag in (True, False)},
+        "pair": of_a_pair(),
+        "others": of_a_group_of_others(),
+        "nothing": nothing_anywhere(),
+        "one value": one_value(),
+        "untracked": evaluated_without_estimates(),
+        "data": without_a_gradient_of_x(),
+        "refused": refused(),
+    }
+
+
+@pytest.fixture
+def each_backend():
+    """The processes choose by themselves."""
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return on_ranks(on_each_rank, len(SIZES), tmp_path_factory.mktemp("ranks"))
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@functools.cache
+def by_torch(setting):
+    """torch's own operations on the whole batch in the same dtype."""
+    inputs = make_inputs(setting.case)
+    weight, bias = (each.clone().requires_grad_() if setting.affine else None for each in (inputs.weight, inputs.bias))
+    x, residual = inputs.x.clone().requires_grad_(), inputs.residual.clone().requires_grad_()
+    mean, var = torch.zeros_like(inputs.weight), torch.ones_like(inputs.weight)
+    y = F.batch_norm(x, mean, var, weight, bias, True)
+    y = y + residual if setting.residual else y
+    y = y if setting.activation is None else getattr(F, setting.activation)(y)
+    y.backward(inputs.dy)
+    found = {"y": y.detach(), "dx": x.grad, "dresidual": residual.grad, "running_mean": mean, "running_var": var}
+    return found | ({"dweight": weight.grad, "dbias": bias.grad} if setting.affine else {})
+
+
+@functools.cache
+def by_definition(setting):
+    inputs = make_inputs(setting.case)
+    given = {"weight": inputs.weight, "bias": inputs.bias} if setting.affine else {}
+    given |= {"residual": inputs.residual if setting.residual else None, "activation": setting.activation}
+    batch = oracle.batch_norm(inputs.x, **given)
+    gradients = vars(oracle.batch_norm_gradients(inputs.dy, inputs.x, **given))
+    running = {"running_mean": 0.1 * batch.mean, "running_var": 0.9 + 0.1 * batch.var_unbiased}
+    return {"y": batch.y} | gradients | running
+
+
+@pytest.mark.parametrize(("setting", "what"), [(name, what) for name in SETTINGS for what in results_of(name)])
+def test_ranks_together_are_as_accurate_as_torch_on_the_whole_batch(ranks, setting, what):
+    found = [each["settings"][setting] for each in ranks]
+    setting = SETTINGS[setting]
+    native, exact = by_torch(setting)[what], by_definition(setting)[what]
+    parts = [each[what] for each in found]
+    ours = together(parts) if what in ("y", "dx", "dresidual") else parts[0]
+    if what in ("dweight", "dbias"):
+        ours = torch.stack(parts).double().sum(0).to(native.dtype)
+    oracle.assert_as_accurate_as(native=native, ours=ours, oracle=exact, what=what)
+
+
+@pytest.mark.parametrize("setting", WITH_LARGE_MEAN)
+def test_a_large_mean_costs_the_variance_no_more_than_the_rounding_of_the_ranks_means(ranks, setting):
+    """As var = Σ s_r·(var_r + (mean_r − mean)²), where each mean_r is off by half a unit in its last place at most."""
+    case = SETTINGS[setting].case
+    inputs = make_inputs(case)
+    means = [part.double().transpose(0, 1).flatten(1).mean(1) for part in inputs.x.split(SIZES) if len(part)]
+    distance = max((mean - inputs.x.double().transpose(0, 1).flatten(1).mean(1)).abs().max() for mean in means)
+    exact = torch.from_numpy(by_definition(SETTINGS[setting])["running_var"])
+    error = (ranks[0]["settings"][setting]["running_var"] - exact).abs().max()
+    assert error < 0.1 * 2 * distance * 2e4 * torch.finfo(case.dtype).eps
+
+
+@each_setting
+@pytest.mark.parametrize("what", ["running_mean", "running_var", "num_batches_tracked"])
+def test_running_estimates_are_the_same_on_every_rank(ranks, setting, what):
+    first, *others = (each["settings"][setting][what] for each in ranks)
+    assert all(torch.equal(other, first) for other in others)
+
+
+@each_setting
+def test_an_empty_rank_gets_empty_results_and_gradients_of_zero(ranks, setting):
+    found = ranks[SIZES.index(0)]["settings"][setting]
+    empty = (0, *SETTINGS[setting].case.shape[1:])
+    assert found["y"].shape == found["dx"].shape == empty
+    assert all(not found[name].any() for name in ("dweight", "dbias") if name in found)
+
+
+@pytest.mark.parametrize("at", range(4), ids=["dx", "ddx", "ddresidual", "ddweight"])
+def test_gradients_of_gradients_are_those_of_one_process(ranks, at):
+    whole = float64_layer(steadynorm.BatchNorm1d, activation="silu")
+    expected = second_gradients(whole, *(drawn(*SHAPE, seed=seed) for seed in range(3)))[at]
+    found = [each["second"][at] for each in ranks]
+    assert_close(torch.stack(found).sum(0) if at == 3 else together(found), expected)
+
+
+def test_the_first_forward_compares_the_ranks_and_gathers_their_moments(ranks):
+    for each in ranks:
+        assert each["collectives"][0][0] == ["all_gather_into_tensor"] * 2
+
+
+def test_a_training_step_is_one_collective_forward_and_one_backward(ranks):
+    for each in ranks:
+        assert each["collectives"][1] == (["all_gather_into_tensor"], ["all_reduce"])
+
+
+def test_an_evaluation_needs_no_collective(ranks):
+    for each in ranks:
+        assert each["collectives"][2] == ([], [])
+
+
+def test_an_evaluation_without_running_estimates_is_of_each_rank_alone(ranks):
+    for each, part in zip(ranks, drawn(*SHAPE).split(SIZES), strict=True):
+        alone = float64_layer(steadynorm.BatchNorm1d, track_running_stats=False).eval()
+        assert_close(each["untracked"], alone(part).detach())
+
+
+def test_input_without_a_gradient_needs_no_collective_backward(ranks):
+    for each in ranks:
+        assert each["collectives"][3] == (["all_gather_into_tensor"],)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("0.3", {"momentum": 0.3}), ("None", {"momentum": None}), ("window", {"update_every": 2})]
+)
+def test_estimates_follow_the_batches_of_all_ranks(ranks, name, arguments):
+    whole = float64_layer(steadynorm.BatchNorm1d, **arguments)
+    for seed in range(4):
+        whole(drawn(*SHAPE, seed=seed))
+    for each in ranks:
+        for buffer, expected in whole.named_buffers():
+            assert_close(each["moved"][name][buffer], expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("what", ["dx", "first.running_var", "first.num_batches_tracked"])
+def test_checkpointing_changes_neither_gradients_nor_statistics(ranks, use_reentrant, what):
+    first = float64_layer(steadynorm.BatchNorm1d, activation="silu")
+    x = drawn(*SHAPE).requires_grad_()
+    float64_layer(steadynorm.BatchNorm1d)(first(x).square()).backward(drawn(*SHAPE, seed=1))
+    expected = {"dx": x.grad, **{f"first.{n}": b for n, b in first.named_buffers()}}[what]
+    found = [each["checkpointed"][use_reentrant][what] for each in ranks]
+    assert_close(together(found) if what == "dx" else found[0], expected)
+
+
+def test_a_process_group_normalizes_by_its_own_ranks(ranks):
+    pairs = drawn(*SHAPE).split([sum(SIZES[:2]), sum(SIZES[2:])])
+    expected = [float64_layer(steadynorm.BatchNorm1d)(pair).detach() for pair in pairs]
+    assert_close(together([each["pair"] for each in ranks]), together(expected))
+
+
+def test_a_rank_outside_of_the_process_group_normalizes_alone(ranks):
+    for rank in (2, 3):
+        alone = float64_layer(steadynorm.BatchNorm1d)(drawn(6, 3, seed=rank)).detach()
+        assert_close(ranks[rank]["others"], alone)
+
+
+@pytest.mark.parametrize("what", ["running_mean", "running_var"])
+def test_empty_batches_everywhere_move_no_estimate(ranks, what):
+    for each in ranks:
+        assert torch.equal(each["nothing"][what], getattr(float64_layer(), what))
+
+
+def test_empty_batches_everywhere_give_empty_results_and_gradients_of_zero(ranks):
+    for each in ranks:
+        assert each["nothing"]["y"].shape == each["nothing"]["dx"].shape == (0, 3, 4)
+        assert torch.equal(each["nothing"]["dweight"], torch.zeros(3, dtype=torch.float64))
+
+
+def test_one_value_on_all_ranks_together_becomes_the_bias(ranks):
+    assert_close(ranks[1]["one value"]["y"][0], ranks[1]["one value"]["bias"])
+
+
+def test_one_value_on_all_ranks_together_leaves_every_estimate_finite(ranks):
+    for each in ranks:
+        assert each["one value"]["running_var"].isfinite().all()
+
+
+def test_a_weights_gradient_without_a_gradient_of_x_is_that_of_one_process(ranks):
+    whole = float64_layer(steadynorm.BatchNorm1d)
+    whole(drawn(*SHAPE)).backward(drawn(*SHAPE, seed=1))
+    assert_close(torch.stack([each["data"] for each in ranks]).sum(0), whole.weight.grad)
+
+
+def test_a_batch_that_is_not_finite_on_one_rank_is_refused_on_all(ranks):
+    for each in ranks:
+        assert "with nonfinite='raise' a training batch must be finite" in each["refused"]

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from steadynorm.statistics import Moments, measure
+from steadynorm.statistics.noise import MOST_SAMPLES, sample_noise, standardized_distance
+from tests.support.layers import drawn
+
+
+def mean_noise(make) -> float:
+    found = [sample_noise(x, measure(x)) for x in map(make, range(50))]
+    return torch.stack(found).mean().item()
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (64, 32, 9), (64, 32, 3, 3)])
+def test_of_independent_values_it_is_one_over_the_positions(shape):
+    assert mean_noise(lambda seed: drawn(*shape, seed=seed) * 3 + 5) == pytest.approx(
+        1 / torch.Size(shape[2:]).numel(), rel=0.05
+    )
+
+
+def test_of_positions_that_agree_it_is_one():
+    assert mean_noise(lambda seed: drawn(64, 32, 1, seed=seed).expand(64, 32, 9)) == pytest.approx(1, rel=0.05)
+
+
+def test_in_between_it_is_the_share_that_positions_have_in_common():
+    """A sample's own part has half of the variance: its mean's variance is ½ + ½/9."""
+
+    def make(seed):
+        return drawn(64, 32, 1, seed=seed) + drawn(64, 32, 9, seed=seed + 1000)
+
+    assert mean_noise(make) == pytest.approx(0.5 + 0.5 / 9, rel=0.05)
+
+
+def test_it_foretells_how_far_batch_means_are_from_the_truth():
+    batches = [drawn(16, 32, 1, seed=seed) + drawn(16, 32, 9, seed=seed + 1000) for seed in range(100)]
+    noise = torch.stack([sample_noise(x, measure(x)) for x in batches]).mean() / 16
+    truth = Moments(mean=torch.zeros(32).double(), var=torch.full((32,), 2.0).double(), count=1)
+    seen = torch.stack([standardized_distance(measure(x), truth, eps=0.0) for x in batches]).mean()
+    assert seen.item() == pytest.approx(noise.item(), rel=0.1)
+
+
+def test_channels_without_variance_tell_nothing():
+    x = drawn(64, 32, 9)
+    with_dead = torch.cat([x, torch.ones(64, 5, 9, dtype=torch.float64)], 1)
+    torch.testing.assert_close(sample_noise(with_dead, measure(with_dead)), sample_noise(x, measure(x)))
+    assert sample_noise(with_dead[:, 32:], measure(with_dead[:, 32:])).item() == 1
+
+
+def test_it_looks_at_the_first_samples_alone():
+    x = drawn(64, 32, 9)
+    moments = measure(x)
+    assert torch.equal(sample_noise(x, moments), sample_noise(x[:MOST_SAMPLES], moments))
+
+
+def test_a_distance_is_in_stored_deviations_and_squared():
+    batch = Moments(mean=torch.tensor([3.0, 0.0]), var=torch.ones(2), count=4)
+    stored = Moments(mean=torch.tensor([1.0, 0.0]), var=torch.tensor([0.5, 1.0]), count=4)
+    assert standardized_distance(batch, stored, eps=0.5).item() == pytest.approx((4 / 1.0 + 0) / 2)
+
+
+def test_channels_that_are_not_finite_are_left_out_of_a_distance():
+    batch = Moments(mean=torch.tensor([3.0, float("nan")]), var=torch.ones(2), count=4)
+    stored = Moments(mean=torch.tensor([1.0, 0.0]), var=torch.ones(2), count=4)
+    assert standardized_distance(batch, stored, eps=0.0).item() == 4
