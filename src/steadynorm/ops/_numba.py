@@ -362,7 +362,8 @@ def _numbers(*per_channel: Tensor) -> Tensor:
 def _streams(layout: Layout, *results: Tensor | None) -> bool:
     """Whether to write results past the caches, which needs lines that end where a cache's do."""
     for result in results:
-        if result is not None and (result.nbytes < STREAM or result.data_ptr() % 64):
+        # A part of a large tensor is as little to be found in the caches later as the whole.
+        if result is not None and (result.untyped_storage().nbytes() < STREAM or result.data_ptr() % 64):
             return False
     return layout.columns % LANES == 0
 
