@@ -82,8 +82,8 @@ class SyncBatchNorm(OverRanks, nn.modules.batchnorm._BatchNorm):
     between ranks and be 0 on some. A training forward costs one collective and its backward another, so every rank
     must run as many of both; evaluation costs none, and without running estimates is of each rank alone, as torch's.
     With one process, or before ``init_process_group``, this is batch norm. At the first forward that is not compiled,
-    ranks compare their numbers of channels in one more collective: sums of different sizes would hang, or end the
-    process.
+    ranks compare their numbers of channels in one more collective: in the others, different sizes would hang or end
+    the process.
 
     The gradient of x is that of the sum of all ranks' losses. Those of weight and bias are of this rank's x only:
     DistributedDataParallel averages them, as all others. Any backend and device, gloo on CPUs included; not an instance

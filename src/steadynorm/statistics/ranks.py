@@ -58,9 +58,12 @@ def ranks_of(process_group: dist.ProcessGroup | None = None, describe: Callable[
 
 
 def merge_over(ranks: Ranks, batch: Moments) -> Moments:
-    """Merge the moments of all ranks, without gradient; exact for unequal and zero counts.
+    """Merge the moments of all ranks, without gradient; for unequal and zero counts as well.
 
         n = Σ n_r        s_r = n_r / n        mean = Σ s_r·mean_r        var = Σ s_r·(var_r + (mean_r − mean)²)
+
+    Exact but for the rounding of each mean_r, by which var is off by up to 2·|mean_r − mean| times half a unit in the
+    last place of mean_r: in float32, at |mean| = 10⁴ std and with mean_r half a std from mean, by 5·10⁻⁴ of itself.
 
     Args:
         ranks: every one of them must call this.
