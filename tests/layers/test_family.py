@@ -142,7 +142,11 @@ def test_a_saved_state_can_be_loaded_as_tensors_alone(name):
 # Dynamo itself instantiates an autograd function that it traces.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @each_member
-@pytest.mark.parametrize("arguments", [{}, {"update_every": 2, "nonfinite": "skip"}], ids=["plain", "window"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"update_every": 2, "nonfinite": "skip"}, {"running": "self_tuned"}],
+    ids=["plain", "window", "self-tuned"],
+)
 def test_a_layer_compiles_in_one_graph_into_the_same_numbers(name, arguments):
     layer = build(name, activation="silu", **arguments)
     eager = copy.deepcopy(layer)
@@ -171,7 +175,9 @@ class Pair(nn.Module):
 
 @each_member
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not-reentrant"])
-@pytest.mark.parametrize("arguments", [{}, {"update_every": 2}], ids=["plain", "window"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"update_every": 2}, {"running": "self_tuned"}], ids=["plain", "window", "self-tuned"]
+)
 def test_checkpointing_changes_neither_gradients_nor_statistics(name, use_reentrant, arguments):
     plain, checkpointed = Pair(name, **arguments), Pair(name, **arguments)
     for seed in range(3):

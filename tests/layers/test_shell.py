@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import steadynorm
+from steadynorm.statistics import SelfTuned, measure
 from tests.support.family import build, each_follower, torchs
 from tests.support.layers import drawn
 
@@ -128,6 +129,7 @@ def test_a_recomputed_batch_counts_once(use_reentrant):
     ("arguments", "message"),
     [
         ({"nonfinite": "ignore"}, r"nonfinite must be one of \('propagate', 'skip', 'raise'\), got 'ignore'"),
+        ({"running": "tuned"}, r"running must be one of \('exponential', 'self_tuned'\), got 'tuned'"),
         ({"update_every": 0}, "update_every counts forwards, at least 1, got 0"),
     ],
 )
@@ -144,4 +146,67 @@ def test_a_compiled_layer_raises_for_what_is_not_finite_too():
     compiled(drawn(*SHAPE))
     with pytest.raises(RuntimeError, match="with nonfinite='raise' a training batch must be finite"):
         compiled(faulty())
+    torch._dynamo.reset()
+
+
+def self_tuned_by_hand(batches):
+    state = SelfTuned.begin(3, dtype=torch.float64)
+    for x in batches:
+        state = state.follow(measure(x))
+    return state.estimate()
+
+
+@each_follower
+def test_self_tuned_statistics_are_those_of_the_bank(name):
+    layer = build(name, running="self_tuned")
+    batches = [drawn(*SHAPE, seed=seed) + seed / 4 for seed in range(5)]
+    for x in batches:
+        layer(x)
+    mean, var = self_tuned_by_hand(batches)
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer.running_var, var, rtol=1e-9, atol=1e-9)
+    assert layer.num_batches_tracked.item() == 5
+
+
+def test_self_tuned_statistics_follow_a_window_as_one_batch():
+    layer = build("BatchNorm", running="self_tuned", update_every=2)
+    batches = [drawn(*SHAPE, seed=seed) + seed / 4 for seed in range(6)]
+    for x in batches:
+        layer(x)
+    mean, _ = self_tuned_by_hand([torch.cat(batches[i : i + 2]) for i in (0, 2, 4)])
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-9, atol=1e-9)
+
+
+def test_the_bank_travels_in_the_metadata_and_training_goes_on_alike():
+    layer, other = (build("BatchNorm", running="self_tuned") for _ in range(2))
+    for seed in range(4):
+        layer(drawn(*SHAPE, seed=seed))
+    other.load_state_dict(layer.state_dict(), strict=True)
+    assert list(layer.state_dict()) == list(torchs().state_dict())
+    layer(drawn(*SHAPE, seed=9)), other(drawn(*SHAPE, seed=9))
+    assert_statistics(other, statistics(layer))
+
+
+@pytest.mark.parametrize("how", ["reset", "load"])
+def test_the_bank_begins_anew_with_other_statistics(how):
+    layer, fresh = (build("BatchNorm", running="self_tuned") for _ in range(2))
+    layer(drawn(*SHAPE) + 100)
+    layer.reset_running_stats() if how == "reset" else layer.load_state_dict(torchs().state_dict())
+    layer(drawn(*SHAPE, seed=1)), fresh(drawn(*SHAPE, seed=1))
+    torch.testing.assert_close(layer.running_mean, fresh.running_mean)
+
+
+def test_the_bank_stays_float32_in_a_half_precision_module():
+    layer = steadynorm.BatchNorm2d(3, running="self_tuned").bfloat16()
+    assert {buffer.dtype for buffer in layer.buffers() if buffer.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_layer_keeps_its_windows_where_batches_are_skipped():
+    layer, eager = (build("BatchNorm", update_every=2, nonfinite="skip") for _ in range(2))
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for x in (drawn(*SHAPE), faulty(), drawn(*SHAPE, seed=1), drawn(*SHAPE, seed=2), drawn(*SHAPE, seed=3)):
+        compiled(x), eager(x)
+        assert_statistics(layer, statistics(eager))
     torch._dynamo.reset()

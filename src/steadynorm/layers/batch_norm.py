@@ -81,6 +81,11 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         update_every: k; the running estimates move at every k-th forward, by the moments of the last k batches merged
             by count, with the weight of k steps, 1 − (1 − momentum)^k. A state dict does not hold a part of a window.
 
+        running: how the estimates follow. ``exponential`` by ``momentum``; ``self_tuned`` by no number that one would
+            have to choose: eleven momenta side by side, weighed by how well each foretells the next batch, with what
+            is proven about it in ``statistics/README.md``. Its state travels in the metadata of the state dict; after
+            loading statistics without it, it begins anew with the next batch.
+
     A forward within a backward, by which ``torch.utils.checkpoint`` computes anew what it has not kept, leaves the
     running estimates alone in either mode; torch's own count such a batch twice.
 

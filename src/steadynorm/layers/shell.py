@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation, batch_norm, check_activation
-from steadynorm.statistics import Moments, as_row, follow_, pool, weight_of
+from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.moments import statistics_dtype
 
-__all__ = ["Nonfinite", "Shell", "extra_state", "is_recomputing"]
+__all__ = ["Nonfinite", "Running", "Shell", "extra_state", "is_recomputing"]
 
 Nonfinite = Literal["propagate", "skip", "raise"]
+Running = Literal["exponential", "self_tuned"]
 _TORCH_HAS_BIAS = "bias" in inspect.signature(nn.BatchNorm2d.__init__).parameters  # since 2.13
-_STATISTICS = ("running_mean", "running_var", "_window")
+_BANK = tuple(field.name for field in fields(SelfTuned))
+_CONSTANT = ("momenta", "exchange")
 
 
 def is_recomputing() -> bool:
@@ -37,7 +40,7 @@ def extra_state(model: nn.Module) -> dict[str, Tensor]:
         f"{prefix}.{name}" if prefix else name: value
         for prefix, module in model.named_modules()
         if isinstance(module, Shell)
-        for name in module._extra
+        for name in module._extra_names()
         if (value := getattr(module, name)) is not None
     }
 
@@ -66,9 +69,10 @@ class Shell(nn.modules.batchnorm._NormBase):
         activation: Activation | None = None,
         nonfinite: Nonfinite = "propagate",
         update_every: int = 1,
+        running: Running = "exponential",
     ) -> None:
         check_activation(activation)
-        self._check_following(type(self).__name__, nonfinite, update_every)
+        self._check_following(type(self).__name__, nonfinite, update_every, running)
         with_bias: dict[str, Any] = {"bias": bias} if _TORCH_HAS_BIAS else {}
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **with_bias
@@ -78,12 +82,19 @@ class Shell(nn.modules.batchnorm._NormBase):
         self.activation = activation
         self.nonfinite = nonfinite
         self.update_every = update_every
+        self.running = running
         window = None
-        if self.running_mean is not None and (update_every > 1 or nonfinite != "propagate"):
+        if self.running_mean is not None and (update_every, nonfinite, running) != (1, "propagate", "exponential"):
             window = torch.zeros(update_every, 3, num_features, device=device, dtype=dtype)
         self.register_buffer("_window", window, persistent=False)
         self._window: Tensor | None
         self._window_at = 0
+        seen = None if window is None else torch.zeros((), dtype=torch.int64, device=device)
+        self.register_buffer("_window_seen", seen, persistent=False)  # where compiled, which changes no attribute
+        self._window_seen: Tensor | None
+        if self._self_tunes():
+            for name, tensor in self._new_bank().items():
+                self.register_buffer(f"_bank_{name}", tensor, persistent=name not in _CONSTANT)
         self._keep_statistics_wide({})
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -137,9 +148,10 @@ class Shell(nn.modules.batchnorm._NormBase):
             return
         if self.nonfinite == "raise":
             self._check_finite(batch)
+        assert self._window_seen is not None
+        self._window_seen.add_(1)
         if torch.compiler.is_compiling():
-            assert counter is not None, "a compiled layer finds its place in the window by num_batches_tracked"
-            at = (counter - 1) % self.update_every
+            at = (self._window_seen - 1) % self.update_every
             window.index_copy_(0, at.view(1), as_row(batch)[None])
             self._follow_window(window, at == self.update_every - 1)
             return
@@ -157,10 +169,34 @@ class Shell(nn.modules.batchnorm._NormBase):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.sub_((~fine).sum() * (1 if due is None else due))
         batch, filled = pool(window)
-        mean, var = self.running_mean.clone(), self.running_var.clone()
-        follow_(mean, var, batch, momentum=self._weight_of(filled.sum()))
+        if self._self_tunes():
+            mean, var = self._follow_by_bank(batch, due)
+        else:
+            mean, var = self.running_mean.clone(), self.running_var.clone()
+            follow_(mean, var, batch, momentum=self._weight_of(filled.sum()))
         for stored, new in ((self.running_mean, mean), (self.running_var, var)):
             stored.copy_(new if due is None else torch.where(due, new, stored))
+
+    def _self_tunes(self) -> bool:
+        return self.running == "self_tuned" and self.running_mean is not None
+
+    def _new_bank(self) -> dict[str, Tensor]:
+        """Give the state of self-tuned statistics before the first batch, by name."""
+        assert self.running_mean is not None
+        dtype = statistics_dtype(self.running_mean.dtype)
+        bank = SelfTuned.begin(self.num_features, dtype=dtype, device=self.running_mean.device)
+        return {name: getattr(bank, name) for name in _BANK}
+
+    def _follow_by_bank(self, batch: Moments, due: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Move the bank of momenta by a batch, where that is due, and give what it estimates."""
+        stored = {name: getattr(self, f"_bank_{name}") for name in _BANK}
+        assert isinstance(batch.count, Tensor)
+        moved = SelfTuned(**stored).follow(Moments(mean=batch.mean, var=batch.var, count=batch.count[0]))
+        for name, tensor in stored.items():
+            if name not in _CONSTANT:
+                new = getattr(moved, name)
+                tensor.copy_(new if due is None else torch.where(due, new, tensor))
+        return moved.estimate()
 
     def _weight_of(self, batches: int | Tensor) -> float | Tensor:
         """Give the weight that some batches have together in the running estimates."""
@@ -184,16 +220,22 @@ class Shell(nn.modules.batchnorm._NormBase):
             raise RuntimeError(message)
 
     @staticmethod
-    def _check_following(name: str, nonfinite: Nonfinite, update_every: int) -> None:
+    def _check_following(name: str, nonfinite: Nonfinite, update_every: int, running: Running) -> None:
         if nonfinite not in get_args(Nonfinite):
             raise ValueError(f"{name}: nonfinite must be one of {get_args(Nonfinite)}, got {nonfinite!r}.")
+        if running not in get_args(Running):
+            raise ValueError(f"{name}: running must be one of {get_args(Running)}, got {running!r}.")
         if update_every < 1:
             raise ValueError(f"{name}: update_every counts forwards, at least 1, got {update_every}.")
+
+    def _extra_names(self) -> list[str]:
+        bank = [f"_bank_{name}" for name in _BANK if name not in _CONSTANT]
+        return [*self._extra, *(bank if self._self_tunes() else ())]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401 (torch's)
         """Save torch's five keys; what a layer has beyond them goes into the metadata, which no other layer minds."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        extra = {name: destination.pop(prefix + name) for name in self._extra if prefix + name in destination}
+        extra = {name: destination.pop(prefix + name) for name in self._extra_names() if prefix + name in destination}
         if extra and hasattr(destination, "_metadata"):
             destination._metadata[prefix[:-1]]["steadynorm"] = {
                 name: value.detach().clone() for name, value in extra.items()
@@ -206,17 +248,31 @@ class Shell(nn.modules.batchnorm._NormBase):
         local_metadata: dict[str, Any],
         *arguments: Any,  # noqa: ANN401 (as above)
     ) -> None:
-        """Load torch's five keys, and what the metadata has beyond them; what is not there stays as it is."""
-        extra = local_metadata.get("steadynorm", {})
-        own = {name: getattr(self, name) for name in self._extra}
-        state_dict |= {prefix + name: extra.get(name, value) for name, value in own.items() if value is not None}
+        """Load torch's five keys, and what the metadata has beyond them.
+
+        What is not there stays as it is, but for a bank of momenta, which belongs to the statistics and begins anew.
+        """
+        own = {name: getattr(self, name) for name in self._extra_names()}
+        if self._self_tunes():
+            own |= {f"_bank_{name}": tensor for name, tensor in self._new_bank().items() if name not in _CONSTANT}
+        own |= local_metadata.get("steadynorm", {})
+        state_dict |= {prefix + name: own[name] for name in self._extra_names() if own[name] is not None}
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+        self._begin_window()
+
+    def _begin_window(self) -> None:
         self._window_at = 0
+        seen = self._buffers.get("_window_seen")
+        if seen is not None:
+            seen.zero_()
 
     def reset_running_stats(self) -> None:
         """Set the statistics to mean 0 and variance 1, and begin a new window."""
         super().reset_running_stats()
-        self._window_at = 0
+        self._begin_window()
+        if "_bank_step" in self._buffers:
+            for name, tensor in self._new_bank().items():
+                getattr(self, f"_bank_{name}").copy_(tensor)
 
     def reset_parameters(self) -> None:
         """Set the statistics to mean 0 and variance 1, weight to 1 and bias to 0."""
@@ -240,15 +296,14 @@ class Shell(nn.modules.batchnorm._NormBase):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert as torch does, except that no conversion narrows the statistics below float32."""
-        before = {name: getattr(self, name) for name in _STATISTICS}
+        before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._keep_statistics_wide(before)
         return self
 
     def _keep_statistics_wide(self, before: dict[str, Tensor | None]) -> None:
-        for name in _STATISTICS:
-            now: Tensor | None = getattr(self, name)
-            if now is None or now.dtype == statistics_dtype(now.dtype):
+        for name, now in list(self._buffers.items()):
+            if now is None or not now.is_floating_point() or now.dtype == statistics_dtype(now.dtype):
                 continue
             source = before.get(name)
             source = now if source is None or source.is_meta else source
