@@ -12,7 +12,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import steadynorm
-from steadynorm import BatchNorm2d, backend, explain_backend, functional
+from steadynorm import BatchNorm2d, backend, explain_backend
+from steadynorm.functional import way
 from steadynorm.ops import _numba, dispatch, reference
 from steadynorm.ops.dispatch import choose_backend, smallest_for_numba
 
@@ -80,7 +81,7 @@ def test_a_norm_with_nothing_to_fuse_is_torchs_up_to_twice_the_size():
 def test_a_layer_says_whether_it_fuses(arguments, fused, monkeypatch):
     x = SMALL_X.clone()
     said = []
-    monkeypatch.setattr(functional, "choose_backend", lambda *_, fused: said.append(fused) or "torch")
+    monkeypatch.setattr(way, "choose_backend", lambda *_, fused: said.append(fused) or "torch")
     arguments = {name: x if value is None else value for name, value in arguments.items()}
     steadynorm.batch_norm(x, None, None, training=True, **arguments)
     assert said == [fused]

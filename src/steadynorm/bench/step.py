@@ -31,7 +31,17 @@ from steadynorm.lab.networks import build_network
 
 __all__ = ["NetworkResult", "StepConfig", "measure_network", "run"]
 
-Norm = Literal["none", "torch_batch_norm", "batch_norm", "layer_norm", "group_norm", "instance_norm"]
+Norm = Literal[
+    "none",
+    "torch_batch_norm",
+    "batch_norm",
+    "batch_renorm",
+    "gated_batch_norm",
+    "ghost_batch_norm",
+    "layer_norm",
+    "group_norm",
+    "instance_norm",
+]
 
 DEPTH, WIDTHS = 6, (32, 64, 128)  # of the cnn, as compare has them
 CLASSES = 10
