@@ -122,3 +122,16 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message):
 def test_the_representation_names_its_own_arguments():
     text = repr(steadynorm.BatchRenorm2d(3, warmup_steps=7))
     assert "r_max=3.0, d_max=5.0, warmup_steps=7, ramp_steps=35000" in text
+
+
+@pytest.mark.parametrize("affine", [{"affine": False}, {"bias": False}], ids=["not-affine", "no-bias"])
+def test_absent_parameters_count_as_one_and_zero(affine):
+    layer = steadynorm.BatchRenorm2d(3, warmup_steps=0, ramp_steps=0, **affine).double()
+    whole = steadynorm.BatchRenorm2d(3, warmup_steps=0, ramp_steps=0).double()
+    found = []
+    for one in (layer, whole):
+        x = (drawn(5, 3, 2, 3) * 2 + 1).requires_grad_()
+        y = one(x)
+        found.append([y, *torch.autograd.grad(y, x, drawn(5, 3, 2, 3, seed=1))])
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
