@@ -145,7 +145,8 @@ class GatedBatchNorm2d(_GatedBatchNorm):
         gate: a number in [0, 1] that g is to be: 0 is frozen batch norm, 1 batch norm. None computes it.
         learn_confidence: whether c is a parameter; it stays 0 otherwise.
         small_batch_probability: how often, in training, the first 1, 2, 4, ... samples are to stand for the batch, so
-            that network and confidence meet small ones.
+            that network and confidence meet small ones. Above 0 the layer does not compile with ``fullgraph=True``: the
+            draw decides what is computed.
 
     Raises:
         ValueError: no running statistics; a number outside [0, 1].

@@ -24,8 +24,8 @@ def chunk_count(samples: int, values_per_sample: int, ghost_batch_size: int) -> 
     Their sizes differ by one at most, so that no small rest is normalized by itself: 100 samples in chunks of 32 are
     four times 25. Fewer where a chunk would have one value per channel.
     """
-    chunks = -(-samples // ghost_batch_size)
-    return max(1, min(chunks, samples * values_per_sample // 2 if values_per_sample == 1 else chunks))
+    fewest_samples = 2 if values_per_sample == 1 else 1
+    return max(1, min(-(-samples // ghost_batch_size), samples // fewest_samples))
 
 
 def ghost_in_compiled_calls(
