@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import steadynorm
+from steadynorm.functional import gated_batch_norm
 from steadynorm.layers import extra_state
 from steadynorm.statistics import Moments
 from tests.support.family import build, torchs
@@ -178,3 +179,11 @@ def test_resetting_forgets_noise_and_confidence():
 def test_arguments_that_make_no_sense_are_refused(arguments, message):
     with pytest.raises(ValueError, match=f"GatedBatchNorm2d: {message}"):
         steadynorm.GatedBatchNorm2d(3, **arguments)
+
+
+def test_samples_that_stand_for_a_batch_are_believed_as_a_batch_of_their_own():
+    x, mean, var = drawn(8, 3, 2, 3) + 1, torch.zeros(3).double(), torch.ones(3).double()
+    noise = torch.tensor(0.3, dtype=torch.float64)
+    alone, _ = gated_batch_norm(x[:2], mean, var, noise=noise)
+    among, _ = gated_batch_norm(x, mean, var, noise=noise, samples=2)
+    torch.testing.assert_close(among[:2], alone, rtol=1e-12, atol=1e-12)
