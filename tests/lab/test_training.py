@@ -99,6 +99,33 @@ def test_what_is_recorded_of_training_is_what_the_first_step_gives(tmp_path: Pat
         assert layer.mean == pytest.approx(gradients[f"{layer.layer}.weight"].norm().item(), rel=1e-4)
 
 
+def test_a_step_over_several_batches_is_the_step_over_all_of_them(tmp_path: Path) -> None:
+    """Group norm normalizes per image, so that the size of a batch changes nothing but the order of sums."""
+    spec = replace(SPEC, arm="group_norm")
+    parts, whole = run(tmp_path / "parts", spec, batch_size=4, accumulate=4), run(tmp_path / "whole", spec)
+    for one, other in zip(parts.epochs, whole.epochs, strict=True):
+        assert (one.train_accuracy, one.val_accuracy) == (other.train_accuracy, other.val_accuracy)
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-3)
+        assert one.grad_norm_mean == pytest.approx(other.grad_norm_mean, rel=1e-3)
+
+
+def test_only_batches_are_normalized_together_where_a_step_takes_several(tmp_path: Path) -> None:
+    """Batch norm's running statistics follow each batch: 24 of 4 images an epoch, and none of 16."""
+    parts = run(tmp_path / "parts", replace(SPEC, epochs=1), batch_size=4, accumulate=4)
+    whole = run(tmp_path / "whole", replace(SPEC, epochs=1))
+    assert abs(parts.epochs[0].train_loss / whole.epochs[0].train_loss - 1) > 0.01
+    state = load_file(RunDirectory(tmp_path / "parts").checkpoint_path(replace(SPEC, epochs=1)))
+    assert {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")} == {24}
+
+
+def test_an_epoch_leaves_out_the_batches_that_make_no_whole_step(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    observer = Recorder()
+    observer.step = lambda record, *, step, steps, loss: seen.append((step, steps))  # type: ignore[method-assign]
+    run(tmp_path, replace(SPEC, epochs=1), observer, batch_size=16, accumulate=4)
+    assert seen == [(1, 1)]
+
+
 def test_percentiles_enclose_the_mean_of_the_steps(undisturbed: tuple[RunRecord, Path]) -> None:
     for epoch in undisturbed[0].epochs:
         assert epoch.grad_norm_p5 < epoch.grad_norm_mean < epoch.grad_norm_p95

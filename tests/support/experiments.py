@@ -25,6 +25,7 @@ TINY_SETTINGS = Settings(
     depth=2,
     widths=(4, 8),
     batch_size=16,
+    accumulate=1,
     momentum=0.9,
     weight_decay=5e-4,
     milestones=(2, 3),

@@ -50,6 +50,10 @@ NORMALIZATIONS: dict[str, Normalization] = {
         build=lambda channels: BatchNorm2d(channels, activation="relu"),
         summary="batch normalization, steadynorm.BatchNorm2d",
     ),
+    "self_tuned_batch_norm": Normalization(
+        build=lambda channels: BatchNorm2d(channels, activation="relu", running="self_tuned"),
+        summary="batch normalization whose running statistics choose their own momentum, steadynorm.BatchNorm2d",
+    ),
     "batch_renorm": Normalization(
         build=lambda channels: BatchRenorm2d(channels, warmup_steps=500, ramp_steps=3_500, activation="relu"),
         summary="batch renormalization, steadynorm.BatchRenorm2d, on a tenth of the paper's schedule",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -35,6 +36,8 @@ class Settings:
     depth: int
     widths: tuple[int, ...]
     batch_size: int
+    accumulate: int
+    """Batches whose gradients are averaged in one step."""
     momentum: float
     weight_decay: float
     milestones: tuple[int, ...]
@@ -147,7 +150,7 @@ class _Trainer:
         start = time.perf_counter()
         steps = self._steps(record)
         if steps.diverged_at is not None:
-            before = (number - 1) * _steps_per_epoch(self.dataset.train, self.settings.batch_size)
+            before = (number - 1) * _steps_per_epoch(self.dataset.train, self.settings)
             return replace(record, status="diverged", diverged_at_step=before + steps.diverged_at + 1)
         val_loss, val_accuracy = evaluate(self.model, self.dataset.validation, self.dataset, self.settings)
         whole = steps.gradient_norms[:, -1]
@@ -177,23 +180,24 @@ class _Trainer:
         """Take the epoch's steps; stop early where the loss is no longer finite."""
         self.model.train()
         device, watched = self.settings.device, list(watched_weights(self.model).values())
-        total = _steps_per_epoch(self.dataset.train, self.settings.batch_size)
+        total = _steps_per_epoch(self.dataset.train, self.settings)
         losses = torch.zeros(total, device=device)
         norms = torch.zeros(total, len(watched) + 1, device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
         images = done = 0
         start = time.perf_counter()
-        for x, labels in self._batches(record):
-            with _autocast(self.settings):
-                logits = self.model(x).float()
-            loss = F.cross_entropy(logits, labels)
+        for group in itertools.islice(_groups(self._batches(record), self.settings.accumulate), total):
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            for x, labels in group:
+                with _autocast(self.settings):
+                    logits = self.model(x).float()
+                loss = F.cross_entropy(logits, labels) / len(group)
+                loss.backward()  # type: ignore[no-untyped-call]
+                losses[done] += loss.detach()
+                hits += (logits.argmax(1) == labels).sum()
+                images += len(labels)
             norms[done] = gradient_norms(self.model, watched)
             self.optimizer.step()
-            losses[done] = loss.detach()
-            hits += (logits.argmax(1) == labels).sum()
-            images += len(labels)
             done += 1
             look = done % STEPS_BETWEEN_CHECKS == 0 or done == total
             self.observer.step(record, step=done, steps=total, loss=losses[done - 1].item() if look else None)
@@ -236,8 +240,16 @@ def _autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(settings.device.type, torch.bfloat16)
 
 
-def _steps_per_epoch(images: Images, batch_size: int) -> int:
-    return max(1, len(images.labels) // batch_size)
+def _steps_per_epoch(images: Images, settings: Settings) -> int:
+    """Count the steps of whole groups of whole batches; what is left over waits for an epoch that draws it earlier."""
+    return max(1, len(images.labels) // (settings.batch_size * settings.accumulate))
+
+
+def _groups(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Give the batches in lists of ``size``, the last one as long as it comes."""
+    rest = iter(batches)
+    while group := list(itertools.islice(rest, size)):
+        yield group
 
 
 def _metadata(spec: RunSpec, settings: Settings) -> dict[str, str]:

@@ -54,7 +54,8 @@ class CompareConfig:
     """
 
     arms: tuple[str, ...] = ("batch_norm", "none")
-    """Normalizations to compare: batch_norm, none, torch_batch_norm, layer_norm, group_norm, instance_norm."""
+    """Normalizations to compare: batch_norm, none, batch_renorm, gated_batch_norm, ghost_batch_norm,
+    self_tuned_batch_norm, torch_batch_norm, layer_norm, group_norm, instance_norm."""
     seeds: tuple[int, ...] = (0,)
     """One training per arm and seed; a seed decides weights, order and augmentation, the same in every arm."""
     network: Literal["cnn", "resnet20"] = "cnn"
@@ -70,7 +71,9 @@ class CompareConfig:
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 128
-    """Images per step."""
+    """Images that are normalized together; with --accumulate 1 those of a step."""
+    accumulate: int = 1
+    """Batches in a step, their gradients averaged: 2 x 64 takes the steps of 128 with the normalization of 2."""
     lr: float = 0.1
     """Learning rate of SGD, the same for every arm."""
     momentum: float = 0.9
@@ -182,6 +185,7 @@ def _settings(config: CompareConfig, record: Record) -> Settings:
         depth=config.depth,
         widths=config.widths,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         milestones=config.milestones,
@@ -211,7 +215,7 @@ def _checked(config: CompareConfig) -> CompareConfig:
     for name in ("arms", "seeds"):
         if not getattr(config, name):
             raise UserError(f"{flag(name)}: at least one value is needed.")
-    for name, least in (("epochs", 1), ("batch_size", 2), ("momentum", 0), ("weight_decay", 0)):
+    for name, least in (("epochs", 1), ("batch_size", 2), ("accumulate", 1), ("momentum", 0), ("weight_decay", 0)):
         if not getattr(config, name) >= least:
             raise UserError(f"{flag(name)}: must be at least {least}, got {getattr(config, name)}.")
     if not config.momentum < 1:

@@ -22,6 +22,7 @@ TOLERANCE = 0.03
 
 ARTICLE = {
     "batch_size": 128,
+    "accumulate": 1,
     "lr": 0.1,
     "momentum": 0.9,
     "weight_decay": 5e-4,
@@ -105,9 +106,9 @@ def expectations(record: Record, arms: Sequence[ArmSummary]) -> tuple[Expectatio
 def deviations(record: Record) -> tuple[str, ...]:
     """Where the configuration leaves the article's, as phrases."""
     return tuple(
-        f"{key.replace('_', ' ')} {_value(record.config[key])} instead of {_value(value)}"
+        f"{key.replace('_', ' ')} {_value(record.config.get(key, value))} instead of {_value(value)}"
         for key, value in ARTICLE.items()
-        if record.config[key] != value
+        if record.config.get(key, value) != value
     )
 
 

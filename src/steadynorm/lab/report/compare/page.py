@@ -10,7 +10,7 @@ from steadynorm.lab.report.compare.expectations import expectations
 from steadynorm.lab.report.compare.headline import headline, setting
 from steadynorm.lab.report.compare.summary import is_finished, summarise
 from steadynorm.lab.report.compare.tables import headline_table
-from steadynorm.lab.report.compare.wording import data_label
+from steadynorm.lab.report.compare.wording import batches_label, data_label
 from steadynorm.lab.report.compare.writeup import class_count, expected_from, schedule, tuning_note, writeup
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.page import facts, render_page
@@ -66,6 +66,7 @@ def make_page(record: Record, drawings: Mapping[str, tuple[Drawing, ...]]) -> st
         tuning_note=tuning_note(record, tuned),
         data=data_label(record),
         schedule=schedule(record),
+        batches=batches_label(record),
         classes=class_count(record),
         config=record.config,
         resolved=record.resolved,

@@ -11,6 +11,7 @@ __all__ = [
     "PLAIN",
     "arm_label",
     "batch_arm",
+    "batches_label",
     "capital",
     "data_label",
     "listing",
@@ -43,6 +44,12 @@ def data_label(record: Record) -> str:
     """Name the data."""
     data = str(record.config["data"])
     return DATA_LABELS.get(data, data)
+
+
+def batches_label(record: Record) -> str:
+    """Say how many images are normalized together, and how many of such batches a step averages."""
+    size, together = record.config["batch_size"], record.config.get("accumulate", 1)  # early records lack it
+    return f"batches of {size}" if together == 1 else f"batches of {size}, {together} to a step"
 
 
 def batch_arm(arms: Collection[str]) -> str | None:
