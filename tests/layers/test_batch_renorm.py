@@ -63,6 +63,12 @@ def test_the_bounds_are_those_of_batch_norm_then_straight_lines_then_stay(step, 
     assert [bound.item() for bound in bounds] == [r, d]
 
 
+def test_a_step_on_the_host_has_the_bounds_of_a_step_in_a_tensor():
+    for step in (0, 10, 15, 29, 30, 1_000):
+        schedule = {"warmup_steps": 10, "ramp_steps": 20, "r_max": 3.0, "d_max": 5.0}
+        assert renorm_bounds(step, **schedule) == tuple(map(float, renorm_bounds(torch.tensor(step), **schedule)))
+
+
 @pytest.mark.parametrize(("step", "expected"), [(9, [1, 0]), (10, [3, 5])])
 def test_without_a_ramp_the_bounds_jump(step, expected):
     bounds = renorm_bounds(torch.tensor(step), warmup_steps=10, ramp_steps=0, r_max=3.0, d_max=5.0)

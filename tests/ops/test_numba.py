@@ -297,7 +297,7 @@ import logging
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 train()
 from steadynorm.ops import _numba_kernels as kernels
-print(sum(len(f.stats.cache_misses) for f in (kernels.batch_norm, kernels.batch_norm_grad)))
+print(sum(len(f.stats.cache_misses) for f in (kernels.normalize, kernels.normalize_grad)))
 """
     first, later = (run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).splitlines() for _ in range(2))
     assert (len(first), first[-1], later) == (2, "2", ["0"])

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from steadynorm import BatchNorm2d, backend, functional
 from steadynorm.ops import _numba
 from steadynorm.ops.reference import ACTIVATIONS
-from steadynorm.rules import batch_norm_in_one_call, takes_one_call
-from steadynorm.rules.one_call import _BatchNorm
+from steadynorm.rules import BatchNormRule, normalize_in_one_call, takes_one_call
+from steadynorm.rules.one_call import _OneCall
 from tests.support import oracle
 from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, make_inputs
 from tests.support.kernels import assert_as_accurate_as_torchs
@@ -22,7 +22,9 @@ DY = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(1))
 
 
 def call(x, weight=None, bias=None, residual=None, activation=None, running=(None, None), momentum=0.1):
-    return batch_norm_in_one_call(x, *running, weight, bias, momentum, oracle.EPS, residual, activation)
+    running = dict(zip(("running_mean", "running_var"), running, strict=True))
+    common = {"residual": residual, "activation": activation, "momentum": momentum}
+    return normalize_in_one_call(x, BatchNormRule(oracle.EPS), weight, bias, **running, **common)[0]
 
 
 def by_torch(x, weight=None, bias=None, residual=None, activation=None, running=(None, None), momentum=0.1):
@@ -223,9 +225,9 @@ class Wrapped(torch.Tensor):
 
 
 def test_a_layer_trains_in_one_call_unless_somebody_looks_on():
-    assert type(train().grad_fn) is _BatchNorm._backward_cls
+    assert type(train().grad_fn) is _OneCall._backward_cls
     with Watching():
-        assert type(train().grad_fn) is not _BatchNorm._backward_cls
+        assert type(train().grad_fn) is not _OneCall._backward_cls
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ def test_parameters_of_another_dtype_are_left_to_the_rule(dtype):
 
 
 def test_whole_numbers_as_momentum_and_eps_compile_no_other_kernel():
-    kernel = _numba.kernels.batch_norm
+    kernel = _numba.kernels.normalize
     running = torch.zeros(3), torch.ones(3)
     with backend("numba"):
         functional.batch_norm(X, *running, training=True, momentum=1.0, eps=1.0)

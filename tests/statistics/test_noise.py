@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from steadynorm.statistics import Moments, measure
-from steadynorm.statistics.noise import MOST_SAMPLES, sample_noise, standardized_distance
+from steadynorm.statistics.noise import follow_noise_, sample_noise, standardized_distance
 from tests.support.layers import drawn
 
 
@@ -46,10 +46,21 @@ def test_channels_without_variance_tell_nothing():
     assert sample_noise(with_dead[:, 32:], measure(with_dead[:, 32:])).item() == 1
 
 
-def test_it_looks_at_the_first_samples_alone():
+def test_it_looks_at_four_samples_from_all_over_the_batch():
+    """Neighbours may be alike, as where classes come one behind the other."""
     x = drawn(64, 32, 9)
     moments = measure(x)
-    assert torch.equal(sample_noise(x, moments), sample_noise(x[:MOST_SAMPLES], moments))
+    assert torch.equal(sample_noise(x, moments), sample_noise(x[::16], moments))
+
+
+def test_a_running_noise_follows_by_its_momentum_and_not_what_is_not_finite():
+    x, noise = drawn(64, 32, 9), torch.full((1,), 0.5, dtype=torch.float64)
+    seen = sample_noise(x, measure(x))
+    follow_noise_(noise, x, measure(x), momentum=0.25)
+    torch.testing.assert_close(noise, (0.75 * 0.5 + 0.25 * seen).view(1))
+    before = noise.clone()
+    follow_noise_(noise, x * float("inf"), measure(x), momentum=0.25)
+    assert torch.equal(noise, before)
 
 
 def test_a_distance_is_in_stored_deviations_and_squared():

@@ -9,7 +9,7 @@ from torch import Tensor
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
 from steadynorm.functional.way import choose_way
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
-from steadynorm.rules import BatchNormRule, batch_norm_in_one_call, normalize
+from steadynorm.rules import BatchNormRule, normalize, normalize_in_one_call
 from steadynorm.statistics import follow_, weight_of
 
 __all__ = ["batch_norm"]
@@ -71,15 +71,22 @@ def batch_norm(
     check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)
-    how = choose_way(input, residual, activation, running_mean, running_var, weight, bias)
+    how = choose_way(input, residual, activation, weight, bias, running_mean, running_var)
     if how == "torch":
         y = _torch_batch_norm(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, eps)
         return _activate_(y if residual is None else y.add_(residual), activation)
     if how == "one call":
-        factor = _factor(running_mean, momentum, num_batches_tracked)
-        return batch_norm_in_one_call(
-            input, running_mean, running_var, weight, bias, factor, float(eps), residual, activation
-        )
+        return normalize_in_one_call(
+            input,
+            BatchNormRule(eps),
+            weight,
+            bias,
+            residual=residual,
+            activation=activation,
+            running_mean=running_mean,
+            running_var=running_var,
+            momentum=_factor(running_mean, momentum, num_batches_tracked),
+        )[0]
     y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
     if running_mean is not None and running_var is not None:
         share = weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=running_mean.dtype)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.functional.way import choose_way
 from steadynorm.ops.dispatch import snapshot
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import BatchRenormRule, normalize
-from steadynorm.statistics import Moments
+from steadynorm.rules import BatchRenormRule, normalize, normalize_in_one_call
+from steadynorm.statistics import Moments, follow_
+from steadynorm.statistics.running import check_momentum
 
 __all__ = ["batch_renorm"]
 
@@ -22,6 +24,7 @@ def batch_renorm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    momentum: float = 0.0,
     r_max: Tensor,
     d_max: Tensor,
     residual: Tensor | None = None,
@@ -36,9 +39,10 @@ def batch_renorm(
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        running_mean: μ, shape (C,); left unchanged.
+        running_mean: μ, shape (C,); changed in place by a momentum, as :func:`steadynorm.statistics.follow_` has it.
         running_var: likewise.
         weight: as for :func:`batch_norm`, and the others.
+        momentum: weight of this batch in the running estimates, which follow after; 0 leaves them as they are.
         r_max: at least 1, a tensor of one value; see :func:`steadynorm.rules.renorm_bounds`.
         d_max: at least 0, likewise.
 
@@ -53,11 +57,33 @@ def batch_renorm(
     Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1. Its r and d, of which one finds the inverse written.
     """
     check_activation(activation)
+    check_momentum(momentum)
     check_training(input, eps, (running_mean, running_var, weight, bias), fewest=1)
     if input.numel() == 0:
         nothing = torch.zeros_like(running_mean)
         return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
     if residual is not None:
         check_residual(input, residual)
+    rule, per_channel = BatchRenormRule(eps), (weight, bias, running_mean, running_var)
+    if (
+        input.numel() > input.shape[1]
+        and choose_way(input, residual, activation, *per_channel, torchs_own=False) == "one call"
+    ):
+        return normalize_in_one_call(
+            input,
+            rule,
+            weight,
+            bias,
+            r_max,
+            d_max,
+            running_mean=running_mean,
+            running_var=running_var,
+            momentum=momentum,
+            residual=residual,
+            activation=activation,
+        )
     stored = map(snapshot, (running_mean, running_var, r_max, d_max))  # which have moved on before the backward
-    return normalize(input, BatchRenormRule(eps), weight, bias, *stored, residual=residual, activation=activation)
+    y, moments = normalize(input, rule, weight, bias, *stored, residual=residual, activation=activation)
+    if momentum:
+        follow_(running_mean, running_var, moments, momentum=momentum)
+    return y, moments

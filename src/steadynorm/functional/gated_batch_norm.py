@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.functional.way import choose_way
 from steadynorm.ops import dispatch
 from steadynorm.ops.dispatch import snapshot
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import GatedBatchNormRule, normalize
-from steadynorm.statistics import Moments
+from steadynorm.rules import GatedBatchNormRule, normalize, normalize_in_one_call
+from steadynorm.statistics import Moments, follow_
+from steadynorm.statistics.noise import follow_noise_
+from steadynorm.statistics.running import check_momentum
 
 __all__ = ["gated_batch_norm"]
 
@@ -24,6 +27,8 @@ def gated_batch_norm(
     eps: float = 1e-5,
     *,
     noise: Tensor,
+    momentum: float = 0.0,
+    noise_momentum: float = 0.0,
     confidence: Tensor | None = None,
     gate: float | None = None,
     samples: int | None = None,
@@ -37,11 +42,14 @@ def gated_batch_norm(
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        running_mean: shape (C,); left unchanged.
+        running_mean: shape (C,); changed in place by a momentum, as :func:`steadynorm.statistics.follow_` has it.
         running_var: likewise.
         weight: as for :func:`batch_norm`, and the others.
         noise: variance of one sample's mean in units of the variance of its values, a positive tensor of one value;
-            see :func:`steadynorm.statistics.noise.sample_noise`. The batch's is noise/N.
+            see :func:`steadynorm.statistics.noise.sample_noise`. The batch's is noise/N. Changed in place
+            by a momentum.
+        momentum: weight of this batch in the running estimates, which follow after; 0 leaves them as they are.
+        noise_momentum: likewise in the noise, where there are two samples or more.
         confidence: shape (3,); None counts as zeros.
         gate: a number in [0, 1] that takes the place of the computed weight of the batch.
         samples: how many, the first ones, are to stand for the batch; None all.
@@ -53,24 +61,52 @@ def gated_batch_norm(
         as :func:`batch_norm` in training, except that one value per channel is enough.
     """
     check_activation(activation)
+    check_momentum(momentum)
     check_training(input, eps, (running_mean, running_var, weight, bias), fewest=1)
     if input.numel() == 0:
         nothing = torch.zeros_like(running_mean)
         return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
     if residual is not None:
         check_residual(input, residual)
+    rule, per_channel = GatedBatchNormRule(eps, gate), (weight, bias, running_mean, running_var)
+    noise_momentum = noise_momentum if len(input) > 1 else 0.0
+    noise_of_batch = noise.detach().reshape(()).to(running_mean.dtype) / (samples or input.shape[0])
+    if (
+        samples is None
+        and input.numel() > input.shape[1]
+        and choose_way(input, residual, activation, *per_channel, noise, confidence, torchs_own=False) == "one call"
+    ):
+        return normalize_in_one_call(
+            input,
+            rule,
+            weight,
+            bias,
+            noise_of_batch,
+            confidence,
+            running_mean=running_mean,
+            running_var=running_var,
+            momentum=momentum,
+            noise=noise if noise_momentum else None,
+            noise_momentum=noise_momentum,
+            residual=residual,
+            activation=activation,
+        )
     # The running estimates will have moved on before the backward.
-    noise = noise.reshape(()).to(running_mean.dtype) / (samples or input.shape[0])
-    stored = map(snapshot, (running_mean, running_var, noise))
+    stored = map(snapshot, (running_mean, running_var, noise_of_batch))
     parameters = (weight, bias, *stored, confidence)
-    rule = GatedBatchNormRule(eps, gate)
     if samples is None:
-        return normalize(input, rule, *parameters, residual=residual, activation=activation)
-    some = input[:samples]
-    affine = rule.forward(_as_moments(dispatch.moments(some), some), *parameters)
-    y = dispatch.transform(input, affine.center, affine.scale, affine.shift, residual, activation)
-    with torch.no_grad():
-        return y, _as_moments(dispatch.moments(input), input)
+        y, moments = normalize(input, rule, *parameters, residual=residual, activation=activation)
+    else:
+        some = input[:samples]
+        affine = rule.forward(_as_moments(dispatch.moments(some), some), *parameters)
+        y = dispatch.transform(input, affine.center, affine.scale, affine.shift, residual, activation)
+        with torch.no_grad():
+            moments = _as_moments(dispatch.moments(input), input)
+    if noise_momentum:
+        follow_noise_(noise, input, moments, momentum=noise_momentum)
+    if momentum:
+        follow_(running_mean, running_var, moments, momentum=momentum)
+    return y, moments
 
 
 def _as_moments(measured: tuple[Tensor, Tensor], x: Tensor) -> Moments:

@@ -8,7 +8,7 @@ from torch import Tensor
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
 from steadynorm.functional.way import choose_way
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import BatchNormRule, chunk_count, cut, ghost_in_compiled_calls, normalize
+from steadynorm.rules import BatchNormRule, chunk_count, cut, normalize, normalize_in_one_call
 from steadynorm.statistics import Moments, as_row, pool
 from steadynorm.statistics.moments import statistics_dtype
 
@@ -49,15 +49,10 @@ def ghost_batch_norm(
         nothing = input.new_zeros(channels, dtype=statistics_dtype(input.dtype))
         return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
     chunks = chunk_count(samples, input[0].numel() // channels, ghost_batch_size)
-    if choose_way(input, residual, activation, None, None, weight, bias) == "one call":
-        y, moments = ghost_in_compiled_calls(
-            input, weight, bias, chunks=chunks, eps=float(eps), residual=residual, activation=activation
+    if choose_way(input, residual, activation, weight, bias, torchs_own=False) == "one call":
+        return normalize_in_one_call(
+            input, BatchNormRule(eps), weight, bias, chunks=chunks, residual=residual, activation=activation
         )
-        parts = tuple(
-            Moments(mean=mean, var=var, count=part.numel() // channels)
-            for (mean, var), part in zip(moments, input.tensor_split(chunks), strict=True)
-        )
-        return y, pool(torch.stack([as_row(part) for part in parts]))[0]
     residuals = [None] * chunks if residual is None else cut(residual, chunks)
     pieces, parts = zip(
         *(

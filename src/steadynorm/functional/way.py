@@ -18,24 +18,32 @@ def choose_way(
     x: Tensor,
     residual: Tensor | None,
     activation: Activation | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *others: Tensor | None,
+    torchs_own: bool = True,
 ) -> Literal["torch", "one call", "rule"]:
     """Choose how to train: by torch's own function, by one compiled call, or by the rule between kernels.
 
     By the rule where functions are traced or transformed: there our operations stand for themselves, whatever the size.
+
+    Args:
+        others: further numbers of the rule; the first arguments are those of the functions.
+        torchs_own: whether torch has a function for it, which small tensors are better left to.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return "rule"
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    for tensor in (running_mean, running_var, weight, bias):
+    per_channel = (running_mean, running_var, weight, bias, *others)
+    for tensor in per_channel:
         if tensor is not None and tensor.dtype != wide:
             return "rule"
     if (running_mean is None) != (running_var is None) or (residual is not None and residual.dtype != x.dtype):
         return "rule"
-    chosen = choose_backend(x, residual, fused=activation is not None or residual is not None)
-    if chosen == "numba" and takes_one_call(x, running_mean, running_var, weight, bias):
+    fused = activation is not None or residual is not None
+    chosen = choose_backend(x, residual, fused=fused, torchs_own=torchs_own)
+    if chosen == "numba" and takes_one_call(x, *per_channel):
         return "one call"
     return "torch" if chosen == "torch" else "rule"

@@ -47,14 +47,11 @@ class _BatchRenorm(Shell):
         elif not torch.compiler.is_compiling():
             self._before = mean.clone(), var.clone(), step.clone()
             self._check_values(input, step)
-        r_max, d_max = renorm_bounds(
-            step,
-            warmup_steps=self.warmup_steps,
-            ramp_steps=self.ramp_steps,
-            r_max=self.r_max,
-            d_max=self.d_max,
-            dtype=mean.dtype,
-        )
+        schedule = {"warmup_steps": self.warmup_steps, "ramp_steps": self.ramp_steps}
+        at = step if torch.compiler.is_compiling() or not step.is_cpu else int(step)  # which spares tensor operations
+        bounds = renorm_bounds(at, **schedule, r_max=self.r_max, d_max=self.d_max)
+        r_max, d_max = (torch.as_tensor(bound, dtype=mean.dtype) for bound in bounds)
+        share = self._follow_at_once()
         y, moments = batch_renorm(
             input,
             mean,
@@ -65,8 +62,10 @@ class _BatchRenorm(Shell):
             d_max=d_max,
             residual=residual,
             activation=self.activation,
+            momentum=share or 0.0,
         )
-        self._follow(moments)
+        if share is None:
+            self._follow(moments)
         return y
 
     def _check_values(self, input: Tensor, step: Tensor) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from steadynorm.functional import gated_batch_norm
 from steadynorm.layers.shell import Shell, is_recomputing
 from steadynorm.statistics import Moments
-from steadynorm.statistics.noise import sample_noise
 
 __all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]
 
@@ -54,10 +53,17 @@ class _GatedBatchNorm(Shell):
             stored = self._before  # as they were when this batch came for the first time
         elif not torch.compiler.is_compiling():
             self._before = stored[0].clone(), stored[1].clone(), stored[2].clone()
-        y, moments = self._normalize(input, residual, stored, samples=self._draw_samples(len(input)))
-        if self._tracks() and not is_recomputing() and input.shape[0] > 1 and input.numel() > 0:
-            self._follow_noise(input, moments)
-        self._follow(moments)
+        follows_noise, share = self._tracks() and not is_recomputing(), self._follow_at_once()
+        y, moments = self._normalize(
+            input,
+            residual,
+            stored,
+            samples=self._draw_samples(len(input)),
+            momentum=share or 0.0,
+            noise_momentum=NOISE_MOMENTUM if follows_noise else 0.0,
+        )
+        if share is None:
+            self._follow(moments)
         return y
 
     def _evaluate(self, input: Tensor, residual: Tensor | None) -> Tensor:
@@ -69,7 +75,7 @@ class _GatedBatchNorm(Shell):
         input: Tensor,
         residual: Tensor | None,
         stored: tuple[Tensor, Tensor, Tensor],
-        samples: int | None = None,
+        **training: Any,  # noqa: ANN401 (what only training says to the function)
     ) -> tuple[Tensor, Moments]:
         mean, var, noise = stored
         return gated_batch_norm(
@@ -81,9 +87,9 @@ class _GatedBatchNorm(Shell):
             noise=noise,
             confidence=self.confidence,
             gate=self.gate,
-            samples=samples,
             residual=residual,
             activation=self.activation,
+            **training,
         )
 
     def _draw_samples(self, available: int) -> int | None:
@@ -91,11 +97,6 @@ class _GatedBatchNorm(Shell):
         if self.small_batch_probability == 0 or available < 2 or torch.rand(()) >= self.small_batch_probability:
             return None
         return 1 << int(torch.randint((available - 1).bit_length(), ()))
-
-    @torch.no_grad()
-    def _follow_noise(self, input: Tensor, moments: Moments) -> None:
-        seen = sample_noise(input, moments).to(self.noise.dtype)
-        self.noise.lerp_(torch.where(seen.isfinite(), seen, self.noise), NOISE_MOMENTUM)
 
     def reset_running_stats(self) -> None:
         """Set the statistics to mean 0, variance 1 and noise 1."""

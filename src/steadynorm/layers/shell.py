@@ -160,6 +160,18 @@ class Shell(nn.modules.batchnorm._NormBase):
         if self._window_at == 0:
             self._follow_window(window)
 
+    def _follow_at_once(self) -> float | None:
+        """Count a batch, and give its weight in the running estimates if that is all that decides how they follow.
+
+        None where :meth:`_follow` is to be called, with the moments.
+        """
+        if torch.compiler.is_compiling() or self._window is not None or not self._tracks() or is_recomputing():
+            return None
+        if self.num_batches_tracked is None or self.running_mean is None:
+            return None
+        self.num_batches_tracked.add_(1)
+        return float(self._weight_of(1))
+
     def _follow_window(self, window: Tensor, due: Tensor | None = None) -> None:
         """Move the running estimates by all batches of the window at once; where ``due`` is false, by none."""
         assert self.running_mean is not None and self.running_var is not None

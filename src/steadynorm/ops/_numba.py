@@ -25,12 +25,13 @@ from steadynorm.ops import _numba_types as kinds
 from steadynorm.ops._lanes import LANES, has_feature
 from steadynorm.ops._layout import like
 from steadynorm.ops._numba_lines import Layout, Planes, Rows
+from steadynorm.ops._numba_rules import Rule
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 
 __all__ = [
-    "batch_norm",
-    "batch_norm_grad",
     "moments",
+    "normalize",
+    "normalize_grad",
     "obstacle",
     "start",
     "transform",
@@ -212,109 +213,125 @@ def transform_grad(
     return dx_NCS, d_residual_NCS
 
 
-def batch_norm(
+def normalize(
     x_NCS: Tensor,
     residual_NCS: Tensor | None,
     activation: Activation | None,
+    rule: Rule,
+    chunks: int,
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
-    *,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Train by batch norm in one call: moments, rule, running estimates, transform.
+    noise: Tensor | None,
+    noise_momentum: float,
+    kept: Tensor,
+) -> Tensor:
+    """Normalize a batch in one call: moments, rule, running estimates, transform.
 
     Args:
-        x_NCS: as the four kernels take it; at least two values per channel.
+        x_NCS: as the four kernels take it.
         residual_NCS: likewise.
         activation: likewise.
+        rule: with one value per channel, one that can do with it.
+        chunks: parts of the batch that are normalized each by itself, those of :func:`torch.tensor_split`. Where there
+            are several, or there is noise, x is contiguous or channels-last.
         weight: float32, shape (C,), contiguous; None counts as 1.
         bias: likewise; None counts as 0.
-        eps: positive.
-        running_mean: as weight; changed in place, None where there is none.
-        running_var: likewise, by the unbiased variance.
-        momentum: weight of this batch in them.
-        out: where y is written; dense, with the strides of x, which must be dense then. None makes a new tensor.
+        running_mean: what the rule looks at beside the batch, as weight; then it follows in place. None where there is
+            none.
+        running_var: likewise; it follows by the unbiased variance.
+        momentum: weight of this batch in them; 0 leaves them as they are, and must be 0 for one value per channel.
+        noise: float32, one value, which follows in place; None where there is none.
+        noise_momentum: weight of this batch in it.
+        kept: written, what :func:`normalize_grad` wants to know: float32, contiguous, with C columns and as many rows
+            as :func:`steadynorm.ops._numba_rules.kept_rows` says. They are mean and biased variance of the batch;
+            running mean and variance, as a rule that looks at them has seen them; mean and variance of each chunk,
+            where there are several.
 
     Returns:
-        y in the shape, dtype and memory format of x; and what :func:`batch_norm_grad` wants to know of x: mean and
-        biased variance, float32, shape (2, C).
+        y in the shape, dtype and memory format of x.
     """
     x_NCS, layout = _laid_out(x_NCS)
-    residual_NCS, y_NCS = like(residual_NCS, x_NCS), torch.empty_like(x_NCS) if out is None else out
+    residual_NCS, y_NCS = like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
     assert y_NCS.stride() == x_NCS.stride(), (y_NCS.stride(), x_NCS.stride())
-    moments = torch.empty((2, layout.channels), dtype=torch.float32)
     _run(
-        kernels.batch_norm,
+        kernels.normalize,
         _DTYPES[x_NCS.dtype],
         layout,
         _ACTIVATIONS[activation],
+        rule,
+        len(x_NCS),
+        chunks,
         x_NCS.numel(),
         x_NCS.data_ptr(),
         _address(weight),
         _address(bias),
-        eps,
-        moments.data_ptr(),
         _address(running_mean),
         _address(running_var),
         momentum,
+        _address(noise),
+        noise_momentum,
+        kept.data_ptr(),
         _address(residual_NCS),
         y_NCS.data_ptr(),
         _streams(layout, y_NCS),
     )
-    return y_NCS, moments
+    return y_NCS
 
 
-def batch_norm_grad(
+def normalize_grad(
     dy_NCS: Tensor,
     x_NCS: Tensor,
     residual_NCS: Tensor | None,
     activation: Activation | None,
+    rule: Rule,
+    chunks: int,
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
-    moments: Tensor,
-    *,
-    out: tuple[Tensor, Tensor | None] | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Differentiate :func:`batch_norm` in one call: sums, the rule's gradient, the transform's.
+    kept: Tensor,
+    confidence: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Differentiate :func:`normalize` in one call: sums, the rule's gradient, the transform's.
 
     Args:
         dy_NCS: gradient of y, in the dtype of x.
-        moments: what ``batch_norm`` gave; the other arguments are as there.
-        out: where dx and d_residual are written, as there.
+        kept: what ``normalize`` has written; the other arguments are as there.
+        confidence: of the gate, float32, shape (3,), whose gradient is wanted; None where there is none.
 
     Returns:
-        dx; d_residual, None without a residual; d_weight and d_bias, None where there is none.
+        dx; d_residual, None without a residual; d_weight, d_bias and d_confidence, None where there is none.
     """
     x_NCS, layout = _laid_out(x_NCS)
-    dy_NCS, residual_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS)
-    dx_NCS, d_residual_NCS = out or (torch.empty_like(x_NCS), None if residual_NCS is None else torch.empty_like(x_NCS))
-    assert dx_NCS.stride() == x_NCS.stride(), (dx_NCS.stride(), x_NCS.stride())
-    d_weight, d_bias = (None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias))
+    dy_NCS, residual_NCS, dx_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
+    d_residual_NCS = None if residual_NCS is None else torch.empty_like(x_NCS)
+    d_weight, d_bias, d_confidence = (
+        None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias, confidence)
+    )
     _run(
-        kernels.batch_norm_grad,
+        kernels.normalize_grad,
         _DTYPES[x_NCS.dtype],
         layout,
         _ACTIVATIONS[activation],
+        rule,
+        len(x_NCS),
+        chunks,
         x_NCS.numel(),
         dy_NCS.data_ptr(),
         x_NCS.data_ptr(),
         _address(weight),
         _address(bias),
-        eps,
-        moments.data_ptr(),
+        kept.data_ptr(),
         _address(residual_NCS),
         dx_NCS.data_ptr(),
         _address(d_residual_NCS),
         _address(d_weight),
         _address(d_bias),
+        _address(d_confidence),
         _streams(layout, dx_NCS, d_residual_NCS),
     )
-    return dx_NCS, d_residual_NCS, d_weight, d_bias
+    return dx_NCS, d_residual_NCS, d_weight, d_bias, d_confidence
 
 
 def _converts_float16() -> bool:

@@ -40,6 +40,7 @@ __all__ = [
     "floats",
     "inline",
     "parallel",
+    "part",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -125,6 +126,18 @@ def floats(address: int | None, size: int) -> Any:  # noqa: ANN401 (as above)
 @choose_inline(floats)
 def _floats_of(address: Type, size: Type) -> Callable[..., Any]:
     return lambda address, size: array(_FLOAT32, address, size)
+
+
+def part(numbers: Array | None, first: int, last: int) -> Any:  # noqa: ANN401 (as above)
+    """View some of the numbers; None of None."""
+    raise NotImplementedError
+
+
+@choose_inline(part)
+def _part_of(numbers: Type, first: Type, last: Type) -> Callable[..., Any]:
+    if numbers in (none, none.__class__):
+        return lambda numbers, first, last: None
+    return lambda numbers, first, last: numbers[first:last]
 
 
 def activate(activation: Activation, pre: Vector) -> Vector:

@@ -47,6 +47,8 @@ SMALL_HALF_PLANES = 1 << 18
 SMALL_HALF_ROWS = 3 << 16
 BARE = 2
 """How many times as many it takes where nothing is fused into the norm, and torch reads memory less often."""
+SMALL_WITHOUT_TORCH = 1 << 13
+"""Values from which they are the faster ones where torch has no function of its own."""
 SMALL_ON_GPU = 1 << 20
 """Likewise on a GPU; not measured."""
 
@@ -99,7 +101,7 @@ def backend(name: Backend | Literal["auto"]) -> Iterator[None]:
         _wanted = before
 
 
-def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Choice:
+def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True, torchs_own: bool = True) -> Choice:
     """Say which implementation takes such tensors, and why.
 
     By device, dtype, memory layout and size, and by whether there is something to fuse. Never one that is slower than
@@ -109,6 +111,7 @@ def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Ch
         x: the input of a kernel.
         others: what else it reads of that shape: gradient, residual.
         fused: whether an activation or a residual is computed in the same pass.
+        torchs_own: whether torch has a function for it, as it has for batch norm.
 
     Raises:
         ValueError: :func:`backend` asks for an implementation that cannot take them.
@@ -116,7 +119,7 @@ def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Ch
     if _wanted != "auto":
         return _as_asked(_wanted, x, others)
     if x.is_cpu:
-        if x.numel() < smallest_for_numba(x, fused=fused):
+        if x.numel() < (smallest_for_numba(x, fused=fused) if torchs_own else SMALL_WITHOUT_TORCH):
             return _torch_for(x, _SMALL)
         obstacle = _load_numba().obstacle(x, *others)
         return _NUMBA if obstacle is None else _torch_for(x, Choice(backend="torch", reason=obstacle))
@@ -162,11 +165,11 @@ def smallest_for_numba(x: Tensor, *, fused: bool) -> int:
     return smallest if fused else BARE * smallest
 
 
-def choose_backend(x: Tensor, *others: Tensor | None, fused: bool = True) -> Backend:
+def choose_backend(x: Tensor, *others: Tensor | None, fused: bool = True, torchs_own: bool = True) -> Backend:
     """Choose the implementation, see :func:`explain_backend`."""
-    if _wanted == "auto" and x.is_cpu and x.numel() < SMALL_PLANES and x.is_contiguous():
+    if torchs_own and _wanted == "auto" and x.is_cpu and x.numel() < SMALL_PLANES and x.is_contiguous():
         return "torch"  # the same answer, at once: beside so small a tensor the question takes time
-    return explain_backend(x, *others, fused=fused).backend
+    return explain_backend(x, *others, fused=fused, torchs_own=torchs_own).backend
 
 
 def _as_asked(wanted: Backend, x: Tensor, others: tuple[Tensor | None, ...]) -> Choice:

@@ -3,9 +3,9 @@
 from steadynorm.rules.batch_norm import BatchNormRule
 from steadynorm.rules.batch_renorm import BatchRenormRule, renorm_bounds
 from steadynorm.rules.gated_batch_norm import GatedBatchNormRule
-from steadynorm.rules.ghost_batch_norm import chunk_count, cut, ghost_in_compiled_calls
+from steadynorm.rules.ghost_batch_norm import chunk_count, cut
 from steadynorm.rules.normalize import normalize
-from steadynorm.rules.one_call import batch_norm_in_one_call, takes_one_call
+from steadynorm.rules.one_call import normalize_in_one_call, takes_one_call
 from steadynorm.rules.rule import Affine, Rule
 
 __all__ = [
@@ -14,11 +14,10 @@ __all__ = [
     "BatchRenormRule",
     "GatedBatchNormRule",
     "Rule",
-    "batch_norm_in_one_call",
     "chunk_count",
     "cut",
-    "ghost_in_compiled_calls",
     "normalize",
+    "normalize_in_one_call",
     "renorm_bounds",
     "takes_one_call",
 ]

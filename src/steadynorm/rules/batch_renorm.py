@@ -14,25 +14,28 @@ __all__ = ["BatchRenormRule", "renorm_bounds"]
 
 
 def renorm_bounds(
-    step: Tensor, *, warmup_steps: int, ramp_steps: int, r_max: float, d_max: float, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
+    step: int | Tensor, *, warmup_steps: int, ramp_steps: int, r_max: float, d_max: float
+) -> tuple[float | Tensor, float | Tensor]:
     """Give the bounds of r and d at a step: those of batch norm at first, then on straight lines to their last values.
 
         progress = clip((step − warmup_steps) / ramp_steps, 0, 1)
         r = 1 + progress·(r_max − 1)        d = progress·d_max
 
     Args:
-        step: updates made before this one, a tensor; no value is read by the host.
+        step: updates made before this one. A tensor gives tensors, float64, and no value is read by the host.
         warmup_steps: steps of plain batch norm.
         ramp_steps: steps from there to the last values; 0 jumps.
         r_max: at least 1.
         d_max: at least 0.
-        dtype: of the bounds.
 
     Source: Ioffe 2017, section 4 (5,000 steps of batch norm, r to 3 at step 40,000, d to 5 at step 25,000).
     """
-    late = (step - warmup_steps).to(dtype)
-    progress = (late / ramp_steps).clamp(0, 1) if ramp_steps else (late >= 0).to(dtype)
+    late = step - warmup_steps
+    progress: float | Tensor
+    if isinstance(late, Tensor):
+        progress = (late.double() / ramp_steps).clamp(0, 1) if ramp_steps else (late >= 0).double()
+    else:
+        progress = min(max(late / ramp_steps, 0.0), 1.0) if ramp_steps else float(late >= 0)
     return 1 + progress * (r_max - 1), progress * d_max
 
 

@@ -13,12 +13,15 @@ from steadynorm.statistics.noise import standardized_distance
 
 __all__ = ["GatedBatchNormRule", "gate"]
 
+FARTHEST = 80.0
+"""Largest exponent by which confidence moves the odds, so that float32 holds the factor."""
+
 
 def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
     """Give the weight of the batch's moments between 0 and 1.
 
         drift² = max(distance² − noise, 0)        odds = drift²/noise · exp(u)        g = odds / (1 + odds)
-        u = c₀ + c₁·ln(distance²/noise) + c₂·ln(1/noise)
+        u = c₀ + c₁·ln(distance²/noise) + c₂·ln(1/noise), within ±80
 
     With u = 0 this is drift²/(drift² + noise), the weight that errs least on average between a stored mean that is
     ``drift`` off and a batch mean of variance ``noise``, with drift² estimated from the batch at hand: the
@@ -36,7 +39,8 @@ def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
     ratio = distance / noise
     odds = (ratio - 1).clamp(min=0)
     if confidence is not None:
-        odds = odds * torch.exp(confidence.to(odds.dtype) @ _evidence(ratio, noise))
+        odds = odds * torch.exp((confidence.to(odds.dtype) @ _evidence(ratio, noise)).clamp(-FARTHEST, FARTHEST))
+    odds = odds.clamp(max=torch.finfo(odds.dtype).max)
     return odds / (1 + odds)
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from steadynorm.statistics.moments import Moments, statistics_dtype
 
-__all__ = ["sample_noise", "standardized_distance"]
+__all__ = ["follow_noise_", "sample_noise", "standardized_distance"]
 
-MOST_SAMPLES = 8
-"""Samples that :func:`sample_noise` looks at; with C channels it errs by some √(2/(7·C)) of its value."""
+MOST_SAMPLES = 4
+"""Samples that :func:`sample_noise` looks at; with C channels it errs by some √(2/(3·C)) of its value."""
 
 
 def sample_noise(x: Tensor, batch: Moments) -> Tensor:
@@ -23,17 +23,32 @@ def sample_noise(x: Tensor, batch: Moments) -> Tensor:
     N·S values, as if neighbouring pixels knew nothing of each other, understates the noise many times over.
 
     Args:
-        x: shape (N, C, ...), N ≥ 2; the first eight samples are looked at.
+        x: shape (N, C, ...), N ≥ 2; four samples are looked at, spread over the batch.
         batch: the moments of x.
 
     Returns:
-        a tensor of one value; channels of variance 0 tell nothing, and where there are no others it is 1.
+        a tensor of one value, NaN where x has values that are no finite numbers; channels of variance 0 tell nothing,
+        and where there are no others it is 1.
     """
-    means = x[:MOST_SAMPLES].flatten(2).mean(2, dtype=statistics_dtype(x.dtype)) if x.dim() > 2 else x[:MOST_SAMPLES]
-    varies = batch.var > 0
+    picked = min(MOST_SAMPLES, len(x))
+    some = torch.stack([x[k * len(x) // picked] for k in range(picked)])
+    means = some.flatten(2).mean(2, dtype=statistics_dtype(x.dtype)) if x.dim() > 2 else some
+    varies = batch.var != 0
     ratio = torch.where(varies, means.to(batch.var.dtype).var(0) / batch.var, 0)
     told = varies.sum()
     return torch.where(told > 0, ratio.sum() / told.clamp(min=1), 1)
+
+
+@torch.no_grad()
+def follow_noise_(noise: Tensor, x: Tensor, batch: Moments, *, momentum: float) -> None:
+    """Let a running estimate of the noise follow a batch of two samples or more, in place.
+
+        noise = (1 − momentum)·noise + momentum·sample_noise(x, batch)
+
+    A batch whose noise is not finite leaves it as it is.
+    """
+    seen = sample_noise(x, batch).to(noise.dtype)
+    noise.lerp_(torch.where(seen.isfinite(), seen, noise), momentum)
 
 
 def standardized_distance(batch: Moments, stored: Moments, *, eps: float) -> Tensor:
