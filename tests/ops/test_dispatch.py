@@ -81,10 +81,17 @@ def test_a_norm_with_nothing_to_fuse_is_torchs_up_to_twice_the_size():
 def test_a_layer_says_whether_it_fuses(arguments, fused, monkeypatch):
     x = SMALL_X.clone()
     said = []
-    monkeypatch.setattr(way, "choose_backend", lambda *_, fused: said.append(fused) or "torch")
+    monkeypatch.setattr(way, "choose_backend", lambda *_, fused, **__: said.append(fused) or "torch")
     arguments = {name: x if value is None else value for name, value in arguments.items()}
     steadynorm.batch_norm(x, None, None, training=True, **arguments)
     assert said == [fused]
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(7, "torch"), (8, "numba")])
+def test_what_torch_has_no_function_for_is_small_below_eight_thousand_values(samples, expected):
+    x = torch.zeros(samples, 16, 8, 8)
+    assert choose_backend(x, torchs_own=False) == explain_backend(x, torchs_own=False).backend == expected
+    assert choose_backend(x) == explain_backend(x).backend == "torch"
 
 
 @pytest.mark.parametrize("name", ["reference", "numba", "torch"])
