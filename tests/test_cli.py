@@ -15,7 +15,7 @@ from tests.support.experiments import on_tiny_data
 TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8", "--milestones", "2", "3")
 TINY += ("--precision", "fp32", "--lr", "0.05")
 COMPARE_FLAGS = """
-    --arms --seeds --network --depth --widths --data --data-dir --epochs --batch-size --lr --momentum --weight-decay
+    --arms --seeds --network --depth --widths --data --data-dir --epochs --batch-size --accumulate --lr --momentum --weight-decay
     --milestones --augment --tune-lr --precision --device --out --resume --quick --json
 """
 
@@ -23,11 +23,15 @@ COMPARE_FLAGS = """
 BENCH_KERNELS_FLAGS = """
     --op --shapes --batches --dtypes --layouts --max-mb --compile --seconds --threads --device --out --json
 """
+BENCH_LAYERS_FLAGS = """
+    --layers --shapes --batches --dtypes --layouts --min-mb --max-mb --seconds --threads --device --out --json
+"""
 BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json"
 FLAGS = {
     "compare": COMPARE_FLAGS,
     "report": "--json",
     "bench kernels": BENCH_KERNELS_FLAGS,
+    "bench layers": BENCH_LAYERS_FLAGS,
     "bench step": BENCH_STEP_FLAGS,
     "bench table": "",
 }
@@ -112,7 +116,7 @@ def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.Capt
     assert exit_status("--help") == 0
     assert re.search(r"bench +Speed and memory of the layers beside torch's own\.", capsys.readouterr().out)
     assert exit_status("bench", "--help") == 0
-    assert re.findall(r"• (\w+)", capsys.readouterr().out) == ["kernels", "step", "table"]
+    assert re.findall(r"• (\w+)", capsys.readouterr().out) == ["kernels", "layers", "step", "table"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from steadynorm.bench import kernels as kernels_bench
+from steadynorm.bench import layers as layers_bench
 from steadynorm.bench import step as step_bench
 from steadynorm.bench.display import Display, open_display
 from steadynorm.bench.record import Record, read_record
@@ -40,6 +41,14 @@ def kernels(config: kernels_bench.KernelsConfig) -> int:
     return DISAGREES if record["summary"]["disagreeing"] else 0
 
 
+def layers(config: layers_bench.LayersConfig) -> int:
+    """Time the family's layers beside plain batch norm."""
+    record = _measure(config, layers_bench.run)
+    if not config.json:
+        print(*layers_bench.layer_lines(record), sep="\n")
+    return DISAGREES if record["disagreeing"] else 0
+
+
 def step(config: step_bench.StepConfig) -> int:
     """Time whole training steps."""
     record = _measure(config, step_bench.run)
@@ -53,6 +62,7 @@ def table(config: TableConfig) -> None:
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "kernels": (kernels_bench.KernelsConfig, kernels),
+    "layers": (layers_bench.LayersConfig, layers),
     "step": (step_bench.StepConfig, step),
     "table": (TableConfig, table),
 }

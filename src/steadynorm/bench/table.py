@@ -68,12 +68,14 @@ def verdict_line(verdict: Verdict) -> str:
 
 
 def markdown(record: Record) -> str:
-    """Turn the record of either bench into a table for the README, with a line above it that says what it shows."""
+    """Turn the record of a bench into a table for the README, with a line above it that says what it shows."""
     machine, versions = record["machine"], record["versions"]
     where = machine["accelerator"] or f"{machine['processor']}, {record['threads']} threads"
     place = f"{where}; torch {versions['torch']}, {record['created'][:10]}"
     if record["bench"] == "step":
         return _step_table(record, place)
+    if record["bench"] == "layers":
+        return _layers_table(record, place)
     return _kernels_table(record, place)
 
 
@@ -113,6 +115,16 @@ def _step_table(record: Record, place: str) -> str:
         rows.append(row)
     config = record["config"]
     return f"Batch {config['batch']}, {record['precision']}, channels-last; {place}.\n\n{markdown_rows(rows)}"
+
+
+def _layers_table(record: Record, place: str) -> str:
+    rows = [["layer", "cases", "time, plain batch norm = 1: median", "most", "at"]]
+    for name, one in record["summary"].items():
+        rows.append(
+            [name, str(one["cases"]), _number(one["median"], ".2f"), _number(one["most"], ".2f"), one["most_at"] or ""]
+        )
+    sizes = f"inputs from {record['config']['min_mb']:g} to {record['config']['max_mb']:g} MB"
+    return f"Norm and ReLU, forward and backward, {sizes}; {place}.\n\n{markdown_rows(rows)}"
 
 
 def _kind(part: dict[str, Any]) -> str:

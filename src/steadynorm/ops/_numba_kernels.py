@@ -10,8 +10,8 @@ import numpy as np
 
 from steadynorm.ops._numba_lines import Layout
 from steadynorm.ops._numba_rules import Known, Rule, gate_gradient, kept_rows, stored_rows, terms, to_moments, weigh
-from steadynorm.ops._numba_sums import Sums, measure, total_sums
-from steadynorm.ops._numba_types import Activation, Array, Dtype, Identity, array, compiled, floats, inline, part
+from steadynorm.ops._numba_sums import Sums, measure, sample_means, total_sums
+from steadynorm.ops._numba_types import Activation, Array, Dtype, array, compiled, floats, inline, part
 from steadynorm.ops._numba_write import Grad, Transform, write
 
 __all__ = ["grad", "moments", "normalize", "normalize_grad", "sums", "transform"]
@@ -180,22 +180,15 @@ def _copy(source: Array | None, target: Array) -> None:
 
 
 @compiled
-def _follow_noise(
-    noise: Array | None, momentum: float, x: Array, layout: Layout, known: Known, samples: int, blocks: int
-) -> None:
+def _follow_noise(noise: Array | None, momentum: float, x: Array, layout: Layout, known: Known, samples: int) -> None:
     """Let the noise of one sample follow, as ``statistics/noise.py`` says."""
     if noise is None:
         return
-    channels, per_sample = layout.channels, x.size // samples
+    channels = layout.channels
     picked = min(NOISE_SAMPLES, samples)
     numbers = np.zeros(3 * channels, np.float32)
     _copy(known.mean, numbers[:channels])
-    apart = np.empty((picked, channels))
-    for k in range(picked):
-        first = k * samples // picked * per_sample
-        totals = total_sums(Sums(None, x[first : first + per_sample], None, numbers), Identity(), layout, blocks)
-        for channel in range(channels):
-            apart[k, channel] = totals[0, channel] / (per_sample // channels)
+    apart = sample_means(x, layout, numbers, samples, picked)
     ratio, told = 0.0, 0
     for channel in range(channels):
         if known.var[channel] != 0:
@@ -253,7 +246,7 @@ def normalize(
     if chunks > 1:
         _pool(rows, rule, channels, samples, chunks)
     whole, count = _known(rule, rows, channels, 1, 0), size // channels
-    _follow_noise(floats(noise, 1), noise_momentum, inputs[0], layout, whole, samples, blocks)
+    _follow_noise(floats(noise, 1), noise_momentum, inputs[0], layout, whole, samples)
     if momentum != 0.0:
         _follow(floats(running_mean, channels), whole.mean, 1.0, momentum)
         _follow(floats(running_var, channels), whole.var, count / (count - 1), momentum)

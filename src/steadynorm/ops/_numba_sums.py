@@ -37,7 +37,7 @@ from steadynorm.ops._numba_types import (
     parallel,
 )
 
-__all__ = ["Sums", "measure", "total_sums"]
+__all__ = ["Sums", "measure", "sample_means", "total_sums"]
 
 RUN = 64
 """Numbers that a lane sums in float32 before the sum goes to float64."""
@@ -175,6 +175,22 @@ def total_sums(task: Sums, activation: Activation, layout: Layout, blocks: int) 
             result[i] += totals[block, i]
     both: Array = result.reshape(2, result.size // 2)
     return both
+
+
+@parallel
+def sample_means(x: Array, layout: Layout, center: Array, samples: int, picked: int) -> Array:
+    """Give the mean of x − center of some samples, spread over all: float64, shape (picked, C).
+
+    Args:
+        center: of every channel, in an array of three times as many numbers.
+    """
+    channels, lines = layout.channels, x.size // samples // layout.columns
+    width = (channels + LANES - 1) // LANES * LANES
+    totals = np.zeros((picked, 2 * width))
+    for k in prange(picked):
+        first = k * samples // picked * lines
+        _sum_lines(Sums(None, x, None, center), Identity(), layout, totals[k], first, first + lines)
+    return totals[:, :channels] / (x.size // samples // channels)
 
 
 @inline

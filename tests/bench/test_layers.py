@@ -1,0 +1,196 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from steadynorm import cli
+from steadynorm.bench import layers
+from steadynorm.bench.cases import Case
+from steadynorm.bench.layers import BUILD, LIMITS, LayerResult, LayersConfig, difference, measure_case, run
+from steadynorm.bench.sides import make_inputs
+from steadynorm.bench.table import markdown
+from steadynorm.bench.timing import Sample, Spread
+from steadynorm.lab.failure import UserError
+from steadynorm.layers import BatchNorm2d
+from tests.support.bench import SMALL_CASE, Lines, let_kernels_be
+
+CPU = torch.device("cpu")
+TINY = LayersConfig(
+    shapes=("cnn",),
+    batches=(1,),
+    dtypes=("float32",),
+    layouts=("contiguous",),
+    min_mb=0.04,
+    max_mb=0.1,
+    seconds=1e-6,
+)
+"""One of the cnn's three inputs: 64 channels of 16x16."""
+LABEL = "norm_relu 1x64x16x16 float32 contiguous"
+
+
+def times_as(monkeypatch: pytest.MonkeyPatch, ms: dict[str, float]) -> None:
+    """Let every layer take the milliseconds given for it."""
+    monkeypatch.setattr(layers, "WARM_UP", 0)
+    monkeypatch.setattr(
+        layers,
+        "interleave",
+        lambda works, clock, *, seconds: {name: [Sample(parts_ms=(ms[name],), host_ms=0.0)] * 3 for name in works},
+    )
+
+
+def results_as(monkeypatch: pytest.MonkeyPatch, **over_plain: float) -> None:
+    """Let every case have these ratios; NaN for a layer that disagrees."""
+
+    def measure(case: Case, names: tuple[str, ...], *_: Any, **__: Any) -> dict[str, LayerResult]:
+        return {
+            name: LayerResult(
+                difference=0.5 if ratio != ratio else 1e-7,
+                agrees=ratio == ratio,
+                ms=Spread(median=2.0 * ratio, p20=1.0, p80=3.0) if ratio == ratio else None,
+                over_plain=ratio if ratio == ratio else None,
+            )
+            for name, ratio in {"batch_norm": 1.0, **over_plain}.items()
+        }
+
+    monkeypatch.setattr(layers, "measure_case", measure)
+
+
+@pytest.fixture
+def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_kernels_be(monkeypatch)
+
+
+@pytest.mark.usefixtures("reference_kernels")
+def test_every_layer_is_timed_beside_plain_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    ms = dict(zip(BUILD, (2.0, 3.0, 4.0, 5.0, 1.0), strict=True))
+    times_as(monkeypatch, ms)
+    found = measure_case(SMALL_CASE, tuple(LIMITS), CPU, seconds=1.0)
+    assert all(one.agrees for one in found.values())
+    assert {name: one.over_plain for name, one in found.items()} == {name: each / 2 for name, each in ms.items()}
+
+
+@pytest.mark.usefixtures("reference_kernels")
+def test_the_times_are_of_forward_and_backward() -> None:
+    found = measure_case(SMALL_CASE, ("batch_renorm",), CPU, seconds=1e-6)
+    assert all(one.ms is not None and one.ms.median > 0 for one in found.values())
+
+
+@pytest.mark.usefixtures("reference_kernels")
+@pytest.mark.parametrize("wrong", ["result", "gradient", "number"])
+def test_a_layer_that_disagrees_with_itself_in_float64_is_not_timed(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(BatchNorm2d):
+        def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            y = super().forward(input)
+            if input.dtype == torch.float64:
+                return y
+            if wrong == "gradient":
+                return y + 0.01 * (input - input.detach())
+            return y * 1.001 if wrong == "result" else y * torch.nan
+
+    times_as(monkeypatch, {"batch_norm": 1.0})
+    monkeypatch.setitem(BUILD, "batch_renorm", lambda channels: Wrong(channels, activation="relu"))
+    found = measure_case(SMALL_CASE, ("batch_renorm",), CPU, seconds=1.0)["batch_renorm"]
+    assert (found.agrees, found.ms, found.over_plain) == (False, None, None)
+
+
+@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.usefixtures("reference_kernels")
+def test_in_float32_the_difference_is_rounding(name: str) -> None:
+    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    module = layers._build(name, 128, CPU)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    assert difference(module, inputs) < 1e-5
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+def test_what_is_outside_the_bounds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    results_as(monkeypatch, batch_renorm=1.0)
+    record = run(replace(TINY, layers=("batch_renorm",)), Lines())
+    assert [one["case"] for one in record["cases"]] == [LABEL]
+    assert record["skipped"] == [
+        "norm_relu 1x32x32x32 float32 contiguous: x is larger than --max-mb 0.1",
+        "norm_relu 1x128x8x8 float32 contiguous: x is smaller than --min-mb 0.04",
+    ]
+
+
+def test_a_summary_has_the_median_the_most_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    results_as(monkeypatch, batch_renorm=1.25, frozen_batch_norm=0.5)
+    shown = Lines()
+    record = run(replace(TINY, layers=("batch_renorm", "frozen_batch_norm")), shown)
+    assert record["complete"]
+    assert record["summary"]["batch_renorm"] == {
+        "cases": 1,
+        "median": 1.25,
+        "most": 1.25,
+        "most_at": LABEL,
+        "limit": 1.15,
+        "met": None,  # the case is smaller than what the limit is for
+    }
+    assert "2.000 ms (1.000-3.000)  batch_renorm 1.25  frozen_batch_norm 0.50" in shown.lines[-1]
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(1.15, True), (1.16, False)])
+def test_from_eight_megabytes_on_limits_are_held(ratio: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    results_as(monkeypatch, gated_batch_norm=ratio)
+    config = replace(TINY, layers=("gated_batch_norm",), batches=(128,), min_mb=8.0, max_mb=64.0)
+    record = run(config, Lines())
+    assert record["summary"]["gated_batch_norm"]["met"] is met
+    assert layers.layer_lines(record)[0].endswith(f"limit 1.15 {'met' if met else 'not met'}")
+
+
+def test_what_disagrees_is_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    results_as(monkeypatch, batch_renorm=float("nan"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "layers", "--layers", "batch_renorm", "--shapes", "cnn", "--dtypes", "float32"])
+    assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    assert "batch_renorm disagrees: off by 0.5" in printed
+    assert "disagrees with float64, no speed: batch_renorm on norm_relu 128x32x32x32 float32 contiguous" in printed
+
+
+def test_the_record_is_kept_and_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results_as(monkeypatch, ghost_batch_norm=1.125)
+    run(replace(TINY, layers=("ghost_batch_norm",), out=tmp_path), Lines())
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("bench_layers_cpu_")
+    rows = markdown(json.loads(path.read_text())).splitlines()
+    assert rows[0].startswith("Norm and ReLU, forward and backward, inputs from 0.04 to 0.1 MB; ")
+    assert rows[-1] == f"| ghost_batch_norm | 1 | 1.12 | 1.12 | {LABEL} |"
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results_as(monkeypatch, batch_renorm=1.0)
+    first = layers.measure_case
+
+    def second(case: Case, *given: Any, **named: Any) -> dict[str, LayerResult]:
+        if case.layout == "channels_last":
+            raise KeyboardInterrupt
+        return first(case, *given, **named)
+
+    monkeypatch.setattr(layers, "measure_case", second)
+    config = replace(TINY, layers=("batch_renorm",), layouts=("contiguous", "channels_last"), out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Lines())
+    (path,) = tmp_path.iterdir()
+    record = json.loads(path.read_text())
+    assert (record["complete"], len(record["cases"])) == (False, 1)
+
+
+def test_what_measures_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="--seconds: must be positive"):
+        run(replace(TINY, seconds=0.0), Lines())
+
+
+def test_every_layer_begins_with_numbers_that_a_rule_can_tell_apart() -> None:
+    for name in BUILD:
+        module = layers._build(name, 16, CPU)
+        assert isinstance(module, nn.Module)
+        assert module.training
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            assert getattr(module, key).unique().numel() == 16
