@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import batch_renorm
-from steadynorm.layers.shell import Shell, is_recomputing
+from steadynorm.layers.shell import Shell, is_recomputing, may_be_recomputed
 from steadynorm.rules import renorm_bounds
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
@@ -45,7 +45,7 @@ class _BatchRenorm(Shell):
         if is_recomputing() and self._before is not None:
             mean, var, step = self._before  # as they were when this batch came for the first time
         elif not torch.compiler.is_compiling():
-            self._before = mean.clone(), var.clone(), step.clone()
+            self._before = (mean.clone(), var.clone(), step.clone()) if may_be_recomputed() else None
             self._check_values(input, step)
         schedule = {"warmup_steps": self.warmup_steps, "ramp_steps": self.ramp_steps}
         at = step if torch.compiler.is_compiling() or not step.is_cpu else int(step)  # which spares tensor operations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import gated_batch_norm
-from steadynorm.layers.shell import Shell, is_recomputing
+from steadynorm.layers.shell import Shell, is_recomputing, may_be_recomputed
 from steadynorm.statistics import Moments
 
 __all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]
@@ -52,7 +52,7 @@ class _GatedBatchNorm(Shell):
         if is_recomputing() and self._before is not None:
             stored = self._before  # as they were when this batch came for the first time
         elif not torch.compiler.is_compiling():
-            self._before = stored[0].clone(), stored[1].clone(), stored[2].clone()
+            self._before = (stored[0].clone(), stored[1].clone(), stored[2].clone()) if may_be_recomputed() else None
         follows_noise, share = self._tracks() and not is_recomputing(), self._follow_at_once()
         y, moments = self._normalize(
             input,

@@ -14,7 +14,7 @@ from steadynorm.functional import Activation, batch_norm, check_activation
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.moments import statistics_dtype
 
-__all__ = ["Nonfinite", "Running", "Shell", "extra_state", "is_recomputing"]
+__all__ = ["Nonfinite", "Running", "Shell", "extra_state", "is_recomputing", "may_be_recomputed"]
 
 Nonfinite = Literal["propagate", "skip", "raise"]
 Running = Literal["exponential", "self_tuned"]
@@ -26,6 +26,12 @@ _CONSTANT = ("momenta", "exchange")
 def is_recomputing() -> bool:
     """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def may_be_recomputed() -> bool:
+    """Whether this forward may be the first of two: nothing of it is kept for a backward, or not by torch itself."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return not torch.is_grad_enabled() or hooks is None or hooks(False) is not None
 
 
 def extra_state(model: nn.Module) -> dict[str, Tensor]:
