@@ -15,8 +15,8 @@ from tests.support.experiments import on_tiny_data
 TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8", "--milestones", "2", "3")
 TINY += ("--precision", "fp32", "--lr", "0.05")
 COMPARE_FLAGS = """
-    --arms --seeds --network --depth --widths --data --data-dir --epochs --batch-size --accumulate --lr --momentum --weight-decay
-    --milestones --augment --tune-lr --precision --device --out --resume --quick --json
+    --arms --seeds --network --depth --widths --data --data-dir --epochs --batch-size --accumulate --lr --momentum
+    --weight-decay --milestones --augment --tune-lr --precision --device --out --resume --quick --json
 """
 
 
@@ -27,12 +27,14 @@ BENCH_LAYERS_FLAGS = """
     --layers --shapes --batches --dtypes --layouts --min-mb --max-mb --seconds --threads --device --out --json
 """
 BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json"
+BENCH_STATISTICS_FLAGS = "--network --data --data-dir --steps --batch --lr --seed --precision --device --out --json"
 FLAGS = {
     "compare": COMPARE_FLAGS,
     "report": "--json",
     "bench kernels": BENCH_KERNELS_FLAGS,
     "bench layers": BENCH_LAYERS_FLAGS,
     "bench step": BENCH_STEP_FLAGS,
+    "bench statistics": BENCH_STATISTICS_FLAGS,
     "bench table": "",
 }
 
@@ -116,7 +118,7 @@ def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.Capt
     assert exit_status("--help") == 0
     assert re.search(r"bench +Speed and memory of the layers beside torch's own\.", capsys.readouterr().out)
     assert exit_status("bench", "--help") == 0
-    assert re.findall(r"• (\w+)", capsys.readouterr().out) == ["kernels", "layers", "step", "table"]
+    assert re.findall(r"• (\w+)", capsys.readouterr().out) == ["kernels", "layers", "step", "statistics", "table"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import tyro
 
 from steadynorm.bench import kernels as kernels_bench
 from steadynorm.bench import layers as layers_bench
+from steadynorm.bench import statistics as statistics_bench
 from steadynorm.bench import step as step_bench
 from steadynorm.bench.display import Display, open_display
 from steadynorm.bench.record import Record, read_record
@@ -55,6 +56,13 @@ def step(config: step_bench.StepConfig) -> int:
     return 0 if all(network["agrees"] for network in record["networks"]) else DISAGREES
 
 
+def statistics(config: statistics_bench.StatisticsConfig) -> None:
+    """Follow the batch statistics of a training."""
+    record = _measure(config, statistics_bench.run)
+    if not config.json:
+        print(*statistics_bench.statistics_lines(record), sep="\n")
+
+
 def table(config: TableConfig) -> None:
     """Make a record readable."""
     print(markdown(read_record(config.record)), end="")
@@ -64,6 +72,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "kernels": (kernels_bench.KernelsConfig, kernels),
     "layers": (layers_bench.LayersConfig, layers),
     "step": (step_bench.StepConfig, step),
+    "statistics": (statistics_bench.StatisticsConfig, statistics),
     "table": (TableConfig, table),
 }
 

@@ -40,7 +40,11 @@ def check_config(config: Any) -> None:  # noqa: ANN401 (any bench's dataclass)
             if len(set(value)) < len(value):
                 raise UserError(f"{name}: every value may appear once, got {' '.join(map(str, value))}.")
         for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, int | float) and not isinstance(one, bool) and not one > 0:
+            if not isinstance(one, int | float) or isinstance(one, bool):
+                continue
+            if field.name == "seed" and one < 0:
+                raise UserError(f"{name}: must be at least 0, got {one}.")
+            if field.name != "seed" and not one > 0:
                 raise UserError(f"{name}: must be positive, got {one}.")
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
