@@ -127,9 +127,14 @@ def test_a_record_has_averages_the_worst_layer_and_whether_that_will_do(
     worst: float, met: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     errors_as(monkeypatch, layer(0.98, 0.9), layer(worst, 1.0))
-    cli.main(["bench", "statistics", "--out", str(tmp_path)])
+    cli.main(["bench", "statistics", "--out", str(tmp_path), "--data-dir", "there"])
     (path,) = tmp_path.iterdir()
-    found = json.loads(path.read_text())["self_tuned"]
+    record = json.loads(path.read_text())
+    found = record["self_tuned"]
+    assert (record["command"], record["config"]["data_dir"]) == (
+        "steadynorm bench statistics --data-dir there",
+        "there",
+    )
     assert found["average"] == pytest.approx([(0.98 + worst) / 2, 0.95])
     assert (found["worst"], found["met"]) == ([worst, 1.0], met)
     lines = capsys.readouterr().out.splitlines()

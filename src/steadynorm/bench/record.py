@@ -68,7 +68,9 @@ def begin_record(bench: str, config: Any, device: torch.device) -> Record:  # no
         "allocator_reuses_memory": reuse_memory(),
         "machine": describe_machine(device),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "config": dataclasses.asdict(config) | {"out": None if config.out is None else str(config.out)},
+        "config": {
+            name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+        },
     }
 
 
