@@ -89,3 +89,14 @@ def test_too_few_convolutions_are_refused() -> None:
 def test_impossible_widths_are_refused(widths: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="--widths"):
         build(widths=widths)
+
+
+@pytest.mark.parametrize("arm", ["batch_norm", "batch_renorm", "gated_batch_norm", "self_tuned_batch_norm"])
+def test_running_statistics_move_after_as_many_batches_as_asked_for(arm: str) -> None:
+    model = build_network("cnn", arm=arm, depth=2, widths=(4, 8), classes=10, seed=0, update_every=3)
+    moved = []
+    for _ in range(6):
+        before = model.state_dict()["norm1.running_mean"].clone()
+        model(torch.randn(2, 3, 8, 8))
+        moved.append(not torch.equal(before, model.state_dict()["norm1.running_mean"]))
+    assert moved == [False, False, True] * 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,7 +17,9 @@ from steadynorm.lab.normalizations import Normalization, find_normalization
 __all__ = ["build_network", "cnn", "resnet20"]
 
 
-def build_network(name: str, *, arm: str, depth: int, widths: Sequence[int], classes: int, seed: int) -> nn.Module:
+def build_network(
+    name: str, *, arm: str, depth: int, widths: Sequence[int], classes: int, seed: int, update_every: int = 1
+) -> nn.Module:
     """Build a network and draw its initial weights.
 
     Two arms with the same seed start from the same convolution and linear weights: only those draw random
@@ -28,11 +32,13 @@ def build_network(name: str, *, arm: str, depth: int, widths: Sequence[int], cla
         widths: channels of each stage of ``cnn``; a stage ends with 2x2 max-pooling.
         classes: number of outputs.
         seed: decides the weights.
+        update_every: batches after which running statistics move, where layers know of that.
 
     Raises:
         UserError: unknown arm, or a depth or width that makes no network.
     """
     norm = find_normalization(arm)
+    norm = replace(norm, build=partial(norm.build, update_every=update_every))
     model = cnn(norm, depth=depth, widths=widths, classes=classes) if name == "cnn" else resnet20(norm, classes=classes)
     _initialize(model, seed)
     return model

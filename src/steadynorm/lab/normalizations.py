@@ -20,8 +20,11 @@ CHANNELS_PER_GROUP = 16  # group norm's setting with a fixed group size, Wu & He
 class Normalization:
     """How an arm normalizes."""
 
-    build: Callable[[int], nn.Module]
-    """Number of channels -> module computing relu(norm(x) + residual) as ``module(x, residual=None)``."""
+    build: Callable[..., nn.Module]
+    """Number of channels -> module computing relu(norm(x) + residual) as ``module(x, residual=None)``.
+
+    ``update_every`` says after how many batches running statistics move; layers that know of none do without.
+    """
     summary: str
     """One line for ``--help`` and reports."""
     convolution_bias: bool = False
@@ -41,42 +44,46 @@ class NormalizeAddRelu(nn.Module):
         return F.relu(y if residual is None else y + residual)
 
 
-def _group_norm(channels: int) -> nn.Module:
+def _group_norm(channels: int, **_: int) -> nn.Module:
     return NormalizeAddRelu(nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels))
 
 
 NORMALIZATIONS: dict[str, Normalization] = {
     "batch_norm": Normalization(
-        build=lambda channels: BatchNorm2d(channels, activation="relu"),
+        build=lambda channels, **following: BatchNorm2d(channels, activation="relu", **following),
         summary="batch normalization, steadynorm.BatchNorm2d",
     ),
     "self_tuned_batch_norm": Normalization(
-        build=lambda channels: BatchNorm2d(channels, activation="relu", running="self_tuned"),
+        build=lambda channels, **following: BatchNorm2d(channels, activation="relu", running="self_tuned", **following),
         summary="batch normalization whose running statistics choose their own momentum, steadynorm.BatchNorm2d",
     ),
     "batch_renorm": Normalization(
-        build=lambda channels: BatchRenorm2d(channels, warmup_steps=500, ramp_steps=3_500, activation="relu"),
+        build=lambda channels, **following: BatchRenorm2d(
+            channels, warmup_steps=500, ramp_steps=3_500, activation="relu", **following
+        ),
         summary="batch renormalization, steadynorm.BatchRenorm2d, on a tenth of the paper's schedule",
     ),
     "gated_batch_norm": Normalization(
-        build=lambda channels: GatedBatchNorm2d(channels, activation="relu"),
+        build=lambda channels, **following: GatedBatchNorm2d(channels, activation="relu", **following),
         summary="between batch and running statistics as far as a batch is believed, steadynorm.GatedBatchNorm2d",
     ),
     "ghost_batch_norm": Normalization(
-        build=lambda channels: GhostBatchNorm2d(channels, ghost_batch_size=32, activation="relu"),
+        build=lambda channels, **following: GhostBatchNorm2d(
+            channels, ghost_batch_size=32, activation="relu", **following
+        ),
         summary="batch normalization of 32 images at a time, steadynorm.GhostBatchNorm2d",
     ),
     "none": Normalization(
-        build=lambda channels: NormalizeAddRelu(nn.Identity()),
+        build=lambda channels, **_: NormalizeAddRelu(nn.Identity()),
         summary="no normalization; the convolutions have a bias instead",
         convolution_bias=True,
     ),
     "torch_batch_norm": Normalization(
-        build=lambda channels: NormalizeAddRelu(nn.BatchNorm2d(channels)),
+        build=lambda channels, **_: NormalizeAddRelu(nn.BatchNorm2d(channels)),
         summary="batch normalization, torch.nn.BatchNorm2d",
     ),
     "layer_norm": Normalization(
-        build=lambda channels: NormalizeAddRelu(nn.GroupNorm(1, channels)),
+        build=lambda channels, **_: NormalizeAddRelu(nn.GroupNorm(1, channels)),
         summary="per sample, over all channels and positions, torch.nn.GroupNorm with one group",
     ),
     "group_norm": Normalization(
@@ -84,7 +91,7 @@ NORMALIZATIONS: dict[str, Normalization] = {
         summary=f"per sample and group of {CHANNELS_PER_GROUP} channels, torch.nn.GroupNorm",
     ),
     "instance_norm": Normalization(
-        build=lambda channels: NormalizeAddRelu(nn.InstanceNorm2d(channels, affine=True)),
+        build=lambda channels, **_: NormalizeAddRelu(nn.InstanceNorm2d(channels, affine=True)),
         summary="per sample and channel, torch.nn.InstanceNorm2d",
     ),
 }

@@ -134,6 +134,7 @@ class _Trainer:
             widths=settings.widths,
             classes=len(dataset.classes),
             seed=spec.seed,
+            update_every=settings.accumulate,
         )
         model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
