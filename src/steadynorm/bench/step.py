@@ -35,6 +35,7 @@ Norm = Literal[
     "none",
     "torch_batch_norm",
     "batch_norm",
+    "self_tuned_batch_norm",
     "batch_renorm",
     "gated_batch_norm",
     "ghost_batch_norm",

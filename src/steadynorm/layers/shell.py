@@ -34,6 +34,10 @@ def may_be_recomputed() -> bool:
     return not torch.is_grad_enabled() or hooks is None or hooks(False) is not None
 
 
+def _is_finite(batch: Moments) -> Tensor:
+    return batch.mean.isfinite().all() & batch.var.isfinite().all()
+
+
 def extra_state(model: nn.Module) -> dict[str, Tensor]:
     """Give what the layers of a model have beyond batch norm's five keys, by the names that a state dict would use.
 
@@ -154,6 +158,9 @@ class Shell(nn.modules.batchnorm._NormBase):
             return
         if self.nonfinite == "raise":
             self._check_finite(batch)
+        if self._needs_no_window(batch):
+            self._follow_one(batch)
+            return
         assert self._window_seen is not None
         self._window_seen.add_(1)
         if torch.compiler.is_compiling():
@@ -178,6 +185,23 @@ class Shell(nn.modules.batchnorm._NormBase):
         self.num_batches_tracked.add_(1)
         return float(self._weight_of(1))
 
+    def _needs_no_window(self, batch: Moments) -> bool:
+        """Whether one batch moves the estimates, and to look at its values waits for no other device."""
+        alone = self.update_every == 1 and isinstance(batch.count, int) and not torch.compiler.is_compiling()
+        return alone and (self.nonfinite != "skip" or batch.mean.is_cpu)
+
+    def _follow_one(self, batch: Moments) -> None:
+        """Do for a single batch what :meth:`_follow_window` does for several, in fewer operations."""
+        assert self.running_mean is not None and self.running_var is not None
+        if self.nonfinite == "skip" and not _is_finite(batch):
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.sub_(1)
+        elif self._self_tunes():
+            for stored, new in zip((self.running_mean, self.running_var), self._follow_by_bank(batch), strict=True):
+                stored.copy_(new)
+        else:
+            follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
+
     def _follow_window(self, window: Tensor, due: Tensor | None = None) -> None:
         """Move the running estimates by all batches of the window at once; where ``due`` is false, by none."""
         assert self.running_mean is not None and self.running_var is not None
@@ -188,7 +212,8 @@ class Shell(nn.modules.batchnorm._NormBase):
                 self.num_batches_tracked.sub_((~fine).sum() * (1 if due is None else due))
         batch, filled = pool(window)
         if self._self_tunes():
-            mean, var = self._follow_by_bank(batch, due)
+            assert isinstance(batch.count, Tensor)
+            mean, var = self._follow_by_bank(Moments(mean=batch.mean, var=batch.var, count=batch.count[0]), due)
         else:
             mean, var = self.running_mean.clone(), self.running_var.clone()
             follow_(mean, var, batch, momentum=self._weight_of(filled.sum()))
@@ -205,11 +230,10 @@ class Shell(nn.modules.batchnorm._NormBase):
         bank = SelfTuned.begin(self.num_features, dtype=dtype, device=self.running_mean.device)
         return {name: getattr(bank, name) for name in _BANK}
 
-    def _follow_by_bank(self, batch: Moments, due: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _follow_by_bank(self, batch: Moments, due: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the bank of momenta by a batch, where that is due, and give what it estimates."""
         stored = {name: getattr(self, f"_bank_{name}") for name in _BANK}
-        assert isinstance(batch.count, Tensor)
-        moved = SelfTuned(**stored).follow(Moments(mean=batch.mean, var=batch.var, count=batch.count[0]))
+        moved = SelfTuned(**stored).follow(batch)
         for name, tensor in stored.items():
             if name not in _CONSTANT:
                 new = getattr(moved, name)
@@ -225,7 +249,7 @@ class Shell(nn.modules.batchnorm._NormBase):
         return weight_of(batches, momentum=self.momentum, tracked=tracked, dtype=self.running_mean.dtype)
 
     def _check_finite(self, batch: Moments) -> None:
-        finite = batch.mean.isfinite().all() & batch.var.isfinite().all()
+        finite = _is_finite(batch)
         message = (
             f"{type(self).__name__}: with nonfinite='raise' a training batch must be finite, but its mean or variance "
             f"is NaN or infinite in a layer of {self.num_features} channels. The running estimates have not moved."
