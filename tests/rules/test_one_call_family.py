@@ -207,15 +207,16 @@ def test_a_value_that_is_no_number_comes_out_as_by_the_rule(member):
             assert torch.equal(ours.isnan(), rule.isnan())
 
 
-@pytest.mark.parametrize("constant", [-1e4, 1e4])
-def test_a_confidence_without_bounds_shuts_or_opens_the_gate(constant):
+@pytest.mark.parametrize(("constant", "where", "gate"), [(-1e4, "far", 0.0), (1e4, "far", 1.0), (1e4, "near", 0.0)])
+def test_a_confidence_without_bounds_shuts_or_opens_the_gate(constant, where, gate):
     """Neither 0·∞ nor ∞/∞ comes of it."""
     given, _ = drawn(gated)
+    mean = given["mean"] if where == "far" else measure(given["x"].detach()).mean
     confidence = torch.tensor([constant, 0.0, 0.0])
-    expected = gated_batch_norm(given["x"], given["mean"], given["var"], noise=NOISE, gate=float(constant > 0))[0]
+    expected = gated_batch_norm(given["x"], mean, given["var"], noise=NOISE, gate=gate)[0]
     for name in ("numba", "reference"):
         with backend(name):
-            y, _ = gated_batch_norm(given["x"], given["mean"], given["var"], noise=NOISE, confidence=confidence)
+            y, _ = gated_batch_norm(given["x"], mean, given["var"], noise=NOISE, confidence=confidence)
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
