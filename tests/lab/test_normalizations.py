@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from steadynorm.lab.normalizations import NORMALIZATIONS, find_normalization
+from steadynorm.layers import BatchRenorm2d
 
 X = torch.randn(6, 32, 4, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
 RESIDUAL = torch.randn(6, 32, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -34,3 +35,9 @@ def test_an_arm_computes_relu_of_its_norm_plus_the_residual(arm: str, expected: 
 def test_group_norm_takes_one_group_where_channels_are_few() -> None:
     x = X[:, :8]
     torch.testing.assert_close(NORMALIZATIONS["group_norm"].build(8)(x), F.relu(F.group_norm(x, 1)))
+
+
+def test_renorm_corrects_more_and_more_until_the_middle_of_training() -> None:
+    layer = NORMALIZATIONS["batch_renorm"].build(8, batches=1_600)
+    assert isinstance(layer, BatchRenorm2d)
+    assert (layer.warmup_steps, layer.ramp_steps) == (100, 700)

@@ -118,6 +118,18 @@ def test_only_batches_are_normalized_together_where_a_step_takes_several(tmp_pat
     assert {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")} == {24}
 
 
+def test_a_network_is_told_how_many_batches_there_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, int]] = []
+
+    def build(*given: Any, update_every: int, batches: int, **named: Any) -> torch.nn.Module:
+        told.append({"update_every": update_every, "batches": batches})
+        return build_network(*given, **named)
+
+    monkeypatch.setattr(training, "build_network", build)
+    run(tmp_path, replace(SPEC, epochs=3), batch_size=4, accumulate=5)
+    assert told == [{"update_every": 5, "batches": 3 * 4 * 5}]
+
+
 def test_an_epoch_leaves_out_the_batches_that_make_no_whole_step(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     observer = Recorder()

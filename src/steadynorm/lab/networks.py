@@ -18,7 +18,7 @@ __all__ = ["build_network", "cnn", "resnet20"]
 
 
 def build_network(
-    name: str, *, arm: str, depth: int, widths: Sequence[int], classes: int, seed: int, update_every: int = 1
+    name: str, *, arm: str, depth: int, widths: Sequence[int], classes: int, seed: int, **training: int
 ) -> nn.Module:
     """Build a network and draw its initial weights.
 
@@ -32,13 +32,13 @@ def build_network(
         widths: channels of each stage of ``cnn``; a stage ends with 2x2 max-pooling.
         classes: number of outputs.
         seed: decides the weights.
-        update_every: batches after which running statistics move, where layers know of that.
+        training: what layers may want to know of it: ``update_every`` and ``batches``, see ``Normalization.build``.
 
     Raises:
         UserError: unknown arm, or a depth or width that makes no network.
     """
     norm = find_normalization(arm)
-    norm = replace(norm, build=partial(norm.build, update_every=update_every))
+    norm = replace(norm, build=partial(norm.build, **training))
     model = cnn(norm, depth=depth, widths=widths, classes=classes) if name == "cnn" else resnet20(norm, classes=classes)
     _initialize(model, seed)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from steadynorm.layers import BatchNorm2d, BatchRenorm2d, GatedBatchNorm2d, Ghos
 
 __all__ = ["NORMALIZATIONS", "Normalization", "find_normalization"]
 
+USUAL_BATCHES = 7_800  # of compare's 20 epochs of CIFAR-10
 CHANNELS_PER_GROUP = 16  # group norm's setting with a fixed group size, Wu & He 2018 (arXiv 1803.08494), table 3
 
 
@@ -23,7 +25,8 @@ class Normalization:
     build: Callable[..., nn.Module]
     """Number of channels -> module computing relu(norm(x) + residual) as ``module(x, residual=None)``.
 
-    ``update_every`` says after how many batches running statistics move; layers that know of none do without.
+    Layers that have to do with it are told by ``update_every`` after how many batches running statistics move, and by
+    ``batches`` how many there are in the whole training.
     """
     summary: str
     """One line for ``--help`` and reports."""
@@ -44,33 +47,42 @@ class NormalizeAddRelu(nn.Module):
         return F.relu(y if residual is None else y + residual)
 
 
+def _ours(layer: type[nn.Module], **arguments: Any) -> Callable[..., nn.Module]:  # noqa: ANN401 (the layer's)
+    def build(channels: int, *, update_every: int = 1, **_: int) -> nn.Module:
+        return layer(channels, activation="relu", update_every=update_every, **arguments)
+
+    return build
+
+
+def _batch_renorm(channels: int, *, batches: int = USUAL_BATCHES, **following: int) -> nn.Module:
+    """Build batch renorm that is batch norm for a sixteenth of training, with its last bounds from the middle on."""
+    schedule = {"warmup_steps": batches // 16, "ramp_steps": batches * 7 // 16}
+    return _ours(BatchRenorm2d, **schedule)(channels, **following)
+
+
 def _group_norm(channels: int, **_: int) -> nn.Module:
     return NormalizeAddRelu(nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels))
 
 
 NORMALIZATIONS: dict[str, Normalization] = {
     "batch_norm": Normalization(
-        build=lambda channels, **following: BatchNorm2d(channels, activation="relu", **following),
+        build=_ours(BatchNorm2d),
         summary="batch normalization, steadynorm.BatchNorm2d",
     ),
     "self_tuned_batch_norm": Normalization(
-        build=lambda channels, **following: BatchNorm2d(channels, activation="relu", running="self_tuned", **following),
+        build=_ours(BatchNorm2d, running="self_tuned"),
         summary="batch normalization whose running statistics choose their own momentum, steadynorm.BatchNorm2d",
     ),
     "batch_renorm": Normalization(
-        build=lambda channels, **following: BatchRenorm2d(
-            channels, warmup_steps=500, ramp_steps=3_500, activation="relu", **following
-        ),
-        summary="batch renormalization, steadynorm.BatchRenorm2d, on a tenth of the paper's schedule",
+        build=_batch_renorm,
+        summary="batch renormalization, steadynorm.BatchRenorm2d, its bounds wide open from the middle of training on",
     ),
     "gated_batch_norm": Normalization(
-        build=lambda channels, **following: GatedBatchNorm2d(channels, activation="relu", **following),
+        build=_ours(GatedBatchNorm2d),
         summary="between batch and running statistics as far as a batch is believed, steadynorm.GatedBatchNorm2d",
     ),
     "ghost_batch_norm": Normalization(
-        build=lambda channels, **following: GhostBatchNorm2d(
-            channels, ghost_batch_size=32, activation="relu", **following
-        ),
+        build=_ours(GhostBatchNorm2d, ghost_batch_size=32),
         summary="batch normalization of 32 images at a time, steadynorm.GhostBatchNorm2d",
     ),
     "none": Normalization(

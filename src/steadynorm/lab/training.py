@@ -135,6 +135,7 @@ class _Trainer:
             classes=len(dataset.classes),
             seed=spec.seed,
             update_every=settings.accumulate,
+            batches=spec.epochs * _steps_per_epoch(dataset.train, settings) * settings.accumulate,
         )
         model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(

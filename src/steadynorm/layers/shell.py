@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation, batch_norm, check_activation
+from steadynorm.ops.dispatch import compiled_self_tuned
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.moments import statistics_dtype
+from steadynorm.statistics.self_tuned import learning_rate
 
 __all__ = ["Nonfinite", "Running", "Shell", "extra_state", "is_recomputing", "may_be_recomputed"]
 
@@ -21,6 +23,7 @@ Running = Literal["exponential", "self_tuned"]
 _TORCH_HAS_BIAS = "bias" in inspect.signature(nn.BatchNorm2d.__init__).parameters  # since 2.13
 _BANK = tuple(field.name for field in fields(SelfTuned))
 _CONSTANT = ("momenta", "exchange")
+_JUDGED = ("experts", "mass", "noise", "weights", "momenta")
 
 
 def is_recomputing() -> bool:
@@ -105,6 +108,7 @@ class Shell(nn.modules.batchnorm._NormBase):
         if self._self_tunes():
             for name, tensor in self._new_bank().items():
                 self.register_buffer(f"_bank_{name}", tensor, persistent=name not in _CONSTANT)
+            self._bank_step: Tensor
         self._keep_statistics_wide({})
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -197,10 +201,23 @@ class Shell(nn.modules.batchnorm._NormBase):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.sub_(1)
         elif self._self_tunes():
-            for stored, new in zip((self.running_mean, self.running_var), self._follow_by_bank(batch), strict=True):
-                stored.copy_(new)
+            self._tune(batch)
         else:
             follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
+
+    def _tune(self, batch: Moments) -> None:
+        """Let the bank of momenta follow a single batch, and the estimates the bank."""
+        assert self.running_mean is not None and self.running_var is not None
+        assert isinstance(batch.count, int)
+        bank = [getattr(self, f"_bank_{name}") for name in _JUDGED]
+        stored, numbers = (self.running_mean, self.running_var), (batch.mean, batch.var)
+        compiled = compiled_self_tuned()
+        if compiled is not None and batch.count > 1 and compiled.takes(bank, *stored, *numbers):
+            step = int(self._bank_step.add_(1))
+            compiled.follow_(bank, step, learning_rate(self.num_features), *numbers, batch.count, *stored)
+            return
+        for running, new in zip(stored, self._follow_by_bank(batch), strict=True):
+            running.copy_(new)
 
     def _follow_window(self, window: Tensor, due: Tensor | None = None) -> None:
         """Move the running estimates by all batches of the window at once; where ``due`` is false, by none."""

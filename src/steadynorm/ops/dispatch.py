@@ -27,6 +27,7 @@ __all__ = [
     "Choice",
     "backend",
     "choose_backend",
+    "compiled_self_tuned",
     "explain_backend",
     "kernels_for",
     "moments",
@@ -210,6 +211,16 @@ def _load_numba() -> ModuleType:
         if collecting:
             gc.enable()
     return _numba
+
+
+def compiled_self_tuned() -> ModuleType | None:
+    """Give the compiled form of self-tuned running statistics; None where compiled code is not to run."""
+    if _wanted not in ("auto", "numba"):
+        return None
+    _load_numba()
+    from steadynorm.ops import _numba_self_tuned
+
+    return _numba_self_tuned
 
 
 _COMMON = "Tensor x, Tensor center, Tensor scale, Tensor shift, Tensor? residual, str? activation"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steadynorm.statistics.moments import Moments
 
-__all__ = ["LEARNING_RATE", "NUM_EXPERTS", "SelfTuned"]
+__all__ = ["LEARNING_RATE", "NUM_EXPERTS", "SelfTuned", "learning_rate"]
 
 NUM_EXPERTS = 11
 """K: the momenta are 1, 1/2, …, 2^-10, so the longest memory is about a thousand batches."""
@@ -24,6 +24,11 @@ NO_COUNT = 1e-30
 
 LEARNING_RATE = 0.25
 """η for one channel, half of the most that the second theorem in ``README.md`` bears."""
+
+
+def learning_rate(num_features: int) -> float:
+    """Give η/√C."""
+    return LEARNING_RATE / math.sqrt(max(num_features, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,6 @@ class SelfTuned:
         """Give the weights after a batch that missed the experts by ``square``, shape (K, 2, C)."""
         # x/0 and 0/0 are channels in which nothing has moved yet.
         loss = (square * (size / self.noise)).nan_to_num_(nan=0, posinf=0).sum(-1)
-        rate = LEARNING_RATE / math.sqrt(max(square.shape[-1], 1))
-        posterior = torch.sub(self.weights.log(), loss, alpha=rate).softmax(0)
+        posterior = torch.sub(self.weights.log(), loss, alpha=learning_rate(square.shape[-1])).softmax(0)
         # A matrix product would be rounded to half precision under autocast.
         return torch.addcmul(posterior, (self.exchange * posterior).sum(1), pace)
