@@ -187,3 +187,34 @@ def test_samples_that_stand_for_a_batch_are_believed_as_a_batch_of_their_own():
     alone, _ = gated_batch_norm(x[:2], mean, var, noise=noise)
     among, _ = gated_batch_norm(x, mean, var, noise=noise, samples=2)
     torch.testing.assert_close(among[:2], alone, rtol=1e-12, atol=1e-12)
+
+
+@each_shape
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_how_many_samples_stand_for_the_batch_may_be_in_a_tensor(shape, samples):
+    mean, var = torch.zeros(shape[1]).double(), torch.ones(shape[1]).double()
+    noise, confidence = torch.full((1,), 0.05).double(), torch.tensor([0.1, 0.2, -0.1]).double()
+    found = []
+    for given in (samples, torch.tensor(samples)):
+        x = (drawn(*shape, seed=1) + 1).requires_grad_()
+        leaf = confidence.clone().requires_grad_()
+        y, moments = gated_batch_norm(x, mean, var, noise=noise, confidence=leaf, samples=given)
+        found.append((y, moments.mean, moments.var, *torch.autograd.grad(y, [x, leaf], drawn(*shape, seed=2))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_draws_of_small_batches_compile_into_one_graph():
+    """Compiled, the result is that of one of the draws there are."""
+    layer = steadynorm.GatedBatchNorm2d(4, gate=0.9, small_batch_probability=0.7)
+    x = drawn(6, 4, 3, 3, dtype=torch.float32)
+    running = layer.running_mean.clone(), layer.running_var.clone()
+    draws = [gated_batch_norm(x, *running, noise=layer.noise, gate=0.9, samples=n)[0] for n in (1, 2, 4, None)]
+    compiled, seen = torch.compile(layer, fullgraph=True, backend="aot_eager"), set()
+    for _ in range(30):
+        layer.reset_running_stats()
+        y = compiled(x)
+        matches = [n for n, draw in enumerate(draws) if torch.allclose(y, draw, atol=1e-5)]
+        assert len(matches) == 1
+        seen |= set(matches)
+    assert seen == {0, 1, 2, 3}

@@ -11,7 +11,8 @@ from steadynorm.ops import dispatch
 from steadynorm.ops.dispatch import snapshot
 from steadynorm.ops.reference import Activation
 from steadynorm.rules import GatedBatchNormRule, normalize, normalize_in_one_call
-from steadynorm.statistics import Moments, follow_
+from steadynorm.statistics import Moments, follow_, pool
+from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.noise import follow_noise_
 from steadynorm.statistics.running import check_momentum
 
@@ -31,7 +32,7 @@ def gated_batch_norm(
     noise_momentum: float = 0.0,
     confidence: Tensor | None = None,
     gate: float | None = None,
-    samples: int | None = None,
+    samples: int | Tensor | None = None,
     residual: Tensor | None = None,
     activation: Activation | None = None,
 ) -> tuple[Tensor, Moments]:
@@ -52,7 +53,8 @@ def gated_batch_norm(
         noise_momentum: likewise in the noise, where there are two samples or more.
         confidence: shape (3,); None counts as zeros.
         gate: a number in [0, 1] that takes the place of the computed weight of the batch.
-        samples: how many, the first ones, are to stand for the batch; None all.
+        samples: how many, the first ones, are to stand for the batch; None all. The value of a tensor is not read by
+            the host, and what is computed does not depend on it.
 
     Returns:
         y in the shape, dtype and memory format of input; the batch's moments, without gradient.
@@ -70,7 +72,9 @@ def gated_batch_norm(
         check_residual(input, residual)
     rule, per_channel = GatedBatchNormRule(eps, gate), (weight, bias, running_mean, running_var)
     noise_momentum = noise_momentum if len(input) > 1 else 0.0
-    noise_of_batch = noise.detach().reshape(()).to(running_mean.dtype) / (samples or input.shape[0])
+    noise_of_batch = noise.detach().reshape(()).to(running_mean.dtype) / (
+        input.shape[0] if samples is None else samples
+    )
     if (
         samples is None
         and input.numel() > input.shape[1]
@@ -97,8 +101,7 @@ def gated_batch_norm(
     if samples is None:
         y, moments = normalize(input, rule, *parameters, residual=residual, activation=activation)
     else:
-        some = input[:samples]
-        affine = rule.forward(_as_moments(dispatch.moments(some), some), *parameters)
+        affine = rule.forward(_moments_of_first(input, samples), *parameters)
         y = dispatch.transform(input, affine.center, affine.scale, affine.shift, residual, activation)
         with torch.no_grad():
             moments = _as_moments(dispatch.moments(input), input)
@@ -107,6 +110,17 @@ def gated_batch_norm(
     if momentum:
         follow_(running_mean, running_var, moments, momentum=momentum)
     return y, moments
+
+
+def _moments_of_first(x: Tensor, samples: int | Tensor) -> Moments:
+    """Measure some samples; of how many, where that is a tensor, only weights depend."""
+    if not isinstance(samples, Tensor):
+        return _as_moments(dispatch.moments(x[:samples]), x[:samples])
+    values = x.to(statistics_dtype(x.dtype)).flatten(2) if x.dim() > 2 else x.to(statistics_dtype(x.dtype)).unsqueeze(2)
+    mean = values.mean(2)
+    var = (values - mean.unsqueeze(2)).square().mean(2)
+    counts = torch.where(torch.arange(len(x), device=x.device) < samples, values.shape[2], 0).to(mean.dtype)
+    return pool(torch.stack((mean, var, counts.unsqueeze(1).expand_as(mean)), 1))[0]
 
 
 def _as_moments(measured: tuple[Tensor, Tensor], x: Tensor) -> Moments:

@@ -92,11 +92,15 @@ class _GatedBatchNorm(Shell):
             **training,
         )
 
-    def _draw_samples(self, available: int) -> int | None:
+    def _draw_samples(self, available: int) -> int | Tensor | None:
         """Draw how many samples are to stand for this batch: now and then a power of two below all."""
-        if self.small_batch_probability == 0 or available < 2 or torch.rand(()) >= self.small_batch_probability:
+        if self.small_batch_probability == 0 or available < 2:
             return None
-        return 1 << int(torch.randint((available - 1).bit_length(), ()))
+        few = torch.rand(()) < self.small_batch_probability
+        some = 2 ** torch.randint((available - 1).bit_length(), ())
+        if torch.compiler.is_compiling():  # which computes the same for every draw
+            return torch.where(few, some, available)
+        return int(some) if few else None
 
     def reset_running_stats(self) -> None:
         """Set the statistics to mean 0, variance 1 and noise 1."""
@@ -146,8 +150,7 @@ class GatedBatchNorm2d(_GatedBatchNorm):
         gate: a number in [0, 1] that g is to be: 0 is frozen batch norm, 1 batch norm. None computes it.
         learn_confidence: whether c is a parameter; it stays 0 otherwise.
         small_batch_probability: how often, in training, the first 1, 2, 4, ... samples are to stand for the batch, so
-            that network and confidence meet small ones. Above 0 the layer does not compile with ``fullgraph=True``: the
-            draw decides what is computed.
+            that network and confidence meet small ones.
 
     Raises:
         ValueError: no running statistics; a number outside [0, 1].
