@@ -9,6 +9,7 @@ from torch import Tensor
 from steadynorm import cli
 from steadynorm.bench import statistics
 from steadynorm.bench.statistics import LayerErrors, StatisticsConfig, errors, follow, run
+from steadynorm.bench.table import markdown
 from steadynorm.lab.failure import UserError
 from steadynorm.layers import BatchNorm2d
 from tests.support.bench import Lines
@@ -137,6 +138,9 @@ def test_a_record_has_averages_the_worst_layer_and_whether_that_will_do(
     )
     assert found["average"] == pytest.approx([(0.98 + worst) / 2, 0.95])
     assert (found["worst"], found["met"]) == ([worst, 1.0], met)
+    rows = markdown(record).splitlines()
+    assert "cnn on shapes, batch 128, rate 0.1, 500 steps; " in rows[0]
+    assert rows[-1] == f"| norm1 | 8 | 0.5 | 0.25 | {worst:.3f} | 1.000 | 3.0 | 2.0 |"
     lines = capsys.readouterr().out.splitlines()
     expected = "best momentum 0.5, 0.25  self-tuned 0.980, 0.900  torch's 0.1 3.00, 2.00"
     assert lines[0].split(maxsplit=3) == ["norm1", "8", "channels", expected]

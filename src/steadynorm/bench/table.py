@@ -76,6 +76,8 @@ def markdown(record: Record) -> str:
         return _step_table(record, place)
     if record["bench"] == "layers":
         return _layers_table(record, place)
+    if record["bench"] == "statistics":
+        return _statistics_table(record, place)
     return _kernels_table(record, place)
 
 
@@ -125,6 +127,32 @@ def _layers_table(record: Record, place: str) -> str:
         )
     sizes = f"inputs from {record['config']['min_mb']:g} to {record['config']['max_mb']:g} MB"
     return f"Norm and ReLU, forward and backward, {sizes}; {place}.\n\n{markdown_rows(rows)}"
+
+
+def _statistics_table(record: Record, place: str) -> str:
+    rows = [
+        [
+            "layer",
+            "channels",
+            "best momentum: mean",
+            "variance",
+            "self-tuned: mean",
+            "variance",
+            "0.1: mean",
+            "variance",
+        ]
+    ]
+    for one in record["layers"]:
+        row = [one["layer"], str(one["channels"])]
+        for name, form in (("best_momentum", ".2g"), ("self_tuned", ".3f"), ("torchs", ".1f")):
+            row += [f"{value:{form}}" for value in one[name]]
+        rows.append(row)
+    config = record["config"]
+    what = f"{config['network']} on {config['data']}, batch {config['batch']}, rate {config['lr']:g}, {config['steps']} steps"
+    return (
+        "Squared error of foretelling the next batch's statistics, that of the best fixed momentum being 1; "
+        f"{what}; {place}.\n\n{markdown_rows(rows)}"
+    )
 
 
 def _kind(part: dict[str, Any]) -> str:
