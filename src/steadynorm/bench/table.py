@@ -148,7 +148,8 @@ def _statistics_table(record: Record, place: str) -> str:
             row += [f"{value:{form}}" for value in one[name]]
         rows.append(row)
     config = record["config"]
-    what = f"{config['network']} on {config['data']}, batch {config['batch']}, rate {config['lr']:g}, {config['steps']} steps"
+    run = f"batch {config['batch']}, rate {config['lr']:g}, {config['steps']} steps"
+    what = f"{config['network']} on {config['data']}, {run}"
     return (
         "Squared error of foretelling the next batch's statistics, that of the best fixed momentum being 1; "
         f"{what}; {place}.\n\n{markdown_rows(rows)}"
