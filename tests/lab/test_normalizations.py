@@ -38,6 +38,6 @@ def test_group_norm_takes_one_group_where_channels_are_few() -> None:
 
 
 def test_renorm_corrects_more_and_more_until_the_middle_of_training() -> None:
-    layer = NORMALIZATIONS["batch_renorm"].build(8, batches=1_600)
+    layer = NORMALIZATIONS["batch_renorm"].build(8, batches=1_600, update_every=4)
     assert isinstance(layer, BatchRenorm2d)
-    assert (layer.warmup_steps, layer.ramp_steps) == (100, 700)
+    assert (layer.warmup_steps, layer.ramp_steps, layer.update_every) == (100, 700, 1)

@@ -25,8 +25,8 @@ class Normalization:
     build: Callable[..., nn.Module]
     """Number of channels -> module computing relu(norm(x) + residual) as ``module(x, residual=None)``.
 
-    Layers that have to do with it are told by ``update_every`` after how many batches running statistics move, and by
-    ``batches`` how many there are in the whole training.
+    Layers that have to do with it are told by ``update_every`` how many batches a step takes, behind which running
+    statistics may move, and by ``batches`` how many there are in the whole training.
     """
     summary: str
     """One line for ``--help`` and reports."""
@@ -54,10 +54,13 @@ def _ours(layer: type[nn.Module], **arguments: Any) -> Callable[..., nn.Module]:
     return build
 
 
-def _batch_renorm(channels: int, *, batches: int = USUAL_BATCHES, **following: int) -> nn.Module:
-    """Build batch renorm that is batch norm for a sixteenth of training, with its last bounds from the middle on."""
-    schedule = {"warmup_steps": batches // 16, "ramp_steps": batches * 7 // 16}
-    return _ours(BatchRenorm2d, **schedule)(channels, **following)
+def _batch_renorm(channels: int, *, batches: int = USUAL_BATCHES, **_: int) -> nn.Module:
+    """Build batch renorm that is batch norm for a sixteenth of training, with its last bounds from the middle on.
+
+    Its running statistics follow every batch: what it corrects towards must be of the weights at hand. A step late, it
+    does not train (cnn, 64 batches of 2 to a step, rate 0.02 or 0.1).
+    """
+    return _ours(BatchRenorm2d, warmup_steps=batches // 16, ramp_steps=batches * 7 // 16)(channels)
 
 
 def _group_norm(channels: int, **_: int) -> nn.Module:
