@@ -91,7 +91,7 @@ def test_impossible_widths_are_refused(widths: tuple[int, ...]) -> None:
         build(widths=widths)
 
 
-@pytest.mark.parametrize("arm", ["batch_norm", "ghost_batch_norm", "gated_batch_norm", "self_tuned_batch_norm"])
+@pytest.mark.parametrize("arm", ["batch_norm", "ghost_batch_norm", "self_tuned_batch_norm"])
 def test_running_statistics_move_after_as_many_batches_as_asked_for(arm: str) -> None:
     model = build_network("cnn", arm=arm, depth=2, widths=(4, 8), classes=10, seed=0, update_every=3)
     moved = []

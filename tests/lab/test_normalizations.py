@@ -37,6 +37,11 @@ def test_group_norm_takes_one_group_where_channels_are_few() -> None:
     torch.testing.assert_close(NORMALIZATIONS["group_norm"].build(8)(x), F.relu(F.group_norm(x, 1)))
 
 
+@pytest.mark.parametrize("arm", ["batch_renorm", "gated_batch_norm"])
+def test_layers_that_train_by_their_running_statistics_follow_every_batch(arm: str) -> None:
+    assert NORMALIZATIONS[arm].build(8, batches=100, update_every=4).update_every == 1
+
+
 def test_renorm_corrects_more_and_more_until_the_middle_of_training() -> None:
     layer = NORMALIZATIONS["batch_renorm"].build(8, batches=1_600, update_every=4)
     assert isinstance(layer, BatchRenorm2d)

@@ -54,13 +54,19 @@ def _ours(layer: type[nn.Module], **arguments: Any) -> Callable[..., nn.Module]:
     return build
 
 
-def _batch_renorm(channels: int, *, batches: int = USUAL_BATCHES, **_: int) -> nn.Module:
-    """Build batch renorm that is batch norm for a sixteenth of training, with its last bounds from the middle on.
+# Layers that train by their running statistics let them follow every batch: they must be of the weights at hand. Those
+# of the step before did not do (cnn, 64 batches of 2 to a step, rate 0.02, one pass over CIFAR-10): renorm 10 to 16 %,
+# gated 33 to 38 %, batch norm 53 %.
 
-    Its running statistics follow every batch: what it corrects towards must be of the weights at hand. A step late, it
-    does not train (cnn, 64 batches of 2 to a step, rate 0.02 or 0.1).
-    """
-    return _ours(BatchRenorm2d, warmup_steps=batches // 16, ramp_steps=batches * 7 // 16)(channels)
+
+def _gated_batch_norm(channels: int, **_: int) -> nn.Module:
+    return GatedBatchNorm2d(channels, activation="relu")
+
+
+def _batch_renorm(channels: int, *, batches: int = USUAL_BATCHES, **_: int) -> nn.Module:
+    """Build batch renorm that is batch norm for a sixteenth of training, with its last bounds from the middle on."""
+    schedule = {"warmup_steps": batches // 16, "ramp_steps": batches * 7 // 16}
+    return BatchRenorm2d(channels, activation="relu", **schedule)
 
 
 def _group_norm(channels: int, **_: int) -> nn.Module:
@@ -81,7 +87,7 @@ NORMALIZATIONS: dict[str, Normalization] = {
         summary="batch renormalization, steadynorm.BatchRenorm2d, its bounds wide open from the middle of training on",
     ),
     "gated_batch_norm": Normalization(
-        build=_ours(GatedBatchNorm2d),
+        build=_gated_batch_norm,
         summary="between batch and running statistics as far as a batch is believed, steadynorm.GatedBatchNorm2d",
     ),
     "ghost_batch_norm": Normalization(

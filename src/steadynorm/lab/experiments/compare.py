@@ -73,8 +73,8 @@ class CompareConfig:
     batch_size: int = 128
     """Images that are normalized together; with --accumulate 1 those of a step."""
     accumulate: int = 1
-    """Batches in a step, their gradients averaged: 2 x 64 takes the steps of 128 with the normalization of 2. Our
-    running statistics move once a step as well, but for batch_renorm's."""
+    """Batches in a step, their gradients averaged: 2 x 64 takes the steps of 128 with the normalization of 2. Running
+    statistics of ours that training does not look at move once a step as well."""
     lr: float = 0.1
     """Learning rate of SGD, the same for every arm."""
     momentum: float = 0.9
