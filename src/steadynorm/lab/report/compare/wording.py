@@ -25,7 +25,11 @@ BATCH_NORM = ("batch_norm", "torch_batch_norm")
 PLAIN = "none"
 """The arm without normalization."""
 
-ARM_LABELS = {"none": "no normalization", "torch_batch_norm": "torch's batch norm"}
+ARM_LABELS = {
+    "none": "no normalization",
+    "self_tuned_batch_norm": "self-tuned batch norm",
+    "torch_batch_norm": "torch's batch norm",
+}
 
 DATA_LABELS = {"cifar10": "CIFAR-10", "shapes": "the embedded shapes"}
 
