@@ -13,11 +13,9 @@ from steadynorm.ops._numba_rules import Known, Rule, gate_gradient, kept_rows, s
 from steadynorm.ops._numba_sums import Sums, measure, sample_means, total_sums
 from steadynorm.ops._numba_types import Activation, Array, Dtype, array, compiled, floats, inline, part
 from steadynorm.ops._numba_write import Grad, Transform, write
+from steadynorm.statistics.noise import MOST_SAMPLES
 
 __all__ = ["grad", "moments", "normalize", "normalize_grad", "sums", "transform"]
-
-NOISE_SAMPLES = 4
-"""As in ``statistics/noise.py``."""
 
 
 @compiled
@@ -185,7 +183,7 @@ def _follow_noise(noise: Array | None, momentum: float, x: Array, layout: Layout
     if noise is None:
         return
     channels = layout.channels
-    picked = min(NOISE_SAMPLES, samples)
+    picked = min(MOST_SAMPLES, samples)
     numbers = np.zeros(3 * channels, np.float32)
     _copy(known.mean, numbers[:channels])
     apart = sample_means(x, layout, numbers, samples, picked)
