@@ -22,7 +22,7 @@ def renorm_bounds(
         r = 1 + progress·(r_max − 1)        d = progress·d_max
 
     Args:
-        step: updates made before this one. A tensor gives tensors, float64, and no value is read by the host.
+        step: updates made before this one. A tensor gives tensors, float32, and no value is read by the host.
         warmup_steps: steps of plain batch norm.
         ramp_steps: steps from there to the last values; 0 jumps.
         r_max: at least 1.
@@ -33,7 +33,7 @@ def renorm_bounds(
     late = step - warmup_steps
     progress: float | Tensor
     if isinstance(late, Tensor):
-        progress = (late.double() / ramp_steps).clamp(0, 1) if ramp_steps else (late >= 0).double()
+        progress = (late.float() / ramp_steps).clamp(0, 1) if ramp_steps else (late >= 0).float()
     else:
         progress = min(max(late / ramp_steps, 0.0), 1.0) if ramp_steps else float(late >= 0)
     return 1 + progress * (r_max - 1), progress * d_max
