@@ -6,6 +6,7 @@ from steadynorm.layers.frozen_batch_norm import FrozenBatchNorm1d, FrozenBatchNo
 from steadynorm.layers.gated_batch_norm import GatedBatchNorm1d, GatedBatchNorm2d, GatedBatchNorm3d
 from steadynorm.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from steadynorm.layers.masked_batch_norm import MaskedBatchNorm1d
+from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.layers.shell import extra_state
 from steadynorm.layers.sync_batch_norm import SyncBatchNorm
 
@@ -26,6 +27,7 @@ __all__ = [
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
     "MaskedBatchNorm1d",
+    "NormAddActivation",
     "SyncBatchNorm",
     "extra_state",
 ]
