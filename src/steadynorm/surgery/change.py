@@ -1,0 +1,204 @@
+"""What a verb did to a model, what it refused to do, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Change", "Changed", "Journal", "Refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """One thing that is other than it was.
+
+    Args:
+        name: qualified name of the module, the first where it has several; empty for the model itself.
+        before: what it was, in words.
+        after: what it is now.
+        notes: what goes with that and may surprise: an option that the new layer does not have, a gain of 300.
+    """
+
+    name: str
+    before: str
+    after: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        notes = "".join(f"\n    note: {note}" for note in self.notes)
+        return f"{self.name or '(the model)'}: {self.before} -> {self.after}{notes}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """One thing that was left as it was, though it might have been meant.
+
+    Args:
+        name: qualified name of the module.
+        what: what it is, in words.
+        why: the reason, and what to do where there is something.
+    """
+
+    name: str
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name or '(the model)'}: {self.what} left as it was: {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """An edit taken back: ``fits`` says whether the place still holds what the verb put there."""
+
+    undo: Callable[[], None]
+    fits: Callable[[], bool]
+
+
+@dataclass(kw_only=True)
+class Change:
+    """What a verb of surgery did. ``print`` it.
+
+    Args:
+        verb: the verb's name.
+        model: the model as it is now; another object than was given only where the root itself was replaced.
+        changed: what is other than it was.
+        refused: what was left as it was, though it might have been meant, and why.
+        measured: numbers that the verb measured on the way, by name.
+    """
+
+    verb: str
+    model: nn.Module
+    changed: tuple[Changed, ...]
+    refused: tuple[Refused, ...]
+    measured: dict[str, float] = field(default_factory=dict)
+    _before: nn.Module = field(repr=False)
+    _steps: list[_Step] = field(repr=False)
+    _undone: bool = field(default=False, repr=False)
+
+    def undo(self) -> nn.Module:
+        """Put back, bit for bit, what the verb changed: modules, flags, and numbers that it wrote.
+
+        What has happened since to things that it did not change stays: a layer that was converted, trained and
+        converted back keeps what its parameters have learned.
+
+        Returns:
+            the model as it was before, the same object.
+
+        Raises:
+            RuntimeError: it has been undone already, or something else stands where the verb left its own.
+        """
+        if self._undone:
+            raise RuntimeError(f"{self.verb}: this change has been undone already.")
+        if not all(step.fits() for step in self._steps):
+            raise RuntimeError(
+                f"{self.verb}: the model has been changed again since, where this change put something. Undo the "
+                "later change first."
+            )
+        for step in reversed(self._steps):
+            step.undo()
+        self._undone = True
+        self.model = self._before
+        return self._before
+
+    def __str__(self) -> str:
+        """Say everything, a line each."""
+        numbers = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in self.measured.items())
+        head = f"{self.verb}: {len(self.changed)} changed, {len(self.refused)} refused{numbers}"
+        return "\n  ".join(
+            [head + (" (undone)" if self._undone else ""), *map(str, self.changed), *map(str, self.refused)]
+        )
+
+
+class Journal:
+    """Edits that can be taken back, all of them, as long as a verb is at work and after it.
+
+    As a context manager it takes every edit back where the verb raises, so that a model is never left half changed.
+
+    Args:
+        verb: name of the verb.
+        model: the root.
+    """
+
+    def __init__(self, verb: str, model: nn.Module) -> None:
+        self.verb, self.model = verb, model
+        self.changed: list[Changed] = []
+        self.refused: list[Refused] = []
+        self._before = model
+        self._steps: list[_Step] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            for step in reversed(self._steps):
+                step.undo()
+
+    def note_changed(self, name: str, before: str, after: str, *notes: str) -> None:
+        """Say that something is other than it was."""
+        self.changed.append(Changed(name=name, before=before, after=after, notes=notes))
+
+    def refuse(self, name: str, what: str, why: str) -> None:
+        """Say that something is left as it was, and why."""
+        self.refused.append(Refused(name=name, what=what, why=why))
+
+    def set_attribute(self, owner: object, name: str, value: Any) -> None:  # noqa: ANN401 (any attribute)
+        """Set a plain attribute."""
+        missing = object()
+        old = getattr(owner, name, missing)
+        self.edit(
+            lambda: setattr(owner, name, value),
+            lambda: delattr(owner, name) if old is missing else setattr(owner, name, old),
+            lambda: getattr(owner, name, missing) is value,
+        )
+
+    def set_entry(self, table: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 (any entry)
+        """Set an entry of a module's ``_modules``, ``_parameters`` or ``_buffers`` that is there, in its place."""
+        old = table[key]
+        self.edit(
+            lambda: table.__setitem__(key, value),
+            lambda: table.__setitem__(key, old),
+            lambda: table.get(key) is value,
+        )
+
+    def write_(self, tensor: Tensor, value: Tensor) -> None:
+        """Write numbers into a tensor, in place."""
+        old = tensor.detach().clone()
+        self.edit(lambda: _copy_(tensor, value), lambda: _copy_(tensor, old), lambda: True)
+
+    def replace(self, old: nn.Module, new: nn.Module) -> None:
+        """Put a module wherever in the model another stands, the root included."""
+        if self.model is old:
+            self.model = new
+            return
+        for parent in list(self.model.modules()):
+            for key, child in parent._modules.items():
+                if child is old:
+                    self.set_entry(parent._modules, key, new)
+
+    def finish(self, **measured: float) -> Change:
+        """Give what was done."""
+        return Change(
+            verb=self.verb,
+            model=self.model,
+            changed=tuple(self.changed),
+            refused=tuple(self.refused),
+            measured=measured,
+            _before=self._before,
+            _steps=self._steps,
+        )
+
+    def edit(self, act: Callable[[], None], undo: Callable[[], None], fits: Callable[[], bool]) -> None:
+        """Do something, and remember how to undo it while ``fits`` says that nobody has done so since."""
+        act()
+        self._steps.append(_Step(undo=undo, fits=fits))
+
+
+@torch.no_grad()
+def _copy_(tensor: Tensor, value: Tensor) -> None:
+    tensor.copy_(value)

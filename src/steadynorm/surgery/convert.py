@@ -1,0 +1,257 @@
+"""Batch norms become another kind of layer, with the same parameters, statistics, flags and hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from steadynorm.surgery.batches import Batch, Batches, Forward
+from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.dimensions import Dimensions
+from steadynorm.surgery.group_norm import build_group_norm, start_from_data
+from steadynorm.surgery.kinds import BATCH_NORMS, KINDS, Kind, find_kind, kind_of, label
+from steadynorm.surgery.rebuild import (
+    Origin,
+    activation_of,
+    carried_options,
+    fresh_like,
+    has_hooks,
+    move_state,
+    share_hooks,
+    why_not_rebuilt,
+    with_activation,
+)
+from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
+
+__all__ = ["convert_", "from_sync_", "rebuild_", "to_torch_"]
+
+
+def convert_(
+    model: nn.Module,
+    to: str | type[nn.Module],
+    *,
+    where: Where | None = None,
+    example: Batch = None,
+    batches: Iterable[Batch] | None = None,
+    forward: Forward | None = None,
+    **options: Any,  # noqa: ANN401 (those of the new layer)
+) -> Change:
+    """Make the batch norms of a model another kind of layer, in place.
+
+    The new layers hold the same Parameter and buffer objects, so that an optimizer's state, tied parameters and
+    statistics go on; flags, device, dtype, hooks and attributes that somebody has set go with them. A module that is
+    registered in several places is converted once and put in all of them. A fused activation stays: where the new
+    layer cannot have it, :class:`steadynorm.layers.NormAddActivation` puts it behind, under the same state keys.
+
+    To another batch norm evaluation does not change (gated batch norm's own, which looks at the batch, excepted). To
+    group or layer norm, which have no statistics, it does; weight, bias and eps are kept. With ``batches`` weight and
+    bias are then set so that each layer's output comes as near as it can, by least squares per channel, to what stood
+    there before: one after the other in the order in which they run, each on what the ones before now give it.
+
+    Args:
+        model: the root, not wrapped or compiled yet. torch's batch norms and ours are converted; subclasses that nobody
+            knows are refused by name.
+        to: a layer's class, which stands for its whole family (1d, 2d, 3d), or its name: ``batch_norm``,
+            ``batch_renorm``, ``frozen_batch_norm``, ``gated_batch_norm``, ``ghost_batch_norm``, ``masked_batch_norm``,
+            ``sync_batch_norm``, ``torch_batch_norm``, ``torch_sync_batch_norm``, ``group_norm``, ``layer_norm`` (over
+            channels and positions of a sample: group norm with one group).
+        where: qualified name and module -> whether to convert it; None takes all.
+        example: what the model is called with (a tensor; a tuple or mapping of its arguments), to run it where a
+            synchronised layer does not tell its dimensions, or to see which layers are called with a residual.
+        batches: for group and layer norm, a loader's: a tensor, ``(input, ...)`` or a mapping; run several times.
+        forward: model and example or batch -> output, where the model is called otherwise.
+        options: keyword arguments of the new layer, as ``ghost_batch_size``; without them those that both kinds have
+            are carried over. Group norm takes ``num_groups``: None finds the most, up to 32, that divide the channels
+            and leave 16 of them to a group.
+
+    Returns:
+        the Change; its ``model`` is another module only where the root itself was converted.
+
+    Raises:
+        ValueError: no such kind; ``batches`` for a batch norm.
+        TypeError: an option that the layer does not know; a model that is wrapped or compiled.
+    """
+    kind = find_kind(to)
+    if batches is not None and kind.name in BATCH_NORMS:
+        raise ValueError(
+            f"convert_: batches start group or layer norm; {kind.name} keeps the statistics that are there. "
+            "Use recalibrate_ to measure them anew."
+        )
+    check_plain("convert_", model)
+    given = None if batches is None else list(Batches(batches, "convert_"))
+    reference = None if given is None else copy.deepcopy(model)
+    with Journal("convert_", model) as journal:
+        sites = batch_norms_of(model, where, journal)
+        converted = rebuild_(journal, sites, kind, options, Dimensions(model, sites, example, forward))
+        if given is None or reference is None:
+            return journal.finish()
+        return journal.finish(**start_from_data(journal, reference, converted, given, forward))
+
+
+def to_torch_(
+    model: nn.Module,
+    *,
+    where: Where | None = None,
+    example: Batch = None,
+    forward: Forward | None = None,
+) -> Change:
+    """Make our layers exact ``torch.nn`` classes, which exporters, quantisers and fusers recognise.
+
+    ``SyncBatchNorm`` becomes torch's (:func:`from_sync_` makes it one of a single process), every other kind
+    ``BatchNorm1d``, ``2d`` or ``3d``, and an activation a module behind it. Evaluation stays as it was. In training
+    they are plain batch norms; what was lost with that is in the notes. Gated batch norm evaluates otherwise and is
+    refused; ``convert_(model, "torch_batch_norm")`` does it all the same.
+
+    Args:
+        model: the root.
+        where: qualified name and module -> whether to convert it; None takes all.
+        example: what the model is called with, needed where a layer without activation is called with a residual:
+            only the call shows that.
+        forward: how to run it, see :func:`convert_`.
+    """
+    check_plain("to_torch_", model)
+    with Journal("to_torch_", model) as journal:
+        sites = [site for site in batch_norms_of(model, where, journal) if kind_of(site.module)[0].ours]
+        dimensions = Dimensions(model, sites, example, forward)
+        for site in sites:
+            kind = kind_of(site.module)[0]
+            if not kind.evaluates_as_batch_norm:
+                why = "it evaluates otherwise than torch's layer would. convert_(model, 'torch_batch_norm') does it."
+                journal.refuse(site.name, label(site.module), why)
+                continue
+            target = "torch_sync_batch_norm" if kind.name == "sync_batch_norm" else "torch_batch_norm"
+            rebuild_(journal, [site], KINDS[target], {}, dimensions)
+        return journal.finish()
+
+
+def from_sync_(
+    model: nn.Module,
+    *,
+    where: Where | None = None,
+    example: Batch = None,
+    forward: Forward | None = None,
+) -> Change:
+    """Make synchronised batch norms, torch's or ours, plain ones again: ``BatchNorm1d``, ``2d`` or ``3d``.
+
+    A synchronised layer takes input of any rank and has forgotten which it was. What tells it is named in
+    :class:`steadynorm.surgery.dimensions.Dimensions`; a layer of which nothing does is refused.
+
+    Args:
+        model: the root.
+        where: qualified name and module -> whether to convert it; None takes all.
+        example: what the model is called with, to run it and see.
+        forward: how to run it, see :func:`convert_`.
+    """
+    check_plain("from_sync_", model)
+    with Journal("from_sync_", model) as journal:
+        sites = [site for site in batch_norms_of(model, where, journal) if kind_of(site.module)[0].name in _PLAIN]
+        dimensions = Dimensions(model, sites, example, forward)
+        for site in sites:
+            rebuild_(journal, [site], KINDS[_PLAIN[kind_of(site.module)[0].name]], {}, dimensions)
+        return journal.finish()
+
+
+_PLAIN = {"torch_sync_batch_norm": "torch_batch_norm", "sync_batch_norm": "batch_norm"}
+
+
+def rebuild_(
+    journal: Journal, sites: list[Site], kind: Kind, options: dict[str, Any], dimensions: Dimensions
+) -> list[tuple[Site, nn.Module]]:
+    """Put a layer of a kind in the place of each batch norm.
+
+    Returns:
+        each site with the layer that now stands there; those refused, or of this kind already, are left out.
+    """
+    converted = []
+    for site in sites:
+        if kind_of(site.module)[0] is kind and not options:
+            continue
+        new = _rebuild(journal, site, kind, options, dimensions)
+        if new is not None:
+            converted.append((site, new))
+    return converted
+
+
+def _rebuild(
+    journal: Journal, site: Site, kind: Kind, options: dict[str, Any], dimensions: Dimensions
+) -> nn.Module | None:
+    old, what = site.module, label(site.module)
+    spatial = dimensions.of(site)
+    cls = kind.class_for(spatial)
+    why = _why_not(old, kind) or (None if cls else _why_no_class(kind, spatial))
+    if why is not None or cls is None:
+        journal.refuse(site.name, what, why or "")
+        return None
+    holder = site.holder if kind.ours and not has_hooks(old) else None
+    fused = getattr(old, "activation", None) if kind_of(old)[0].ours else None
+    activation = fused if holder is None else activation_of(holder)
+    new, notes = _build(old, kind, cls, activation, options)
+    if journal.verb in ("convert_", "to_torch_"):  # the others are asked for just that
+        notes += _surprises(kind_of(old)[0].name, kind.name)
+    placed = new
+    if holder is not None:
+        share_hooks(holder, new)
+    elif not kind.ours and (activation is not None or dimensions.adds_residual(old)):
+        placed = with_activation(new, activation)
+    if kind.name in BATCH_NORMS:
+        vars(new)["_origin"] = replace(Origin.of(old), dimensions=spatial or 0)
+    if kind.name == "frozen_batch_norm" and options.get("freeze_affine", True):
+        freeze_parameters_(journal, new)
+    journal.replace(holder or old, placed)
+    behind = f" + {activation}" if placed is not new and activation else ""
+    journal.note_changed(site.name, what, label(new) + behind, *notes)
+    return new
+
+
+def freeze_parameters_(journal: Journal, module: nn.Module) -> None:
+    """Let no parameter of a layer require a gradient."""
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.requires_grad:
+            journal.set_attribute(parameter, "requires_grad", False)
+
+
+def _build(
+    old: nn.Module, kind: Kind, cls: type[nn.Module], activation: str | None, options: dict[str, Any]
+) -> tuple[nn.Module, list[str]]:
+    """Build the new layer with the old one's state, and say what surprises about it."""
+    if kind.name not in BATCH_NORMS:
+        new, notes = build_group_norm(old, layer_norm=kind.name == "layer_norm", **options)
+        move_state(old, new)
+        return new, notes
+    carried, notes = carried_options(old, kind)
+    named = carried | ({"activation": activation} if kind.ours else {}) | options
+    new = fresh_like(old, cls, **named)
+    return new, [*notes, *move_state(old, new)]
+
+
+def _surprises(old: str, new: str) -> list[str]:
+    """Say what a layer does otherwise than its user may expect once it is of another kind."""
+    synchronised = ("sync_batch_norm", "torch_sync_batch_norm", "masked_batch_norm")
+    notes = {
+        "frozen_batch_norm": "no longer frozen: in training it normalizes by its batch, and its statistics follow",
+        "gated_batch_norm": "evaluation does not look at the batch any more",
+        "masked_batch_norm": "takes no mask any more",
+        **dict.fromkeys(synchronised[:2], "in training each process normalizes by its own batch"),
+    }
+    found = (
+        [notes[old]] if old in notes and old != new and not (old in synchronised[:2] and new in synchronised) else []
+    )
+    if new == "gated_batch_norm":
+        found.append("evaluation looks at the batch, as far as it is to be believed")
+    return found
+
+
+def _why_not(old: nn.Module, kind: Kind) -> str | None:
+    if kind.needs_statistics and old._buffers.get("running_mean") is None:
+        return f"{kind.name} needs running statistics, and it has none."
+    return why_not_rebuilt(old)
+
+
+def _why_no_class(kind: Kind, dimensions: int | None) -> str:
+    if dimensions is None:
+        return "nothing tells whether its input is 1d, 2d or 3d. Give an example to run the model on."
+    return f"there is no {kind.name} of {dimensions} spatial dimensions."

@@ -1,0 +1,91 @@
+"""What only a layer's use tells: how many spatial dimensions its input has, whether a residual comes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from steadynorm.surgery.batches import Batch, Forward, evaluating
+from steadynorm.surgery.flow.trial import run
+from steadynorm.surgery.kinds import kind_of
+from steadynorm.surgery.rebuild import Origin
+from steadynorm.surgery.sites import Site
+
+__all__ = ["Dimensions"]
+
+_MAPS: dict[type[nn.Module], int] = {
+    nn.Linear: 1,
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
+
+
+class Dimensions:
+    """Finds the number of spatial dimensions of a model's batch norms.
+
+    A class for one number of dimensions tells it; of one that takes any, it is what the layer was before surgery made
+    it so; else what the example shows; else that of the convolutions and linear layers around it which have as many
+    channels, the nearest ones first, where those agree.
+
+    Args:
+        model: the root.
+        sites: the layers that are asked for.
+        example: a batch to run the model on; None runs nothing.
+        forward: how to run it, see :func:`steadynorm.surgery.recalibrate_`.
+    """
+
+    def __init__(self, model: nn.Module, sites: list[Site], example: Batch, forward: Forward | None) -> None:
+        self._model = model
+        self._seen: dict[int, int] = {}
+        self._adding: set[int] = set()
+        if example is not None and sites:
+            self._look([site.module for site in sites], example, forward)
+
+    def of(self, site: Site) -> int | None:
+        """Give the number for a layer, None where nothing tells it."""
+        own = kind_of(site.module)[1]
+        origin = getattr(site.module, "_origin", None)
+        if own == 0 and isinstance(origin, Origin):
+            own = origin.dimensions
+        return own or self._seen.get(id(site.module)) or self._of_neighbours(site)
+
+    def adds_residual(self, module: nn.Module) -> bool:
+        """Tell whether the example has shown a layer called with a residual."""
+        return id(module) in self._adding
+
+    def _look(self, wanted: list[nn.Module], example: Batch, forward: Forward | None) -> None:
+        def see(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = arguments[0] if arguments else named.get("input")
+            if isinstance(x, Tensor):
+                self._seen[id(module)] = max(x.dim() - 2, 1)
+            residual = named.get("residual", arguments[1] if len(arguments) > 1 else None)
+            if residual is not None:
+                self._adding.add(id(module))
+
+        handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in wanted]
+        try:
+            with evaluating(self._model):
+                run(self._model, example, forward)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _of_neighbours(self, site: Site) -> int | None:
+        """Look at what maps to or from as many channels, in ever larger parts of the model around the layer."""
+        path = site.name.split(".")[:-1]
+        for end in range(len(path), -1, -1):
+            maps = [each for each in self._model.get_submodule(".".join(path[:end])).modules() if type(each) in _MAPS]
+            for side in (("out_channels", "out_features"), ("in_channels", "in_features")):
+                fit = {_MAPS[type(each)] for each in maps if _channels(each, side) == site.module.num_features}
+                if fit:
+                    return fit.pop() if len(fit) == 1 else None
+        return None
+
+
+def _channels(module: nn.Module, names: tuple[str, str]) -> int:
+    return next(int(getattr(module, name)) for name in names if hasattr(module, name))

@@ -1,0 +1,226 @@
+"""Group norm in the place of batch norm, and weight and bias with which it comes nearest to what stood there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from steadynorm.surgery.batches import Batch, Forward, evaluating, feed, randomness_kept
+from steadynorm.surgery.change import Journal
+from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.sites import Site
+
+__all__ = ["build_group_norm", "groups_for", "start_from_data"]
+
+MOST_GROUPS = 32  # the paper's own setting
+FEWEST_CHANNELS = 16  # of a group: on (N, C) input a group has no other values, and two of them would come out as ±1
+
+
+def groups_for(channels: int) -> int:
+    """Give the most groups, up to 32, that divide the channels and leave 16 of them to a group; at least 1.
+
+    Source: Wu & He 2018 (arXiv 1803.08494), table 3, for both numbers.
+    """
+    most = min(MOST_GROUPS, channels // FEWEST_CHANNELS)
+    return next((groups for groups in range(most, 1, -1) if channels % groups == 0), 1)
+
+
+def build_group_norm(old: Norm, *, layer_norm: bool, num_groups: int | None = None) -> tuple[nn.Module, list[str]]:
+    """Build group norm for a batch norm's channels, with its eps; weight and bias are not moved yet.
+
+    Args:
+        old: the batch norm.
+        layer_norm: whether all channels are one group.
+        num_groups: None chooses by :func:`groups_for`.
+
+    Raises:
+        ValueError: ``num_groups`` does not divide the channels.
+    """
+    channels = old.num_features
+    groups = 1 if layer_norm else num_groups or groups_for(channels)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"convert_: num_groups must divide the channels, got {groups} groups of {channels} channels. "
+            "Leave it out, or choose layers by where."
+        )
+    weight = old._parameters.get("weight")
+    like: dict[str, Any] = {} if weight is None else {"device": weight.device, "dtype": weight.dtype}
+    new = nn.GroupNorm(groups, channels, eps=old.eps, affine=weight is not None, **like)
+    notes = []
+    if groups == channels:
+        notes.append("each channel is a group of its own: of (N, C) input nothing but the bias is left")
+    return new, notes
+
+
+def start_from_data(
+    journal: Journal,
+    reference: nn.Module,
+    converted: Sequence[tuple[Site, nn.Module]],
+    batches: Sequence[Batch],
+    forward: Forward | None,
+) -> dict[str, float]:
+    """Set weight and bias of group norms so that they come nearest to the batch norms that stood there.
+
+        minimise Σ (γ·z + β − t)²  per channel:    γ = Σ(z − z̄)(t − t̄) / Σ(z − z̄)²        β = t̄ − γ·z̄
+
+    t is what the batch norm gives in the model as it was, z the normalized input that the group norm gets in the model
+    as it is now. Layers are set in the order in which they run, since each changes the input of those behind.
+
+    Args:
+        journal: of the model as it is now.
+        reference: a copy of the model as it was.
+        converted: site of each batch norm, and the group norm there now.
+        batches: run once for each layer, in both models.
+        forward: how a batch is run.
+
+    Returns:
+        how far the model's output is from what it was, root mean square relative to that, before and after.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    if not batches:
+        raise ValueError("convert_: there must be at least one batch to start from, got none.")
+    norms = {id(new): (reference.get_submodule(_name_of(reference, site)), new) for site, new in converted}
+    error = _output_error(reference, journal.model, batches, forward)
+    for key in _order([new for _, new in converted], journal.model, batches[0], forward):
+        batch_norm, group_norm = norms.pop(key)
+        if group_norm.weight is not None and group_norm.bias is not None:
+            _fit_(journal, reference, batch_norm, group_norm, batches, forward)
+    for site, new in converted:
+        if id(new) in norms:
+            journal.refuse(site.name, label(new), "not reached by the batches, so its weight and bias stay.")
+        elif new.weight is None or new.bias is None:
+            journal.refuse(site.name, label(new), "it has no weight and bias to start from data.")
+    after = _output_error(reference, journal.model, batches, forward)
+    return {"output_error_before_start": error, "output_error": after}
+
+
+def _name_of(reference: nn.Module, site: Site) -> str:
+    """Give the name by which torch finds the batch norm of a site."""
+    return f"{site.name}.norm".lstrip(".") if site.holder is not None else site.name
+
+
+def _order(norms: list[nn.Module], model: nn.Module, batch: Batch, forward: Forward | None) -> list[int]:
+    """Give the norms that a batch reaches, by id, in the order in which it first does."""
+    met: dict[int, None] = {}
+    with _watched({norm: _meets(met, norm) for norm in norms}):
+        _run(model, batch, forward)
+    return list(met)
+
+
+def _meets(met: dict[int, None], norm: nn.Module) -> Callable[[Tensor], object]:
+    return lambda x: met.setdefault(id(norm))
+
+
+def _fit_(
+    journal: Journal,
+    reference: nn.Module,
+    batch_norm: Norm,
+    group_norm: Norm,
+    batches: Sequence[Batch],
+    forward: Forward | None,
+) -> None:
+    """Set one group norm's weight and bias by least squares."""
+    sums = _Regression()
+    for batch in batches:
+        targets = _inputs_of(batch_norm, reference, batch, forward)
+        inputs = _inputs_of(group_norm, journal.model, batch, forward)
+        for x, x_before in zip(inputs, targets, strict=True):
+            sums.add(_group_norm(group_norm, x), _batch_norm(batch_norm, x_before))
+    slope, offset = sums.solve()
+    journal.write_(group_norm.weight, slope)
+    journal.write_(group_norm.bias, offset)
+
+
+def _inputs_of(norm: nn.Module, model: nn.Module, batch: Batch, forward: Forward | None) -> list[Tensor]:
+    """Give what a module gets in each of its calls."""
+    inputs: list[Tensor] = []
+    with _watched({norm: inputs.append}):
+        _run(model, batch, forward)
+    return inputs
+
+
+class _Regression:
+    """Least squares of one line per channel, from centred sums in float64 that are merged batch by batch."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.spread = torch.zeros(())
+
+    def add(self, z: Tensor, t: Tensor) -> None:
+        """Take the pairs of a batch, shape (N, C, ...) each."""
+        pair = torch.stack([each.double().transpose(0, 1).flatten(1) for each in (z, t)])
+        count, mean = pair.shape[2], pair.mean(2)
+        rest = pair - mean[:, :, None]
+        spread = torch.stack([(rest[0] * rest[0]).sum(1), (rest[0] * rest[1]).sum(1)])
+        if self.count:
+            delta, total = mean - self.mean, self.count + count
+            spread = (
+                spread
+                + self.spread
+                + torch.stack([delta[0] * delta[0], delta[0] * delta[1]]) * (self.count * count / total)
+            )
+            mean, count = self.mean + delta * (count / total), total
+        self.count, self.mean, self.spread = count, mean, spread
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Give slope and offset; where z is constant, slope 0."""
+        moves = self.spread[0] > 1e-12 * self.count
+        slope = torch.where(moves, self.spread[1] / torch.where(moves, self.spread[0], 1), 0)
+        return slope, self.mean[1] - slope * self.mean[0]
+
+
+def _batch_norm(norm: Norm, x: Tensor) -> Tensor:
+    """Normalize as a batch norm does in evaluation, without its activation."""
+    values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, var, weight, bias = (None if each is None else each.double() for each in values)
+    return F.batch_norm(x.double(), mean, var, weight, bias, training=mean is None, eps=norm.eps)
+
+
+def _group_norm(norm: Norm, x: Tensor) -> Tensor:
+    """Normalize as a group norm does, without its weight and bias."""
+    return F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
+
+
+def _output_error(before: nn.Module, now: nn.Module, batches: Sequence[Batch], forward: Forward | None) -> float:
+    """Compare all floating outputs of two models over the batches."""
+    wrong, whole = 0.0, 0.0
+    for batch in batches:
+        old, new = (_floating(_run(model, batch, forward)) for model in (before, now))
+        for a, b in zip(old, new, strict=True):
+            wrong += float((a.double() - b.double()).square().sum())
+            whole += float(a.double().square().sum())
+    return math.sqrt(wrong / whole) if whole else math.sqrt(wrong)
+
+
+def _floating(output: object) -> list[Tensor]:
+    return [each for each in tree_leaves(output) if isinstance(each, Tensor) and each.is_floating_point()]
+
+
+def _run(model: nn.Module, batch: Batch, forward: Forward | None) -> object:
+    with randomness_kept(model), evaluating(model):
+        return (forward or feed)(model, batch)
+
+
+@contextmanager
+def _watched(watchers: dict[nn.Module, Callable[[Tensor], object]]) -> Iterator[None]:
+    """Let each module's watcher see its input."""
+
+    def hook(watcher: Callable[[Tensor], object]) -> Callable[..., None]:
+        return lambda module, arguments: (watcher(arguments[0]), None)[1]
+
+    handles = [module.register_forward_pre_hook(hook(watcher)) for module, watcher in watchers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

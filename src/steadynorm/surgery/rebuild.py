@@ -1,0 +1,228 @@
+"""A layer of another class with the same state: the same Parameter and buffer objects, flags, hooks and attributes."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, NormAddActivation
+from steadynorm.layers.shell import Shell
+from steadynorm.surgery.kinds import Kind, Norm, kind_of
+
+__all__ = [
+    "Origin",
+    "activation_of",
+    "carried_options",
+    "fresh_like",
+    "has_hooks",
+    "move_state",
+    "options_of",
+    "share_hooks",
+    "why_not_rebuilt",
+    "with_activation",
+]
+
+_FOLLOWING = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "batch_renorm": {"r_max": 3.0, "d_max": 5.0, "warmup_steps": 5_000, "ramp_steps": 35_000},
+    "gated_batch_norm": {"gate": None, "small_batch_probability": 0.0},
+    "ghost_batch_norm": {"ghost_batch_size": None},
+    "masked_batch_norm": {"synchronized": False, "process_group": None},
+    "sync_batch_norm": {"process_group": None},
+    "torch_sync_batch_norm": {"process_group": None},
+}
+"""Keyword arguments of a kind that are attributes of its layers as well, with their defaults."""
+_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_HOOKS = (
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a layer was before surgery made it another, as far as the layer itself does not tell.
+
+    Args:
+        kind: name of its kind.
+        dimensions: spatial ones, 0 for any.
+        options: keyword arguments beyond torch's.
+        requires_grad: of weight and bias, by name.
+    """
+
+    kind: str
+    dimensions: int
+    options: dict[str, Any]
+    requires_grad: dict[str, bool]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Give this one: nothing of it changes, and a process group cannot be copied."""
+        return self
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Origin:
+        """Describe a batch norm."""
+        kind, dimensions = kind_of(module)
+        flags = {name: each.requires_grad for name, each in module._parameters.items() if each is not None}
+        return cls(kind=kind.name, dimensions=dimensions, options=options_of(module), requires_grad=flags)
+
+
+def options_of(module: nn.Module) -> dict[str, Any]:
+    """Give the keyword arguments beyond torch's with which a batch norm would be built as it is."""
+    kind = kind_of(module)[0]
+    names = {**(_FOLLOWING if kind.ours else {}), **_OPTIONS.get(kind.name, {})}
+    found = {name: getattr(module, name) for name in names}
+    if kind.name == "gated_batch_norm":
+        found["learn_confidence"] = module.confidence is not None
+    return found
+
+
+def carried_options(module: nn.Module, kind: Kind) -> tuple[dict[str, Any], list[str]]:
+    """Give those options that another kind takes as well, and a note for each set one that it does not."""
+    own, known = options_of(module), _OPTIONS.get(kind.name, {}) | (_FOLLOWING if kind.ours else {})
+    if kind is kind_of(module)[0]:
+        return own, []
+    if kind.name == "frozen_batch_norm":  # nothing follows, so nothing of it has an effect
+        return {}, []
+    defaults = _OPTIONS.get(kind_of(module)[0].name, {}) | _FOLLOWING
+    carried = {name: value for name, value in own.items() if name in known}
+    lost = [
+        f"{name}={value!r} is not known there"
+        for name, value in own.items()
+        if name not in carried and value is not None and value != defaults.get(name, True)
+    ]
+    return carried, lost
+
+
+def why_not_rebuilt(module: Norm) -> str | None:
+    """Say why a layer cannot be rebuilt with all that it holds; None where it can."""
+    if module._modules:
+        return f"it holds modules of its own: {', '.join(module._modules)}."
+    own = _names(type(module))  # type: ignore[arg-type]  # mypy holds that modules have no hash
+    foreign = [name for name in (*module._parameters, *module._buffers) if name not in own]
+    return f"it has been given parameters or buffers of its own: {', '.join(foreign)}." if foreign else None
+
+
+def fresh_like(module: Norm, cls: type[nn.Module], **options: Any) -> nn.Module:  # noqa: ANN401 (the class's)
+    """Build a layer of a class for as many channels, with torch's arguments of another batch norm, where that lies.
+
+    Raises:
+        ValueError: the class refuses these arguments.
+        TypeError: the class does not know an option.
+    """
+    tensor = next((each for each in _state_of(module).values() if each is not None and each.is_floating_point()), None)
+    parameter = module._parameters.get("weight")
+    where: dict[str, Any] = {}
+    if tensor is not None:
+        where = {"device": tensor.device, "dtype": tensor.dtype if parameter is None else parameter.dtype}
+    return cls(
+        module.num_features,
+        eps=module.eps,
+        momentum=module.momentum,
+        affine=parameter is not None,
+        track_running_stats=module._buffers.get("running_mean") is not None,
+        **where,
+        **options,
+    )
+
+
+def move_state(module: Norm, new: nn.Module) -> list[str]:
+    """Give a new layer what another holds: the same objects wherever the new one can have them.
+
+    Returns:
+        notes about what it cannot have as it was.
+    """
+    notes = []
+    for table in ("_parameters", "_buffers"):
+        entries = getattr(new, table)
+        for name, value in getattr(module, table).items():
+            if name in entries and (name in _STATE or _continues(name, value, entries[name])):
+                entries[name] = value
+    if isinstance(new, Shell):
+        new._keep_statistics_wide({})
+    elif "running_mean" in new._buffers:
+        notes += _narrow_statistics(new)
+    for name in ("affine", "track_running_stats"):
+        if hasattr(module, name) and hasattr(new, name):
+            setattr(new, name, getattr(module, name))
+    new.training = module.training
+    share_hooks(module, new)
+    for name in _STATE_HOOKS:
+        vars(new)[name] = vars(module)[name]
+    theirs = _names(type(module))  # type: ignore[arg-type]  # mypy holds that modules have no hash
+    for name, value in vars(module).items():
+        if name not in theirs and name not in vars(new):
+            setattr(new, name, value)
+    return notes
+
+
+def share_hooks(module: nn.Module, new: nn.Module) -> None:
+    """Let a new module have the hooks of another, so that the handles of those hooks remove them there too."""
+    for name in _HOOKS:
+        vars(new)[name] = vars(module)[name]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether anything is called before or behind a module."""
+    return any(vars(module).get(name) for name in _HOOKS)
+
+
+def with_activation(norm: nn.Module, activation: str | None) -> nn.Module:
+    """Put an explicit activation behind a norm, in place of a layer that had it fused; hooks see what they saw."""
+    wrapper = NormAddActivation(norm, activation)  # type: ignore[arg-type]
+    wrapper.training = norm.training
+    wrapper.activation.training = norm.training
+    share_hooks(norm, wrapper)
+    share_hooks(nn.Identity(), norm)
+    return wrapper
+
+
+def activation_of(wrapper: NormAddActivation) -> str | None:
+    """Name the activation of a wrapper."""
+    return {cls: name for name, cls in ACTIVATION_MODULES.items()}[type(wrapper.activation)]
+
+
+def _state_of(module: nn.Module) -> dict[str, Tensor | None]:
+    return {**module._parameters, **module._buffers}
+
+
+def _continues(name: str, value: Tensor | None, fresh: Tensor | None) -> bool:
+    """Whether state beyond torch's goes on in a new layer; a window of batches begins anew."""
+    if value is None or fresh is None or name.startswith("_window"):
+        return False
+    return value.shape == fresh.shape
+
+
+def _narrow_statistics(new: nn.Module) -> list[str]:
+    """Store statistics in the parameters' dtype, the only one that torch's layer takes beside them."""
+    weight, mean = new._parameters.get("weight"), new._buffers.get("running_mean")
+    if weight is None or mean is None or weight.dtype == mean.dtype:
+        return []
+    for name in ("running_mean", "running_var"):
+        new._buffers[name] = new._buffers[name].to(weight.dtype)  # type: ignore[union-attr]
+    return [f"statistics rounded from {mean.dtype} to {weight.dtype}, which torch's layer wants beside such parameters"]
+
+
+@functools.cache
+def _names(cls: Any) -> frozenset[str]:  # noqa: ANN401 (any batch norm's class)
+    """Give what a layer of a class has from its constructor; anything else has been put there by somebody."""
+    needed: dict[str, Any] = {"ghost_batch_size": 1} if "Ghost" in cls.__name__ else {}
+    made: list[Any] = [cls(1, **needed)]
+    if issubclass(cls, Shell):
+        made.append(cls(1, running="self_tuned", **needed))
+    return frozenset(name for each in made for name in (*vars(each), *each._parameters, *each._buffers)) | {"_origin"}

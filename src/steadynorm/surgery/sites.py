@@ -1,0 +1,87 @@
+"""Where in a model its batch norms are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from steadynorm.layers.norm_add_activation import NormAddActivation
+from steadynorm.surgery.change import Journal
+from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
+
+__all__ = ["Site", "Where", "batch_norms_of", "check_plain", "sites_of"]
+
+Where = Callable[[str, nn.Module], bool]
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A module and all the qualified names it has; a module that two parents share has two.
+
+    Args:
+        names: a norm within :class:`NormAddActivation` goes by that one's, as its state keys do.
+        module: the module itself.
+        holder: the :class:`NormAddActivation` around it; None where there is none.
+    """
+
+    names: tuple[str, ...]
+    module: nn.Module
+    holder: NormAddActivation | None = None
+
+    @property
+    def name(self) -> str:
+        """The first of its names; empty for the root."""
+        return self.names[0]
+
+
+def sites_of(model: nn.Module) -> Iterator[Site]:
+    """Give every module once, in the order of registration, with all its names."""
+    names: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
+    holders: dict[int, NormAddActivation] = {}
+    held: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, NormAddActivation):
+            held[f"{name}.norm" if name else "norm"] = name
+            holders[id(module.norm)] = module
+        names.setdefault(id(module), []).append(held.get(name, name))
+        modules[id(module)] = module
+    for key, module in modules.items():
+        yield Site(names=tuple(names[key]), module=module, holder=holders.get(key))
+
+
+def batch_norms_of(model: nn.Module, where: Where | None = None, journal: Journal | None = None) -> list[Site]:
+    """Give the model's batch norms, each once; what only looks like one is refused in the journal.
+
+    Args:
+        model: the root.
+        where: name and module -> whether it is meant; of a shared module one of its names is enough. None takes all.
+        journal: None says nothing of what is not taken.
+    """
+    chosen = [site for site in sites_of(model) if where is None or any(where(name, site.module) for name in site.names)]
+    for site in chosen:
+        why = why_unknown(site.module)
+        if why is not None and journal is not None:
+            journal.refuse(site.name, label(site.module), why)
+    return [site for site in chosen if is_batch_norm(site.module)]
+
+
+def check_plain(verb: str, model: nn.Module) -> None:
+    """Raise TypeError for a model whose modules cannot be exchanged any more.
+
+    Args:
+        verb: that wants to exchange modules.
+        model: the root.
+    """
+    for site in sites_of(model):
+        kind = type(site.module).__name__
+        wrapped = kind in _WRAPPERS or isinstance(site.module, torch.jit.ScriptModule)
+        if wrapped:
+            raise TypeError(
+                f"{verb}: modules must be exchanged before the model is wrapped or compiled, got {kind}"
+                f"{f' at {site.name!r}' if site.name else ''}. Change the plain model, then wrap it."
+            )

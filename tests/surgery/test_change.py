@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import nn
+
+from steadynorm.surgery import convert_
+from steadynorm.surgery.change import Journal
+from tests.support.surgery import assert_state_equal, mixed, snapshot
+
+
+def edited(journal, model):
+    journal.write_(model[0].weight, torch.zeros_like(model[0].weight))
+    journal.set_attribute(model[1], "momentum", 0.7)
+    journal.set_attribute(model[1], "a_new_one", 3)
+    journal.set_entry(model[3]._parameters, "bias", None)
+    journal.replace(model[2], nn.SiLU())
+
+
+def test_undo_takes_every_kind_of_edit_back():
+    model = mixed()
+    before, momentum = snapshot(model), model[1].momentum
+    with Journal("test", model) as journal:
+        edited(journal, model)
+        change = journal.finish()
+    assert model[3].bias is None
+    assert change.undo() is model
+    assert_state_equal(model, before)
+    assert model[1].momentum == momentum
+    assert not hasattr(model[1], "a_new_one")
+
+
+def test_an_exception_takes_every_edit_back():
+    model = mixed()
+    before = snapshot(model)
+    with pytest.raises(KeyError), Journal("test", model) as journal:
+        edited(journal, model)
+        raise KeyError
+    assert_state_equal(model, before)
+
+
+def test_undo_restores_nan_bit_for_bit():
+    tensor = torch.tensor([float("nan"), -0.0])
+    before = tensor.clone().view(torch.int32)
+    with Journal("test", nn.Module()) as journal:
+        journal.write_(tensor, torch.zeros(2))
+    journal.finish().undo()
+    assert torch.equal(tensor.view(torch.int32), before)
+
+
+def test_a_change_cannot_be_undone_twice():
+    change = convert_(mixed(), "batch_norm")
+    change.undo()
+    with pytest.raises(RuntimeError, match="undone already"):
+        change.undo()
+
+
+def test_a_change_under_a_later_one_is_not_undone():
+    model = mixed()
+    first = convert_(model, "batch_renorm")
+    second = convert_(model, "torch_batch_norm")
+    after = snapshot(model)
+    with pytest.raises(RuntimeError, match="Undo the later change first"):
+        first.undo()
+    assert_state_equal(model, after)
+    second.undo()
+    first.undo()
+
+
+def test_undo_gives_the_old_root_back():
+    root = nn.BatchNorm2d(3)
+    change = convert_(root, "batch_norm")
+    assert change.model is not root
+    assert change.undo() is root
+    assert change.model is root
+
+
+def test_a_module_in_two_places_is_replaced_in_both():
+    shared = nn.ReLU()
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
+    new = nn.SiLU()
+    with Journal("test", model) as journal:
+        journal.replace(shared, new)
+    assert model["a"] is new
+    assert model["b"][0] is new
+
+
+def test_a_change_says_what_was_done():
+    model = mixed(nonfinite="skip")
+    text = str(convert_(model, "torch_batch_norm"))
+    assert text.splitlines() == [
+        "convert_: 1 changed, 0 refused",
+        "  4: steadynorm.BatchNorm2d(48, 'relu') -> torch.nn.BatchNorm2d(48) + relu",
+        "    note: nonfinite='skip' is not known there",
+    ]
