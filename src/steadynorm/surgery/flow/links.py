@@ -1,0 +1,206 @@
+"""A batch norm and the layer that alone feeds it, or that alone it feeds: when the two can be taken together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.surgery.flow.dataflow import LAYERS, Call, Flow, Value, storage_of
+from steadynorm.surgery.kinds import label
+
+__all__ = ["Link", "is_transposed", "link_before", "link_behind", "reach_of", "why_not_alone"]
+
+_OWN = ("forward", "_conv_forward", "__call__")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A layer and a batch norm between which nothing happens, and nobody else looks.
+
+    Args:
+        layer: the one call of the layer.
+        norm: the one call of the batch norm.
+        channels: for each output channel of a layer before the norm, or input channel of one behind, which of the
+            norm's channels it is; shape (channels of the layer,), int64. The identity but for an ``unflatten`` or
+            ``flatten`` between them.
+        same_view: whether the one gives the very tensor that the other takes, not another view or a copy of it.
+    """
+
+    layer: Call
+    norm: Call
+    channels: Tensor
+    same_view: bool
+
+
+def why_not_alone(flow: Flow, norm: nn.Module) -> str | None:
+    """Say why a batch norm is not to be taken away from where it stands, None where it can be."""
+    calls = flow.calls_of(norm)
+    if not calls:
+        return "it is not reached by the example. Give an example that runs it."
+    if len(calls) > 1:
+        return f"it is called {len(calls)} times."
+    if calls[0].input is None or not isinstance(calls[0].output, Tensor):
+        return "it is not called with a tensor."
+    for tensor in [*norm.parameters(), *norm.buffers()]:
+        others = _used_outside(flow, tensor, calls[0])
+        if others is not None:
+            return f"its parameters and statistics are also used by {others}."
+    return None
+
+
+def link_before(flow: Flow, norm: Call) -> Link | str:
+    """Find the layer whose output a batch norm takes, or say why there is none.
+
+    Args:
+        flow: of a run.
+        norm: its only call, see :func:`why_not_alone`.
+    """
+    value = flow.value_of(norm.input)
+    if value is None or value.call is None or not isinstance(value.call.module, LAYERS):
+        return "no convolution or linear layer feeds it"
+    layer = value.call
+    others = value.used_outside(norm)
+    if others:
+        return f"the output of {layer.name!r} is also used by {others[0]}"
+    if any(flow.value_of(extra) is value for extra in norm.extras.values() if isinstance(extra, Tensor)):
+        return f"the output of {layer.name!r} is also its residual"
+    assert norm.input is not None
+    dim = _channel_dim(layer.module, value.tensor)
+    seen, own = _positions(value, norm.input, dim), _numbered(norm.input, 1)
+    channels = None if seen is None or dim is None else _table(seen, own, value.tensor.shape[dim])
+    if channels is None:
+        return f"its channels are not those of {layer.name!r}"
+    return _why_not_layer(flow, layer) or Link(
+        layer=layer, norm=norm, channels=channels, same_view=_is_same_view(value.tensor, norm.input)
+    )
+
+
+def link_behind(flow: Flow, norm: Call) -> Link | str:
+    """Find the layer that takes what a batch norm gives, or say why there is none; otherwise as :func:`link_before`."""
+    value = flow.value_of(norm.output)
+    if value is None or value.call is not norm:
+        return "what it gives is not its own"
+    if not value.uses:
+        return "nothing takes what it gives"
+    takers = [call for call in value.uses[0].calls if isinstance(call.module, LAYERS)]
+    if not takers or flow.value_of(takers[-1].input) is not value:
+        return f"what it gives goes to {value.uses[0]}, not to a convolution or linear layer"
+    layer = takers[-1]
+    others = value.used_outside(layer)
+    if others:
+        return f"what it gives is also used by {others[0]}"
+    assert layer.input is not None
+    dim = _channel_dim(layer.module, layer.input)
+    seen = _positions(value, layer.input, 1)
+    own = None if dim is None else _numbered(layer.input, dim)
+    channels = None if seen is None or own is None or dim is None else _table(own, seen, layer.input.shape[dim])
+    if channels is None:
+        return f"its channels are not those of {layer.name!r}"
+    return _why_not_layer(flow, layer) or Link(
+        layer=layer, norm=norm, channels=channels, same_view=_is_same_view(value.tensor, layer.input)
+    )
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution."""
+    return isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+
+
+def reach_of(conv: nn.Module) -> list[int]:
+    """Give the padding of a convolution in the order of :func:`torch.nn.functional.pad`: last dimension first."""
+    padding, size, dilation = conv.padding, conv.kernel_size, conv.dilation
+    assert isinstance(size, tuple) and isinstance(dilation, tuple)
+    if padding == "same":
+        totals = [step * (width - 1) for step, width in zip(dilation, size, strict=True)]
+        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    if padding == "valid":
+        return [0] * (2 * len(size))
+    assert isinstance(padding, tuple)
+    return [side for each in reversed(padding) for side in (each, each)]
+
+
+def _why_not_layer(flow: Flow, call: Call) -> str:
+    """Say why a layer's numbers are not to be changed; empty where they can be."""
+    module, name = call.module, call.name
+    times = len(flow.calls_of(module))
+    if times > 1:
+        return f"{name!r} is called {times} times"
+    base = next(cls for cls in LAYERS if isinstance(module, cls))
+    own = [each for each in _OWN if getattr(type(module), each, None) is not getattr(base, each, None)]
+    if own or any(each in vars(module) for each in _OWN):
+        return f"{name!r} ({label(module)}) has a forward of its own"
+    weight = module._parameters.get("weight")
+    if type(weight) is not nn.Parameter or not weight.is_floating_point() or "bias" not in module._parameters:
+        return f"the weight of {name!r} is no plain parameter (a parametrization, a quantized tensor)"
+    for kind in ("weight", "bias"):
+        parameter = module._parameters[kind]
+        if parameter is None:
+            continue
+        owners = flow.owners_of(parameter)
+        if len(owners) > 1:
+            return f"the {kind} of {name!r} is tied: {', '.join(map(repr, owners))}"
+        others = _used_outside(flow, parameter, call)
+        if others is not None:
+            return f"the {kind} of {name!r} is also used by {others}"
+    return ""
+
+
+def _used_outside(flow: Flow, tensor: Tensor, call: Call) -> str | None:
+    value = flow.value_of(tensor)
+    others = [] if value is None else value.used_outside(call)
+    return str(others[0]) if others else None
+
+
+def _channel_dim(layer: nn.Module, tensor: Tensor) -> int | None:
+    """Give the dimension of a layer's input or output that its channels are; None for a convolution without a batch."""
+    if isinstance(layer, nn.Linear):
+        return tensor.dim() - 1
+    size = layer.kernel_size
+    assert isinstance(size, tuple)
+    return 1 if tensor.dim() == len(size) + 2 else None
+
+
+def _is_same_view(a: Tensor, b: Tensor) -> bool:
+    same_memory = storage_of(a) == storage_of(b) and a.storage_offset() == b.storage_offset()
+    return same_memory and a.size() == b.size() and a.stride() == b.stride()
+
+
+def _numbered(tensor: Tensor, dim: int) -> Tensor:
+    """Give the index along a dimension at every place of a tensor."""
+    index = torch.arange(tensor.shape[dim])
+    return index.view([-1 if each == dim else 1 for each in range(tensor.dim())]).expand(tensor.shape)
+
+
+def _positions(value: Value, seen: Tensor, dim: int | None) -> Tensor | None:
+    """Give the index along a dimension of a value at every place of another view of it, or of a copy.
+
+    The index is written where the value lies in memory, carried along with every copy, and read as the view lies.
+    """
+    if dim is None or seen.dtype != value.tensor.dtype:
+        return None
+    memory = {storage_of(value.tensor): _blank(value.tensor)}
+    _lie(memory, value.tensor).copy_(_numbered(value.tensor, dim))
+    for source, copy in value.copies:
+        memory.setdefault(storage_of(copy), _blank(copy))
+        _lie(memory, copy).copy_(_lie(memory, source))
+    return _lie(memory, seen)
+
+
+def _blank(tensor: Tensor) -> Tensor:
+    return torch.full((tensor.untyped_storage().nbytes() // tensor.element_size(),), -1)
+
+
+def _lie(memory: dict[int | None, Tensor], tensor: Tensor) -> Tensor:
+    """View the memory that stands for a tensor's as the tensor views its own."""
+    return memory[storage_of(tensor)].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+def _table(keys: Tensor, values: Tensor, size: int) -> Tensor | None:
+    """Give the one value that stands beside each key from 0 to size − 1; None where a key has none, or several."""
+    table = torch.full((size,), -1)
+    table[keys.reshape(-1)] = values.reshape(-1)
+    if bool((table < 0).any()) or not torch.equal(table[keys], values):
+        return None
+    return table

@@ -1,0 +1,98 @@
+"""The arithmetic of folding: a batch norm's evaluation as one affine map, and a layer's weights with it inside.
+
+Everything is computed in float64 on the CPU; how it is rounded is decided where it is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Affine", "affine_of", "with_scaled_inputs", "with_scaled_outputs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """What a batch norm does in evaluation, channel by channel: y = gain · x + shift.
+
+    Args:
+        gain: shape (C,), float64.
+        shift: likewise.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    def at(self, channels: Tensor) -> Affine:
+        """Give the map of some channels, shape (K,), int64, in their order."""
+        return Affine(gain=self.gain[channels], shift=self.shift[channels])
+
+
+def affine_of(norm: nn.Module) -> Affine:
+    """Give what a batch norm does in evaluation.
+
+        gain = weight / √(running_var + eps)        shift = bias − running_mean · gain
+
+    Args:
+        norm: with running statistics; without weight or bias they are 1 and 0.
+    """
+    tensors = norm._parameters | norm._buffers
+    mean, var = tensors["running_mean"], tensors["running_var"]
+    assert mean is not None and var is not None
+    weight, bias = tensors.get("weight"), tensors.get("bias")
+    eps = norm.eps
+    assert isinstance(eps, float | int)
+    gain = (_wide(var) + eps).rsqrt() * (1 if weight is None else _wide(weight))
+    return Affine(gain=gain, shift=(0 if bias is None else _wide(bias)) - _wide(mean) * gain)
+
+
+def with_scaled_outputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tensor]:
+    """Give weight and bias of a layer that does what it does now, and then the affine map.
+
+        W′ = gain · W        b′ = gain · b + shift
+
+    Args:
+        layer: linear, convolution or transposed convolution, grouped or not.
+        affine: of its output channels.
+    """
+    weight, bias = _parameters(layer)
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        parts = weight.view(layer.groups, -1, *weight.shape[1:])  # (groups, in/groups, out/groups, ...)
+        scaled = parts * _along(affine.gain.view(layer.groups, 1, -1), parts)
+        return scaled.flatten(0, 1), affine.gain * bias + affine.shift
+    return weight * _along(affine.gain.view(-1, 1), weight), affine.gain * bias + affine.shift
+
+
+def with_scaled_inputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tensor]:
+    """Give weight and bias of a layer that does first the affine map, and then what it does now.
+
+        W′ = W · gain        b′ = b + Σ W · shift        over the inputs of an output
+
+    Exact where every output sees all of its inputs, so not at a border padded with zeros.
+
+    Args:
+        layer: linear or convolution, grouped or not; not transposed.
+        affine: of its input channels.
+    """
+    weight, bias = _parameters(layer)
+    groups = getattr(layer, "groups", 1)
+    parts = weight.view(groups, -1, *weight.shape[1:])  # (groups, out/groups, in/groups, ...)
+    gain, shift = (_along(each.view(groups, 1, -1), parts) for each in (affine.gain, affine.shift))
+    return (parts * gain).flatten(0, 1), bias + (parts * shift).flatten(2).sum(-1).flatten()
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    assert weight is not None
+    return _wide(weight).contiguous(), torch.zeros((), dtype=torch.float64) if bias is None else _wide(bias)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()
+
+
+def _along(values: Tensor, weight: Tensor) -> Tensor:
+    """View values so that they broadcast along the first dimensions of a weight."""
+    return values.view(*values.shape, *[1] * (weight.dim() - values.dim()))

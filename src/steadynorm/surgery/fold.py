@@ -1,0 +1,221 @@
+"""Fold batch norms into the layers that feed them, or that they feed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.layers.norm_add_activation import NormAddActivation
+from steadynorm.surgery.batches import Batch, Forward
+from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.flow.channel_pad import ChannelPad
+from steadynorm.surgery.flow.dataflow import Call, Flow, trace
+from steadynorm.surgery.flow.links import Link, is_transposed, link_before, link_behind, reach_of, why_not_alone
+from steadynorm.surgery.flow.scale import Affine, affine_of, with_scaled_inputs, with_scaled_outputs
+from steadynorm.surgery.flow.trial import check_agreement, run
+from steadynorm.surgery.kinds import kind_of, label
+from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
+
+__all__ = ["fold_"]
+
+_LARGE_GAIN = 100
+
+
+def fold_(
+    model: nn.Module,
+    example: Batch,
+    *,
+    where: Where | None = None,
+    forward: Forward | None = None,
+    tolerance: float | None = None,
+) -> Change:
+    """Fold every batch norm into the linear or convolutional layer beside it, so that it costs nothing.
+
+        norm(W·x + b) = (gain·W)·x + (gain·b + shift)        gain = weight/√(running_var + eps)
+        W·norm(x) + b = (W·gain)·x + (b + Σ W·shift)         shift = bias − running_mean·gain
+
+    What belongs together is found in a run of the example, not by names or the order of registration: the layer's
+    output goes to the norm and nowhere else, or the norm's to the layer and nowhere else, and both run once. The layer
+    before is preferred. Linear, convolutions and transposed ones, of any groups; a convolution behind that pads with
+    zeros gets from a :class:`ChannelPad` in the norm's place what the norm would have made zero. A fused activation or
+    residual stays, as :class:`steadynorm.layers.NormAddActivation`; an Identity takes the place of any other norm.
+    Parameters keep their objects and dtypes. Afterwards the example is run again and the outputs are compared.
+
+    Args:
+        model: in evaluation mode.
+        example: a batch of usual data; a tensor, or the model's arguments as tuple, list or dict. It is left unchanged.
+        where: name and module -> whether this batch norm is meant; None means all.
+        forward: takes the model and the example, where it is called in another way; returns what is compared.
+        tolerance: largest error of an output tensor, relative to its largest magnitude. None goes by the dtypes that
+            it is computed in: 1e-10 for float64, 1e-4 for float32, 1e-2 for float16 (and for float32 on a GPU, which
+            may round to TF32), 5e-2 for bfloat16. Of integers, the share that may differ, by default none.
+
+    Returns:
+        what was folded, and every other batch norm with the reason; measured are ``largest_error`` and
+        ``largest_relative_error`` over the outputs of the example.
+
+    Raises:
+        RuntimeError: outputs differ by more than the tolerance; nothing is changed then.
+        TypeError: the model is wrapped or compiled.
+        ValueError: the model or a batch norm is in training mode; the example gives no tensor to compare.
+
+    Source: Jacob et al. 2018 (arXiv 1712.05877), section 3.2, for the layer before.
+    """
+    check_plain("fold_", model)
+    with Journal("fold_", model) as journal:
+        sites = batch_norms_of(model, where, journal)
+        _check_evaluating(model, sites)
+        expected = run(model, example, forward)
+        flow = trace(model, example, forward)
+        left: list[tuple[Site, Call, str]] = []
+        for site in sites:
+            why = _why_not_foldable(flow, site.module)
+            if why:
+                journal.refuse(site.name, label(site.module), why)
+                continue
+            call = flow.calls_of(site.module)[0]
+            why = _fold_before(journal, flow, site, call)
+            if why:
+                left.append((site, call, why))
+        for site, call, before in left:
+            why = _fold_behind(journal, flow, site, call)
+            if why:
+                journal.refuse(site.name, label(site.module), f"before: {before}; behind: {why}.")
+        measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
+        if journal.changed:
+            actual = run(journal.model, example, forward)
+            measured = check_agreement("fold_", expected, actual, tolerance=tolerance, dtypes=flow.dtypes())
+        return journal.finish(**measured)
+
+
+def _check_evaluating(model: nn.Module, sites: list[Site]) -> None:
+    training = [repr(site.name) for site in sites if site.module.training]
+    if model.training or training:
+        what = "the model" if model.training else ", ".join(training)
+        raise ValueError(
+            f"fold_: what is folded must be in evaluation mode, got {what} in training mode: normalizing by the batch "
+            "is in no weights. Call model.eval()."
+        )
+
+
+def _why_not_foldable(flow: Flow, norm: nn.Module) -> str | None:
+    """Say why this batch norm cannot be an affine map of its own, None where it is one."""
+    kind, _ = kind_of(norm)
+    if not kind.evaluates_as_batch_norm:
+        return "its evaluation depends on the batch. Convert it to batch_norm or frozen_batch_norm first."
+    if norm._buffers.get("running_mean") is None or norm._buffers.get("running_var") is None:
+        return "it has no running statistics, so it normalizes by the batch in evaluation as well."
+    why = why_not_alone(flow, norm)
+    if why is not None:
+        return why
+    extras = flow.calls_of(norm)[0].extras
+    odd = [name for name in extras if name not in _residual_names(norm)]
+    if odd:
+        return f"it is called with {', '.join(odd)}, which the weights of no layer can take into account."
+    affine = affine_of(norm)
+    bad = ~(affine.gain.isfinite() & affine.shift.isfinite())
+    if bad.any():
+        return (
+            f"its statistics or parameters are not finite, or its variance is negative, in {int(bad.sum())} channels."
+        )
+    return None
+
+
+def _residual_names(norm: nn.Module) -> tuple[str, ...]:
+    kind, _ = kind_of(norm)
+    masked = kind.name == "masked_batch_norm"  # whose second argument is the mask
+    return ("residual",) if masked else ("residual", "argument 2") if kind.ours else ()
+
+
+def _fold_before(journal: Journal, flow: Flow, site: Site, call: Call) -> str:
+    """Fold a batch norm into the layer before it, or say why not."""
+    link = link_before(flow, call)
+    if isinstance(link, str):
+        return link
+    affine = affine_of(site.module)
+    why = _write(journal, link, *with_scaled_outputs(link.layer.module, affine.at(link.channels)))
+    if not why:
+        _leave(journal, site, _rest_of(call), link, affine)
+    return why
+
+
+def _fold_behind(journal: Journal, flow: Flow, site: Site, call: Call) -> str:
+    """Fold a batch norm into the layer behind it, or say why not."""
+    link = link_behind(flow, call)
+    if isinstance(link, str):
+        return link
+    if not isinstance(_rest_of(call), nn.Identity):
+        return "a residual or an activation comes between"
+    if is_transposed(link.layer.module):
+        return f"{link.layer.name!r} is transposed, so that fewer inputs reach its border"
+    affine, conv = affine_of(site.module), link.layer.module
+    rest: nn.Module = nn.Identity()
+    pads = getattr(conv, "padding_mode", "") == "zeros" and any(reach_of(conv))
+    if pads:
+        border = _border(link, affine)
+        if isinstance(border, str):
+            return border
+        rest = ChannelPad(border, reach_of(conv))
+    why = _write(journal, link, *with_scaled_inputs(conv, affine.at(link.channels)))
+    if not why:
+        if pads:
+            journal.set_attribute(conv, "padding", (0,) * (len(reach_of(conv)) // 2))
+        _leave(journal, site, rest, link, affine)
+    return why
+
+
+def _border(link: Link, affine: Affine) -> Tensor | str:
+    """Give what the norm makes zero in each channel, or say why a convolution's padding cannot be made explicit."""
+    name = link.layer.name
+    if not link.same_view:
+        return f"{name!r} pads with zeros another view than the norm's own output"
+    stuck = (affine.gain == 0) & (affine.shift != 0)
+    if stuck.any():
+        return f"{name!r} pads with zeros, but in {int(stuck.sum())} channels nothing makes zero: the weight is 0"
+    value = torch.where(affine.shift == 0, 0.0, -affine.shift / affine.gain)
+    assert link.norm.input is not None
+    value = value.to(dtype=link.norm.input.dtype, device=link.norm.input.device)
+    if not value.isfinite().all():
+        return f"{name!r} pads with zeros, but what would make zero is too large for {value.dtype}"
+    return value
+
+
+def _write(journal: Journal, link: Link, weight: Tensor, bias: Tensor) -> str:
+    """Write folded weights into a layer, or say why they cannot be."""
+    layer = link.layer.module
+    old, old_bias = layer._parameters["weight"], layer._parameters["bias"]
+    assert old is not None
+    weight, bias = (each.to(dtype=old.dtype, device=old.device) for each in (weight, bias))
+    if old.isfinite().all() and not (weight.isfinite().all() and bias.isfinite().all()):
+        return f"with it the weights of {link.layer.name!r} would be too large for {old.dtype}"
+    journal.write_(old, weight)
+    if old_bias is None:
+        journal.set_entry(layer._parameters, "bias", nn.Parameter(bias, requires_grad=old.requires_grad))
+    else:
+        journal.write_(old_bias, bias)
+    return ""
+
+
+def _rest_of(call: Call) -> nn.Module:
+    """Give what is left of a batch norm once the layer before does its normalizing."""
+    activation = getattr(call.module, "activation", None)
+    if activation is None and not call.extras:
+        return nn.Identity()
+    return NormAddActivation(nn.Identity(), activation)
+
+
+def _leave(journal: Journal, site: Site, rest: nn.Module, link: Link, affine: Affine) -> None:
+    """Put the rest in the norm's place and say so."""
+    notes = []
+    largest = affine.gain.abs().max() if affine.gain.numel() else affine.gain.new_zeros(())
+    if largest > _LARGE_GAIN:
+        channel = int(affine.gain.abs().argmax())
+        notes.append(f"largest gain {largest:.3g}, of channel {channel}: nearly constant in training")
+    journal.replace(site.module, rest.train(site.module.training))
+    layer = link.layer
+    journal.note_changed(
+        site.name,
+        label(site.module),
+        f"{label(rest)}, folded into {layer.name!r} ({label(layer.module)})",
+        *notes,
+    )

@@ -1,0 +1,156 @@
+"""Take away biases that a batch norm subtracts again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.surgery.batches import Batch, Forward
+from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.flow.dataflow import Flow, trace
+from steadynorm.surgery.flow.links import Link, link_before, why_not_alone
+from steadynorm.surgery.flow.trial import check_agreement, run
+from steadynorm.surgery.kinds import is_batch_norm, kind_of, label, why_unknown
+from steadynorm.surgery.sites import Where, batch_norms_of, check_plain
+
+__all__ = ["strip_bias_"]
+
+
+def strip_bias_(
+    model: nn.Module,
+    example: Batch,
+    *,
+    where: Where | None = None,
+    forward: Forward | None = None,
+    tolerance: float | None = None,
+) -> Change:
+    """Take away the bias of every layer whose output goes to one batch norm only, which subtracts it with the mean.
+
+        running_mean′ = running_mean − b        b′ = None
+
+    In training the outputs and every other gradient are what they were, as the bias had no gradient but rounding; in
+    evaluation the running mean makes up for it. Layer and norm are found as :func:`steadynorm.surgery.fold_` finds
+    them, in two runs of the example: in evaluation, and in training but for the batch norms, so that a dropout between
+    the two is seen. Afterwards the outputs in evaluation are compared. A gated batch norm subtracts the bias as far as
+    it follows the batch; outputs stay what they were there as well, but the bias did have a gradient.
+
+    Args:
+        model: in either mode, and left in it.
+        example: as for :func:`steadynorm.surgery.fold_`.
+        where: name and module -> whether the bias before this batch norm is meant; None means all.
+        forward: as for :func:`steadynorm.surgery.fold_`.
+        tolerance: likewise.
+
+    Returns:
+        which layers lost their bias, and every other batch norm with the reason; measured as in
+        :func:`steadynorm.surgery.fold_`, in evaluation. An optimizer made before goes on holding the biases.
+
+    Raises:
+        RuntimeError: outputs in evaluation differ by more than the tolerance; nothing is changed then.
+        TypeError: the model is wrapped or compiled.
+        ValueError: the example gives no tensor to compare.
+    """
+    check_plain("strip_bias_", model)
+    with Journal("strip_bias_", model) as journal:
+        sites = batch_norms_of(model, where, journal)
+        with _modes(model, training=False):
+            expected = run(model, example, forward)
+            evaluating = trace(model, example, forward)
+        with _modes(model, training=True):
+            training = trace(model, example, forward)
+        for site in sites:
+            frozen = model.training and not site.module.training
+            link = _find(evaluating, training, site.module, frozen=frozen)
+            if isinstance(link, str):
+                journal.refuse(site.name, label(site.module), link)
+            else:
+                _strip(journal, site.name, link)
+        measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
+        if journal.changed:
+            with _modes(model, training=False):
+                actual = run(model, example, forward)
+            dtypes = evaluating.dtypes()
+            measured = check_agreement("strip_bias_", expected, actual, tolerance=tolerance, dtypes=dtypes)
+        return journal.finish(**measured)
+
+
+@contextmanager
+def _modes(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put all modules into a mode, but batch norms, whose statistics must not move, into evaluation."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = training and not is_batch_norm(module) and why_unknown(module) is None
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _find(evaluating: Flow, training: Flow, norm: nn.Module, *, frozen: bool) -> Link | str:
+    """Find the layer whose bias the norm makes redundant, or say why there is none."""
+    found: list[Link] = []
+    for mode, flow in (("", evaluating), ("in training, ", training)):
+        why = why_not_alone(flow, norm)
+        link = link_before(flow, flow.calls_of(norm)[0]) if why is None else why
+        if isinstance(link, str):
+            return f"{mode}{link.removesuffix('.')}."
+        found.append(link)
+    first, second = found
+    if first.layer.module is not second.layer.module:
+        return f"{first.layer.name!r} feeds it in evaluation, {second.layer.name!r} in training."
+    return _why_needed(evaluating, first, frozen=frozen) or first
+
+
+def _why_needed(flow: Flow, link: Link, *, frozen: bool) -> str:
+    """Say why the bias is not redundant, or not there; empty where it is there and redundant."""
+    name, norm = link.layer.name, link.norm.module
+    bias = link.layer.module._parameters["bias"]
+    kind, _ = kind_of(norm)
+    if bias is None:
+        return f"the layer before, {name!r}, has no bias."
+    masks = [value for name, value in link.norm.extras.items() if name != "residual" and value is not None]
+    if kind.name == "masked_batch_norm" and masks:
+        return "it is called with a mask, and what is masked comes out as it came in, bias and all."
+    channels = sorted(link.channels.tolist())
+    if channels != list(range(len(channels))):
+        return f"several channels of {name!r} are one of its, and their biases differ."
+    if (kind.name == "frozen_batch_norm" or frozen) and bias.requires_grad:
+        return f"its statistics are frozen, so that the bias of {name!r} is learned: set its requires_grad to False."
+    for statistic in _means_of(norm):
+        if len(flow.owners_of(statistic)) > 1:
+            return f"its statistics are those of {', '.join(map(repr, flow.owners_of(statistic)))} too."
+    return ""
+
+
+def _strip(journal: Journal, norm: str, link: Link) -> None:
+    layer = link.layer.module
+    bias = layer._parameters["bias"]
+    assert bias is not None
+    wide = bias.detach().cpu().double()
+    moved = torch.empty_like(wide).index_copy_(0, link.channels, wide)
+    for statistic in _means_of(link.norm.module):
+        _subtract(journal, statistic, moved)
+    journal.set_entry(layer._parameters, "bias", None)
+    notes = ["an optimizer made before still holds the bias; make it anew"]
+    if not kind_of(link.norm.module)[0].evaluates_as_batch_norm:
+        notes.append("the gate lets stored statistics in, so the bias had a gradient; the norm's own bias has it too")
+    after = "without one" + (f", moved into the running mean of {norm!r}" if _means_of(link.norm.module) else "")
+    journal.note_changed(link.layer.name, f"{label(layer)} with a bias", after, *notes)
+
+
+def _means_of(norm: nn.Module) -> list[Tensor]:
+    """Give the buffers of a batch norm that hold means of its input: those of ours beyond torch's as well."""
+    buffers = norm._buffers
+    found = [buffers.get("running_mean"), buffers.get("_bank_experts"), buffers.get("_window")]
+    return [each for each in found if each is not None]
+
+
+def _subtract(journal: Journal, statistic: Tensor, moved: Tensor) -> None:
+    """Subtract from the means in a statistic: shape (C,), or (batches or momenta, 2 or 3, C) with the means first."""
+    value = statistic.detach().to("cpu", torch.float64, copy=True)
+    (value if value.dim() == 1 else value[:, 0]).sub_(moved)
+    journal.write_(statistic, value.to(dtype=statistic.dtype, device=statistic.device))
