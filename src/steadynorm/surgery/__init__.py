@@ -1,10 +1,15 @@
 """Verbs on whole models: they work in place, say what they did, and can be undone."""
 
 from steadynorm.surgery.change import Change, Changed, Refused
+from steadynorm.surgery.contexts import no_statistics_update, use_batch_statistics, use_running_statistics
 from steadynorm.surgery.convert import convert_, from_sync_, to_torch_
 from steadynorm.surgery.fold import fold_
 from steadynorm.surgery.freeze import freeze_, unfreeze_
 from steadynorm.surgery.param_groups import param_groups
+from steadynorm.surgery.recalibrate import recalibrate_
+from steadynorm.surgery.reconcile import reconcile_statistics_
+from steadynorm.surgery.repair import repair_statistics_
+from steadynorm.surgery.statistics import copy_statistics_, load_statistics_, merge_statistics, statistics_of
 from steadynorm.surgery.strip_bias import strip_bias_
 
 __all__ = [
@@ -12,11 +17,21 @@ __all__ = [
     "Changed",
     "Refused",
     "convert_",
+    "copy_statistics_",
     "fold_",
     "freeze_",
     "from_sync_",
+    "load_statistics_",
+    "merge_statistics",
+    "no_statistics_update",
     "param_groups",
+    "recalibrate_",
+    "reconcile_statistics_",
+    "repair_statistics_",
+    "statistics_of",
     "strip_bias_",
     "to_torch_",
     "unfreeze_",
+    "use_batch_statistics",
+    "use_running_statistics",
 ]

@@ -1,0 +1,155 @@
+"""Forwards that leave the running estimates alone, by whichever statistics they are to normalize."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
+from steadynorm.surgery.sites import Site, Where, sites_of
+
+__all__ = ["no_statistics_update", "standing_in", "use_batch_statistics", "use_running_statistics"]
+
+
+@contextmanager
+def no_statistics_update(model: nn.Module, *, where: Where | None = None) -> Iterator[None]:
+    """Let no forward within move a running estimate; everything else is as it would be.
+
+    For a teacher, a probe, a second forward at other weights or inputs (SAM, attacks). A layer in training normalizes
+    by its batch, with gradient, and counts nothing; windows, banks and noise of our layers stay as well. What autograd
+    keeps of the estimates are copies, so that several forwards can be followed by one backward.
+
+    The three contexts act on the batch norms that ``where`` chooses, whatever their ``.training``, which they leave as
+    it is. They can be nested; the innermost that says by which statistics to normalize is the one that holds. With
+    ``torch.utils.checkpoint`` the backward belongs into the context too, because it runs the forward again. Compiled
+    models break their graph at these layers, so ``fullgraph=True`` raises. Copies that DistributedDataParallel makes of
+    rank 0's buffers before a forward are its own affair: they are still made.
+
+    Args:
+        model: the root.
+        where: name and module -> whether the layer is meant. None takes all.
+
+    Raises:
+        TypeError: a subclass of batch norm, or a compiled script, of which nobody knows what its forward moves.
+    """
+    with _aside(_chosen("no_statistics_update", model, where), training=None):
+        yield
+
+
+@contextmanager
+def use_batch_statistics(model: nn.Module, *, where: Where | None = None) -> Iterator[None]:
+    """Let the batch norms within normalize as in training, by the batch, and move no running estimate.
+
+    The gradient flows through the batch's moments. Each kind does what it does in training: renorm corrects towards
+    its running estimates, a gated layer blends with them, a synchronised one asks the other ranks. FrozenBatchNorm
+    knows no batch statistics and stays frozen. For the rest see :func:`no_statistics_update`.
+
+    Raises:
+        TypeError: as :func:`no_statistics_update`.
+    """
+    with _aside(_chosen("use_batch_statistics", model, where), training=True):
+        yield
+
+
+@contextmanager
+def use_running_statistics(model: nn.Module, *, where: Where | None = None) -> Iterator[None]:
+    """Let the batch norms within normalize as in evaluation, by their running estimates, and move none of these.
+
+    Dropout and everything else keep their mode. For the rest see :func:`no_statistics_update`.
+
+    Raises:
+        TypeError: as :func:`no_statistics_update`.
+        ValueError: a layer has no running estimates.
+    """
+    sites = _chosen("use_running_statistics", model, where)
+    without = [_described(site) for site in sites if site.module.running_mean is None]
+    if without:
+        raise ValueError(
+            f"use_running_statistics: every layer must have running statistics, got {', '.join(without)} without. "
+            "Leave them out with where=...."
+        )
+    with _aside(sites, training=False):
+        yield
+
+
+@contextmanager
+def standing_in(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Let other callables stand for the forwards of some modules, on these instances only.
+
+    Args:
+        forwards: module -> what to call instead. What stood there before stands there again afterwards.
+    """
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, forward in before.items():
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = forward
+
+
+class _Aside:
+    """Stands for a batch norm's forward: runs it on copies of its buffers, in the mode that is asked for."""
+
+    def __init__(self, module: nn.Module, training: bool | None) -> None:
+        outer = vars(module).get("forward")
+        self.module = module
+        self.training: bool | None = outer.training if training is None and isinstance(outer, _Aside) else training
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
+        if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+            return self._run(*arguments, **named)
+        return torch.compiler.disable(self._run)(*arguments, **named)  # type: ignore[no-untyped-call, unused-ignore]
+
+    def _run(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
+        module = self.module
+        attributes, buffers = dict(vars(module)), dict(module._buffers)
+        module._buffers.update({name: None if each is None else each.clone() for name, each in buffers.items()})
+        if self.training is not None:
+            module.training = self.training
+        if "_before" in attributes:  # of an earlier batch; a second forward for this one finds what the first one found
+            vars(module)["_before"] = None
+        try:
+            return type(module).forward(module, *arguments, **named)
+        finally:
+            module._buffers.update(buffers)
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+
+
+@contextmanager
+def _aside(sites: Iterable[Site], *, training: bool | None) -> Iterator[None]:
+    with standing_in({site.module: _Aside(site.module, training) for site in sites}):
+        yield
+
+
+def _chosen(verb: str, model: nn.Module, where: Where | None) -> list[Site]:
+    """Give the batch norms that are meant, those in another of these contexts among them."""
+    found = []
+    for site in sites_of(model):
+        if where is not None and not any(where(name, site.module) for name in site.names):
+            continue
+        if isinstance(vars(site.module).get("forward"), _Aside) or is_batch_norm(site.module):
+            found.append(site)
+            continue
+        why = why_unknown(site.module)
+        if why is not None:
+            raise TypeError(
+                f"{verb}: every batch norm must be one of torch's or ours, got {_described(site)}: {why} Or leave it "
+                "out with where=...."
+            )
+    return found
+
+
+def _described(site: Site) -> str:
+    return f"{label(site.module)} {site.name or '(the model)'!r}"

@@ -1,0 +1,178 @@
+"""One pass over batches, in which layers normalize by given statistics and tell what their inputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.functional import valid_positions
+from steadynorm.layers import MaskedBatchNorm1d
+from steadynorm.statistics import Moments, measure
+from steadynorm.surgery.batches import Forward, unwrapped
+from steadynorm.surgery.contexts import standing_in
+from steadynorm.surgery.estimation.course import Course
+from steadynorm.surgery.estimation.groups import Groups
+from steadynorm.surgery.kinds import Norm, label
+
+__all__ = ["Pass", "Target"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """A layer whose statistics are wanted.
+
+    Args:
+        name: qualified.
+        module: with running estimates.
+        channels: shape (C,), boolean, on the CPU; the others keep their running estimates. None takes all.
+    """
+
+    name: str
+    module: Norm
+    channels: Tensor | None = None
+
+    def stored(self) -> Moments:
+        """Give the running estimates in float64, on the CPU; their count means nothing."""
+        mean, var = (each.detach().cpu().double() for each in (self.module.running_mean, self.module.running_var))
+        return Moments(mean=mean, var=var, count=1)
+
+    def estimate(self, found: Moments, weight: float) -> Moments:
+        """Give the running estimates that follow from what was measured, where it has such a weight beside them."""
+        stored = Moments(
+            mean=self.module.running_mean.to(found.mean), var=self.module.running_var.to(found.var), count=1
+        )
+        new = found if weight == 1 else stored.blend(found, weight=weight)
+        if self.channels is None:
+            return new
+        channels = self.channels.to(stored.mean.device)
+        mean, var = torch.where(channels, new.mean, stored.mean), torch.where(channels, new.var, stored.var)
+        return Moments(mean=mean, var=var, count=new.count)
+
+    def largest(self, each: Tensor) -> float:
+        """Give the largest number, shape (..., C), of the channels that are wanted; NaN where one is."""
+        return float((each if self.channels is None else each[..., self.channels]).max())
+
+    def describe(self) -> str:
+        """Name it in a message."""
+        return f"{label(self.module)} {self.name or '(the model)'!r}"
+
+
+class Pass:
+    """What the targets' inputs are while they normalize by what the pass before has found, see :class:`Course`.
+
+    Args:
+        verb: for messages.
+        model: the root.
+        targets: layers.
+        forward: runs the model on a batch.
+        before: the pass before; None lets each target normalize by its batch's own moments.
+        found: what that has found, with the unbiased variance; None where it has not reached a target.
+        weights: of what was found, beside the running estimates.
+    """
+
+    def __init__(
+        self,
+        verb: str,
+        model: nn.Module,
+        targets: Sequence[Target],
+        forward: Forward,
+        before: Pass | None = None,
+        found: Sequence[Moments | None] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.groups = [Groups(target.module.num_features) for target in targets]
+        self.samples = [0] * len(targets)
+        self.batches = self.calls = 0
+        courses: Sequence[Course | None] = [None] * len(targets) if before is None else before._courses
+        totals = [None] * len(targets) if found is None else found
+        self._courses: list[Course] = [
+            Course(course, total, eps=target.module.eps)
+            for target, course, total in zip(targets, courses, totals, strict=True)
+        ]
+        self._weights = [1.0] * len(targets) if weights is None else weights
+        self._verb, self._model, self._targets, self._forward = verb, unwrapped(model), targets, forward
+        self._heard: list[tuple[int, Moments, int]] = []
+        self._forwards = {target.module: self._stand_in(at, target) for at, target in enumerate(targets)}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear the targets' inputs."""
+        with standing_in(self._forwards):
+            yield
+        for course in self._courses:
+            course.forget()
+
+    def take(self, batch: Any) -> None:  # noqa: ANN401 (whatever a loader gives)
+        """Run the model on a batch and add what was heard.
+
+        Raises:
+            ValueError: a target's input is not finite.
+        """
+        self._heard.clear()
+        self._forward(self._model, batch)
+        self.batches += 1
+        self.calls = max(self.calls, len(self._heard))
+        for at, (found, samples) in self._joined().items():
+            self.samples[at] += samples
+            if found.count:
+                self.groups[at].add(found)
+
+    def _joined(self) -> dict[int, tuple[Moments, int]]:
+        """Join what each target heard; one that five levels share has seen each sample once, not five times."""
+        joined: dict[int, tuple[Moments, int]] = {}
+        for at, found, samples in self._heard:
+            found = Moments(mean=found.mean.cpu().double(), var=found.var.cpu().double(), count=found.count)
+            self._check_finite(self._targets[at], found)
+            if at in joined:
+                before, most = joined[at]
+                found, samples = before.merge(found), max(most, samples)
+            joined[at] = found, samples
+        return joined
+
+    def _check_finite(self, target: Target, found: Moments) -> None:
+        if found.count and not bool((found.mean.isfinite() & found.var.isfinite()).all()):
+            raise ValueError(
+                f"{self._verb}: every batch must be finite at every layer, got NaN or infinity, or squares that are, "
+                f"in the input of {target.describe()} in batch {self.batches}, counted from 1. Leave that batch out, "
+                "or look for what made it so."
+            )
+
+    def _stand_in(self, at: int, target: Target) -> Callable[..., Any]:
+        module = target.module
+
+        def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
+            found, samples = _measured(module, *arguments, **named)
+            self._heard.append((at, found, samples))
+            expected = self._courses[at].add(found)
+            with _normalizing_by(module, target.estimate(expected, self._weights[at])):
+                return type(module).forward(module, *arguments, **named)
+
+        return forward
+
+
+@contextmanager
+def _normalizing_by(module: nn.Module, moments: Moments) -> Iterator[None]:
+    """Let a layer evaluate by other statistics than its own."""
+    buffers = module._buffers
+    mean, var = stored = buffers["running_mean"], buffers["running_var"]
+    buffers["running_mean"], buffers["running_var"] = moments.mean.to(mean), moments.var.to(var)
+    try:
+        yield
+    finally:
+        buffers["running_mean"], buffers["running_var"] = stored
+
+
+def _measured(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Moments, int]:  # noqa: ANN401 (as the layer takes them)
+    """Measure a layer's input where it counts, and give the number of its samples."""
+    x: Tensor = arguments[0] if arguments else named["input"]
+    if isinstance(module, MaskedBatchNorm1d):
+        mask, lengths = arguments[1] if len(arguments) > 1 else named.get("mask"), named.get("lengths")
+        if mask is not None or lengths is not None:
+            valid = valid_positions(x, mask, lengths).squeeze(1)
+            return measure(x.movedim(1, -1)[valid]), len(x)
+    return measure(x), len(x)

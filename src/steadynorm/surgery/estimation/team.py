@@ -1,0 +1,105 @@
+"""The ranks that work on one set of statistics: they show each other numbers, and stop together."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from steadynorm.statistics.ranks import ranks_of
+
+__all__ = ["Team"]
+
+
+class Team:
+    """The ranks of a process group, or this process alone, which then talks to nobody.
+
+    Args:
+        verb: that they work at, for messages.
+        model: on whose device numbers travel.
+        process_group: None is the default group.
+    """
+
+    def __init__(self, verb: str, model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
+        ranks = ranks_of(process_group)
+        self.size = 1 if ranks is None else ranks.size
+        self.rank = 0 if ranks is None else ranks.rank
+        self._verb, self._group = verb, process_group
+        first = next(chain(model.parameters(), model.buffers()), None)
+        self._device = torch.device("cpu") if first is None else first.device
+
+    @classmethod
+    def alone(cls, verb: str) -> Team:
+        """Give a team of this process only, whatever groups there are."""
+        team = cls.__new__(cls)
+        team.size, team.rank, team._verb, team._group, team._device = 1, 0, verb, None, torch.device("cpu")
+        return team
+
+    def gather(self, row: Tensor) -> Tensor:
+        """Give every rank's row, in the order of the ranks, on the CPU; the same on each. One collective.
+
+        Args:
+            row: shape (K,), float64, with the same K on every rank.
+
+        Returns:
+            shape (R, K).
+        """
+        if self.size == 1:
+            return row[None]
+        own = row.to(self._device)
+        rows = own.new_empty(self.size * own.numel())
+        dist.all_gather_into_tensor(rows, own, group=self._group)
+        return rows.view(self.size, -1).cpu()
+
+    def agree(self, decision: bool) -> bool:
+        """Give rank 0's decision on every rank."""
+        return bool(self.gather(torch.tensor([decision], dtype=torch.float64))[0, 0])
+
+    def all(self, condition: bool) -> bool:
+        """Tell, on every rank, whether it holds on all."""
+        return bool(self.gather(torch.tensor([condition], dtype=torch.float64)).all())
+
+    def check_same(self, names: Iterable[str], what: str) -> None:
+        """Raise RuntimeError on every rank where they do not all list the same; unequal rows would not fit together."""
+        text = "\n".join(names)
+        own = [text.count("\n") + bool(text), zlib.crc32(text.encode())]
+        rows = self.gather(torch.tensor(own, dtype=torch.float64))
+        if not bool((rows == rows[0]).all()):
+            numbers = ", ".join(f"rank {rank} {int(count)}" for rank, count in enumerate(rows[:, 0]))
+            raise RuntimeError(
+                f"{self._verb}: all ranks must have the same {what}, got {numbers}, which differ in name, size or "
+                "order. Build the same model on every rank and choose the same layers."
+            )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run something that talks to nobody on every rank; where it raises on one, raise on all.
+
+        Raises:
+            ValueError: it raised one on another rank. Whatever it raised here is raised here.
+            RuntimeError: it raised something else on another rank.
+        """
+        if self.size == 1:
+            yield
+            return
+        try:
+            yield
+        except Exception as error:  # not hidden: the other ranks wait for this one, so they are told before it goes
+            self._tell(error)
+            raise
+        self._tell(None)
+
+    def _tell(self, error: Exception | None) -> None:
+        if self.all(error is None):
+            return
+        told: list[tuple[bool, str] | None] = [None] * self.size
+        own = None if error is None else (isinstance(error, ValueError), f"{error or type(error).__name__}")
+        dist.all_gather_object(told, own, group=self._group)
+        if error is None:
+            rank, (is_value, message) = next((rank, each) for rank, each in enumerate(told) if each is not None)
+            raise (ValueError if is_value else RuntimeError)(f"{self._verb}: on rank {rank}: {message}")

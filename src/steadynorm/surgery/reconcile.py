@@ -1,0 +1,99 @@
+"""Running estimates that have drifted apart between ranks, made the same on all."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.estimation.one_pass import Target
+from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
+from steadynorm.surgery.kinds import label
+from steadynorm.surgery.sites import Where, batch_norms_of
+from steadynorm.surgery.statistics import merged
+
+__all__ = ["reconcile_statistics_"]
+
+
+def reconcile_statistics_(
+    model: nn.Module,
+    *,
+    process_group: dist.ProcessGroup | None = None,
+    weight: float = 1.0,
+    where: Where | None = None,
+) -> Change:
+    """Give all ranks the running estimates of all of them together, the same on each bit for bit.
+
+        mean = Σ w·mean_r        var = Σ w·(var_r + (mean_r − mean)²)        w = weight_r / Σ weights
+
+    For the time before evaluation or a checkpoint, which would have those of one rank only. To average the variances
+    alone leaves out how far the ranks' means are apart. The counter is the largest. Where all are the same, nothing is
+    changed. One collective for all layers, and one of a few numbers before it, by which ranks see that they hold the
+    same layers.
+
+    Args:
+        model: the root. Every rank of the group must call this.
+        process_group: None is the default group.
+        weight: of this rank, at least 0, such as the number of its samples.
+        where: qualified name and module -> whether it is meant, alike on all ranks; None takes all.
+
+    Returns:
+        the Change; where this process is alone it has changed nothing, and says so.
+
+    Raises:
+        ValueError: on all ranks, where a layer's statistics are not finite or weights are no weights on one of them.
+        RuntimeError: on all ranks, where they hold different layers.
+
+    Source: law of total variance.
+    """
+    with Journal("reconcile_statistics_", model) as journal:
+        team = Team("reconcile_statistics_", model, process_group)
+        targets = []
+        for site in batch_norms_of(model, where, journal):
+            if site.module.running_mean is None:
+                journal.refuse(site.name, label(site.module), "it has no running statistics.")
+            else:
+                targets.append(Target(name=site.name, module=site.module))
+        if team.size == 1:
+            why = "this process is alone: torch.distributed is not set up, or the group has no other rank."
+            journal.refuse("", "all running statistics", why)
+            return journal.finish(ranks=1)
+        team.check_same((f"{each.name} {each.module.num_features}" for each in targets), "layers")
+        _reconcile(journal, team, targets, weight)
+        return journal.finish(ranks=team.size)
+
+
+def _reconcile(journal: Journal, team: Team, targets: list[Target], weight: float) -> None:
+    own = [target.stored() for target in targets]
+    counters = [target.module.num_batches_tracked for target in targets]
+    head = torch.tensor([weight, *(-1 if each is None else int(each) for each in counters)], dtype=torch.float64)
+    rows = team.gather(torch.cat([head, *(each.mean for each in own), *(each.var for each in own)]))
+    weights, counts, numbers = rows[:, 0], rows[:, 1 : len(head)], rows[:, len(head) :]
+    if not bool((weights.isfinite() & (weights >= 0)).all()) or float(weights.sum()) <= 0:
+        raise ValueError(
+            "reconcile_statistics_: weights must be finite, at least 0, and one of them more, got "
+            f"{weights.tolist()} on the ranks."
+        )
+    sizes = [len(each.mean) for each in own]
+    all_means, all_variances = (torch.split(each, sizes, dim=1) for each in numbers.chunk(2, dim=1))
+    for target, means, variances in zip(targets, all_means, all_variances, strict=True):
+        finite = (means.isfinite() & variances.isfinite()).all(1)
+        if not bool(finite.all()):
+            ranks = ", ".join(str(rank) for rank, fine in enumerate(finite.tolist()) if not fine)
+            raise ValueError(
+                f"reconcile_statistics_: statistics must be finite, got others at {target.describe()} on rank {ranks}. "
+                "Repair them with repair_statistics_ first."
+            )
+    shares = weights / weights.sum()
+    for target, means, variances, each in zip(targets, all_means, all_variances, counts.long().T, strict=True):
+        if bool((means == means[0]).all() & (variances == variances[0]).all() & (each == each[0]).all()):
+            continue
+        before = target.stored()
+        mean, var = merged(means, variances, shares)
+        notes = write_statistics_(journal, target.module, mean, var, batches=int(each.max()))
+        after = target.stored()
+        apart = float(((means - mean).abs() / (var + target.module.eps).sqrt()).max())
+        notes.append(f"a rank's mean was up to {apart:.2g} standard deviations off")
+        journal.note_changed(target.name, summary(before.mean, before.var), summary(after.mean, after.var), *notes)

@@ -1,0 +1,264 @@
+"""Running estimates by themselves: taken out of a model, put into one, copied, and those of several made one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.surgery.batches import unwrapped
+from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
+from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.sites import Site, Where, batch_norms_of
+
+__all__ = [
+    "COUNTER",
+    "MEAN",
+    "VAR",
+    "copy_statistics_",
+    "load_statistics_",
+    "merge_statistics",
+    "merged",
+    "statistics_of",
+]
+
+MEAN, VAR, COUNTER = "running_mean", "running_var", "num_batches_tracked"
+
+
+def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, Tensor]:
+    """Take a snapshot of the running estimates: those of a task, a domain, or to send them somewhere.
+
+    Args:
+        model: the root.
+        where: qualified name and module -> whether it is meant; None takes all.
+
+    Returns:
+        copies on the CPU of each layer's running_mean, running_var and num_batches_tracked, by the keys that the
+        model's state dict uses; a layer that two parents share is there under each of its names, as it is there.
+        Layers without running statistics have none.
+
+    Warns:
+        UserWarning: a subclass of batch norm that nobody knows has statistics, which are not taken.
+    """
+    journal = Journal("statistics_of", model)
+    sites = batch_norms_of(model, where, journal)
+    for each in journal.refused:
+        warnings.warn(
+            f"statistics_of: the statistics of {each.what} {each.name!r} are not taken: {each.why}", stacklevel=2
+        )
+    return {
+        _key(name, key): tensor.detach().cpu().clone()
+        for site in sites
+        for name in site.names
+        for key in (MEAN, VAR, COUNTER)
+        if (tensor := getattr(site.module, key)) is not None
+    }
+
+
+def load_statistics_(model: nn.Module, statistics: Mapping[str, Tensor], *, where: Where | None = None) -> Change:
+    """Write running estimates in place, those of a snapshot or among all else in a state dict.
+
+    A layer takes mean and variance both, or is refused: where a key is missing, of another shape, or differs between
+    the names of one shared layer. A missing counter is harmless and stays as it is. Windows and banks of our layers
+    begin anew. Keys of statistics that no layer has are refused too; what is none of statistics is named in one line.
+
+    Args:
+        model: the root.
+        statistics: as :func:`statistics_of` gives them, of any dtype and device.
+        where: qualified name and module -> whether it is meant; None takes all. Keys of others are passed over.
+    """
+    with Journal("load_statistics_", model) as journal:
+        _load(journal, model, statistics, where)
+        return journal.finish()
+
+
+def copy_statistics_(source: nn.Module, target: nn.Module, *, where: Where | None = None) -> Change:
+    """Write the running estimates of one model into another, by name: a teacher, an average of weights, a target net.
+
+    What :func:`load_statistics_` says holds here. DistributedDataParallel, AveragedModel and torch.compile around
+    either model do not count as part of its names.
+
+    Args:
+        source: left as it is.
+        target: written to.
+        where: qualified name and module in the target -> whether it is meant; None takes all.
+    """
+    statistics = statistics_of(unwrapped(source))
+    with Journal("copy_statistics_", target) as journal:
+        _load(journal, unwrapped(target), statistics, where)
+        return journal.finish()
+
+
+def merge_statistics(
+    statistics: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """Make one of several models' running estimates: those of the values of all of them together.
+
+        mean = Σ w·mean_i        var = Σ w·(var_i + (mean_i − mean)²)        w = weight_i / Σ weights
+
+    The average of the variances alone, as federated averaging and most tools take it, leaves out how far the means
+    are apart. In float64; what is the same in all stays so bit for bit. The counter is the largest.
+
+    Args:
+        statistics: at least one, as :func:`statistics_of` gives them, all with the same keys.
+        weights: as many, at least 0, such as the numbers of samples; None weighs all alike.
+
+    Returns:
+        in dtype and on the device of the first.
+
+    Raises:
+        ValueError: keys or shapes differ, a mean has no variance, a number is not finite, or weights are no weights.
+
+    >>> one, other = ({"running_mean": torch.tensor([m]), "running_var": torch.ones(1)} for m in (0.0, 2.0))
+    >>> merge_statistics([one, other])
+    {'running_mean': tensor([1.]), 'running_var': tensor([2.])}
+    """
+    if not statistics:
+        raise ValueError("merge_statistics: there must be statistics of at least one model, got none.")
+    shares = _shares(weights, len(statistics))
+    _check_alike(statistics)
+    result: dict[str, Tensor] = {}
+    for key, first in statistics[0].items():
+        name, kind = _split(key)
+        each = torch.stack([one[key].to(first.device).flatten() for one in statistics])
+        if kind == COUNTER:
+            new = each.max(0).values
+        else:
+            means, variances = (
+                torch.stack([one[_key(name, what)].to(first.device) for one in statistics]) for what in (MEAN, VAR)
+            )
+            mean, var = merged(means.double(), variances.double(), shares.to(first.device))
+            new = mean if kind == MEAN else var
+        result[key] = new.view(first.shape).to(first.dtype)
+    return result
+
+
+def merged(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Give mean and variance of a mixture, by the law of total variance; around the first, so that equals stay equal.
+
+    Args:
+        means: shape (R, K), float64.
+        variances: likewise.
+        shares: shape (R,), float64, with sum 1.
+    """
+    shares = shares.unsqueeze(1)
+    mean = means[0] + (shares * (means - means[0])).sum(0)
+    var = variances[0] + (shares * (variances - variances[0] + (means - mean).square())).sum(0)
+    return mean, var
+
+
+def _load(journal: Journal, model: nn.Module, statistics: Mapping[str, Tensor], where: Where | None) -> None:
+    sites = batch_norms_of(model, where, journal)
+    for site in sites:
+        why = _why_not(site, statistics)
+        if why is not None:
+            journal.refuse(site.name, label(site.module), why)
+        elif site.module.running_mean is not None:
+            _write(journal, site, statistics)
+    _refuse_unexpected(journal, model, statistics)
+
+
+def _why_not(site: Site, statistics: Mapping[str, Tensor]) -> str | None:
+    """Say why statistics cannot be written into a layer; None where they can, or it has none and gets none."""
+    module: Norm = site.module
+    given = [_key(name, kind) for name in site.names for kind in (MEAN, VAR) if _key(name, kind) in statistics]
+    if module.running_mean is None or module.running_var is None:
+        return f"it has no running statistics, but {given[0]} is given." if given else None
+    shapes = {key: tuple(statistics[key].shape) for key in given}
+    missing = [_key(_source(site, statistics), kind) for kind in (MEAN, VAR)]
+    missing = [key for key in missing if key not in statistics]
+    if missing:
+        return f"{' and '.join(missing)} missing."
+    wrong = [f"{key} {shape}" for key, shape in shapes.items() if shape != tuple(module.running_mean.shape)]
+    if wrong:
+        return f"of another shape: {', '.join(wrong)}."
+    for kind in (MEAN, VAR):
+        each = [statistics[key] for name in site.names if (key := _key(name, kind)) in statistics]
+        if not all(torch.equal(each[0].cpu(), other.cpu()) for other in each[1:]):
+            return f"it is one layer with the names {', '.join(site.names)}, for which {kind} differs."
+    return None
+
+
+def _source(site: Site, statistics: Mapping[str, Tensor]) -> str:
+    """Give the name under which a layer's statistics are given."""
+    return next((name for name in site.names if _key(name, MEAN) in statistics), site.name)
+
+
+def _write(journal: Journal, site: Site, statistics: Mapping[str, Tensor]) -> None:
+    module: Norm = site.module
+    name = _source(site, statistics)
+    before = summary(module.running_mean, module.running_var)
+    counter = statistics.get(_key(name, COUNTER))
+    notes = write_statistics_(
+        journal,
+        module,
+        statistics[_key(name, MEAN)],
+        statistics[_key(name, VAR)],
+        batches=None if counter is None else int(counter),
+    )
+    journal.note_changed(site.name, before, summary(module.running_mean, module.running_var), *notes)
+
+
+def _refuse_unexpected(journal: Journal, model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
+    known = {_key(name, kind) for site in batch_norms_of(model) for name in site.names for kind in (MEAN, VAR, COUNTER)}
+    others = []
+    for key in statistics:
+        name, kind = _split(key)
+        if kind not in (MEAN, VAR, COUNTER):
+            others.append(key)
+        elif key not in known:
+            journal.refuse(name, kind, "unexpected: the model has no such batch norm.")
+    if others:
+        first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        journal.refuse("", f"{len(others)} other keys ({first})", "they are no running statistics.")
+
+
+def _shares(weights: Sequence[float] | None, number: int) -> Tensor:
+    weights = [1.0] * number if weights is None else list(weights)
+    if len(weights) != number:
+        raise ValueError(f"merge_statistics: there must be a weight for each, got {len(weights)} for {number}.")
+    if not all(math.isfinite(each) and each >= 0 for each in weights) or sum(weights) <= 0:
+        raise ValueError(f"merge_statistics: weights must be finite, at least 0, and one of them more, got {weights}.")
+    total = torch.tensor(weights, dtype=torch.float64)
+    return total / total.sum()
+
+
+def _check_alike(statistics: Sequence[Mapping[str, Tensor]]) -> None:
+    first = statistics[0]
+    for at, other in enumerate(statistics):
+        differing = sorted(first.keys() ^ other.keys())
+        if differing:
+            raise ValueError(
+                f"merge_statistics: all must have the same keys, got {', '.join(differing)} in one of 0 and {at} only. "
+                "Take them of the same layers, with statistics_of(model, where=...)."
+            )
+        for key, tensor in other.items():
+            if tensor.shape != first[key].shape:
+                found = f"{tuple(first[key].shape)} in 0 and {tuple(tensor.shape)} in {at}"
+                raise ValueError(f"merge_statistics: shapes must be the same, got {key} of {found}.")
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"merge_statistics: numbers must be finite, got others in {key} of {at}.")
+    for key in first:
+        _check_paired(first, key)
+
+
+def _check_paired(statistics: Mapping[str, Tensor], key: str) -> None:
+    name, kind = _split(key)
+    others = {MEAN: VAR, VAR: MEAN, COUNTER: MEAN}
+    if kind not in others:
+        raise ValueError(f"merge_statistics: there must be running statistics only, got {key}. Use statistics_of.")
+    if _key(name, others[kind]) not in statistics:
+        raise ValueError(f"merge_statistics: mean and variance must be there both, got {key} alone.")
+
+
+def _key(name: str, kind: str) -> str:
+    return f"{name}.{kind}" if name else kind
+
+
+def _split(key: str) -> tuple[str, str]:
+    name, _, kind = key.rpartition(".")
+    return name, kind

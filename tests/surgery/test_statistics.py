@@ -1,0 +1,279 @@
+"""Running estimates taken out of a model, put into one, and those of several made one."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from steadynorm import layers
+from steadynorm.layers.norm_add_activation import NormAddActivation
+from steadynorm.surgery.statistics import copy_statistics_, load_statistics_, merge_statistics, statistics_of
+from tests.support.layers import drawn, randomize_
+
+KINDS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def network(seed=0, norm=nn.BatchNorm1d):
+    model = nn.Sequential(
+        nn.Linear(3, 3), norm(3), NormAddActivation(norm(3), "relu"), nn.Sequential(nn.BatchNorm1d(3, affine=False))
+    )
+    randomize_(model.double(), seed=seed)
+    for at, (name, each) in enumerate(model.named_buffers()):
+        if name.endswith("num_batches_tracked"):
+            each.fill_(seed + at)
+    return model
+
+
+def kept(model):
+    return {key: value for key, value in model.state_dict().items() if key.endswith(KINDS)}
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(dict(found), dict(expected), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_snapshot_has_the_keys_and_numbers_of_the_state_dict():
+    model = network()
+    found = statistics_of(model)
+    assert list(found) == list(kept(model))
+    assert list(found)[3] == "2.running_mean"
+    assert_same(found, kept(model))
+
+
+def test_a_snapshot_is_a_copy():
+    model = network()
+    found = statistics_of(model)
+    before = copy.deepcopy(found)
+    model(drawn(4, 3))
+    assert_same(found, before)
+
+
+def test_a_batch_norm_alone_has_bare_keys():
+    assert list(statistics_of(nn.BatchNorm1d(3))) == list(KINDS)
+
+
+def test_a_snapshot_holds_what_is_chosen_and_tracks():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3))
+    assert {key.split(".")[0] for key in statistics_of(model)} == {"0", "2"}
+    assert {key.split(".")[0] for key in statistics_of(model, where=lambda name, _: name != "0")} == {"2"}
+
+
+def test_a_snapshot_without_an_unknown_subclass_warns_by_name():
+    model = nn.Sequential(nn.BatchNorm1d(3), type("Other", (nn.BatchNorm1d,), {})(3))
+    with pytest.warns(UserWarning, match=r"the statistics of .*Other\(3\) '1' are not taken: it is a subclass"):
+        assert len(statistics_of(model)) == 3
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d, layers.BatchNorm1d, layers.GatedBatchNorm1d, layers.FrozenBatchNorm1d]
+)
+def test_loading_a_snapshot_brings_the_numbers_back_in_place(norm):
+    model, snapshot = network(norm=norm), statistics_of(network(seed=50))
+    tensors = [id(each) for each in model.buffers()]
+    weights = copy.deepcopy(dict(model.named_parameters()))
+    change = load_statistics_(model, snapshot)
+    assert_same(statistics_of(model), snapshot)
+    assert [id(each) for each in model.buffers()] == tensors
+    assert_same(dict(model.named_parameters()), weights)
+    assert [each.name for each in change.changed] == ["1", "2", "3.0"]
+    assert not change.refused
+
+
+def test_undo_puts_back_every_bit():
+    model = network(norm=lambda channels: layers.BatchNorm1d(channels, running="self_tuned", update_every=2))
+    model(drawn(5, 3))
+    before = {name: each.clone() for name, each in model.named_buffers()}
+    load_statistics_(model, statistics_of(network(seed=50))).undo()
+    assert_same(dict(model.named_buffers()), before)
+    assert model[1]._window_at == 1
+
+
+def test_a_whole_state_dict_is_taken_and_what_is_no_statistic_named_in_one_line():
+    model, state = network(), network(seed=50).state_dict()
+    change = load_statistics_(model, state)
+    assert_same(statistics_of(model), {key: value for key, value in state.items() if key.endswith(KINDS)})
+    assert [each.what for each in change.refused] == ["6 other keys (0.weight, 0.bias, 1.weight, ...)"]
+
+
+def test_what_does_not_fit_is_refused_by_name_and_stays():
+    model, snapshot = network(), statistics_of(network(seed=50))
+    before = statistics_of(model)
+    del snapshot["1.running_var"], snapshot["3.0.num_batches_tracked"]
+    snapshot["2.running_mean"] = torch.zeros(4)
+    snapshot["9.running_mean"] = torch.zeros(3)
+    change = load_statistics_(model, snapshot)
+    assert [(each.name, each.why) for each in change.refused] == [
+        ("1", "1.running_var missing."),
+        ("2", "of another shape: 2.running_mean (4,)."),
+        ("9", "unexpected: the model has no such batch norm."),
+    ]
+    found = statistics_of(model)
+    for key, value in found.items():
+        expected = snapshot if key.startswith("3") and key in snapshot else before
+        assert torch.equal(value, expected[key]), key
+
+
+def test_layers_that_are_not_chosen_keep_theirs_without_a_word():
+    model, snapshot = network(), statistics_of(network(seed=50))
+    before = statistics_of(model)
+    change = load_statistics_(model, snapshot, where=lambda name, module: name == "1")
+    assert not change.refused
+    found = statistics_of(model)
+    assert torch.equal(found["1.running_mean"], snapshot["1.running_mean"])
+    assert torch.equal(found["2.running_mean"], before["2.running_mean"])
+
+
+def test_a_layer_without_running_statistics_that_gets_some_is_named():
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
+    change = load_statistics_(model, statistics_of(nn.Sequential(nn.BatchNorm1d(3))))
+    assert "has no running statistics, but 0.running_mean is given" in change.refused[0].why
+    assert not load_statistics_(model, {}).refused
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.BatchNorm1d(3)
+        self.second = self.first
+
+
+def test_a_shared_layer_is_there_under_both_names():
+    model, other = Shared(), Shared()
+    randomize_(model)
+    assert list(statistics_of(model)) == list(kept(model))
+    change = copy_statistics_(model, other)
+    assert_same(statistics_of(other), statistics_of(model))
+    assert [each.name for each in change.changed] == ["first"]
+
+
+def test_a_shared_layer_takes_no_two_statistics():
+    statistics = statistics_of(Shared())
+    statistics["second.running_var"] = torch.full((3,), 2.0)
+    change = load_statistics_(Shared(), statistics)
+    assert "one layer with the names first, second, for which running_var differs" in change.refused[0].why
+    del statistics["first.running_mean"], statistics["first.running_var"]
+    model = Shared()
+    assert not load_statistics_(model, statistics).refused
+    assert model.first.running_var[0] == 2
+
+
+def test_a_bank_and_a_window_begin_anew():
+    norm = layers.BatchNorm1d(3, running="self_tuned", update_every=2)
+    for _ in range(3):
+        norm(torch.randn(4, 3))
+    change = load_statistics_(norm, statistics_of(nn.BatchNorm1d(3)))
+    assert (int(norm._bank_step), norm._window_at) == (0, 0)
+    assert "begins anew" in change.changed[0].notes[0]
+
+
+def test_numbers_take_the_dtype_of_the_model():
+    model = nn.BatchNorm1d(3)
+    load_statistics_(
+        model, {key: value.double() for key, value in statistics_of(randomize_(nn.BatchNorm1d(3))).items()}
+    )
+    assert [each.dtype for each in model.buffers()] == [torch.float32, torch.float32, torch.int64]
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, AveragedModel, nn.DataParallel])
+def test_statistics_are_copied_by_name_into_a_wrapped_model_too(wrap):
+    source, target = network(), network(seed=50)
+    target[0].weight.data.zero_()
+    wrapped = wrap(target)
+    inner = getattr(wrapped, "module", wrapped)
+    change = copy_statistics_(source, wrapped)
+    assert_same(statistics_of(inner), statistics_of(source))
+    assert inner[0].weight.abs().sum() == 0
+    assert change.model is wrapped
+
+
+def test_a_copy_leaves_the_source_apart():
+    source, target = network(), network(seed=50)
+    copy_statistics_(source, target)
+    before = statistics_of(source)
+    target(drawn(4, 3))
+    assert_same(statistics_of(source), before)
+
+
+def test_what_the_source_does_not_have_is_named():
+    change = copy_statistics_(nn.Sequential(nn.BatchNorm1d(3)), nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)))
+    assert [(each.name, each.why) for each in change.refused] == [("1", "1.running_mean and 1.running_var missing.")]
+
+
+def clients():
+    """Values of three clients of different size and mean, and the statistics that each would hold (biased)."""
+    values = [drawn(size, 4, seed=size) + size for size in (5, 9, 20)]
+    held = [
+        {
+            "n.running_mean": x.mean(0),
+            "n.running_var": x.var(0, correction=0),
+            "n.num_batches_tracked": torch.tensor(len(x)),
+        }
+        for x in values
+    ]
+    return values, held
+
+
+def test_merged_statistics_are_those_of_all_values():
+    values, held = clients()
+    found, whole = merge_statistics(held, [len(x) for x in values]), torch.cat(values)
+    torch.testing.assert_close(found["n.running_mean"], whole.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found["n.running_var"], whole.var(0, correction=0), rtol=1e-12, atol=1e-12)
+    assert found["n.num_batches_tracked"] == 20
+
+
+def test_the_distance_of_the_means_counts():
+    """timm's distribute_bn and plain federated averaging give a variance of 1 here."""
+    one, other = ({"running_mean": torch.tensor([mean]), "running_var": torch.ones(1)} for mean in (-3.0, 3.0))
+    assert merge_statistics([one, other])["running_var"].item() == 10
+
+
+def test_equal_statistics_stay_bit_for_bit():
+    one = statistics_of(network())
+    assert_same(merge_statistics([one] * 3, [1, 2, 4]), one)
+
+
+def test_merging_is_done_in_float64_and_rounded_once():
+    means, variances = drawn(5, 500, dtype=torch.float32) + 30, drawn(5, 500, seed=1, dtype=torch.float32).abs()
+    held = [{"running_mean": mean, "running_var": var} for mean, var in zip(means, variances, strict=True)]
+    found, mean = merge_statistics(held), means.double().mean(0)
+    assert torch.equal(found["running_mean"], mean.float())
+    assert torch.equal(found["running_var"], (variances.double() + (means.double() - mean).square()).mean(0).float())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.pop("n.num_batches_tracked"), "the same keys, got n.num_batches_tracked in one of 0 and 1"),
+        (lambda one: one.update({"n.running_mean": torch.zeros(3)}), r"shapes .* n.running_mean of \(4,\) in 0"),
+        (lambda one: one["n.running_var"].fill_(torch.nan), "finite, got others in n.running_var of 1"),
+    ],
+)
+def test_statistics_that_do_not_go_together_are_refused(change, message):
+    _, held = clients()
+    change(held[1])
+    with pytest.raises(ValueError, match=message):
+        merge_statistics(held)
+
+
+@pytest.mark.parametrize("key", ["n.running_mean", "n.running_var"])
+def test_a_mean_without_a_variance_is_refused(key):
+    with pytest.raises(ValueError, match=f"mean and variance must be there both, got {key} alone"):
+        merge_statistics([{key: torch.zeros(2)}])
+
+
+def test_what_is_no_statistic_is_refused():
+    with pytest.raises(ValueError, match=r"running statistics only, got 0\.weight"):
+        merge_statistics([network().state_dict()])
+
+
+@pytest.mark.parametrize("weights", [[1, -1, 2], [0, 0, 0], [1, 2], [1, torch.nan, 1], [1, 1, torch.inf]])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ValueError, match=r"merge_statistics: .*weight"):
+        merge_statistics(clients()[1], weights)
+
+
+def test_statistics_of_nobody_are_refused():
+    with pytest.raises(ValueError, match="at least one model, got none"):
+        merge_statistics([])
