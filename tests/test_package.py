@@ -10,6 +10,7 @@ import steadynorm.functional
 import steadynorm.layers
 import steadynorm.rules
 import steadynorm.statistics
+import steadynorm.surgery
 
 OPTIONAL = (
     "matplotlib",
@@ -36,12 +37,12 @@ def test_public_names_are_the_documented_ones():
     families = ("BatchNorm", "BatchRenorm", "FrozenBatchNorm", "GatedBatchNorm", "GhostBatchNorm")
     layers = [f"{name}{dimensions}d" for name in families for dimensions in (1, 2, 3)]
     layers += ["MaskedBatchNorm1d", "SyncBatchNorm"]
-    assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend"]
+    assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend", "surgery"]
 
 
 @pytest.mark.parametrize(
     "module",
-    [steadynorm, steadynorm.functional, steadynorm.layers, steadynorm.rules, steadynorm.statistics],
+    [steadynorm, steadynorm.functional, steadynorm.layers, steadynorm.rules, steadynorm.statistics, steadynorm.surgery],
     ids=lambda module: module.__name__,
 )
 def test_public_names_are_sorted_and_there(module):

@@ -1,5 +1,6 @@
 """Normalization for PyTorch: drop-in layers held to a float64 reference, and the experiments that show what they do."""
 
+from steadynorm import surgery
 from steadynorm.functional import batch_norm
 from steadynorm.layers import (
     BatchNorm1d,
@@ -43,4 +44,5 @@ __all__ = [
     "backend",
     "batch_norm",
     "explain_backend",
+    "surgery",
 ]
