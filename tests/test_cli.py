@@ -26,7 +26,7 @@ BENCH_KERNELS_FLAGS = """
 BENCH_LAYERS_FLAGS = """
     --layers --shapes --batches --dtypes --layouts --min-mb --max-mb --seconds --threads --device --out --json
 """
-BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json"
+BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json --inference"
 BENCH_STATISTICS_FLAGS = "--network --data --data-dir --steps --batch --lr --seed --precision --device --out --json"
 FLAGS = {
     "compare": COMPARE_FLAGS,

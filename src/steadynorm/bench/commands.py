@@ -13,6 +13,7 @@ import tyro
 
 from steadynorm.bench import kernels as kernels_bench
 from steadynorm.bench import layers as layers_bench
+from steadynorm.bench import recalibration as recalibration_bench
 from steadynorm.bench import statistics as statistics_bench
 from steadynorm.bench import step as step_bench
 from steadynorm.bench.display import Display, open_display
@@ -51,9 +52,9 @@ def layers(config: layers_bench.LayersConfig) -> int:
 
 
 def step(config: step_bench.StepConfig) -> int:
-    """Time whole training steps."""
+    """Time whole training steps, or forwards."""
     record = _measure(config, step_bench.run)
-    return 0 if all(network["agrees"] for network in record["networks"]) else DISAGREES
+    return 0 if config.inference or all(network["agrees"] for network in record["networks"]) else DISAGREES
 
 
 def statistics(config: statistics_bench.StatisticsConfig) -> None:
@@ -61,6 +62,13 @@ def statistics(config: statistics_bench.StatisticsConfig) -> None:
     record = _measure(config, statistics_bench.run)
     if not config.json:
         print(*statistics_bench.statistics_lines(record), sep="\n")
+
+
+def recalibration(config: recalibration_bench.RecalibrationConfig) -> None:
+    """Measure a checkpoint's running statistics anew."""
+    record = _measure(config, recalibration_bench.run)
+    if not config.json:
+        print(*recalibration_bench.recalibration_lines(record), sep="\n")
 
 
 def table(config: TableConfig) -> None:
@@ -73,6 +81,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "layers": (layers_bench.LayersConfig, layers),
     "step": (step_bench.StepConfig, step),
     "statistics": (statistics_bench.StatisticsConfig, statistics),
+    "recalibration": (recalibration_bench.RecalibrationConfig, recalibration),
     "table": (TableConfig, table),
 }
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.bench.display import Display
+from steadynorm.bench.inference import InferenceResult, inference_lines, measure_inference
 from steadynorm.bench.memory import peak_bytes
 from steadynorm.bench.record import Record, begin_record, check_config, keep_record
 from steadynorm.bench.sides import Mark
@@ -58,6 +59,7 @@ class StepConfig:
     """Time whole training steps of the lab's networks: forward, loss, backward, optimizer.
 
     Sides are interleaved in one process. First ours is held to torch's batch norm: same loss and gradients.
+    With --inference forwards are timed, and that folding has not changed the output is seen first.
     """
 
     networks: tuple[Literal["cnn", "resnet20"], ...] = ("cnn", "resnet20")
@@ -66,6 +68,8 @@ class StepConfig:
     """Normalizations as steadynorm compare names them; batch_norm is ours."""
     batch: int = 128
     """Images per step."""
+    inference: bool = False
+    """Time forwards in evaluation instead, those of the network with its batch norms folded away beside them."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
     seconds: float = 20.0
@@ -114,12 +118,21 @@ def run(config: StepConfig, display: Display) -> Record:
         torch.set_num_threads(config.threads)
     precision = choose_precision(config.precision, device)
     head = begin_record("step", config, device) | {"precision": precision}
-    results: list[NetworkResult] = []
+    if config.inference:
+        head["bench"] = "inference"
+    results: list[NetworkResult | InferenceResult] = []
     try:
         for number, network in enumerate(config.networks, start=1):
             display.doing(network, number=number, of=len(config.networks))
-            results.append(measure_network(network, config, device, precision))
-            for line in network_lines(results[-1]):
+            if config.inference:
+                inferred = _measure_inference(network, config, device, precision)
+                results.append(inferred)
+                lines = inference_lines(inferred)
+            else:
+                measured = measure_network(network, config, device, precision)
+                results.append(measured)
+                lines = network_lines(measured)
+            for line in lines:
                 display.line(line)
     except KeyboardInterrupt:
         _finish(head, config, results, display, complete=False)
@@ -169,6 +182,12 @@ def measure_network(network: str, config: StepConfig, device: torch.device, prec
     )
 
 
+def _measure_inference(network: str, config: StepConfig, device: torch.device, precision: Precision) -> InferenceResult:
+    x, _ = _draw_batch(config.batch, device)
+    build = functools.partial(_build, network, device=device)
+    return measure_inference(network, config.norms, build, x, precision=precision, seconds=config.seconds)
+
+
 def network_lines(result: NetworkResult) -> list[str]:
     """Show one network: medians, times over the one without normalization, peak memory."""
     if not result.agrees:
@@ -187,7 +206,12 @@ def network_lines(result: NetworkResult) -> list[str]:
 
 
 def _finish(
-    head: Record, config: StepConfig, results: Sequence[NetworkResult], display: Display, *, complete: bool
+    head: Record,
+    config: StepConfig,
+    results: Sequence[NetworkResult | InferenceResult],
+    display: Display,
+    *,
+    complete: bool,
 ) -> Record:
     networks = [dataclasses.asdict(result) for result in results]
     return keep_record(config.out if results else None, head | {"complete": complete, "networks": networks}, display)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from steadynorm.bench.record import Record
 from steadynorm.bench.results import CaseResult
 from steadynorm.bench.targets import Verdict
@@ -74,6 +76,10 @@ def markdown(record: Record) -> str:
     place = f"{where}; torch {versions['torch']}, {record['created'][:10]}"
     if record["bench"] == "step":
         return _step_table(record, place)
+    if record["bench"] == "inference":
+        return _inference_table(record, place)
+    if record["bench"] == "recalibration":
+        return _recalibration_table(record, place)
     if record["bench"] == "layers":
         return _layers_table(record, place)
     if record["bench"] == "statistics":
@@ -117,6 +123,28 @@ def _step_table(record: Record, place: str) -> str:
         rows.append(row)
     config = record["config"]
     return f"Batch {config['batch']}, {record['precision']}, channels-last; {place}.\n\n{markdown_rows(rows)}"
+
+
+def _inference_table(record: Record, place: str) -> str:
+    names = [*record["config"]["norms"], "folded"]
+    rows = [["one forward of", *(f"{name}, ms" for name in names), "speed of folded, unfolded = 1", "largest error"]]
+    for one in record["networks"]:
+        row = [one["network"], *(_number(one["ms"][name]["median"], ".2f") for name in names)]
+        rows.append([*row, _number(one["speedup"], ".2f"), f"{one['largest_relative_error']:.1e}"])
+    what = f"Evaluation, {record['config']['batch']} images, {record['precision']}, channels-last"
+    folded = record["networks"][0]["folded_from"] if record["networks"] else ""
+    return f"{what}; {folded} folded; {place}.\n\n{markdown_rows(rows)}"
+
+
+def _recalibration_table(record: Record, place: str) -> str:
+    rows = [["training images", "recalibrate_, accuracy", "torch's update_bn", "passes", "seconds"]]
+    for row in record["rows"]:
+        accuracies = [
+            f"{np.mean(row[who]):.2f} % ({min(row[who]):.2f} to {max(row[who]):.2f})" for who in ("ours", "update_bn")
+        ]
+        rows.append([str(row["images"]), *accuracies, str(max(row["passes"])), f"{np.mean(row['seconds']):.1f}"])
+    before = f"Original {record['original']:.2f} %, statistics wiped {record['wiped']:.2f} %"
+    return f"{before}; mean of {record['config']['draws']} draws, lowest to highest; {place}.\n\n{markdown_rows(rows)}"
 
 
 def _layers_table(record: Record, place: str) -> str:

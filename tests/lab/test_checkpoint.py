@@ -1,0 +1,60 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from steadynorm.lab.checkpoint import load_checkpoint
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.networks import build_network
+from steadynorm.lab.run_directory import save_tensors
+from steadynorm.layers import extra_state
+from tests.support.layers import randomize_
+
+METADATA = {"arm": "gated_batch_norm", "network": "cnn", "depth": "3", "widths": "4 8"}
+
+
+def network(**changed):
+    built = {"arm": "gated_batch_norm", "depth": 3, "widths": (4, 8), "classes": 10, "seed": 1} | changed
+    return build_network("cnn", **built)
+
+
+def saved(tmp_path, metadata=METADATA, **changed):
+    model = randomize_(network(**changed))
+    with torch.no_grad():
+        for tensor in extra_state(model).values():
+            tensor.fill_(0.25)
+    save_tensors(tmp_path / "a.safetensors", model.state_dict() | extra_state(model), metadata)
+    return model
+
+
+def test_a_network_comes_back_as_it_was(tmp_path):
+    model = saved(tmp_path)
+    found = load_checkpoint(tmp_path / "a.safetensors")
+    assert (found.network, found.arm, found.depth, found.widths) == ("cnn", "gated_batch_norm", 3, (4, 8))
+    assert not found.model.training
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found.model(x), model.eval()(x))
+    assert all(torch.equal(tensor, extra_state(model)[name]) for name, tensor in extra_state(found.model).items())
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"b\.safetensors: there is no such file"):
+        load_checkpoint(tmp_path / "b.safetensors")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"not tensors at all")
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_another_file_of_tensors_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("changed", [{"widths": (4, 4)}, {"arm": "batch_norm"}], ids=str)
+def test_tensors_of_another_network_are_refused(tmp_path, changed):
+    saved(tmp_path, **changed)
+    with pytest.raises(UserError, match="its tensors are not those of cnn with gated_batch_norm"):
+        load_checkpoint(tmp_path / "a.safetensors")
