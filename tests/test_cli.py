@@ -28,6 +28,7 @@ BENCH_LAYERS_FLAGS = """
 """
 BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json --inference"
 BENCH_STATISTICS_FLAGS = "--network --data --data-dir --steps --batch --lr --seed --precision --device --out --json"
+BENCH_RECALIBRATION_FLAGS = "--data --data-dir --images --batch --draws --device --out --json"
 FLAGS = {
     "compare": COMPARE_FLAGS,
     "report": "--json",
@@ -35,6 +36,7 @@ FLAGS = {
     "bench layers": BENCH_LAYERS_FLAGS,
     "bench step": BENCH_STEP_FLAGS,
     "bench statistics": BENCH_STATISTICS_FLAGS,
+    "bench recalibration": BENCH_RECALIBRATION_FLAGS,
     "bench table": "",
 }
 
@@ -118,7 +120,8 @@ def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.Capt
     assert exit_status("--help") == 0
     assert re.search(r"bench +Speed and memory of the layers beside torch's own\.", capsys.readouterr().out)
     assert exit_status("bench", "--help") == 0
-    assert re.findall(r"• (\w+)", capsys.readouterr().out) == ["kernels", "layers", "step", "statistics", "table"]
+    of_bench = [name.split()[1] for name in FLAGS if name.startswith("bench")]
+    assert re.findall(r"• (\w+)", capsys.readouterr().out) == of_bench
 
 
 @pytest.mark.parametrize(

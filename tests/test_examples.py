@@ -12,6 +12,7 @@ import torch
 import steadynorm
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
 MODULES = [
     module.name for module in pkgutil.walk_packages(steadynorm.__path__, "steadynorm.") if "__main__" not in module.name
 ]
@@ -31,6 +32,12 @@ def test_some_docstring_has_an_example() -> None:
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
 def test_the_python_in_the_readme_works(code: str) -> None:
     exec(code, {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_in_the_docs_works(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(code, {})
 
 
 def test_the_readme_has_python() -> None:

@@ -40,12 +40,13 @@ def config(checkpoint, **changed):
 def test_accuracy_goes_with_the_statistics_and_comes_back(checkpoint, tmp_path):
     display = Lines()
     record = run(config(checkpoint, out=tmp_path), display)
+    assert record["command"] == f"steadynorm bench recalibration {checkpoint} --images 20 500 --draws 2 --device cpu"
     assert record["wiped"] < record["original"] - 10
     few, many = record["rows"]
     assert min(many["ours"]) > record["original"] - 3
     assert many["standard_error"][0] < few["standard_error"][0] or few["standard_error"][0] != few["standard_error"][0]
     assert all(len(row[key]) == 2 for row in record["rows"] for key in ("ours", "update_bn", "passes", "seconds"))
-    assert [line.split()[0] for line in display.lines] == ["20", "500"]
+    assert [line.split()[0] for line in display.lines] == ["20", "500", "record:"]
     (path,) = tmp_path.iterdir()
     table = markdown(read_record(path)).splitlines()
     assert table[0].startswith(

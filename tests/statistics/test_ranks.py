@@ -21,10 +21,10 @@ def played(monkeypatch, act, inputs):
     """What each rank gets where all call ``act``, which gathers once."""
     sent = []
     with monkeypatch.context() as patched:
-        patched.setattr(over, "_gather", lambda ranks, values: sent.append(values) or values.repeat(ranks.size))
+        patched.setattr(over, "gather_over", lambda ranks, values: sent.append(values) or values.repeat(ranks.size))
         for ranks, given_ in zip(ranks_with(len(inputs)), inputs, strict=True):
             act(ranks, given_)
-        patched.setattr(over, "_gather", lambda ranks, values: torch.cat(sent))
+        patched.setattr(over, "gather_over", lambda ranks, values: torch.cat(sent))
         return [act(ranks, given_) for ranks, given_ in zip(ranks_with(len(inputs)), inputs, strict=True)]
 
 
@@ -90,6 +90,6 @@ def test_ranks_that_agree_are_let_through(monkeypatch):
 
 
 def test_a_rank_of_another_size_is_named(monkeypatch):
-    monkeypatch.setattr(over, "_gather", lambda *_: torch.tensor([3, 0, 5, 0]))
+    monkeypatch.setattr(over, "gather_over", lambda *_: torch.tensor([3, 0, 5, 0]))
     with pytest.raises(RuntimeError, match=r"^moments over ranks: .* got rank 0 3 in torch.float32, rank 1 5 in"):
         check_agreement(Ranks("played", 0, 2), 3, torch.float32, torch.device("cpu"))

@@ -131,6 +131,9 @@ def _command(bench: str, config: Any) -> str:  # noqa: ANN401 (as above)
         value = getattr(config, field.name)
         if value == field.default or field.name in NOT_MEASURED:
             continue
+        if "Positional" in str(field.type):
+            words.append(str(value))
+            continue
         words.append(_flag(field.name))
         if not isinstance(value, bool):
             words += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from steadynorm.lab.failure import UserError
-from steadynorm.layers import BatchNorm2d, BatchRenorm2d, GatedBatchNorm2d, GhostBatchNorm2d
+from steadynorm.layers import BatchNorm2d, BatchRenorm2d, GatedBatchNorm2d, GhostBatchNorm2d, NormAddActivation
 
 __all__ = ["NORMALIZATIONS", "Normalization", "find_normalization"]
 
@@ -32,19 +31,6 @@ class Normalization:
     """One line for ``--help`` and reports."""
     convolution_bias: bool = False
     """Whether the convolution before it needs a bias, because the arm adds none itself."""
-
-
-class NormalizeAddRelu(nn.Module):
-    """relu(norm(x) + residual) in separate operations, for layers that cannot fuse them."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize ``x`` of shape (N, C, H, W), add ``residual`` of the same shape if given, rectify."""
-        y = self.norm(x)
-        return F.relu(y if residual is None else y + residual)
 
 
 def _ours(layer: type[nn.Module], **arguments: Any) -> Callable[..., nn.Module]:  # noqa: ANN401 (the layer's)
@@ -70,7 +56,7 @@ def _batch_renorm(channels: int, *, batches: int = USUAL_BATCHES, **_: int) -> n
 
 
 def _group_norm(channels: int, **_: int) -> nn.Module:
-    return NormalizeAddRelu(nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels))
+    return NormAddActivation(nn.GroupNorm(max(1, channels // CHANNELS_PER_GROUP), channels), "relu")
 
 
 NORMALIZATIONS: dict[str, Normalization] = {
@@ -95,16 +81,16 @@ NORMALIZATIONS: dict[str, Normalization] = {
         summary="batch normalization of 32 images at a time, steadynorm.GhostBatchNorm2d",
     ),
     "none": Normalization(
-        build=lambda channels, **_: NormalizeAddRelu(nn.Identity()),
+        build=lambda channels, **_: NormAddActivation(nn.Identity(), "relu"),
         summary="no normalization; the convolutions have a bias instead",
         convolution_bias=True,
     ),
     "torch_batch_norm": Normalization(
-        build=lambda channels, **_: NormalizeAddRelu(nn.BatchNorm2d(channels)),
+        build=lambda channels, **_: NormAddActivation(nn.BatchNorm2d(channels), "relu"),
         summary="batch normalization, torch.nn.BatchNorm2d",
     ),
     "layer_norm": Normalization(
-        build=lambda channels, **_: NormalizeAddRelu(nn.GroupNorm(1, channels)),
+        build=lambda channels, **_: NormAddActivation(nn.GroupNorm(1, channels), "relu"),
         summary="per sample, over all channels and positions, torch.nn.GroupNorm with one group",
     ),
     "group_norm": Normalization(
@@ -112,7 +98,7 @@ NORMALIZATIONS: dict[str, Normalization] = {
         summary=f"per sample and group of {CHANNELS_PER_GROUP} channels, torch.nn.GroupNorm",
     ),
     "instance_norm": Normalization(
-        build=lambda channels, **_: NormalizeAddRelu(nn.InstanceNorm2d(channels, affine=True)),
+        build=lambda channels, **_: NormAddActivation(nn.InstanceNorm2d(channels, affine=True), "relu"),
         summary="per sample and channel, torch.nn.InstanceNorm2d",
     ),
 }

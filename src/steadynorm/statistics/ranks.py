@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steadynorm.statistics.moments import Moments
 
-__all__ = ["Ranks", "check_agreement", "merge_over", "pool_over", "ranks_of", "sum_over"]
+__all__ = ["Ranks", "check_agreement", "gather_over", "merge_over", "pool_over", "ranks_of", "sum_over"]
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -81,7 +81,7 @@ def merge_over(ranks: Ranks, batch: Moments) -> Moments:
         packed = batch.mean.new_zeros(2 * channels + 1)
     else:
         packed = torch.cat((batch.mean, batch.var, batch.mean.new_full((1,), batch.count)))
-    gathered = _gather(ranks, packed).view(ranks.size, -1)
+    gathered = gather_over(ranks, packed).view(ranks.size, -1)
     means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
     count = counts.sum()
     shares = counts / count.clamp(min=1)
@@ -171,7 +171,7 @@ def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: tor
         device: of its tensors.
     """
     own = torch.tensor([channels, _DTYPES.index(dtype)], device=device)
-    rows = [(each, _DTYPES[kind]) for each, kind in _gather(ranks, own).view(-1, 2).tolist()]
+    rows = [(each, _DTYPES[kind]) for each, kind in gather_over(ranks, own).view(-1, 2).tolist()]
     if len(set(rows)) > 1:
         found = ", ".join(f"rank {rank} {each} in {kind}" for rank, (each, kind) in enumerate(rows))
         raise RuntimeError(
@@ -180,8 +180,8 @@ def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: tor
         )
 
 
-def _gather(ranks: Ranks, values: Tensor) -> Tensor:
-    """Concatenate the ranks' values, in the order of the ranks."""
+def gather_over(ranks: Ranks, values: Tensor) -> Tensor:
+    """Concatenate the ranks' values, in the order of the ranks; of as many values on each."""
     return _collective(ranks, "all_gather_into_tensor", values, ranks.size, ranks.group)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from steadynorm.statistics.ranks import ranks_of
+from steadynorm.statistics.ranks import gather_over, ranks_of
 
 __all__ = ["Team"]
 
@@ -26,7 +26,7 @@ class Team:
     """
 
     def __init__(self, verb: str, model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
-        ranks = ranks_of(process_group)
+        self._ranks = ranks = ranks_of(process_group, lambda: verb)
         self.size = 1 if ranks is None else ranks.size
         self.rank = 0 if ranks is None else ranks.rank
         self._verb, self._group = verb, process_group
@@ -37,7 +37,8 @@ class Team:
     def alone(cls, verb: str) -> Team:
         """Give a team of this process only, whatever groups there are."""
         team = cls.__new__(cls)
-        team.size, team.rank, team._verb, team._group, team._device = 1, 0, verb, None, torch.device("cpu")
+        team.size, team.rank, team._verb, team._device = 1, 0, verb, torch.device("cpu")
+        team._ranks = team._group = None
         return team
 
     def gather(self, row: Tensor) -> Tensor:
@@ -51,10 +52,8 @@ class Team:
         """
         if self.size == 1:
             return row[None]
-        own = row.to(self._device)
-        rows = own.new_empty(self.size * own.numel())
-        dist.all_gather_into_tensor(rows, own, group=self._group)
-        return rows.view(self.size, -1).cpu()
+        assert self._ranks is not None
+        return gather_over(self._ranks, row.to(self._device)).view(self.size, -1).cpu()
 
     def agree(self, decision: bool) -> bool:
         """Give rank 0's decision on every rank."""
