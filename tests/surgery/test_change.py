@@ -85,7 +85,9 @@ def test_a_module_in_two_places_is_replaced_in_both():
 
 def test_a_change_says_what_was_done():
     model = mixed(nonfinite="skip")
-    text = str(convert_(model, "torch_batch_norm"))
+    change = convert_(model, "torch_batch_norm")
+    text = str(change)
+    assert repr(change) == text
     assert text.splitlines() == [
         "convert_: 1 changed, 0 refused",
         "  4: steadynorm.BatchNorm2d(48, 'relu') -> torch.nn.BatchNorm2d(48) + relu",

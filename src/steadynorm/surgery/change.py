@@ -59,9 +59,9 @@ class _Step:
     fits: Callable[[], bool]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False, eq=False)
 class Change:
-    """What a verb of surgery did. ``print`` it.
+    """What a verb of surgery did; shown, it says so in a line for each layer.
 
     Args:
         verb: the verb's name.
@@ -76,9 +76,9 @@ class Change:
     changed: tuple[Changed, ...]
     refused: tuple[Refused, ...]
     measured: dict[str, float] = field(default_factory=dict)
-    _before: nn.Module = field(repr=False)
-    _steps: list[_Step] = field(repr=False)
-    _undone: bool = field(default=False, repr=False)
+    _before: nn.Module
+    _steps: list[_Step]
+    _undone: bool = False
 
     def undo(self) -> nn.Module:
         """Put back, bit for bit, what the verb changed: modules, flags, and numbers that it wrote.
@@ -105,7 +105,7 @@ class Change:
         self.model = self._before
         return self._before
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Say everything, a line each."""
         numbers = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in self.measured.items())
         head = f"{self.verb}: {len(self.changed)} changed, {len(self.refused)} refused{numbers}"
