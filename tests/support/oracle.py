@@ -107,7 +107,9 @@ def batch_norm_gradients(
     )
 
 
-def assert_as_accurate_as(*, native: Tensor, ours: Tensor, oracle: Array, what: str) -> None:
+def assert_as_accurate_as(
+    *, native: Tensor, ours: Tensor, oracle: Array, what: str, floor_ulps: int = FLOOR_ULPS
+) -> None:
     """Hold our error to the oracle to twice that of torch's own result in the same dtype.
 
     The floor is a few units in the last place of the largest oracle value: where torch happens to be exact,
@@ -119,7 +121,7 @@ def assert_as_accurate_as(*, native: Tensor, ours: Tensor, oracle: Array, what: 
     assert np.isfinite(oracle).all(), f"{where}: the oracle is not finite, nothing can be compared"
     error = np.abs(to_numpy(ours) - oracle).max()
     native_error = np.abs(to_numpy(native) - oracle).max()
-    floor = FLOOR_ULPS * torch.finfo(ours.dtype).eps * np.abs(oracle).max()
+    floor = floor_ulps * torch.finfo(ours.dtype).eps * np.abs(oracle).max()
     ratio = error / native_error if native_error else np.inf
     assert error <= 2 * native_error + floor, (
         f"{where}: error {error:.3g} is {ratio:.3g} times torch's {native_error:.3g} (floor {floor:.3g})"

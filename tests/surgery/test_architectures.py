@@ -11,9 +11,11 @@ from steadynorm.surgery import (
     freeze_,
     from_sync_,
     load_statistics_,
+    merge_statistics,
     no_statistics_update,
     param_groups,
     recalibrate_,
+    reconcile_statistics_,
     repair_statistics_,
     statistics_of,
     strip_bias_,
@@ -24,6 +26,7 @@ from steadynorm.surgery import (
 )
 from steadynorm.surgery.sites import batch_norms_of
 from tests.support.architectures import ARCHITECTURES, build_architecture, outputs
+from tests.support.oracle import assert_as_accurate_as, to_numpy
 from tests.support.surgery import assert_state_equal, snapshot
 
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -65,6 +68,25 @@ def test_evaluation_stays_what_it_was_and_undo_brings_every_bit_back(name, verb)
         assert list(model.state_dict()) == keys
         assert not change.refused
     assert_undone(change, model, example, before, wanted)
+
+
+@each_architecture
+@pytest.mark.parametrize("verb", SAME)
+def test_in_float32_it_errs_no_more_than_twice_the_model_as_it_was(name, verb):
+    reference = outputs(*build_architecture(name))
+    model, example = build_architecture(name)
+    model.float()
+    example = {key: each.float() for key, each in example.items()} if isinstance(example, dict) else example.float()
+    natives = outputs(model, example)
+    SAME[verb](model, example)
+    for oracle, native, found in zip(reference, natives, outputs(model, example), strict=True):
+        assert_as_accurate_as(
+            native=native,
+            ours=found,
+            oracle=to_numpy(oracle),
+            what=f"{name}, {verb}",
+            floor_ulps=16,  # of some outputs behind dozens of layers, all of which may happen to be right
+        )
 
 
 @each_architecture
@@ -142,6 +164,9 @@ def test_synchronised_layers_find_their_way_back(name):
     classes = [type(module) for module in model.modules()]
     wanted = outputs(model, example)
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    before = snapshot(model)
+    from_sync_(model, example=example).undo()
+    assert_state_equal(model, before)
     change = from_sync_(model, example=example)
     assert not change.refused
     assert [type(module) for module in model.modules()] == classes
@@ -180,10 +205,30 @@ def test_statistics_go_out_and_come_in(name):
     assert_outputs_equal(model, example, wanted)
     for site in batch_norms_of(other):
         site.module.running_var.fill_(float("nan"))
+    broken = snapshot(other)
     change = repair_statistics_(other)
     assert len(change.changed) == len(batch_norms_of(other))
-    copy_statistics_(model, other)
+    change.undo()
+    assert_state_equal(other, broken)
+    copied = copy_statistics_(model, other)
     assert_outputs_equal(other, example, wanted)
+    copied.undo()
+    assert_state_equal(other, broken)
+
+
+@each_architecture
+def test_statistics_of_two_models_are_merged(name):
+    """Of one with mean m and one with m + 2 the mean is m + 1, and the variance greater by 1."""
+    model, _ = build_architecture(name)
+    one = statistics_of(model)
+    other = {key: value + 2 if key.endswith("running_mean") else value for key, value in one.items()}
+    merged = merge_statistics([one, other])
+    assert list(merged) == list(one)
+    for key, value in one.items():
+        torch.testing.assert_close(merged[key], value if key.endswith("tracked") else value + 1)
+    before = snapshot(model)
+    assert not reconcile_statistics_(model).changed  # there is but one rank
+    assert_state_equal(model, before)
 
 
 @each_architecture

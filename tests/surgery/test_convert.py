@@ -192,9 +192,9 @@ def test_options_of_ours_are_carried_to_ours():
 def test_self_tuned_state_goes_on_in_another_layer():
     model = nn.Sequential(steadynorm.BatchNorm2d(3, running="self_tuned"))
     model(drawn(4, 3, 2, 2).float())
-    bank = model[0]._bank_weights.clone()
+    bank = model[0]._bank_experts.clone()
     convert_(model, "ghost_batch_norm", ghost_batch_size=2)
-    assert torch.equal(model[0]._bank_weights, bank)
+    assert torch.equal(model[0]._bank_experts, bank)
 
 
 def test_what_is_of_this_kind_already_is_left_alone():
@@ -203,6 +203,12 @@ def test_what_is_of_this_kind_already_is_left_alone():
     change = convert_(model, "batch_norm")
     assert model[4] is layer
     assert [each.name for each in change.changed] == ["1", "8"]
+
+
+def test_options_change_a_layer_of_the_same_kind():
+    model = nn.Sequential(steadynorm.GhostBatchNorm2d(3, ghost_batch_size=8, nonfinite="skip"))
+    convert_(model, "ghost_batch_norm", ghost_batch_size=4)
+    assert (model[0].ghost_batch_size, model[0].nonfinite) == (4, "skip")
 
 
 def test_an_activation_that_stood_behind_is_fused_again():

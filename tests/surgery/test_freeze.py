@@ -133,6 +133,23 @@ def test_a_copy_can_be_unfrozen(copied):
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
+class ProcessGroup:
+    """As torch's cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot pickle a process group")
+
+
+def test_a_copy_of_a_layer_that_had_a_process_group_can_be_unfrozen():
+    group = ProcessGroup()
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), steadynorm.SyncBatchNorm(3, process_group=group))
+    freeze_(model)
+    other = copy.deepcopy(model)
+    unfreeze_(other)
+    assert type(other[1]) is steadynorm.SyncBatchNorm
+    assert other[1].process_group is group
+
+
 def test_undo_is_bit_for_bit():
     model = mixed()
     before = snapshot(model)
