@@ -90,6 +90,14 @@ def test_unfreeze_brings_everything_back(arguments):
     assert moved(model, statistics) == {"weight", "bias", *STATISTICS}
 
 
+def test_unfreezing_leaves_nothing_on_the_layers():
+    model = mixed()
+    before = [set(vars(module)) for module in model.modules()]
+    freeze_(model)
+    unfreeze_(model)
+    assert [set(vars(module)) for module in model.modules()] == before
+
+
 def test_training_after_unfreezing_is_training_without_freezing():
     plain, other = mixed(), mixed()
     freeze_(other)

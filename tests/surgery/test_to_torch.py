@@ -1,3 +1,6 @@
+import pickle
+import pickletools
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +60,17 @@ def test_torchs_own_are_not_touched():
     own = model[1]
     assert [each.name for each in to_torch_(model).changed] == ["4"]
     assert model[1] is own
+
+
+def test_nothing_of_ours_is_left_on_torchs_layers():
+    """Else a pickled model could not be loaded without this package."""
+    model = nn.Sequential(steadynorm.BatchNorm2d(3), steadynorm.SyncBatchNorm(3), steadynorm.FrozenBatchNorm2d(3))
+    to_torch_(model)
+    assert "steadynorm" not in pickletools_strings(pickle.dumps(model))
+
+
+def pickletools_strings(data):
+    return " ".join(str(value) for _, value, _ in pickletools.genops(data))
 
 
 def test_undo_is_bit_for_bit():

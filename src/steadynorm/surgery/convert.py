@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +14,8 @@ from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.group_norm import build_group_norm, start_from_data
 from steadynorm.surgery.kinds import BATCH_NORMS, KINDS, Kind, find_kind, kind_of, label
 from steadynorm.surgery.rebuild import (
+    DIMENSIONS,
+    ORIGIN,
     Origin,
     activation_of,
     carried_options,
@@ -197,10 +198,12 @@ def _rebuild(
         share_hooks(holder, new)
     elif not kind.ours and (activation is not None or dimensions.adds_residual(old)):
         placed = with_activation(new, activation)
-    if kind.name in BATCH_NORMS:
-        vars(new)["_origin"] = replace(Origin.of(old), dimensions=spatial or 0)
-    if kind.name == "frozen_batch_norm" and options.get("freeze_affine", True):
-        freeze_parameters_(journal, new)
+    if 0 in kind.classes:
+        vars(new)[DIMENSIONS] = spatial or 0
+    if kind.name == "frozen_batch_norm":
+        vars(new)[ORIGIN] = Origin.of(old)
+        if options.get("freeze_affine", True):
+            freeze_parameters_(journal, new)
     journal.replace(holder or old, placed)
     behind = f" + {activation}" if placed is not new and activation else ""
     journal.note_changed(site.name, what, label(new) + behind, *notes)

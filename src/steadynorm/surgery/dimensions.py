@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from steadynorm.surgery.batches import Batch, Forward, evaluating
 from steadynorm.surgery.flow.trial import run
 from steadynorm.surgery.kinds import kind_of
-from steadynorm.surgery.rebuild import Origin
+from steadynorm.surgery.rebuild import DIMENSIONS
 from steadynorm.surgery.sites import Site
 
 __all__ = ["Dimensions"]
@@ -48,10 +48,7 @@ class Dimensions:
 
     def of(self, site: Site) -> int | None:
         """Give the number for a layer, None where nothing tells it."""
-        own = kind_of(site.module)[1]
-        origin = getattr(site.module, "_origin", None)
-        if own == 0 and isinstance(origin, Origin):
-            own = origin.dimensions
+        own = kind_of(site.module)[1] or vars(site.module).get(DIMENSIONS, 0)
         return own or self._seen.get(id(site.module)) or self._of_neighbours(site)
 
     def adds_residual(self, module: nn.Module) -> bool:

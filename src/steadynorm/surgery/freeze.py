@@ -9,7 +9,7 @@ from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.convert import freeze_parameters_, rebuild_
 from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.kinds import BATCH_NORMS, kind_of, label
-from steadynorm.surgery.rebuild import Origin
+from steadynorm.surgery.rebuild import ORIGIN, Origin
 from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 
 __all__ = ["freeze_", "unfreeze_"]
@@ -114,18 +114,20 @@ def _freeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> 
 
 def _unfreeze_affine(journal: Journal, site: Site, *, noted: bool) -> None:
     remembered = getattr(site.module, _FLAGS, None)
-    if remembered is None and not (_is_frozen(site.module) and not hasattr(site.module, "_origin")):
+    if remembered is None and not (_is_frozen(site.module) and not hasattr(site.module, ORIGIN)):
         return
     for name, parameter in site.module._parameters.items():
         if parameter is not None and (remembered is None or remembered.get(name, False)):
             journal.set_attribute(parameter, "requires_grad", True)
-    journal.set_attribute(site.module, _FLAGS, None)
+    if remembered is not None:
+        table = vars(site.module)
+        journal.edit(lambda: table.pop(_FLAGS), lambda: table.update({_FLAGS: remembered}), lambda: _FLAGS not in table)
     if noted:
         journal.note_changed(site.name, label(site.module), "its weight and bias learned")
 
 
 def _unfreeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> None:
-    origin = getattr(site.module, "_origin", None)
+    origin = getattr(site.module, ORIGIN, None)
     if isinstance(origin, Origin):
         rebuild_(journal, [site], BATCH_NORMS[origin.kind], origin.options, dimensions)
     else:

@@ -13,6 +13,8 @@ from steadynorm.layers.shell import Shell
 from steadynorm.surgery.kinds import Kind, Norm, kind_of
 
 __all__ = [
+    "DIMENSIONS",
+    "ORIGIN",
     "Origin",
     "activation_of",
     "carried_options",
@@ -25,6 +27,10 @@ __all__ = [
     "with_activation",
 ]
 
+ORIGIN = "_origin"
+"""Attribute of a frozen layer: what it was."""
+DIMENSIONS = "_spatial_dimensions"
+"""Attribute of a synchronised layer: how many it had. A plain number, so that torch's own can be pickled without us."""
 _FOLLOWING = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "batch_renorm": {"r_max": 3.0, "d_max": 5.0, "warmup_steps": 5_000, "ramp_steps": 35_000},
@@ -56,19 +62,15 @@ _STATE_HOOKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a layer was before surgery made it another, as far as the layer itself does not tell.
+    """What a layer was before it was frozen, as far as the layer itself does not tell.
 
     Args:
         kind: name of its kind.
-        dimensions: spatial ones, 0 for any.
         options: keyword arguments beyond torch's.
-        requires_grad: of weight and bias, by name.
     """
 
     kind: str
-    dimensions: int
     options: dict[str, Any]
-    requires_grad: dict[str, bool]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Give this one: nothing of it changes, and a process group cannot be copied."""
@@ -77,9 +79,7 @@ class Origin:
     @classmethod
     def of(cls, module: nn.Module) -> Origin:
         """Describe a batch norm."""
-        kind, dimensions = kind_of(module)
-        flags = {name: each.requires_grad for name, each in module._parameters.items() if each is not None}
-        return cls(kind=kind.name, dimensions=dimensions, options=options_of(module), requires_grad=flags)
+        return cls(kind=kind_of(module)[0].name, options=options_of(module))
 
 
 def options_of(module: nn.Module) -> dict[str, Any]:
@@ -225,4 +225,7 @@ def _names(cls: Any) -> frozenset[str]:  # noqa: ANN401 (any batch norm's class)
     made: list[Any] = [cls(1, **needed)]
     if issubclass(cls, Shell):
         made.append(cls(1, running="self_tuned", **needed))
-    return frozenset(name for each in made for name in (*vars(each), *each._parameters, *each._buffers)) | {"_origin"}
+    return frozenset(name for each in made for name in (*vars(each), *each._parameters, *each._buffers)) | {
+        ORIGIN,
+        DIMENSIONS,
+    }
