@@ -53,6 +53,13 @@ def test_every_parameter_is_there_once():
     assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
 
 
+def test_matrices_decay_wherever_they_are():
+    norm = HomemadeRMSNorm()
+    norm.table_bias = nn.Parameter(torch.ones(3, 3))
+    groups = param_groups(norm, 0.1)
+    assert names(norm, groups) == [["table_bias"], ["scale"]]
+
+
 def test_other_vectors_decay():
     model = nn.ParameterList([torch.ones(3)])
     assert [group["weight_decay"] for group in param_groups(model, 0.1)] == [0.1]
