@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from steadynorm.surgery import convert_
+from steadynorm.surgery import convert_, recalibrate_
 from steadynorm.surgery.change import Journal
-from tests.support.surgery import assert_state_equal, mixed, snapshot
+from tests.support.layers import drawn
+from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, snapshot
 
 
 def edited(journal, model):
@@ -81,6 +82,44 @@ def test_a_module_in_two_places_is_replaced_in_both():
         journal.replace(shared, new)
     assert model["a"] is new
     assert model["b"][0] is new
+
+
+def test_a_layer_comes_back_in_the_mode_that_the_model_has_come_to():
+    model = mixed()
+    layer = model[1]
+    change = convert_(model, "batch_renorm")
+    model.train()
+    change.undo()
+    assert model[1] is layer
+    assert layer.training
+
+
+@pytest.mark.parametrize("to", ["batch_renorm", "group_norm"])
+def test_a_layer_comes_back_in_the_dtype_that_the_model_has_come_to(to):
+    model = mixed().float()
+    change = convert_(model, to)
+    model.double()
+    change.undo()
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float64, torch.int64}
+    assert model(MIXED_INPUT).dtype == torch.float64
+
+
+def test_a_layer_comes_back_with_the_statistics_that_have_followed():
+    model = mixed().train()
+    change = convert_(model, "batch_norm")
+    model(MIXED_INPUT)
+    followed = model[1].running_mean.clone()
+    change.undo()
+    assert torch.equal(model[1].running_mean, followed)
+
+
+def test_numbers_are_taken_back_where_the_buffer_has_been_moved():
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    change = recalibrate_(model, [drawn(20, 4).float() + 3])
+    model.double()
+    assert not torch.equal(model[0].running_mean, torch.zeros(4).double())
+    change.undo()
+    assert torch.equal(model[0].running_mean, torch.zeros(4).double())
 
 
 def test_a_change_says_what_was_done():

@@ -84,7 +84,8 @@ class Change:
         """Put back, bit for bit, what the verb changed: modules, flags, and numbers that it wrote.
 
         What has happened since to things that it did not change stays: a layer that was converted, trained and
-        converted back keeps what its parameters have learned.
+        converted back keeps what its parameters have learned and its statistics have followed, in the mode, on the
+        device and in the dtype that the model has come to.
 
         Returns:
             the model as it was before, the same object.
@@ -167,12 +168,26 @@ class Journal:
         )
 
     def write_(self, tensor: Tensor, value: Tensor) -> None:
-        """Write numbers into a tensor, in place."""
+        """Write numbers into a tensor, in place; where a buffer has since been moved, undo writes into that one."""
         old = tensor.detach().clone()
-        self.edit(lambda: _copy_(tensor, value), lambda: _copy_(tensor, old), lambda: True)
+        tables = [module._buffers for module in self.model.modules()]
+        places = [(table, key) for table in tables for key, each in table.items() if each is tensor]
+
+        def undo() -> None:
+            _copy_(tensor, old)
+            for now in (table.get(key) for table, key in places):
+                if now is not None and now is not tensor and now.shape == old.shape:
+                    _copy_(now, old)
+
+        self.edit(lambda: _copy_(tensor, value), undo, lambda: True)
 
     def replace(self, old: nn.Module, new: nn.Module) -> None:
-        """Put a module wherever in the model another stands, the root included."""
+        """Put a module wherever in the model another stands, the root included.
+
+        Where the model's mode is changed in the meantime, the old module takes it when it comes back.
+        """
+        mode = new.training
+        self.edit(lambda: None, lambda: _follow_mode(old, new, mode), lambda: True)
         if self.model is old:
             self.model = new
             return
@@ -197,6 +212,11 @@ class Journal:
         """Do something, and remember how to undo it while ``fits`` says that nobody has done so since."""
         act()
         self._steps.append(_Step(undo=undo, fits=fits))
+
+
+def _follow_mode(old: nn.Module, new: nn.Module, before: bool) -> None:
+    if new.training != before:
+        old.train(new.training)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from steadynorm.surgery.rebuild import (
     ORIGIN,
     Origin,
     activation_of,
+    bring_back_with,
     carried_options,
     fresh_like,
     has_hooks,
@@ -204,6 +205,7 @@ def _rebuild(
         vars(new)[ORIGIN] = Origin.of(old)
         if options.get("freeze_affine", True):
             freeze_parameters_(journal, new)
+    bring_back_with(journal, old, new)
     journal.replace(holder or old, placed)
     behind = f" + {activation}" if placed is not new and activation else ""
     journal.note_changed(site.name, what, label(new) + behind, *notes)

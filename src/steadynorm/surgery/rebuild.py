@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, NormAddActivation
 from steadynorm.layers.shell import Shell
+from steadynorm.statistics.moments import statistics_dtype
+from steadynorm.surgery.change import Journal
 from steadynorm.surgery.kinds import Kind, Norm, kind_of
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "ORIGIN",
     "Origin",
     "activation_of",
+    "bring_back_with",
     "carried_options",
     "fresh_like",
     "has_hooks",
@@ -169,6 +172,26 @@ def move_state(module: Norm, new: nn.Module) -> list[str]:
         if name not in theirs and name not in vars(new):
             setattr(new, name, value)
     return notes
+
+
+def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
+    """Let an undone layer come back with the buffers that its successor has come to: moving a model makes new ones."""
+    left, weight = dict(new._buffers), module._parameters.get("weight")
+    before = None if weight is None else (weight.device, weight.dtype)
+
+    def undo() -> None:
+        moved = weight is not None and (weight.device, weight.dtype) != before
+        for name, mine in list(module._buffers.items()):
+            now = new._buffers.get(name)
+            if mine is None:
+                continue
+            if now is not None and now is not left.get(name):
+                module._buffers[name] = now if left.get(name) is mine else now.to(mine.dtype)
+            elif now is None and moved and weight is not None:  # the successor had none, so nothing has moved it
+                wide = statistics_dtype(weight.dtype) if isinstance(module, Shell) else weight.dtype
+                module._buffers[name] = mine.to(weight.device, wide if mine.is_floating_point() else mine.dtype)
+
+    journal.edit(lambda: None, undo, lambda: True)
 
 
 def share_hooks(module: nn.Module, new: nn.Module) -> None:
