@@ -61,3 +61,9 @@ def test_the_setting_names_seeds_that_diverged():
         run("batch_norm", seed=1, status="diverged", diverged_at_step=9),
     )
     assert "1 of 2 runs with batch norm" in text
+
+
+def test_a_single_epoch_is_one():
+    runs = (run("batch_norm", val_accuracy=[0.7]), run("none", val_accuracy=[0.8]))
+    assert "trained for 1 epoch on" in words(setting, *runs, epochs=1)
+    assert "trained for 20 epochs on" in words(setting, *runs, epochs=20)

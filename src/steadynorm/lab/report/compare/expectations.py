@@ -10,7 +10,7 @@ from steadynorm.lab.analysis import Spread
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.headline import are_apart
 from steadynorm.lab.report.compare.summary import ARTICLE_EPOCH, ArmSummary, early_epoch
-from steadynorm.lab.report.compare.wording import arm_label, batch_arm, capital, listing, plain_arm
+from steadynorm.lab.report.compare.wording import arm_label, batch_arm, capital, epochs_label, listing, plain_arm
 from steadynorm.lab.report.quantities import number, percent, points
 
 __all__ = ["Expectation", "deviations", "expectations"]
@@ -150,7 +150,9 @@ def _over_epochs(batch: ArmSummary | None, plain: ArmSummary | None, question: Q
         verdict: Verdict = "met" if lost == [plain] else "not met"
         return Expectation(claim=question.claim, verdict=verdict, measured=_diverged_alone(lost[0]))
     if batch and plain and batch.reached_epoch != plain.reached_epoch:
-        measured = f"{batch.reached_epoch} epochs with batch norm and {plain.reached_epoch} without cannot be compared."
+        measured = (
+            f"{epochs_label(batch.reached_epoch)} with batch norm and {plain.reached_epoch} without cannot be compared."
+        )
         return Expectation(claim=question.claim, verdict="not measured", measured=measured)
     return _compared(batch, plain, question)
 
@@ -185,7 +187,7 @@ def _why_absent(arm: ArmSummary | None) -> str:
         return "The arm was not trained."
     if _is_lost(arm):
         return f"Every run diverged, at step {listing([f'{step:,}' for step in arm.diverged_at_step])}."
-    return f"The runs have {arm.reached_epoch} epochs."
+    return f"The runs have {epochs_label(arm.reached_epoch)}."
 
 
 def _value(value: object) -> str:

@@ -13,6 +13,7 @@ from steadynorm.lab.report.compare.wording import (
     batches_label,
     capital,
     data_label,
+    epochs_label,
     listing,
     plain_arm,
 )
@@ -60,7 +61,7 @@ def setting(record: Record, arms: Sequence[ArmSummary]) -> str:
     ]
     return (
         f"The same network ({config['network']}) in {len(arms)} variants that differ in normalization alone, "
-        f"trained for {config['epochs']} epochs on {data_label(record)} with learning rate {rate(config['lr'])} "
+        f"trained for {epochs_label(config['epochs'])} on {data_label(record)} with learning rate {rate(config['lr'])} "
         f"and {batches_label(record)}; {count}."
     ) + (f" Diverged, and left out of final means: {listing(lost)}." if lost else "")
 

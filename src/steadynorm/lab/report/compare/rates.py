@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from steadynorm.lab.analysis import best_rate
 from steadynorm.lab.records import Record, RunRecord
-from steadynorm.lab.report.compare.wording import arm_label
+from steadynorm.lab.report.compare.wording import arm_label, epochs_label
 from steadynorm.lab.report.figure import Drawing, canvas, head, render, series
 from steadynorm.lab.report.quantities import rate
 
@@ -76,4 +76,4 @@ def _caption(runs: Sequence[RunRecord]) -> str:
     epochs = max(run.spec.epochs for run in runs)
     diverged = any(run.status == "diverged" for run in runs)
     crosses = " A cross at the foot marks a rate at which the run diverged." if diverged else ""
-    return f"After {epochs} epochs, on training images kept aside. A ring marks an arm's best rate.{crosses}"
+    return f"After {epochs_label(epochs)}, on training images kept aside. A ring marks an arm's best rate.{crosses}"

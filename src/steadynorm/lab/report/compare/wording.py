@@ -14,6 +14,7 @@ __all__ = [
     "batches_label",
     "capital",
     "data_label",
+    "epochs_label",
     "listing",
     "plain_arm",
     "position",
@@ -64,6 +65,11 @@ def batch_arm(arms: Collection[str]) -> str | None:
 def plain_arm(arms: Collection[str]) -> str | None:
     """Find the arm without normalization."""
     return PLAIN if PLAIN in arms else None
+
+
+def epochs_label(number: int) -> str:
+    """Say how many epochs: ``1 epoch``, ``20 epochs``."""
+    return f"{number} epoch{'' if number == 1 else 's'}"
 
 
 def capital(sentence: str) -> str:

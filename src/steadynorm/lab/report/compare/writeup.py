@@ -8,7 +8,15 @@ from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.expectations import TOLERANCE, WITH_BATCH_NORM, WITHOUT, deviations
 from steadynorm.lab.report.compare.headline import are_apart
 from steadynorm.lab.report.compare.summary import ArmSummary, early_epoch
-from steadynorm.lab.report.compare.wording import PLAIN, arm_label, batch_arm, capital, data_label, listing
+from steadynorm.lab.report.compare.wording import (
+    PLAIN,
+    arm_label,
+    batch_arm,
+    capital,
+    data_label,
+    epochs_label,
+    listing,
+)
 from steadynorm.lab.report.quantities import number, percent, points, rate, seconds
 
 __all__ = ["class_count", "expected_from", "schedule", "tuning_note", "writeup"]
@@ -88,7 +96,7 @@ def _about(record: Record, arm: ArmSummary) -> str:
     parts = []
     if final is not None:
         start = f"{percent(early.mean)} at epoch {early_epoch(record)} and " if early else ""
-        parts.append(f"{name}: {start}{percent(final.mean)} after {record.config['epochs']} epochs")
+        parts.append(f"{name}: {start}{percent(final.mean)} after {epochs_label(record.config['epochs'])}")
         parts[0] += f", highest at epoch {arm.best_epoch}." if arm.best_epoch != arm.reached_epoch else "."
     elif arm.val_accuracy_reached is not None:
         parts.append(f"{name}: {percent(arm.val_accuracy_reached.mean)} at epoch {arm.reached_epoch}.")
