@@ -325,10 +325,24 @@ def test_batches_are_for_group_norm():
         convert_(mixed(), "batch_norm", batches=[MIXED_INPUT])
 
 
+def sharded():
+    """A sharded part, as fully_shard makes one: the same module, of a class that it has put before the old one."""
+    from torch.distributed.fsdp import FSDPModule
+
+    model = mixed()
+    model[1].__class__ = type("FSDPBatchNorm2d", (FSDPModule, nn.BatchNorm2d), {})
+    return model
+
+
 @pytest.mark.parametrize(
     "wrap",
-    [torch.nn.DataParallel, torch.compile, lambda model: torch.jit.trace(model, MIXED_INPUT)],
-    ids=["data parallel", "compiled", "script"],
+    [
+        torch.nn.DataParallel,
+        torch.compile,
+        lambda model: torch.jit.trace(model, MIXED_INPUT),
+        lambda model: sharded(),
+    ],
+    ids=["data parallel", "compiled", "script", "sharded"],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_wrapped_model_is_refused(wrap):

@@ -15,7 +15,14 @@ from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
 __all__ = ["Site", "Where", "batch_norms_of", "check_plain", "sites_of"]
 
 Where = Callable[[str, nn.Module], bool]
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
+_WRAPPERS = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FSDPModule",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+}
+"""By name, since to import them takes seconds; of a base class too, which fully_shard puts under a module's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,8 @@ def check_plain(verb: str, model: nn.Module) -> None:
     """
     for site in sites_of(model):
         kind = type(site.module).__name__
-        wrapped = kind in _WRAPPERS or isinstance(site.module, torch.jit.ScriptModule)
+        bases = {cls.__name__ for cls in type(site.module).__mro__}
+        wrapped = bases & _WRAPPERS or isinstance(site.module, torch.jit.ScriptModule)
         if wrapped:
             raise TypeError(
                 f"{verb}: modules must be exchanged before the model is wrapped or compiled, got {kind}"
