@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import steadynorm
-from steadynorm.surgery import freeze_, unfreeze_
+from steadynorm.surgery import convert_, freeze_, unfreeze_
 from tests.support.layers import drawn, randomize_
 from tests.support.ranks import on_ranks
 from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, snapshot
@@ -98,8 +98,34 @@ def test_unfreezing_leaves_nothing_on_the_layers():
     assert [set(vars(module)) for module in model.modules()] == before
 
 
-def test_training_after_unfreezing_is_training_without_freezing():
-    plain, other = mixed(), mixed()
+def test_a_layer_that_convert_has_frozen_is_learned_again():
+    model = mixed()
+    model[1].bias.requires_grad_(False)
+    convert_(model, "frozen_batch_norm")
+    assert not any(parameter.requires_grad for place in NORMS for parameter in model[place].parameters())
+    unfreeze_(model)
+    assert [parameter.requires_grad for parameter in model[1].parameters()] == [True, False]
+    assert all(parameter.requires_grad for parameter in model[4].parameters())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [lambda: steadynorm.GatedBatchNorm2d(3), lambda: steadynorm.FrozenBatchNorm2d(3, freeze_affine=False)],
+    ids=["gated", "frozen"],
+)
+def test_weights_that_are_frozen_where_the_statistics_are_not_to_be_are_named(norm):
+    model = nn.Sequential(norm())
+    change = freeze_(model)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [each.after for each in change.changed] == ["its weight and bias frozen"]
+    assert [each.after for each in unfreeze_(model, statistics=False).changed] == ["its weight and bias learned"]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"running": "self_tuned"}], ids=str)
+def test_training_after_unfreezing_is_training_without_freezing(arguments):
+    plain, other = mixed(**arguments), mixed(**arguments)
+    train(plain)
+    train(other)
     freeze_(other)
     unfreeze_(other)
     train(plain)

@@ -20,6 +20,7 @@ from steadynorm.surgery.rebuild import (
     activation_of,
     bring_back_with,
     carried_options,
+    freeze_affine_,
     fresh_like,
     has_hooks,
     move_state,
@@ -204,19 +205,12 @@ def _rebuild(
     if kind.name == "frozen_batch_norm":
         vars(new)[ORIGIN] = Origin.of(old)
         if options.get("freeze_affine", True):
-            freeze_parameters_(journal, new)
+            freeze_affine_(journal, new)
     bring_back_with(journal, old, new)
     journal.replace(holder or old, placed)
     behind = f" + {activation}" if placed is not new and activation else ""
     journal.note_changed(site.name, what, label(new) + behind, *notes)
     return new
-
-
-def freeze_parameters_(journal: Journal, module: nn.Module) -> None:
-    """Let no parameter of a layer require a gradient."""
-    for parameter in module._parameters.values():
-        if parameter is not None and parameter.requires_grad:
-            journal.set_attribute(parameter, "requires_grad", False)
 
 
 def _build(

@@ -6,15 +6,13 @@ from torch import nn
 
 from steadynorm.surgery.batches import Batch, Forward
 from steadynorm.surgery.change import Change, Journal
-from steadynorm.surgery.convert import freeze_parameters_, rebuild_
+from steadynorm.surgery.convert import rebuild_
 from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.kinds import BATCH_NORMS, kind_of, label
-from steadynorm.surgery.rebuild import ORIGIN, Origin
+from steadynorm.surgery.rebuild import FLAGS, ORIGIN, Origin, freeze_affine_
 from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 
 __all__ = ["freeze_", "unfreeze_"]
-
-_FLAGS = "_frozen_affine"
 
 
 def freeze_(
@@ -51,10 +49,10 @@ def freeze_(
         sites = batch_norms_of(model, where, journal)
         dimensions = Dimensions(model, sites, example, forward)
         for site in sites:
-            if affine:
-                _freeze_affine(journal, site, noted=not statistics)
-            if statistics and not _is_frozen(site.module):
-                _freeze_statistics(journal, site, dimensions)
+            frozen = affine and freeze_affine_(journal, site.module)
+            rebuilt = statistics and not _is_frozen(site.module) and _freeze_statistics(journal, site, dimensions)
+            if frozen and not rebuilt:
+                journal.note_changed(site.name, label(site.module), "its weight and bias frozen")
         return journal.finish()
 
 
@@ -75,10 +73,10 @@ def unfreeze_(model: nn.Module, *, statistics: bool = True, affine: bool = True,
         sites = batch_norms_of(model, where, journal)
         dimensions = Dimensions(model, sites, None, None)
         for site in sites:
-            if affine:
-                _unfreeze_affine(journal, site, noted=not (statistics and _is_frozen(site.module)))
-            if statistics and _is_frozen(site.module):
-                _unfreeze_statistics(journal, site, dimensions)
+            learned = affine and _unfreeze_affine(journal, site.module)
+            rebuilt = statistics and _is_frozen(site.module) and _unfreeze_statistics(journal, site, dimensions)
+            if learned and not rebuilt:
+                journal.note_changed(site.name, label(site.module), "its weight and bias learned")
         return journal.finish()
 
 
@@ -86,49 +84,38 @@ def _is_frozen(module: nn.Module) -> bool:
     return kind_of(module)[0].name == "frozen_batch_norm"
 
 
-def _flags_of(module: nn.Module) -> dict[str, bool]:
-    return {name: each.requires_grad for name, each in module._parameters.items() if each is not None}
-
-
-def _freeze_affine(journal: Journal, site: Site, *, noted: bool) -> None:
-    flags = _flags_of(site.module)
-    if not any(flags.values()):
-        return
-    journal.set_attribute(site.module, _FLAGS, flags)
-    freeze_parameters_(journal, site.module)
-    if noted:
-        journal.note_changed(site.name, label(site.module), "its weight and bias frozen")
-
-
-def _freeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> None:
+def _freeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> bool:
+    """Put a frozen layer there, and tell whether that could be done."""
     kind = kind_of(site.module)[0]
     if not kind.evaluates_as_batch_norm:
         why = "its evaluation looks at the batch; frozen it would be another. convert_ it to batch_norm before."
-        journal.refuse(site.name, label(site.module), why)
     elif kind.name == "masked_batch_norm":
         why = "it is called with a mask, which a frozen layer does not take. convert_ it to batch_norm before."
-        journal.refuse(site.name, label(site.module), why)
     else:
-        rebuild_(journal, [site], BATCH_NORMS["frozen_batch_norm"], {"freeze_affine": False}, dimensions)
+        return bool(rebuild_(journal, [site], BATCH_NORMS["frozen_batch_norm"], {"freeze_affine": False}, dimensions))
+    journal.refuse(site.name, label(site.module), why)
+    return False
 
 
-def _unfreeze_affine(journal: Journal, site: Site, *, noted: bool) -> None:
-    remembered = getattr(site.module, _FLAGS, None)
-    if remembered is None and not (_is_frozen(site.module) and not hasattr(site.module, ORIGIN)):
-        return
-    for name, parameter in site.module._parameters.items():
-        if parameter is not None and (remembered is None or remembered.get(name, False)):
+def _unfreeze_affine(journal: Journal, module: nn.Module) -> bool:
+    """Let weight and bias require a gradient as they did, and tell whether one does that did not."""
+    table = vars(module)
+    remembered = table.get(FLAGS)
+    if remembered is None and not (_is_frozen(module) and ORIGIN not in table):
+        return False
+    moved = False
+    for name, parameter in module._parameters.items():
+        wanted = remembered is None or remembered.get(name, False)
+        if parameter is not None and wanted and not parameter.requires_grad:
             journal.set_attribute(parameter, "requires_grad", True)
+            moved = True
     if remembered is not None:
-        table = vars(site.module)
-        journal.edit(lambda: table.pop(_FLAGS), lambda: table.update({_FLAGS: remembered}), lambda: _FLAGS not in table)
-    if noted:
-        journal.note_changed(site.name, label(site.module), "its weight and bias learned")
+        journal.edit(lambda: table.pop(FLAGS), lambda: table.update({FLAGS: remembered}), lambda: FLAGS not in table)
+    return moved
 
 
-def _unfreeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> None:
+def _unfreeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> bool:
+    """Put back what a frozen layer was, and tell whether that could be done."""
     origin = getattr(site.module, ORIGIN, None)
-    if isinstance(origin, Origin):
-        rebuild_(journal, [site], BATCH_NORMS[origin.kind], origin.options, dimensions)
-    else:
-        rebuild_(journal, [site], BATCH_NORMS["batch_norm"], {}, dimensions)
+    kind, options = (origin.kind, origin.options) if isinstance(origin, Origin) else ("batch_norm", {})
+    return bool(rebuild_(journal, [site], BATCH_NORMS[kind], options, dimensions))

@@ -16,11 +16,13 @@ from steadynorm.surgery.kinds import Kind, Norm, kind_of
 
 __all__ = [
     "DIMENSIONS",
+    "FLAGS",
     "ORIGIN",
     "Origin",
     "activation_of",
     "bring_back_with",
     "carried_options",
+    "freeze_affine_",
     "fresh_like",
     "has_hooks",
     "move_state",
@@ -32,6 +34,8 @@ __all__ = [
 
 ORIGIN = "_origin"
 """Attribute of a frozen layer: what it was."""
+FLAGS = "_frozen_affine"
+"""Attribute of a layer whose weight and bias are frozen: which of them required a gradient."""
 DIMENSIONS = "_spatial_dimensions"
 """Attribute of a synchronised layer: how many it had. A plain number, so that torch's own can be pickled without us."""
 _FOLLOWING = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
@@ -100,10 +104,10 @@ def carried_options(module: nn.Module, kind: Kind) -> tuple[dict[str, Any], list
     own, known = options_of(module), _OPTIONS.get(kind.name, {}) | (_FOLLOWING if kind.ours else {})
     if kind is kind_of(module)[0]:
         return own, []
-    if kind.name == "frozen_batch_norm":  # nothing follows, so nothing of it has an effect
-        return {}, []
     defaults = _OPTIONS.get(kind_of(module)[0].name, {}) | _FOLLOWING
     carried = {name: value for name, value in own.items() if name in known}
+    if kind.name == "frozen_batch_norm":  # remembers what it was, see Origin
+        return carried, []
     lost = [
         f"{name}={value!r} is not known there"
         for name, value in own.items()
@@ -192,6 +196,18 @@ def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
                 module._buffers[name] = mine.to(weight.device, wide if mine.is_floating_point() else mine.dtype)
 
     journal.edit(lambda: None, undo, lambda: True)
+
+
+def freeze_affine_(journal: Journal, module: nn.Module) -> bool:
+    """Let no parameter of a layer require a gradient, and let the layer remember which did; tell whether any did."""
+    flags = {name: each.requires_grad for name, each in module._parameters.items() if each is not None}
+    if not any(flags.values()):
+        return False
+    journal.set_attribute(module, FLAGS, flags)
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.requires_grad:
+            journal.set_attribute(parameter, "requires_grad", False)
+    return True
 
 
 def share_hooks(module: nn.Module, new: nn.Module) -> None:
