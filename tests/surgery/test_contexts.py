@@ -36,15 +36,6 @@ each_context = pytest.mark.parametrize("context", CONTEXTS)
 each_norm = pytest.mark.parametrize("name", NORMS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are slower on several, by far where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def built(name):
     """A small network with such a norm, after two training batches."""
     torch.manual_seed(0)

@@ -19,15 +19,6 @@ from tests.support.layers import drawn, randomize_
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are slower on several, by far where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def inputs_of(model, batches, run=feed):
     """What every batch norm with running estimates gets in evaluation, of shape (values, C), by name."""
     found, hooks, modes = {}, [], {module: module.training for module in model.modules()}

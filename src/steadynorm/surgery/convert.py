@@ -89,7 +89,8 @@ def convert_(
     reference = None if given is None else copy.deepcopy(model)
     with Journal("convert_", model) as journal:
         sites = batch_norms_of(model, where, journal)
-        converted = rebuild_(journal, sites, kind, options, Dimensions(model, sites, example, forward))
+        dimensions = Dimensions(model, sites, example, forward)
+        converted = rebuild_(journal, sites, kind, options, dimensions, surprises=True)
         if given is None or reference is None:
             return journal.finish()
         return journal.finish(**start_from_data(journal, reference, converted, given, forward))
@@ -127,7 +128,7 @@ def to_torch_(
                 journal.refuse(site.name, label(site.module), why)
                 continue
             target = "torch_sync_batch_norm" if kind.name == "sync_batch_norm" else "torch_batch_norm"
-            rebuild_(journal, [site], KINDS[target], {}, dimensions)
+            rebuild_(journal, [site], KINDS[target], {}, dimensions, surprises=True)
         return journal.finish()
 
 
@@ -162,9 +163,23 @@ _PLAIN = {"torch_sync_batch_norm": "torch_batch_norm", "sync_batch_norm": "batch
 
 
 def rebuild_(
-    journal: Journal, sites: list[Site], kind: Kind, options: dict[str, Any], dimensions: Dimensions
+    journal: Journal,
+    sites: list[Site],
+    kind: Kind,
+    options: dict[str, Any],
+    dimensions: Dimensions,
+    *,
+    surprises: bool = False,
 ) -> list[tuple[Site, nn.Module]]:
     """Put a layer of a kind in the place of each batch norm.
+
+    Args:
+        journal: of the verb.
+        sites: the batch norms.
+        kind: of the new layers.
+        options: of the new layers, beside those that both kinds have.
+        dimensions: of the sites.
+        surprises: whether to note what the new kind does otherwise; not where just that was asked for.
 
     Returns:
         each site with the layer that now stands there; those refused, or of this kind already, are left out.
@@ -173,14 +188,14 @@ def rebuild_(
     for site in sites:
         if kind_of(site.module)[0] is kind and not options:
             continue
-        new = _rebuild(journal, site, kind, options, dimensions)
+        new = _rebuild(journal, site, kind, options, dimensions, surprises=surprises)
         if new is not None:
             converted.append((site, new))
     return converted
 
 
 def _rebuild(
-    journal: Journal, site: Site, kind: Kind, options: dict[str, Any], dimensions: Dimensions
+    journal: Journal, site: Site, kind: Kind, options: dict[str, Any], dimensions: Dimensions, *, surprises: bool
 ) -> nn.Module | None:
     old, what = site.module, label(site.module)
     spatial = dimensions.of(site)
@@ -193,7 +208,7 @@ def _rebuild(
     fused = getattr(old, "activation", None) if kind_of(old)[0].ours else None
     activation = fused if holder is None else activation_of(holder)
     new, notes = _build(old, kind, cls, activation, options)
-    if journal.verb in ("convert_", "to_torch_"):  # the others are asked for just that
+    if surprises:
         notes += _surprises(kind_of(old)[0].name, kind.name)
     placed = new
     if holder is not None:
