@@ -14,9 +14,9 @@ from tests.support.experiments import on_tiny_data
 
 TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8", "--milestones", "2", "3")
 TINY += ("--precision", "fp32", "--lr", "0.05")
-COMPARE_FLAGS = """
-    --arms --seeds --network --depth --widths --data --data-dir --epochs --batch-size --accumulate --lr --momentum
-    --weight-decay --milestones --augment --tune-lr --precision --device --out --resume --quick --json
+EXPERIMENT_FLAGS = "--seeds --data --data-dir --train-images --precision --device --out --resume --quick --json"
+TRAINING_FLAGS = f"""{EXPERIMENT_FLAGS}
+    --network --depth --widths --epochs --batch-size --lr --momentum --weight-decay --milestones --augment
 """
 
 
@@ -30,7 +30,7 @@ BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads -
 BENCH_STATISTICS_FLAGS = "--network --data --data-dir --steps --batch --lr --seed --precision --device --out --json"
 BENCH_RECALIBRATION_FLAGS = "--data --data-dir --images --batch --draws --device --out --json"
 FLAGS = {
-    "compare": COMPARE_FLAGS,
+    "compare": f"{TRAINING_FLAGS} --arms --accumulate --tune-lr",
     "report": "--json",
     "bench kernels": BENCH_KERNELS_FLAGS,
     "bench layers": BENCH_LAYERS_FLAGS,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 __all__ = ["main"]
 
@@ -23,11 +23,11 @@ from rich.console import Console  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
-from steadynorm.lab.experiments import compare as compare_experiment  # noqa: E402
+from steadynorm.lab.experiments import compare  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
-from steadynorm.lab.progress import open_display  # noqa: E402
+from steadynorm.lab.progress import Display, open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
-from steadynorm.lab.results import results_table  # noqa: E402
+from steadynorm.lab.results import results_table, verdict_lines  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,19 @@ class ReportConfig:
     """Print the summary as JSON on standard output."""
 
 
-def compare(config: compare_experiment.CompareConfig) -> None:
-    """Run the comparison and report it."""
-    reuse_memory()
-    with open_display() as display:
-        directory = compare_experiment.run(config, display)
-        display.message("making the report")
-        with explain_stop("compare", directory, display):
-            page = build_report(directory)
-    _show(page, as_json=config.json)
+def _experiment(run: Callable[[Any, Display], Path]) -> Callable[[Any], None]:
+    """Make the command of an experiment: run it, and report it."""
+
+    def command(config: Any) -> None:  # noqa: ANN401 (each experiment's own flags)
+        reuse_memory()
+        with open_display() as display:
+            directory = run(config, display)
+            display.message("making the report")
+            with explain_stop(run.__module__.rpartition(".")[2], directory, display):
+                page = build_report(directory)
+        _show(page, as_json=config.json)
+
+    return command
 
 
 def report(config: ReportConfig) -> None:
@@ -58,7 +62,7 @@ def report(config: ReportConfig) -> None:
 
 # command -> (its flags, what it does)
 COMMANDS: dict[str, Command] = {
-    "compare": (compare_experiment.CompareConfig, compare),
+    "compare": (compare.CompareConfig, _experiment(compare.run)),
     "report": (ReportConfig, report),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},
 }
@@ -81,6 +85,9 @@ def _show(page: Path, *, as_json: bool) -> None:
     if as_json:
         print(summary, end="")
         return
-    console = Console()
-    console.print(results_table(json.loads(summary)))
+    console, content = Console(), json.loads(summary)
+    console.print(content["headline"], markup=False, highlight=False)
+    console.print(results_table(content))
+    for line in verdict_lines(content):
+        console.print(line, markup=False, highlight=False)
     console.print(f"report: {page}", markup=False, soft_wrap=True)

@@ -5,10 +5,14 @@ import pytest
 import torch
 
 from steadynorm.lab import experiment
-from steadynorm.lab.experiment import check_no_repeats, check_same, describe, explain_stop, stored_config
+from steadynorm.lab.data import first
+from steadynorm.lab.experiment import check_same, describe, explain_stop, stored_config
+from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.failure import UserError
-from tests.support.experiments import Recorder, tiny_dataset
+from steadynorm.lab.records import read_record
+from steadynorm.lab.run_directory import RunDirectory
+from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset
 
 DATA = tiny_dataset()
 CONFIG = CompareConfig(
@@ -25,7 +29,7 @@ CONFIG = CompareConfig(
 
 def test_the_command_repeats_the_experiment() -> None:
     assert describe("compare", CONFIG, DATA).command == (
-        "steadynorm compare --arms none --seeds 1 2 --data cifar10 --data-dir 'some where' --lr 0.03 --tune-lr 0.1 0.3"
+        "steadynorm compare --seeds 1 2 --data cifar10 --data-dir 'some where' --lr 0.03 --arms none --tune-lr 0.1 0.3"
     )
 
 
@@ -87,18 +91,11 @@ def test_other_versions_are_said_and_allowed() -> None:
     assert display.messages == ["resumed with other versions or on another machine: the last digits may differ"]
 
 
-def test_a_value_given_twice_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--tune-lr: every value may appear once, got 0\.1 0\.1"):
-        check_no_repeats(replace(CONFIG, tune_lr=(0.1, 0.1)), ("arms", "tune_lr"))
-
-
 def test_an_interrupt_says_how_to_resume() -> None:
     display = Recorder()
     with pytest.raises(KeyboardInterrupt), explain_stop("compare", Path("a b"), display):
         raise KeyboardInterrupt
-    assert display.messages == [
-        "interrupted; continue behind the last finished epoch with: steadynorm compare --resume 'a b'"
-    ]
+    assert display.messages == ["interrupted; continue behind what is finished with: steadynorm compare --resume 'a b'"]
 
 
 def test_a_full_disk_says_how_to_resume() -> None:
@@ -113,3 +110,21 @@ def test_the_record_says_what_auto_became(monkeypatch: pytest.MonkeyPatch) -> No
     assert resolved["precision"] == "auto on cpu"
     assert resolved["threads"] == torch.get_num_threads()
     assert (resolved["train_images"], resolved["validation_images"]) == (96, 30)
+
+
+def test_a_directory_of_another_experiment_is_not_resumed(tmp_path: Path) -> None:
+    record = replace(describe("compare", CONFIG, DATA), experiment="bake")
+    RunDirectory(tmp_path).begin(record)
+    with pytest.raises(UserError, match=f"--resume: {tmp_path} holds bake"):
+        compare.run(CompareConfig(resume=tmp_path), Recorder())
+
+
+def test_training_sees_the_first_images_only(tmp_path: Path) -> None:
+    with on_tiny_data():
+        compare.run(replace(TINY, arms=("none",), epochs=1, train_images=40, out=tmp_path / "a"), Recorder())
+    record = read_record(tmp_path / "a")
+    assert (record.resolved["train_images"], record.resolved["validation_images"]) == (40, 30)
+    assert (
+        record.resolved["data_sha256"]
+        == describe("compare", CONFIG, replace(DATA, train=first(DATA.train, 40))).resolved["data_sha256"]
+    )

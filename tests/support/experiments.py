@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+from steadynorm.lab import experiment
 from steadynorm.lab.data import Dataset, Images
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
@@ -65,6 +66,8 @@ class Recorder:
         self.ended: list[RunRecord] = []
         self.losses: list[float] = []
         self.steps: list[tuple[int, int]] = []
+        self.shares: list[float] = []
+        self.ended_cells: list[str] = []
         self.fail_after_epoch = fail_after_epoch
         self.error = error or RuntimeError("stopped on purpose")
 
@@ -86,6 +89,15 @@ class Recorder:
     def end(self, record: RunRecord) -> None:
         self.ended.append(record)
 
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        self.begun.append(f"{number}/{of} {name}")
+
+    def advance(self, share: float) -> None:
+        self.shares.append(share)
+
+    def end_cell(self, name: str) -> None:
+        self.ended_cells.append(name)
+
 
 def without_times(record: RunRecord) -> RunRecord:
     """The record with its wall-clock times set to zero: what must be the same in every repetition."""
@@ -94,8 +106,8 @@ def without_times(record: RunRecord) -> RunRecord:
 
 @contextlib.contextmanager
 def on_tiny_data() -> Iterator[None]:
-    """Let ``compare`` find the tiny data set in place of the embedded one, and not wait for kernels to be compiled."""
-    with mock.patch.object(compare, "load_dataset", lambda name, **_: tiny_dataset()), backend("torch"):
+    """Let experiments find the tiny data set in place of the embedded one, and not wait for kernels to be compiled."""
+    with mock.patch.object(experiment, "load_dataset", lambda name, **_: tiny_dataset()), backend("torch"):
         yield
 
 

@@ -6,26 +6,102 @@ import contextlib
 import dataclasses
 import hashlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import torch
 
-from steadynorm.lab.data import Dataset, Images
+from steadynorm.lab.configuration import ExperimentConfig, flag, quickened
+from steadynorm.lab.data import Dataset, Images, first, load_dataset
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import choose_device, choose_precision, describe_machine, describe_versions
 from steadynorm.lab.progress import Display
-from steadynorm.lab.records import Record
+from steadynorm.lab.records import Record, read_record
+from steadynorm.lab.run_directory import RunDirectory
 
-__all__ = ["check_no_repeats", "check_same", "describe", "explain_stop", "flag", "new_place", "stored_config"]
+__all__ = ["Task", "check_same", "describe", "explain_stop", "new_place", "run_experiment", "stored_config"]
 
 
-ConfigT = TypeVar("ConfigT", bound=Any)
+ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 
 NOT_STORED = ("out", "resume", "json")  # where results go and how they are shown; not what is computed
 BESIDE_RESUME = ("resume", "json", "data_dir")  # flags that do not change a stored experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Generic[ConfigT]):
+    """What an experiment works with once everything about it is settled."""
+
+    config: ConfigT
+    record: Record
+    dataset: Dataset
+    directory: RunDirectory
+    display: Display
+
+
+def run_experiment(
+    name: str,
+    config: ConfigT,
+    display: Display,
+    *,
+    quick: Mapping[str, Any],
+    check: Callable[[ConfigT], None],
+    work: Callable[[Task[ConfigT]], None],
+) -> Path:
+    """Run an experiment, or the rest of it, in a run directory of its own.
+
+    Args:
+        name: of the command.
+        config: its flags.
+        display: sees how it goes.
+        quick: what ``--quick`` sets where the user did not.
+        check: refuses flags that make no such experiment, before anything is written.
+        work: trains and measures; skips by itself what the directory knows.
+
+    Returns:
+        the run directory, with everything measured; the report is still to be made.
+
+    Raises:
+        UserError: what was asked for cannot be done.
+    """
+    place = config.resume or config.out or new_place(name)
+    stored = None if config.resume is None else _stored_record(name, config.resume)
+    config = quickened(config, quick) if stored is None else stored_config(config, stored)
+    check(config)
+    if stored is not None:
+        torch.set_num_threads(stored.resolved["threads"])
+    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
+    if config.train_images is not None:
+        dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
+    record = describe(name, config, dataset)
+    if stored is not None:
+        check_same(stored, record, display)
+    directory = RunDirectory(place)
+    with directory.lock(), explain_stop(name, place, display):
+        if stored is None:
+            directory.begin(record)
+        _announce(record, config, place, display)
+        work(Task(config=config, record=record, dataset=dataset, directory=directory, display=display))
+    return place
+
+
+def _stored_record(name: str, place: Path) -> Record:
+    stored = read_record(place)
+    if stored.experiment != name:
+        raise UserError(f"--resume: {place} holds {stored.experiment}. Run: steadynorm {stored.experiment} --resume.")
+    return stored
+
+
+def _announce(record: Record, config: ExperimentConfig, place: Path, display: Display) -> None:
+    if config.data == "shapes":
+        display.message(f"embedded data; on photographs: steadynorm {record.experiment} --data cifar10")
+    display.message(
+        f"{record.config['data']} in {record.resolved['precision']} on {record.resolved['device']} "
+        f"with {record.resolved['threads']} threads, into {place}"
+    )
 
 
 def describe(name: str, config: Any, dataset: Dataset) -> Record:  # noqa: ANN401 (any experiment's dataclass)
@@ -87,26 +163,9 @@ def check_same(stored: Record, now: Record, display: Display) -> None:
         display.message("resumed with other versions or on another machine: the last digits may differ")
 
 
-def check_no_repeats(config: Any, names: Sequence[str]) -> None:  # noqa: ANN401 (any experiment's dataclass)
-    """Refuse a list that names a value twice: the two would be one run.
-
-    Raises:
-        UserError: so it is.
-    """
-    for name in names:
-        values = getattr(config, name)
-        if len(set(values)) < len(values):
-            raise UserError(f"{flag(name)}: every value may appear once, got {' '.join(map(str, values))}.")
-
-
 def new_place(name: str) -> Path:
     """Name a new run directory by the time of day."""
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def flag(name: str) -> str:
-    """Give the command-line flag of a configuration field."""
-    return f"--{name.replace('_', '-')}"
 
 
 @contextlib.contextmanager
@@ -120,7 +179,7 @@ def explain_stop(name: str, place: Path, display: Display) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        display.message(f"interrupted; continue behind the last finished epoch with: {resume}")
+        display.message(f"interrupted; continue behind what is finished with: {resume}")
         raise
     except OSError as error:
         raise UserError(f"{place}: {error.strerror or error}. Mend that, then continue with: {resume}") from error

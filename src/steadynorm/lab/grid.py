@@ -51,6 +51,7 @@ def train_grid(
     records = {record.spec.name: record for record in before}
     records |= {spec.name: directory.load_record(spec) for spec in specs}
     writer = _TableWriter(directory, display, records)
+    write_tables(directory.path, tuple(records.values()))  # so that a report knows from the start what is planned
     for number, spec in enumerate(specs, start=1):
         known = records[spec.name]
         if known.status in ("finished", "diverged"):
@@ -60,7 +61,6 @@ def train_grid(
         record = train(spec, settings, dataset, directory=directory, observer=writer)
         writer.write(record)
         display.end(record)
-    write_tables(directory.path, tuple(records.values()))
     return tuple(records[spec.name] for spec in specs)
 
 

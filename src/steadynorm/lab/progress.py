@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from steadynorm.lab.records import RunRecord, RunSpec
 
@@ -36,6 +36,18 @@ class Display(Protocol):
 
     def end(self, record: RunRecord) -> None:
         """Note that the network is finished or has diverged."""
+        ...
+
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        """Note that the measurement of cell ``number`` of ``of`` starts."""
+        ...
+
+    def advance(self, share: float) -> None:
+        """Note what share, in [0, 1], of the cell is measured."""
+        ...
+
+    def end_cell(self, name: str) -> None:
+        """Note that the cell is measured."""
         ...
 
 
@@ -73,6 +85,15 @@ class _Plain:
         if record.status == "diverged":
             self.message(f"  {record.spec.name} diverged: its loss was not finite at step {record.diverged_at_step}")
 
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        self.message(f"[{number}/{of}] {name}")
+
+    def advance(self, share: float) -> None:
+        pass
+
+    def end_cell(self, name: str) -> None:
+        pass
+
 
 class _Live(_Plain):
     """A bar for the current network and one for the whole experiment, with the latest numbers."""
@@ -90,6 +111,7 @@ class _Live(_Plain):
         )
         self.network = self.bars.add_task("", total=1.0, numbers="", visible=False)
         self.whole = self.bars.add_task("all networks", total=1.0, numbers="", visible=False)
+        self.cells: TaskID | None = None
         self.position = ""
 
     def __enter__(self) -> Self:
@@ -130,6 +152,21 @@ class _Live(_Plain):
         super().end(record)
         if record.epochs and record.status == "finished":
             self.message(f"{self.position}: {_measured(record)}")
+
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        self.bars.reset(self.network, total=1.0, description=f"[{number}/{of}] {name}", visible=True, numbers="")
+        if self.cells is None:
+            self.cells = self.bars.add_task("all cells", total=of, completed=number - 1, numbers="", visible=of > 1)
+            self.bars.update(self.whole, visible=False)
+        self.before = number - 1
+
+    def advance(self, share: float) -> None:
+        assert self.cells is not None
+        self.bars.update(self.network, completed=share)
+        self.bars.update(self.cells, completed=self.before + share)
+
+    def end_cell(self, name: str) -> None:
+        self.advance(1.0)
 
     def epoch(self, record: RunRecord) -> None:
         last = record.epochs[-1]

@@ -7,7 +7,12 @@ A run directory is the interface between training and reporting: a report is mad
 ``runs.json``          one entry per trained network: what it is and how it ended
 ``metrics.csv``        one row per network and finished epoch (:class:`Epoch`)
 ``gradient_norms.csv`` one row per network, finished epoch and weight (:class:`LayerGradient`)
+``cells.json``         one entry per cell: what it is and whether it is measured; where there are cells
+``measurements.csv``   one row per measured number of a cell (:class:`Measurement`)
 =====================  ======================================================================
+
+A network of ``runs.json`` is trained epoch by epoch and goes on behind its last one after a stop. A cell is measured
+as a whole and begins anew: a network that is watched while it trains, a trained one under one kind of data.
 """
 
 from __future__ import annotations
@@ -24,18 +29,23 @@ from steadynorm.lab.failure import UserError
 from steadynorm.lab.files import write_text
 
 __all__ = [
+    "CellRecord",
     "Epoch",
+    "Factor",
     "LayerGradient",
+    "Measurement",
     "Record",
     "RunRecord",
     "RunSpec",
     "read_record",
+    "write_cells",
     "write_config",
     "write_tables",
 ]
 
 Status = Literal["waiting", "running", "finished", "diverged"]
-Purpose = Literal["compare", "tune"]
+Purpose = Literal["compare", "tune", "stability"]
+Factor = str | int | float
 Row = TypeVar("Row")
 
 
@@ -52,13 +62,19 @@ class RunSpec:
     epochs: int
     """Number of epochs to train."""
     purpose: Purpose = "compare"
-    """``tune`` marks a short run that only chooses a learning rate; it is judged on held-out training images."""
+    """``tune`` marks a short run that only chooses a learning rate; it is judged on held-out training images.
+    ``stability`` marks one that only shows whether a rate trains at all."""
+    batch_size: int | None = None
+    """Images that are normalized together, where it is not what all networks share."""
+    depth: int | None = None
+    """Convolutions of the cnn, likewise."""
 
     @property
     def name(self) -> str:
         """Unique within an experiment, and a legal file name."""
-        prefix = "tune-" if self.purpose == "tune" else ""
-        return f"{prefix}{self.arm}-lr{self.lr!r}-seed{self.seed}"
+        prefix = "" if self.purpose == "compare" else f"{self.purpose}-"
+        own = "".join(f"-{what}{value}" for what, value in (("batch", self.batch_size), ("depth", self.depth)) if value)
+        return f"{prefix}{self.arm}-lr{self.lr!r}{own}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +132,40 @@ class RunRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number of a cell; which quantities there are, the experiment's module says."""
+
+    subject: str = ""
+    """What was measured: a layer, a unit, a method; empty where it is the cell itself."""
+    step: int = 0
+    """Training step after which it was measured; 0 where there are no steps, or before the first."""
+    quantity: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRecord:
+    """One cell of a grid and what was measured in it."""
+
+    factors: dict[str, Factor]
+    """What makes it this cell: arm, seed, learning rate, stream ..."""
+    measurements: tuple[Measurement, ...] = ()
+    seconds: float | None = None
+    """Wall-clock time that it took; None while it is not measured."""
+
+    @property
+    def name(self) -> str:
+        """Unique within an experiment, and a legal file name."""
+        words = (value if isinstance(value, str) else f"{name}{value!r}" for name, value in self.factors.items())
+        return "-".join(words)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is finished."""
+        return self.seconds is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything a report may say about an experiment."""
 
@@ -134,11 +184,13 @@ class Record:
     machine: dict[str, Any]
     """Processor, cores, memory, operating system."""
     runs: tuple[RunRecord, ...] = ()
+    cells: tuple[CellRecord, ...] = ()
 
 
 def write_config(directory: Path, record: Record) -> None:
-    """Write ``config.json``: the record without its runs."""
-    content = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.name != "runs"}
+    """Write ``config.json``: the record without its runs and cells."""
+    names = [field.name for field in dataclasses.fields(record) if field.name not in ("runs", "cells")]
+    content = {name: getattr(record, name) for name in names}
     write_text(directory / "config.json", json.dumps(content, indent=2) + "\n")
 
 
@@ -162,6 +214,14 @@ def write_tables(directory: Path, runs: tuple[RunRecord, ...]) -> None:
     )
 
 
+def write_cells(directory: Path, cells: tuple[CellRecord, ...]) -> None:
+    """Write ``cells.json`` and ``measurements.csv``, each atomically."""
+    heads = [{"name": cell.name, "factors": cell.factors, "seconds": cell.seconds} for cell in cells]
+    write_text(directory / "cells.json", json.dumps(heads, indent=2) + "\n")
+    rows = [(cell.name, row) for cell in cells for row in cell.measurements]
+    write_text(directory / "measurements.csv", _table(Measurement, rows, head="cell"))
+
+
 def read_record(directory: Path) -> Record:
     """Read a run directory back.
 
@@ -174,7 +234,7 @@ def read_record(directory: Path) -> Record:
         metrics = _read_table(Epoch, directory / "metrics.csv")
         layers = _read_table(LayerGradient, directory / "gradient_norms.csv")
         runs = tuple(_read_run(head, metrics, layers) for head in heads)
-        return Record(**config, runs=runs)
+        return Record(**config, runs=runs, cells=_read_cells(directory))
     except FileNotFoundError as error:
         raise UserError(
             f"{directory}: not a run directory, {Path(error.filename).name} is missing. "
@@ -190,7 +250,8 @@ def _read_run(
     head: dict[str, Any], metrics: list[tuple[str, Epoch]], layers: list[tuple[str, LayerGradient]]
 ) -> RunRecord:
     name = head.pop("name")
-    spec = RunSpec(**{field.name: head.pop(field.name) for field in dataclasses.fields(RunSpec)})
+    known = [field.name for field in dataclasses.fields(RunSpec) if field.name in head]  # early records lack some
+    spec = RunSpec(**{name: head.pop(name) for name in known})
     return RunRecord(
         spec=spec,
         epochs=tuple(row for run, row in metrics if run == name),
@@ -199,19 +260,34 @@ def _read_run(
     )
 
 
-def _table(row_type: type[Any], rows: list[tuple[str, Any]]) -> str:
+def _read_cells(directory: Path) -> tuple[CellRecord, ...]:
+    if not (directory / "cells.json").exists():  # an experiment without cells
+        return ()
+    measured: dict[str, list[Measurement]] = {}
+    for name, row in _read_table(Measurement, directory / "measurements.csv", head="cell"):
+        measured.setdefault(name, []).append(row)
+    cells = [
+        CellRecord(factors=head["factors"], seconds=head["seconds"], measurements=tuple(measured.pop(head["name"], ())))
+        for head in json.loads((directory / "cells.json").read_text())
+    ]
+    if measured:
+        raise ValueError(f"measurements.csv: cells.json has no {', '.join(measured)}")
+    return tuple(cells)
+
+
+def _table(row_type: type[Any], rows: list[tuple[str, Any]], *, head: str = "run") -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", *(field.name for field in dataclasses.fields(row_type))])
+    writer.writerow([head, *(field.name for field in dataclasses.fields(row_type))])
     for run, row in rows:
         writer.writerow([run, *dataclasses.astuple(row)])
     return out.getvalue()
 
 
-def _read_table(row_type: type[Row], path: Path) -> list[tuple[str, Row]]:
+def _read_table(row_type: type[Row], path: Path, *, head: str = "run") -> list[tuple[str, Row]]:
     types = get_type_hints(row_type)
     with path.open(newline="") as lines:
         return [
-            (line.pop("run"), row_type(**{key: types[key](value) for key, value in line.items()}))
+            (line.pop(head), row_type(**{key: types[key](value) for key, value in line.items()}))
             for line in csv.DictReader(lines)
         ]

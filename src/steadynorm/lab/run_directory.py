@@ -15,8 +15,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.files import atomic_path
-from steadynorm.lab.records import Epoch, LayerGradient, Record, RunRecord, RunSpec, write_config, write_tables
+from steadynorm.lab.files import atomic_path, write_text
+from steadynorm.lab.records import (
+    CellRecord,
+    Epoch,
+    LayerGradient,
+    Measurement,
+    Record,
+    RunRecord,
+    RunSpec,
+    write_config,
+    write_tables,
+)
 
 __all__ = ["RunDirectory"]
 
@@ -26,7 +36,7 @@ class RunDirectory:
 
     ``state/<run>.safetensors`` is the truth about a run: tensors to continue from and, in its metadata, the
     record so far. It is replaced as a whole after each epoch, so that a kill leaves the last finished epoch.
-    The tables are rewritten from these records.
+    ``state/<cell>.json`` is likewise the truth about a measured cell. The tables are rewritten from these records.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,6 +114,32 @@ class RunDirectory:
             return safetensors.torch.load_file(path)
         except (SafetensorError, OSError) as error:
             raise self._damaged(path, error) from error
+
+    def save_cell(self, cell: CellRecord) -> None:
+        """Keep a measured cell."""
+        write_text(self._cell_path(cell), json.dumps(dataclasses.asdict(cell), indent=1) + "\n")
+
+    def load_cell(self, cell: CellRecord) -> CellRecord:
+        """Read a cell that was measured before; any other comes back as it is.
+
+        Raises:
+            UserError: its file is damaged or belongs to another cell.
+        """
+        path = self._cell_path(cell)
+        if not path.exists():
+            return cell
+        try:
+            content = json.loads(path.read_text())
+            rows = tuple(Measurement(**row) for row in content.pop("measurements"))
+            known = CellRecord(**content, measurements=rows)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: is damaged ({error}). Remove it to measure this cell anew.") from error
+        if known.factors != cell.factors:
+            raise UserError(f"{path}: holds {known.factors}, not {cell.factors}. Remove it to measure this cell anew.")
+        return known
+
+    def _cell_path(self, cell: CellRecord) -> Path:
+        return self.path / "state" / f"{cell.name}.json"
 
     def _state_path(self, spec: RunSpec) -> Path:
         return self.path / "state" / f"{spec.name}.safetensors"

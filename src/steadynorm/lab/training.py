@@ -22,7 +22,7 @@ from steadynorm.lab.records import Epoch, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory, save_tensors
 from steadynorm.layers import extra_state
 
-__all__ = ["Observer", "Settings", "train"]
+__all__ = ["Observer", "Settings", "autocast", "evaluate", "train"]
 
 EVALUATION_BATCH = 500
 STEPS_BETWEEN_CHECKS = 16  # a look at the loss waits for the device, so it is not taken at every step
@@ -93,6 +93,7 @@ def train(
     record = directory.load_record(spec)
     if record.status in ("finished", "diverged"):
         return record
+    settings = replace(settings, batch_size=spec.batch_size or settings.batch_size, depth=spec.depth or settings.depth)
     trainer = _Trainer.start(spec, settings, dataset, observer)
     if record.epochs:
         _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
@@ -191,7 +192,7 @@ class _Trainer:
         for group in itertools.islice(_groups(self._batches(record), self.settings.accumulate), total):
             self.optimizer.zero_grad()
             for x, labels in group:
-                with _autocast(self.settings):
+                with autocast(self.settings):
                     logits = self.model(x).float()
                 loss = F.cross_entropy(logits, labels) / len(group)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -228,7 +229,7 @@ def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Setti
     loss = torch.zeros((), dtype=torch.float64, device=settings.device)
     hits = torch.zeros((), dtype=torch.int64, device=settings.device)
     for x, labels in evaluation_batches(images, dataset=dataset, batch_size=EVALUATION_BATCH, device=settings.device):
-        with _autocast(settings):
+        with autocast(settings):
             logits = model(x).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         hits += (logits.argmax(1) == labels).sum()
@@ -236,7 +237,8 @@ def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Setti
     return loss.item() / len(images.labels), hits.item() / len(images.labels)
 
 
-def _autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
+def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
+    """Give the context in which a network computes: autocast to bfloat16 where that is the precision."""
     if settings.precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(settings.device.type, torch.bfloat16)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadynorm.lab import files
+from steadynorm.lab import experiment, files
 from steadynorm.lab.analysis import best_rate
+from steadynorm.lab.configuration import quickened
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import Record, read_record
+from steadynorm.lab.run_directory import RunDirectory
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
 
 
@@ -125,7 +127,7 @@ def test_a_full_disk_leaves_no_half_file_and_says_how_to_resume(
 
 def test_a_directory_in_use_is_refused_and_left_alone(tmp_path: Path, undisturbed: Record) -> None:
     place = tmp_path / "a"
-    with compare.RunDirectory(place).lock(), pytest.raises(UserError, match="another process"):
+    with RunDirectory(place).lock(), pytest.raises(UserError, match="another process"):
         run(replace(TINY, out=place))
     assert [path.name for path in place.iterdir()] == [".lock"]
 
@@ -143,7 +145,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
     run(replace(TINY, epochs=1, out=place))
     other = tiny_dataset()
     other.train.pixels.zero_()
-    monkeypatch.setattr(compare, "load_dataset", lambda name, **_: other)
+    monkeypatch.setattr(experiment, "load_dataset", lambda name, **_: other)
     with pytest.raises(UserError, match="the data set is not the one"):
         compare.run(CompareConfig(resume=place), Recorder())
 
@@ -162,7 +164,7 @@ def test_resuming_uses_the_threads_that_the_experiment_began_with(
 
 
 def test_quick_shortens_what_was_not_set() -> None:
-    quick = compare._quickened(CompareConfig(quick=True, widths=(8, 8)))
+    quick = quickened(CompareConfig(quick=True, widths=(8, 8)), compare.QUICK)
     assert (quick.epochs, quick.widths, quick.milestones) == (5, (8, 8), (3, 4))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "hold_out", "random_stream"]
+__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "first", "hold_out", "random_stream"]
 
 SIZE = 32
 """Height and width, in pixels, of the images of every data set here."""
@@ -61,6 +61,11 @@ class Dataset:
     """Per channel, in units where a full byte is 1: subtracted from the pixels."""
     std: tuple[float, ...]
     """Per channel, in the same units: what the centred pixels are divided by."""
+
+
+def first(images: Images, count: int) -> Images:
+    """Give the first ``count`` images, or all where there are fewer."""
+    return Images(pixels=images.pixels[:count], labels=images.labels[:count])
 
 
 def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.files import write_bytes, write_text
 from steadynorm.lab.records import Record, read_record
-from steadynorm.lab.report.compare.figures import draw_all
+from steadynorm.lab.report.compare.document import make_report as make_compare
 from steadynorm.lab.report.compare.notebook import make_notebook
-from steadynorm.lab.report.compare.page import make_page
-from steadynorm.lab.report.compare.summary import as_json
+from steadynorm.lab.report.document import Report, Section, Text, as_json
 from steadynorm.lab.report.notebook import NotebookFailure, as_text, execute
+from steadynorm.lab.report.page import facts, render_page
+from steadynorm.lab.report.wording import data_label, listing
 
 __all__ = ["build_report", "write_page"]
+
+REPORTS: dict[str, Callable[[Record], Report]] = {"compare": make_compare}
+"""What each experiment's report says, by the name of its command."""
+
+FILES_OF_ALL = (
+    ("summary.json", "the numbers above, for programs"),
+    ("config.json", "what was asked for, versions, machine"),
+    ("figures/", "every figure as PNG and SVG"),
+)
+FILES_OF_RUNS = (
+    ("runs.json", "every trained network and how it ended"),
+    ("metrics.csv", "one row for each network and epoch"),
+    ("gradient_norms.csv", "one row for each network, epoch and weight"),
+    ("checkpoints/", "the trained networks"),
+)
+FILES_OF_CELLS = (
+    ("cells.json", "every cell of the grid"),
+    ("measurements.csv", "one row for each number that was measured in a cell"),
+)
+NOTEBOOK = ("report.ipynb", "this report as a notebook with its data inside, executed")
 
 
 def build_report(directory: Path) -> Path:
     """Build the report of an experiment from its run directory.
 
-    Writes ``summary.json``, ``figures/*.png`` and ``*.svg``, ``report.html`` and ``report.ipynb`` (executed)
-    into the directory.  Each file is whole or absent, and building again gives the same bytes.  The record
+    Writes ``summary.json``, ``figures/*.png`` and ``*.svg``, ``report.html`` and, of a comparison, ``report.ipynb``
+    (executed) into the directory.  Each file is whole or absent, and building again gives the same bytes.  The record
     may be of an interrupted experiment.
 
     Args:
@@ -35,12 +57,30 @@ def build_report(directory: Path) -> Path:
             notebook could not be executed, in which case everything else has been written.
     """
     record = read_record(directory)
-    if record.experiment != "compare":
+    if record.experiment not in REPORTS:
         raise UserError(
-            f"{directory}: a report needs the record of a known experiment (compare), "
+            f"{directory}: a report needs the record of a known experiment ({', '.join(REPORTS)}), "
             f"got {record.experiment!r}. Use the version of steadynorm that wrote it."
         )
     page = write_page(directory, record)
+    if record.experiment == "compare":
+        _write_notebook(directory, record, page)
+    return page
+
+
+def write_page(directory: Path, record: Record) -> Path:
+    """Write everything but the notebook; return the page's path."""
+    report = REPORTS[record.experiment](record)
+    for drawing in report.drawings:
+        write_bytes(directory / "figures" / f"{drawing.name}.png", drawing.png)
+        write_bytes(directory / "figures" / f"{drawing.name}.svg", drawing.svg)
+    write_text(directory / "summary.json", json.dumps(as_json(record, report), indent=2, allow_nan=False) + "\n")
+    page = directory / "report.html"
+    write_text(page, _page(record, report))
+    return page
+
+
+def _write_notebook(directory: Path, record: Record, page: Path) -> None:
     notebook = make_notebook(record)
     try:
         execute(notebook, directory)
@@ -51,16 +91,54 @@ def build_report(directory: Path) -> Path:
         ) from failure
     finally:
         write_text(directory / "report.ipynb", as_text(notebook))
-    return page
 
 
-def write_page(directory: Path, record: Record) -> Path:
-    """Write everything but the notebook; return the page's path."""
-    drawings = draw_all(record)
-    for drawing in (drawing for section in drawings.values() for drawing in section):
-        write_bytes(directory / "figures" / f"{drawing.name}.png", drawing.png)
-        write_bytes(directory / "figures" / f"{drawing.name}.svg", drawing.svg)
-    write_text(directory / "summary.json", json.dumps(as_json(record), indent=2, allow_nan=False) + "\n")
-    page = directory / "report.html"
-    write_text(page, make_page(record, drawings))
-    return page
+def _page(record: Record, report: Report) -> str:
+    """Make ``report.html``: one file that needs nothing else."""
+    method = Section(
+        key="method", title="How it was measured", short="Method", blocks=[Text(line) for line in report.method]
+    )
+    parts = [section for section in (*report.sections, method) if section.blocks]
+    names = [(part.key, part.short or part.title) for part in parts]
+    setup = (
+        ("Configuration", facts(record.config)),
+        ("What it became", facts(record.resolved)),
+        ("Versions", facts(record.versions)),
+        ("Machine", facts(record.machine)),
+    )
+    return render_page(
+        "report.html",
+        title=report.headline,
+        eyebrow=_eyebrow(record),
+        lead=report.lead,
+        notice=None if report.finished else _notice(record),
+        sections=[*names, ("setup", "Configuration"), ("again", "Run it again")],
+        parts=parts,
+        setup=setup,
+        command=record.command,
+        files=_files(record),
+        version=record.versions.get("steadynorm", ""),
+        created=record.created[:10],
+    )
+
+
+def _files(record: Record) -> list[tuple[str, str]]:
+    notebook = [NOTEBOOK] if record.experiment == "compare" else []
+    runs, cells = FILES_OF_RUNS if record.runs else (), FILES_OF_CELLS if record.cells else ()
+    return [*notebook, *FILES_OF_ALL, *runs, *cells]
+
+
+def _eyebrow(record: Record) -> str:
+    quick = " · quick look" if record.config["quick"] else ""
+    return f"steadynorm {record.experiment} · {data_label(record)} · {record.created[:10]}{quick}"
+
+
+def _notice(record: Record) -> dict[str, str]:
+    ended = sum(run.status in ("finished", "diverged") for run in record.runs)
+    measured = sum(cell.is_measured for cell in record.cells)
+    counts = [f"{ended} of {len(record.runs)} networks have ended"] if record.runs else []
+    counts += [f"{measured} of {len(record.cells)} cells are measured"] if record.cells else []
+    return {
+        "text": f"This experiment is not complete: {listing(counts) or 'nothing is measured yet'}.",
+        "command": f"steadynorm {record.experiment} --resume DIR",
+    }

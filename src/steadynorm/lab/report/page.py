@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from steadynorm.lab.report.quantities import NONE
 
@@ -26,6 +26,7 @@ class Cell:
 class Table:
     """A table whose first column names the row; on a narrow screen each row becomes a card."""
 
+    kind: ClassVar[str] = "table"
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 

@@ -6,7 +6,9 @@ import math
 import pytest
 
 from steadynorm.lab.analysis import pictures
-from steadynorm.lab.report.compare.summary import as_json, early_epoch, is_finished, summarise
+from steadynorm.lab.report.compare.document import make_report
+from steadynorm.lab.report.compare.summary import early_epoch, is_finished, summarise
+from steadynorm.lab.report.document import as_json
 from tests.support.records import record, run
 
 
@@ -92,21 +94,22 @@ def test_an_experiment_that_has_only_tuned_is_not_finished():
 
 def test_json_holds_null_where_a_number_is_missing():
     made = record([run("batch_norm", val_accuracy=[math.nan, math.nan])], arms=["batch_norm"], lr=0.1)
-    found = as_json(made)
+    found = as_json(made, make_report(made))
     json.dumps(found, allow_nan=False)
     assert found["pictures"]["shared"]["batch_norm"]["val_accuracy"] is None
 
 
 def test_json_holds_every_epoch_of_every_run():
     made = record([run("batch_norm", val_accuracy=[0.25, 0.5]), run("none", status="waiting")])
-    first, second = as_json(made)["runs"]
+    first, second = as_json(made, make_report(made))["runs"]
     assert [epoch["val_accuracy"] for epoch in first["epochs"]] == [0.25, 0.5]
     assert (first["spec"]["arm"], second["epochs"], second["status"]) == ("batch_norm", [], "waiting")
     assert "layers" not in first
 
 
 def test_json_of_a_waiting_experiment_is_not_finished():
-    assert as_json(record([run("batch_norm", status="waiting")], arms=["batch_norm"]))["finished"] is False
+    made = record([run("batch_norm", status="waiting")], arms=["batch_norm"])
+    assert as_json(made, make_report(made))["finished"] is False
 
 
 def test_an_experiment_whose_runs_all_ended_is_finished():

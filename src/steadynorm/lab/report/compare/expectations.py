@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from steadynorm.lab.analysis import Spread
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.headline import are_apart
 from steadynorm.lab.report.compare.summary import ARTICLE_EPOCH, ArmSummary, early_epoch
-from steadynorm.lab.report.compare.wording import arm_label, batch_arm, capital, epochs_label, listing, plain_arm
+from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.quantities import number, percent, points
+from steadynorm.lab.report.wording import arm_label, batch_arm, capital, epochs_label, listing, plain_arm
 
-__all__ = ["Expectation", "deviations", "expectations"]
+__all__ = ["deviations", "expectations"]
 
 WITH_BATCH_NORM = 0.75
 WITHOUT = 0.60
@@ -29,19 +29,6 @@ ARTICLE = {
     "epochs": 20,
     "milestones": [10, 15],
 }
-
-
-Verdict = Literal["met", "not met", "not measured"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expectation:
-    """One expectation and its outcome."""
-
-    claim: str
-    verdict: Verdict
-    measured: str
-    """The numbers behind the verdict, as a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from steadynorm.lab.analysis import ArmRuns, Picture, pictures
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.layers import draw_layers
 from steadynorm.lab.report.compare.rates import draw_rates
-from steadynorm.lab.report.compare.wording import arm_label, position
 from steadynorm.lab.report.curves import Column, Curve, draw_curves
 from steadynorm.lab.report.figure import Drawing, canvas, render, series
 from steadynorm.lab.report.quantities import rate, seconds
+from steadynorm.lab.report.wording import arm_label, position
 
 __all__ = ["draw_all"]
 

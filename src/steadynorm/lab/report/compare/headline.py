@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from steadynorm.lab.analysis import Spread
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.summary import ArmSummary, is_finished
-from steadynorm.lab.report.compare.wording import (
+from steadynorm.lab.report.quantities import percent, points, rate
+from steadynorm.lab.report.wording import (
     arm_label,
     batch_arm,
     batches_label,
@@ -17,7 +18,6 @@ from steadynorm.lab.report.compare.wording import (
     listing,
     plain_arm,
 )
-from steadynorm.lab.report.quantities import percent, points, rate
 
 __all__ = ["are_apart", "headline", "setting"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from steadynorm.lab.analysis import Picture
 from steadynorm.lab.records import LayerGradient, Record, RunRecord
-from steadynorm.lab.report.compare.wording import arm_label, position
 from steadynorm.lab.report.figure import Drawing, canvas, head, log_if_wide, render, series
+from steadynorm.lab.report.wording import arm_label, position
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

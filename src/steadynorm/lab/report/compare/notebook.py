@@ -14,10 +14,10 @@ from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.expectations import expectations
 from steadynorm.lab.report.compare.headline import headline, setting
 from steadynorm.lab.report.compare.summary import summarise
-from steadynorm.lab.report.compare.wording import arm_label, position
 from steadynorm.lab.report.compare.writeup import expected_from, tuning_note, writeup
 from steadynorm.lab.report.figure import SERIES
 from steadynorm.lab.report.notebook import CellSource, as_triple_quoted, make
+from steadynorm.lab.report.wording import arm_label, position
 
 __all__ = ["make_notebook"]
 

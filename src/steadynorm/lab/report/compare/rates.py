@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from steadynorm.lab.analysis import best_rate
 from steadynorm.lab.records import Record, RunRecord
-from steadynorm.lab.report.compare.wording import arm_label, epochs_label
 from steadynorm.lab.report.figure import Drawing, canvas, head, render, series
 from steadynorm.lab.report.quantities import rate
+from steadynorm.lab.report.wording import arm_label, epochs_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

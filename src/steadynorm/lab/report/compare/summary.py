@@ -9,8 +9,9 @@ from typing import Any
 
 from steadynorm.lab.analysis import ArmRuns, Picture, Spread, curve, largest_fall, pictures, spread
 from steadynorm.lab.records import Epoch, Record, RunRecord
+from steadynorm.lab.report.document import run_as_json
 
-__all__ = ["ArmSummary", "as_json", "early_epoch", "is_finished", "summarise"]
+__all__ = ["ArmSummary", "early_epoch", "findings", "is_finished", "summarise"]
 
 ARTICLE_EPOCH = 10
 
@@ -101,40 +102,17 @@ def summarise(record: Record, arm: ArmRuns) -> ArmSummary:
     )
 
 
-def as_json(record: Record) -> dict[str, Any]:
-    """Everything above as JSON: numbers or null, never NaN."""
+def findings(record: Record) -> dict[str, Any]:
+    """Everything above for ``summary.json``."""
     return {
-        "experiment": record.experiment,
-        "finished": is_finished(record),
         "early_epoch": early_epoch(record),
         "pictures": {picture.name: _picture(record, picture) for picture in pictures(record)},
-        "runs": [_run(run) for run in record.runs],
-        "command": record.command,
-        "created": record.created,
-        "config": _plain(record.config),
-        "resolved": _plain(record.resolved),
-        "versions": _plain(record.versions),
-        "machine": _plain(record.machine),
+        "runs": [run_as_json(run) for run in record.runs],
     }
 
 
 def _picture(record: Record, picture: Picture) -> dict[str, Any]:
-    return {arm.arm: _plain(asdict(summarise(record, arm))) for arm in picture.arms}
-
-
-def _run(run: RunRecord) -> dict[str, Any]:
-    """Give a run with its epochs; the norms of single layers stay in their own table."""
-    content: dict[str, Any] = _plain(asdict(run))
-    del content["layers"]
-    return content
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON is any of several types, nested
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {arm.arm: asdict(summarise(record, arm)) for arm in picture.arms}
 
 
 def _finite(values: list[float]) -> list[float]:

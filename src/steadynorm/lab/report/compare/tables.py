@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.summary import ArmSummary, early_epoch
-from steadynorm.lab.report.compare.wording import arm_label, capital, listing, position
 from steadynorm.lab.report.figure import SERIES
 from steadynorm.lab.report.page import Cell, Table
 from steadynorm.lab.report.quantities import (
@@ -19,8 +18,9 @@ from steadynorm.lab.report.quantities import (
     seconds,
     spread_note,
 )
+from steadynorm.lab.report.wording import arm_label, capital, listing, position
 
-__all__ = ["headline_table", "status"]
+__all__ = ["headline_table", "short_table", "status"]
 
 
 def headline_table(record: Record, arms: Sequence[ArmSummary], *, with_rate: bool = False) -> Table:
@@ -43,6 +43,12 @@ def headline_table(record: Record, arms: Sequence[ArmSummary], *, with_rate: boo
     )
     rows = [_row(record, arm, with_rate=with_rate) for arm in arms]
     return Table(columns=columns, rows=rows)
+
+
+def short_table(pictures: Iterable[Sequence[ArmSummary]]) -> Table:
+    """Lay out what a terminal shows: the arms at the shared rate and, where rates were tuned, each at its own."""
+    columns = ("arm", "learning rate", "seeds", "validation accuracy", "gradient norm", "s/epoch")
+    return Table(columns=columns, rows=[_short_row(arm) for arms in pictures for arm in arms])
 
 
 def status(record: Record, arm: ArmSummary) -> Cell:
@@ -78,6 +84,18 @@ def _row(record: Record, arm: ArmSummary, *, with_rate: bool) -> list[Cell]:
         ),
         status(record, arm),
     ]
+
+
+def _short_row(arm: ArmSummary) -> list[Cell]:
+    accuracy = f"epoch {arm.reached_epoch}, not finished"
+    if arm.val_accuracy is not None:
+        accuracy = percent_spread(arm.val_accuracy)
+    if arm.diverged:
+        steps = f"diverged at step {', '.join(map(str, arm.diverged_at_step))}"
+        accuracy = steps if arm.val_accuracy is None else f"{accuracy}; {steps}"
+    norm, time = arm.grad_norm, arm.seconds_per_epoch
+    texts = (arm.arm, rate(arm.lr), str(arm.seeds), accuracy, number(norm.mean if norm else None), seconds(time))
+    return [Cell(text=text) for text in texts]
 
 
 def _accuracy(arm: ArmSummary) -> Cell:

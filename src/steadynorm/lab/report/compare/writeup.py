@@ -8,7 +8,8 @@ from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.expectations import TOLERANCE, WITH_BATCH_NORM, WITHOUT, deviations
 from steadynorm.lab.report.compare.headline import are_apart
 from steadynorm.lab.report.compare.summary import ArmSummary, early_epoch
-from steadynorm.lab.report.compare.wording import (
+from steadynorm.lab.report.quantities import number, percent, points, rate, seconds
+from steadynorm.lab.report.wording import (
     PLAIN,
     arm_label,
     batch_arm,
@@ -17,9 +18,8 @@ from steadynorm.lab.report.compare.wording import (
     epochs_label,
     listing,
 )
-from steadynorm.lab.report.quantities import number, percent, points, rate, seconds
 
-__all__ = ["class_count", "expected_from", "schedule", "tuning_note", "writeup"]
+__all__ = ["expected_from", "tuning_note", "writeup"]
 
 MANY = 3
 
@@ -74,20 +74,6 @@ def tuning_note(record: Record, tuned: Sequence[ArmSummary]) -> str:
         f"and {arm_label(other.arm)} (rate {rate(other.lr)}) at {percent(other.val_accuracy.mean)}: "
         f"{points(gap)} apart{overlap}."
     )
-
-
-def schedule(record: Record) -> str:
-    """Describe the learning rate over time."""
-    lr, milestones = rate(record.config["lr"]), [str(epoch) for epoch in record.config["milestones"]]
-    if not milestones:
-        return f"learning rate {lr} throughout"
-    return f"learning rate {lr}, divided by ten after epoch {listing(milestones)}"
-
-
-def class_count(record: Record) -> int:
-    """Count the classes, whether the record names or counts them."""
-    classes = record.resolved["classes"]
-    return classes if isinstance(classes, int) else len(classes)
 
 
 def _about(record: Record, arm: ArmSummary) -> str:

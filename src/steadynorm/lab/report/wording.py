@@ -1,4 +1,4 @@
-"""What the arms and the data are called in sentences."""
+"""What arms and data are called in the sentences of all reports."""
 
 from __future__ import annotations
 

@@ -1,0 +1,203 @@
+"""The flags that experiments share, what is refused of them, and what they mean to training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.networks import build_network
+from steadynorm.lab.normalizations import find_normalization
+from steadynorm.lab.records import Record
+from steadynorm.lab.training import Settings
+
+__all__ = [
+    "ExperimentConfig",
+    "TrainingConfig",
+    "check_arms",
+    "check_at_least",
+    "check_experiment",
+    "check_lists",
+    "check_rates",
+    "check_training",
+    "flag",
+    "quickened",
+    "settings_of",
+]
+
+ConfigT = TypeVar("ConfigT", bound="ExperimentConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """What every experiment can be told."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Everything random is repeated for each seed: initial weights, order, augmentation, the same in every arm."""
+    data: Literal["shapes", "cifar10"] = "shapes"
+    """shapes: embedded, drawn in seconds; cifar10: from --data-dir, else from the Hugging Face hub."""
+    data_dir: Path | None = None
+    """Where CIFAR-10 lies: Hugging Face's Parquet files, or torchvision's cifar-10-batches-py."""
+    train_images: int | None = None
+    """Train on the first so many images only; default: all."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    out: Path | None = None
+    """New directory for everything that is written; default: runs/EXPERIMENT-DATE-TIME."""
+    resume: Path | None = None
+    """Continue the experiment in this run directory behind what is finished, with its own configuration."""
+    quick: bool = False
+    """A small version on the embedded data, in under a minute."""
+    json: bool = False
+    """Print the summary as JSON on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(ExperimentConfig):
+    """What experiments that train the lab's networks can be told; the defaults are the article's."""
+
+    network: Literal["cnn", "resnet20"] = "cnn"
+    """cnn: 3x3 convolutions in stages; resnet20: the residual network of He et al. 2016 for small images."""
+    depth: int = 6
+    """Convolutions of the cnn."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels of each stage of the cnn; a stage ends with 2x2 pooling."""
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images that are normalized together."""
+    lr: float = 0.1
+    """Learning rate of SGD, the same for every arm."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Decay of all parameters."""
+    milestones: tuple[int, ...] = (10, 15)
+    """Epochs after which the learning rate is divided by ten."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """crop-flip: random crop behind a border of 4 pixels, and mirroring."""
+
+
+def flag(name: str) -> str:
+    """Give the command-line flag of a configuration field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
+    """Make an experiment small where ``--quick`` is set: ``quick`` replaces what the user did not set.
+
+    Raises:
+        UserError: it is set beside other data than the embedded ones.
+    """
+    if not config.quick:
+        return config
+    default = type(config)()
+    if config.data != default.data:
+        raise UserError(f"--quick: runs on the embedded data, got --data {config.data}. Drop one of the two.")
+    unset = {name: value for name, value in quick.items() if getattr(config, name) == getattr(default, name)}
+    return replace(config, **unset)
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """Refuse what makes no experiment.
+
+    Raises:
+        UserError: seeds or data are not as they must be.
+    """
+    check_lists(config, ("seeds",))
+    if not all(0 <= seed < 2**63 for seed in config.seeds):
+        raise UserError(f"--seeds: must be in [0, 2**63), got {' '.join(map(str, config.seeds))}.")
+    if config.data == type(config)().data and config.data_dir is not None:
+        raise UserError("--data-dir: is read with --data cifar10 only. Add --data cifar10.")
+    if config.train_images is not None:
+        check_at_least(config, (("train_images", 1),))
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Refuse what makes no training.
+
+    Raises:
+        UserError: a number is out of its range, or network, depth and widths make no network.
+    """
+    check_at_least(config, (("epochs", 1), ("batch_size", 1), ("momentum", 0), ("weight_decay", 0)))
+    if not config.momentum < 1:
+        raise UserError(f"--momentum: must be below 1, got {config.momentum}.")
+    check_network(config.network, depth=config.depth, widths=config.widths)
+
+
+def check_network(name: str, *, depth: int, widths: Sequence[int]) -> None:
+    """Refuse a depth or widths that make no network.
+
+    Raises:
+        UserError: so it is.
+    """
+    with torch.device("meta"):  # no memory, no time
+        build_network(name, arm="none", depth=depth, widths=widths, classes=10, seed=0)
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """Refuse a normalization that nobody knows.
+
+    Raises:
+        UserError: so it is.
+    """
+    for arm in arms:
+        find_normalization(arm)
+
+
+def check_at_least(config: object, limits: Sequence[tuple[str, float]]) -> None:
+    """Refuse a number below its limit, or that is none.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name, least in limits:
+        if not getattr(config, name) >= least:
+            raise UserError(f"{flag(name)}: must be at least {least}, got {getattr(config, name)}.")
+
+
+def check_rates(names: str, rates: Sequence[float]) -> None:
+    """Refuse a learning rate that is not positive and finite.
+
+    Raises:
+        UserError: so it is.
+    """
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise UserError(f"{names}: a learning rate must be a positive number.")
+
+
+def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[str] = ()) -> None:
+    """Refuse an empty list, and one that names a value twice: the two would be one run.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name in names:
+        values = getattr(config, name)
+        if not values and name not in may_be_empty:
+            raise UserError(f"{flag(name)}: at least one value is needed.")
+        if len(set(values)) < len(values):
+            raise UserError(f"{flag(name)}: every value may appear once, got {' '.join(map(str, values))}.")
+
+
+def settings_of(config: TrainingConfig, record: Record, *, accumulate: int = 1) -> Settings:
+    """Give what all networks of an experiment share, every ``auto`` as the record resolved it."""
+    return Settings(
+        network=config.network,
+        depth=config.depth,
+        widths=config.widths,
+        batch_size=config.batch_size,
+        accumulate=accumulate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        milestones=config.milestones,
+        augment=config.augment,
+        device=torch.device(record.resolved["device"]),
+        precision=record.resolved["precision"],
+    )

@@ -1,0 +1,73 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steadynorm.lab.configuration import (
+    ExperimentConfig,
+    TrainingConfig,
+    check_experiment,
+    check_lists,
+    check_rates,
+    check_training,
+    quickened,
+)
+from steadynorm.lab.experiments.compare import CompareConfig
+from steadynorm.lab.failure import UserError
+
+
+def test_a_value_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--tune-lr: every value may appear once, got 0\.1 0\.1"):
+        check_lists(CompareConfig(tune_lr=(0.1, 0.1)), ("arms", "tune_lr"))
+
+
+def test_an_empty_list_is_refused_unless_it_may_be_empty() -> None:
+    check_lists(CompareConfig(), ("tune_lr",), may_be_empty=("tune_lr",))
+    with pytest.raises(UserError, match="--tune-lr: at least one value is needed"):
+        check_lists(CompareConfig(), ("tune_lr",))
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_rate_that_cannot_train_is_refused(rate: float) -> None:
+    with pytest.raises(UserError, match="--lr: a learning rate must be a positive number"):
+        check_rates("--lr", (0.1, rate))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": (2**63,)}, "--seeds: must be in"),
+        ({"data_dir": Path("x")}, "--data-dir: is read with --data cifar10 only"),
+        ({"train_images": 0}, "--train-images: must be at least 1, got 0"),
+    ],
+)
+def test_what_no_experiment_can_do_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_experiment(replace(ExperimentConfig(), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size: must be at least 1"),
+        ({"momentum": 1.0}, "--momentum: must be below 1"),
+        ({"depth": 2, "widths": (1, 2, 3)}, "--depth: 3 stages need"),
+    ],
+)
+def test_what_no_training_can_do_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_training(replace(TrainingConfig(), **changes))
+
+
+def test_quick_replaces_what_was_not_set() -> None:
+    config = TrainingConfig(quick=True, widths=(8, 8))
+    assert quickened(config, {"epochs": 2, "widths": (4,)}) == replace(config, epochs=2)
+
+
+def test_without_quick_nothing_is_replaced() -> None:
+    assert quickened(TrainingConfig(), {"epochs": 2}).epochs == 20
+
+
+def test_quick_beside_other_data_is_refused() -> None:
+    with pytest.raises(UserError, match="--quick: runs on the embedded data, got --data cifar10"):
+        quickened(TrainingConfig(quick=True, data="cifar10"), {})
