@@ -31,6 +31,7 @@ BENCH_STATISTICS_FLAGS = "--network --data --data-dir --steps --batch --lr --see
 BENCH_RECALIBRATION_FLAGS = "--data --data-dir --images --batch --draws --device --out --json"
 FLAGS = {
     "compare": f"{TRAINING_FLAGS} --arms --accumulate --tune-lr",
+    "sweep": f"{TRAINING_FLAGS} --arms --largest-rate",
     "report": "--json",
     "bench kernels": BENCH_KERNELS_FLAGS,
     "bench layers": BENCH_LAYERS_FLAGS,

@@ -23,7 +23,7 @@ from rich.console import Console  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
-from steadynorm.lab.experiments import compare  # noqa: E402
+from steadynorm.lab.experiments import compare, sweep
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
@@ -63,6 +63,7 @@ def report(config: ReportConfig) -> None:
 # command -> (its flags, what it does)
 COMMANDS: dict[str, Command] = {
     "compare": (compare.CompareConfig, _experiment(compare.run)),
+    "sweep": (sweep.SweepConfig, _experiment(sweep.run)),
     "report": (ReportConfig, report),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},
 }

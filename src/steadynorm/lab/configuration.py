@@ -17,15 +17,19 @@ from steadynorm.lab.training import Settings
 
 __all__ = [
     "ExperimentConfig",
+    "RegimeConfig",
     "TrainingConfig",
     "check_arms",
     "check_at_least",
     "check_experiment",
     "check_lists",
+    "check_network",
     "check_rates",
+    "check_regime",
     "check_training",
     "flag",
     "quickened",
+    "regime_of",
     "settings_of",
 ]
 
@@ -59,21 +63,15 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(ExperimentConfig):
+class RegimeConfig(ExperimentConfig):
     """What experiments that train the lab's networks can be told; the defaults are the article's."""
 
     network: Literal["cnn", "resnet20"] = "cnn"
     """cnn: 3x3 convolutions in stages; resnet20: the residual network of He et al. 2016 for small images."""
-    depth: int = 6
-    """Convolutions of the cnn."""
     widths: tuple[int, ...] = (32, 64, 128)
     """Channels of each stage of the cnn; a stage ends with 2x2 pooling."""
     epochs: int = 20
     """Passes over the training images."""
-    batch_size: int = 128
-    """Images that are normalized together."""
-    lr: float = 0.1
-    """Learning rate of SGD, the same for every arm."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
@@ -82,6 +80,18 @@ class TrainingConfig(ExperimentConfig):
     """Epochs after which the learning rate is divided by ten."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random crop behind a border of 4 pixels, and mirroring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RegimeConfig):
+    """What experiments can be told that train at one learning rate, batch size and depth."""
+
+    depth: int = 6
+    """Convolutions of the cnn."""
+    batch_size: int = 128
+    """Images that are normalized together."""
+    lr: float = 0.1
+    """Learning rate of SGD, the same for every arm."""
 
 
 def flag(name: str) -> str:
@@ -125,10 +135,21 @@ def check_training(config: TrainingConfig) -> None:
     Raises:
         UserError: a number is out of its range, or network, depth and widths make no network.
     """
-    check_at_least(config, (("epochs", 1), ("batch_size", 1), ("momentum", 0), ("weight_decay", 0)))
+    check_regime(config)
+    check_at_least(config, (("batch_size", 1),))
+    check_rates("--lr", (config.lr,))
+    check_network(config.network, depth=config.depth, widths=config.widths)
+
+
+def check_regime(config: RegimeConfig) -> None:
+    """Refuse what makes no training at any learning rate, batch size and depth.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    check_at_least(config, (("epochs", 1), ("momentum", 0), ("weight_decay", 0)))
     if not config.momentum < 1:
         raise UserError(f"--momentum: must be below 1, got {config.momentum}.")
-    check_network(config.network, depth=config.depth, widths=config.widths)
 
 
 def check_network(name: str, *, depth: int, widths: Sequence[int]) -> None:
@@ -188,12 +209,18 @@ def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[
 
 def settings_of(config: TrainingConfig, record: Record, *, accumulate: int = 1) -> Settings:
     """Give what all networks of an experiment share, every ``auto`` as the record resolved it."""
+    shared = regime_of(config, record, depth=config.depth, batch_size=config.batch_size)
+    return replace(shared, accumulate=accumulate)
+
+
+def regime_of(config: RegimeConfig, record: Record, *, depth: int, batch_size: int) -> Settings:
+    """Give the same where depth and batch size are no flags of their own."""
     return Settings(
         network=config.network,
-        depth=config.depth,
+        depth=depth,
         widths=config.widths,
-        batch_size=config.batch_size,
-        accumulate=accumulate,
+        batch_size=batch_size,
+        accumulate=1,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         milestones=config.milestones,

@@ -111,5 +111,5 @@ def _check(config: CompareConfig) -> None:
     check_lists(config, ("arms", "tune_lr"), may_be_empty=("tune_lr",))
     check_experiment(config)
     check_at_least(config, (("batch_size", 2), ("accumulate", 1)))
-    check_rates("--lr, --tune-lr", (config.lr, *config.tune_lr))
+    check_rates("--tune-lr", config.tune_lr)
     check_training(config)

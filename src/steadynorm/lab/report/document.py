@@ -113,7 +113,7 @@ class Report:
 
 def as_json(record: Record, report: Report) -> dict[str, Any]:
     """Give the content of ``summary.json``: numbers or null, never NaN."""
-    rows = [[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row] for row in report.table.rows]
+    rows = [[cell.text for cell in row] for row in report.table.rows]
     content: dict[str, Any] = _plain(
         {
             "experiment": record.experiment,

@@ -33,10 +33,13 @@ def training_method(record: Record) -> tuple[str, str]:
 
 def schedule(record: Record) -> str:
     """Describe the learning rate over time."""
-    lr, milestones = rate(record.config["lr"]), [str(epoch) for epoch in record.config["milestones"]]
+    lr, milestones = record.config["lr"], [str(epoch) for epoch in record.config["milestones"]]
+    which = (
+        f"learning rates {listing([rate(one) for one in lr])}" if isinstance(lr, list) else f"learning rate {rate(lr)}"
+    )
     if not milestones:
-        return f"learning rate {lr} throughout"
-    return f"learning rate {lr}, divided by ten after epoch {listing(milestones)}"
+        return f"{which} throughout"
+    return f"{which}, divided by ten after epoch {listing(milestones)}"
 
 
 def class_count(record: Record) -> int:

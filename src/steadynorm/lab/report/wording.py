@@ -53,7 +53,8 @@ def data_label(record: Record) -> str:
 
 def batches_label(record: Record) -> str:
     """Say how many images are normalized together, and how many of such batches a step averages."""
-    size, together = record.config["batch_size"], record.config.get("accumulate", 1)  # early records lack it
+    size, together = record.config["batch_size"], record.config.get("accumulate", 1)  # few experiments have it
+    size = listing([str(one) for one in size]) if isinstance(size, list) else size
     return f"batches of {size}" if together == 1 else f"batches of {size}, {together} to a step"
 
 

@@ -1,0 +1,240 @@
+"""What the report of a sweep says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from steadynorm.lab.analysis import Spread
+from steadynorm.lab.records import Record
+from steadynorm.lab.report.document import (
+    Block,
+    Expectation,
+    Expectations,
+    Figures,
+    Report,
+    Section,
+    Text,
+    run_as_json,
+)
+from steadynorm.lab.report.figure import SERIES
+from steadynorm.lab.report.method import data_method, training_method
+from steadynorm.lab.report.page import Cell, Table
+from steadynorm.lab.report.quantities import NONE, number, percent, percent_spread, points, rate, spread_note
+from steadynorm.lab.report.sweep.figures import draw_accuracy, draw_borders
+from steadynorm.lab.report.sweep.summary import Border, Place, borders, geometric_mean, is_finished, places
+from steadynorm.lab.report.wording import (
+    arm_label,
+    batch_arm,
+    capital,
+    data_label,
+    epochs_label,
+    listing,
+    plain_arm,
+    position,
+)
+
+__all__ = ["make_report"]
+
+
+def make_report(record: Record) -> Report:
+    """Say what a sweep found."""
+    found, limits = places(record), borders(record)
+    table = _table(record, found)
+    drawings, border_drawings = list(draw_accuracy(record, found)), list(draw_borders(record, limits))
+    border_blocks: tuple[Block, ...] = (_border_table(record, limits), Figures(border_drawings)) if limits else ()
+    return Report(
+        headline=_headline(record, found),
+        lead=_lead(record),
+        table=table,
+        sections=(
+            Section(key="result", title="Result", blocks=(table, Text(_seeds_note(record)))),
+            Section(
+                key="expectations",
+                title="What was expected, and what was measured",
+                short="Expectations",
+                blocks=(Expectations(_expectations(found, limits)),),
+            ),
+            Section(
+                key="accuracy",
+                title="Accuracy over the learning rate",
+                short="Accuracy",
+                blocks=(Figures(drawings),) if drawings else (),
+            ),
+            Section(key="border", title="The largest rate that trains", short="Largest rate", blocks=border_blocks),
+        ),
+        method=_method(record),
+        finished=is_finished(record),
+        findings={
+            "places": [asdict(place) for place in found],
+            "largest_rates": [asdict(border) | {"mean": geometric_mean(border.rates)} for border in limits],
+            "runs": [run_as_json(run) for run in record.runs],
+        },
+    )
+
+
+def _table(record: Record, found: Sequence[Place]) -> Table:
+    columns = ("Normalization", "Convolutions", "Batch", "Learning rate", "Validation accuracy", "Outcome")
+    rows = [
+        [
+            Cell(text=capital(arm_label(place.arm)), tone=f"series-{position(record, place.arm) % len(SERIES)}"),
+            Cell(text=str(place.depth)),
+            Cell(text=str(place.batch_size)),
+            Cell(text=rate(place.lr)),
+            Cell(text=percent_spread(place.accuracy), note=spread_note(place.accuracy)),
+            _outcome(place),
+        ]
+        for place in found
+    ]
+    return Table(columns=columns, rows=rows)
+
+
+def _outcome(place: Place) -> Cell:
+    words = []
+    if place.exploded_at_step:
+        steps = listing([f"{step:,}" for step in place.exploded_at_step])
+        who = "" if place.seeds == 1 else f"{len(place.exploded_at_step)} of {place.seeds} "
+        words.append(f"{who}exploded at step {steps}")
+    if place.guessing:
+        words.append("no better than chance" if place.seeds == 1 else f"{place.guessing} of {place.seeds} at chance")
+    if place.waiting:
+        words.append("waiting" if place.waiting == place.seeds else f"{place.waiting} of {place.seeds} waiting")
+    bad = place.exploded_at_step or place.guessing
+    return Cell(text=", ".join(words) or ("trained" if place.seeds else "waiting"), tone="bad" if bad else "")
+
+
+def _border_table(record: Record, limits: Sequence[Border]) -> Table:
+    columns = ("Normalization", "Convolutions", "Batch", "Largest rate that trains", "Each seed: trains, fails")
+    rows = [
+        [
+            Cell(text=capital(arm_label(border.arm)), tone=f"series-{position(record, border.arm) % len(SERIES)}"),
+            Cell(text=str(border.depth)),
+            Cell(text=str(border.batch_size)),
+            Cell(text=number(geometric_mean(border.rates))),
+            Cell(text="; ".join(f"{number(one.trains)}, {number(one.fails)}" for one in border.brackets) or NONE),
+        ]
+        for border in limits
+    ]
+    return Table(columns=columns, rows=rows)
+
+
+def _headline(record: Record, found: Sequence[Place]) -> str:
+    ended = [place for place in found if place.accuracy or place.exploded_at_step]
+    if not ended:
+        return "No network has ended yet"
+    exploded = [place for place in ended if place.exploded_at_step]
+    steady = [arm for arm in record.config["arms"] if not any(place.arm == arm for place in exploded)]
+    if not exploded:
+        return f"Nothing explodes up to rate {rate(max(place.lr for place in ended))} on {data_label(record)}"
+    least = min(exploded, key=lambda place: (place.lr, place.depth))
+    claim = f"{capital(arm_label(least.arm))} explodes from rate {rate(least.lr)} on, at {least.depth} convolutions"
+    return f"{claim}; {listing([arm_label(arm) for arm in steady])} nowhere" if steady else claim
+
+
+def _lead(record: Record) -> str:
+    config = record.config
+    grid = (
+        f"{_count(config['arms'], 'normalization')}, {_count(config['lr'], 'learning rate')}, "
+        f"{_count(config['batch_size'], 'batch size')} and {_count(config['depth'], 'depth')}"
+    )
+    seeds = _count(config["seeds"], "seed")
+    return f"{capital(grid)}, {seeds} each: {epochs_label(config['epochs'])} on {data_label(record)} for every network."
+
+
+def _count(values: Sequence[object], word: str) -> str:
+    return f"{len(values)} {word}{'' if len(values) == 1 else 's'}"
+
+
+def _seeds_note(record: Record) -> str:
+    if len(record.config["seeds"]) == 1:
+        return "There is one seed in each place: another would move these numbers by an unknown amount."
+    return "Spreads are the standard deviation over seeds; notes give their range."
+
+
+def _expectations(found: Sequence[Place], limits: Sequence[Border]) -> tuple[Expectation, ...]:
+    arms = [place.arm for place in found]
+    batch, plain = batch_arm(arms), plain_arm(arms)
+    return (
+        _explodes(found, batch, plain),
+        _bears_more(limits, batch, plain),
+        _best_is_better(found, batch, plain),
+    )
+
+
+def _explodes(found: Sequence[Place], batch: str | None, plain: str | None) -> Expectation:
+    claim = "Without normalization the higher rates explode, with batch norm none does."
+    here = [place for place in found if place.arm in (batch, plain)]
+    if batch is None or plain is None or any(place.waiting or not place.seeds for place in here):
+        return Expectation(claim=claim, verdict="not measured", measured="Not all of these networks have ended.")
+    counts = {arm: sum(len(place.exploded_at_step) for place in here if place.arm == arm) for arm in (batch, plain)}
+    seeds = {arm: sum(place.seeds for place in here if place.arm == arm) for arm in (batch, plain)}
+    return Expectation(
+        claim=claim,
+        verdict="met" if counts[plain] and not counts[batch] else "not met",
+        measured=f"Exploded: {counts[plain]} of {seeds[plain]} networks without, "
+        f"{counts[batch]} of {seeds[batch]} with batch norm.",
+    )
+
+
+def _bears_more(limits: Sequence[Border], batch: str | None, plain: str | None) -> Expectation:
+    claim = "The largest rate that trains is larger with batch norm."
+    pairs = [
+        (border, other)
+        for border in limits
+        for other in limits
+        if (border.arm, other.arm) == (batch, plain)
+        and (border.depth, border.batch_size) == (other.depth, other.batch_size)
+        and border.rates
+        and other.rates
+    ]
+    if not pairs:
+        return Expectation(claim=claim, verdict="not measured", measured="No search is over: --largest-rate.")
+    texts = [
+        f"{border.depth} convolutions, batch {border.batch_size}: {number(geometric_mean(border.rates))} with, "
+        f"{number(geometric_mean(other.rates))} without"
+        for border, other in pairs
+    ]
+    apart = all(min(border.rates) > max(other.rates) for border, other in pairs)
+    return Expectation(claim=claim, verdict="met" if apart else "not met", measured=f"{'; '.join(texts)}.")
+
+
+def _best_is_better(found: Sequence[Place], batch: str | None, plain: str | None) -> Expectation:
+    claim = "Each at its own best rate, batch norm is ahead."
+    texts, ahead = [], []
+    for depth, batch_size in dict.fromkeys((place.depth, place.batch_size) for place in found):
+        here = [place for place in found if (place.depth, place.batch_size) == (depth, batch_size)]
+        best = {arm: _best(here, arm) for arm in (batch, plain)}
+        mine, its = best[batch], best[plain]
+        if mine is None or its is None:
+            continue
+        (mine_rate, mine_accuracy), (its_rate, its_accuracy) = mine, its
+        ahead.append(mine_accuracy.low > its_accuracy.high)
+        texts.append(
+            f"{depth} convolutions, batch {batch_size}: {percent(mine_accuracy.mean)} at {rate(mine_rate)} with, "
+            f"{percent(its_accuracy.mean)} at {rate(its_rate)} without"
+            f" ({points(mine_accuracy.mean - its_accuracy.mean)})"
+        )
+    if not texts:
+        return Expectation(claim=claim, verdict="not measured", measured="No pair of networks has ended.")
+    return Expectation(claim=claim, verdict="met" if all(ahead) else "not met", measured=f"{'; '.join(texts)}.")
+
+
+def _best(found: Sequence[Place], arm: str | None) -> tuple[float, Spread] | None:
+    """Give the rate of the highest mean accuracy, and that accuracy."""
+    known = [(place.lr, place.accuracy) for place in found if place.arm == arm and place.accuracy]
+    return max(known, key=lambda pair: pair[1].mean, default=None)
+
+
+def _method(record: Record) -> tuple[str, ...]:
+    search = (
+        "The largest rate that trains is searched in runs of two epochs of 50 steps at a constant rate: a rate trains "
+        "if the mean loss of the second epoch is below ln(classes), that of guessing. Rates go by factors of 4 from "
+        "0.1 until one trains and one does not, then by the geometric middle; above one that fails all are taken to.",
+    )
+    return (
+        f"{data_method(record)} A seed decides the initial weights and the order of the images, alike in every arm and "
+        "at every rate.",
+        *training_method(record),
+        "A run whose loss stops being finite is stopped and counted as exploded, at that step.",
+        *(search if record.config["largest_rate"] else ()),
+    )

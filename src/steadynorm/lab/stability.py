@@ -1,0 +1,77 @@
+"""The largest learning rate that trains, by bisection over short runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from steadynorm.lab.records import RunRecord
+
+__all__ = ["Bracket", "bracket", "next_rate", "trains", "tried_rates"]
+
+START = 0.1
+STRIDE = 4.0
+"""How far apart rates are tried until one trains and one does not."""
+CLOSE = 1.5
+"""A rate that does not train, so many times a rate that does, ends the search."""
+SMALLEST, LARGEST = 1e-6, 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bracket:
+    """Where the largest rate that trains lies."""
+
+    trains: float | None
+    """Largest rate found to train below every one that did not; None where none was found."""
+    fails: float | None
+    """Smallest rate found not to train; None where none was found."""
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the search is over."""
+        if self.trains is None or self.fails is None:
+            return (self.fails or math.inf) <= SMALLEST or (self.trains or 0) >= LARGEST
+        return self.fails <= CLOSE * self.trains
+
+
+def trains(run: RunRecord, *, classes: int) -> bool:
+    """Whether a run ended better than it began: its last epoch's mean training loss is below ln(classes), chance's.
+
+    A loss that is not finite, and one that stays where guessing is, are both no training.
+    """
+    return run.status == "finished" and run.epochs[-1].train_loss < math.log(classes)
+
+
+def bracket(tried: Mapping[float, bool]) -> Bracket:
+    """Say what the rates tried so far tell, taking it that rates above one that fails would fail."""
+    fails = min((rate for rate, well in tried.items() if not well), default=None)
+    good = [rate for rate, well in tried.items() if well and (fails is None or rate < fails)]
+    return Bracket(trains=max(good, default=None), fails=fails)
+
+
+def next_rate(tried: Mapping[float, bool]) -> float | None:
+    """Choose the rate to try next: by factors of 4 from 0.1 until it is bracketed, then the geometric middle.
+
+    Returns:
+        a rate of three significant digits, or None where the bracket is close: within a factor of 1.5.
+    """
+    if not tried:
+        return START
+    now = bracket(tried)
+    if now.is_close:
+        return None
+    if now.fails is None:
+        return _round(max(tried) * STRIDE)
+    if now.trains is None:
+        return _round(now.fails / STRIDE)
+    return _round(math.sqrt(now.trains * now.fails))
+
+
+def tried_rates(runs: Iterable[RunRecord], *, classes: int) -> dict[float, bool]:
+    """Collect rate -> whether it trains from the runs that have ended."""
+    return {run.spec.lr: trains(run, classes=classes) for run in runs if run.status in ("finished", "diverged")}
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.3g}")

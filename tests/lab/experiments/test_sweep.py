@@ -1,0 +1,86 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steadynorm.lab.experiments import sweep
+from steadynorm.lab.experiments.sweep import SweepConfig
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.records import Record, read_record
+from steadynorm.lab.report.sweep.summary import borders
+from tests.support.experiments import Recorder, on_tiny_data, without_times
+
+TINY = SweepConfig(
+    lr=(0.05, 1e12), batch_size=(16,), depth=(2, 3), widths=(4, 8), epochs=2, milestones=(1,), precision="fp32"
+)
+
+
+def run(config: SweepConfig, display: Recorder | None = None) -> Record:
+    with on_tiny_data():
+        return read_record(sweep.run(config, display or Recorder()))
+
+
+def test_every_place_of_the_grid_is_trained_with_its_own_depth_and_batch_size(tmp_path: Path) -> None:
+    display = Recorder()
+    record = run(replace(TINY, batch_size=(16, 32), lr=(0.05,), arms=("none",), out=tmp_path / "a"), display)
+    found = [(one.spec.depth, one.spec.batch_size, one.status) for one in record.runs]
+    assert found == [(depth, size, "finished") for depth in (2, 3) for size in (16, 32)]
+    assert [sum(row.layer.startswith("conv") for row in one.layers) for one in record.runs] == [4, 4, 6, 6]
+    assert {steps for _, steps in display.steps} == {6, 3}  # of 96 images
+
+
+def test_what_explodes_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    record = run(replace(TINY, arms=("none",), depth=(2,), out=tmp_path / "a"))
+    tame, wild = record.runs
+    assert (tame.status, wild.status) == ("finished", "diverged")
+    assert 1 < wild.diverged_at_step <= 6
+
+
+def test_the_search_brackets_the_largest_rate_of_every_arm(tmp_path: Path) -> None:
+    record = run(replace(TINY, lr=(0.05,), depth=(2,), largest_rate=True, out=tmp_path / "a"))
+    found = borders(record)
+    assert [border.arm for border in found] == ["batch_norm", "none"]
+    assert all(one.is_close and one.trains for border in found for one in border.brackets)
+    searched = [one for one in record.runs if one.spec.purpose == "stability"]
+    assert all(one.spec.epochs == 2 and one.epochs[-1].learning_rate == one.spec.lr for one in searched if one.epochs)
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_an_interrupted_sweep_resumes_to_the_same_numbers(tmp_path: Path, stop: int) -> None:
+    config = replace(TINY, lr=(0.05,), arms=("none",), depth=(2,), largest_rate=True)
+    undisturbed = run(replace(config, out=tmp_path / "undisturbed"))
+
+    class Stopping(Recorder):
+        """Stops in the search, at its second network."""
+
+        def epoch(self, record) -> None:
+            searched = record.spec.purpose == "stability" and record.spec.lr != 0.1
+            if searched and len(record.epochs) == stop:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(config, out=tmp_path / "a"), Stopping())
+    again = Recorder()
+    resumed = run(SweepConfig(resume=tmp_path / "a"), again)
+    assert [without_times(one) for one in resumed.runs] == [without_times(one) for one in undisturbed.runs]
+    assert not any("none-lr0.05" in line or "lr0.1-" in line for line in again.begun)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("bn",)}, "--arms: no normalization is called 'bn'"),
+        ({"lr": ()}, "--lr: at least one value"),
+        ({"lr": (0.1, 0.1)}, "--lr: every value may appear once"),
+        ({"lr": (0.1, -1.0)}, "--lr: a learning rate must be a positive number"),
+        ({"batch_size": (64, 1)}, "--batch-size: must be at least 2, got 1"),
+        ({"depth": (6, 2)}, "--depth: 3 stages need"),
+        ({"epochs": 0}, "--epochs: must be at least 1"),
+    ],
+)
+def test_a_configuration_that_makes_no_sweep_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(replace(SweepConfig(out=tmp_path / "a"), **changes))
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,62 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from steadynorm.lab.records import RunRecord, RunSpec
+from steadynorm.lab.stability import bracket, next_rate, trains, tried_rates
+from tests.support.records import EPOCH
+
+
+def search(border: float) -> dict[float, bool]:
+    """Try what the search asks for until it ends; rates up to the border train."""
+    tried: dict[float, bool] = {}
+    while (rate := next_rate(tried)) is not None:
+        assert rate not in tried
+        tried[rate] = rate <= border
+    return tried
+
+
+@pytest.mark.parametrize("border", [3e-5, 0.0123, 0.1, 0.4, 7.0, 900.0])
+def test_the_search_ends_within_a_factor_of_one_and_a_half_of_the_border(border: float) -> None:
+    tried = search(border)
+    found = bracket(tried)
+    assert found.trains <= border < found.fails <= 1.5 * found.trains
+    assert len(tried) <= 11
+
+
+@pytest.mark.parametrize("border", [0.0, math.inf])
+def test_a_search_without_a_border_ends_too(border: float) -> None:
+    found = bracket(search(border))
+    assert found.is_close
+    assert (found.trains is None, found.fails is None) == (border == 0, border > 0)
+
+
+def test_rates_are_short_numbers() -> None:
+    assert all(rate == float(f"{rate:.3g}") for rate in search(0.03))
+
+
+def test_a_rate_above_one_that_fails_does_not_count() -> None:
+    found = bracket({0.1: True, 0.2: False, 0.4: True})
+    assert (found.trains, found.fails) == (0.1, 0.2)
+
+
+def ended(train_loss: float, *, lr: float = 0.1) -> RunRecord:
+    spec = RunSpec(arm="none", seed=0, lr=lr, epochs=1)
+    return RunRecord(spec=spec, status="finished", epochs=(replace(EPOCH, train_loss=train_loss),))
+
+
+def test_a_run_trains_where_its_loss_is_below_that_of_guessing() -> None:
+    assert trains(ended(2.30), classes=10)  # ln 10 = 2.3026
+    assert not trains(ended(2.31), classes=10)
+    assert not trains(ended(math.nan), classes=10)
+    assert trains(ended(2.31), classes=11)
+
+
+def test_a_diverged_run_does_not_train_and_a_running_one_says_nothing() -> None:
+    runs = (
+        replace(ended(1.0, lr=1.0), status="diverged", epochs=()),
+        replace(ended(1.0, lr=0.5), status="running"),
+        ended(1.0, lr=0.25),
+    )
+    assert tried_rates(runs, classes=10) == {1.0: False, 0.25: True}
