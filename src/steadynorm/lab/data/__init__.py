@@ -1,7 +1,7 @@
 """The data sets of the experiments, and the batches that networks are trained on."""
 
 from steadynorm.lab.data.batches import Augmentation, batches, evaluation_batches
-from steadynorm.lab.data.images import Dataset, Images, first, hold_out
+from steadynorm.lab.data.images import Dataset, Images, first, hold_out, take
 from steadynorm.lab.data.loading import DATASETS, load_dataset
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "first",
     "hold_out",
     "load_dataset",
+    "take",
 ]

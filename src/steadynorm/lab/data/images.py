@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "first", "hold_out", "random_stream"]
+__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "first", "hold_out", "random_stream", "take"]
 
 SIZE = 32
 """Height and width, in pixels, of the images of every data set here."""
@@ -68,6 +68,13 @@ def first(images: Images, count: int) -> Images:
     return Images(pixels=images.pixels[:count], labels=images.labels[:count])
 
 
+def take(images: Images, rows: Tensor) -> Images:
+    """Give the images at these places, int64 of shape (M,), in their order."""
+    # The channels-last view keeps each image one block of memory, and the copy in the same layout.
+    pixels = images.pixels.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+    return Images(pixels=pixels, labels=images.labels[rows])
+
+
 def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
     """Split at random into two disjoint parts that together hold every image once.
 
@@ -110,7 +117,4 @@ def random_stream(seed: int, epoch: int) -> np.random.Generator:
 
 
 def _select(images: Images, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Images:
-    where = torch.from_numpy(np.flatnonzero(chosen))
-    # The channels-last view keeps each image one block of memory, and the copy in the same layout.
-    pixels = images.pixels.permute(0, 2, 3, 1)[where].permute(0, 3, 1, 2)
-    return Images(pixels=pixels, labels=images.labels[where])
+    return take(images, torch.from_numpy(np.flatnonzero(chosen)))

@@ -1,0 +1,44 @@
+"""Corruptions that throw away detail; pixels as described in ``noise``, and nothing is random."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadynorm.lab.data.images import SIZE
+
+__all__ = ["jpeg_compression", "pixelate"]
+
+Array = NDArray[np.float64]
+
+
+def pixelate(pixels: Array, random: np.random.Generator, size: int) -> Array:
+    """Shrink to ``size`` x ``size`` pixels and enlarge again, both by averaging over boxes."""
+    from PIL import Image  # comes with the extra `lab`
+
+    box = Image.Resampling.BOX
+    return _each(pixels, lambda picture: picture.resize((size, size), box).resize((SIZE, SIZE), box))
+
+
+def jpeg_compression(pixels: Array, random: np.random.Generator, quality: int) -> Array:
+    """Write and read as JPEG of the quality given, 1 to 95, with halved resolution of colour."""
+    from PIL import Image
+
+    def through_jpeg(picture: Any) -> Any:  # noqa: ANN401 - Pillow's types are not known to the checker
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=quality)
+        return Image.open(file)
+
+    return _each(pixels, through_jpeg)
+
+
+def _each(pixels: Array, change: Callable[[Any], Any]) -> Array:
+    """Change image by image, as Pillow's images of bytes."""
+    from PIL import Image
+
+    pictures = np.rint(pixels * 255).astype(np.uint8)
+    return np.stack([np.asarray(change(Image.fromarray(picture))) for picture in pictures]) / 255.0
