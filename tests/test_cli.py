@@ -32,6 +32,7 @@ BENCH_RECALIBRATION_FLAGS = "--data --data-dir --images --batch --draws --device
 FLAGS = {
     "compare": f"{TRAINING_FLAGS} --arms --accumulate --tune-lr",
     "sweep": f"{TRAINING_FLAGS} --arms --largest-rate",
+    "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
     "report": "--json",
     "bench kernels": BENCH_KERNELS_FLAGS,
     "bench layers": BENCH_LAYERS_FLAGS,

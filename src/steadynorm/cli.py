@@ -13,7 +13,7 @@ from typing import Annotated, Any
 __all__ = ["main"]
 
 NEEDED = ["PIL", "huggingface_hub", "ipykernel", "jinja2", "matplotlib", "nbclient", "nbformat", "pyarrow", "rich"]
-NEEDED += ["tensorboard", "tyro"]
+NEEDED += ["sklearn", "tensorboard", "tyro"]
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(f"steadynorm: not installed: {', '.join(missing)}. Run: pip install 'steadynorm[lab]'")
 
@@ -23,7 +23,7 @@ from rich.console import Console  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
-from steadynorm.lab.experiments import compare, sweep
+from steadynorm.lab.experiments import classic, compare, sweep  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
@@ -64,6 +64,7 @@ def report(config: ReportConfig) -> None:
 COMMANDS: dict[str, Command] = {
     "compare": (compare.CompareConfig, _experiment(compare.run)),
     "sweep": (sweep.SweepConfig, _experiment(sweep.run)),
+    "classic": (classic.ClassicConfig, _experiment(classic.run)),
     "report": (ReportConfig, report),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},
 }

@@ -19,6 +19,7 @@ __all__ = [
     "Picture",
     "Point",
     "Spread",
+    "are_apart",
     "best_rate",
     "curve",
     "largest_fall",
@@ -99,6 +100,13 @@ def spread(values: Iterable[float]) -> Spread | None:
         n=len(finite),
         sd=statistics.stdev(finite) if len(finite) > 1 else None,
     )
+
+
+def are_apart(first: Spread | None, second: Spread | None) -> bool:
+    """Whether two means differ by more than their seeds' ranges overlap; single seeds count as points."""
+    if first is None or second is None:
+        return False
+    return first.low > second.high or second.low > first.high
 
 
 def best_rate(runs: Iterable[RunRecord], arm: str) -> float | None:

@@ -12,12 +12,12 @@ def test_shapes_are_found_by_name():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"one of shapes, cifar10, got 'mnist'"):
-        load_dataset("mnist")
+    with pytest.raises(UserError, match=r"one of shapes, cifar10, digits, mnist, got 'svhn'"):
+        load_dataset("svhn")
 
 
 def test_the_known_names_are_public():
-    assert DATASETS == ("shapes", "cifar10")
+    assert DATASETS == ("shapes", "cifar10", "digits", "mnist")
 
 
 def test_shapes_need_none_of_the_packages_that_read_files():

@@ -11,7 +11,7 @@ from steadynorm.lab.failure import UserError
 
 __all__ = ["DATASETS", "load_dataset"]
 
-DATASETS = ("shapes", "cifar10")
+DATASETS = ("shapes", "cifar10", "digits", "mnist")
 """Names that :func:`load_dataset` knows."""
 
 
@@ -24,8 +24,9 @@ def load_dataset(name: str, *, data_dir: Path | None = None, progress: Callable[
 
     Args:
         name: one of :data:`DATASETS`. ``shapes`` is drawn by the package; ``cifar10`` is read from
-            ``data_dir`` or from the Hugging Face hub, and its decoded images are cached.
-        data_dir: where CIFAR-10 lies: Parquet files, or the directory ``cifar-10-batches-py``.
+            ``data_dir`` or from the Hugging Face hub, and its decoded images are cached; ``digits`` comes with
+            scikit-learn; ``mnist`` is read from ``data_dir``.
+        data_dir: where CIFAR-10 lies: Parquet files, or the directory ``cifar-10-batches-py``. Or MNIST's four files.
         progress: told, a line at a time, what takes long and what went wrong without being fatal.
 
     Raises:
@@ -37,4 +38,12 @@ def load_dataset(name: str, *, data_dir: Path | None = None, progress: Callable[
         from steadynorm.lab.data.cifar10 import load_cifar10  # needs pyarrow and pillow
 
         return load_cifar10(data_dir, progress)
+    if name == "digits":
+        from steadynorm.lab.data.digits import make_digits  # needs scikit-learn
+
+        return make_digits()
+    if name == "mnist":
+        from steadynorm.lab.data.mnist import load_mnist
+
+        return load_mnist(data_dir, progress)
     raise UserError(f"data: the data set must be one of {', '.join(DATASETS)}, got {name!r}. Give one of these names.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.files import write_bytes, write_text
 from steadynorm.lab.records import Record, read_record
+from steadynorm.lab.report.classic.document import make_report as make_classic
 from steadynorm.lab.report.compare.document import make_report as make_compare
 from steadynorm.lab.report.compare.notebook import make_notebook
 from steadynorm.lab.report.document import Report, Section, Text, as_json
@@ -19,7 +20,11 @@ from steadynorm.lab.report.wording import data_label, listing
 
 __all__ = ["build_report", "write_page"]
 
-REPORTS: dict[str, Callable[[Record], Report]] = {"compare": make_compare, "sweep": make_sweep}
+REPORTS: dict[str, Callable[[Record], Report]] = {
+    "compare": make_compare,
+    "sweep": make_sweep,
+    "classic": make_classic,
+}
 """What each experiment's report says, by the name of its command."""
 
 FILES_OF_ALL = (

@@ -63,6 +63,9 @@ STYLE: dict[Any, Any] = {
     "legend.handlelength": 2.2,
 }
 
+LONG_LABEL = 16
+"""Characters of a series' name beyond which three of them do not fit into a row."""
+
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", "#ffffff": "--surface"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
@@ -139,7 +142,7 @@ def log_if_wide(axes: Axes, which: Literal["x", "y"], values: Iterable[float]) -
 
 def head(axes: Axes, title: str, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Put the title above the axes and name the series in rows between the two."""
-    columns = min(3, len(labels))
+    columns = min(2 if max(map(len, labels), default=0) > LONG_LABEL else 3, len(labels))
     axes.legend(
         handles,
         labels,

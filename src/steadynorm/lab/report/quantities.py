@@ -6,7 +6,7 @@ import math
 
 from steadynorm.lab.analysis import Spread
 
-__all__ = ["NONE", "number", "percent", "percent_spread", "points", "rate", "seconds", "spread_note"]
+__all__ = ["NONE", "number", "percent", "percent_spread", "points", "rate", "seconds", "signed_points", "spread_note"]
 
 NONE = "—"
 """Stands where nothing was measured."""
@@ -22,6 +22,14 @@ def percent(share: float | None, *, digits: int = 1) -> str:
 def points(difference: float, *, digits: int = 1) -> str:
     """Write the size of a difference between two shares in percentage points, without its sign."""
     return f"{100 * abs(difference):.{digits}f}{SPACE}points"
+
+
+def signed_points(value: Spread | None) -> str:
+    """Write a difference between two shares in percentage points, with its sign, and its spread over the seeds."""
+    if value is None:
+        return NONE
+    spread = "" if value.sd is None else f"{SPACE}±{SPACE}{100 * value.sd:.1f}"
+    return f"{100 * value.mean:+.1f}{spread}{SPACE}points"
 
 
 def percent_spread(value: Spread | None) -> str:

@@ -32,7 +32,12 @@ ARM_LABELS = {
     "torch_batch_norm": "torch's batch norm",
 }
 
-DATA_LABELS = {"cifar10": "CIFAR-10", "shapes": "the embedded shapes"}
+DATA_LABELS = {
+    "cifar10": "CIFAR-10",
+    "digits": "the embedded digits",
+    "mnist": "MNIST",
+    "shapes": "the embedded shapes",
+}
 
 
 def arm_label(arm: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from steadynorm.lab.analysis import Spread
+from steadynorm.lab.analysis import Spread, are_apart
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.compare.headline import are_apart
 from steadynorm.lab.report.compare.summary import ARTICLE_EPOCH, ArmSummary, early_epoch
 from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.quantities import number, percent, points

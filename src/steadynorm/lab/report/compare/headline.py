@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steadynorm.lab.analysis import Spread
+from steadynorm.lab.analysis import are_apart
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.summary import ArmSummary, is_finished
 from steadynorm.lab.report.quantities import percent, points, rate
@@ -19,7 +19,7 @@ from steadynorm.lab.report.wording import (
     plain_arm,
 )
 
-__all__ = ["are_apart", "headline", "setting"]
+__all__ = ["headline", "setting"]
 
 
 def headline(record: Record, arms: Sequence[ArmSummary]) -> str:
@@ -64,13 +64,6 @@ def setting(record: Record, arms: Sequence[ArmSummary]) -> str:
         f"trained for {epochs_label(config['epochs'])} on {data_label(record)} with learning rate {rate(config['lr'])} "
         f"and {batches_label(record)}; {count}."
     ) + (f" Diverged, and left out of final means: {listing(lost)}." if lost else "")
-
-
-def are_apart(first: Spread | None, second: Spread | None) -> bool:
-    """Whether two means differ by more than their seeds' ranges overlap; single seeds count as points."""
-    if first is None or second is None:
-        return False
-    return first.low > second.high or second.low > first.high
 
 
 def _nothing_to_compare(record: Record, arms: Sequence[ArmSummary], failed: Sequence[ArmSummary]) -> str:

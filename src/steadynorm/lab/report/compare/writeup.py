@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steadynorm.lab.analysis import are_apart
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.expectations import TOLERANCE, WITH_BATCH_NORM, WITHOUT, deviations
-from steadynorm.lab.report.compare.headline import are_apart
 from steadynorm.lab.report.compare.summary import ArmSummary, early_epoch
 from steadynorm.lab.report.quantities import number, percent, points, rate, seconds
 from steadynorm.lab.report.wording import (

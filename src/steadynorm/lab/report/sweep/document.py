@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from steadynorm.lab.analysis import Spread
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.document import (
     Block,
-    Expectation,
     Expectations,
     Figures,
     Report,
@@ -20,17 +18,16 @@ from steadynorm.lab.report.document import (
 from steadynorm.lab.report.figure import SERIES
 from steadynorm.lab.report.method import data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
-from steadynorm.lab.report.quantities import NONE, number, percent, percent_spread, points, rate, spread_note
+from steadynorm.lab.report.quantities import NONE, number, percent_spread, rate, spread_note
+from steadynorm.lab.report.sweep.expectations import expectations
 from steadynorm.lab.report.sweep.figures import draw_accuracy, draw_borders
 from steadynorm.lab.report.sweep.summary import Border, Place, borders, geometric_mean, is_finished, places
 from steadynorm.lab.report.wording import (
     arm_label,
-    batch_arm,
     capital,
     data_label,
     epochs_label,
     listing,
-    plain_arm,
     position,
 )
 
@@ -53,7 +50,7 @@ def make_report(record: Record) -> Report:
                 key="expectations",
                 title="What was expected, and what was measured",
                 short="Expectations",
-                blocks=(Expectations(_expectations(found, limits)),),
+                blocks=(Expectations(expectations(found, limits)),),
             ),
             Section(
                 key="accuracy",
@@ -149,80 +146,6 @@ def _seeds_note(record: Record) -> str:
     if len(record.config["seeds"]) == 1:
         return "There is one seed in each place: another would move these numbers by an unknown amount."
     return "Spreads are the standard deviation over seeds; notes give their range."
-
-
-def _expectations(found: Sequence[Place], limits: Sequence[Border]) -> tuple[Expectation, ...]:
-    arms = [place.arm for place in found]
-    batch, plain = batch_arm(arms), plain_arm(arms)
-    return (
-        _explodes(found, batch, plain),
-        _bears_more(limits, batch, plain),
-        _best_is_better(found, batch, plain),
-    )
-
-
-def _explodes(found: Sequence[Place], batch: str | None, plain: str | None) -> Expectation:
-    claim = "Without normalization the higher rates explode, with batch norm none does."
-    here = [place for place in found if place.arm in (batch, plain)]
-    if batch is None or plain is None or any(place.waiting or not place.seeds for place in here):
-        return Expectation(claim=claim, verdict="not measured", measured="Not all of these networks have ended.")
-    counts = {arm: sum(len(place.exploded_at_step) for place in here if place.arm == arm) for arm in (batch, plain)}
-    seeds = {arm: sum(place.seeds for place in here if place.arm == arm) for arm in (batch, plain)}
-    return Expectation(
-        claim=claim,
-        verdict="met" if counts[plain] and not counts[batch] else "not met",
-        measured=f"Exploded: {counts[plain]} of {seeds[plain]} networks without, "
-        f"{counts[batch]} of {seeds[batch]} with batch norm.",
-    )
-
-
-def _bears_more(limits: Sequence[Border], batch: str | None, plain: str | None) -> Expectation:
-    claim = "The largest rate that trains is larger with batch norm."
-    pairs = [
-        (border, other)
-        for border in limits
-        for other in limits
-        if (border.arm, other.arm) == (batch, plain)
-        and (border.depth, border.batch_size) == (other.depth, other.batch_size)
-        and border.rates
-        and other.rates
-    ]
-    if not pairs:
-        return Expectation(claim=claim, verdict="not measured", measured="No search is over: --largest-rate.")
-    texts = [
-        f"{border.depth} convolutions, batch {border.batch_size}: {number(geometric_mean(border.rates))} with, "
-        f"{number(geometric_mean(other.rates))} without"
-        for border, other in pairs
-    ]
-    apart = all(min(border.rates) > max(other.rates) for border, other in pairs)
-    return Expectation(claim=claim, verdict="met" if apart else "not met", measured=f"{'; '.join(texts)}.")
-
-
-def _best_is_better(found: Sequence[Place], batch: str | None, plain: str | None) -> Expectation:
-    claim = "Each at its own best rate, batch norm is ahead."
-    texts, ahead = [], []
-    for depth, batch_size in dict.fromkeys((place.depth, place.batch_size) for place in found):
-        here = [place for place in found if (place.depth, place.batch_size) == (depth, batch_size)]
-        best = {arm: _best(here, arm) for arm in (batch, plain)}
-        mine, its = best[batch], best[plain]
-        if mine is None or its is None:
-            continue
-        (mine_rate, mine_accuracy), (its_rate, its_accuracy) = mine, its
-        ahead.append(mine_accuracy.low > its_accuracy.high)
-        texts.append(
-            f"{depth} convolutions, batch {batch_size}: {percent(mine_accuracy.mean)} at {rate(mine_rate)} with, "
-            f"{percent(its_accuracy.mean)} at {rate(its_rate)} without"
-            f" ({points(mine_accuracy.mean - its_accuracy.mean)})"
-        )
-    if not texts:
-        return Expectation(claim=claim, verdict="not measured", measured="No pair of networks has ended.")
-    return Expectation(claim=claim, verdict="met" if all(ahead) else "not met", measured=f"{'; '.join(texts)}.")
-
-
-def _best(found: Sequence[Place], arm: str | None) -> tuple[float, Spread] | None:
-    """Give the rate of the highest mean accuracy, and that accuracy."""
-    known = [(place.lr, place.accuracy) for place in found if place.arm == arm and place.accuracy]
-    return max(known, key=lambda pair: pair[1].mean, default=None)
 
 
 def _method(record: Record) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""The report of the sigmoid network of batch norm's first figure."""
