@@ -32,6 +32,8 @@ BENCH_RECALIBRATION_FLAGS = "--data --data-dir --images --batch --draws --device
 FLAGS = {
     "compare": f"{TRAINING_FLAGS} --arms --accumulate --tune-lr",
     "sweep": f"{TRAINING_FLAGS} --arms --largest-rate",
+    "shift": f"{TRAINING_FLAGS} --methods --corruptions --severities --stream-images --stream-batch --single-images",
+    "stream": f"{TRAINING_FLAGS} --arms --methods --stream-images",
     "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
     "report": "--json",
     "bench kernels": BENCH_KERNELS_FLAGS,

@@ -23,7 +23,7 @@ from rich.console import Console  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
-from steadynorm.lab.experiments import classic, compare, sweep  # noqa: E402
+from steadynorm.lab.experiments import classic, compare, shift, stream, sweep  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
@@ -64,6 +64,8 @@ def report(config: ReportConfig) -> None:
 COMMANDS: dict[str, Command] = {
     "compare": (compare.CompareConfig, _experiment(compare.run)),
     "sweep": (sweep.SweepConfig, _experiment(sweep.run)),
+    "shift": (shift.ShiftConfig, _experiment(shift.run)),
+    "stream": (stream.StreamConfig, _experiment(stream.run)),
     "classic": (classic.ClassicConfig, _experiment(classic.run)),
     "report": (ReportConfig, report),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},

@@ -9,7 +9,15 @@ from typing import Any
 from torch import nn
 
 from steadynorm.lab.failure import UserError
-from steadynorm.layers import BatchNorm2d, BatchRenorm2d, GatedBatchNorm2d, GhostBatchNorm2d, NormAddActivation
+from steadynorm.lab.several_decays import SeveralDecays
+from steadynorm.layers import (
+    BatchNorm2d,
+    BatchRenorm2d,
+    FrozenBatchNorm2d,
+    GatedBatchNorm2d,
+    GhostBatchNorm2d,
+    NormAddActivation,
+)
 
 __all__ = ["NORMALIZATIONS", "Normalization", "find_normalization"]
 
@@ -68,6 +76,10 @@ NORMALIZATIONS: dict[str, Normalization] = {
         build=_ours(BatchNorm2d, running="self_tuned"),
         summary="batch normalization whose running statistics choose their own momentum, steadynorm.BatchNorm2d",
     ),
+    "several_decays": Normalization(
+        build=lambda channels, **_: SeveralDecays(channels),
+        summary="batch normalization with running statistics of decay 0.9, 0.99, 0.5 and self-tuned, which evaluate",
+    ),
     "batch_renorm": Normalization(
         build=_batch_renorm,
         summary="batch renormalization, steadynorm.BatchRenorm2d, its bounds wide open from the middle of training on",
@@ -79,6 +91,10 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "ghost_batch_norm": Normalization(
         build=_ours(GhostBatchNorm2d, ghost_batch_size=32),
         summary="batch normalization of 32 images at a time, steadynorm.GhostBatchNorm2d",
+    ),
+    "frozen_batch_norm": Normalization(
+        build=lambda channels, **_: FrozenBatchNorm2d(channels, activation="relu", freeze_affine=False),
+        summary="a learned weight and bias for each channel and no statistics, steadynorm.FrozenBatchNorm2d",
     ),
     "none": Normalization(
         build=lambda channels, **_: NormAddActivation(nn.Identity(), "relu"),

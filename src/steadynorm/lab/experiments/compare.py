@@ -51,7 +51,7 @@ class CompareConfig(TrainingConfig):
 
     arms: tuple[str, ...] = ("batch_norm", "none")
     """Normalizations to compare: batch_norm, none, batch_renorm, gated_batch_norm, ghost_batch_norm,
-    self_tuned_batch_norm, torch_batch_norm, layer_norm, group_norm, instance_norm."""
+    self_tuned_batch_norm, frozen_batch_norm, torch_batch_norm, layer_norm, group_norm, instance_norm."""
     accumulate: int = 1
     """Batches in a step, their gradients averaged: 2 x 64 takes the steps of 128 with the normalization of 2. Running
     statistics of ours that training does not look at move once a step as well."""

@@ -15,6 +15,8 @@ from steadynorm.lab.report.compare.notebook import make_notebook
 from steadynorm.lab.report.document import Report, Section, Text, as_json
 from steadynorm.lab.report.notebook import NotebookFailure, as_text, execute
 from steadynorm.lab.report.page import facts, render_page
+from steadynorm.lab.report.shift.document import make_report as make_shift
+from steadynorm.lab.report.stream.document import make_report as make_stream
 from steadynorm.lab.report.sweep.document import make_report as make_sweep
 from steadynorm.lab.report.wording import data_label, listing
 
@@ -23,6 +25,8 @@ __all__ = ["build_report", "write_page"]
 REPORTS: dict[str, Callable[[Record], Report]] = {
     "compare": make_compare,
     "sweep": make_sweep,
+    "shift": make_shift,
+    "stream": make_stream,
     "classic": make_classic,
 }
 """What each experiment's report says, by the name of its command."""

@@ -1,0 +1,70 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steadynorm.lab.adaptation.judging import check_methods, stream_accuracy
+from steadynorm.lab.data import Dataset, Images, evaluation_batches
+from steadynorm.lab.failure import UserError
+from tests.support.experiments import TINY_SETTINGS, tiny_dataset
+
+DATA = tiny_dataset()
+MODEL = nn.Flatten()
+
+
+class Oracle:
+    """Predicts the class that it is told for each batch, and remembers what it was shown."""
+
+    name = "oracle"
+
+    def __init__(self, answers: Sequence[int]) -> None:
+        self.answers = list(answers)
+        self.seen: list[Tensor] = []
+        self.resets = 0
+
+    def predict(self, model: nn.Module, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        answer = self.answers[len(self.seen) - 1]
+        return nn.functional.one_hot(torch.full((len(x),), answer), 10).float()
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+def accuracy(oracle: Oracle, images: Images, order: list[Tensor], dataset: Dataset = DATA) -> float:
+    return stream_accuracy(oracle, MODEL, images, order, dataset=dataset, settings=TINY_SETTINGS)
+
+
+def test_the_share_of_right_images_is_given() -> None:
+    labels = DATA.validation.labels  # 0 1 2 ... 9 0 1 ...
+    order = [torch.tensor([3, 13]), torch.tensor([5, 4, 15])]
+    assert labels[order[0]].tolist() == [3, 3]
+    assert accuracy(Oracle([3, 5]), DATA.validation, order) == 4 / 5
+
+
+def test_batches_come_normalised_in_the_order_of_the_stream() -> None:
+    oracle = Oracle([0, 0])
+    accuracy(oracle, DATA.validation, [torch.tensor([7]), torch.tensor([2, 1])])
+    ((pixels, _),) = evaluation_batches(
+        DATA.validation, dataset=DATA, batch_size=len(DATA.validation), device=torch.device("cpu")
+    )
+    assert torch.equal(oracle.seen[0], pixels[7:8])
+    assert torch.equal(oracle.seen[1], pixels[[2, 1]])
+
+
+def test_a_stream_begins_without_memory_of_another() -> None:
+    oracle = Oracle([0])
+    accuracy(oracle, DATA.validation, [torch.tensor([0])])
+    assert oracle.resets == 1
+
+
+def test_a_stream_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have images, got none"):
+        accuracy(Oracle([]), DATA.validation, [])
+
+
+def test_an_unknown_way_is_refused() -> None:
+    check_methods(("stored", "batch"))
+    with pytest.raises(UserError, match="--methods: no way to adapt is called 'magic'"):
+        check_methods(("stored", "magic"))
