@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -53,3 +54,13 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damaged: str) -> None:
     path.write_text(path.read_text()[:-12])
     with pytest.raises(UserError, match="a record is damaged"):
         read_record(tmp_path)
+
+
+def test_runs_of_before_a_spec_had_a_batch_size_and_a_depth_are_read(tmp_path: Path) -> None:
+    write_config(tmp_path, RECORD)
+    write_tables(tmp_path, RUNS)
+    heads = json.loads((tmp_path / "runs.json").read_text())
+    for head in heads:
+        del head["batch_size"], head["depth"]
+    (tmp_path / "runs.json").write_text(json.dumps(heads))
+    assert read_record(tmp_path).runs == RUNS

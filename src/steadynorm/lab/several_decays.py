@@ -19,6 +19,7 @@ __all__ = ["DECAYS", "SeveralDecays", "with_decay"]
 DECAYS = (0.9, 0.99, 0.5)
 """The article's; torch's default momentum of 0.1 is the first."""
 
+
 class SeveralDecays(nn.Module):
     """relu(batch norm(x) + residual), whose running statistics choose their own momentum, beside those of each decay.
 

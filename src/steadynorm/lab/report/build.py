@@ -13,6 +13,7 @@ from steadynorm.lab.report.classic.document import make_report as make_classic
 from steadynorm.lab.report.compare.document import make_report as make_compare
 from steadynorm.lab.report.compare.notebook import make_notebook
 from steadynorm.lab.report.document import Report, Section, Text, as_json
+from steadynorm.lab.report.landscape.document import make_report as make_landscape
 from steadynorm.lab.report.notebook import NotebookFailure, as_text, execute
 from steadynorm.lab.report.page import facts, render_page
 from steadynorm.lab.report.shift.document import make_report as make_shift
@@ -27,6 +28,7 @@ REPORTS: dict[str, Callable[[Record], Report]] = {
     "sweep": make_sweep,
     "shift": make_shift,
     "stream": make_stream,
+    "landscape": make_landscape,
     "classic": make_classic,
 }
 """What each experiment's report says, by the name of its command."""

@@ -63,8 +63,8 @@ STYLE: dict[Any, Any] = {
     "legend.handlelength": 2.2,
 }
 
-LONG_LABEL = 16
-"""Characters of a series' name beyond which three of them do not fit into a row."""
+LEGEND_ROW = 40
+"""Characters of series' names that fit into a row above the axes."""
 
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", "#ffffff": "--surface"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
@@ -142,7 +142,8 @@ def log_if_wide(axes: Axes, which: Literal["x", "y"], values: Iterable[float]) -
 
 def head(axes: Axes, title: str, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Put the title above the axes and name the series in rows between the two."""
-    columns = min(2 if max(map(len, labels), default=0) > LONG_LABEL else 3, len(labels))
+    lengths = sorted(map(len, labels))
+    columns = max(n for n in (1, 2, 3) if n == 1 or (n <= len(labels) and sum(lengths[-n:]) <= LEGEND_ROW))
     axes.legend(
         handles,
         labels,

@@ -1,0 +1,1 @@
+"""The report of the loss around the weights."""
