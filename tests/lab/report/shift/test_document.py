@@ -7,8 +7,8 @@ from steadynorm.lab.records import CellRecord, Factor, Measurement, Record, writ
 from steadynorm.lab.report import build_report
 from steadynorm.lab.report.shift.document import make_report
 from steadynorm.lab.report.shift.expectations import expectations
+from steadynorm.lab.report.shift.summary import by_stream, kept_share, mean_error, shown, swap_changes, worst
 from steadynorm.lab.report.shift.summary import decays as decays_of
-from steadynorm.lab.report.shift.summary import kept_share, mean_error, shown, swap_changes, worst
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
@@ -96,6 +96,21 @@ def test_gains_are_of_the_same_seed() -> None:
     cells = [streamed("iid", "fog", 5, 0.4, 0.5, 0.45), streamed("iid", "fog", 5, 0.6, 0.9, 0.8, seed=1)]
     batch = next(one for one in shown(shift_record(cells)) if one.method == "batch")
     assert (batch.gain.mean, batch.gain.low, batch.gain.high) == pytest.approx((0.2, 0.1, 0.3))
+
+
+def test_the_summary_holds_each_stream_once() -> None:
+    cells = [streamed("iid", "fog", 5, 0.4, 0.5, 0.45), streamed("iid", "fog", 5, 0.6, 0.9, 0.8, seed=1)]
+    assert by_stream(shown(shift_record(cells))) == [
+        {
+            "kind": "iid",
+            "shift": "fog",
+            "severity": 5,
+            "images": 100,
+            "n": 2,
+            "error": {"stored": 0.5, "batch": 0.3, "gate": 0.375},
+            "gain": {"stored": [0, 0, 0], "batch": [0.2, 0.1, 0.3], "gate": [0.125, 0.05, 0.2]},
+        }
+    ]
 
 
 def test_a_swap_of_labels_changes_each_decays_error() -> None:

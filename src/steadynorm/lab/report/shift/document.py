@@ -17,6 +17,7 @@ from steadynorm.lab.report.shift.summary import (
     STORED,
     Decayed,
     Shown,
+    by_stream,
     decays,
     is_finished,
     kept_share,
@@ -67,7 +68,7 @@ def make_report(record: Record) -> Report:
             "kept_share": {method: kept_share(found, method) for method in record.config["methods"]},
             "worst": {method: asdict(one) for method in record.config["methods"] if (one := worst(found, method))},
             "decays": [asdict(one) for one in kept],
-            "streams": [asdict(one) for one in found],
+            "streams": by_stream(found),
             "runs": [run_as_json(run) for run in record.runs],
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from steadynorm.lab.analysis import Spread, spread
 from steadynorm.lab.experiments.shift import CLEAN, KINDS, MIXED, SWAPPED
@@ -13,6 +14,7 @@ __all__ = [
     "STORED",
     "Decayed",
     "Shown",
+    "by_stream",
     "decays",
     "is_finished",
     "kept_share",
@@ -114,6 +116,18 @@ def is_finished(record: Record) -> bool:
     """Whether the networks are trained and every stream is measured."""
     trained = bool(record.runs) and all(run.status == "finished" for run in record.runs)
     return trained and bool(record.cells) and all(cell.is_measured for cell in record.cells)
+
+
+def by_stream(found: Sequence[Shown]) -> list[dict[str, Any]]:
+    """Lay the ways out stream by stream for ``summary.json``: mean error, and gain as mean, lowest and highest seed."""
+    streams: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for one in found:
+        head = {"kind": one.kind, "shift": one.shift, "severity": one.severity, "images": one.images, "n": one.error.n}
+        stream = streams.setdefault((one.kind, one.shift, one.severity), head | {"error": {}, "gain": {}})
+        stream["error"][one.method] = round(one.error.mean, 6)
+        if one.gain is not None:
+            stream["gain"][one.method] = [round(value, 6) for value in (one.gain.mean, one.gain.low, one.gain.high)]
+    return list(streams.values())
 
 
 def published_share(record: Record) -> float:
