@@ -78,6 +78,7 @@ class StreamConfig(TrainingConfig):
 
 
 QUICK: dict[str, Any] = {
+    "arms": ("gated_batch_norm", "batch_norm", "group_norm"),
     "widths": (8, 16, 32),
     "epochs": 2,
     "milestones": (1,),

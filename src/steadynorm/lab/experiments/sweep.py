@@ -69,8 +69,8 @@ class SweepConfig(RegimeConfig):
 QUICK: dict[str, Any] = {
     "lr": (0.01, 0.1, 1.0),
     "widths": (16, 32, 64),
-    "epochs": 4,
-    "milestones": (3,),
+    "epochs": 3,
+    "milestones": (2,),
     "largest_rate": True,
 }
 

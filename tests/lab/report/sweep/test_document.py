@@ -58,7 +58,9 @@ def verdicts(made: Record) -> list[str]:
 
 def test_the_headline_names_the_rate_that_explodes() -> None:
     report = make_report(sweep_record(*GRID))
-    assert report.headline == "No normalization explodes from rate 0.5 on, at 6 convolutions; batch norm nowhere"
+    assert report.headline == (
+        "Training without normalization explodes from rate 0.5 on, at 6 convolutions; with batch norm nowhere"
+    )
     assert report.finished
 
 

@@ -23,6 +23,7 @@ from steadynorm.lab.report.sweep.expectations import expectations
 from steadynorm.lab.report.sweep.figures import draw_accuracy, draw_borders
 from steadynorm.lab.report.sweep.summary import Border, Place, borders, geometric_mean, is_finished, places
 from steadynorm.lab.report.wording import (
+    PLAIN,
     arm_label,
     capital,
     data_label,
@@ -38,12 +39,16 @@ def make_report(record: Record) -> Report:
     """Say what a sweep found."""
     found, limits = places(record), borders(record)
     table = _table(record, found)
+    short = Table(
+        columns=table.columns,
+        rows=[[Cell(text=place.arm), *row[1:]] for place, row in zip(found, table.rows, strict=True)],
+    )
     drawings, border_drawings = list(draw_accuracy(record, found)), list(draw_borders(record, limits))
     border_blocks: tuple[Block, ...] = (_border_table(record, limits), Figures(border_drawings)) if limits else ()
     return Report(
         headline=_headline(record, found),
         lead=_lead(record),
-        table=table,
+        table=short,
         sections=(
             Section(key="result", title="Result", blocks=(table, Text(_seeds_note(record)))),
             Section(
@@ -71,7 +76,7 @@ def make_report(record: Record) -> Report:
 
 
 def _table(record: Record, found: Sequence[Place]) -> Table:
-    columns = ("Normalization", "Convolutions", "Batch", "Learning rate", "Validation accuracy", "Outcome")
+    columns = ("Normalization", "Depth", "Batch", "Rate", "Validation accuracy", "Outcome")
     rows = [
         [
             Cell(text=capital(arm_label(place.arm)), tone=f"series-{position(record, place.arm) % len(SERIES)}"),
@@ -124,8 +129,13 @@ def _headline(record: Record, found: Sequence[Place]) -> str:
     if not exploded:
         return f"Nothing explodes up to rate {rate(max(place.lr for place in ended))} on {data_label(record)}"
     least = min(exploded, key=lambda place: (place.lr, place.depth))
-    claim = f"{capital(arm_label(least.arm))} explodes from rate {rate(least.lr)} on, at {least.depth} convolutions"
-    return f"{claim}; {listing([arm_label(arm) for arm in steady])} nowhere" if steady else claim
+    where = f"explodes from rate {rate(least.lr)} on, at {least.depth} convolutions"
+    claim = f"Training {_with(least.arm)} {where}"
+    return f"{claim}; {listing([_with(arm) for arm in steady])} nowhere" if steady else claim
+
+
+def _with(arm: str) -> str:
+    return "without normalization" if arm == PLAIN else f"with {arm_label(arm)}"
 
 
 def _lead(record: Record) -> str:

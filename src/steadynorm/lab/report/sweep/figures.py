@@ -38,7 +38,7 @@ def draw_borders(record: Record, borders: Sequence[Border]) -> Iterator[Drawing]
 def _draw_accuracy(record: Record, places: Sequence[Place], depth: int, batch_size: int) -> Drawing:
     from matplotlib.ticker import PercentFormatter
 
-    title = f"Validation accuracy by learning rate, {depth} convolutions, batch {batch_size}"
+    title = f"Validation accuracy, {depth} convolutions, batch {batch_size}"
     arms = list(dict.fromkeys(place.arm for place in places))
     with canvas() as (figure, axes):
         for arm in arms:

@@ -1,0 +1,27 @@
+"""Every experiment as a newcomer meets it: ``steadynorm NAME --quick``, on embedded data, to the end of its report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from steadynorm import cli
+
+EXPERIMENTS = [name for name in cli.COMMANDS if name != "report" and not name.startswith("bench")]
+
+
+def test_these_are_the_experiments() -> None:
+    assert EXPERIMENTS == ["compare", "sweep", "shift", "stream", "landscape", "classic"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_quick_runs_on_embedded_data_and_ends_in_a_report(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main((name, "--quick", "--out", str(tmp_path / "a")))
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["finished"]
+    assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
+    assert {item["verdict"] for item in summary["expectations"]} <= {"met", "not met", "not measured"}
+    assert "quick look" in (tmp_path / "a" / "report.html").read_text()
