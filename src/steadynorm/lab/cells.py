@@ -32,15 +32,15 @@ def measure_cells(
         UserError: a file of the directory is damaged.
     """
     cells = [directory.load_cell(CellRecord(factors=factors)) for factors in grid]
+    write_cells(directory.path, tuple(cells))  # so that a report knows from the start what is planned
     for number, cell in enumerate(cells):
         if cell.is_measured:
             continue
         display.begin_cell(cell.name, number=number + 1, of=len(cells))
-        write_cells(directory.path, tuple(cells))
         start = time.perf_counter()
         rows = tuple(measure(cell.factors, display.advance))
         cells[number] = replace(cell, measurements=rows, seconds=time.perf_counter() - start)
         directory.save_cell(cells[number])
+        write_cells(directory.path, tuple(cells))
         display.end_cell(cell.name)
-    write_cells(directory.path, tuple(cells))
     return tuple(cells)

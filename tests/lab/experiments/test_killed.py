@@ -1,0 +1,101 @@
+"""Killed by SIGKILL in the middle of a grid and resumed: what is finished stays, and the tables are the same."""
+
+import importlib
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steadynorm.lab.records import Record, read_record
+from steadynorm.lab.report.build import REPORTS
+from steadynorm.lab.report.document import as_json
+from tests.support.experiments import Recorder, on_tiny_data, without_times
+
+# experiment -> (how many networks and cells a process begins before it waits to be killed, changes of its tiny config)
+PLANS: dict[str, tuple[int, dict[str, Any]]] = {
+    "sweep": (4, {"lr": (0.05,), "largest_rate": True}),
+    "shift": (8, {"severities": (5,)}),
+    "stream": (4, {}),
+}
+
+
+class Waiting(Recorder):
+    """Says when the last network or cell of its share begins, and waits there for its end."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def begin(self, spec, **numbers: int) -> None:
+        super().begin(spec, **numbers)
+        self._wait()
+
+    def begin_cell(self, name: str, **numbers: int) -> None:
+        super().begin_cell(name, **numbers)
+        self._wait()
+
+    def _wait(self) -> None:
+        if len(self.begun) == self.last:
+            print("begun", flush=True)
+            time.sleep(600)
+
+
+def run(name: str, display: Recorder, **changes: Any) -> Path:
+    """Run or resume the tiny form of an experiment."""
+    module = importlib.import_module(f"steadynorm.lab.experiments.{name}")
+    tiny = importlib.import_module(f"tests.lab.experiments.test_{name}").TINY
+    config = type(tiny)(**changes) if "resume" in changes else replace(tiny, **PLANS[name][1], **changes)
+    with on_tiny_data():
+        return module.run(config, display)
+
+
+def worker(name: str, how: str, place: str, threads: str) -> None:
+    """Run it as a process that has to be killed."""
+    torch.set_num_threads(int(threads))
+    run(name, Waiting(PLANS[name][0]), **{how: Path(place)})
+
+
+def kill(name: str, how: str, place: Path, threads: int) -> None:
+    program = "import sys; from tests.lab.experiments.test_killed import worker; worker(*sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, name, how, place, str(threads)],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n", process.communicate()
+    process.kill()
+    process.communicate()
+
+
+def ended(record: Record) -> int:
+    return sum(run.status in ("finished", "diverged") for run in record.runs) + sum(
+        cell.is_measured for cell in record.cells
+    )
+
+
+def tables(record: Record) -> dict[str, Any]:
+    """Everything that the report says, apart from times."""
+    untimed = replace(
+        record, runs=tuple(without_times(run) for run in record.runs), created="", command="", versions={}, machine={}
+    )
+    return as_json(untimed, REPORTS[record.experiment](untimed))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_killed_experiment_resumes_to_the_tables_of_an_undisturbed_one(name: str, tmp_path: Path) -> None:
+    undisturbed = read_record(run(name, Recorder(), out=tmp_path / "undisturbed"))
+    place, share = tmp_path / "a", PLANS[name][0]
+    for kills, how in enumerate(("out", "resume"), start=1):
+        kill(name, how, place, undisturbed.resolved["threads"])
+        assert ended(read_record(place)) == kills * (share - 1)
+    again = Recorder()
+    resumed = read_record(run(name, again, resume=place))
+    assert len(again.begun) == ended(undisturbed) - 2 * (share - 1)
+    assert tables(resumed) == tables(undisturbed)
