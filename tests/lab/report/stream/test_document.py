@@ -13,7 +13,7 @@ from steadynorm.lab.report.stream.summary import default_runs, singles, ways
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
-METHODS = ["stored", "batch", "gate"]
+METHODS = ["stored", "batch", "gated", "gate"]
 
 
 def default(accuracy: float, *, seed: int = 0) -> RunRecord:
@@ -57,8 +57,8 @@ RUNS = [default(0.7), single("gated_batch_norm", 0.6), single("batch_norm", 0.2)
 CELLS = [
     recalibrated("gated_batch_norm", 0.61),
     recalibrated("batch_norm", 0.55),
-    streamed("iid", 0.7, 0.3, 0.698),
-    streamed("class_ordered", 0.7, 0.3, 0.68),
+    streamed("iid", 0.7, 0.3, 0.69, 0.698),
+    streamed("class_ordered", 0.7, 0.3, 0.6, 0.68),
 ]
 
 
@@ -90,13 +90,19 @@ def test_the_headline_says_what_both_lose() -> None:
 
 
 def test_the_verdicts_follow_the_numbers() -> None:
-    assert verdicts(stream_record(RUNS, CELLS)) == ["met", "met", "met", "met", "not met"]
+    assert verdicts(stream_record(RUNS, CELLS)) == ["met", "met", "met", "met", "met", "not met"]
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.551, "met"), (0.549, "not met"), (None, "not met")])
 def test_a_drop_beyond_fifteen_points_falsifies(accuracy: float | None, verdict: str) -> None:
     runs = [RUNS[0], single("gated_batch_norm", accuracy), RUNS[2]]
     assert verdicts(stream_record(runs, CELLS))[0] == verdict
+
+
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.551, "met"), (0.549, "not met")])
+def test_evaluation_alone_is_held_against_the_same_limit_in_the_worse_order(accuracy: float, verdict: str) -> None:
+    cells = [*CELLS[:3], streamed("class_ordered", 0.7, 0.3, accuracy, 0.7)]
+    assert verdicts(stream_record(RUNS, cells))[1] == verdict
 
 
 def test_the_worst_seed_decides() -> None:
@@ -118,7 +124,7 @@ def test_a_default_build_near_chance_cannot_lose_so_much() -> None:
 
 def test_statistics_are_not_blamed_for_what_weights_lost() -> None:
     cells = [CELLS[0], recalibrated("batch_norm", 0.3), *CELLS[2:]]
-    assert verdicts(stream_record(RUNS, cells))[2] == "not met"
+    assert verdicts(stream_record(RUNS, cells))[3] == "not met"
 
 
 def test_ways_are_held_against_stored_ones_on_the_same_images() -> None:
