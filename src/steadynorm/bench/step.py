@@ -37,6 +37,8 @@ Norm = Literal[
     "torch_batch_norm",
     "batch_norm",
     "self_tuned_batch_norm",
+    "several_decays",
+    "frozen_batch_norm",
     "batch_renorm",
     "gated_batch_norm",
     "ghost_batch_norm",
