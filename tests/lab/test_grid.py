@@ -58,3 +58,17 @@ def test_the_display_hears_how_many_epochs_are_left(tmp_path: Path) -> None:
     display = Recorder()
     run(tmp_path, [NORM, NONE], display)
     assert display.begun == [f"1/2 {NORM.name} 0 4", f"2/2 {NONE.name} 0 2"]
+
+
+def test_the_tables_know_from_the_start_what_is_planned(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).begin(RECORD)
+
+    class Stopping(Recorder):
+        """Stops before the first network trains."""
+
+        def begin(self, spec: RunSpec, **numbers: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [NORM, NONE], Stopping())
+    assert [(one.spec, one.status) for one in read_record(tmp_path).runs] == [(NORM, "waiting"), (NONE, "waiting")]

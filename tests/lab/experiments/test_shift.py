@@ -116,11 +116,11 @@ def test_one_by_one_is_one_by_one() -> None:
 
 def test_published_files_are_shown_where_they_are(tmp_path: Path) -> None:
     shape = (50_000, 32, 32, 3)  # a sparse file: little of it takes room
-    pixels = np.lib.format.open_memmap(tmp_path / "contrast.npy", mode="w+", dtype=np.uint8, shape=shape)
+    pixels = np.lib.format.open_memmap(tmp_path / "brightness.npy", mode="w+", dtype=np.uint8, shape=shape)
     pixels[40_000:40_006] = 7  # severity 5
     pixels.flush()
     np.save(tmp_path / "labels.npy", np.tile(np.arange(10), 5000).astype(np.uint8))
-    shown = shift._images(task(data_dir=tmp_path), "contrast", 5, 0, 6)
+    shown = shift._images(task(data_dir=tmp_path), "brightness", 5, 0, 6)
     assert shown.pixels.unique().tolist() == [7]
     assert shown.labels.tolist() == [0, 1, 2, 3, 4, 5]
 

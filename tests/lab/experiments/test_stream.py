@@ -73,6 +73,18 @@ def test_stored_statistics_do_not_care_for_the_order(undisturbed: Record) -> Non
     assert mixed["stored"] == ordered["stored"]
 
 
+def test_the_images_of_a_stream_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[int]] = []
+
+    def judge(adaptation, model, images, order, **rest) -> float:
+        seen.append({len(batch) for batch in order})
+        return 0.5
+
+    monkeypatch.setattr(stream, "stream_accuracy", judge)
+    run(replace(TINY, arms=("group_norm",), out=tmp_path / "a"))
+    assert seen == [{1}] * 4
+
+
 @pytest.mark.parametrize("stop", ["gated_batch_norm", "recalibrated-group_norm-seed0", "stream-class_ordered-seed0"])
 def test_a_stop_anywhere_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record, stop: str) -> None:
     class Stopping(Recorder):

@@ -45,6 +45,14 @@ def test_the_search_brackets_the_largest_rate_of_every_arm(tmp_path: Path) -> No
     assert all(one.spec.epochs == 2 and one.epochs[-1].learning_rate == one.spec.lr for one in searched if one.epochs)
 
 
+def test_a_search_takes_a_hundred_steps_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep.SEARCH_EPOCHS * sweep.SEARCH_STEPS == 100
+    monkeypatch.setattr(sweep, "SEARCH_STEPS", 2)
+    display = Recorder()
+    run(replace(TINY, lr=(0.05,), depth=(2,), arms=("none",), largest_rate=True, out=tmp_path / "a"), display)
+    assert {steps for _, steps in display.steps} == {6, 2}  # of the grid's 96 images, and of the search
+
+
 @pytest.mark.parametrize("stop", [1, 2])
 def test_an_interrupted_sweep_resumes_to_the_same_numbers(tmp_path: Path, stop: int) -> None:
     config = replace(TINY, lr=(0.05,), arms=("none",), depth=(2,), largest_rate=True)

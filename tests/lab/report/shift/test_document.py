@@ -74,6 +74,11 @@ def test_a_stream_on_which_batch_statistics_win_nothing_is_not_counted() -> None
     assert kept_share(found, "gate") == pytest.approx(0.38 / 0.4)
 
 
+def test_what_is_won_on_clean_images_is_not_counted() -> None:
+    found = shown(shift_record([streamed("iid", "clean", 0, 0.7, 0.8, 0.7), *CELLS[4:]]))
+    assert kept_share(found, "gate") == pytest.approx(0.38 / 0.4)
+
+
 def test_the_worst_stream_is_found_among_all() -> None:
     found = shown(shift_record(CELLS))
     least = worst(found, "batch")

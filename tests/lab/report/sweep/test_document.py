@@ -96,10 +96,11 @@ def test_seeds_that_overlap_do_not_decide_the_best_rate() -> None:
 
 
 def test_a_place_counts_explosions_and_guessing() -> None:
-    runs = (trained("none", 0.1, None), trained("none", 0.1, 0.1, seed=1, loss=2.4), trained("none", 0.1, 0.3, seed=2))
-    (place,) = places(sweep_record(*runs, arms=["none"], lr=[0.1], seeds=[0, 1, 2]))
-    assert (place.exploded_at_step, place.guessing, place.waiting, place.seeds) == ((17,), 1, 0, 3)
-    assert (place.accuracy.mean, place.accuracy.n) == (pytest.approx(0.2), 2)
+    runs = [trained("none", 0.1, None), trained("none", 0.1, 0.1, seed=1, loss=2.4)]
+    runs += [trained("none", 0.1, 0.4, seed=seed) for seed in (2, 3)]
+    (place,) = places(sweep_record(*runs, arms=["none"], lr=[0.1], seeds=[0, 1, 2, 3]))
+    assert (place.exploded_at_step, place.guessing, place.waiting, place.seeds) == ((17,), 1, 0, 4)
+    assert (place.accuracy.mean, place.accuracy.n) == (pytest.approx(0.3), 3)
 
 
 def test_the_largest_rates_are_compared_seed_by_seed() -> None:
@@ -114,6 +115,15 @@ def test_the_largest_rates_are_compared_seed_by_seed() -> None:
     assert geometric_mean(batch.rates) == pytest.approx(0.8)
     expectation = judged(made)[1]
     assert (expectation.verdict, "0.800 with, 0.100 without" in expectation.measured) == ("met", True)
+
+
+def test_largest_rates_that_overlap_between_the_seeds_decide_nothing() -> None:
+    runs = [
+        searched(arm, rate, 1.0 if rate <= border else 5.0, seed=seed)
+        for arm, seed, border in (("batch_norm", 0, 1.6), ("batch_norm", 1, 0.1), ("none", 0, 0.4), ("none", 1, 0.1))
+        for rate in (border, border * 1.4)
+    ]
+    assert verdicts(sweep_record(*GRID, *runs, largest_rate=True, seeds=[0, 1]))[1] == "not met"
 
 
 def test_a_search_that_is_not_over_is_not_finished() -> None:
