@@ -68,6 +68,13 @@ def test_a_layer_without_running_statistics_has_nothing_to_measure_anew(undistur
     assert row.value == group.epochs[-1].val_accuracy
 
 
+def test_statistics_measured_anew_are_of_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(stream, "recalibrate_", lambda model, batches: seen.append(sum(len(x) for x, _ in batches)))
+    run(replace(TINY, methods=("stored",), out=tmp_path / "a"))
+    assert seen == [32]  # once: group norm has none
+
+
 def test_stored_statistics_do_not_care_for_the_order(undisturbed: Record) -> None:
     mixed, ordered = ({row.subject: row.value for row in cell.measurements} for cell in undisturbed.cells[2:])
     assert mixed["stored"] == ordered["stored"]
