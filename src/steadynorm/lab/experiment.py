@@ -91,7 +91,9 @@ def run_experiment(
 def _stored_record(name: str, place: Path) -> Record:
     stored = read_record(place)
     if stored.experiment != name:
-        raise UserError(f"--resume: {place} holds {stored.experiment}. Run: steadynorm {stored.experiment} --resume.")
+        raise UserError(
+            f"--resume: {place} holds {stored.experiment}. Run: steadynorm {stored.experiment} --resume {place}"
+        )
     return stored
 
 

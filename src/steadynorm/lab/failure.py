@@ -1,7 +1,28 @@
 """The one error type that a command turns into a single line and exit status 2."""
 
-__all__ = ["UserError"]
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+__all__ = ["UserError", "check_known"]
 
 
 class UserError(Exception):
     """What the user asked for cannot be done; the message says why and what to do, in one line."""
+
+
+def check_known(flag: str, names: Iterable[str], known: Collection[str], *, what: str) -> None:
+    """Refuse a name that is none of those known.
+
+    Args:
+        flag: that the names were given by.
+        names: as given.
+        known: what can be given.
+        what: the names are of, as in ``no <what> is called``.
+
+    Raises:
+        UserError: so it is; the message lists what is known.
+    """
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag}: no {what} is called {name!r}. Choose from {', '.join(known)}.")

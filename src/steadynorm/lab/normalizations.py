@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import check_known
 from steadynorm.lab.several_decays import SeveralDecays
 from steadynorm.layers import (
     BatchNorm2d,
@@ -126,6 +126,5 @@ def find_normalization(name: str) -> Normalization:
     Raises:
         UserError: no arm has this name.
     """
-    if name not in NORMALIZATIONS:
-        raise UserError(f"--arms: no normalization is called {name!r}. Choose from {', '.join(NORMALIZATIONS)}.")
+    check_known("--arms", [name], NORMALIZATIONS, what="normalization")
     return NORMALIZATIONS[name]

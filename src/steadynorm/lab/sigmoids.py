@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import check_known
 from steadynorm.layers import BatchNorm1d
 
 __all__ = ["ARMS", "PERCENTILES", "build_network", "check_arms", "inputs_in_training", "percentiles", "shifts"]
@@ -34,9 +34,7 @@ def check_arms(arms: Sequence[str]) -> None:
     Raises:
         UserError: so it is.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise UserError(f"--arms: no normalization here is called {arm!r}. Choose from {', '.join(ARMS)}.")
+    check_known("--arms", arms, ARMS, what="normalization here")
 
 
 def build_network(

@@ -22,7 +22,7 @@ from steadynorm.lab.records import Epoch, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory, save_tensors
 from steadynorm.layers import extra_state
 
-__all__ = ["Observer", "Settings", "autocast", "evaluate", "train"]
+__all__ = ["Observer", "Settings", "autocast", "evaluate", "learning_rate", "steps_per_epoch", "train"]
 
 EVALUATION_BATCH = 500
 STEPS_BETWEEN_CHECKS = 16  # a look at the loss waits for the device, so it is not taken at every step
@@ -136,7 +136,7 @@ class _Trainer:
             classes=len(dataset.classes),
             seed=spec.seed,
             update_every=settings.accumulate,
-            batches=spec.epochs * _steps_per_epoch(dataset.train, settings) * settings.accumulate,
+            batches=spec.epochs * steps_per_epoch(dataset.train, settings) * settings.accumulate,
         )
         model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
@@ -147,13 +147,13 @@ class _Trainer:
     def epoch(self, record: RunRecord) -> RunRecord:
         """Train and validate once; the record comes back with the epoch, finished if it was the last, or diverged."""
         number = len(record.epochs) + 1
-        rate = record.spec.lr / 10 ** sum(number > milestone for milestone in self.settings.milestones)
+        rate = learning_rate(record.spec.lr, self.settings, epoch=number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         start = time.perf_counter()
         steps = self._steps(record)
         if steps.diverged_at is not None:
-            before = (number - 1) * _steps_per_epoch(self.dataset.train, self.settings)
+            before = (number - 1) * steps_per_epoch(self.dataset.train, self.settings)
             return replace(record, status="diverged", diverged_at_step=before + steps.diverged_at + 1)
         val_loss, val_accuracy = evaluate(self.model, self.dataset.validation, self.dataset, self.settings)
         whole = steps.gradient_norms[:, -1]
@@ -183,7 +183,7 @@ class _Trainer:
         """Take the epoch's steps; stop early where the loss is no longer finite."""
         self.model.train()
         device, watched = self.settings.device, list(watched_weights(self.model).values())
-        total = _steps_per_epoch(self.dataset.train, self.settings)
+        total = steps_per_epoch(self.dataset.train, self.settings)
         losses = torch.zeros(total, device=device)
         norms = torch.zeros(total, len(watched) + 1, device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
@@ -245,7 +245,13 @@ def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(settings.device.type, torch.bfloat16)
 
 
-def _steps_per_epoch(images: Images, settings: Settings) -> int:
+def learning_rate(first: float, settings: Settings, *, epoch: int) -> float:
+    """Give the rate of an epoch, counted from 1, that is ``first`` before any decay."""
+    lowered = sum(epoch > milestone for milestone in settings.milestones)
+    return first / 10.0**lowered
+
+
+def steps_per_epoch(images: Images, settings: Settings) -> int:
     """Count the steps of whole groups of whole batches; what is left over waits for an epoch that draws it earlier."""
     return max(1, len(images.labels) // (settings.batch_size * settings.accumulate))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.adaptation.judging import check_methods, stream_accuracy
+from steadynorm.lab.adaptation import judging
+from steadynorm.lab.adaptation.judging import judge_methods, stream_accuracy
 from steadynorm.lab.data import Dataset, Images, evaluation_batches
-from steadynorm.lab.failure import UserError
 from tests.support.experiments import TINY_SETTINGS, tiny_dataset
 
 DATA = tiny_dataset()
@@ -64,7 +64,22 @@ def test_a_stream_without_images_is_refused() -> None:
         accuracy(Oracle([]), DATA.validation, [])
 
 
-def test_an_unknown_way_is_refused() -> None:
-    check_methods(("stored", "batch"))
-    with pytest.raises(UserError, match="--methods: no way to adapt is called 'magic'"):
-        check_methods(("stored", "magic"))
+def test_every_way_sees_the_stream_and_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracles = {"right": Oracle([3]), "wrong": Oracle([4])}
+    monkeypatch.setattr(judging, "ADAPTATIONS", {name: lambda _, name=name: oracles[name] for name in oracles})
+    shares: list[float] = []
+    rows = judge_methods(
+        ("right", "wrong"),
+        MODEL,
+        None,
+        DATA.validation,
+        [torch.tensor([3, 13])],
+        dataset=DATA,
+        settings=TINY_SETTINGS,
+        advance=shares.append,
+    )
+    assert [(row.subject, row.quantity, row.value) for row in rows] == [
+        ("right", "accuracy", 1.0),
+        ("wrong", "accuracy", 0.0),
+    ]
+    assert shares == [0.5, 1.0]

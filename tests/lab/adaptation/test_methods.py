@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import steadynorm
-from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, find_adaptation
+from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, check_methods
 from steadynorm.lab.adaptation.methods import Batch, Exponential, Gated, Prior, SelfTuning, Stored
 from steadynorm.lab.failure import UserError
 from tests.support.adaptation import blob_network, blobs, calibration_batches
@@ -110,7 +110,7 @@ def test_gated_is_the_converted_model_with_calibrated_noise(calibration: Calibra
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
 def test_the_model_is_untouched(name: str, ours: bool, calibration: Calibration) -> None:
     model = blob_network(ours=ours).train()
-    before, adaptation = snapshot(model), find_adaptation(name, calibration)
+    before, adaptation = snapshot(model), ADAPTATIONS[name](calibration)
     for seed in range(3):
         output = adaptation.predict(model, blobs(60, seed=seed, shifted=True)[0])
         assert not output.requires_grad
@@ -120,7 +120,7 @@ def test_the_model_is_untouched(name: str, ours: bool, calibration: Calibration)
 @pytest.mark.parametrize("name", [name for name in ADAPTATIONS if name != "gated"])  # which predicts by a copy
 def test_the_model_is_untouched_after_an_exception(name: str, calibration: Calibration) -> None:
     model = blob_network().train()
-    adaptation, before = find_adaptation(name, calibration), snapshot(model)
+    adaptation, before = ADAPTATIONS[name](calibration), snapshot(model)
     with pytest.raises(RuntimeError):
         adaptation.predict(nn.Sequential(model, nn.Linear(1, 1)), blobs(60)[0])
     assert_state_equal(model, before)
@@ -128,10 +128,11 @@ def test_the_model_is_untouched_after_an_exception(name: str, calibration: Calib
 
 def test_each_finding_is_a_fresh_one_of_its_name(calibration: Calibration) -> None:
     for name in ADAPTATIONS:
-        assert find_adaptation(name, calibration).name == name
-        assert find_adaptation(name, calibration) is not find_adaptation(name, calibration)
+        assert ADAPTATIONS[name](calibration).name == name
+        assert ADAPTATIONS[name](calibration) is not ADAPTATIONS[name](calibration)
 
 
-def test_an_unknown_name_is_refused(calibration: Calibration) -> None:
-    with pytest.raises(UserError, match=r"no adaptation is called 'magic'\. Choose from stored, batch"):
-        find_adaptation("magic", calibration)
+def test_an_unknown_name_is_refused() -> None:
+    check_methods(("stored", "batch"))
+    with pytest.raises(UserError, match=r"--methods: no way to adapt is called 'magic'\. Choose from stored, batch"):
+        check_methods(("stored", "magic"))

@@ -6,7 +6,7 @@ import pytest
 from steadynorm.lab.experiments import stream
 from steadynorm.lab.experiments.stream import StreamConfig
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import Record, read_record
+from steadynorm.lab.records import Measurement, Record, read_record
 from tests.support.experiments import Recorder, on_tiny_data, without_times
 
 TINY = StreamConfig(
@@ -83,13 +83,13 @@ def test_stored_statistics_do_not_care_for_the_order(undisturbed: Record) -> Non
 def test_the_images_of_a_stream_come_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[int]] = []
 
-    def judge(adaptation, model, images, order, **rest) -> float:
+    def judge(methods, model, calibration, images, order, **rest) -> list[Measurement]:
         seen.append({len(batch) for batch in order})
-        return 0.5
+        return []
 
-    monkeypatch.setattr(stream, "stream_accuracy", judge)
+    monkeypatch.setattr(stream, "judge_methods", judge)
     run(replace(TINY, arms=("group_norm",), out=tmp_path / "a"))
-    assert seen == [{1}] * 4
+    assert seen == [{1}] * 2
 
 
 @pytest.mark.parametrize("stop", ["gated_batch_norm", "recalibrated-group_norm-seed0", "stream-class_ordered-seed0"])

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from steadynorm.lab.adaptation.calibration import Calibration
 from steadynorm.lab.adaptation.methods import ADAPTATIONS, Adaptation
 from steadynorm.lab.data import Dataset, Images, evaluation_batches
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.records import Measurement
 from steadynorm.lab.training import Settings, autocast
 
-__all__ = ["check_methods", "stream_accuracy"]
+__all__ = ["judge_methods", "stream_accuracy"]
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Refuse a way to adapt that nobody knows.
+def judge_methods(
+    methods: Sequence[str],
+    model: nn.Module,
+    calibration: Calibration,
+    images: Images,
+    order: Sequence[Tensor],
+    *,
+    dataset: Dataset,
+    settings: Settings,
+    advance: Callable[[float], None],
+) -> Iterator[Measurement]:
+    """Measure the ``accuracy`` of each way to adapt, as subjects, on a stream that all of them see alike.
 
-    Raises:
-        UserError: so it is.
+    Args:
+        methods: names of :data:`ADAPTATIONS`.
+        calibration: of ``model``.
+        advance: is told what share of the methods is done.
+
+    The rest is as for :func:`stream_accuracy`.
     """
-    for name in names:
-        if name not in ADAPTATIONS:
-            raise UserError(f"--methods: no way to adapt is called {name!r}. Choose from {', '.join(ADAPTATIONS)}.")
+    for number, method in enumerate(methods, start=1):
+        adaptation = ADAPTATIONS[method](calibration)
+        accuracy = stream_accuracy(adaptation, model, images, order, dataset=dataset, settings=settings)
+        yield Measurement(subject=method, quantity="accuracy", value=accuracy)
+        advance(number / len(methods))
 
 
 def stream_accuracy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Protocol, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from steadynorm.lab.adaptation.calibration import Calibration
 from steadynorm.lab.adaptation.gate import Gate
 from steadynorm.lab.adaptation.normalizing import normalizing_by
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import check_known
 from steadynorm.layers import GatedBatchNorm1d, GatedBatchNorm2d, GatedBatchNorm3d
 from steadynorm.statistics import Moments, SelfTuned, follow_, measure
 from steadynorm.surgery import convert_
@@ -26,7 +26,7 @@ __all__ = [
     "Prior",
     "SelfTuning",
     "Stored",
-    "find_adaptation",
+    "check_methods",
 ]
 
 
@@ -212,12 +212,10 @@ ADAPTATIONS: dict[str, Callable[[Calibration], Adaptation]] = {
 """Every way to adapt: name -> what makes a fresh one for a network, from its calibration."""
 
 
-def find_adaptation(name: str, calibration: Calibration) -> Adaptation:
-    """Make a way to adapt by its name.
+def check_methods(names: Sequence[str]) -> None:
+    """Refuse a way to adapt that nobody knows.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: so it is.
     """
-    if name not in ADAPTATIONS:
-        raise UserError(f"--methods: no adaptation is called {name!r}. Choose from {', '.join(ADAPTATIONS)}.")
-    return ADAPTATIONS[name](calibration)
+    check_known("--methods", names, ADAPTATIONS, what="way to adapt")

@@ -32,7 +32,6 @@ from steadynorm.lab.configuration import (
     check_at_least,
     check_experiment,
     check_lists,
-    check_rates,
     check_training,
     flag,
     settings_of,
@@ -46,7 +45,7 @@ from steadynorm.lab.noisy_batch_norm import NOISY, add_noise_
 from steadynorm.lab.probe import Slope, norm_of, probe, slope
 from steadynorm.lab.progress import Display
 from steadynorm.lab.records import Factor, Measurement
-from steadynorm.lab.training import Settings, autocast, evaluate
+from steadynorm.lab.training import Settings, autocast, evaluate, learning_rate, steps_per_epoch
 
 __all__ = ["LandscapeConfig", "run"]
 
@@ -127,7 +126,7 @@ class _Cell:
             widths=config.widths,
             classes=len(task.dataset.classes),
             seed=seed,
-            batches=config.epochs * _steps_per_epoch(task),
+            batches=config.epochs * steps_per_epoch(task.dataset.train, settings),
         )
         if arm == NOISY:
             add_noise_(model)
@@ -139,11 +138,12 @@ class _Cell:
 
     def measure(self, advance: Callable[[float], None]) -> Iterator[Measurement]:
         """Train to the last epoch, or to a loss that is not finite, and give what is seen on the way."""
-        steps, epochs = _steps_per_epoch(self.task), self.task.config.epochs
-        for epoch in range(epochs):
-            self._set_rate(epoch)
+        steps, epochs = steps_per_epoch(self.task.dataset.train, self.settings), self.task.config.epochs
+        for epoch in range(1, epochs + 1):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.task.config.lr, self.settings, epoch=epoch)
             losses = []
-            for step, (x, labels) in enumerate(self._batches(epoch + 1), start=epoch * steps):
+            for step, (x, labels) in enumerate(self._batches(epoch), start=(epoch - 1) * steps):
                 if step % self.task.config.probe_every == 0:
                     yield from self._look(x, labels, step)
                 losses.append(self._step(x, labels))
@@ -155,12 +155,7 @@ class _Cell:
                 self.model, self.task.dataset.validation, self.task.dataset, self.settings
             )
             found = {"train_loss": sum(losses) / steps, "val_loss": val_loss, "val_accuracy": val_accuracy}
-            yield from _rows("", (epoch + 1) * steps, found)
-
-    def _set_rate(self, epochs_done: int) -> None:
-        lowered = sum(epochs_done >= milestone for milestone in self.settings.milestones)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.task.config.lr / 10**lowered
+            yield from _rows("", epoch * steps, found)
 
     def _step(self, x: Tensor, labels: Tensor) -> float:
         self.optimizer.zero_grad()
@@ -220,10 +215,6 @@ def _rows(subject: str, step: int, values: dict[str, float]) -> Iterator[Measure
         yield Measurement(subject=subject, step=step, quantity=quantity, value=value)
 
 
-def _steps_per_epoch(task: Task[LandscapeConfig]) -> int:
-    return max(1, len(task.dataset.train) // task.config.batch_size)
-
-
 def _check(config: LandscapeConfig) -> None:
     check_arms([arm for arm in config.arms if arm != NOISY])
     check_lists(config, ("arms", "rate_steps", "weight_steps"))
@@ -235,5 +226,4 @@ def _check(config: LandscapeConfig) -> None:
             )
     check_experiment(config)
     check_at_least(config, (("batch_size", 2), ("probe_every", 1)))
-    check_rates("--lr", (config.lr,))
     check_training(config)

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, find_adaptation
-from steadynorm.lab.adaptation.judging import check_methods, stream_accuracy
+from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, check_methods, judge_methods
 from steadynorm.lab.cells import measure_cells
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.configuration import (
@@ -156,11 +155,16 @@ def _measure(task: Task[ShiftConfig]) -> Callable[[dict[str, Factor], Callable[[
         model, calibration = adapting(seed)
         yield Measurement(quantity="images", value=float(len(images)))
         yield Measurement(quantity="published", value=float(_published(task, shift, severity) is not None))
-        for number, method in enumerate(config.methods):
-            adaptation = find_adaptation(method, calibration)
-            accuracy = stream_accuracy(adaptation, model, images, order, dataset=dataset, settings=settings)
-            yield Measurement(subject=method, quantity="accuracy", value=accuracy)
-            advance((number + 1) / len(config.methods))
+        yield from judge_methods(
+            config.methods,
+            model,
+            calibration,
+            images,
+            order,
+            dataset=dataset,
+            settings=settings,
+            advance=advance,
+        )
 
     return measure
 

@@ -22,8 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, find_adaptation
-from steadynorm.lab.adaptation.judging import check_methods, stream_accuracy
+from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, check_methods, judge_methods
 from steadynorm.lab.cells import measure_cells
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.configuration import (
@@ -152,13 +151,16 @@ def _measure(task: Task[StreamConfig]) -> Callable[[dict[str, Factor], Callable[
         checkpoint, calibration = default_build(seed)
         images = first(task.dataset.validation, config.stream_images)
         order = stream(images.labels, str(factors["order"]), batch_size=1, seed=seed)
-        for number, method in enumerate(config.methods):
-            adaptation = find_adaptation(method, calibration)
-            value = stream_accuracy(
-                adaptation, checkpoint.model, images, order, dataset=task.dataset, settings=settings
-            )
-            yield Measurement(subject=method, quantity="accuracy", value=value)
-            advance((number + 1) / len(config.methods))
+        yield from judge_methods(
+            config.methods,
+            checkpoint.model,
+            calibration,
+            images,
+            order,
+            dataset=task.dataset,
+            settings=settings,
+            advance=advance,
+        )
 
     return measure
 

@@ -20,6 +20,7 @@ __all__ = [
     "Section",
     "Text",
     "Verdict",
+    "all_measured",
     "as_json",
     "run_as_json",
 ]
@@ -131,6 +132,12 @@ def as_json(record: Record, report: Report) -> dict[str, Any]:
         }
     )
     return content
+
+
+def all_measured(record: Record) -> bool:
+    """Whether every network has ended and every cell that was planned behind them is measured."""
+    ended = all(run.status in ("finished", "diverged") for run in record.runs)
+    return ended and bool(record.cells) and all(cell.is_measured for cell in record.cells)
 
 
 def run_as_json(run: RunRecord) -> dict[str, Any]:

@@ -16,8 +16,10 @@ __all__ = [
     "data_label",
     "epochs_label",
     "listing",
+    "method_label",
     "plain_arm",
     "position",
+    "seeds_label",
 ]
 
 BATCH_NORM = ("batch_norm", "torch_batch_norm")
@@ -76,6 +78,25 @@ def plain_arm(arms: Collection[str]) -> str | None:
 def epochs_label(number: int) -> str:
     """Say how many epochs: ``1 epoch``, ``20 epochs``."""
     return f"{number} epoch{'' if number == 1 else 's'}"
+
+
+def seeds_label(seeds: int) -> str:
+    """Say on how many seeds each number rests."""
+    return "one seed, so no spread is known" if seeds == 1 else f"{seeds} seeds each"
+
+
+METHODS = {
+    "prior_16": "prior of 16",
+    "self_tuned": "following, tuned",
+    "gated": "gated layers",
+}
+
+
+def method_label(method: str) -> str:
+    """Name a way to choose the statistics of a test batch."""
+    if method.startswith("ema_"):
+        return f"following {method.removeprefix('ema_')}"
+    return METHODS.get(method, method.replace("_", " "))
 
 
 def capital(sentence: str) -> str:

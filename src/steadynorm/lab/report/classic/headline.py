@@ -9,7 +9,7 @@ from steadynorm.lab.records import Record
 from steadynorm.lab.report.classic.expectations import pair, steps
 from steadynorm.lab.report.classic.summary import ArmSummary
 from steadynorm.lab.report.quantities import percent, points, rate
-from steadynorm.lab.report.wording import arm_label, data_label, listing
+from steadynorm.lab.report.wording import arm_label, data_label, listing, seeds_label
 
 __all__ = ["headline", "setting"]
 
@@ -31,7 +31,7 @@ def setting(record: Record, arms: Sequence[ArmSummary]) -> str:
     """Say on what the headline rests: network, steps, rate, seeds, and which runs are not in it."""
     config, seeds = record.config, len(record.config["seeds"])
     widths = listing([str(width) for width in config["widths"]])
-    count = "one seed, so no spread is known" if seeds == 1 else f"{seeds} seeds each"
+    count = seeds_label(seeds)
     lost = [f"{len(arm.diverged_at_step)} with {arm_label(arm.arm)}" for arm in arms if arm.diverged_at_step]
     return (
         f"Hidden layers of {widths} sigmoids, trained for {steps(config['steps'])} steps on {config['batch_size']} "

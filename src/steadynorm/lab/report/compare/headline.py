@@ -17,6 +17,7 @@ from steadynorm.lab.report.wording import (
     epochs_label,
     listing,
     plain_arm,
+    seeds_label,
 )
 
 __all__ = ["headline", "setting"]
@@ -55,7 +56,7 @@ def setting(record: Record, arms: Sequence[ArmSummary]) -> str:
     """Say on what the headline rests: network, epochs, rate, seeds, and whether it is complete."""
     config = record.config
     seeds = max((arm.seeds for arm in arms), default=0)
-    count = "one seed, so no spread is known" if seeds == 1 else f"{seeds} seeds each"
+    count = seeds_label(seeds)
     lost = [
         f"{arm.diverged} of {arm.seeds} runs with {arm_label(arm.arm)}" for arm in arms if 0 < arm.diverged < arm.seeds
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from steadynorm.lab.analysis import Spread
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text
+from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, all_measured
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.landscape.courses import ArmCourses, courses
 from steadynorm.lab.report.landscape.expectations import expectations, pair, times
@@ -26,7 +26,15 @@ from steadynorm.lab.report.landscape.tables import (
 )
 from steadynorm.lab.report.method import class_count, data_method, training_method
 from steadynorm.lab.report.quantities import percent, rate
-from steadynorm.lab.report.wording import arm_label, batches_label, capital, data_label, epochs_label, listing
+from steadynorm.lab.report.wording import (
+    arm_label,
+    batches_label,
+    capital,
+    data_label,
+    epochs_label,
+    listing,
+    seeds_label,
+)
 
 __all__ = ["make_report"]
 
@@ -80,7 +88,7 @@ def make_report(record: Record) -> Report:
         table=short_table(arms),
         sections=[Section(key=key, title=title, short=short, blocks=blocks) for key, title, short, blocks in sections],
         method=_method(record, arms),
-        finished=all(cell.is_measured for cell in record.cells) and bool(record.cells),
+        finished=all_measured(record),
         findings=_findings(arms),
     )
 
@@ -110,7 +118,7 @@ def _plateau(record: Record, arms: Sequence[ArmCourses]) -> str:
 
 def _lead(record: Record, arms: Sequence[ArmCourses]) -> str:
     config, seeds = record.config, len(record.config["seeds"])
-    count = "one seed, so no spread is known" if seeds == 1 else f"{seeds} seeds each"
+    count = seeds_label(seeds)
     return (
         f"The same network ({config['network']}) in {len(arms)} variants, looked around at every "
         f"{config['probe_every']} steps of {epochs_label(config['epochs'])} on {data_label(record)} with learning rate "

@@ -7,7 +7,16 @@ from dataclasses import asdict
 
 from steadynorm.lab.experiments.shift import CLEAN, SWAPPED
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, run_as_json
+from steadynorm.lab.report.document import (
+    Block,
+    Expectations,
+    Figures,
+    Report,
+    Section,
+    Text,
+    all_measured,
+    run_as_json,
+)
 from steadynorm.lab.report.method import data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
 from steadynorm.lab.report.quantities import NONE, percent, points
@@ -19,7 +28,6 @@ from steadynorm.lab.report.shift.summary import (
     Shown,
     by_stream,
     decays,
-    is_finished,
     kept_share,
     kinds_of,
     mean_error,
@@ -27,8 +35,8 @@ from steadynorm.lab.report.shift.summary import (
     shown,
     worst,
 )
-from steadynorm.lab.report.shift.wording import kind_label, method_label, shift_label
-from steadynorm.lab.report.wording import capital, data_label, epochs_label
+from steadynorm.lab.report.shift.wording import kind_label, shift_label
+from steadynorm.lab.report.wording import capital, data_label, epochs_label, method_label, seeds_label
 
 __all__ = ["make_report"]
 
@@ -62,7 +70,7 @@ def make_report(record: Record) -> Report:
             Section(key="streams", title="Every stream", blocks=_stream_tables(found)),
         ),
         method=_method(record),
-        finished=is_finished(record),
+        finished=all_measured(record),
         findings={
             "limit": LIMIT,
             "kept_share": {method: kept_share(found, method) for method in record.config["methods"]},
@@ -210,7 +218,7 @@ def _headline(record: Record, found: Sequence[Shown]) -> str:
 def _lead(record: Record) -> str:
     config = record.config
     seeds = len(config["seeds"])
-    count = "one seed, so no spread is known" if seeds == 1 else f"{seeds} seeds"
+    count = seeds_label(seeds)
     return (
         f"One network ({config['network']}) of batch norm, trained for {epochs_label(config['epochs'])} on "
         f"{data_label(record)}; {len(config['corruptions'])} corruptions, streams of "

@@ -9,7 +9,8 @@ from steadynorm.lab.experiments.shift import CLEAN
 from steadynorm.lab.report.figure import Drawing, canvas, head, render, series
 from steadynorm.lab.report.gains import draw_gains
 from steadynorm.lab.report.shift.summary import STORED, Decayed, Shown, kinds_of
-from steadynorm.lab.report.shift.wording import kind_label, method_label, shift_label
+from steadynorm.lab.report.shift.wording import kind_label, shift_label
+from steadynorm.lab.report.wording import method_label
 
 __all__ = ["draw_corruptions", "draw_decays", "draw_kinds"]
 

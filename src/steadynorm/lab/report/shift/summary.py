@@ -16,7 +16,6 @@ __all__ = [
     "Shown",
     "by_stream",
     "decays",
-    "is_finished",
     "kept_share",
     "kinds_of",
     "mean_error",
@@ -110,12 +109,6 @@ def mean_error(found: Iterable[Shown]) -> float | None:
     """Average errors over streams, each counting alike; None of none."""
     errors = [one.error.mean for one in found]
     return sum(errors) / len(errors) if errors else None
-
-
-def is_finished(record: Record) -> bool:
-    """Whether the networks are trained and every stream is measured."""
-    trained = bool(record.runs) and all(run.status == "finished" for run in record.runs)
-    return trained and bool(record.cells) and all(cell.is_measured for cell in record.cells)
 
 
 def by_stream(found: Sequence[Shown]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from steadynorm.lab.analysis import Spread, spread
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.curves import Column, Curve, draw_curves
-from steadynorm.lab.report.document import Expectations, Figures, Report, Section, Text, run_as_json
+from steadynorm.lab.report.document import Expectations, Figures, Report, Section, Text, all_measured, run_as_json
 from steadynorm.lab.report.figure import SERIES, Drawing
 from steadynorm.lab.report.method import class_count, data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
@@ -20,11 +20,18 @@ from steadynorm.lab.report.stream.summary import (
     Way,
     arm_runs,
     default_runs,
-    is_finished,
     singles,
     ways,
 )
-from steadynorm.lab.report.wording import arm_label, capital, data_label, epochs_label, listing
+from steadynorm.lab.report.wording import (
+    arm_label,
+    capital,
+    data_label,
+    epochs_label,
+    listing,
+    method_label,
+    seeds_label,
+)
 
 __all__ = ["make_report"]
 
@@ -62,7 +69,7 @@ def make_report(record: Record) -> Report:
             ),
         ),
         method=_method(record),
-        finished=is_finished(record),
+        finished=all_measured(record),
         findings={
             "default_build": asdict(default) if default else None,
             "arms": [asdict(single) for single in found],
@@ -115,7 +122,7 @@ def _ways_table(met: Sequence[Way]) -> Table:
     for method in dict.fromkeys(way.method for way in met):
         mine = [way for way in met if way.method == method]
         cells = [Cell(text=percent_spread(way.accuracy), note=_beside_stored(way)) for way in mine]
-        rows.append([Cell(text=capital(method.replace("_", " "))), *cells])
+        rows.append([Cell(text=capital(method_label(method))), *cells])
     return Table(columns=columns, rows=rows)
 
 
@@ -135,7 +142,7 @@ def _headline(record: Record, found: Sequence[Single]) -> str:
 def _lead(record: Record) -> str:
     config = record.config
     seeds = len(config["seeds"])
-    count = "one seed, so no spread is known" if seeds == 1 else f"{seeds} seeds each"
+    count = seeds_label(seeds)
     return (
         f"The same network ({config['network']}) trained for {epochs_label(config['epochs'])} on {data_label(record)}, "
         f"in batches of {config['batch_size']} with rate {rate(config['lr'])}, and image by image with rate "

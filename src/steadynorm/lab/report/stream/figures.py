@@ -8,6 +8,7 @@ from steadynorm.lab.analysis import Spread
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.gains import draw_gains
 from steadynorm.lab.report.stream.summary import Way
+from steadynorm.lab.report.wording import method_label
 
 __all__ = ["draw_ways"]
 
@@ -17,7 +18,7 @@ def draw_ways(ways: Sequence[Way]) -> Iterator[Drawing]:
     gains: dict[str, dict[str, Spread]] = {}
     for way in ways:
         if way.gain is not None and way.method != "stored":
-            gains.setdefault(way.method.replace("_", " "), {})[way.order.replace("_", "-")] = way.gain
+            gains.setdefault(method_label(way.method), {})[way.order.replace("_", "-")] = way.gain
     if gains:
         orders = list(dict.fromkeys(way.order.replace("_", "-") for way in ways))
         yield draw_gains(

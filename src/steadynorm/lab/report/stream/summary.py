@@ -9,7 +9,7 @@ from steadynorm.lab.analysis import ArmRuns, Spread, spread
 from steadynorm.lab.experiments.stream import DEFAULT_BUILD, ORDERS
 from steadynorm.lab.records import CellRecord, Record, RunRecord
 
-__all__ = ["Single", "Way", "arm_runs", "default_runs", "is_finished", "singles", "ways"]
+__all__ = ["Single", "Way", "arm_runs", "default_runs", "singles", "ways"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +57,6 @@ def arm_runs(record: Record, arm: str) -> ArmRuns:
 def default_runs(record: Record) -> ArmRuns:
     """Collect the runs of the default build."""
     return _arm_runs(DEFAULT_BUILD, [run for run in record.runs if run.spec.batch_size is None])
-
-
-def is_finished(record: Record) -> bool:
-    """Whether every network has ended and all that follows is measured."""
-    ended = bool(record.runs) and all(run.status in ("finished", "diverged") for run in record.runs)
-    return ended and bool(record.cells) and all(cell.is_measured for cell in record.cells)
 
 
 def _arm_runs(arm: str, runs: Sequence[RunRecord]) -> ArmRuns:
