@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -14,7 +15,6 @@ import torch
 
 from steadynorm.lab import experiment
 from steadynorm.lab.data import Dataset, Images
-from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.training import Settings
@@ -111,27 +111,28 @@ def on_tiny_data() -> Iterator[None]:
         yield
 
 
-class _Slow(Recorder):
-    """Says when the first network begins, waits after an epoch, and after its second for ever: it must be killed."""
+def kill(worker: Callable[..., None], *arguments: object, after: float = 0.0) -> None:
+    """Run a function of a test module as a process of its own, and kill it by SIGKILL.
 
-    epochs = 0
-
-    def begin(self, spec: RunSpec, **numbers: int) -> None:
-        print("begun", flush=True)
-
-    def epoch(self, record: RunRecord) -> None:
-        self.epochs += 1
-        time.sleep(0.4 if self.epochs < 2 else 600)
-
-
-def main() -> None:
-    """Run the tiny comparison as a process: ``python -m tests.support.experiments out|resume DIR THREADS``."""
-    how, place, threads = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    config = replace(TINY, out=Path(place)) if how == "out" else CompareConfig(resume=Path(place))
-    with on_tiny_data():
-        compare.run(config, _Slow())
-
-
-if __name__ == "__main__":
-    main()
+    Args:
+        worker: gets ``arguments`` as text; prints "begun", and must not end.
+        after: seconds from "begun" to the kill.
+    """
+    name = worker.__name__
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; from {worker.__module__} import {name}; {name}(*sys.argv[1:])",
+            *map(str, arguments),
+        ],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n", process.communicate()
+    time.sleep(after)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()

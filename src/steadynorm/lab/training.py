@@ -238,7 +238,6 @@ def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Setti
 
 
 def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
-    """Give the context in which a network's forward has the precision of the settings."""
     """Give the context in which a network computes: autocast to bfloat16 where that is the precision."""
     if settings.precision == "fp32":
         return contextlib.nullcontext()

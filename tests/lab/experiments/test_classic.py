@@ -1,6 +1,4 @@
 import random
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from steadynorm.lab.experiments.classic import ClassicConfig, measured_steps
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import CellRecord, Record, read_record
 from steadynorm.lab.sigmoids import build_network
-from tests.support.experiments import Recorder, on_tiny_data, tiny_dataset
+from tests.support.experiments import Recorder, kill, on_tiny_data, tiny_dataset
 
 TINY = ClassicConfig(steps=12, batch_size=16, widths=(6, 5), seeds=(0, 1), lr=0.5, init_std=0.3)
 NAMES = ["batch_norm-seed0", "none-seed0", "batch_norm-seed1", "none-seed1"]
@@ -190,20 +188,8 @@ def test_a_resume_skips_measured_cells_and_gives_the_same_numbers(tmp_path: Path
 def test_an_experiment_killed_at_any_moment_resumes_to_the_same_tables(tmp_path: Path, undisturbed: Record) -> None:
     """Killed by SIGKILL twice, in the first or the second cell that each process goes through."""
     place, moments = tmp_path / "a", random.Random(0)
-    program = "import sys; from tests.lab.experiments.test_classic import worker; worker(*sys.argv[1:])"
     for how in ("out", "resume"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, how, place, str(undisturbed.resolved["threads"])],
-            cwd=Path(__file__).parents[3],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"begun\n", process.communicate()
-        time.sleep(moments.uniform(0, 0.6))
-        assert process.poll() is None
-        process.kill()
-        process.communicate()
+        kill(worker, how, place, undisturbed.resolved["threads"], after=moments.uniform(0, 0.6))
     assert not all(cell.is_measured for cell in read_record(place).cells)
     assert measured(run(ClassicConfig(resume=place))) == measured(undisturbed)
 

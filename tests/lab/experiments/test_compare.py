@@ -1,6 +1,4 @@
 import random
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +12,33 @@ from steadynorm.lab.configuration import quickened
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import Record, read_record
+from steadynorm.lab.records import Record, RunRecord, RunSpec, read_record
 from steadynorm.lab.run_directory import RunDirectory
-from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
+from tests.support.experiments import TINY, Recorder, kill, on_tiny_data, tiny_dataset, without_times
 
 
 def run(config: CompareConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
         return read_record(compare.run(config, display or Recorder()))
+
+
+class Slow(Recorder):
+    """Says when the first network begins, waits after an epoch, and after its second for ever: it must be killed."""
+
+    epochs = 0
+
+    def begin(self, spec: RunSpec, **numbers: int) -> None:
+        print("begun", flush=True)
+
+    def epoch(self, record: RunRecord) -> None:
+        self.epochs += 1
+        time.sleep(0.4 if self.epochs < 2 else 600)
+
+
+def worker(how: str, place: str, threads: str) -> None:
+    """Run the tiny comparison as a process."""
+    torch.set_num_threads(int(threads))
+    run(replace(TINY, out=Path(place)) if how == "out" else CompareConfig(resume=Path(place)), Slow())
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +73,7 @@ def test_a_comparison_killed_at_any_moment_resumes_to_the_same_numbers(tmp_path:
     """Killed by SIGKILL three times, at random moments of the two of eight epochs that each process goes through."""
     place, moments = tmp_path / "a", random.Random(0)
     for how in ("out", "resume", "resume"):
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.experiments", how, place, str(undisturbed.resolved["threads"])],
-            cwd=Path(__file__).parents[3],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == b"begun\n", worker.communicate()
-        time.sleep(moments.uniform(0, 0.8))
-        assert worker.poll() is None
-        worker.kill()
-        worker.communicate()
+        kill(worker, how, place, undisturbed.resolved["threads"], after=moments.uniform(0, 0.8))
     assert any(one.status != "finished" for one in read_record(place).runs)
     assert same(run(CompareConfig(resume=place)), undisturbed)
 

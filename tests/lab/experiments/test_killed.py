@@ -1,8 +1,6 @@
 """Killed by SIGKILL in the middle of a grid and resumed: what is finished stays, and the tables are the same."""
 
 import importlib
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from steadynorm.lab.records import Record, read_record
 from steadynorm.lab.report.build import REPORTS
 from steadynorm.lab.report.document import as_json
-from tests.support.experiments import Recorder, on_tiny_data, without_times
+from tests.support.experiments import Recorder, kill, on_tiny_data, without_times
 
 # experiment -> (how many networks and cells a process begins before it waits to be killed, changes of its tiny config)
 PLANS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -60,20 +58,6 @@ def worker(name: str, how: str, place: str, threads: str) -> None:
     run(name, Waiting(PLANS[name][0]), **{how: Path(place)})
 
 
-def kill(name: str, how: str, place: Path, threads: int) -> None:
-    program = "import sys; from tests.lab.experiments.test_killed import worker; worker(*sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, name, how, place, str(threads)],
-        cwd=Path(__file__).parents[3],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"begun\n", process.communicate()
-    process.kill()
-    process.communicate()
-
-
 def ended(record: Record) -> int:
     return sum(run.status in ("finished", "diverged") for run in record.runs) + sum(
         cell.is_measured for cell in record.cells
@@ -93,7 +77,7 @@ def test_a_killed_experiment_resumes_to_the_tables_of_an_undisturbed_one(name: s
     undisturbed = read_record(run(name, Recorder(), out=tmp_path / "undisturbed"))
     place, share = tmp_path / "a", PLANS[name][0]
     for kills, how in enumerate(("out", "resume"), start=1):
-        kill(name, how, place, undisturbed.resolved["threads"])
+        kill(worker, name, how, place, undisturbed.resolved["threads"])
         assert ended(read_record(place)) == kills * (share - 1)
     again = Recorder()
     resumed = read_record(run(name, again, resume=place))

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.records import CellRecord, Record, read_record
 from tests.support.experiments import TINY as COMPARE
-from tests.support.experiments import Recorder, on_tiny_data, tiny_dataset
+from tests.support.experiments import Recorder, kill, on_tiny_data, tiny_dataset
 
 TINY = LandscapeConfig(
     epochs=2, batch_size=16, depth=2, widths=(4, 8), precision="fp32", lr=0.05, probe_every=4, rate_steps=(0.5, 2.0)
@@ -25,6 +24,22 @@ STEPS = 12  # two epochs of 96 images in batches of 16
 def run(config: LandscapeConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
         return read_record(landscape.run(config, display or Recorder()))
+
+
+class Waiting(Recorder):
+    """Says when it is in the middle of the second network, and waits there to be killed."""
+
+    def advance(self, share: float) -> None:
+        super().advance(share)
+        if len(self.shares) == STEPS + 5:
+            print("begun", flush=True)
+            time.sleep(600)
+
+
+def worker(place: str, threads: str) -> None:
+    """Run the tiny experiment as a process."""
+    torch.set_num_threads(int(threads))
+    run(replace(TINY, out=Path(place)), Waiting())
 
 
 @pytest.fixture(scope="module")
@@ -186,40 +201,9 @@ def test_an_interrupted_experiment_resumes_to_the_same_numbers(tmp_path: Path, u
 
 def test_a_killed_experiment_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
     place = tmp_path / "a"
-    threads = str(undisturbed.resolved["threads"])
-    worker = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(place), threads], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE
-    )
-    assert worker.stdout is not None
-    assert worker.stdout.readline() == b"second\n"
-    worker.kill()
-    worker.communicate()
+    kill(worker, place, undisturbed.resolved["threads"])
     assert [cell.is_measured for cell in read_record(place).cells] == [True, False, False]
     assert same(run(LandscapeConfig(resume=place)), undisturbed)
-
-
-KILLED = """
-import sys, time
-from dataclasses import replace
-from pathlib import Path
-import torch
-from tests.support.experiments import Recorder, on_tiny_data
-from steadynorm.lab.experiments import landscape
-
-class Waiting(Recorder):
-    def advance(self, share):
-        super().advance(share)
-        if len(self.shares) == 17:
-            print("second", flush=True)
-            time.sleep(600)
-
-torch.set_num_threads(int(sys.argv[2]))
-config = landscape.LandscapeConfig(
-    epochs=2, batch_size=16, depth=2, widths=(4, 8), precision="fp32", lr=0.05, probe_every=4, rate_steps=(0.5, 2.0)
-)
-with on_tiny_data():
-    landscape.run(replace(config, out=Path(sys.argv[1])), Waiting())
-"""
 
 
 def test_quick_shortens_what_was_not_set() -> None:

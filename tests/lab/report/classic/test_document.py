@@ -35,10 +35,13 @@ def test_the_figures_draw_the_numbers(whole: Report) -> None:
         assert all(f">{number}</text>" in figures[name] for number in ("−4", "6"))
 
 
-@pytest.mark.parametrize("cells", [[], BATCH[:1], LOST, [*BATCH, *LOST]])
-def test_a_report_of_what_there_is_can_always_be_made(cells: list[CellRecord]) -> None:
+@pytest.mark.parametrize(
+    ("cells", "finished"), [([], False), (BATCH[:1], False), (LOST, False), ([*BATCH, *LOST], True)]
+)
+def test_a_report_of_what_there_is_can_always_be_made(cells: list[CellRecord], finished: bool) -> None:
     record = made_record(cells)
-    json.dumps(as_json(record, make_report(record)), allow_nan=False)
+    written = json.loads(json.dumps(as_json(record, make_report(record)), allow_nan=False))
+    assert written["finished"] is finished and len(written["expectations"]) == 4
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")

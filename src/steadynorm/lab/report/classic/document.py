@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.classic.expectations import expectations, pair
+from steadynorm.lab.report.classic.expectations import expectations
 from steadynorm.lab.report.classic.figures import draw_accuracy, draw_loss, draw_percentiles, draw_shifts
 from steadynorm.lab.report.classic.headline import headline, setting
 from steadynorm.lab.report.classic.summary import ArmSummary, findings, is_finished, summarise
@@ -13,6 +13,7 @@ from steadynorm.lab.report.classic.tables import full_table, short_table
 from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.quantities import number, rate
+from steadynorm.lab.report.question import pair
 from steadynorm.lab.report.wording import data_label
 
 __all__ = ["make_report"]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from steadynorm.lab.analysis import are_apart
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.classic.expectations import pair, steps
+from steadynorm.lab.report.classic.expectations import steps
 from steadynorm.lab.report.classic.summary import ArmSummary
 from steadynorm.lab.report.quantities import percent, points, rate
+from steadynorm.lab.report.question import pair
 from steadynorm.lab.report.wording import arm_label, data_label, listing, seeds_label
 
 __all__ = ["headline", "setting"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from steadynorm.lab.analysis import Spread, are_apart
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.summary import ARTICLE_EPOCH, ArmSummary, early_epoch
 from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.quantities import number, percent, points
-from steadynorm.lab.report.wording import arm_label, batch_arm, capital, epochs_label, listing, plain_arm
+from steadynorm.lab.report.question import Question, judge, pair
+from steadynorm.lab.report.wording import arm_label, capital, epochs_label, listing
 
 __all__ = ["deviations", "expectations"]
 
@@ -30,34 +29,23 @@ ARTICLE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A quantity in which batch norm is expected to differ from no normalization."""
-
-    claim: str
-    what: str
-    value: Callable[[ArmSummary], Spread | None]
-    shown: Callable[[float], str]
-    batch_is_higher: bool = False
-    decided_by_divergence: bool = False
-    """Whether diverging, alone, settles the question."""
-
+STEADINESS = Question[ArmSummary](
+    claim="Without normalization validation accuracy is the less steady one.",
+    what="worst fall from one epoch to the next before the rate is first lowered",
+    value=lambda arm: arm.largest_fall,
+    shown=points,
+)
+"""Where one arm alone diverged, that settles it."""
 
 QUESTIONS = (
-    Question(
-        claim="Without normalization validation accuracy is the less steady one.",
-        what="worst fall from one epoch to the next before the rate is first lowered",
-        value=lambda arm: arm.largest_fall,
-        shown=points,
-        decided_by_divergence=True,
-    ),
-    Question(
+    STEADINESS,
+    Question[ArmSummary](
         claim="Gradient norms are lower with batch norm.",
         what="mean over the epochs",
         value=lambda arm: arm.grad_norm,
         shown=number,
     ),
-    Question(
+    Question[ArmSummary](
         claim="Gradient norms are steadier with batch norm.",
         what="95th over 5th percentile within an epoch",
         value=lambda arm: arm.grad_norm_ratio,
@@ -75,9 +63,7 @@ def expectations(record: Record, arms: Sequence[ArmSummary]) -> tuple[Expectatio
         record: the experiment.
         arms: its summaries at the shared rate.
     """
-    names = [arm.arm for arm in arms]
-    batch = next((arm for arm in arms if arm.arm == batch_arm(names)), None)
-    plain = next((arm for arm in arms if arm.arm == plain_arm(names)), None)
+    batch, plain = pair(arms)
     epoch = early_epoch(record)
     if record.config["data"] == "cifar10":
         accuracy: tuple[Expectation, ...] = (
@@ -119,20 +105,20 @@ def _near(arm: ArmSummary | None, start: str, target: float, epoch: int, *, more
 
 
 def _ahead(batch: ArmSummary | None, plain: ArmSummary | None, epoch: int) -> Expectation:
-    question = Question(
+    question = Question[ArmSummary](
         claim=f"Batch norm is ahead at epoch {epoch}.",
         what="validation accuracy",
         value=lambda arm: arm.val_accuracy_early,
         shown=percent,
         batch_is_higher=True,
     )
-    return _compared(batch, plain, question)
+    return judge(question, batch, plain, why_absent=_why_absent)
 
 
-def _over_epochs(batch: ArmSummary | None, plain: ArmSummary | None, question: Question) -> Expectation:
+def _over_epochs(batch: ArmSummary | None, plain: ArmSummary | None, question: Question[ArmSummary]) -> Expectation:
     """Compare what is taken over the epochs, where both arms have the same number of them."""
     lost = [arm for arm in (batch, plain) if arm and _is_lost(arm)]
-    if question.decided_by_divergence and batch and plain and len(lost) == 1:
+    if question is STEADINESS and batch and plain and len(lost) == 1:
         verdict: Verdict = "met" if lost == [plain] else "not met"
         return Expectation(claim=question.claim, verdict=verdict, measured=_diverged_alone(lost[0]))
     if batch and plain and batch.reached_epoch != plain.reached_epoch:
@@ -140,7 +126,7 @@ def _over_epochs(batch: ArmSummary | None, plain: ArmSummary | None, question: Q
             f"{epochs_label(batch.reached_epoch)} with batch norm and {plain.reached_epoch} without cannot be compared."
         )
         return Expectation(claim=question.claim, verdict="not measured", measured=measured)
-    return _compared(batch, plain, question)
+    return judge(question, batch, plain, why_absent=_why_absent)
 
 
 def _is_lost(arm: ArmSummary) -> bool:
@@ -149,23 +135,6 @@ def _is_lost(arm: ArmSummary) -> bool:
 
 def _diverged_alone(arm: ArmSummary) -> str:
     return f"{capital(arm_label(arm.arm))}: {_why_absent(arm)[:1].lower()}{_why_absent(arm)[1:]}"
-
-
-def _compared(batch: ArmSummary | None, plain: ArmSummary | None, question: Question) -> Expectation:
-    with_norm = question.value(batch) if batch else None
-    without = question.value(plain) if plain else None
-    if with_norm is None or without is None:
-        missing = plain if with_norm else batch
-        return Expectation(claim=question.claim, verdict="not measured", measured=_why_absent(missing))
-    ahead = with_norm.mean - without.mean
-    met = ahead > 0 if question.batch_is_higher else ahead < 0
-    overlap = "" if are_apart(with_norm, without) or with_norm.n < 2 else "; the seeds' ranges overlap"
-    return Expectation(
-        claim=question.claim,
-        verdict="met" if met else "not met",
-        measured=f"{capital(question.what)}: {question.shown(with_norm.mean)} with batch norm, "
-        f"{question.shown(without.mean)} without{overlap}.",
-    )
 
 
 def _why_absent(arm: ArmSummary | None) -> str:

@@ -13,7 +13,7 @@ from steadynorm.lab.records import Record
 from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, all_measured
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.landscape.courses import ArmCourses, courses
-from steadynorm.lab.report.landscape.expectations import expectations, pair, times
+from steadynorm.lab.report.landscape.expectations import expectations, measured_pair, times
 from steadynorm.lab.report.landscape.figures import draw_all
 from steadynorm.lab.report.landscape.measures import QUANTITIES, Quantity, find_quantity, over_looks, ratio
 from steadynorm.lab.report.landscape.tables import (
@@ -95,7 +95,7 @@ def make_report(record: Record) -> Report:
 
 def _headline(record: Record, arms: Sequence[ArmCourses]) -> str:
     """Name the difference in both views; it is what the reader must not miss if they disagree."""
-    batch, plain = pair(arms)
+    batch, plain = measured_pair(arms)
     if batch is None or plain is None:
         measured = [arm_label(arm.arm) for arm in arms if arm.courses]
         return f"So far the loss around {listing(measured)} was seen" if measured else "Nothing is measured yet"
@@ -139,7 +139,7 @@ def _result(record: Record, arms: Sequence[ArmCourses]) -> tuple[Block, ...]:
 
 def _writeup(arms: Sequence[ArmCourses]) -> list[str]:
     """Say what batch norm changes in each of the two views, and why there are two."""
-    batch, plain = pair(arms)
+    batch, plain = measured_pair(arms)
     if batch is None or plain is None:
         return [SCALE_IS_FREE]
     views = (("steps of the learning rate", "", "β"), ("steps in proportion to the weights", "free_", "β ‖w‖²"))
@@ -209,7 +209,7 @@ def _rounding(arms: Sequence[ArmCourses]) -> tuple[str, ...]:
 
 
 def _findings(arms: Sequence[ArmCourses]) -> dict[str, Any]:
-    batch, plain = pair(arms)
+    batch, plain = measured_pair(arms)
     return {
         "arms": [
             {

@@ -11,9 +11,10 @@ from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.landscape.courses import ArmCourses
 from steadynorm.lab.report.landscape.measures import find_quantity, over_looks, ratio
 from steadynorm.lab.report.quantities import number, percent, points
-from steadynorm.lab.report.wording import arm_label, batch_arm, capital, plain_arm
+from steadynorm.lab.report.question import pair
+from steadynorm.lab.report.wording import arm_label, capital
 
-__all__ = ["expectations", "pair", "times"]
+__all__ = ["expectations", "measured_pair", "times"]
 
 ORDERS = 30.0
 """"Almost two orders of magnitude", in which the two arms' gradients are to differ."""
@@ -58,10 +59,9 @@ def expectations(arms: Sequence[ArmCourses]) -> tuple[Expectation, ...]:
     )
 
 
-def pair(arms: Sequence[ArmCourses]) -> tuple[ArmCourses | None, ArmCourses | None]:
+def measured_pair(arms: Sequence[ArmCourses]) -> tuple[ArmCourses | None, ArmCourses | None]:
     """Find the arm that is batch norm and the one without normalization, where they have networks."""
-    found = {arm.arm: arm for arm in arms if arm.courses}
-    return found.get(batch_arm(found) or ""), found.get(plain_arm(found) or "")
+    return pair([arm for arm in arms if arm.courses])
 
 
 def times(factor: Spread, *, less: str = "less", more: str = "more", same: str = "as much") -> str:
@@ -77,7 +77,7 @@ def times(factor: Spread, *, less: str = "less", more: str = "more", same: str =
 
 
 def _judged(arms: Sequence[ArmCourses], claim: Claim) -> Expectation:
-    batch, plain = pair(arms)
+    batch, plain = measured_pair(arms)
     quantity = find_quantity(claim.key)
     with_norm = over_looks(batch, quantity) if batch else None
     without = over_looks(plain, quantity) if plain else None
@@ -96,7 +96,7 @@ def _judged(arms: Sequence[ArmCourses], claim: Claim) -> Expectation:
 
 
 def _rarer(arms: Sequence[ArmCourses], claim: str, key: str) -> Expectation:
-    batch, plain = pair(arms)
+    batch, plain = measured_pair(arms)
     with_norm = over_looks(batch, find_quantity(key)) if batch else None
     without = over_looks(plain, find_quantity(key)) if plain else None
     if with_norm is None or without is None:
@@ -110,7 +110,7 @@ def _rarer(arms: Sequence[ArmCourses], claim: str, key: str) -> Expectation:
 
 def _noise(arms: Sequence[ArmCourses]) -> tuple[Expectation, ...]:
     noisy = next((arm for arm in arms if arm.arm == NOISY and arm.courses), None)
-    batch, plain = pair(arms)
+    batch, plain = measured_pair(arms)
     return (
         _accuracy("Batch norm with noise behind it trains as well as batch norm.", noisy, batch, allowed=AS_WELL),
         _accuracy("Batch norm with noise behind it trains better than no normalization.", noisy, plain, allowed=0.0),
