@@ -28,6 +28,7 @@ from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.results import results_table, verdict_lines  # noqa: E402
+from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,13 @@ def _experiment(run: Callable[[Any, Display], Path]) -> Callable[[Any], None]:
 
     def command(config: Any) -> None:  # noqa: ANN401 (each experiment's own flags)
         reuse_memory()
-        with open_display() as display:
+        with joined(), open_display() as display:
             directory = run(config, display)
             display.message("making the report")
             with explain_stop(run.__module__.rpartition(".")[2], directory, display):
-                page = build_report(directory)
-        _show(page, as_json=config.json)
+                page = on_first(lambda: build_report(directory))
+        if is_first():
+            _show(page, as_json=config.json)
 
     return command
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from steadynorm.lab.failure import UserError
+from steadynorm.lab.workers import is_first
 
 __all__ = ["CANNOT", "INTERRUPTED", "Command", "run_command"]
 
@@ -49,7 +50,8 @@ def run_command(
     try:
         status = command(config)
     except UserError as error:
-        print(f"steadynorm: {error}", file=sys.stderr)
+        if is_first():  # of torchrun's workers, which all end with it
+            print(f"steadynorm: {error}", file=sys.stderr)
         sys.exit(CANNOT)
     except OSError as error:
         place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where

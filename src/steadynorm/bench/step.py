@@ -38,6 +38,7 @@ Norm = Literal[
     "batch_norm",
     "self_tuned_batch_norm",
     "several_decays",
+    "sync_batch_norm",
     "frozen_batch_norm",
     "batch_renorm",
     "gated_batch_norm",

@@ -14,6 +14,7 @@ from steadynorm.lab.networks import build_network
 from steadynorm.lab.normalizations import find_normalization
 from steadynorm.lab.records import Record
 from steadynorm.lab.training import Settings
+from steadynorm.lab.workers import number_of_workers
 
 __all__ = [
     "ExperimentConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "check_network",
     "check_rates",
     "check_regime",
+    "check_split",
     "check_training",
     "flag",
     "quickened",
@@ -191,6 +193,21 @@ def check_rates(names: str, rates: Sequence[float]) -> None:
     """
     if not all(0 < rate < float("inf") for rate in rates):
         raise UserError(f"{names}: a learning rate must be a positive number.")
+
+
+def check_split(*batch_sizes: int) -> None:
+    """Refuse a batch that torchrun's workers cannot share evenly.
+
+    Raises:
+        UserError: so it is.
+    """
+    workers = number_of_workers()
+    for batch_size in batch_sizes:
+        if batch_size % workers:
+            raise UserError(
+                f"--batch-size: {batch_size} cannot be split evenly over {workers} workers. Choose a multiple of "
+                f"{workers}, or start fewer workers."
+            )
 
 
 def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[str] = ()) -> None:

@@ -21,6 +21,14 @@ from steadynorm.lab.machine import choose_device, choose_precision, describe_mac
 from steadynorm.lab.progress import Display
 from steadynorm.lab.records import Record, read_record
 from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.workers import (
+    check_alike,
+    everywhere,
+    may_restart,
+    number_of_workers,
+    on_first,
+    was_restarted,
+)
 
 __all__ = ["Task", "check_same", "describe", "explain_stop", "new_place", "run_experiment", "stored_config"]
 
@@ -67,16 +75,17 @@ def run_experiment(
     Raises:
         UserError: what was asked for cannot be done.
     """
-    place = config.resume or config.out or new_place(name)
-    stored = None if config.resume is None else _stored_record(name, config.resume)
-    config = quickened(config, quick) if stored is None else stored_config(config, stored)
-    check(config)
+    _check_workers(config)
+    place = on_first(lambda: config.resume or config.out or new_place(name))
+    config, stored = on_first(lambda: _begun_before(name, config, quick))
+    everywhere(lambda: check(config))
     if stored is not None:
         torch.set_num_threads(stored.resolved["threads"])
-    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
+    dataset = everywhere(lambda: load_dataset(config.data, data_dir=config.data_dir, progress=display.message))
     if config.train_images is not None:
         dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
     record = describe(name, config, dataset)
+    check_alike(record.resolved, what="Give all workers the same data and hardware.")
     if stored is not None:
         check_same(stored, record, display)
     directory = RunDirectory(place)
@@ -97,13 +106,53 @@ def _stored_record(name: str, place: Path) -> Record:
     return stored
 
 
+def _begun_before(name: str, config: ConfigT, quick: Mapping[str, Any]) -> tuple[ConfigT, Record | None]:
+    """Give the configuration to work with and, where the experiment is to be continued, what it began as.
+
+    What torchrun has started again goes on in its own ``--out``.
+    """
+    if config.resume is not None:
+        stored = _stored_record(name, config.resume)
+        return stored_config(config, stored), stored
+    config = quickened(config, quick)
+    if was_restarted() and config.out is not None and (config.out / "config.json").exists():
+        stored = _stored_record(name, config.out)
+        if stored.config == _to_record(config):
+            return config, stored
+    return config, None
+
+
+def _check_workers(config: ExperimentConfig) -> None:
+    """Refuse workers that cannot work together, or could not go on after one of them has died.
+
+    Raises:
+        UserError: they have other flags or versions, or would not find their run directory again.
+    """
+    check_alike(
+        {flag(f.name): getattr(config, f.name) for f in dataclasses.fields(config)},
+        what="Start them with the same command.",
+    )
+    check_alike(describe_versions(), what="Install the same versions.")
+    if may_restart() and config.out is None and config.resume is None:
+        raise UserError(
+            "--out: must be given where torchrun may start the workers again (--max-restarts), so that they find what "
+            "is finished."
+        )
+
+
 def _announce(record: Record, config: ExperimentConfig, place: Path, display: Display) -> None:
     if config.data == "shapes":
         display.message(f"embedded data; on photographs: steadynorm {record.experiment} --data cifar10")
     display.message(
         f"{record.config['data']} in {record.resolved['precision']} on {record.resolved['device']} "
-        f"with {record.resolved['threads']} threads, into {place}"
+        f"with {_strength(record)}, into {place}"
     )
+
+
+def _strength(record: Record) -> str:
+    threads, workers = record.resolved["threads"], record.resolved["workers"]
+    each = f"{threads} thread{'s' if threads > 1 else ''}"
+    return each if workers == 1 else f"{workers} workers of {each}"
 
 
 def describe(name: str, config: Any, dataset: Dataset) -> Record:  # noqa: ANN401 (any experiment's dataclass)
@@ -113,11 +162,12 @@ def describe(name: str, config: Any, dataset: Dataset) -> Record:  # noqa: ANN40
         experiment=name,
         command=_command(name, config),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        config={key: _to_json(value) for key, value in _stored_values(config).items()},
+        config=_to_record(config),
         resolved={
             "device": device.type,
             "precision": choose_precision(config.precision, device),
             "threads": torch.get_num_threads(),
+            "workers": number_of_workers(),
             "train_images": len(dataset.train),
             "validation_images": len(dataset.validation),
             "classes": list(dataset.classes),
@@ -155,6 +205,13 @@ def check_same(stored: Record, now: Record, display: Display) -> None:
     """
     if stored.resolved["data_sha256"] != now.resolved["data_sha256"]:
         raise UserError("--resume: the data set is not the one that the experiment began with. Give its --data-dir.")
+    before, workers = stored.resolved.get("workers", 1), now.resolved["workers"]
+    if before != workers:
+        raise UserError(
+            f"--resume: the experiment began on {before} worker{'s' if before > 1 else ''}, now there "
+            f"{'are' if workers > 1 else 'is'} {workers}. "
+            + ("Run it without torchrun." if before == 1 else f"Run it under torchrun with {before} in all.")
+        )
     for name in ("precision", "device"):
         if stored.resolved[name] != now.resolved[name]:
             raise UserError(
@@ -185,6 +242,10 @@ def explain_stop(name: str, place: Path, display: Display) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(f"{place}: {error.strerror or error}. Mend that, then continue with: {resume}") from error
+
+
+def _to_record(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experiment's dataclass)
+    return {key: _to_json(value) for key, value in _stored_values(config).items()}
 
 
 def _stored_values(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experiment's dataclass)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.progress import Display
-from steadynorm.lab.records import RunRecord, RunSpec, write_tables
+from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.training import Settings, train
 
@@ -28,7 +28,7 @@ class _TableWriter:
 
     def write(self, record: RunRecord) -> None:
         self.records[record.spec.name] = record
-        write_tables(self.directory.path, tuple(self.records.values()))
+        self.directory.write_runs(tuple(self.records.values()))
 
 
 def train_grid(
@@ -51,7 +51,7 @@ def train_grid(
     records = {record.spec.name: record for record in before}
     records |= {spec.name: directory.load_record(spec) for spec in specs}
     writer = _TableWriter(directory, display, records)
-    write_tables(directory.path, tuple(records.values()))  # so that a report knows from the start what is planned
+    directory.write_runs(tuple(records.values()))  # so that a report knows from the start what is planned
     for number, spec in enumerate(specs, start=1):
         known = records[spec.name]
         if known.status in ("finished", "diverged"):

@@ -17,6 +17,7 @@ from steadynorm.layers import (
     GatedBatchNorm2d,
     GhostBatchNorm2d,
     NormAddActivation,
+    SyncBatchNorm,
 )
 
 __all__ = ["NORMALIZATIONS", "Normalization", "find_normalization"]
@@ -95,6 +96,10 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "frozen_batch_norm": Normalization(
         build=lambda channels, **_: FrozenBatchNorm2d(channels, activation="relu", freeze_affine=False),
         summary="a learned weight and bias for each channel and no statistics, steadynorm.FrozenBatchNorm2d",
+    ),
+    "sync_batch_norm": Normalization(
+        build=_ours(SyncBatchNorm),
+        summary="batch normalization by the statistics of all workers' parts of a batch, steadynorm.SyncBatchNorm",
     ),
     "none": Normalization(
         build=lambda channels, **_: NormAddActivation(nn.Identity(), "relu"),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from steadynorm.lab.records import RunRecord, RunSpec
+from steadynorm.lab.workers import is_first
 
 __all__ = ["Display", "open_display"]
 
@@ -53,13 +54,43 @@ class Display(Protocol):
 
 @contextlib.contextmanager
 def open_display() -> Iterator[Display]:
-    """Open the display that suits standard error: live in a terminal, else plain lines."""
+    """Open the display that suits standard error: live in a terminal, else plain lines; of the first worker alone."""
     console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
+    if not is_first():
+        yield _Silent()
+    elif console.is_terminal:
         with _Live(console) as live:
             yield live
     else:
         yield _Plain(console)
+
+
+class _Silent:
+    """Nothing: what it would say, another worker says."""
+
+    def message(self, text: str) -> None:
+        pass
+
+    def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
+        pass
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        pass
+
+    def epoch(self, record: RunRecord) -> None:
+        pass
+
+    def end(self, record: RunRecord) -> None:
+        pass
+
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        pass
+
+    def advance(self, share: float) -> None:
+        pass
+
+    def end_cell(self, name: str) -> None:
+        pass
 
 
 class _Plain:

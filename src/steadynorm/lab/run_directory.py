@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from steadynorm.lab.records import (
     Record,
     RunRecord,
     RunSpec,
+    write_cells,
     write_config,
     write_tables,
 )
+from steadynorm.lab.workers import by_first, on_first
 
 __all__ = ["RunDirectory"]
 
@@ -37,6 +39,8 @@ class RunDirectory:
     ``state/<run>.safetensors`` is the truth about a run: tensors to continue from and, in its metadata, the
     record so far. It is replaced as a whole after each epoch, so that a kill leaves the last finished epoch.
     ``state/<cell>.json`` is likewise the truth about a measured cell. The tables are rewritten from these records.
+
+    Under torchrun every worker calls each method, and the first one alone reads and writes: only it needs the disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,17 +53,22 @@ class RunDirectory:
         Raises:
             UserError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.path}: another process is writing into this run directory. "
-                    "Wait for it to end, or give another --out."
-                ) from None
+        with contextlib.ExitStack() as stack:
+            on_first(lambda: self._take_lock(stack))
             yield
 
+    def _take_lock(self, stack: contextlib.ExitStack) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = stack.enter_context((self.path / ".lock").open("w"))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path}: another process is writing into this run directory. "
+                "Wait for it to end, or give another --out."
+            ) from None
+
+    @by_first
     def begin(self, record: Record) -> None:
         """Write the configuration and empty tables.
 
@@ -81,10 +90,27 @@ class RunDirectory:
         """Where the TensorBoard events of a run go."""
         return self.path / "tensorboard" / spec.name
 
+    @by_first
+    def write_runs(self, records: Sequence[RunRecord]) -> None:
+        """Rewrite the tables of networks."""
+        write_tables(self.path, tuple(records))
+
+    @by_first
+    def write_cells(self, cells: Sequence[CellRecord]) -> None:
+        """Rewrite the tables of cells."""
+        write_cells(self.path, tuple(cells))
+
+    @by_first
+    def save_checkpoint(self, spec: RunSpec, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write the trained model of a run."""
+        save_tensors(self.checkpoint_path(spec), tensors, metadata)
+
+    @by_first
     def save_state(self, record: RunRecord, tensors: dict[str, Tensor]) -> None:
         """Replace the state of a run as a whole."""
         save_tensors(self._state_path(record.spec), tensors, {"record": json.dumps(dataclasses.asdict(record))})
 
+    @by_first
     def load_record(self, spec: RunSpec) -> RunRecord:
         """Read how far a run has come; a run without a state is waiting.
 
@@ -103,6 +129,7 @@ class RunDirectory:
             raise UserError(f"{path}: holds {record.spec}, not {spec}. Remove it to train this network anew.")
         return record
 
+    @by_first
     def load_tensors(self, spec: RunSpec) -> dict[str, Tensor]:
         """Read the tensors that :meth:`save_state` wrote.
 
@@ -115,10 +142,12 @@ class RunDirectory:
         except (SafetensorError, OSError) as error:
             raise self._damaged(path, error) from error
 
+    @by_first
     def save_cell(self, cell: CellRecord) -> None:
         """Keep a measured cell."""
         write_text(self._cell_path(cell), json.dumps(dataclasses.asdict(cell), indent=1) + "\n")
 
+    @by_first
     def load_cell(self, cell: CellRecord) -> CellRecord:
         """Read a cell that was measured before; any other comes back as it is.
 

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -14,12 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches
+from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, take
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.records import Epoch, RunRecord, RunSpec
-from steadynorm.lab.run_directory import RunDirectory, save_tensors
+from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.workers import (
+    average_gradients_,
+    is_first,
+    mean_over_workers,
+    number_of_workers,
+    settle_,
+    sum_over_workers,
+    worker,
+)
 from steadynorm.layers import extra_state
 
 __all__ = ["Observer", "Settings", "autocast", "evaluate", "learning_rate", "steps_per_epoch", "train"]
@@ -99,7 +109,7 @@ def train(
         _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     record = replace(record, status="running", parameters=parameters)
-    with SummaryWriter(str(directory.tensorboard_path(spec)), purge_step=len(record.epochs) + 1) as board:
+    with _open_board(directory.tensorboard_path(spec), record) as board:
         while record.status == "running":
             record = trainer.epoch(record)
             if record.status == "diverged":
@@ -107,9 +117,10 @@ def train(
                 break
             if record.status == "finished":
                 trained = trainer.model.state_dict() | extra_state(trainer.model)
-                save_tensors(directory.checkpoint_path(spec), trained, _metadata(spec, settings))
+                directory.save_checkpoint(spec, trained, _metadata(spec, settings))
             directory.save_state(record, _state(trainer.model, trainer.optimizer))
-            _write_board(board, record.epochs[-1])
+            if board is not None:
+                _write_board(board, record.epochs[-1])
             observer.epoch(record)
     return record
 
@@ -155,7 +166,8 @@ class _Trainer:
         if steps.diverged_at is not None:
             before = (number - 1) * steps_per_epoch(self.dataset.train, self.settings)
             return replace(record, status="diverged", diverged_at_step=before + steps.diverged_at + 1)
-        val_loss, val_accuracy = evaluate(self.model, self.dataset.validation, self.dataset, self.settings)
+        settle_(self.model)
+        val_loss, val_accuracy = self._validate()
         whole = steps.gradient_norms[:, -1]
         low, high = percentiles(whole)
         epoch = Epoch(
@@ -187,7 +199,7 @@ class _Trainer:
         losses = torch.zeros(total, device=device)
         norms = torch.zeros(total, len(watched) + 1, device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
-        images = done = 0
+        images = done = looked = 0
         start = time.perf_counter()
         for group in itertools.islice(_groups(self._batches(record), self.settings.accumulate), total):
             self.optimizer.zero_grad()
@@ -199,15 +211,20 @@ class _Trainer:
                 losses[done] += loss.detach()
                 hits += (logits.argmax(1) == labels).sum()
                 images += len(labels)
+            average_gradients_(self.model)
             norms[done] = gradient_norms(self.model, watched)
             self.optimizer.step()
             done += 1
             look = done % STEPS_BETWEEN_CHECKS == 0 or done == total
+            if look:
+                losses[looked:done] = mean_over_workers(losses[looked:done])
+                looked = done
             self.observer.step(record, step=done, steps=total, loss=losses[done - 1].item() if look else None)
             if look and not losses[:done].isfinite().all():
                 break
         seconds = time.perf_counter() - start
-        return _Steps(losses[:done].cpu(), int(hits), images, norms[:done].cpu(), seconds)
+        hits, shown = sum_over_workers(hits, torch.tensor(images, device=device))
+        return _Steps(losses[:done].cpu(), int(hits), int(shown), norms[:done].cpu(), seconds)
 
     def _batches(self, record: RunRecord) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(
@@ -218,12 +235,26 @@ class _Trainer:
             epoch=len(record.epochs) + 1,
             augment=self.settings.augment,
             device=self.settings.device,
+            part=(worker(), number_of_workers()),
         )
+
+    def _validate(self) -> tuple[float, float]:
+        """Evaluate each worker's share of the validation images."""
+        images = self.dataset.validation
+        share = take(images, torch.arange(worker(), len(images), number_of_workers()))
+        loss, hits = sum_over_workers(*_evaluated(self.model, share, self.dataset, self.settings))
+        return loss.item() / len(images), hits.item() / len(images)
+
+
+def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[float, float]:
+    """Measure mean cross-entropy in nats and accuracy in [0, 1], in evaluation mode; training mode comes back."""
+    loss, hits = _evaluated(model, images, dataset, settings)
+    return loss.item() / len(images), hits.item() / len(images)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[float, float]:
-    """Measure mean cross-entropy in nats and accuracy in [0, 1], in evaluation mode; training mode comes back."""
+def _evaluated(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Give the sum of the cross-entropies, and how many images are classified right."""
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=settings.device)
@@ -234,7 +265,7 @@ def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Setti
         loss += F.cross_entropy(logits, labels, reduction="sum")
         hits += (logits.argmax(1) == labels).sum()
     model.train(was_training)
-    return loss.item() / len(images.labels), hits.item() / len(images.labels)
+    return loss, hits
 
 
 def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
@@ -286,6 +317,16 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[s
         if f"momentum.{name}" in tensors:
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"momentum.{name}"])
             optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def _open_board(path: Path, record: RunRecord) -> contextlib.AbstractContextManager[SummaryWriter | None]:
+    """Open the TensorBoard events of a run, to go on behind its finished epochs; only the first worker writes them."""
+    if not is_first():
+        return contextlib.nullcontext()
+    writer: contextlib.AbstractContextManager[SummaryWriter] = SummaryWriter(
+        str(path), purge_step=len(record.epochs) + 1
+    )
+    return writer
 
 
 def _write_board(board: SummaryWriter, epoch: Epoch) -> None:

@@ -21,7 +21,7 @@ def _dataset(images: Images, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 25
     return Dataset(name="test", train=images, validation=images, classes=names, mean=mean, std=std)
 
 
-def _epoch(images, *, batch_size=10, seed=0, epoch=0, augment="none", dataset=None):
+def _epoch(images, *, batch_size=10, seed=0, epoch=0, augment="none", dataset=None, part=(0, 1)):
     dataset = dataset or _dataset(images)
     return list(
         batches(
@@ -32,6 +32,7 @@ def _epoch(images, *, batch_size=10, seed=0, epoch=0, augment="none", dataset=No
             epoch=epoch,
             augment=augment,
             device=CPU,
+            part=part,
         )
     )
 
@@ -210,3 +211,26 @@ def test_a_batch_size_below_one_is_refused_at_once(make):
     more = {"seed": 0, "epoch": 0, "augment": "none"} if make is batches else {}
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         make(images, dataset=_dataset(images), batch_size=0, device=CPU, **more)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+def test_parts_of_a_batch_are_together_the_whole(augment):
+    images = _numbered(40)
+    whole = _epoch(images, batch_size=12, augment=augment)
+    parts = [_epoch(images, batch_size=12, augment=augment, part=(number, 3)) for number in range(3)]
+    for (x, labels), *split in zip(whole, *parts, strict=True):
+        assert all(len(part) == 4 for _, part in split)
+        assert torch.equal(torch.cat([part for part, _ in split]), x)
+        assert torch.equal(torch.cat([part for _, part in split]), labels)
+
+
+def test_parts_are_of_one_size_where_the_only_batch_is_odd():
+    parts = [_epoch(_numbered(7), batch_size=10, part=(number, 2)) for number in range(2)]
+    assert [len(_order(part)) for part in parts] == [3, 3]
+    assert len({*_order(parts[0]), *_order(parts[1])}) == 6
+
+
+@pytest.mark.parametrize(("part", "count"), [((2, 2), 40), ((-1, 2), 40), ((0, 11), 40), ((0, 4), 3)])
+def test_a_part_that_is_none_is_refused(part, count):
+    with pytest.raises(ValueError, match="part must be one of the batch"):
+        _epoch(_numbered(count), part=part)

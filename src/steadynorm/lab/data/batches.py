@@ -28,6 +28,7 @@ def batches(
     epoch: int,
     augment: Augmentation,
     device: torch.device,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give one epoch of training batches.
 
@@ -44,6 +45,8 @@ def batches(
         augment: ``crop-flip`` pads every image with 4 black pixels on each side, cuts the original size out
             at a random place and mirrors it in half of the cases.
         device: where the batches are made.
+        part: which part of each batch to give, from 0, and of how many parts, all of one size: workers that give the
+            same other arguments share the batches that one would have. What cannot be shared evenly is left out.
 
     Returns:
         Pairs of images, float32, shape (B, C, H, W), channels-last, ``(pixel / 255 - mean) / std``, and
@@ -55,8 +58,14 @@ def batches(
     if augment not in get_args(Augmentation):
         raise ValueError(f"batches: augment must be one of {get_args(Augmentation)}, got {augment!r}.")
     _check_batch_size(batch_size)
+    number, parts = part
+    if not (0 <= number < parts and min(batch_size, len(images)) >= parts):
+        raise ValueError(
+            f"batches: part must be one of the batch, got part {number} of {parts} of {min(batch_size, len(images))} "
+            "images."
+        )
     plan = _plan(len(images), batch_size, random_stream(seed, epoch))
-    return _training(images, dataset, batch_size, device, plan if augment == "crop-flip" else plan[:1])
+    return _training(images, dataset, batch_size, device, plan if augment == "crop-flip" else plan[:1], part)
 
 
 def evaluation_batches(
@@ -89,11 +98,19 @@ def _plan(count: int, batch_size: int, random: np.random.Generator) -> tuple[Ten
 
 
 def _training(
-    images: Images, dataset: Dataset, batch_size: int, device: torch.device, plan: tuple[Tensor, ...]
+    images: Images,
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    plan: tuple[Tensor, ...],
+    part: tuple[int, int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     pixels, labels = _rows(images, device), images.labels.to(device)
-    order, *moves = (part.to(device) for part in plan)
-    for chosen in torch.split(order, batch_size):
+    order, *moves = (each.to(device) for each in plan)
+    number, parts = part
+    for together in torch.split(order, batch_size):
+        size = len(together) // parts
+        chosen = together[number * size : (number + 1) * size]
         batch = pixels[chosen]
         if moves:
             batch = _crop_and_flip(batch, *moves[0][chosen].unbind(1))

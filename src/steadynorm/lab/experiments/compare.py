@@ -24,6 +24,7 @@ from steadynorm.lab.configuration import (
     check_experiment,
     check_lists,
     check_rates,
+    check_split,
     check_training,
     settings_of,
 )
@@ -51,7 +52,8 @@ class CompareConfig(TrainingConfig):
 
     arms: tuple[str, ...] = ("batch_norm", "none")
     """Normalizations to compare: batch_norm, none, batch_renorm, gated_batch_norm, ghost_batch_norm,
-    self_tuned_batch_norm, frozen_batch_norm, torch_batch_norm, layer_norm, group_norm, instance_norm."""
+    self_tuned_batch_norm, sync_batch_norm, frozen_batch_norm, torch_batch_norm, layer_norm, group_norm,
+    instance_norm."""
     accumulate: int = 1
     """Batches in a step, their gradients averaged: 2 x 64 takes the steps of 128 with the normalization of 2. Running
     statistics of ours that training does not look at move once a step as well."""
@@ -110,6 +112,7 @@ def _check(config: CompareConfig) -> None:
     check_arms(config.arms)
     check_lists(config, ("arms", "tune_lr"), may_be_empty=("tune_lr",))
     check_experiment(config)
+    check_split(config.batch_size)
     check_at_least(config, (("batch_size", 2), ("accumulate", 1)))
     check_rates("--tune-lr", config.tune_lr)
     check_training(config)

@@ -32,6 +32,7 @@ from steadynorm.lab.configuration import (
     check_at_least,
     check_experiment,
     check_lists,
+    check_split,
     check_training,
     settings_of,
 )
@@ -223,5 +224,6 @@ def _check(config: ShiftConfig) -> None:
     if not set(config.severities) <= set(SEVERITIES):
         raise UserError(f"--severities: must be from 1 to 5, got {' '.join(map(str, config.severities))}.")
     check_experiment(config)
+    check_split(config.batch_size)
     check_at_least(config, (("stream_images", 1), ("stream_batch", 2), ("single_images", 1)))
     check_training(config)

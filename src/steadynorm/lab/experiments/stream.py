@@ -31,6 +31,7 @@ from steadynorm.lab.configuration import (
     check_at_least,
     check_experiment,
     check_lists,
+    check_split,
     check_training,
     settings_of,
 )
@@ -170,5 +171,6 @@ def _check(config: StreamConfig) -> None:
     check_methods(config.methods)
     check_lists(config, ("arms", "methods"))
     check_experiment(config)
+    check_split(config.batch_size, 1)
     check_at_least(config, (("batch_size", 2), ("stream_images", 1)))
     check_training(config)

@@ -26,6 +26,7 @@ from steadynorm.lab.configuration import (
     check_network,
     check_rates,
     check_regime,
+    check_split,
     regime_of,
 )
 from steadynorm.lab.data import first
@@ -132,6 +133,7 @@ def _check(config: SweepConfig) -> None:
     check_arms(config.arms)
     check_lists(config, ("arms", "lr", "batch_size", "depth"))
     check_experiment(config)
+    check_split(*config.batch_size)
     check_rates("--lr", config.lr)
     check_regime(config)
     if min(config.batch_size) < 2:

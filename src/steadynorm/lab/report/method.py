@@ -25,9 +25,20 @@ def training_method(record: Record) -> tuple[str, str]:
     augmented = ", and on augmented images" if config["augment"] != "none" else ""
     return (
         f"Training: SGD with momentum {config['momentum']} and weight decay {config['weight_decay']}, "
-        f"{batches_label(record)}, {schedule(record)}. It ran on {resolved['device']} in {resolved['precision']}.",
+        f"{batches_label(record)}, {schedule(record)}. It ran on {resolved['device']} in {resolved['precision']}"
+        f"{_workers(record)}.",
         f"Training loss and accuracy are measured during the epoch, while the weights move{augmented}; validation "
         "follows the epoch, in evaluation mode. That is why validation can be ahead of training.",
+    )
+
+
+def _workers(record: Record) -> str:
+    workers = record.resolved.get("workers", 1)  # older records do not have it
+    if workers == 1:
+        return ""
+    return (
+        f", on {workers} workers that share each batch evenly. Batch norm normalizes each worker's part by itself, "
+        "where it is not synchronised; running statistics are merged before every evaluation"
     )
 
 
