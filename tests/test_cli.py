@@ -34,6 +34,7 @@ FLAGS = {
     "sweep": f"{TRAINING_FLAGS} --arms --largest-rate",
     "shift": f"{TRAINING_FLAGS} --methods --corruptions --severities --stream-images --stream-batch --single-images",
     "stream": f"{TRAINING_FLAGS} --arms --methods --stream-images",
+    "scale": f"{TRAINING_FLAGS} --variants --reference-batch --warm-up --freeze-last --at-once",
     "landscape": f"{TRAINING_FLAGS} --arms --probe-every --rate-steps --weight-steps",
     "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
     "report": "--json",

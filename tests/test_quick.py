@@ -11,7 +11,7 @@ EXPERIMENTS = [name for name in cli.COMMANDS if name != "report" and not name.st
 
 
 def test_these_are_the_experiments() -> None:
-    assert EXPERIMENTS == ["compare", "sweep", "shift", "stream", "landscape", "classic"]
+    assert EXPERIMENTS == ["compare", "sweep", "shift", "stream", "scale", "landscape", "classic"]
 
 
 @pytest.mark.slow

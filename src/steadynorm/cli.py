@@ -23,7 +23,7 @@ from rich.console import Console  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
-from steadynorm.lab.experiments import classic, compare, landscape, shift, stream, sweep  # noqa: E402
+from steadynorm.lab.experiments import classic, compare, landscape, scale, shift, stream, sweep  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
@@ -68,6 +68,7 @@ COMMANDS: dict[str, Command] = {
     "sweep": (sweep.SweepConfig, _experiment(sweep.run)),
     "shift": (shift.ShiftConfig, _experiment(shift.run)),
     "stream": (stream.StreamConfig, _experiment(stream.run)),
+    "scale": (scale.ScaleConfig, _experiment(scale.run)),
     "landscape": (landscape.LandscapeConfig, _experiment(landscape.run)),
     "classic": (classic.ClassicConfig, _experiment(classic.run)),
     "report": (ReportConfig, report),

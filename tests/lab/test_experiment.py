@@ -128,3 +128,40 @@ def test_training_sees_the_first_images_only(tmp_path: Path) -> None:
         record.resolved["data_sha256"]
         == describe("compare", CONFIG, replace(DATA, train=first(DATA.train, 40))).resolved["data_sha256"]
     )
+
+
+def test_what_torchrun_starts_again_goes_on_in_its_own_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(TINY, arms=("none",), out=tmp_path / "a")
+    with on_tiny_data():
+        with pytest.raises(KeyboardInterrupt):
+            compare.run(short, Recorder(fail_after_epoch=2, error=KeyboardInterrupt()))
+        with pytest.raises(UserError, match="holds an experiment already"):
+            compare.run(short, Recorder())
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        with pytest.raises(UserError, match="holds an experiment already"):
+            compare.run(replace(short, lr=0.01), Recorder())
+        display = Recorder()
+        compare.run(short, display)
+    assert display.begun == [f"1/1 {read_record(tmp_path / 'a').runs[0].spec.name} 2 2"]
+
+
+def test_workers_that_may_start_again_must_be_told_their_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with on_tiny_data():
+        with pytest.raises(UserError, match="--out: must be given where torchrun may start the workers again"):
+            compare.run(replace(TINY, out=None), Recorder())
+        compare.run(replace(TINY, arms=("none",), epochs=1, milestones=(), out=tmp_path / "a"), Recorder())
+
+
+def test_a_record_of_another_number_of_workers_is_refused() -> None:
+    record = describe("compare", CONFIG, DATA)
+    assert record.resolved["workers"] == 1
+    old = replace(record, resolved={name: value for name, value in record.resolved.items() if name != "workers"})
+    check_same(old, record, Recorder())
+    four = replace(record, resolved=record.resolved | {"workers": 4})
+    with pytest.raises(UserError, match=r"began on 4 workers, now there is 1\. Run it under torchrun with 4 in all\."):
+        check_same(four, record, Recorder())

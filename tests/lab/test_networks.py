@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.networks import build_network
+from steadynorm.lab.networks import build_network, zero_last_gamma_
 from steadynorm.lab.normalizations import NORMALIZATIONS
 
 
@@ -100,3 +100,18 @@ def test_running_statistics_move_after_as_many_batches_as_asked_for(arm: str) ->
         model(torch.randn(2, 3, 8, 8))
         moved.append(not torch.equal(before, model.state_dict()["norm1.running_mean"]))
     assert moved == [False, False, True] * 2
+
+
+def test_a_residual_block_whose_last_weight_is_zero_is_its_shortcut() -> None:
+    model = build_network("resnet20", arm="batch_norm", depth=6, widths=(4,), classes=10, seed=0)
+    zero_last_gamma_(model)
+    x = torch.randn(4, 16, 8, 8)
+    torch.testing.assert_close(model.block1(x), x.relu())
+    touched = [name for name, tensor in model.named_parameters() if not tensor.any() and name.endswith("weight")]
+    assert touched == [f"block{number}.norm2.weight" for number in range(1, 10)]
+
+
+@pytest.mark.parametrize(("name", "arm"), [("cnn", "batch_norm"), ("resnet20", "none")])
+def test_what_has_no_such_weight_is_refused(name: str, arm: str) -> None:
+    with pytest.raises(UserError, match="needs residual blocks whose normalization has a weight"):
+        zero_last_gamma_(build_network(name, arm=arm, depth=6, widths=(4, 8, 8), classes=10, seed=0))

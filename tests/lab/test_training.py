@@ -257,3 +257,63 @@ def test_events_for_tensorboard_hold_the_epochs(undisturbed: tuple[RunRecord, Pa
     accuracy = events.Scalars("val/accuracy")
     assert [event.step for event in accuracy] == [1, 2, 3, 4]
     assert [event.value for event in accuracy] == pytest.approx([epoch.val_accuracy for epoch in record.epochs])
+
+
+def test_the_rate_rises_step_by_step_and_is_lowered_behind_the_warm_up(tmp_path: Path) -> None:
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noting(optimizer: torch.optim.SGD, *arguments: Any) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", noting)
+        record = run(tmp_path, replace(SPEC, lr=0.4), warm_up=2, warm_up_from=0.1, milestones=(3,), batch_size=48)
+    rising = [0.1 + 0.3 * number / 4 for number in (1, 2, 3, 4)]  # two epochs of two steps
+    assert rates == pytest.approx([*rising, 0.4, 0.4, 0.04, 0.04])
+    assert [epoch.learning_rate for epoch in record.epochs] == pytest.approx([rising[1], 0.4, 0.4, 0.04])
+
+
+def test_normalizations_and_biases_can_be_spared_the_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.optim.SGD] = []
+    original = torch.optim.SGD
+
+    def noting(*arguments: Any, **named: Any) -> torch.optim.SGD:
+        made.append(original(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(torch.optim, "SGD", noting)
+    run(tmp_path / "a", replace(SPEC, epochs=1), spare_norms=True)
+    run(tmp_path / "b", replace(SPEC, epochs=1))
+    spared, all_of_them = made
+    decays = {parameter.dim(): group["weight_decay"] for group in spared.param_groups for parameter in group["params"]}
+    assert decays == {4: 5e-4, 2: 5e-4, 1: 0.0}
+    assert [group["weight_decay"] for group in all_of_them.param_groups] == [5e-4]
+
+
+def test_statistics_stay_in_the_last_epochs_and_normalize(tmp_path: Path) -> None:
+    records = {name: run(tmp_path / name, freeze_last=last) for name, last in (("usual", 0), ("frozen", 2))}
+    usual, frozen = records["usual"].epochs, records["frozen"].epochs
+    losses = [[epoch.train_loss for epoch in epochs] for epochs in (usual, frozen)]
+    assert losses[0][:2] == losses[1][:2] and losses[0][2] != losses[1][2]
+    short = run(tmp_path / "short", replace(SPEC, epochs=2))
+    assert short.epochs[-1].val_accuracy == frozen[1].val_accuracy
+    means = [
+        {name: tensor for name, tensor in load_file(path).items() if "running" in name}
+        for path in (
+            RunDirectory(tmp_path / "short").checkpoint_path(replace(SPEC, epochs=2)),
+            RunDirectory(tmp_path / "frozen").checkpoint_path(SPEC),
+        )
+    ]
+    assert means[0].keys() == means[1].keys() and len(means[0]) > 0
+    assert all(torch.equal(means[0][name], means[1][name]) for name in means[0])
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_averaged_from_parts_that_do(tmp_path: Path) -> None:
+    parts = run(tmp_path / "parts", replace(SPEC, arm="group_norm", batch_size=48), at_once=16)
+    whole = run(tmp_path / "whole", replace(SPEC, arm="group_norm", batch_size=48))
+    assert [epoch.train_loss for epoch in parts.epochs] == pytest.approx([epoch.train_loss for epoch in whole.epochs])
+    display = Recorder()
+    run(tmp_path / "fits", replace(SPEC, batch_size=48, epochs=1), display, at_once=48)
+    assert {steps for _, steps in display.steps} == {2}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.progress import Display
@@ -33,7 +33,7 @@ class _TableWriter:
 
 def train_grid(
     specs: Sequence[RunSpec],
-    settings: Settings,
+    settings: Settings | Callable[[RunSpec], Settings],
     dataset: Dataset,
     *,
     directory: RunDirectory,
@@ -43,6 +43,7 @@ def train_grid(
     """Train each network of ``specs`` in turn.
 
     Args:
+        settings: of all networks, or what gives those of one.
         before: records of this experiment that are no part of ``specs`` and stay in its tables.
 
     Returns:
@@ -58,7 +59,8 @@ def train_grid(
             continue
         left = sum(_epochs_left(records[other.name]) for other in specs[number - 1 :])
         display.begin(spec, number=number, of=len(specs), epochs_done=len(known.epochs), epochs_left=left)
-        record = train(spec, settings, dataset, directory=directory, observer=writer)
+        own = settings if isinstance(settings, Settings) else settings(spec)
+        record = train(spec, own, dataset, directory=directory, observer=writer)
         writer.write(record)
         display.end(record)
     return tuple(records[spec.name] for spec in specs)

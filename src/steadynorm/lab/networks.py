@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.normalizations import Normalization, find_normalization
 
-__all__ = ["build_network", "cnn", "resnet20"]
+__all__ = ["build_network", "cnn", "resnet20", "zero_last_gamma_"]
 
 
 def build_network(
@@ -42,6 +42,23 @@ def build_network(
     model = cnn(norm, depth=depth, widths=widths, classes=classes) if name == "cnn" else resnet20(norm, classes=classes)
     _initialize(model, seed)
     return model
+
+
+@torch.no_grad()
+def zero_last_gamma_(model: nn.Module) -> None:
+    """Start every residual block as its shortcut: the weight of its last normalization is zero.
+
+    Raises:
+        UserError: there is no residual block whose normalization has a weight.
+
+    Source: Goyal et al. 2017 (arXiv 1706.02677), section 5.1.
+    """
+    weights = [getattr(block.norm2, "weight", None) for block in model.modules() if isinstance(block, _Block)]
+    if not weights or any(weight is None for weight in weights):
+        raise UserError("zero_last_gamma: needs residual blocks whose normalization has a weight. Use resnet20.")
+    for weight in weights:
+        assert weight is not None
+        weight.zero_()
 
 
 def cnn(norm: Normalization, *, depth: int, widths: Sequence[int], classes: int) -> nn.Module:

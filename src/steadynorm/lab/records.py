@@ -68,12 +68,15 @@ class RunSpec:
     """Images that are normalized together, where it is not what all networks share."""
     depth: int | None = None
     """Convolutions of the cnn, likewise."""
+    variant: str = ""
+    """How it is trained, by a name of the experiment's, where that differs between its networks."""
 
     @property
     def name(self) -> str:
         """Unique within an experiment, and a legal file name."""
         prefix = "" if self.purpose == "compare" else f"{self.purpose}-"
         own = "".join(f"-{what}{value}" for what, value in (("batch", self.batch_size), ("depth", self.depth)) if value)
+        prefix += f"{self.variant}-" if self.variant else ""
         return f"{prefix}{self.arm}-lr{self.lr!r}{own}-seed{self.seed}"
 
 

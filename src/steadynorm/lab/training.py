@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, take
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.machine import Precision
-from steadynorm.lab.networks import build_network
+from steadynorm.lab.networks import build_network, zero_last_gamma_
 from steadynorm.lab.records import Epoch, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.workers import (
@@ -31,6 +31,8 @@ from steadynorm.lab.workers import (
     worker,
 )
 from steadynorm.layers import extra_state
+from steadynorm.surgery import param_groups
+from steadynorm.surgery.sites import batch_norms_of
 
 __all__ = ["Observer", "Settings", "autocast", "evaluate", "learning_rate", "steps_per_epoch", "train"]
 
@@ -55,6 +57,18 @@ class Settings:
     augment: Literal["none", "crop-flip"]
     device: torch.device
     precision: Precision
+    at_once: int | None = None
+    """Images that fit into memory together, on all workers; a larger batch is averaged from several such."""
+    warm_up: int = 0
+    """Epochs in which the learning rate rises, step by step and in equal parts, to the one it is to have."""
+    warm_up_from: float = 0.0
+    """Learning rate that it rises from."""
+    spare_norms: bool = False
+    """Whether normalizations and biases are left out of the weight decay."""
+    zero_last_gamma: bool = False
+    """Whether every residual block starts as the identity; see :func:`steadynorm.lab.networks.zero_last_gamma_`."""
+    freeze_last: int = 0
+    """Last epochs in which batch norms normalize by their running statistics, and these stay."""
 
 
 class Observer(Protocol):
@@ -103,7 +117,7 @@ def train(
     record = directory.load_record(spec)
     if record.status in ("finished", "diverged"):
         return record
-    settings = replace(settings, batch_size=spec.batch_size or settings.batch_size, depth=spec.depth or settings.depth)
+    settings = _settings_of(spec, settings)
     trainer = _Trainer.start(spec, settings, dataset, observer)
     if record.epochs:
         _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
@@ -149,18 +163,16 @@ class _Trainer:
             update_every=settings.accumulate,
             batches=spec.epochs * steps_per_epoch(dataset.train, settings) * settings.accumulate,
         )
+        if settings.zero_last_gamma:
+            zero_last_gamma_(model)
         model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=spec.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        decayed = param_groups(model, settings.weight_decay) if settings.spare_norms else model.parameters()
+        optimizer = torch.optim.SGD(decayed, lr=spec.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
         return cls(model, optimizer, settings, dataset, observer)
 
     def epoch(self, record: RunRecord) -> RunRecord:
         """Train and validate once; the record comes back with the epoch, finished if it was the last, or diverged."""
         number = len(record.epochs) + 1
-        rate = learning_rate(record.spec.lr, self.settings, epoch=number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         start = time.perf_counter()
         steps = self._steps(record)
         if steps.diverged_at is not None:
@@ -172,7 +184,7 @@ class _Trainer:
         low, high = percentiles(whole)
         epoch = Epoch(
             epoch=number,
-            learning_rate=rate,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             train_loss=steps.losses.mean().item(),
             train_accuracy=steps.hits / steps.images,
             val_loss=val_loss,
@@ -194,6 +206,10 @@ class _Trainer:
     def _steps(self, record: RunRecord) -> _Steps:
         """Take the epoch's steps; stop early where the loss is no longer finite."""
         self.model.train()
+        epoch = len(record.epochs) + 1
+        if epoch > record.spec.epochs - self.settings.freeze_last:
+            for site in batch_norms_of(self.model):
+                site.module.eval()
         device, watched = self.settings.device, list(watched_weights(self.model).values())
         total = steps_per_epoch(self.dataset.train, self.settings)
         losses = torch.zeros(total, device=device)
@@ -202,6 +218,9 @@ class _Trainer:
         images = done = looked = 0
         start = time.perf_counter()
         for group in itertools.islice(_groups(self._batches(record), self.settings.accumulate), total):
+            rate = learning_rate(record.spec.lr, self.settings, epoch=epoch, share=(done + 1) / total)
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = rate
             self.optimizer.zero_grad()
             for x, labels in group:
                 with autocast(self.settings):
@@ -275,10 +294,27 @@ def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(settings.device.type, torch.bfloat16)
 
 
-def learning_rate(first: float, settings: Settings, *, epoch: int) -> float:
-    """Give the rate of an epoch, counted from 1, that is ``first`` before any decay."""
+def learning_rate(highest: float, settings: Settings, *, epoch: int, share: float = 1.0) -> float:
+    """Give the rate of a step: rising to ``highest`` in the warm-up, if there is one, and then lowered.
+
+    Args:
+        highest: before any decay.
+        epoch: counted from 1.
+        share: of the epoch's steps that are done with this one.
+    """
+    if epoch <= settings.warm_up:
+        return settings.warm_up_from + (highest - settings.warm_up_from) * (epoch - 1 + share) / settings.warm_up
     lowered = sum(epoch > milestone for milestone in settings.milestones)
-    return first / 10.0**lowered
+    return highest / 10.0**lowered
+
+
+def _settings_of(spec: RunSpec, shared: Settings) -> Settings:
+    """Give what this network is trained with, a batch that does not fit into memory in parts that do."""
+    size = spec.batch_size or shared.batch_size
+    parts = size // shared.at_once if shared.at_once and size > shared.at_once else 1
+    return replace(
+        shared, batch_size=size // parts, accumulate=shared.accumulate * parts, depth=spec.depth or shared.depth
+    )
 
 
 def steps_per_epoch(images: Images, settings: Settings) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from steadynorm.lab.experiments import compare, landscape
 from steadynorm.lab.experiments.compare import CompareConfig
@@ -62,7 +63,7 @@ def on_two(folder: Path) -> dict[str, Any]:
         "once more": _refused(lambda: compared(replace(SYNCHRONISED, out=Path("a")))),
         "one's": _refused(lambda: compared(CompareConfig(resume=folder / "one"))),
     }
-    return found | {"files": sorted(path.name for path in place.iterdir())}
+    return found | {"folder": place, "files": sorted(path.name for path in place.iterdir())}
 
 
 def _in_two_parts(config: CompareConfig) -> RunRecord:
@@ -121,6 +122,11 @@ def test_without_synchronisation_each_worker_normalizes_its_own_part(two: list[d
     losses = [[epoch.train_loss for epoch in run.epochs] for run in (two[0]["per worker"], ghost, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+    means = [
+        [value for name, value in load_file(next(path.glob("checkpoints/*"))).items() if name.endswith("running_mean")]
+        for path in (two[0]["folder"] / "c", tmp_path / "a")
+    ]
+    torch.testing.assert_close(means[0], means[1])  # of both workers, as the ghosts' are of the whole batch
 
 
 def test_what_is_resumed_ends_with_the_same_numbers_bit_for_bit(two: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from steadynorm.lab.report.document import Report, Section, Text, as_json
 from steadynorm.lab.report.landscape.document import make_report as make_landscape
 from steadynorm.lab.report.notebook import NotebookFailure, as_text, execute
 from steadynorm.lab.report.page import facts, render_page
+from steadynorm.lab.report.scale.document import make_report as make_scale
 from steadynorm.lab.report.shift.document import make_report as make_shift
 from steadynorm.lab.report.stream.document import make_report as make_stream
 from steadynorm.lab.report.sweep.document import make_report as make_sweep
@@ -27,6 +28,7 @@ REPORTS: dict[str, Callable[[Record], Report]] = {
     "compare": make_compare,
     "sweep": make_sweep,
     "shift": make_shift,
+    "scale": make_scale,
     "stream": make_stream,
     "landscape": make_landscape,
     "classic": make_classic,

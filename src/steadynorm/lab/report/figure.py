@@ -122,7 +122,8 @@ def render(figure: Figure, *, name: str, title: str, caption: str) -> Drawing:
 
 def series(index: int) -> dict[str, Any]:
     """Line style of the arm at a position in the list of arms, the same in every figure."""
-    return {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
+    again = index // len(SERIES)  # a colour that comes again comes with another dash
+    return {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[(index + again) % len(DASHES)]}
 
 
 def log_if_wide(axes: Axes, which: Literal["x", "y"], values: Iterable[float]) -> None:

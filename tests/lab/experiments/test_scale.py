@@ -1,0 +1,122 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steadynorm.lab.experiments import scale
+from steadynorm.lab.experiments.scale import ScaleConfig, spec_of
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.recipe import RECIPES
+from steadynorm.lab.records import Record, RunSpec, read_record
+from steadynorm.lab.training import Settings
+from tests.support.experiments import Recorder, on_tiny_data
+
+TINY = ScaleConfig(
+    network="cnn",
+    widths=(4, 8),
+    depth=2,
+    batch_size=(16, 96),
+    reference_batch=16,
+    variants=("recipe", "no_scaling"),
+    lr=0.05,
+    epochs=3,
+    milestones=(),
+    warm_up=1,
+    freeze_last=1,
+    augment="none",
+    precision="fp32",
+)
+
+
+def run(config: ScaleConfig, display: Recorder | None = None) -> Record:
+    with on_tiny_data():
+        return read_record(scale.run(config, display or Recorder()))
+
+
+def test_every_variant_is_trained_at_every_batch_size(tmp_path: Path) -> None:
+    display = Recorder()
+    record = run(replace(TINY, out=tmp_path / "a"), display)
+    found = [(one.spec.variant, one.spec.batch_size, one.spec.lr, one.status) for one in record.runs]
+    assert found == [
+        ("recipe", 16, 0.05, "finished"),
+        ("no_scaling", 16, 0.05, "finished"),
+        ("recipe", 96, pytest.approx(0.3), "finished"),
+        ("no_scaling", 96, 0.05, "finished"),
+    ]
+    assert {steps for _, steps in display.steps} == {6, 1}  # of 96 images
+    large = record.runs[2].epochs
+    assert [epoch.learning_rate for epoch in large] == pytest.approx([0.3, 0.3, 0.3])
+    assert len({one.spec.name for one in record.runs}) == 4
+
+
+def settings(variant: str, monkeypatch: pytest.MonkeyPatch, place: Path, **changes: object) -> tuple[RunSpec, Settings]:
+    """What one variant is trained with."""
+    seen = {}
+
+    def noting(specs, of, dataset, **_):
+        seen["one"] = specs[0], of(specs[0])
+
+    monkeypatch.setattr(scale, "train_grid", noting)
+    run(replace(TINY, variants=(variant,), batch_size=(96,), out=place, **changes))
+    return seen["one"]
+
+
+EXPECTED = {  # variant -> arm, rate at 96, warm-up, spared norms, zero gammas, frozen epochs
+    "recipe": ("ghost_batch_norm", 0.3, 1, True, True, 0),
+    "no_scaling": ("ghost_batch_norm", 0.05, 0, True, True, 0),
+    "no_warm_up": ("ghost_batch_norm", 0.3, 0, True, True, 0),
+    "no_zero_gamma": ("ghost_batch_norm", 0.3, 1, True, False, 0),
+    "decayed_norms": ("ghost_batch_norm", 0.3, 1, False, True, 0),
+    "whole_statistics": ("sync_batch_norm", 0.3, 1, True, True, 0),
+    "frozen_end": ("ghost_batch_norm", 0.3, 1, True, True, 1),
+    "plain": ("sync_batch_norm", 0.05, 0, False, False, 0),
+}
+
+
+@pytest.mark.parametrize("variant", RECIPES)
+def test_each_variant_leaves_out_its_own_step(variant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec, found = settings(variant, monkeypatch, tmp_path / "a", network="resnet20", at_once=48)
+    assert EXPECTED[variant] == (
+        spec.arm,
+        pytest.approx(spec.lr),
+        found.warm_up,
+        found.spare_norms,
+        found.zero_last_gamma,
+        found.freeze_last,
+    )
+    assert (found.warm_up_from, found.at_once) == (0.05, 48)
+
+
+def test_a_network_without_residual_blocks_has_no_last_gamma(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not settings("recipe", monkeypatch, tmp_path / "a")[1].zero_last_gamma
+
+
+def test_the_reference_batch_has_the_rate_that_was_given() -> None:
+    config = ScaleConfig(lr=0.1, reference_batch=256)
+    assert spec_of(config, "recipe", 256, 0).lr == 0.1
+    assert spec_of(config, "recipe", 8192, 0).lr == pytest.approx(3.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": ("warm",)}, "--variants: no variant is called 'warm'. Choose from recipe, no_scaling"),
+        ({"variants": ()}, "--variants: at least one value"),
+        ({"variants": ("no_zero_gamma",)}, "--variants: no_zero_gamma needs residual blocks, --network cnn has none"),
+        ({"batch_size": (16, 1)}, "--batch-size: must be at least 2, got 1"),
+        ({"batch_size": (16, 16)}, "--batch-size: every value may appear once"),
+        ({"at_once": 64}, "--at-once: 96 images cannot be cut into equal parts of 64 for 1 workers"),
+        ({"warm_up": 3}, "--warm-up: must be less than the 3 epochs, got 3"),
+        ({"freeze_last": 4}, "--freeze-last: must be less than the 3 epochs, got 4"),
+        ({"warm_up": -1}, "--warm-up: must be at least 0"),
+        ({"reference_batch": 0}, "--reference-batch: must be at least 1"),
+        ({"lr": float("nan")}, "--lr: a learning rate must be a positive number"),
+    ],
+)
+def test_a_configuration_that_makes_no_experiment_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    place = tmp_path / "a"
+    with pytest.raises(UserError, match=message):
+        run(replace(TINY, out=place, **changes))
+    assert not place.exists()
