@@ -1,11 +1,12 @@
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from steadynorm.lab.adaptation import Calibration, calibrate
-from steadynorm.lab.adaptation.gate import Gate
+from steadynorm.lab.adaptation.gate import HOLD_FLOOR, HOLD_MARGIN, Gate
 from steadynorm.lab.adaptation.methods import Batch
 from steadynorm.lab.adaptation.normalizing import normalizing_by
 from steadynorm.statistics import Moments, measure
@@ -133,3 +134,28 @@ def test_windows_pool_moments_of_unequal_batches(calibration: Calibration) -> No
     pooled = Moments(mean=x[40:].mean((0, 2, 3)), var=x[40:].var((0, 2, 3), correction=0), count=0)
     with normalizing_by(model, lambda name, input, stored: pooled):
         torch.testing.assert_close(last, model(x[-10:]))
+
+
+@pytest.mark.parametrize(("name", "hold"), [("floor", HOLD_FLOOR), ("margin", HOLD_MARGIN)])
+def test_what_has_begun_goes_on_with_less_evidence_than_it_takes_to_begin(
+    name: str, hold: float, calibration: Calibration
+) -> None:
+    """Between the two limits nothing begins, and what has begun goes on; below both it ends."""
+    model, (x, _) = blob_network(), blobs(IMAGES, shifted=True)
+    gate = Gate(calibration)
+    gate.predict(model, x)
+    assert gate.evidence is not None and gate.evidence.adapts
+    told = gate.evidence.information if name == "floor" else gate.evidence.gain
+    between, above = (
+        replace(calibration, **{name: told / (1 + hold) * 2}),
+        replace(calibration, **{name: told * 2 / hold}),
+    )
+    for limits, begins, goes_on in ((between, False, True), (above, False, False)):
+        fresh = Gate(limits)
+        fresh.predict(model, x)
+        assert fresh.evidence is not None and fresh.evidence.adapts is begins
+        begun = Gate(calibration)
+        begun.predict(model, x)
+        begun._calibration = limits
+        begun.predict(model, x)
+        assert begun.evidence is not None and begun.evidence.adapts is goes_on

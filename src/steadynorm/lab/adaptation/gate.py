@@ -19,7 +19,9 @@ from steadynorm.lab.adaptation.normalizing import normalizing_by, stored_moments
 from steadynorm.statistics import Moments, as_row, measure, pool
 from steadynorm.surgery.batches import evaluating
 
-__all__ = ["Evidence", "Gate"]
+__all__ = ["HOLD_FLOOR", "HOLD_MARGIN", "Evidence", "Gate"]
+
+HOLD_FLOOR, HOLD_MARGIN = 0.95, 0.5  # of what it takes to begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class Gate:
 
     Batch statistics are used for the newest batch where there are W images, I > floor in the window and on average,
     and gain > margin on average: over the stream, a batch of n images with the weight n/(n + W). So a shift is judged
-    by all that has been seen, for it lasts, and a window of one class is believed at once, for classes change.
+    by all that has been seen, for it lasts, and a window of one class is believed at once, for classes change. Where
+    batch statistics were used before, ``HOLD_FLOOR`` of the floor and ``HOLD_MARGIN`` of the margin are enough: a
+    shift that is found is not lost again to a batch that happens to tell little.
 
     Why: batch statistics remove what all images of a batch have in common. That is the shift where classes are mixed,
     and the class where they are not. I tells these apart, whether images are corrupted or not, because without their
@@ -55,7 +59,7 @@ class Gate:
     Confidence foretells that by stored ones, but too well under a shift, which s discounts: variances of most layers
     move then by more than the choice of classes moves them.
 
-    Numbers other than ``DISCOUNT`` are the network's own, from :func:`steadynorm.lab.adaptation.calibrate`.
+    Numbers other than these three are the network's own, from :func:`steadynorm.lab.adaptation.calibrate`.
     What is not finite decides for the stored statistics.
 
     Args:
@@ -117,7 +121,10 @@ class Gate:
             weight = images / (images + self._calibration.images)
             average = self.evidence.information + weight * (told - self.evidence.information)
             gain = self.evidence.gain + weight * (gain - self.evidence.gain)
-        adapts = min(told, average) > self._calibration.floor and gain > self._calibration.margin
+        floor, margin = self._calibration.floor, self._calibration.margin
+        if self.evidence is not None and self.evidence.adapts:
+            floor, margin = HOLD_FLOOR * floor, HOLD_MARGIN * margin
+        adapts = min(told, average) > floor and gain > margin
         self.evidence = Evidence(information=average, gain=gain, adapts=adapts)
 
 
