@@ -14,7 +14,8 @@ from tests.support.experiments import on_tiny_data
 
 TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8", "--milestones", "2", "3")
 TINY += ("--precision", "fp32", "--lr", "0.05")
-EXPERIMENT_FLAGS = "--seeds --data --data-dir --train-images --precision --device --out --resume --quick --json"
+EXPERIMENT_FLAGS = "--seeds --data --data-dir --train-images --precision --device"
+EXPERIMENT_FLAGS += " --threads --on --address --out --resume --quick --json"
 TRAINING_FLAGS = f"""{EXPERIMENT_FLAGS}
     --network --depth --widths --epochs --batch-size --lr --momentum --weight-decay --milestones --augment
 """

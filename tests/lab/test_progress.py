@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -55,15 +56,65 @@ def test_in_a_terminal_finished_networks_leave_a_line(monkeypatch: pytest.Monkey
     assert "diverged: its loss was not finite at step 77" in text
 
 
+OTHER = replace(SPEC, arm="batch_norm")
+
+
+def live() -> progress._Live:
+    return progress._Live(Console(file=io.StringIO(), force_terminal=True))
+
+
+def bars(shown: progress._Live) -> dict[str, tuple[float, float | None]]:
+    return {task.description: (task.completed, task.total) for task in shown.bars.tasks if task.visible}
+
+
 def test_the_bars_count_epochs_of_one_and_of_all_networks() -> None:
-    live = progress._Live(Console(file=io.StringIO(), force_terminal=True))
-    live.begin(SPEC, number=1, of=2, epochs_done=0, epochs_left=6)
-    live.step(RunRecord(spec=SPEC), step=8, steps=16, loss=None)
-    network, whole = live.bars.tasks
-    assert (network.completed, network.total) == (0.5, 3)
-    assert (whole.completed, whole.total) == (0.5, 6)
-    live.step(RunRecord(spec=SPEC, epochs=(EPOCH, EPOCH)), step=16, steps=16, loss=None)
-    live.begin(SPEC, number=2, of=2, epochs_done=0, epochs_left=3)
-    live.step(RunRecord(spec=SPEC), step=16, steps=16, loss=None)
-    assert (network.completed, network.total) == (1, 3)
-    assert (whole.completed, whole.total) == (4, 6)
+    found = live()
+    found.begin(SPEC, number=1, of=2, epochs_done=0, epochs_left=6)
+    found.step(RunRecord(spec=SPEC), step=8, steps=16, loss=None)
+    assert bars(found) == {"all networks": (0.5, 6), "[1/2] none-lr0.1-seed0": (0.5, 3)}
+    found.step(RunRecord(spec=SPEC, epochs=(EPOCH, EPOCH)), step=16, steps=16, loss=None)
+    found.end(RunRecord(spec=SPEC, status="finished", epochs=(EPOCH, EPOCH, EPOCH)))
+    found.begin(OTHER, number=2, of=2, epochs_done=1, epochs_left=2)
+    found.step(RunRecord(spec=OTHER, epochs=(EPOCH,)), step=16, steps=16, loss=None)
+    assert bars(found) == {"all networks": (4, 5), "[2/2] batch_norm-lr0.1-seed0": (2, 3)}
+
+
+def test_networks_that_train_at_once_have_a_bar_each() -> None:
+    found = live()
+    found.begin(SPEC, number=1, of=3, epochs_done=0, epochs_left=9)
+    found.step(RunRecord(spec=SPEC), step=8, steps=16, loss=None)
+    found.begin(OTHER, number=2, of=3, epochs_done=0, epochs_left=9)
+    found.step(RunRecord(spec=OTHER, epochs=(EPOCH,)), step=16, steps=16, loss=None)
+    assert bars(found) == {
+        "all networks": (2.5, 9),
+        "[1/3] none-lr0.1-seed0": (0.5, 3),
+        "[2/3] batch_norm-lr0.1-seed0": (2, 3),
+    }
+    found.end(RunRecord(spec=SPEC, status="diverged", diverged_at_step=9))
+    found.begin(replace(SPEC, seed=1), number=3, of=3, epochs_done=0, epochs_left=4)
+    found.step(RunRecord(spec=replace(SPEC, seed=1)), step=16, steps=16, loss=None)
+    assert bars(found)["all networks"] == (3.5, 6.5)
+
+
+def test_cells_count_as_they_end() -> None:
+    found = live()
+    found.begin_cell("a", number=2, of=4)
+    found.advance(0.5)
+    assert bars(found) == {"all cells": (1.5, 4), "[2/4] a": (0.5, 1.0)}
+    found.end_cell("a")
+    found.begin_cell("b", number=3, of=4)
+    found.begin_cell("c", number=4, of=4)
+    found.end_cell("c")
+    assert bars(found) == {"all cells": (3, 4), "[3/4] b": (0, 1.0)}
+
+
+def test_lines_of_networks_that_train_at_once_stand_under_their_names() -> None:
+    out = io.StringIO()
+    plain = progress._Plain(Console(file=out, width=200))
+    plain.begin(SPEC, number=1, of=2, epochs_done=0, epochs_left=6)
+    plain.begin(OTHER, number=2, of=2, epochs_done=0, epochs_left=6)
+    for spec in (SPEC, SPEC, OTHER):
+        plain.epoch(RunRecord(spec=spec, epochs=(EPOCH,)))
+    starts = [line.split("  train")[0] for line in out.getvalue().splitlines()]
+    line = "  epoch 1/3"
+    assert starts[2:] == ["none-lr0.1-seed0", line, line, "batch_norm-lr0.1-seed0", line]

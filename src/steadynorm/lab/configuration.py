@@ -54,6 +54,13 @@ class ExperimentConfig:
     """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
+    threads: int | None = None
+    """Threads of each network's training, which decide its last digits; default: all cores, and one with --on ray."""
+    on: Literal["local", "ray"] = "local"
+    """local: one network after the other, here or under torchrun; ray: each is a task of Ray, on this machine or at
+    --address, as many at once as are fastest together."""
+    address: str | None = None
+    """Of a Ray cluster's head, as ray.init takes it: auto, or HOST:PORT; default: this machine alone."""
     out: Path | None = None
     """New directory for everything that is written; default: runs/EXPERIMENT-DATE-TIME."""
     resume: Path | None = None
@@ -127,8 +134,13 @@ def check_experiment(config: ExperimentConfig) -> None:
         raise UserError(f"--seeds: must be in [0, 2**63), got {' '.join(map(str, config.seeds))}.")
     if config.data == type(config)().data and config.data_dir is not None:
         raise UserError("--data-dir: is read with --data cifar10 only. Add --data cifar10.")
-    if config.train_images is not None:
-        check_at_least(config, (("train_images", 1),))
+    for name in ("train_images", "threads"):
+        if getattr(config, name) is not None:
+            check_at_least(config, ((name, 1),))
+    if config.address is not None and config.on != "ray":
+        raise UserError("--address: is that of a Ray cluster. Add --on ray.")
+    if config.on == "ray" and number_of_workers() > 1:
+        raise UserError("--on: ray starts its own processes. Run it without torchrun, or with --on local.")
 
 
 def check_training(config: TrainingConfig) -> None:

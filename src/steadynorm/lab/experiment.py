@@ -18,7 +18,8 @@ from steadynorm.lab.configuration import ExperimentConfig, flag, quickened
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import choose_device, choose_precision, describe_machine, describe_versions
-from steadynorm.lab.progress import Display
+from steadynorm.lab.progress import Display, silent_display
+from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.records import Record, read_record
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.workers import (
@@ -35,8 +36,9 @@ __all__ = ["Task", "check_same", "describe", "explain_stop", "new_place", "run_e
 
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 
-NOT_STORED = ("out", "resume", "json")  # where results go and how they are shown; not what is computed
-BESIDE_RESUME = ("resume", "json", "data_dir")  # flags that do not change a stored experiment
+# where it runs, where results go and how they are shown; not what is computed
+NOT_STORED = ("on", "address", "out", "resume", "json")
+BESIDE_RESUME = ("on", "address", "resume", "json", "data_dir")  # flags that do not change a stored experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,12 @@ class Task(Generic[ConfigT]):
     dataset: Dataset
     directory: RunDirectory
     display: Display
+    pool: Pool | None = None
+    """Where networks are trained and cells measured; None is here."""
+
+    def away(self, directory: RunDirectory) -> Task[ConfigT]:
+        """Give the task as another process gets it: with a run directory of its own kind, and nothing to show."""
+        return dataclasses.replace(self, directory=directory, display=silent_display(), pool=None)
 
 
 def run_experiment(
@@ -79,8 +87,8 @@ def run_experiment(
     place = on_first(lambda: config.resume or config.out or new_place(name))
     config, stored = on_first(lambda: _begun_before(name, config, quick))
     everywhere(lambda: check(config))
-    if stored is not None:
-        torch.set_num_threads(stored.resolved["threads"])
+    threads = stored.resolved["threads"] if stored is not None else _threads(config)
+    torch.set_num_threads(threads)
     dataset = everywhere(lambda: load_dataset(config.data, data_dir=config.data_dir, progress=display.message))
     if config.train_images is not None:
         dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
@@ -93,8 +101,22 @@ def run_experiment(
         if stored is None:
             directory.begin(record)
         _announce(record, config, place, display)
-        work(Task(config=config, record=record, dataset=dataset, directory=directory, display=display))
+        with _pool(config, threads, display) as pool:
+            work(Task(config=config, record=record, dataset=dataset, directory=directory, display=display, pool=pool))
     return place
+
+
+def _threads(config: ExperimentConfig) -> int:
+    """Say how many threads a network has: of Ray's tasks each one, so that many fit, unless it is told otherwise."""
+    if config.threads is not None:
+        return config.threads
+    return 1 if config.on == "ray" else torch.get_num_threads()
+
+
+def _pool(config: ExperimentConfig, threads: int, display: Display) -> contextlib.AbstractContextManager[Pool | None]:
+    if config.on == "local":
+        return contextlib.nullcontext()
+    return open_pool(config.address, threads=threads, display=display)
 
 
 def _stored_record(name: str, place: Path) -> Record:
@@ -194,7 +216,7 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
     stored: ConfigT = dataclasses.replace(default, **values)
     if given.data_dir is not None:
         stored = dataclasses.replace(stored, data_dir=given.data_dir)
-    return stored
+    return dataclasses.replace(stored, on=given.on, address=given.address)
 
 
 def check_same(stored: Record, now: Record, display: Display) -> None:

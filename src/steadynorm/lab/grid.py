@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.progress import Display
+from steadynorm.lab.ray_pool import Pool
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.training import Settings, train
@@ -39,12 +40,14 @@ def train_grid(
     directory: RunDirectory,
     display: Display,
     before: Sequence[RunRecord] = (),
+    pool: Pool | None = None,
 ) -> tuple[RunRecord, ...]:
-    """Train each network of ``specs`` in turn.
+    """Train each network of ``specs``, one after the other or as tasks of Ray.
 
     Args:
         settings: of all networks, or what gives those of one.
         before: records of this experiment that are no part of ``specs`` and stay in its tables.
+        pool: where to train; None is here.
 
     Returns:
         the records of ``specs``, finished or diverged, in their order.
@@ -53,16 +56,27 @@ def train_grid(
     records |= {spec.name: directory.load_record(spec) for spec in specs}
     writer = _TableWriter(directory, display, records)
     directory.write_runs(tuple(records.values()))  # so that a report knows from the start what is planned
-    for number, spec in enumerate(specs, start=1):
-        known = records[spec.name]
-        if known.status in ("finished", "diverged"):
-            continue
-        left = sum(_epochs_left(records[other.name]) for other in specs[number - 1 :])
-        display.begin(spec, number=number, of=len(specs), epochs_done=len(known.epochs), epochs_left=left)
-        own = settings if isinstance(settings, Settings) else settings(spec)
-        record = train(spec, own, dataset, directory=directory, observer=writer)
+
+    def begin(spec: RunSpec) -> None:
+        number, left = specs.index(spec) + 1, sum(_epochs_left(records[other.name]) for other in specs)
+        done = len(records[spec.name].epochs)
+        display.begin(spec, number=number, of=len(specs), epochs_done=done, epochs_left=left)
+
+    def end(record: RunRecord) -> None:
         writer.write(record)
         display.end(record)
+
+    waiting = [
+        (spec, settings if isinstance(settings, Settings) else settings(spec))
+        for spec in specs
+        if records[spec.name].status not in ("finished", "diverged")
+    ]
+    if pool is not None:
+        pool.train(waiting, dataset, directory=directory, observer=writer, begin=begin, end=end)
+    else:
+        for spec, own in waiting:
+            begin(spec)
+            end(train(spec, own, dataset, directory=directory, observer=writer))
     return tuple(records[spec.name] for spec in specs)
 
 

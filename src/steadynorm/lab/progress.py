@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.workers import is_first
 
-__all__ = ["Display", "open_display"]
+__all__ = ["Display", "open_display", "silent_display"]
 
 
 class Display(Protocol):
@@ -57,7 +57,7 @@ def open_display() -> Iterator[Display]:
     """Open the display that suits standard error: live in a terminal, else plain lines; of the first worker alone."""
     console = Console(stderr=True, highlight=False)
     if not is_first():
-        yield _Silent()
+        yield silent_display()
     elif console.is_terminal:
         with _Live(console) as live:
             yield live
@@ -65,8 +65,13 @@ def open_display() -> Iterator[Display]:
         yield _Plain(console)
 
 
+def silent_display() -> Display:
+    """Give a display that shows nothing, for a process whose news another one tells."""
+    return _Silent()
+
+
 class _Silent:
-    """Nothing: what it would say, another worker says."""
+    """Nothing."""
 
     def message(self, text: str) -> None:
         pass
@@ -94,15 +99,18 @@ class _Silent:
 
 
 class _Plain:
-    """One line per epoch."""
+    """One line per epoch, under the name of its network."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.told = ""
+        """Name of the network that the last line is about."""
 
     def message(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
+        self.told = spec.name
         behind = f", goes on behind epoch {epochs_done}" if epochs_done else ""
         self.message(f"[{number}/{of}] {spec.name}: {spec.epochs} epochs{behind}")
 
@@ -110,6 +118,9 @@ class _Plain:
         pass
 
     def epoch(self, record: RunRecord) -> None:
+        if record.spec.name != self.told:
+            self.told = record.spec.name
+            self.message(self.told)
         self.message(f"  {_describe(record)}")
 
     def end(self, record: RunRecord) -> None:
@@ -127,7 +138,7 @@ class _Plain:
 
 
 class _Live(_Plain):
-    """A bar for the current network and one for the whole experiment, with the latest numbers."""
+    """A bar for each running network or cell and one for all of them, with the latest numbers."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -140,10 +151,13 @@ class _Live(_Plain):
             console=console,
             transient=True,
         )
-        self.network = self.bars.add_task("", total=1.0, numbers="", visible=False)
         self.whole = self.bars.add_task("all networks", total=1.0, numbers="", visible=False)
         self.cells: TaskID | None = None
-        self.position = ""
+        self.running: dict[str, TaskID] = {}
+        self.behind: dict[str, int] = {}
+        """Epochs that a network had when it began, which are no part of what is done now."""
+        self.done = 0.0
+        """Epochs, and then cells, of what has ended."""
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -155,55 +169,66 @@ class _Live(_Plain):
         self.bars.stop()
 
     def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
-        self.position = f"[{number}/{of}] {spec.name}"
-        self.bars.reset(
-            self.network,
-            total=spec.epochs,
-            completed=epochs_done,
-            description=self.position,
-            visible=True,
-            numbers="",
+        self._open(spec.name, f"[{number}/{of}] {spec.name}", total=spec.epochs, completed=epochs_done)
+        self.behind[spec.name] = epochs_done
+        known = self.done + sum(
+            int(self._bar(name).completed) - self.behind[name] for name in self.running if name != spec.name
         )
-        if number == 1:
-            self.bars.reset(self.whole, total=epochs_left, visible=of > 1)
-        else:
-            task = self.bars.tasks[self.whole]
-            self.bars.update(self.whole, total=task.completed + epochs_left)
-        self.done = self.bars.tasks[self.whole].completed - epochs_done
+        self.bars.update(self.whole, total=known + epochs_left, visible=of > 1)
 
     def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
-        epochs = len(record.epochs) + step / steps
-        self.bars.update(self.network, completed=epochs)
-        self.bars.update(self.whole, completed=self.done + epochs)
+        name = record.spec.name
+        self.bars.update(self.running[name], completed=len(record.epochs) + step / steps)
+        self.bars.update(self.whole, completed=self.done + sum(map(self._new_epochs, self.running)))
         if loss is not None:
             number = len(record.epochs) + 1
-            self.bars.update(self.network, numbers=f"epoch {number}/{record.spec.epochs}, loss {loss:.3f}")
-
-    def end(self, record: RunRecord) -> None:
-        super().end(record)
-        if record.epochs and record.status == "finished":
-            self.message(f"{self.position}: {_measured(record)}")
-
-    def begin_cell(self, name: str, *, number: int, of: int) -> None:
-        self.bars.reset(self.network, total=1.0, description=f"[{number}/{of}] {name}", visible=True, numbers="")
-        if self.cells is None:
-            self.cells = self.bars.add_task("all cells", total=of, completed=number - 1, numbers="", visible=of > 1)
-            self.bars.update(self.whole, visible=False)
-        self.before = number - 1
-
-    def advance(self, share: float) -> None:
-        assert self.cells is not None
-        self.bars.update(self.network, completed=share)
-        self.bars.update(self.cells, completed=self.before + share)
-
-    def end_cell(self, name: str) -> None:
-        self.advance(1.0)
+            self.bars.update(self.running[name], numbers=f"epoch {number}/{record.spec.epochs}, loss {loss:.3f}")
 
     def epoch(self, record: RunRecord) -> None:
         last = record.epochs[-1]
         self.bars.update(
             self.whole, numbers=f"validation {last.val_accuracy:.1%}, {last.images_per_second:,.0f} images/s"
         )
+
+    def end(self, record: RunRecord) -> None:
+        super().end(record)
+        name = record.spec.name
+        if record.epochs and record.status == "finished":
+            self.message(f"{self._bar(name).description}: {_measured(record)}")
+        self.done += self._new_epochs(name)
+        self._close(name)
+
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        if self.cells is None:
+            self.done = number - 1
+            self.cells = self.bars.add_task("all cells", total=of, completed=number - 1, numbers="", visible=of > 1)
+            self.bars.update(self.whole, visible=False)
+        self._open(name, f"[{number}/{of}] {name}", total=1.0, completed=0)
+
+    def advance(self, share: float) -> None:
+        assert self.cells is not None
+        (bar,) = self.running.values()  # only where cells are measured one after the other does one say so
+        self.bars.update(bar, completed=share)
+        self.bars.update(self.cells, completed=self.done + share)
+
+    def end_cell(self, name: str) -> None:
+        assert self.cells is not None
+        self.done += 1
+        self.bars.update(self.cells, completed=self.done)
+        self._close(name)
+
+    def _open(self, name: str, description: str, *, total: float, completed: int) -> None:
+        self.running[name] = self.bars.add_task(description, total=total, completed=completed, numbers="")
+
+    def _close(self, name: str) -> None:
+        if name in self.running:  # of torchrun's workers the first hears the ends of others' cells as well
+            self.bars.remove_task(self.running.pop(name))
+
+    def _bar(self, name: str) -> Task:
+        return next(task for task in self.bars.tasks if task.id == self.running[name])
+
+    def _new_epochs(self, name: str) -> float:
+        return self._bar(name).completed - self.behind[name]
 
 
 def _describe(record: RunRecord) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
+from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.files import atomic_path, write_text
 from steadynorm.lab.records import (
@@ -28,7 +30,7 @@ from steadynorm.lab.records import (
     write_config,
     write_tables,
 )
-from steadynorm.lab.workers import by_first, on_first
+from steadynorm.lab.workers import by_first, is_first, on_first
 
 __all__ = ["RunDirectory"]
 
@@ -90,6 +92,16 @@ class RunDirectory:
         """Where the TensorBoard events of a run go."""
         return self.path / "tensorboard" / spec.name
 
+    def open_board(self, record: RunRecord) -> contextlib.AbstractContextManager[SummaryWriter | None]:
+        """Open the TensorBoard events of a run behind its finished epochs; the first worker alone writes them."""
+        if not is_first():
+            return contextlib.nullcontext()
+        path = str(self.tensorboard_path(record.spec))
+        writer: contextlib.AbstractContextManager[SummaryWriter] = SummaryWriter(
+            path, purge_step=len(record.epochs) + 1
+        )
+        return writer
+
     @by_first
     def write_runs(self, records: Sequence[RunRecord]) -> None:
         """Rewrite the tables of networks."""
@@ -109,6 +121,10 @@ class RunDirectory:
     def save_state(self, record: RunRecord, tensors: dict[str, Tensor]) -> None:
         """Replace the state of a run as a whole."""
         save_tensors(self._state_path(record.spec), tensors, {"record": json.dumps(dataclasses.asdict(record))})
+
+    def load_checkpoint(self, spec: RunSpec) -> Checkpoint:
+        """Read the trained model of a run, as :func:`steadynorm.lab.checkpoint.load_checkpoint` does."""
+        return load_checkpoint(self.checkpoint_path(spec))
 
     @by_first
     def load_record(self, spec: RunSpec) -> RunRecord:

@@ -7,7 +7,6 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, take
+from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, first, take
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network, zero_last_gamma_
@@ -23,7 +22,6 @@ from steadynorm.lab.records import Epoch, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.workers import (
     average_gradients_,
-    is_first,
     mean_over_workers,
     number_of_workers,
     settle_,
@@ -34,9 +32,20 @@ from steadynorm.layers import extra_state
 from steadynorm.surgery import param_groups
 from steadynorm.surgery.sites import batch_norms_of
 
-__all__ = ["Observer", "Settings", "autocast", "evaluate", "learning_rate", "steps_per_epoch", "train"]
+__all__ = [
+    "Observer",
+    "Settings",
+    "autocast",
+    "evaluate",
+    "images_per_second",
+    "learning_rate",
+    "steps_per_epoch",
+    "train",
+    "write_board",
+]
 
 EVALUATION_BATCH = 500
+TIMED_STEPS, TIMED_IMAGES = 6, 512  # at least, to find out how fast a network trains
 STEPS_BETWEEN_CHECKS = 16  # a look at the loss waits for the device, so it is not taken at every step
 
 
@@ -123,7 +132,7 @@ def train(
         _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     record = replace(record, status="running", parameters=parameters)
-    with _open_board(directory.tensorboard_path(spec), record) as board:
+    with directory.open_board(record) as board:
         while record.status == "running":
             record = trainer.epoch(record)
             if record.status == "diverged":
@@ -134,9 +143,29 @@ def train(
                 directory.save_checkpoint(spec, trained, _metadata(spec, settings))
             directory.save_state(record, _state(trainer.model, trainer.optimizer))
             if board is not None:
-                _write_board(board, record.epochs[-1])
+                write_board(board, record.epochs[-1])
             observer.epoch(record)
     return record
+
+
+def images_per_second(spec: RunSpec, settings: Settings, dataset: Dataset) -> float:
+    """Measure how fast a network trains, over a few steps behind as many to warm up; nothing is kept of it."""
+    settings = _settings_of(spec, settings)
+    images = max(TIMED_STEPS * settings.batch_size * settings.accumulate, TIMED_IMAGES)
+    few = replace(dataset, train=first(dataset.train, images))
+    trainer = _Trainer.start(spec, settings, few, _Nobody())
+    steps = [trainer._steps(RunRecord(spec=spec)) for _ in range(2)][-1]
+    return steps.images / steps.seconds
+
+
+class _Nobody:
+    """An observer that does not listen."""
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        pass
+
+    def epoch(self, record: RunRecord) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -355,17 +384,8 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[s
             optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
-def _open_board(path: Path, record: RunRecord) -> contextlib.AbstractContextManager[SummaryWriter | None]:
-    """Open the TensorBoard events of a run, to go on behind its finished epochs; only the first worker writes them."""
-    if not is_first():
-        return contextlib.nullcontext()
-    writer: contextlib.AbstractContextManager[SummaryWriter] = SummaryWriter(
-        str(path), purge_step=len(record.epochs) + 1
-    )
-    return writer
-
-
-def _write_board(board: SummaryWriter, epoch: Epoch) -> None:
+def write_board(board: SummaryWriter, epoch: Epoch) -> None:
+    """Write what TensorBoard shows of an epoch."""
     for name in (
         "train_loss",
         "train_accuracy",

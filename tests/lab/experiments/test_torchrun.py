@@ -9,19 +9,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from steadynorm.lab import experiment
 from steadynorm.lab.experiments import compare, landscape
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import Epoch, Record, RunRecord, read_record
 from steadynorm.lab.workers import joined, on_first, was_restarted, worker
-from tests.support.experiments import TINY, Recorder, on_tiny_data, without_times
+from steadynorm.ops.dispatch import backend
+from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
 from tests.support.ranks import on_ranks
 
 SYNCHRONISED = replace(TINY, arms=("sync_batch_norm",), epochs=3, accumulate=2, augment="crop-flip")
@@ -41,9 +44,9 @@ def compared(config: CompareConfig, display: Recorder | None = None) -> RunRecor
     return record.runs[0]
 
 
-def measured(config: LandscapeConfig) -> Record:
+def measured(config: LandscapeConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        place = landscape.run(config, Recorder())
+        place = landscape.run(config, display or Recorder())
     record: Record = on_first(lambda: read_record(place))
     return record
 
@@ -53,13 +56,17 @@ def on_two(folder: Path) -> dict[str, Any]:
     place = folder / f"worker {dist.get_rank()}"
     place.mkdir()
     os.chdir(place)
+    display = Recorder()
     found = {
         "synchronised": compared(replace(SYNCHRONISED, out=Path("a"))),
         "resumed": _in_two_parts(replace(SYNCHRONISED, out=Path("b"))),
         "per worker": compared(replace(PER_WORKER, out=Path("c"))),
-        "cells": [cell.measurements for cell in measured(replace(CELLS, out=Path("d"))).cells],
+        "cells": [cell.measurements for cell in measured(replace(CELLS, out=Path("d")), display).cells],
+        "own cells": display.begun,
         "other seeds": _refused(lambda: compared(replace(SYNCHRONISED, seeds=(dist.get_rank(),), out=Path("e")))),
         "odd batch": _refused(lambda: compared(replace(SYNCHRONISED, batch_size=15, out=Path("e")))),
+        "other data": _refused_on_one("load_dataset", lambda *_, **__: tiny_dataset(dist.get_rank())),
+        "other versions": _refused_on_one("describe_versions", lambda: {"torch": f"2.{dist.get_rank()}"}),
         "once more": _refused(lambda: compared(replace(SYNCHRONISED, out=Path("a")))),
         "one's": _refused(lambda: compared(CompareConfig(resume=folder / "one"))),
     }
@@ -75,6 +82,13 @@ def _in_two_parts(config: CompareConfig) -> RunRecord:
 def _refused(action: Callable[[], object]) -> str:
     with pytest.raises(UserError) as caught:
         action()
+    return str(caught.value)
+
+
+def _refused_on_one(name: str, instead: Callable[..., object]) -> str:
+    """Let the workers see different things."""
+    with mock.patch.object(experiment, name, instead), pytest.raises(UserError) as caught, backend("torch"):
+        compare.run(replace(SYNCHRONISED, out=Path("e")), Recorder())
     return str(caught.value)
 
 
@@ -141,6 +155,8 @@ def test_only_the_first_worker_needs_the_disk(two: list[dict[str, Any]]) -> None
 def test_cells_are_shared_between_the_workers(two: list[dict[str, Any]], tmp_path: Path) -> None:
     expected = [cell.measurements for cell in measured(replace(CELLS, out=tmp_path / "a")).cells]
     assert two[0]["cells"] == expected and len(expected) == 3
+    assert two[0]["own cells"] == ["1/3 batch_norm-seed0", "3/3 none-seed0"]
+    assert two[1]["own cells"] == ["2/3 noisy_batch_norm-seed0"]
 
 
 def test_what_cannot_be_done_is_one_line_on_every_worker(two: list[dict[str, Any]]) -> None:
@@ -151,6 +167,11 @@ def test_what_cannot_be_done_is_one_line_on_every_worker(two: list[dict[str, Any
         )
         assert found["odd batch"] == (
             "--batch-size: 15 cannot be split evenly over 2 workers. Choose a multiple of 2, or start fewer workers."
+        )
+        assert found["other data"].startswith("data_sha256: must be the same on every worker, got ")
+        assert found["other versions"] == (
+            "torch: must be the same on every worker, got 2.0 on worker 0 and 2.1 on worker 1. "
+            "Install the same versions."
         )
         assert found["once more"].startswith("a: holds an experiment already.")
         assert found["one's"] == (
@@ -193,10 +214,11 @@ def test_the_command_shows_everything_once(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 1/1") == 1 and "with 2 workers of 1 thread" in done.stderr
     assert done.stdout.count("report: ") == 1
-    again = torchrun("--max-restarts", "3", "-m", "steadynorm", "compare", *flags)
+    again = torchrun("--max-restarts", "1", "-m", "steadynorm", "compare", *flags)
     assert again.returncode != 0
-    (line,) = {line for line in again.stderr.splitlines() if line.startswith("steadynorm: ")}
-    assert line.startswith("steadynorm: --out: must be given where torchrun may start the workers again")
+    lines = [line for line in again.stderr.splitlines() if line.startswith("steadynorm: ")]
+    assert len(lines) == 2  # one of each attempt, of the first of its two workers
+    assert lines[0].startswith("steadynorm: --out: must be given where torchrun may start the workers again")
 
 
 class Resuming(Dying):

@@ -46,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadynorm.lab.cells import measure_cells
+from steadynorm.lab.cells import Measure, measure_cells
 from steadynorm.lab.configuration import ExperimentConfig, check_at_least, check_experiment, check_lists, check_rates
 from steadynorm.lab.data import Images
 from steadynorm.lab.data.images import random_stream
@@ -127,9 +127,15 @@ def _binary(images: Images, device: torch.device) -> _Split:
 
 
 def _work(task: Task[ClassicConfig]) -> None:
+    config = task.config
+    grid: list[dict[str, Factor]] = [{"arm": arm, "seed": seed} for seed in config.seeds for arm in config.arms]
+    measure_cells(grid, _measure, task)
+
+
+def _measure(task: Task[ClassicConfig]) -> Measure:
+    """Make what trains and watches the network of a cell."""
     config, device = task.config, torch.device(task.record.resolved["device"])
     train, test = (_binary(images, device) for images in (task.dataset.train, task.dataset.validation))
-    grid: list[dict[str, Factor]] = [{"arm": arm, "seed": seed} for seed in config.seeds for arm in config.arms]
 
     def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
         seed = int(factors["seed"])
@@ -144,7 +150,7 @@ def _work(task: Task[ClassicConfig]) -> None:
         batches = (train.take(chosen) for chosen in _batches(len(train), config.batch_size, seed))
         return _watch(network, batches, test, config, advance)
 
-    measure_cells(grid, measure, directory=task.directory, display=task.display)
+    return measure
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:

@@ -86,7 +86,9 @@ def _work(task: Task[CompareConfig]) -> None:
         for arm in config.arms
         for rate in sorted(rates[arm])
     ]
-    train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display, before=tuned)
+    train_grid(
+        specs, settings, task.dataset, directory=task.directory, display=task.display, before=tuned, pool=task.pool
+    )
 
 
 def _tune(task: Task[CompareConfig], settings: Settings) -> tuple[RunRecord, ...]:
@@ -105,7 +107,7 @@ def _tune(task: Task[CompareConfig], settings: Settings) -> tuple[RunRecord, ...
         for rate in config.tune_lr
     ]
     data = replace(task.dataset, train=rest, validation=held)
-    return train_grid(specs, shorter, data, directory=task.directory, display=task.display)
+    return train_grid(specs, shorter, data, directory=task.directory, display=task.display, pool=task.pool)
 
 
 def _check(config: CompareConfig) -> None:

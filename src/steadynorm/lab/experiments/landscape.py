@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadynorm.lab.cells import measure_cells
+from steadynorm.lab.cells import Measure, measure_cells
 from steadynorm.lab.configuration import (
     TrainingConfig,
     check_arms,
@@ -97,11 +97,16 @@ def _work(task: Task[LandscapeConfig]) -> None:
     grid: list[dict[str, Factor]] = [
         {"arm": arm, "seed": seed} for seed in task.config.seeds for arm in task.config.arms
     ]
+    measure_cells(grid, _measure, task)
+
+
+def _measure(task: Task[LandscapeConfig]) -> Measure:
+    """Make what trains the network of a cell and looks around on the way."""
 
     def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
         return _Cell.start(task, str(factors["arm"]), int(factors["seed"])).measure(advance)
 
-    measure_cells(grid, measure, directory=task.directory, display=task.display)
+    return measure
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _work(task: Task[ScaleConfig]) -> None:
             freeze_last=config.freeze_last if recipe.frozen_end else 0,
         )
 
-    train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display)
+    train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display, pool=task.pool)
 
 
 def spec_of(config: ScaleConfig, variant: str, batch_size: int, seed: int) -> RunSpec:

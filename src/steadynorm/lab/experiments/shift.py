@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, check_methods, judge_methods
-from steadynorm.lab.cells import measure_cells
-from steadynorm.lab.checkpoint import load_checkpoint
+from steadynorm.lab.cells import Measure, measure_cells
 from steadynorm.lab.configuration import (
     TrainingConfig,
     check_at_least,
@@ -105,12 +104,12 @@ def _work(task: Task[ShiftConfig]) -> None:
     """Train one network for each seed, then show it every stream."""
     config, settings = task.config, settings_of(task.config, task.record)
     specs = [_spec(config, seed) for seed in config.seeds]
-    runs = train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display)
+    runs = train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display, pool=task.pool)
     lost = [run.spec.name for run in runs if run.status != "finished"]
     if lost:
         raise UserError(f"shift: the network must train to the end, {', '.join(lost)} diverged. Lower --lr.")
     grid = [factors for seed in config.seeds for factors in _grid(config, seed)]
-    measure_cells(grid, _measure(task), directory=task.directory, display=task.display)
+    measure_cells(grid, _measure, task)
 
 
 def _spec(config: ShiftConfig, seed: int) -> RunSpec:
@@ -130,13 +129,13 @@ def _grid(config: ShiftConfig, seed: int) -> Iterator[dict[str, Factor]]:
             yield {"part": "stream", "kind": kind, "shift": name, "severity": severity, "seed": seed}
 
 
-def _measure(task: Task[ShiftConfig]) -> Callable[[dict[str, Factor], Callable[[float], None]], Iterator[Measurement]]:
+def _measure(task: Task[ShiftConfig]) -> Measure:
     """Make what measures a cell; each seed's network is read and calibrated once."""
     config, dataset, settings = task.config, task.dataset, settings_of(task.config, task.record)
 
     @cache
     def trained(seed: int) -> nn.Module:
-        return load_checkpoint(task.directory.checkpoint_path(_spec(config, seed))).model
+        return task.directory.load_checkpoint(_spec(config, seed)).model
 
     @cache
     def adapting(seed: int) -> tuple[nn.Module, Calibration]:

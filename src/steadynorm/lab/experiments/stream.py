@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, check_methods, judge_methods
-from steadynorm.lab.cells import measure_cells
-from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
+from steadynorm.lab.cells import Measure, measure_cells
+from steadynorm.lab.checkpoint import Checkpoint
 from steadynorm.lab.configuration import (
     TrainingConfig,
     check_arms,
@@ -101,7 +101,12 @@ def _work(task: Task[StreamConfig]) -> None:
         for spec in (default_spec(config, seed), *(single_spec(config, arm, seed) for arm in config.arms))
     ]
     runs = train_grid(
-        specs, settings_of(config, task.record), task.dataset, directory=task.directory, display=task.display
+        specs,
+        settings_of(config, task.record),
+        task.dataset,
+        directory=task.directory,
+        display=task.display,
+        pool=task.pool,
     )
     finished = {run.spec.name for run in runs if run.status == "finished"}
     grid: list[dict[str, Factor]] = []
@@ -113,7 +118,7 @@ def _work(task: Task[StreamConfig]) -> None:
         ]
         if default_spec(config, seed).name in finished:
             grid += [{"part": "stream", "order": order, "seed": seed} for order in ORDERS]
-    measure_cells(grid, _measure(task), directory=task.directory, display=task.display)
+    measure_cells(grid, _measure, task)
 
 
 def default_spec(config: StreamConfig, seed: int) -> RunSpec:
@@ -126,14 +131,14 @@ def single_spec(config: StreamConfig, arm: str, seed: int) -> RunSpec:
     return RunSpec(arm=arm, seed=seed, lr=config.lr / config.batch_size, epochs=config.epochs, batch_size=1)
 
 
-def _measure(task: Task[StreamConfig]) -> Callable[[dict[str, Factor], Callable[[float], None]], Iterator[Measurement]]:
+def _measure(task: Task[StreamConfig]) -> Measure:
     """Make what measures a cell; a checkpoint is read and calibrated once."""
     config, settings = task.config, settings_of(task.config, task.record)
     few = first(task.dataset.train, CALIBRATION)
 
     @cache
     def default_build(seed: int) -> tuple[Checkpoint, Calibration]:
-        checkpoint = load_checkpoint(task.directory.checkpoint_path(default_spec(config, seed)))
+        checkpoint = task.directory.load_checkpoint(default_spec(config, seed))
         return checkpoint, calibrate(checkpoint.model, training_batches())
 
     def training_batches() -> Iterator[Any]:
@@ -142,8 +147,7 @@ def _measure(task: Task[StreamConfig]) -> Callable[[dict[str, Factor], Callable[
     def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
         seed = int(factors["seed"])
         if factors["part"] == "recalibrated":
-            path = task.directory.checkpoint_path(single_spec(config, str(factors["arm"]), seed))
-            model = load_checkpoint(path).model
+            model = task.directory.load_checkpoint(single_spec(config, str(factors["arm"]), seed)).model
             if batch_norms_of(model):
                 recalibrate_(model, training_batches())
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)

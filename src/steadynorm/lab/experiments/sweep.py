@@ -91,42 +91,57 @@ def _work(task: Task[SweepConfig]) -> None:
             config.seeds, config.depth, config.batch_size, config.arms, config.lr
         )
     ]
-    runs = train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display)
+    runs = train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display, pool=task.pool)
     if config.largest_rate:
         _search(task, runs)
 
 
 def _search(task: Task[SweepConfig], runs: tuple[RunRecord, ...]) -> None:
-    """Bisect for every arm, depth, batch size and seed; what was tried before a stop is known again."""
+    """Bisect for every arm, depth, batch size and seed, all of a batch size side by side.
+
+    What was tried before a stop is known again.
+    """
     config = task.config
-    for seed, depth, batch_size, arm in itertools.product(config.seeds, config.depth, config.batch_size, config.arms):
-        settings = regime_of(config, task.record, depth=depth, batch_size=batch_size)
+    for batch_size in config.batch_size:
+        settings = regime_of(config, task.record, depth=config.depth[0], batch_size=batch_size)
         few = replace(
             task.dataset,
             train=first(task.dataset.train, SEARCH_STEPS * batch_size),
             validation=first(task.dataset.validation, SEARCH_VALIDATION),
         )
-        tried: dict[float, bool] = {}
-        while (rate := next_rate(tried)) is not None:
-            spec = RunSpec(
-                arm=arm,
-                seed=seed,
-                lr=rate,
-                epochs=SEARCH_EPOCHS,
-                purpose="stability",
-                batch_size=batch_size,
-                depth=depth,
-            )
+        tried: dict[tuple[int, int, str], dict[float, bool]] = {
+            place: {} for place in itertools.product(config.seeds, config.depth, config.arms)
+        }
+        while specs := {
+            place: _searching(*place, batch_size, rate)
+            for place, known in tried.items()
+            if (rate := next_rate(known)) is not None
+        }:
             found = train_grid(
-                [spec],
+                list(specs.values()),
                 replace(settings, milestones=()),
                 few,
                 directory=task.directory,
                 display=task.display,
                 before=runs,
+                pool=task.pool,
             )
             runs = (*runs, *found)
-            tried |= tried_rates(found, classes=len(task.dataset.classes))
+            for place, run in zip(specs, found, strict=True):
+                tried[place] |= tried_rates([run], classes=len(task.dataset.classes))
+
+
+def _searching(seed: int, depth: int, arm: str, batch_size: int, rate: float) -> RunSpec:
+    """Say how a rate is tried."""
+    return RunSpec(
+        arm=arm,
+        seed=seed,
+        lr=rate,
+        epochs=SEARCH_EPOCHS,
+        purpose="stability",
+        batch_size=batch_size,
+        depth=depth,
+    )
 
 
 def _check(config: SweepConfig) -> None:

@@ -1,0 +1,407 @@
+"""Networks and cells as tasks of Ray, on this machine or on a cluster.
+
+Each network, and each cell, is one task. What a task has to keep or to tell goes to the desk, an actor beside the
+driver, which passes it on: the driver alone writes the run directory. A task whose worker dies is started again by Ray
+and goes on from the last state that lies on the desk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
+from steadynorm.lab.data import Dataset
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.progress import Display
+from steadynorm.lab.records import CellRecord, Measurement, RunRecord, RunSpec
+from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.training import Observer, Settings, images_per_second, train, write_board
+
+__all__ = ["Pool", "open_pool"]
+
+RETRIES = 3  # of a task whose worker dies
+GAIN = 1.05  # what one more at once must bring to be worth it
+WAIT = 10.0  # seconds for a cluster's head to answer
+PAUSE = 0.2  # seconds between looks at the desk
+
+
+@contextlib.contextmanager
+def open_pool(address: str | None, *, threads: int, display: Display) -> Iterator[Pool]:
+    """Join a Ray cluster, or start one on this machine, for as long as the context lasts.
+
+    Args:
+        address: of a cluster's head, as ``ray.init`` takes it; None starts one here.
+        threads: of each task.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at the address.
+    """
+    if find_spec("ray") is None:
+        raise UserError("--on ray: Ray is not installed. Run: pip install 'steadynorm[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import logging
+
+    import ray
+
+    here: dict[str, Any] = {} if address else {"num_cpus": _cores(), "include_dashboard": False}
+    if address is not None and address != "auto":
+        _check_answers(address)
+    display.message(f"joining Ray at {address}" if address else "starting Ray on this machine")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"--address: no Ray cluster answers at {address} ({error}).") from error
+    try:
+        yield Pool(threads=threads, display=display)
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address at which nobody listens; Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=WAIT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"--address: no Ray cluster answers at {address} ({error}).") from error
+
+
+@dataclass
+class Pool:
+    """Where tasks run."""
+
+    threads: int
+    """Of each task."""
+    display: Display
+    _at_once: int | None = field(default=None, init=False)
+
+    def train(
+        self,
+        waiting: Sequence[tuple[RunSpec, Settings]],
+        dataset: Dataset,
+        *,
+        directory: RunDirectory,
+        observer: Observer,
+        begin: Callable[[RunSpec], None],
+        end: Callable[[RunRecord], None],
+    ) -> None:
+        """Train networks, as many at once as are fastest together, and keep what comes of each as it comes.
+
+        Args:
+            waiting: those that have not ended, with what each is trained with.
+            dataset: of all of them.
+            directory: gets states and checkpoints.
+            observer: hears of steps and epochs.
+            begin: is called when a network's task is given to Ray.
+            end: is called with its record.
+
+        Raises:
+            UserError: a worker died too often.
+        """
+        import ray
+
+        if not waiting:
+            return
+        data = ray.put(dataset)
+        at_once = self._measure(*waiting[0], data)
+        desk = _desk()
+
+        def submit(job: tuple[RunSpec, Settings]) -> Any:  # noqa: ANN401 (Ray's reference to a result)
+            spec, settings = job
+            known = directory.load_record(spec)
+            tensors = directory.load_tensors(spec) if known.epochs else {}
+            ray.get(desk.keep.remote(spec.name, known, tensors))
+            begin(spec)
+            return _remote(_train, self._resources(settings)).remote(spec, settings, data, desk, self.threads)
+
+        def collect() -> None:
+            for what, *arguments in ray.get(desk.take.remote()):
+                _post(what, arguments, directory, observer)
+
+        jobs = {spec.name: (spec, settings) for spec, settings in waiting}
+        for _, record in self._run(jobs, submit, collect, at_once):
+            end(record)
+
+    def measure(
+        self,
+        cells: Mapping[int, CellRecord],
+        make: Callable[[Any], Callable[..., Iterable[Measurement]]],
+        task: Any,  # noqa: ANN401 (an experiment's Task, which knows the pool)
+        *,
+        begin: Callable[[int], None],
+    ) -> Iterator[tuple[int, tuple[Measurement, ...], float]]:
+        """Measure cells; give the number of each with its rows and seconds, as they end.
+
+        Args:
+            cells: those that are not measured, by number.
+            make: a function of a module that makes what measures a cell from the experiment's task.
+            task: the experiment's.
+            begin: is called with the number of a cell that is given to Ray.
+        """
+        import ray
+
+        if not cells:
+            return
+        away = ray.put(task.away(_Files(_checkpoints(task.directory))))
+
+        def submit(job: tuple[int, CellRecord]) -> Any:  # noqa: ANN401 (as above)
+            number, cell = job
+            begin(number)
+            return _remote(_measure, self._resources(None)).remote(make, away, cell.factors, self.threads)
+
+        at_once = self._at_once or self._slots()
+        jobs = {number: (number, cell) for number, cell in cells.items()}
+        for number, (rows, seconds) in self._run(jobs, submit, lambda: None, at_once):
+            yield number, rows, seconds
+
+    def _run(
+        self,
+        jobs: Mapping[Any, Any],
+        submit: Callable[[Any], Any],
+        collect: Callable[[], None],
+        at_once: int,
+    ) -> Iterator[tuple[Any, Any]]:
+        """Keep so many tasks running until none is left, and give each key with its result."""
+        import ray
+
+        waiting = list(jobs)
+        running: dict[Any, Any] = {}
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                key = waiting.pop(0)
+                running[submit(jobs[key])] = key
+            ready, _ = ray.wait(list(running), timeout=PAUSE)
+            collect()
+            for reference in ready:
+                key = running.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, UserError | OSError):
+                        raise error.cause from error
+                    raise
+                except ray.exceptions.RayError as error:
+                    raise UserError(f"{key}: its worker died {RETRIES + 1} times ({type(error).__name__}).") from error
+                yield key, result
+
+    def _slots(self) -> int:
+        """Count the tasks that the cluster has cores for."""
+        return max(1, _amount("CPU") // self.threads)
+
+    def _measure(self, spec: RunSpec, settings: Settings, data: Any) -> int:  # noqa: ANN401 (Ray's reference)
+        """Say how many networks to train at once: measured on the first, as long as one more at once brings something.
+
+        On GPUs as many as there are: a task has one to itself.
+        """
+        import ray
+
+        if self._at_once is None and settings.device.type == "cuda":
+            self._at_once = max(1, _amount("GPU"))
+        if self._at_once is not None:
+            return self._at_once
+        speeds: dict[int, float] = {}
+        best, slots = 1, self._slots()
+        for number in sorted({*(2**power for power in range(slots.bit_length())), slots}):
+            timed = _remote(_time, self._resources(settings))
+            speeds[number] = sum(ray.get([timed.remote(spec, settings, data, self.threads) for _ in range(number)]))
+            if number > 1 and speeds[number] < GAIN * speeds[best]:
+                break
+            best = number
+        found = ", ".join(f"{number}: {speed:,.0f}" for number, speed in speeds.items())
+        each = f"{self.threads} thread{'' if self.threads == 1 else 's'} each"
+        self.display.message(f"{best} at once, {each} (images/s of so many together: {found})")
+        self._at_once = best
+        return best
+
+    def _resources(self, settings: Settings | None) -> dict[str, float]:
+        gpus = {"num_gpus": 1.0} if settings is not None and settings.device.type == "cuda" else {}
+        return {"num_cpus": float(self.threads)} | gpus
+
+
+class Desk:
+    """Where tasks leave what the driver is to keep and to show, and find what was kept of them before."""
+
+    def __init__(self) -> None:
+        self._letters: list[tuple[Any, ...]] = []
+        self._states: dict[str, tuple[RunRecord, dict[str, Tensor]]] = {}
+
+    def keep(self, name: str, record: RunRecord, tensors: dict[str, Tensor]) -> None:
+        """Keep the state of a run for a task that has to start again."""
+        self._states[name] = record, tensors
+
+    def state(self, name: str) -> tuple[RunRecord, dict[str, Tensor]]:
+        """Give the last state of a run."""
+        return self._states[name]
+
+    def post(self, *letter: Any) -> None:  # noqa: ANN401 (what each kind of letter has)
+        """Leave a letter."""
+        if letter[0] == "state":
+            self.keep(letter[1].spec.name, *letter[1:])
+        self._letters.append(letter)
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """Give all letters, in their order, and forget them."""
+        letters, self._letters = self._letters, []
+        return letters
+
+
+class _AtDesk(RunDirectory):
+    """The run directory of a task: it lies on the desk."""
+
+    def __init__(self, desk: Any) -> None:  # noqa: ANN401 (Ray's handle of an actor)
+        self._desk = desk
+
+    def load_record(self, spec: RunSpec) -> RunRecord:
+        """Give what the desk has of the run."""
+        import ray
+
+        record: RunRecord = ray.get(self._desk.state.remote(spec.name))[0]
+        return record
+
+    def load_tensors(self, spec: RunSpec) -> dict[str, Tensor]:
+        """Give its tensors."""
+        import ray
+
+        tensors: dict[str, Tensor] = ray.get(self._desk.state.remote(spec.name))[1]
+        return tensors
+
+    def save_state(self, record: RunRecord, tensors: dict[str, Tensor]) -> None:
+        """Send the state; it is there when this returns."""
+        import ray
+
+        ray.get(self._desk.post.remote("state", record, _on_cpu(tensors)))
+
+    def save_checkpoint(self, spec: RunSpec, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Send the trained model."""
+        import ray
+
+        ray.get(self._desk.post.remote("checkpoint", spec, _on_cpu(tensors), metadata))
+
+    def open_board(self, record: RunRecord) -> contextlib.AbstractContextManager[None]:
+        """Write no events: the driver does."""
+        return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """An observer that sends what it hears to the desk; nobody waits for it to arrive."""
+
+    desk: Any
+
+    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
+        if loss is not None:
+            self.desk.post.remote("step", record, step, steps, loss)
+
+    def epoch(self, record: RunRecord) -> None:
+        self.desk.post.remote("epoch", record)
+
+
+class _Files(RunDirectory):
+    """The run directory of a cell's task: checkpoints, as they came with it."""
+
+    def __init__(self, checkpoints: Mapping[str, bytes]) -> None:
+        self._checkpoints = checkpoints
+
+    def load_checkpoint(self, spec: RunSpec) -> Checkpoint:
+        """Read a checkpoint from a file of this machine's own."""
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{spec.name}.safetensors"
+            path.write_bytes(self._checkpoints[path.name])
+            return load_checkpoint(path)
+
+
+def _train(spec: RunSpec, settings: Settings, dataset: Dataset, desk: Any, threads: int) -> RunRecord:  # noqa: ANN401 (Ray's handle)
+    torch.set_num_threads(threads)
+    return train(spec, settings, dataset, directory=_AtDesk(desk), observer=_Caller(desk))
+
+
+def _time(spec: RunSpec, settings: Settings, dataset: Dataset, threads: int) -> float:
+    torch.set_num_threads(threads)
+    return images_per_second(spec, settings, dataset)
+
+
+_MADE: dict[int, Any] = {}
+"""What measures cells in this process of Ray's, by the function that made it: it keeps what several cells need."""
+
+
+def _measure(
+    make: Callable[[Any], Callable[..., Iterable[Measurement]]],
+    task: Any,  # noqa: ANN401 (an experiment's Task)
+    factors: dict[str, Any],
+    threads: int,
+) -> tuple[tuple[Measurement, ...], float]:
+    import time
+
+    torch.set_num_threads(threads)
+    key = hash((make.__module__, make.__qualname__, task.record.created, task.record.command))
+    if key not in _MADE:
+        _MADE.clear()
+        _MADE[key] = make(task)
+    start = time.perf_counter()
+    return tuple(_MADE[key](factors, lambda _: None)), time.perf_counter() - start
+
+
+def _remote(function: Callable[..., Any], resources: dict[str, float]) -> Any:  # noqa: ANN401 (Ray has no type for it)
+    import ray
+
+    return ray.remote(function).options(max_retries=RETRIES, **resources)
+
+
+def _cores() -> int:
+    """Count the cores that this process may use, which a container or a scheduler may have made fewer."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _amount(resource: str) -> int:
+    """Count what the cluster has of a resource."""
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get(resource, 0))
+
+
+def _desk() -> Any:  # noqa: ANN401 (Ray's handle of an actor)
+    """Start a desk on the driver's own machine, which does not go away while there is a driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _post(what: str, arguments: Sequence[Any], directory: RunDirectory, observer: Observer) -> None:
+    """Do with a letter what the task would have done itself."""
+    if what == "checkpoint":
+        directory.save_checkpoint(*arguments)
+    elif what == "state":
+        record, _ = arguments
+        directory.save_state(*arguments)
+        if record.epochs and record.status != "diverged":
+            with directory.open_board(replace(record, epochs=record.epochs[:-1])) as board:
+                if board is not None:
+                    write_board(board, record.epochs[-1])
+    elif what == "step":
+        record, step, steps, loss = arguments
+        observer.step(record, step=step, steps=steps, loss=loss)
+    else:
+        observer.epoch(*arguments)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+def _checkpoints(directory: RunDirectory) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (directory.path / "checkpoints").glob("*.safetensors")}

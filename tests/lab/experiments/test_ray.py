@@ -1,0 +1,198 @@
+"""The same experiments as tasks of Ray: the numbers of local ones, what a dead worker costs, and what is refused."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from steadynorm.lab import ray_pool
+from steadynorm.lab.experiments import landscape, stream, sweep
+from steadynorm.lab.experiments.landscape import LandscapeConfig
+from steadynorm.lab.experiments.stream import StreamConfig
+from steadynorm.lab.experiments.sweep import SweepConfig
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.progress import silent_display
+from steadynorm.lab.records import Record, RunRecord, RunSpec, read_record
+from steadynorm.lab.report.build import REPORTS
+from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
+
+pytest.importorskip("ray")
+
+SWEEP = SweepConfig(
+    lr=(0.05, 1e12),
+    batch_size=(16,),
+    depth=(2, 3),
+    widths=(4, 8),
+    epochs=3,
+    milestones=(2,),
+    largest_rate=True,
+    precision="fp32",
+    threads=1,
+)
+STREAM = StreamConfig(
+    arms=("group_norm", "batch_norm"),
+    methods=("stored", "batch"),
+    widths=(4, 8),
+    depth=2,
+    epochs=2,
+    milestones=(1,),
+    stream_images=20,
+    precision="fp32",
+    threads=1,
+)
+CELLS = LandscapeConfig(
+    epochs=1,
+    batch_size=16,
+    depth=2,
+    widths=(4, 8),
+    precision="fp32",
+    lr=0.05,
+    probe_every=4,
+    rate_steps=(0.5, 2.0),
+    threads=1,
+)
+MODULES = {SweepConfig: sweep, StreamConfig: stream, LandscapeConfig: landscape}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_data_and_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steadynorm.lab.experiment.load_dataset", lambda *_, **__: tiny_dataset())
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two cores, started and stopped here."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    port = 26379
+    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    subprocess.run([*start, "--disable-usage-stats"], check=True, capture_output=True)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
+
+
+def run(config: Any, display: Recorder | None = None) -> Record:
+    return read_record(MODULES[type(config)].run(config, display or Recorder()))
+
+
+def numbers(record: Record) -> Any:
+    """All that is measured."""
+    return [without_times(one) for one in record.runs], [(cell.factors, cell.measurements) for cell in record.cells]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("local") / "a"
+    run(replace(SWEEP, out=place))
+    return place
+
+
+def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(local: Path, tmp_path: Path) -> None:
+    display, place, expected = Recorder(), tmp_path / "a", read_record(local)
+    found = run(replace(SWEEP, on="ray", out=place), display)
+    assert numbers(found) == numbers(expected) and len(found.runs) > 8
+    assert {one.status for one in found.runs} == {"finished", "diverged"} and REPORTS["sweep"](found).finished
+    assert any(" at once, 1 thread each" in message for message in display.messages)
+    both = [sorted((one / "checkpoints").iterdir()) for one in (place, local)]
+    assert [path.name for path in both[0]] == [path.name for path in both[1]]
+    for first, second in zip(*both, strict=True):
+        tensors, others = load_file(first), load_file(second)
+        assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+    events = EventAccumulator(str(place / "tensorboard" / both[0][0].stem))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/accuracy")] == [1, 2, 3][: len(found.runs[0].epochs)]
+
+
+@pytest.mark.parametrize(
+    "config", [STREAM, replace(CELLS, arms=("batch_norm", "none"))], ids=["with checkpoints", "without"]
+)
+def test_cells_on_a_cluster_equal_local_ones(config: Any, cluster: str, tmp_path: Path) -> None:
+    display = Recorder()
+    found = run(replace(config, on="ray", address=cluster, out=tmp_path / "a"), display)
+    assert numbers(found) == numbers(run(replace(config, out=tmp_path / "b"))) and len(found.cells) > 1
+    assert len(display.ended_cells) == len(found.cells)
+
+
+class Killing(Recorder):
+    """Kills every task once, at the first epoch that it hears of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed = 0
+
+    def epoch(self, record: RunRecord) -> None:
+        if not self.killed:
+            found = [
+                each for each in psutil.process_iter(["cmdline"]) if "ray::_train" in " ".join(each.info["cmdline"])
+            ]
+            for each in found:
+                each.send_signal(signal.SIGKILL)
+            self.killed = len(found)
+
+
+def test_a_killed_worker_costs_nothing_that_was_finished(cluster: str, tmp_path: Path) -> None:
+    long = replace(SWEEP, lr=(0.05,), depth=(2,), arms=("batch_norm",), epochs=40, milestones=(), largest_rate=False)
+    display = Killing()
+    found = run(replace(long, on="ray", address=cluster, out=tmp_path / "a"), display)
+    assert display.killed == 1
+    assert numbers(found) == numbers(run(replace(long, out=tmp_path / "b")))
+
+
+def test_a_stopped_driver_goes_on_where_it_was(cluster: str, local: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a"
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            replace(SWEEP, on="ray", address=cluster, out=place),
+            Recorder(fail_after_epoch=2, error=KeyboardInterrupt()),
+        )
+    begun = [one for one in read_record(place).runs if one.epochs]
+    assert begun and not all(one.status == "finished" for one in begun)
+    assert numbers(run(SweepConfig(resume=place, on="ray", address=cluster))) == numbers(read_record(local))
+    assert numbers(run(SweepConfig(resume=place))) == numbers(read_record(local))
+
+
+def test_what_cannot_be_done_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--address: is that of a Ray cluster\. Add --on ray\."):
+        run(replace(SWEEP, address="auto", out=tmp_path / "a"))
+    with pytest.raises(UserError, match=r"--threads: must be at least 1, got 0\."):
+        run(replace(SWEEP, threads=0, out=tmp_path / "a"))
+    monkeypatch.setattr(ray_pool, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"Ray is not installed\. Run: pip install 'steadynorm\[ray\]'"):
+        run(replace(SWEEP, on="ray", out=tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "nowhere.invalid:6379", "a:b", "auto"]
+)
+def test_no_cluster_at_the_address_is_said(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--address: no Ray cluster answers at {address} (")):
+        run(replace(SWEEP, on="ray", address=address, out=tmp_path / "a"))
+
+
+def test_one_at_once_is_enough_where_a_second_brings_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images per second together, by how many train at once: the last that brought something is chosen."""
+    import ray
+
+    for speeds, best in (({1: 100, 2: 103}, 1), ({1: 100, 2: 180, 4: 185}, 2), ({1: 100, 2: 180, 4: 340, 6: 500}, 6)):
+        pool = ray_pool.Pool(threads=1, display=silent_display())
+        monkeypatch.setattr(ray_pool, "_amount", lambda _, speeds=speeds: max(speeds))
+        timed = SimpleNamespace(remote=lambda *_: None)
+        monkeypatch.setattr(ray_pool, "_remote", lambda *_, timed=timed: timed)
+        monkeypatch.setattr(ray, "get", lambda asked, speeds=speeds: [speeds[len(asked)] / len(asked)] * len(asked))
+        assert pool._measure(RunSpec(arm="none", seed=0, lr=0.1, epochs=1), TINY_SETTINGS, None) == best
