@@ -44,6 +44,7 @@ FLAGS = {
     "bench step": BENCH_STEP_FLAGS,
     "bench statistics": BENCH_STATISTICS_FLAGS,
     "bench recalibration": BENCH_RECALIBRATION_FLAGS,
+    "bench workers": "--network --workers --batch --threads --precision --seconds --device --out --json",
     "bench table": "",
 }
 

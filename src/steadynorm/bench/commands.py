@@ -16,6 +16,7 @@ from steadynorm.bench import layers as layers_bench
 from steadynorm.bench import recalibration as recalibration_bench
 from steadynorm.bench import statistics as statistics_bench
 from steadynorm.bench import step as step_bench
+from steadynorm.bench import workers as workers_bench
 from steadynorm.bench.display import Display, open_display
 from steadynorm.bench.record import Record, read_record
 from steadynorm.bench.table import markdown, summary_lines
@@ -71,6 +72,13 @@ def recalibration(config: recalibration_bench.RecalibrationConfig) -> None:
         print(*recalibration_bench.recalibration_lines(record), sep="\n")
 
 
+def workers(config: workers_bench.WorkersConfig) -> None:
+    """Time training on several workers."""
+    record = _measure(config, workers_bench.run)
+    if not config.json:
+        print(*workers_bench.workers_lines(record), sep="\n")
+
+
 def table(config: TableConfig) -> None:
     """Make a record readable."""
     print(markdown(read_record(config.record)), end="")
@@ -82,6 +90,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "step": (step_bench.StepConfig, step),
     "statistics": (statistics_bench.StatisticsConfig, statistics),
     "recalibration": (recalibration_bench.RecalibrationConfig, recalibration),
+    "workers": (workers_bench.WorkersConfig, workers),
     "table": (TableConfig, table),
 }
 

@@ -74,17 +74,16 @@ def markdown(record: Record) -> str:
     machine, versions = record["machine"], record["versions"]
     where = machine["accelerator"] or f"{machine['processor']}, {record['threads']} threads"
     place = f"{where}; torch {versions['torch']}, {record['created'][:10]}"
-    if record["bench"] == "step":
-        return _step_table(record, place)
-    if record["bench"] == "inference":
-        return _inference_table(record, place)
-    if record["bench"] == "recalibration":
-        return _recalibration_table(record, place)
-    if record["bench"] == "layers":
-        return _layers_table(record, place)
-    if record["bench"] == "statistics":
-        return _statistics_table(record, place)
-    return _kernels_table(record, place)
+    tables = {
+        "inference": _inference_table,
+        "kernels": _kernels_table,
+        "layers": _layers_table,
+        "recalibration": _recalibration_table,
+        "statistics": _statistics_table,
+        "step": _step_table,
+        "workers": _workers_table,
+    }
+    return tables[record["bench"]](record, place)
 
 
 def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
@@ -145,6 +144,20 @@ def _recalibration_table(record: Record, place: str) -> str:
         rows.append([str(row["images"]), *accuracies, str(max(row["passes"])), f"{np.mean(row['seconds']):.1f}"])
     before = f"Original {record['original']:.2f} %, statistics wiped {record['wiped']:.2f} %"
     return f"{before}; mean of {record['config']['draws']} draws, lowest to highest; {place}.\n\n{markdown_rows(rows)}"
+
+
+def _workers_table(record: Record, place: str) -> str:
+    rows = [["workers", "images/s apart", "gradients averaged", "synchronised", "gradients, ms a step", "statistics"]]
+    for one in record["costs"]:
+        speeds = [f"{one['images_per_second'][way]:,.0f}" for way in ("apart", "gradients", "synchronised")]
+        costs = [
+            f"{one[name]['median']:.1f} ({one[name]['p20']:.1f} to {one[name]['p80']:.1f})"
+            for name in ("gradients_ms", "statistics_ms")
+        ]
+        rows.append([str(one["workers"]), *speeds, *costs])
+    config = record["config"]
+    each = f"{config['batch']} images on each worker"
+    return f"{config['network']}, {each}, {record['precision']}; median (p20 to p80); {place}.\n\n{markdown_rows(rows)}"
 
 
 def _layers_table(record: Record, place: str) -> str:
