@@ -75,8 +75,8 @@ def _safe(found: Sequence[Shown]) -> Expectation:
     return Expectation(
         claim=claim,
         verdict="not met" if lost else "met",
-        measured=f"At worst {100 * least.gain.mean:+.1f} points ({where}); more than that is lost on {len(lost)} of "
-        f"{len(streams)} streams.",
+        measured=f"At worst {100 * least.gain.mean:+.2f} points ({where}); more than {points(LIMIT)} are lost on "
+        f"{len(lost)} of {len(streams)} streams.",
     )
 
 
