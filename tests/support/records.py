@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from steadynorm.lab.records import (
     Epoch,
@@ -13,15 +17,18 @@ from steadynorm.lab.records import (
     Record,
     RunRecord,
     RunSpec,
+    write_cells,
     write_config,
     write_tables,
 )
+from steadynorm.lab.report import build_report
 
 __all__ = [
     "EPOCH",
     "LAYER",
     "RECORD",
     "RUNS",
+    "check_page",
     "config",
     "epochs",
     "example_record",
@@ -257,3 +264,17 @@ def _tuning(arm: str, lr: float, best: float) -> RunRecord:
         return run(arm, status="diverged", lr=lr, purpose="tune", diverged_at_step=17, planned=3)
     top = CEILING.get(arm, 0.75) - 0.1 - 0.12 * abs(math.log10(lr / best))
     return run(arm, val_accuracy=[top - 0.2, top - 0.1, top], lr=lr, purpose="tune")
+
+
+def check_page(made: Record, folder: Path) -> str:
+    """Make page and summary of a record as it lies on disk, and hold them to what every page must be; give its text."""
+    write_config(folder, made)
+    write_tables(folder, made.runs)
+    if made.cells:
+        write_cells(folder, made.cells)
+    text = build_report(folder).read_text()
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert re.search(r"\bnan\b", text.lower()) is None
+    assert summary["experiment"] == made.experiment
+    assert ("--resume DIR" in text) == (not summary["finished"])
+    return text

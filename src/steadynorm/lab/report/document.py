@@ -22,6 +22,7 @@ __all__ = [
     "Verdict",
     "all_measured",
     "as_json",
+    "expected",
     "run_as_json",
 ]
 
@@ -132,6 +133,13 @@ def as_json(record: Record, report: Report) -> dict[str, Any]:
         }
     )
     return content
+
+
+def expected(*blocks: Block) -> Section:
+    """Make the section that holds what was expected against what was measured; left out where there is nothing."""
+    return Section(
+        key="expectations", title="What was expected, and what was measured", short="Expectations", blocks=blocks
+    )
 
 
 def all_measured(record: Record) -> bool:

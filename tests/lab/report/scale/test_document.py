@@ -1,15 +1,14 @@
-import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from steadynorm.lab.records import Record, RunRecord, write_config, write_tables
-from steadynorm.lab.report import build_report
-from steadynorm.lab.report.document import as_json
+from steadynorm.lab.records import Record, RunRecord
 from steadynorm.lab.report.scale.document import make_report
 from steadynorm.lab.report.scale.expectations import expectations
 from steadynorm.lab.report.scale.summary import is_finished, last_epochs, places
+from tests.support.records import check_page
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
@@ -125,10 +124,5 @@ def test_what_has_not_ended_leaves_it_open() -> None:
     ],
     ids=["empty", "whole", "waiting", "one", "only explosions", "no number"],
 )
-def test_every_record_makes_a_page(made: Record, tmp_path) -> None:
-    write_config(tmp_path, made)
-    write_tables(tmp_path, made.runs)
-    text = build_report(tmp_path).read_text()
-    assert "nan" not in text.lower().replace("finance", "")
-    json.dumps(as_json(made, make_report(made)), allow_nan=False)
-    assert json.loads((tmp_path / "summary.json").read_text())["experiment"] == "scale"
+def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
+    check_page(made, tmp_path)

@@ -1,14 +1,14 @@
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from steadynorm.lab.records import CellRecord, Factor, Measurement, Record, write_cells, write_config, write_tables
-from steadynorm.lab.report import build_report
+from steadynorm.lab.records import CellRecord, Factor, Measurement, Record
 from steadynorm.lab.report.shift.document import make_report
 from steadynorm.lab.report.shift.expectations import expectations
 from steadynorm.lab.report.shift.summary import by_stream, kept_share, mean_error, shown, swap_changes, worst
 from steadynorm.lab.report.shift.summary import decays as decays_of
+from tests.support.records import check_page
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
@@ -179,12 +179,5 @@ def test_the_method_says_whose_corruptions_they_are(published: float, said: str)
     ],
     ids=["empty", "whole", "one cell", "decays alone", "waiting", "without stored ones"],
 )
-def test_every_record_makes_a_page(made: Record, tmp_path) -> None:
-    write_config(tmp_path, made)
-    write_tables(tmp_path, made.runs)
-    write_cells(tmp_path, made.cells)
-    text = build_report(tmp_path).read_text()
-    assert "nan" not in text.lower()
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["experiment"] == "shift"
-    assert ("--resume DIR" in text) == (not summary["finished"])
+def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
+    check_page(made, tmp_path)

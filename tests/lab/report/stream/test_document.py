@@ -1,15 +1,15 @@
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from steadynorm.lab.analysis import spread
-from steadynorm.lab.records import CellRecord, Measurement, Record, RunRecord, write_cells, write_config, write_tables
-from steadynorm.lab.report import build_report
+from steadynorm.lab.records import CellRecord, Measurement, Record, RunRecord
 from steadynorm.lab.report.document import Expectation
 from steadynorm.lab.report.stream.document import make_report
 from steadynorm.lab.report.stream.expectations import expectations
 from steadynorm.lab.report.stream.summary import default_runs, singles, ways
+from tests.support.records import check_page
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
@@ -146,12 +146,5 @@ def test_ways_are_held_against_stored_ones_on_the_same_images() -> None:
     ],
     ids=["empty", "whole", "waiting", "no cells yet", "all diverged", "other arms"],
 )
-def test_every_record_makes_a_page(made: Record, tmp_path) -> None:
-    write_config(tmp_path, made)
-    write_tables(tmp_path, made.runs)
-    write_cells(tmp_path, made.cells)
-    text = build_report(tmp_path).read_text()
-    assert "nan" not in text.lower()
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["experiment"] == "stream"
-    assert ("--resume DIR" in text) == (not summary["finished"])
+def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
+    check_page(made, tmp_path)

@@ -10,7 +10,7 @@ from steadynorm.lab.report.classic.figures import draw_accuracy, draw_loss, draw
 from steadynorm.lab.report.classic.headline import headline, setting
 from steadynorm.lab.report.classic.summary import ArmSummary, findings, is_finished, summarise
 from steadynorm.lab.report.classic.tables import full_table, short_table
-from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text
+from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, expected
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.quantities import number, rate
 from steadynorm.lab.report.question import pair
@@ -28,12 +28,7 @@ def make_report(record: Record) -> Report:
         table=short_table(arms),
         sections=(
             Section(key="result", title="Result", blocks=(full_table(record, arms), Text(_reading(arms)))),
-            Section(
-                key="expectations",
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Text(EXPECTED), Expectations(expectations(arms))),
-            ),
+            expected(Text(EXPECTED), Expectations(expectations(arms))),
             Section(
                 key="accuracy", title="Accuracy and loss", blocks=_figures(draw_accuracy(record), draw_loss(record))
             ),

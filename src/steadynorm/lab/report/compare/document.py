@@ -12,7 +12,7 @@ from steadynorm.lab.report.compare.headline import headline, setting
 from steadynorm.lab.report.compare.summary import ArmSummary, findings, is_finished, summarise
 from steadynorm.lab.report.compare.tables import headline_table, short_table
 from steadynorm.lab.report.compare.writeup import expected_from, tuning_note, writeup
-from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text
+from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, expected
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.method import data_method, training_method
 
@@ -31,12 +31,7 @@ def make_report(record: Record) -> Report:
         table=short_table(found.values()),
         sections=(
             Section(key="result", title="Result", blocks=(table, *(Text(line) for line in writeup(record, shared)))),
-            Section(
-                key="expectations",
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=judged,
-            ),
+            expected(*judged),
             Section(key="curves", title="Accuracy and loss", short="Curves", blocks=_figures(drawings["curves"])),
             Section(
                 key="gradients",

@@ -10,7 +10,7 @@ from typing import Any
 from steadynorm.lab.analysis import Spread
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, all_measured
+from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, all_measured, expected
 from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.landscape.courses import ArmCourses, courses
 from steadynorm.lab.report.landscape.expectations import expectations, measured_pair, times
@@ -65,28 +65,33 @@ def make_report(record: Record) -> Report:
     drawings, is_begun = draw_all(record, arms), any(arm.courses for arm in arms)
     judged = (Text(PAPERS), Expectations(expectations(arms))) if is_begun else ()
     sections = (
-        ("result", "Result", "", _result(record, arms)),
-        ("expectations", "What was expected, and what was measured", "Expectations", judged),
-        (
-            "rates",
-            "In learning rates, as the paper measures",
-            "In learning rates",
-            _measured(record, arms, IN_RATES, drawings["rate"]),
+        Section(key="result", title="Result", blocks=_result(record, arms)),
+        expected(*judged),
+        Section(
+            key="rates",
+            title="In learning rates, as the paper measures",
+            short="In learning rates",
+            blocks=_measured(record, arms, IN_RATES, drawings["rate"]),
         ),
-        (
-            "weights",
-            "In proportion to the weights",
-            "In proportion",
-            _measured(record, arms, IN_WEIGHTS, drawings["weights"]),
+        Section(
+            key="weights",
+            title="In proportion to the weights",
+            short="In proportion",
+            blocks=_measured(record, arms, IN_WEIGHTS, drawings["weights"]),
         ),
-        ("scale", "Scale of gradients and weights", "Scale", _measured(record, arms, SCALES, drawings["scale"])),
-        ("training", "Training", "", _figures(drawings["training"])),
+        Section(
+            key="scale",
+            title="Scale of gradients and weights",
+            short="Scale",
+            blocks=_measured(record, arms, SCALES, drawings["scale"]),
+        ),
+        Section(key="training", title="Training", blocks=_figures(drawings["training"])),
     )
     return Report(
         headline=_headline(record, arms),
         lead=_lead(record, arms),
         table=short_table(arms),
-        sections=[Section(key=key, title=title, short=short, blocks=blocks) for key, title, short, blocks in sections],
+        sections=sections,
         method=_method(record, arms),
         finished=all_measured(record),
         findings=_findings(arms),

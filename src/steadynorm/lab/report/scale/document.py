@@ -8,7 +8,7 @@ from dataclasses import asdict
 from steadynorm.lab.analysis import are_apart
 from steadynorm.lab.recipe import find_recipe
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.document import Expectations, Figures, Report, Section, Text, run_as_json
+from steadynorm.lab.report.document import Expectations, Figures, Report, Section, Text, expected, run_as_json
 from steadynorm.lab.report.figure import SERIES
 from steadynorm.lab.report.method import data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
@@ -32,12 +32,7 @@ def make_report(record: Record) -> Report:
         table=table,
         sections=(
             Section(key="result", title="Result", blocks=(table, Text(_seeds_note(record)))),
-            Section(
-                key="expectations",
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Expectations(expectations(record, found)),),
-            ),
+            expected(Expectations(expectations(record, found))),
             Section(
                 key="accuracy",
                 title="Accuracy over the batch size",

@@ -15,6 +15,7 @@ from steadynorm.lab.report.document import (
     Section,
     Text,
     all_measured,
+    expected,
     run_as_json,
 )
 from steadynorm.lab.report.method import data_method, training_method
@@ -51,12 +52,7 @@ def make_report(record: Record) -> Report:
         table=_short_table(found),
         sections=(
             Section(key="result", title="Ways to choose the statistics", short="Result", blocks=_result(found)),
-            Section(
-                key="expectations",
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Expectations(expectations(found, kept)),),
-            ),
+            expected(Expectations(expectations(found, kept))),
             Section(
                 key="gains",
                 title="Gains and losses",

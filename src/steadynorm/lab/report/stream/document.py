@@ -8,7 +8,16 @@ from dataclasses import asdict
 from steadynorm.lab.analysis import Spread, spread
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.curves import Column, Curve, draw_curves
-from steadynorm.lab.report.document import Expectations, Figures, Report, Section, Text, all_measured, run_as_json
+from steadynorm.lab.report.document import (
+    Expectations,
+    Figures,
+    Report,
+    Section,
+    Text,
+    all_measured,
+    expected,
+    run_as_json,
+)
 from steadynorm.lab.report.figure import SERIES, Drawing
 from steadynorm.lab.report.method import class_count, data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
@@ -54,12 +63,7 @@ def make_report(record: Record) -> Report:
         table=table,
         sections=(
             Section(key="result", title="Trained at batch size 1", short="Result", blocks=(table, *_notes(record))),
-            Section(
-                key="expectations",
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Expectations(expectations(found, met, default, 1 / class_count(record))),),
-            ),
+            expected(Expectations(expectations(found, met, default, 1 / class_count(record)))),
             Section(key="training", title="Training", blocks=(Figures(drawings),) if drawings else ()),
             Section(
                 key="ways",

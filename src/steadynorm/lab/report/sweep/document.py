@@ -13,6 +13,7 @@ from steadynorm.lab.report.document import (
     Report,
     Section,
     Text,
+    expected,
     run_as_json,
 )
 from steadynorm.lab.report.figure import SERIES
@@ -51,12 +52,7 @@ def make_report(record: Record) -> Report:
         table=short,
         sections=(
             Section(key="result", title="Result", blocks=(table, Text(_seeds_note(record)))),
-            Section(
-                key="expectations",
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Expectations(expectations(found, limits)),),
-            ),
+            expected(Expectations(expectations(found, limits))),
             Section(
                 key="accuracy",
                 title="Accuracy over the learning rate",
