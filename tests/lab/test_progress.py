@@ -96,6 +96,15 @@ def test_networks_that_train_at_once_have_a_bar_each() -> None:
     assert bars(found)["all networks"] == (3.5, 6.5)
 
 
+def test_news_behind_the_end_change_nothing() -> None:
+    found = live()
+    found.begin(SPEC, number=1, of=2, epochs_done=0, epochs_left=6)
+    found.end(RunRecord(spec=SPEC, status="finished", epochs=(EPOCH,)))
+    before = bars(found)
+    found.step(RunRecord(spec=SPEC), step=8, steps=16, loss=1.0)
+    assert bars(found) == before
+
+
 def test_cells_count_as_they_end() -> None:
     found = live()
     found.begin_cell("a", number=2, of=4)

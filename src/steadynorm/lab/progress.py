@@ -178,6 +178,8 @@ class _Live(_Plain):
 
     def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
         name = record.spec.name
+        if name not in self.running:
+            return  # news of one of Ray's tasks may come in behind its end
         self.bars.update(self.running[name], completed=len(record.epochs) + step / steps)
         self.bars.update(self.whole, completed=self.done + sum(map(self._new_epochs, self.running)))
         if loss is not None:

@@ -8,11 +8,15 @@ and goes on from the last state that lies on the desk.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,8 +52,6 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
     if find_spec("ray") is None:
         raise UserError("--on ray: Ray is not installed. Run: pip install 'steadynorm[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import logging
-
     import ray
 
     here: dict[str, Any] = {} if address else {"num_cpus": _cores(), "include_dashboard": False}
@@ -313,9 +315,6 @@ class _Files(RunDirectory):
 
     def load_checkpoint(self, spec: RunSpec) -> Checkpoint:
         """Read a checkpoint from a file of this machine's own."""
-        import tempfile
-        from pathlib import Path
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{spec.name}.safetensors"
             path.write_bytes(self._checkpoints[path.name])
@@ -342,8 +341,6 @@ def _measure(
     factors: dict[str, Any],
     threads: int,
 ) -> tuple[tuple[Measurement, ...], float]:
-    import time
-
     torch.set_num_threads(threads)
     key = hash((make.__module__, make.__qualname__, task.record.created, task.record.command))
     if key not in _MADE:

@@ -32,7 +32,7 @@ pytest.importorskip("ray")
 SWEEP = SweepConfig(
     lr=(0.05, 1e12),
     batch_size=(16,),
-    depth=(2, 3),
+    depth=(2,),
     widths=(4, 8),
     epochs=3,
     milestones=(2,),
@@ -154,17 +154,18 @@ def test_a_killed_worker_costs_nothing_that_was_finished(cluster: str, tmp_path:
     assert numbers(found) == numbers(run(replace(long, out=tmp_path / "b")))
 
 
-def test_a_stopped_driver_goes_on_where_it_was(cluster: str, local: Path, tmp_path: Path) -> None:
-    place = tmp_path / "a"
+def test_a_stopped_driver_goes_on_where_it_was(cluster: str, tmp_path: Path) -> None:
+    place, grid = tmp_path / "a", replace(SWEEP, largest_rate=False)
     with pytest.raises(KeyboardInterrupt):
         run(
-            replace(SWEEP, on="ray", address=cluster, out=place),
+            replace(grid, on="ray", address=cluster, out=place),
             Recorder(fail_after_epoch=2, error=KeyboardInterrupt()),
         )
     begun = [one for one in read_record(place).runs if one.epochs]
     assert begun and not all(one.status == "finished" for one in begun)
-    assert numbers(run(SweepConfig(resume=place, on="ray", address=cluster))) == numbers(read_record(local))
-    assert numbers(run(SweepConfig(resume=place))) == numbers(read_record(local))
+    expected = numbers(run(replace(grid, out=tmp_path / "b")))
+    assert numbers(run(SweepConfig(resume=place, on="ray", address=cluster))) == expected
+    assert numbers(run(SweepConfig(resume=place))) == expected
 
 
 def test_what_cannot_be_done_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -177,12 +178,19 @@ def test_what_cannot_be_done_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
         run(replace(SWEEP, on="ray", out=tmp_path / "b"))
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "nowhere.invalid:6379", "a:b", "auto"]
-)
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "nowhere.invalid:6379", "a:b"])
 def test_no_cluster_at_the_address_is_said(address: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"--address: no Ray cluster answers at {address} (")):
         run(replace(SWEEP, on="ray", address=address, out=tmp_path / "a"))
+
+
+def test_no_cluster_on_this_machine_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def find_none(**_: object) -> None:
+        raise ConnectionError("none is running")
+
+    monkeypatch.setattr("ray.init", find_none)
+    with pytest.raises(UserError, match=r"--address: no Ray cluster answers at auto \(none is running\)\."):
+        run(replace(SWEEP, on="ray", address="auto", out=tmp_path / "a"))
 
 
 def test_one_at_once_is_enough_where_a_second_brings_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
