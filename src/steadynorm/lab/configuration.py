@@ -57,10 +57,10 @@ class ExperimentConfig:
     threads: int | None = None
     """Threads of each network's training, which decide its last digits; default: all cores, and one with --on ray."""
     on: Literal["local", "ray"] = "local"
-    """local: one network after the other, here or under torchrun; ray: each is a task of Ray, on this machine or at
-    --address, as many at once as are fastest together."""
+    """local: one network after the other, here or under torchrun; ray: each is a task of Ray, as many at once as are
+    fastest together."""
     address: str | None = None
-    """Of a Ray cluster's head, as ray.init takes it: auto, or HOST:PORT; default: this machine alone."""
+    """Head of a Ray cluster, as ray.init takes it: auto, or HOST:PORT; default: a Ray on this machine alone."""
     out: Path | None = None
     """New directory for everything that is written; default: runs/EXPERIMENT-DATE-TIME."""
     resume: Path | None = None
