@@ -79,6 +79,12 @@ def test_the_headline_says_what_is_lost_and_which_step_matters() -> None:
     )
 
 
+def test_the_headline_says_where_the_whole_recipe_is_not_the_best() -> None:
+    large = [trained("recipe", 1024, 0.15), trained("no_scaling", 1024, 0.40), trained("no_warm_up", 1024, 0.10)]
+    headline = make_report(scale_record(*GRID[:4], *large)).headline.replace("\N{NO-BREAK SPACE}", " ")
+    assert headline.endswith("below batch 128; without linear scaling it reaches 25.0 points more there")
+
+
 def test_what_was_expected_is_judged_at_the_largest_batch() -> None:
     assert judged(scale_record(*GRID)) == {
         "recipe 1": "met",

@@ -13,7 +13,7 @@ from steadynorm.lab.report.figure import SERIES
 from steadynorm.lab.report.method import data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
 from steadynorm.lab.report.quantities import number, percent, percent_spread, points, rate, spread_note
-from steadynorm.lab.report.scale.expectations import STEPS, WHOLE, expectations
+from steadynorm.lab.report.scale.expectations import STEPS, WHOLE, expectations, gap
 from steadynorm.lab.report.scale.figures import draw_accuracy
 from steadynorm.lab.report.scale.summary import Place, find_place, is_finished, last_epochs, places, sizes
 from steadynorm.lab.report.wording import capital, data_label, epochs_label, listing
@@ -96,19 +96,21 @@ def _headline(record: Record, found: list[Place]) -> str:
         return "No network of the whole recipe has ended at the largest batch yet"
     text = f"The whole recipe reaches {percent(large.accuracy.mean)} at batch {batches[-1]:,}"
     if small is not None and small.accuracy is not None and small is not large:
-        gap = small.accuracy.mean - large.accuracy.mean
-        text += f", {points(gap)} {'below' if gap > 0 else 'above'} batch {batches[0]:,}"
+        behind = gap(small, large)
+        text += f", {points(behind)} {'below' if behind > 0 else 'above'} batch {batches[0]:,}"
     losses = {
-        variant: large.accuracy.mean - other.accuracy.mean
+        variant: gap(large, other)
         for variant, _ in STEPS
-        if variant != "plain"
-        and (other := find_place(found, variant, batches[-1]))
+        if (other := find_place(found, variant, batches[-1]))
         and other.accuracy
         and are_apart(large.accuracy, other.accuracy)
     }
-    if losses and max(losses.values()) > 0:
-        most = max(losses, key=lambda variant: losses[variant])
-        text += f"; the step that matters most there: {find_recipe(most).summary} it loses {points(losses[most])}"
+    if losses:
+        best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+        if losses[best] < 0:
+            text += f"; {find_recipe(best).summary} it reaches {points(losses[best])} more there"
+        else:
+            text += f"; the step that matters most there: {find_recipe(worst).summary} it loses {points(losses[worst])}"
     return text
 
 

@@ -11,7 +11,7 @@ from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.quantities import percent, points
 from steadynorm.lab.report.scale.summary import Place, find_place, sizes
 
-__all__ = ["HELD", "WHOLE", "expectations"]
+__all__ = ["HELD", "STEPS", "WHOLE", "expectations", "gap"]
 
 WHOLE = "recipe"
 HELD = 0.01
@@ -60,7 +60,7 @@ def _worse(found: list[Place], variant: str, claim: str, batch_size: int) -> Exp
         missing = variant if whole else WHOLE
         return Expectation(claim=claim, verdict="not measured", measured=_why_absent(found, missing, batch_size))
     apart = are_apart(whole.accuracy, without.accuracy)
-    verdict: Verdict = "met" if apart and _gap(whole, without) > 0 else "not met"
+    verdict: Verdict = "met" if apart and gap(whole, without) > 0 else "not met"
     return Expectation(claim=claim, verdict=verdict, measured=_measured(whole, without, apart=apart))
 
 
@@ -71,22 +71,24 @@ def _no_worse(found: list[Place], batch_size: int) -> Expectation:
         missing = "frozen_end" if whole else WHOLE
         return Expectation(claim=claim, verdict="not measured", measured=_why_absent(found, missing, batch_size))
     apart = are_apart(whole.accuracy, frozen.accuracy)
-    verdict: Verdict = "not met" if apart and _gap(whole, frozen) > 0 else "met"
+    verdict: Verdict = "not met" if apart and gap(whole, frozen) > 0 else "met"
     return Expectation(claim=claim, verdict=verdict, measured=_measured(whole, frozen, apart=apart))
 
 
-def _gap(whole: Place, other: Place) -> float:
+def gap(whole: Place, other: Place) -> float:
+    """Say by how much the whole recipe's accuracy is above another's."""
     assert whole.accuracy is not None and other.accuracy is not None
     return whole.accuracy.mean - other.accuracy.mean
 
 
 def _measured(whole: Place, other: Place, *, apart: bool) -> str:
     assert whole.accuracy is not None and other.accuracy is not None
-    gap, n = _gap(whole, other), min(whole.accuracy.n, other.accuracy.n)
+    lost, n = gap(whole, other), min(whole.accuracy.n, other.accuracy.n)
+    less = "less" if lost > 0 else "more"
     overlap = "" if apart or n < 2 else "; the seeds' ranges overlap"
     return (
         f"{find_recipe(other.variant).summary.capitalize()}: {percent(other.accuracy.mean)} against "
-        f"{percent(whole.accuracy.mean)} with the whole recipe, {points(gap)} {'less' if gap > 0 else 'more'}{overlap}."
+        f"{percent(whole.accuracy.mean)} with the whole recipe, {points(lost)} {less}{overlap}."
     )
 
 
