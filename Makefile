@@ -7,8 +7,9 @@ READY := .venv/.ready
 compare: $(READY)  ## train the article's network with and without batch norm on the embedded data
 	$(BIN)/steadynorm compare
 
+# Two processes on two cores; idle threads sleep, or those of one process would keep the other's from working.
 test: $(READY)  ## run every test
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## formatting, lint, types, import contract
 	$(BIN)/ruff format --check .

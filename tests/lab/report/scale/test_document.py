@@ -103,6 +103,15 @@ def test_a_large_batch_that_falls_behind_is_not_met() -> None:
     assert judged(scale_record(*behind))["recipe 1"] == "not met"
 
 
+def test_what_the_sizes_cannot_be_compared_for_is_said() -> None:
+    def measured(made: Record) -> str:
+        return expectations(made, places(made))[0].measured
+
+    assert measured(scale_record(*GRID[:1], batch_size=[128])) == "There is one batch size."
+    exploded = scale_record(trained("recipe", 128, None), *GRID[1:])
+    assert measured(exploded) == "The loss of recipe was no longer finite at batch 128."
+
+
 def test_seeds_that_overlap_decide_nothing() -> None:
     pairs = {"recipe": (0.80, 0.70), "no_scaling": (0.75, 0.65), "frozen_end": (0.75, 0.65)}
     runs = [trained(name, 1024, value, seed=seed) for name, each in pairs.items() for seed, value in enumerate(each)]

@@ -40,8 +40,11 @@ def expectations(record: Record, found: Sequence[Place]) -> tuple[Expectation, .
 def _held(found: list[Place], batches: Sequence[int]) -> Expectation:
     claim = f"With the whole recipe {batches[-1]:,} images a step reach what {batches[0]:,} do, within {points(HELD)}."
     small, large = (find_place(found, WHOLE, size) for size in (batches[0], batches[-1]))
-    if len(batches) < 2 or small is None or large is None or not (small.accuracy and large.accuracy):
-        return Expectation(claim=claim, verdict="not measured", measured=_why_absent(found, WHOLE, batches[-1]))
+    if len(batches) < 2:
+        return Expectation(claim=claim, verdict="not measured", measured="There is one batch size.")
+    if small is None or large is None or not (small.accuracy and large.accuracy):
+        absent = batches[0] if small is None else batches[-1]
+        return Expectation(claim=claim, verdict="not measured", measured=_why_absent(found, WHOLE, absent))
     lost = small.accuracy.mean - large.accuracy.mean
     return Expectation(
         claim=claim,
