@@ -22,10 +22,14 @@ from rich.console import Console  # noqa: E402
 
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
+from steadynorm.deploy.configuration import ExportConfig  # noqa: E402
+from steadynorm.deploy.pipeline import run_export  # noqa: E402
+from steadynorm.deploy.report import build_export_report, missed_target  # noqa: E402
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
 from steadynorm.lab.experiments import classic, compare, landscape, scale, shift, stream, sweep  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
+from steadynorm.lab.records import read_config  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.results import results_table, verdict_lines  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
@@ -57,9 +61,18 @@ def _experiment(run: Callable[[Any, Display], Path]) -> Callable[[Any], None]:
     return command
 
 
+def export(config: ExportConfig) -> int:
+    """Export a model and report it; 1 where the latency that was asked for is missed."""
+    with open_display() as display:
+        directory = run_export(config, display)
+    _show(build_export_report(directory), as_json=config.json)
+    return int(missed_target(directory))
+
+
 def report(config: ReportConfig) -> None:
     """Rebuild a report."""
-    _show(build_report(config.directory), as_json=config.json)
+    exported = read_config(config.directory).experiment == "export"
+    _show((build_export_report if exported else build_report)(config.directory), as_json=config.json)
 
 
 # command -> (its flags, what it does)
@@ -71,6 +84,7 @@ COMMANDS: dict[str, Command] = {
     "scale": (scale.ScaleConfig, _experiment(scale.run)),
     "landscape": (landscape.LandscapeConfig, _experiment(landscape.run)),
     "classic": (classic.ClassicConfig, _experiment(classic.run)),
+    "export": (ExportConfig, export),
     "report": (ReportConfig, report),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},
 }

@@ -31,7 +31,17 @@ from steadynorm.lab.workers import (
     was_restarted,
 )
 
-__all__ = ["Task", "check_same", "describe", "explain_stop", "new_place", "run_experiment", "stored_config"]
+__all__ = [
+    "Task",
+    "as_config",
+    "check_same",
+    "command_of",
+    "describe",
+    "explain_stop",
+    "new_place",
+    "run_experiment",
+    "stored_config",
+]
 
 
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
@@ -139,7 +149,7 @@ def _begun_before(name: str, config: ConfigT, quick: Mapping[str, Any]) -> tuple
     config = quickened(config, quick)
     if was_restarted() and config.out is not None and (config.out / "config.json").exists():
         stored = _stored_record(name, config.out)
-        if stored.config == _to_record(config):
+        if stored.config == as_config(config):
             return config, stored
     return config, None
 
@@ -182,9 +192,9 @@ def describe(name: str, config: Any, dataset: Dataset) -> Record:  # noqa: ANN40
     device = choose_device(config.device)
     return Record(
         experiment=name,
-        command=_command(name, config),
+        command=command_of(name, config),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=_to_record(config),
+        config=as_config(config),
         resolved={
             "device": device.type,
             "precision": choose_precision(config.precision, device),
@@ -266,7 +276,8 @@ def explain_stop(name: str, place: Path, display: Display) -> Iterator[None]:
         raise UserError(f"{place}: {error.strerror or error}. Mend that, then continue with: {resume}") from error
 
 
-def _to_record(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experiment's dataclass)
+def as_config(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any command's dataclass)
+    """Give the flags as a record keeps them: those that decide what is computed, as JSON."""
     return {key: _to_json(value) for key, value in _stored_values(config).items()}
 
 
@@ -274,14 +285,15 @@ def _stored_values(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experime
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in NOT_STORED}
 
 
-def _command(name: str, config: Any) -> str:  # noqa: ANN401 (any experiment's dataclass)
-    """Give the shell command that repeats the experiment."""
-    words = ["steadynorm", name]
-    default = type(config)()
+def command_of(name: str, config: Any) -> str:  # noqa: ANN401 (any command's dataclass)
+    """Give the shell command that repeats what was done; a flag without a default is positional."""
+    words = ["steadynorm", *name.split()]
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for key, value in _stored_values(config).items():
-        if value == getattr(default, key):
+        if value == defaults[key]:
             continue
-        words.append(flag(key))
+        if defaults[key] is not dataclasses.MISSING:
+            words.append(flag(key))
         if not isinstance(value, bool):
             words += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
     return shlex.join(words)

@@ -17,10 +17,12 @@ as a whole and begins anew: a network that is watched while it trains, a trained
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -37,6 +39,7 @@ __all__ = [
     "Record",
     "RunRecord",
     "RunSpec",
+    "read_config",
     "read_record",
     "write_cells",
     "write_config",
@@ -231,13 +234,30 @@ def read_record(directory: Path) -> Record:
     Raises:
         UserError: the directory is no run directory, or one of its files is damaged.
     """
-    try:
-        config = json.loads((directory / "config.json").read_text())
+    head = read_config(directory)
+    with _explained(directory):
         heads = json.loads((directory / "runs.json").read_text())
         metrics = _read_table(Epoch, directory / "metrics.csv")
         layers = _read_table(LayerGradient, directory / "gradient_norms.csv")
-        runs = tuple(_read_run(head, metrics, layers) for head in heads)
-        return Record(**config, runs=runs, cells=_read_cells(directory))
+        runs = tuple(_read_run(one, metrics, layers) for one in heads)
+        return dataclasses.replace(head, runs=runs, cells=_read_cells(directory))
+
+
+def read_config(directory: Path) -> Record:
+    """Read ``config.json`` alone: the record without its runs and cells.
+
+    Raises:
+        UserError: it is absent or damaged.
+    """
+    with _explained(directory):
+        return Record(**json.loads((directory / "config.json").read_text()))
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a file of a run directory."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise UserError(
             f"{directory}: not a run directory, {Path(error.filename).name} is missing. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steadynorm.lab.failure import UserError
@@ -22,7 +22,7 @@ from steadynorm.lab.report.stream.document import make_report as make_stream
 from steadynorm.lab.report.sweep.document import make_report as make_sweep
 from steadynorm.lab.report.wording import data_label, listing
 
-__all__ = ["build_report", "write_page"]
+__all__ = ["build_report", "write_page", "write_report"]
 
 REPORTS: dict[str, Callable[[Record], Report]] = {
     "compare": make_compare,
@@ -34,6 +34,9 @@ REPORTS: dict[str, Callable[[Record], Report]] = {
     "classic": make_classic,
 }
 """What each experiment's report says, by the name of its command."""
+
+Files = Sequence[tuple[str, str]]
+"""Names in a run directory and what they hold."""
 
 FILES_OF_ALL = (
     ("summary.json", "the numbers above, for programs"),
@@ -84,13 +87,27 @@ def build_report(directory: Path) -> Path:
 
 def write_page(directory: Path, record: Record) -> Path:
     """Write everything but the notebook; return the page's path."""
-    report = REPORTS[record.experiment](record)
+    return write_report(directory, record, REPORTS[record.experiment](record), files=_files(record))
+
+
+def write_report(directory: Path, record: Record, report: Report, *, files: Files) -> Path:
+    """Write ``summary.json``, ``figures/`` and ``report.html`` of a report.
+
+    Args:
+        directory: where they go.
+        record: what the report is of.
+        report: what it says.
+        files: name in the directory -> what it holds, for the page's list; the figures and the like are added.
+
+    Returns:
+        path of the page.
+    """
     for drawing in report.drawings:
         write_bytes(directory / "figures" / f"{drawing.name}.png", drawing.png)
         write_bytes(directory / "figures" / f"{drawing.name}.svg", drawing.svg)
     write_text(directory / "summary.json", json.dumps(as_json(record, report), indent=2, allow_nan=False) + "\n")
     page = directory / "report.html"
-    write_text(page, _page(record, report))
+    write_text(page, _page(record, report, files))
     return page
 
 
@@ -107,7 +124,7 @@ def _write_notebook(directory: Path, record: Record, page: Path) -> None:
         write_text(directory / "report.ipynb", as_text(notebook))
 
 
-def _page(record: Record, report: Report) -> str:
+def _page(record: Record, report: Report, files: Files) -> str:
     """Make ``report.html``: one file that needs nothing else."""
     method = Section(
         key="method", title="How it was measured", short="Method", blocks=[Text(line) for line in report.method]
@@ -130,16 +147,16 @@ def _page(record: Record, report: Report) -> str:
         parts=parts,
         setup=setup,
         command=record.command,
-        files=_files(record),
+        files=[*FILES_OF_ALL, *files],
         version=record.versions.get("steadynorm", ""),
         created=record.created[:10],
     )
 
 
-def _files(record: Record) -> list[tuple[str, str]]:
+def _files(record: Record) -> Files:
     notebook = [NOTEBOOK] if record.experiment == "compare" else []
     runs, cells = FILES_OF_RUNS if record.runs else (), FILES_OF_CELLS if record.cells else ()
-    return [*notebook, *FILES_OF_ALL, *runs, *cells]
+    return [*notebook, *runs, *cells]
 
 
 def _eyebrow(record: Record) -> str:

@@ -13,6 +13,7 @@ from steadynorm.lab.report.page import Table
 
 __all__ = [
     "Block",
+    "Code",
     "Expectation",
     "Expectations",
     "Figures",
@@ -48,6 +49,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Text as it stands, with a name above it."""
+
+    kind: ClassVar[str] = "code"
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Expectations:
     """Expectations beside what was measured."""
 
@@ -63,7 +73,7 @@ class Figures:
     drawings: Sequence[Drawing]
 
 
-Block = Text | Table | Expectations | Figures
+Block = Text | Code | Table | Expectations | Figures
 
 
 @dataclass(frozen=True, kw_only=True)

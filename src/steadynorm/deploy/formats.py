@@ -1,0 +1,304 @@
+"""The formats a model is exported to, and how it is quantised on the way: one table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.deploy.graphs import check_graph, norms_in, norms_in_onnx, norms_in_program, norms_in_script
+from steadynorm.deploy.source import one_line
+from steadynorm.lab.failure import UserError
+
+__all__ = ["FORMATS", "QUANTIZED", "Format", "Request", "find_format"]
+
+QUANTIZED = ("none", "dynamic", "static")
+"""Ways to quantise: not at all; weights beforehand and activations as they come; both beforehand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A model to write and what that takes."""
+
+    model: nn.Module
+    """In evaluation mode, of torch's own operations."""
+    images: Tensor
+    """Examples, float32 of shape (N, 3, H, W), N at least 2; the size is exported, the batch stays free."""
+    calibration: Sequence[Tensor]
+    """Batches of training images, in which static quantisation sees the ranges of activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format."""
+
+    title: str
+    suffix: str
+    serving: str
+    """File that shows how it is served."""
+    needs: tuple[str, ...]
+    """Packages to write and to serve it, beyond torch."""
+    writers: dict[str, Callable[[Request, Path], str]]
+    """Way of quantising -> writes a file and says what it holds, in a sentence."""
+    lacking: dict[str, str]
+    """Way of quantising that it has not -> why, and what to take."""
+    compiles: bool = False
+    """Whether a C++ compiler is needed."""
+
+    def absent(self) -> str:
+        """Say what is missing on this machine, nothing where all is there."""
+        missing = [name for name in self.needs if find_spec(name) is None]
+        if missing:
+            return f"not installed: {', '.join(missing)}. Run: pip install 'steadynorm[deploy]'"
+        if self.compiles and not _compiler():
+            return "AOTInductor needs a C++ compiler, found none. Install g++, or set CXX."
+        return ""
+
+    def write(self, request: Request, quantize: str, path: Path) -> str:
+        """Write a model to a file.
+
+        Returns:
+            what it holds, in a sentence.
+
+        Raises:
+            UserError: the format cannot hold this model; nothing is written.
+        """
+        try:
+            with _quiet(), torch.no_grad():
+                return self.writers[quantize](request, path)
+        except UserError:
+            raise
+        except Exception as error:  # an exporter fails in any way; the file is then worthless
+            path.unlink(missing_ok=True)
+            raise UserError(f"{self.title} cannot hold this model: {one_line(error)}.") from error
+
+
+def find_format(name: str) -> Format:
+    """Look a format up."""
+    return FORMATS[name]
+
+
+def _write_script(request: Request, path: Path) -> str:
+    return _save_script(request.model, request, path)
+
+
+def _write_script_dynamic(request: Request, path: Path) -> str:
+    linear = [module for module in request.model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(
+            "dynamic quantisation covers linear layers, of which the model has none. Take --quantize static."
+        )
+    kept = sum(parameter.numel() for parameter in request.model.parameters())
+    share = sum(module.weight.numel() for module in linear) / kept
+    quantised = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        deepcopy(request.model), {nn.Linear}, dtype=torch.qint8
+    )
+    _save_script(quantised, request, path)
+    return f"{len(linear)} linear layers in int8, {_percent(share)} of the parameters; convolutions stay float."
+
+
+def _save_script(model: nn.Module, request: Request, path: Path) -> str:
+    traced = torch.jit.freeze(torch.jit.trace(model, request.images[:2]))  # type: ignore[no-untyped-call]
+    check_graph(norms_in_script(traced), norms_in(request.model), what="the TorchScript")
+    traced.save(str(path))
+    return "Traced and frozen. torch marks TorchScript deprecated: prefer torch.export."
+
+
+def _write_program(request: Request, path: Path) -> str:
+    torch.export.save(_program(request.model, request), path)
+    return "An exported program; it runs by torch's own operations."
+
+
+def _write_program_static(request: Request, path: Path) -> str:
+    torch.export.save(_program(_quantised(request), request), path)
+    return "Weights and activations in int8; runs by torch's reference operations, so it is not faster than float."
+
+
+def _write_compiled(request: Request, path: Path) -> str:
+    _compile(_program(request.model, request), path)
+    return "Compiled for this kind of processor."
+
+
+def _write_compiled_static(request: Request, path: Path) -> str:
+    _compile(_program(_quantised(request), request), path)
+    return "Weights and activations in int8, compiled for this kind of processor."
+
+
+def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package, config
+
+    with config.patch({"freezing": True}):
+        aoti_compile_and_package(program, package_path=str(path))
+
+
+def _program(model: nn.Module, request: Request) -> torch.export.ExportedProgram:
+    program = torch.export.export(model, (request.images[:2],), dynamic_shapes=_free_batch())
+    ours = [str(node.target) for node in program.graph.nodes if str(node.target).startswith("steadynorm")]
+    if ours:
+        raise UserError(f"{ours[0]} would need steadynorm where it is served: surgery.to_torch_(model) first.")
+    check_graph(norms_in_program(program), norms_in(request.model), what="the exported program")
+    return program
+
+
+def _quantised(request: Request) -> nn.Module:
+    """Quantise an exported program for x86 by torchao: weights per channel, activations per tensor, both int8."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    quantizer = X86InductorQuantizer()
+    quantizer.set_global(get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(_program(request.model, request).module(), quantizer)
+    for images in request.calibration:
+        prepared(images)
+    converted: nn.Module = convert_pt2e(prepared)
+    return converted
+
+
+def _write_onnx(request: Request, path: Path) -> str:
+    torch.onnx.export(
+        request.model,
+        (request.images[:2],),
+        str(path),
+        dynamo=True,
+        dynamic_shapes=_free_batch(),
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+    check_graph(norms_in_onnx(path), norms_in(request.model), what="the ONNX file")
+    import onnx
+
+    opset = max(each.version for each in onnx.load(path).opset_import)
+    return f"Opset {opset}, by torch's exporter."
+
+
+def _write_onnx_dynamic(request: Request, path: Path) -> str:
+    from onnxruntime.quantization import quantize_dynamic
+
+    with _float_onnx(request, path) as source:
+        quantize_dynamic(source, path, op_types_to_quantize=["MatMul", "Gemm"])
+    return "Linear layers in int8; convolutions stay float."
+
+
+def _write_onnx_static(request: Request, path: Path) -> str:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter(request.calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            images = next(self.rest, None)
+            return None if images is None else {"images": images.numpy()}
+
+    with _float_onnx(request, path) as source:
+        quantize_static(
+            source,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    return "Weights and activations in int8, by ONNX Runtime; weights per channel."
+
+
+@contextmanager
+def _float_onnx(request: Request, path: Path) -> Iterator[Path]:
+    """Give the file that ONNX Runtime quantises: written, simplified, and removed at the end."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    plain, ready = path.with_name(f"{path.stem}.float.onnx"), path.with_name(f"{path.stem}.ready.onnx")
+    try:
+        _write_onnx(request, plain)
+        quant_pre_process(plain, ready)
+        yield ready
+    finally:
+        plain.unlink(missing_ok=True)
+        ready.unlink(missing_ok=True)
+
+
+def _free_batch() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+def _compiler() -> str | None:
+    import os
+
+    return next((found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := which(name))), None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what exporters print and warn of from the terminal: nothing of it is the user's to do."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+_TORCH_DYNAMIC = "torch's dynamic quantisation is made for eager modules. Take torchscript or onnx."
+
+FORMATS: dict[str, Format] = {
+    "torchscript": Format(
+        title="TorchScript",
+        suffix=".pt",
+        serving="torchscript.py",
+        needs=(),
+        writers={"none": _write_script, "dynamic": _write_script_dynamic},
+        lacking={
+            "static": "torch quantises convolutions through torch.export. Take torch-export, aotinductor or onnx."
+        },
+    ),
+    "torch-export": Format(
+        title="torch.export",
+        suffix=".pt2",
+        serving="torch_export.py",
+        needs=("torchao",),
+        writers={"none": _write_program, "static": _write_program_static},
+        lacking={"dynamic": _TORCH_DYNAMIC},
+    ),
+    "aotinductor": Format(
+        title="AOTInductor",
+        suffix=".pt2",
+        serving="aotinductor.py",
+        needs=("torchao",),
+        writers={"none": _write_compiled, "static": _write_compiled_static},
+        lacking={"dynamic": _TORCH_DYNAMIC},
+        compiles=True,
+    ),
+    "onnx": Format(
+        title="ONNX Runtime",
+        suffix=".onnx",
+        serving="onnx.py",
+        needs=("onnx", "onnxruntime", "onnxscript"),
+        writers={"none": _write_onnx, "dynamic": _write_onnx_dynamic, "static": _write_onnx_static},
+        lacking={},
+    ),
+}
+"""By the name that --format takes."""

@@ -1,0 +1,87 @@
+"""How long requests take, of several servers in turn, so that drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from steadynorm.deploy.processes import Server
+from steadynorm.deploy.results import Artifact, Latency
+
+__all__ = ["measure"]
+
+ROUNDS = 10
+"""The requests are spread over so many turns."""
+WARM_UP = 10
+"""Requests before each turn that do not count: caches, threads and clocks are then as under load."""
+LARGE = 3
+"""Turns, and requests of each, for batches of more than one image."""
+
+
+def measure(
+    artifacts: Sequence[Artifact],
+    servers: Mapping[str, Server],
+    *,
+    images: Path,
+    requests: int,
+    batch_sizes: Sequence[int],
+) -> list[Artifact]:
+    """Time every artifact that is served.
+
+    Args:
+        artifacts: in any order; those that no server has stay as they are.
+        servers: by the artifact's name.
+        images: float32 array of shape (N, 3, H, W) to ask with.
+        requests: of one image.
+        batch_sizes: for the throughput.
+    """
+    peak: dict[str, float] = {}
+
+    def turn(name: str, batch: int, count: int) -> list[float]:
+        warm_up = WARM_UP if batch == 1 else 1
+        answer = servers[name].ask("time", images=str(images), batch=batch, requests=count, warm_up=warm_up)
+        peak[name] = answer["peak_mib"]
+        return [float(each) for each in answer["ms"]]
+
+    single = _in_turns(servers, 1, [len(part) for part in np.array_split(range(requests), ROUNDS) if len(part)], turn)
+    speeds: dict[str, dict[str, float]] = {name: {} for name in servers}
+    for batch in batch_sizes:
+        times = single if batch == 1 else _in_turns(servers, batch, [LARGE] * LARGE, turn)
+        for name, each in times.items():
+            speeds[name][str(batch)] = 1e3 * batch / statistics.median(each)
+    return [
+        replace(
+            one,
+            latency=_latency(single[one.name]),
+            images_per_second=speeds[one.name],
+            peak_mib=peak[one.name],
+        )
+        if one.name in servers
+        else one
+        for one in artifacts
+    ]
+
+
+def _in_turns(
+    servers: Mapping[str, Server],
+    batch: int,
+    counts: Sequence[int],
+    turn: Callable[[str, int, int], list[float]],
+) -> dict[str, list[float]]:
+    """Ask all in turn, every round beginning one further on."""
+    times: dict[str, list[float]] = {name: [] for name in servers}
+    names = list(servers)
+    for round_, count in enumerate(counts):
+        start = round_ % len(names)
+        for name in names[start:] + names[:start]:
+            times[name] += turn(name, batch, count)
+    return times
+
+
+def _latency(ms: Sequence[float]) -> Latency:
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
+    return Latency(requests=len(ms), p50=p50, p90=p90, p99=p99)

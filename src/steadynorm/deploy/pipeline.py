@@ -1,0 +1,271 @@
+"""From a trained model to files that serve it: check, fold, export, quantise, verify, measure."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from steadynorm.deploy.configuration import ExportConfig, check_config, chosen_formats
+from steadynorm.deploy.formats import FORMATS, Request
+from steadynorm.deploy.latency import measure
+from steadynorm.deploy.processes import Server
+from steadynorm.deploy.readiness import check_ready
+from steadynorm.deploy.results import Artifact, Outcome, write_outcome
+from steadynorm.deploy.source import as_logits, load_source, one_line
+from steadynorm.lab.data import Dataset, Images, evaluation_batches, first, load_dataset
+from steadynorm.lab.experiment import as_config, command_of, new_place
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.machine import describe_machine, describe_versions
+from steadynorm.lab.progress import Display
+from steadynorm.lab.records import Record, write_config
+from steadynorm.surgery import fold_, to_torch_
+
+__all__ = ["EAGER", "FOLDED", "run_export"]
+
+EAGER = Artifact(name="eager torch", format="eager", quantize="none", note="The model as it was trained.")
+FOLDED = Artifact(name="eager torch, folded", format="folded", quantize="none", note="Batch norms in the weights.")
+RUNTIMES = ("torchao", "onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+"""Largest error of a float file, relative to the largest magnitude of an output."""
+BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """What files are compared on."""
+
+    images: Path
+    """float32 array of shape (N, 3, H, W)."""
+    labels: NDArray[np.int64] | None
+    """None where the model's classes are not the data's."""
+    expected: NDArray[np.float32]
+    """The eager model's outputs."""
+
+
+def run_export(config: ExportConfig, display: Display) -> Path:
+    """Export a model.
+
+    Returns:
+        the directory that holds the files and their record; the report is still to be made.
+
+    Raises:
+        UserError: it cannot be done; then no directory is left behind.
+    """
+    check_config(config)
+    place = config.out or new_place("export")
+    if place.exists():
+        raise UserError(f"--out: {place} exists already. Give a new directory.")
+    threads = config.threads or torch.get_num_threads()
+    source = load_source(config.source, weights=config.weights)
+    norms = check_ready(source.model)
+    display.message(f"{source.name}: {norms} batch norms, all with statistics to export")
+    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
+    chosen = first(dataset.validation, config.images)
+    images = _scaled(chosen, dataset, config.input_size)
+    model = as_logits(source.model, images[:2])
+    calibration = torch.split(_scaled(first(dataset.train, config.calibration_images), dataset, config.input_size), 16)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _new_directory(place) as directory, tempfile.TemporaryDirectory() as scratch:
+        np.save(Path(scratch) / "images.npy", images.numpy())
+        eager = _pickled(model, Path(scratch) / "eager.pt")
+        folded, steps = _folded(model, images[:8])
+        display.message(" ".join(steps))
+        with contextlib.ExitStack() as servers:
+            running = {EAGER.name: servers.enter_context(_server(eager, threads))}
+            expected = _answers(running[EAGER.name], Path(scratch))
+            labels = chosen.labels.numpy() if expected.shape[1] == len(dataset.classes) else None
+            bench = _Bench(images=Path(scratch) / "images.npy", labels=labels, expected=expected)
+            rest = _pickled(folded, Path(scratch) / "folded.pt")
+            running[FOLDED.name] = servers.enter_context(_server(rest, threads))
+            found = [
+                _compared(
+                    replace(one, load_ms=running[one.name].load_ms), _answers(running[one.name], Path(scratch)), bench
+                )
+                for one in (EAGER, FOLDED)
+            ]
+            request = Request(model=folded, images=images, calibration=calibration)
+            plans = [(name, way) for name in chosen_formats(config) for way in config.quantize]
+            for number, (name, way) in enumerate(plans, start=1):
+                artifact = Artifact(name=f"{FORMATS[name].title}{_suffix(way)}", format=name, quantize=way)
+                display.begin_cell(artifact.name, number=number, of=len(plans))
+                try:
+                    artifact, server = _made(artifact, request, bench, directory, threads, config)
+                    running[artifact.name] = servers.enter_context(server)
+                except UserError as error:
+                    artifact = replace(artifact, refused=str(error))
+                    display.message(f"  no {artifact.name}: {error}")
+                display.end_cell(artifact.name)
+                found.append(artifact)
+            if len(running) == 2:
+                raise UserError(f"nothing could be exported: {found[2].name}: {found[2].refused}")
+            display.message(f"timing {config.requests:,} requests to each of {len(running)}, in turn")
+            found = measure(
+                found, running, images=bench.images, requests=config.requests, batch_sizes=config.batch_size
+            )
+        outcome = Outcome(
+            model=source.name,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            norms=norms,
+            steps=tuple(steps),
+            artifacts=tuple(found),
+        )
+        write_config(directory, _record(config, threads=threads, images=len(images)))
+        write_outcome(directory, outcome)
+    return place
+
+
+def _record(config: ExportConfig, *, threads: int, images: int) -> Record:
+    runtimes = {name: found for name in RUNTIMES if (found := _version(name))}
+    return Record(
+        experiment="export",
+        command=command_of("export", config),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=as_config(config) | {"quick": False},
+        resolved={"format": chosen_formats(config), "threads": threads, "images": images},
+        versions=describe_versions() | runtimes,
+        machine=describe_machine(torch.device("cpu")),
+    )
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return None
+
+
+def _made(
+    artifact: Artifact, request: Request, bench: _Bench, directory: Path, threads: int, config: ExportConfig
+) -> tuple[Artifact, Server]:
+    """Write a file, serve it from a fresh process and compare it; the caller closes the server.
+
+    Raises:
+        UserError: there is no such file, or it does not answer as the model does; then it is removed.
+    """
+    form = FORMATS[artifact.format]
+    if artifact.quantize not in form.writers:
+        raise UserError(form.lacking[artifact.quantize])
+    path = directory / f"model-{artifact.format}-{artifact.quantize}{form.suffix}"
+    note = form.write(request, artifact.quantize, path)
+    try:
+        server = Server(path, serving=form.serving, threads=threads)
+        try:
+            answers = _answers(server, bench.images.parent)
+            artifact = replace(
+                artifact, file=path.name, note=note, mib=path.stat().st_size / 2**20, load_ms=server.load_ms
+            )
+            artifact = _compared(artifact, answers, bench)
+            _check(artifact, bench, max_drop=config.max_drop)
+        except BaseException:
+            server.close()
+            raise
+    except UserError:
+        path.unlink()
+        raise
+    return artifact, server
+
+
+def _compared(artifact: Artifact, answers: NDArray[np.float32], bench: _Bench) -> Artifact:
+    error = float(np.abs(answers - bench.expected).max())
+    top, expected = answers.argmax(1), bench.expected.argmax(1)
+    return replace(
+        artifact,
+        largest_error=error,
+        relative_error=error / max(float(np.abs(bench.expected).max()), 1e-30),
+        agreement=float((top == expected).mean()),
+        accuracy=None if bench.labels is None else float((top == bench.labels).mean()),
+    )
+
+
+def _check(artifact: Artifact, bench: _Bench, *, max_drop: float) -> None:
+    """Refuse a file that answers otherwise than the model.
+
+    Raises:
+        UserError: it does.
+    """
+    assert artifact.relative_error is not None and artifact.agreement is not None
+    if not np.isfinite(artifact.relative_error):
+        raise UserError("its outputs are not finite.")
+    if artifact.quantize == "none":
+        if artifact.relative_error > TOLERANCE:
+            raise UserError(
+                f"its outputs are off by {artifact.relative_error:.1g} of the largest, more than {TOLERANCE:g}."
+            )
+        return
+    if artifact.accuracy is None or bench.labels is None:
+        drop, what = 1 - artifact.agreement, "of the images get another class than from the model"
+    else:
+        drop, what = float((bench.expected.argmax(1) == bench.labels).mean()) - artifact.accuracy, "of accuracy lost"
+    if round(100 * drop, 9) > max_drop:  # 0.01 is not quite a hundredth
+        raise UserError(f"{100 * drop:.1f} points {what}, more than --max-drop {max_drop:g}.")
+
+
+def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
+    """Fold a copy; whatever of ours is left becomes torch's, so that files need nothing of this package."""
+    copy = deepcopy(model)
+    try:
+        change = fold_(copy, example)
+        rest = to_torch_(change.model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the model cannot be folded: {one_line(error)}.") from error
+    steps = [f"{len(change.changed)} batch norms folded into the weights beside them."]
+    steps += [f"Not folded: {refused}" for refused in change.refused]
+    if rest.changed:
+        steps.append(f"{len(rest.changed)} layers turned into torch's own.")
+    return rest.model, steps
+
+
+def _scaled(images: Images, dataset: Dataset, size: tuple[int, int]) -> Tensor:
+    """Normalize images as in training and scale them, by bilinear interpolation."""
+    parts = evaluation_batches(images, dataset=dataset, batch_size=256, device=torch.device("cpu"))
+    whole = torch.cat([part for part, _ in parts]).contiguous(memory_format=torch.contiguous_format)
+    if tuple(whole.shape[2:]) == tuple(size):
+        return whole
+    return F.interpolate(whole, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _pickled(model: nn.Module, path: Path) -> Path:
+    try:
+        torch.save(model, path)
+    except Exception as error:
+        raise UserError(f"the model cannot be pickled for a process of its own: {one_line(error)}.") from error
+    return path
+
+
+def _server(path: Path, threads: int) -> Server:
+    return Server(path, serving="eager.py", threads=threads, own=True)
+
+
+def _answers(server: Server, scratch: Path) -> NDArray[np.float32]:
+    server.ask("predict", images=str(scratch / "images.npy"), outputs=str(scratch / "outputs.npy"), batch=BATCH)
+    answers: NDArray[np.float32] = np.load(scratch / "outputs.npy")
+    return answers
+
+
+def _suffix(way: str) -> str:
+    return "" if way == "none" else f", {way} int8"
+
+
+@contextlib.contextmanager
+def _new_directory(place: Path) -> Iterator[Path]:
+    """Give a directory that takes its name when the block ends; on an exception nothing is left."""
+    directory = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    try:
+        yield directory
+        directory.chmod(0o755)
+        directory.rename(place)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise

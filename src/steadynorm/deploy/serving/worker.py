@@ -1,0 +1,63 @@
+"""A process that serves one artifact and is asked what it answers, and how fast: a line of JSON in, a line out.
+
+Run as ``python worker.py SERVING ARTIFACT THREADS [own]``, where SERVING is a file of this folder; with ``own`` the
+artifact may need this package, else the package is out of its reach.
+"""
+
+import json
+import resource
+import runpy
+import sys
+import time
+
+import numpy as np
+
+
+def main():
+    """Load, say so, and answer until the input ends."""
+    serving, artifact, threads, *own = sys.argv[1:]
+    if not own:
+        sys.modules["steadynorm"] = None  # an import of it fails, as where it is not installed
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+
+    def answer(content):
+        print(json.dumps(content), file=answers, flush=True)
+
+    try:
+        start = time.perf_counter()
+        predict = runpy.run_path(serving)["load"](artifact, int(threads))
+        answer({"load_ms": 1e3 * (time.perf_counter() - start)})
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer(ACTIONS[request.pop("do")](predict, **request))
+    except Exception as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def predict_file(predict, *, images, outputs, batch):
+    """Answer every image of a file, and write the answers to another."""
+    images = np.load(images, mmap_mode="r")
+    parts = [predict(np.array(images[first : first + batch])) for first in range(0, len(images), batch)]
+    np.save(outputs, np.concatenate(parts))
+    return {"images": len(images)}
+
+
+def time_requests(predict, *, images, batch, requests, warm_up):
+    """Answer batches one after the other; milliseconds of each, and the most memory that the process ever had."""
+    images = np.load(images, mmap_mode="r")
+    inputs = [np.array(np.take(images, range(first, first + batch), axis=0, mode="wrap")) for first in range(4)]
+    for index in range(warm_up):
+        predict(inputs[index % 4])
+    ms = []
+    for index in range(requests):
+        start = time.perf_counter_ns()
+        predict(inputs[index % 4])
+        ms.append((time.perf_counter_ns() - start) / 1e6)
+    return {"ms": ms, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+ACTIONS = {"predict": predict_file, "time": time_requests}
+
+if __name__ == "__main__":
+    main()
