@@ -38,6 +38,10 @@ FLAGS = {
     "scale": f"{TRAINING_FLAGS} --variants --reference-batch --warm-up --freeze-last --at-once",
     "landscape": f"{TRAINING_FLAGS} --arms --probe-every --rate-steps --weight-steps",
     "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
+    "export": """
+        --weights --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
+        --calibration-images --requests --batch-size --threads --out --json
+    """,
     "report": "--json",
     "bench kernels": BENCH_KERNELS_FLAGS,
     "bench layers": BENCH_LAYERS_FLAGS,
@@ -120,7 +124,7 @@ def test_the_commands_are_these() -> None:
 @pytest.mark.parametrize("command", FLAGS)
 def test_the_flags_of_a_command_are_these(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(*command.split(), "--help") == 0
-    flags = re.findall(r"^\W (?:-h, )?(--[a-z][a-z-]*)", capsys.readouterr().out, flags=re.MULTILINE)
+    flags = re.findall(r"^\W (?:-h, )?(--[a-z][a-z0-9-]*)", capsys.readouterr().out, flags=re.MULTILINE)
     assert sorted(flags) == sorted([*FLAGS[command].split(), "--help"])
 
 

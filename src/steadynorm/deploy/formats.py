@@ -32,8 +32,9 @@ class Request:
 
     model: nn.Module
     """In evaluation mode, of torch's own operations."""
-    images: Tensor
-    """Examples, float32 of shape (N, 3, H, W), N at least 2; the size is exported, the batch stays free."""
+    example: Tensor
+    """Images, float32 of shape (N, 3, H, W), N at least 2; the size is exported, the batch stays free. It is stored in
+    some formats, with the whole of what it is a view of."""
     calibration: Sequence[Tensor]
     """Batches of training images, in which static quantisation sees the ranges of activations."""
 
@@ -108,7 +109,7 @@ def _write_script_dynamic(request: Request, path: Path) -> str:
 
 
 def _save_script(model: nn.Module, request: Request, path: Path) -> str:
-    traced = torch.jit.freeze(torch.jit.trace(model, request.images[:2]))  # type: ignore[no-untyped-call]
+    traced = torch.jit.freeze(torch.jit.trace(model, request.example))  # type: ignore[no-untyped-call]
     check_graph(norms_in_script(traced), norms_in(request.model), what="the TorchScript")
     traced.save(str(path))
     return "Traced and frozen. torch marks TorchScript deprecated: prefer torch.export."
@@ -142,7 +143,7 @@ def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def _program(model: nn.Module, request: Request) -> torch.export.ExportedProgram:
-    program = torch.export.export(model, (request.images[:2],), dynamic_shapes=_free_batch())
+    program = torch.export.export(model, (request.example,), dynamic_shapes=_free_batch())
     ours = [str(node.target) for node in program.graph.nodes if str(node.target).startswith("steadynorm")]
     if ours:
         raise UserError(f"{ours[0]} would need steadynorm where it is served: surgery.to_torch_(model) first.")
@@ -170,7 +171,7 @@ def _quantised(request: Request) -> nn.Module:
 def _write_onnx(request: Request, path: Path) -> str:
     torch.onnx.export(
         request.model,
-        (request.images[:2],),
+        (request.example,),
         str(path),
         dynamo=True,
         dynamic_shapes=_free_batch(),

@@ -97,6 +97,9 @@ def norms_in_onnx(path: Path) -> list[Norm]:
 
     model = onnx.load(path)
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
     found: list[Norm] = []
     for node in model.graph.node:
         values = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}

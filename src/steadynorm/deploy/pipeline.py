@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steadynorm.deploy.configuration import ExportConfig, check_config, chosen_formats
+from steadynorm.deploy.configuration import ExportConfig, check_config, chosen_formats, with_data
 from steadynorm.deploy.formats import FORMATS, Request
 from steadynorm.deploy.latency import measure
 from steadynorm.deploy.processes import Server
@@ -68,6 +68,8 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     place = config.out or new_place("export")
     if place.exists():
         raise UserError(f"--out: {place} exists already. Give a new directory.")
+    config = with_data(config)
+    assert config.data is not None
     threads = config.threads or torch.get_num_threads()
     source = load_source(config.source, weights=config.weights)
     norms = check_ready(source.model)
@@ -96,7 +98,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
                 )
                 for one in (EAGER, FOLDED)
             ]
-            request = Request(model=folded, images=images, calibration=calibration)
+            request = Request(model=folded, example=images[:2].clone(), calibration=calibration)
             plans = [(name, way) for name in chosen_formats(config) for way in config.quantize]
             for number, (name, way) in enumerate(plans, start=1):
                 artifact = Artifact(name=f"{FORMATS[name].title}{_suffix(way)}", format=name, quantize=way)
@@ -205,11 +207,12 @@ def _check(artifact: Artifact, bench: _Bench, *, max_drop: float) -> None:
             )
         return
     if artifact.accuracy is None or bench.labels is None:
-        drop, what = 1 - artifact.agreement, "of the images get another class than from the model"
+        drop, what = 1 - artifact.agreement, "% of the images get another class than from the model"
     else:
-        drop, what = float((bench.expected.argmax(1) == bench.labels).mean()) - artifact.accuracy, "of accuracy lost"
+        drop = float((bench.expected.argmax(1) == bench.labels).mean()) - artifact.accuracy
+        what = "points of accuracy lost"
     if round(100 * drop, 9) > max_drop:  # 0.01 is not quite a hundredth
-        raise UserError(f"{100 * drop:.1f} points {what}, more than --max-drop {max_drop:g}.")
+        raise UserError(f"{100 * drop:.1f} {what}, more than --max-drop {max_drop:g}.")
 
 
 def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:

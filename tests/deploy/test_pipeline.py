@@ -1,0 +1,284 @@
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steadynorm import cli
+from steadynorm.deploy import FORMATS
+from steadynorm.deploy.configuration import ExportConfig, check_config, with_data
+from steadynorm.deploy.pipeline import run_export
+from steadynorm.deploy.processes import SERVING, Server
+from steadynorm.deploy.report import best_of, build_export_report, missed_target
+from steadynorm.deploy.results import read_outcome
+from steadynorm.lab.data import first, load_dataset
+from steadynorm.lab.failure import UserError
+from steadynorm.lab.progress import silent_display
+from steadynorm.lab.records import Record, write_config
+from tests.support.deploy import save_checkpoint
+
+SMALL = {"images": 40, "calibration_images": 32, "requests": 20, "batch_size": (1, 3), "threads": 1, "max_drop": 100.0}
+WAYS = [(name, way) for name, form in FORMATS.items() for way in form.writers]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Everything that a small network can be exported to: its directory and the network."""
+    place = tmp_path_factory.mktemp("export")
+    model = save_checkpoint(place / "a.safetensors")
+    directory = run_export(
+        ExportConfig(source=str(place / "a.safetensors"), out=place / "out", **SMALL), silent_display()
+    )
+    return directory, model
+
+
+def export(tmp_path, **changed):
+    save_checkpoint(tmp_path / "a.safetensors")
+    config = {"source": str(tmp_path / "a.safetensors"), "out": tmp_path / "out", **SMALL, **changed}
+    return run_export(ExportConfig(**config), silent_display())
+
+
+def artifact(directory, name, way):
+    return next(one for one in read_outcome(directory).artifacts if (one.format, one.quantize) == (name, way))
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_every_file_answers_as_the_model_does(exported, name, way):
+    directory, model = exported
+    one = artifact(directory, name, way)
+    images = np.random.default_rng(0).normal(size=(5, 3, 32, 32)).astype(np.float32)
+    with Server(directory / one.file, serving=FORMATS[name].serving, threads=1) as server:
+        inputs, outputs = (directory.parent / name for name in ("x.npy", "y.npy"))
+        np.save(inputs, images)
+        for batch in (1, 2, 5):
+            server.ask(
+                "predict", images=str(directory.parent / "x.npy"), outputs=str(directory.parent / "y.npy"), batch=batch
+            )
+            with torch.no_grad():
+                expected = model(torch.from_numpy(images)).numpy()
+            tolerance = 1e-5 if way == "none" else 0.1
+            error = np.abs(np.load(outputs) - expected).max()
+            assert error <= tolerance * np.abs(expected).max()
+            assert (error > 0) or way == "none"
+
+
+def test_what_a_format_has_not_is_told_and_not_skipped(exported):
+    told = {(one.format, one.quantize): one.refused for one in read_outcome(exported[0]).artifacts if one.refused}
+    assert told == {(name, way): why for name, form in FORMATS.items() for way, why in form.lacking.items()}
+
+
+def test_the_record_says_of_every_file_what_was_measured(exported):
+    outcome = read_outcome(exported[0])
+    assert (outcome.norms, outcome.steps) == (3, ("3 batch norms folded into the weights beside them.",))
+    for one in outcome.artifacts:
+        if one.refused:
+            continue
+        assert one.latency is not None and one.latency.requests == 20
+        assert 0 < one.latency.p50 <= one.latency.p90 <= one.latency.p99
+        assert set(one.images_per_second) == {"1", "3"} and one.peak_mib > 50
+        assert one.file == "" or one.mib * 2**20 == (exported[0] / one.file).stat().st_size
+    float_files = [one for one in outcome.artifacts if one.quantize == "none"]
+    assert len(float_files) == 6 and all(one.relative_error < 1e-5 and one.agreement == 1 for one in float_files)
+    assert float_files[0].largest_error == 0
+
+
+def test_an_int8_file_is_further_off_than_its_float_file(exported):
+    directory, _ = exported
+    for name in ("onnx", "aotinductor", "torch-export"):
+        assert artifact(directory, name, "none").largest_error < artifact(directory, name, "static").largest_error
+
+
+def test_the_report_is_made_from_the_record_alone(exported):
+    directory, _ = exported
+    page = build_export_report(directory).read_text()
+    assert "Traceback" not in page and "onnxruntime.InferenceSession" in page
+    summary = json.loads((directory / "summary.json").read_text())
+    best = best_of(read_outcome(directory))
+    assert summary["headline"].startswith(best.name)
+    assert summary["command"].startswith("steadynorm export ") and " --images 40 " in summary["command"]
+    before = page
+    assert build_export_report(directory).read_text() == before
+
+
+def test_a_target_decides_the_exit_status(exported):
+    directory, _ = exported
+    config = json.loads((directory / "config.json").read_text())
+    p50 = best_of(read_outcome(directory)).latency.p50
+    for target, missed in ((None, False), (p50 * 1.01, False), (p50 * 0.99, True)):
+        config["config"]["target_p50_ms"] = target
+        (directory / "config.json").write_text(json.dumps(config))
+        assert missed_target(directory) is missed
+
+
+def test_a_file_runs_where_this_package_is_not_installed(exported, tmp_path):
+    directory, model = exported
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "steadynorm" not in path.name:
+            (packages / path.name).symlink_to(path)
+    np.save(tmp_path / "x.npy", np.ones((2, 3, 32, 32), dtype=np.float32))
+    program = f"""
+import sys, runpy
+sys.path.append({str(packages)!r})
+import numpy as np
+try:
+    import steadynorm
+except ImportError:
+    serve = runpy.run_path(sys.argv[1])["load"](sys.argv[2], 1)
+    print(serve(np.load({str(tmp_path / "x.npy")!r})).tolist())
+"""
+    with torch.no_grad():
+        expected = model(torch.ones(2, 3, 32, 32)).numpy()
+    for name, way in WAYS:
+        command = [sys.executable, "-I", "-S", "-c", program, str(SERVING / FORMATS[name].serving)]
+        file = directory / artifact(directory, name, way).file
+        done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert np.allclose(json.loads(done.stdout), expected, atol=0.1 * np.abs(expected).max())
+
+
+def answering(change):
+    """Servers whose answers are changed, by the name of their file."""
+    ask = Server.ask
+
+    def changed(self, do, **request):
+        answer = ask(self, do, **request)
+        if do == "predict":
+            np.save(request["outputs"], change(self.path.name, np.load(request["outputs"])))
+        return answer
+
+    return changed
+
+
+def test_too_great_a_loss_of_accuracy_is_refused_and_the_file_removed(tmp_path, monkeypatch):
+    labels = first(load_dataset("shapes").validation, 40).labels.numpy()
+    truth = np.eye(10, dtype=np.float32)[labels]
+    monkeypatch.setattr(Server, "ask", answering(lambda name, outputs: truth if name == "eager.pt" else outputs))
+    with pytest.raises(UserError, match=r"int8: [6-9]\d\.\d points of accuracy lost, more than --max-drop 50\."):
+        export(tmp_path, format=("onnx",), quantize=("dynamic",), max_drop=50.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_without_labels_another_class_than_the_models_is_what_is_lost(tmp_path, monkeypatch):
+    source = "tests.support.deploy:build_seven_classes"
+    monkeypatch.setattr(
+        Server,
+        "ask",
+        answering(lambda name, outputs: np.roll(outputs, 1, axis=1) if "dynamic" in name else outputs),
+    )
+    directory = export(tmp_path, source=source, format=("onnx",), quantize=("none", "dynamic"), max_drop=1.0)
+    refused, kept = artifact(directory, "onnx", "dynamic"), artifact(directory, "onnx", "none")
+    assert refused.refused == "100.0 % of the images get another class than from the model, more than --max-drop 1."
+    assert refused.file == "" and not list(directory.glob("*dynamic*"))
+    assert kept.file and kept.accuracy is None and kept.agreement == 1
+    page = build_export_report(directory).read_text()
+    assert "100.0 % of the images" in page and "Same class as the model over the latency" in page
+
+
+@pytest.mark.parametrize(("name", "norms"), [("resnet", 12), ("mobilenet", 52)])
+def test_models_of_transformers_are_exported_alike(tmp_path, name, norms):
+    source, formats = f"tests.support.deploy:build_{name}", ("torchscript", "torch-export", "onnx")
+    directory = export(tmp_path, source=source, format=formats, quantize=("none", "static"))
+    outcome = read_outcome(directory)
+    assert outcome.norms == norms
+    assert outcome.steps == (f"{norms} batch norms folded into the weights beside them.",)
+    kept = {(one.format, one.quantize) for one in outcome.artifacts if one.file}
+    assert kept == {(name, way) for name in formats for way in ("none", "static")} - {("torchscript", "static")}
+
+
+def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    config = {"data": "cifar10", "data_dir": "somewhere"}
+    record = Record(experiment="a", command="a", created="", config=config, resolved={}, versions={}, machine={})
+    write_config(tmp_path / "run", record)
+    source = str(tmp_path / "run" / "checkpoints" / "a.safetensors")
+    found = with_data(ExportConfig(source=source))
+    assert (found.data, found.data_dir) == ("cifar10", Path("somewhere"))
+    assert with_data(ExportConfig(source=source, data_dir=Path("here"))).data_dir == Path("here")
+    assert with_data(ExportConfig(source=source, data="shapes")).data_dir is None
+    assert with_data(ExportConfig(source="package:function")).data == "shapes"
+
+
+def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("steadynorm.deploy.pipeline.TOLERANCE", 0.0)
+    with pytest.raises(UserError, match=r"nothing could be exported: TorchScript: its outputs are off by"):
+        export(tmp_path, format=("torchscript",), quantize=("none",))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steadynorm.deploy.pipeline.measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path, format=("torchscript",), quantize=("none",))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_server_that_ends_is_one_line(exported):
+    directory, _ = exported
+    with Server(directory / artifact(directory, "onnx", "none").file, serving="onnx.py", threads=1) as server:
+        server.process.kill()
+        with pytest.raises(UserError, match="ended with status -9"):
+            server.ask("predict", images="x", outputs="y", batch=1)
+
+
+def test_a_damaged_file_does_not_load(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"model\.onnx: fails in a process of its own: ") as caught:
+        Server(tmp_path / "model.onnx", serving="onnx.py", threads=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"format": ("torchscript",), "quantize": ("static",)}, "--quantize static: TorchScript has none: "),
+        ({"images": 1}, "--images: must be at least 2, got 1"),
+        ({"input_size": (0, 32)}, "--input-size: must be at least 1, got 0 32"),
+        ({"target_p50_ms": -1.0}, "--target-p50-ms: must be at least 0"),
+        ({"threads": 0}, "--threads"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(changed, why):
+    with pytest.raises(UserError, match=why):
+        check_config(ExportConfig(source="a", **changed))
+
+
+def test_a_format_whose_packages_are_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("steadynorm.deploy.formats.find_spec", lambda name: None if name == "onnxruntime" else 1)
+    with pytest.raises(UserError, match=r"--format onnx: not installed: onnxruntime\. Run: pip install"):
+        check_config(ExportConfig(source="a", format=("onnx",)))
+    check_config(ExportConfig(source="a"))  # by default it is what can be written
+
+
+def test_no_compiler_is_said(monkeypatch):
+    monkeypatch.setattr("steadynorm.deploy.formats.which", lambda name: None)
+    with pytest.raises(UserError, match=r"--format aotinductor: AOTInductor needs a C\+\+ compiler"):
+        check_config(ExportConfig(source="a", format=("aotinductor",)))
+
+
+def test_the_command_exits_with_1_where_the_target_is_missed(tmp_path, capsys):
+    save_checkpoint(tmp_path / "a.safetensors")
+    flags = ["--images", "20", "--requests", "5", "--format", "torchscript", "--quantize", "none", "--threads", "1"]
+    command = ["export", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "out"), *flags]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--target-p50-ms", "0.000001"])
+    assert ended.value.code == 1
+    assert "not met: Half of the requests" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command)
+    assert ended.value.code == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_a_model_in_training_mode_is_one_line_and_nothing_is_written(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "tests.support.deploy:build_training", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,68 @@
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from steadynorm.deploy import check_ready
+from steadynorm.lab.failure import UserError
+from steadynorm.layers import BatchNorm2d, GatedBatchNorm2d
+from tests.support.deploy import network
+
+
+def changed(**values):
+    """A model whose second batch norm has these values in its first channel."""
+    model = network()
+    norm = [module for module in model.modules() if isinstance(module, BatchNorm2d)][1]
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(norm, name)[0] = value
+    return model
+
+
+def built(norm):
+    return nn.Sequential(nn.Conv2d(3, 4, 1), norm).eval()
+
+
+def test_a_sound_model_passes_as_it_is():
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert check_ready(model) == 3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_variance_of_zero_is_sound():
+    assert check_ready(changed(running_var=0.0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (network().train(), "the model: is in training mode"),
+        (changed(running_mean=math.nan), "running mean that is not finite in 1 of 4 channels"),
+        (changed(running_var=math.inf), "running variance that is not finite in 1 of 4 channels"),
+        (changed(running_var=-0.1), "negative running variance in 1 of 4 channels"),
+        (built(nn.BatchNorm2d(4)), "never updated"),
+        (built(nn.BatchNorm2d(4, track_running_stats=False)), "no running statistics"),
+        (built(GatedBatchNorm2d(4)), "evaluation depends on the batch"),
+    ],
+    ids=["training", "nan", "inf", "negative", "untouched", "untracked", "gated"],
+)
+def test_what_is_unsound_is_refused_with_the_reason(model, why):
+    with pytest.raises(UserError, match=re.escape(why)):
+        check_ready(model)
+
+
+def test_a_single_module_in_training_mode_is_named():
+    model = network()
+    model[1].train()
+    with pytest.raises(UserError, match="1: is in training mode"):
+        check_ready(model)
+
+
+def test_statistics_that_were_loaded_without_a_count_are_sound():
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.fill_(0.5)
+    assert int(norm.num_batches_tracked) == 0
+    assert check_ready(built(norm)) == 1
