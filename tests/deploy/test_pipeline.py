@@ -180,7 +180,7 @@ def test_without_labels_another_class_than_the_models_is_what_is_lost(tmp_path, 
     assert "100.0 % of the images" in page and "Same class as the model over the latency" in page
 
 
-@pytest.mark.parametrize(("name", "norms"), [("resnet", 12), ("mobilenet", 52)])
+@pytest.mark.parametrize(("name", "norms"), [("resnet", 11), ("mobilenet", 52)])
 def test_models_of_transformers_are_exported_alike(tmp_path, name, norms):
     source, formats = f"tests.support.deploy:build_{name}", ("torchscript", "torch-export", "onnx")
     directory = export(tmp_path, source=source, format=formats, quantize=("none", "static"))
@@ -189,6 +189,25 @@ def test_models_of_transformers_are_exported_alike(tmp_path, name, norms):
     assert outcome.steps == (f"{norms} batch norms folded into the weights beside them.",)
     kept = {(one.format, one.quantize) for one in outcome.artifacts if one.file}
     assert kept == {(name, way) for name in formats for way in ("none", "static")} - {("torchscript", "static")}
+
+
+def test_a_model_that_no_graph_can_hold_is_told_of(tmp_path):
+    source = "tests.support.deploy:build_branching"
+    directory = export(tmp_path, source=source, format=("torchscript", "torch-export"), quantize=("none",))
+    assert "decides by its data in 1 places" in artifact(directory, "torchscript", "none").note
+    refused = artifact(directory, "torch-export", "none").refused
+    assert refused.startswith("torch.export cannot hold this model: ") and "\n" not in refused
+    assert [path.suffix for path in directory.glob("model-*")] == [".pt"]
+
+
+def test_a_full_disk_is_not_the_formats_fault(tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.export.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(tmp_path, format=("torch-export",), quantize=("none",))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):

@@ -97,4 +97,4 @@ def with_data(config: ExportConfig) -> ExportConfig:
 
 def chosen_formats(config: ExportConfig) -> list[str]:
     """Give the names of the formats to write."""
-    return list(config.format or [name for name, one in FORMATS.items() if not one.absent()])
+    return list(dict.fromkeys(config.format or ())) or [name for name, one in FORMATS.items() if not one.absent()]

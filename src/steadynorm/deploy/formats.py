@@ -77,7 +77,8 @@ class Format:
         try:
             with _quiet(), torch.no_grad():
                 return self.writers[quantize](request, path)
-        except UserError:
+        except (UserError, OSError):  # of a full disk it is not the format's fault
+            path.unlink(missing_ok=True)
             raise
         except Exception as error:  # an exporter fails in any way; the file is then worthless
             path.unlink(missing_ok=True)
@@ -104,15 +105,24 @@ def _write_script_dynamic(request: Request, path: Path) -> str:
     quantised = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
         deepcopy(request.model), {nn.Linear}, dtype=torch.qint8
     )
-    _save_script(quantised, request, path)
-    return f"{len(linear)} linear layers in int8, {_percent(share)} of the parameters; convolutions stay float."
+    note = _save_script(quantised, request, path)
+    return f"{len(linear)} linear layers in int8, {_percent(share)} of the parameters; convolutions stay float. {note}"
 
 
 def _save_script(model: nn.Module, request: Request, path: Path) -> str:
-    traced = torch.jit.freeze(torch.jit.trace(model, request.example))  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        traced = torch.jit.freeze(torch.jit.trace(model, request.example))  # type: ignore[no-untyped-call]
+    branches = sum(
+        issubclass(one.category, torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        for one in caught
+    )
     check_graph(norms_in_script(traced), norms_in(request.model), what="the TorchScript")
     traced.save(str(path))
-    return "Traced and frozen. torch marks TorchScript deprecated: prefer torch.export."
+    note = "Traced and frozen. torch marks TorchScript deprecated: prefer torch.export."
+    if branches:
+        note += f" The model decides by its data in {branches} places; the trace holds what the example led to."
+    return note
 
 
 def _write_program(request: Request, path: Path) -> str:

@@ -44,7 +44,8 @@ def measure(
     def turn(name: str, batch: int, count: int) -> list[float]:
         warm_up = WARM_UP if batch == 1 else 1
         answer = servers[name].ask("time", images=str(images), batch=batch, requests=count, warm_up=warm_up)
-        peak[name] = answer["peak_mib"]
+        if batch == 1:
+            peak[name] = answer["peak_mib"]
         return [float(each) for each in answer["ms"]]
 
     single = _in_turns(servers, 1, [len(part) for part in np.array_split(range(requests), ROUNDS) if len(part)], turn)
@@ -59,6 +60,7 @@ def measure(
             latency=_latency(single[one.name]),
             images_per_second=speeds[one.name],
             peak_mib=peak[one.name],
+            load_ms=servers[one.name].load_ms,
         )
         if one.name in servers
         else one

@@ -73,7 +73,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     threads = config.threads or torch.get_num_threads()
     source = load_source(config.source, weights=config.weights)
     norms = check_ready(source.model)
-    display.message(f"{source.name}: {norms} batch norms, all with statistics to export")
+    display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
     dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
     chosen = first(dataset.validation, config.images)
     images = _scaled(chosen, dataset, config.input_size)
@@ -82,41 +82,34 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     with _new_directory(place) as directory, tempfile.TemporaryDirectory() as scratch:
         np.save(Path(scratch) / "images.npy", images.numpy())
-        eager = _pickled(model, Path(scratch) / "eager.pt")
         folded, steps = _folded(model, images[:8])
         display.message(" ".join(steps))
-        with contextlib.ExitStack() as servers:
-            running = {EAGER.name: servers.enter_context(_server(eager, threads))}
-            expected = _answers(running[EAGER.name], Path(scratch))
-            labels = chosen.labels.numpy() if expected.shape[1] == len(dataset.classes) else None
-            bench = _Bench(images=Path(scratch) / "images.npy", labels=labels, expected=expected)
-            rest = _pickled(folded, Path(scratch) / "folded.pt")
-            running[FOLDED.name] = servers.enter_context(_server(rest, threads))
-            found = [
-                _compared(
-                    replace(one, load_ms=running[one.name].load_ms), _answers(running[one.name], Path(scratch)), bench
-                )
-                for one in (EAGER, FOLDED)
-            ]
-            request = Request(model=folded, example=images[:2].clone(), calibration=calibration)
-            plans = [(name, way) for name in chosen_formats(config) for way in config.quantize]
-            for number, (name, way) in enumerate(plans, start=1):
-                artifact = Artifact(name=f"{FORMATS[name].title}{_suffix(way)}", format=name, quantize=way)
-                display.begin_cell(artifact.name, number=number, of=len(plans))
-                try:
-                    artifact, server = _made(artifact, request, bench, directory, threads, config)
-                    running[artifact.name] = servers.enter_context(server)
-                except UserError as error:
-                    artifact = replace(artifact, refused=str(error))
-                    display.message(f"  no {artifact.name}: {error}")
-                display.end_cell(artifact.name)
-                found.append(artifact)
-            if len(running) == 2:
-                raise UserError(f"nothing could be exported: {found[2].name}: {found[2].refused}")
-            display.message(f"timing {config.requests:,} requests to each of {len(running)}, in turn")
-            found = measure(
-                found, running, images=bench.images, requests=config.requests, batch_sizes=config.batch_size
-            )
+        eager = Path(scratch) / "eager.pt"
+        paths = {EAGER.name: _pickled(model, eager), FOLDED.name: _pickled(folded, eager.with_name("folded.pt"))}
+        expected = _answers(paths[EAGER.name], "eager.py", threads, Path(scratch))
+        labels = chosen.labels.numpy() if expected.shape[1] == len(dataset.classes) else None
+        bench = _Bench(images=Path(scratch) / "images.npy", labels=labels, expected=expected)
+        found = [
+            _compared(one, _answers(paths[one.name], "eager.py", threads, Path(scratch)), bench)
+            for one in (EAGER, FOLDED)
+        ]
+        request = Request(model=folded, example=images[:2].clone(), calibration=calibration)
+        plans = [(name, way) for name in chosen_formats(config) for way in dict.fromkeys(config.quantize)]
+        for number, (name, way) in enumerate(plans, start=1):
+            artifact = Artifact(name=f"{FORMATS[name].title}{_suffix(way)}", format=name, quantize=way)
+            display.begin_cell(artifact.name, number=number, of=len(plans))
+            try:
+                artifact = _made(artifact, request, bench, directory, threads, config)
+                paths[artifact.name] = directory / artifact.file
+            except UserError as error:
+                artifact = replace(artifact, refused=str(error))
+                display.message(f"  no {artifact.name}: {error}")
+            display.end_cell(artifact.name)
+            found.append(artifact)
+        if len(paths) == 2:
+            raise UserError(f"nothing could be exported: {found[2].name}: {found[2].refused}")
+        display.message(f"timing {config.requests:,} requests to each of {len(paths)}, in turn")
+        found = _timed(found, paths, bench, threads, config)
         outcome = Outcome(
             model=source.name,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -150,8 +143,8 @@ def _version(package: str) -> str | None:
 
 def _made(
     artifact: Artifact, request: Request, bench: _Bench, directory: Path, threads: int, config: ExportConfig
-) -> tuple[Artifact, Server]:
-    """Write a file, serve it from a fresh process and compare it; the caller closes the server.
+) -> Artifact:
+    """Write a file and compare what a fresh process makes of it.
 
     Raises:
         UserError: there is no such file, or it does not answer as the model does; then it is removed.
@@ -162,21 +155,27 @@ def _made(
     path = directory / f"model-{artifact.format}-{artifact.quantize}{form.suffix}"
     note = form.write(request, artifact.quantize, path)
     try:
-        server = Server(path, serving=form.serving, threads=threads)
-        try:
-            answers = _answers(server, bench.images.parent)
-            artifact = replace(
-                artifact, file=path.name, note=note, mib=path.stat().st_size / 2**20, load_ms=server.load_ms
-            )
-            artifact = _compared(artifact, answers, bench)
-            _check(artifact, bench, max_drop=config.max_drop)
-        except BaseException:
-            server.close()
-            raise
+        answers = _answers(path, form.serving, threads, bench.images.parent)
+        artifact = replace(artifact, file=path.name, note=note, mib=path.stat().st_size / 2**20)
+        artifact = _compared(artifact, answers, bench)
+        _check(artifact, bench, max_drop=config.max_drop)
     except UserError:
         path.unlink()
         raise
-    return artifact, server
+    return artifact
+
+
+def _timed(
+    artifacts: list[Artifact], paths: dict[str, Path], bench: _Bench, threads: int, config: ExportConfig
+) -> list[Artifact]:
+    """Time what there is, each in a process that has done nothing else."""
+    with contextlib.ExitStack() as servers:
+        running = {
+            one.name: servers.enter_context(_server(paths[one.name], _serving(one), threads))
+            for one in artifacts
+            if one.name in paths
+        }
+        return measure(artifacts, running, images=bench.images, requests=config.requests, batch_sizes=config.batch_size)
 
 
 def _compared(artifact: Artifact, answers: NDArray[np.float32], bench: _Bench) -> Artifact:
@@ -242,17 +241,24 @@ def _scaled(images: Images, dataset: Dataset, size: tuple[int, int]) -> Tensor:
 def _pickled(model: nn.Module, path: Path) -> Path:
     try:
         torch.save(model, path)
+    except OSError:
+        raise
     except Exception as error:
         raise UserError(f"the model cannot be pickled for a process of its own: {one_line(error)}.") from error
     return path
 
 
-def _server(path: Path, threads: int) -> Server:
-    return Server(path, serving="eager.py", threads=threads, own=True)
+def _serving(artifact: Artifact) -> str:
+    return FORMATS[artifact.format].serving if artifact.format in FORMATS else "eager.py"
 
 
-def _answers(server: Server, scratch: Path) -> NDArray[np.float32]:
-    server.ask("predict", images=str(scratch / "images.npy"), outputs=str(scratch / "outputs.npy"), batch=BATCH)
+def _server(path: Path, serving: str, threads: int) -> Server:
+    return Server(path, serving=serving, threads=threads, own=serving == "eager.py")
+
+
+def _answers(path: Path, serving: str, threads: int, scratch: Path) -> NDArray[np.float32]:
+    with _server(path, serving, threads) as server:
+        server.ask("predict", images=str(scratch / "images.npy"), outputs=str(scratch / "outputs.npy"), batch=BATCH)
     answers: NDArray[np.float32] = np.load(scratch / "outputs.npy")
     return answers
 

@@ -81,7 +81,9 @@ def _headline(record: Record, outcome: Outcome, eager: Artifact) -> str:
     text = f"{best.name} answers in {_ms(_p50(best))} at {_size(record)}, {_times(best, eager)} as fast as eager torch"
     if best.accuracy is not None and eager.accuracy is not None:
         gap = eager.accuracy - best.accuracy
-        return f"{text}, {points(gap)} {'less' if gap > 0 else 'more'} accurate" if gap else f"{text} and as accurate"
+        if round(100 * gap, 1) == 0:
+            return f"{text} and as accurate"
+        return f"{text}, {points(gap)} {'less' if gap > 0 else 'more'} accurate"
     return text
 
 
@@ -207,7 +209,9 @@ def _draw(served: Sequence[Artifact]) -> Drawing:
             )
         log_if_wide(axes, "x", [_p50(one) for one in served])
         axes.set_xlabel("milliseconds, median")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=f"{SPACE}%"))
+        shares = [(one.accuracy if by_accuracy else one.agreement) or 0.0 for one in served]
+        axes.set_ylim(min(shares) - 0.01, max(shares) + 0.01)  # a hundredth of a point is no difference
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=f"{SPACE}%"))
         axes.set_title(title, pad=10)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         caption = "Up is better, and left. Requests of one image, all servers in turn."
@@ -222,8 +226,8 @@ def _method(record: Record) -> tuple[str, ...]:
         f"be off by {TOLERANCE:g} of the largest output; a quantised one may cost {points(config['max_drop'] / 100)}.",
         f"Static quantisation saw the ranges of activations in {config['calibration_images']:,} training images.",
         f"Latency: every file has a process of its own with {threads} thread{'' if threads == 1 else 's'}, all asked "
-        "in turn in ten rounds, ten requests before each turn not counted. Peak memory is that of the whole process, "
-        "the runtime and the largest batch included. Throughput: the median of nine requests of each batch size.",
+        "in turn in ten rounds, ten requests before each turn not counted. Peak memory is that of a whole "
+        "process that has answered single images. Throughput: the median of nine requests of each batch size.",
         "Eager torch is the model with its batch norms, run under inference mode; folded, without them.",
     )
 

@@ -56,7 +56,7 @@ class Artifact:
     images_per_second: dict[str, float] = dataclasses.field(default_factory=dict)
     """Batch size -> median."""
     peak_mib: float | None = None
-    """Most memory that its process ever had, the runtime included."""
+    """Most memory of a process that answered single images, the runtime included."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
         threads: of each task.
 
     Raises:
-        UserError: Ray is not installed, or there is no cluster at the address.
+        UserError: Ray is not installed, there is no cluster at the address, or it went away.
     """
     if find_spec("ray") is None:
         raise UserError("--on ray: Ray is not installed. Run: pip install 'steadynorm[ray]'")
@@ -64,6 +64,11 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
         raise UserError(f"--address: no Ray cluster answers at {address} ({error}).") from error
     try:
         yield Pool(threads=threads, display=display)
+    except ray.exceptions.RayTaskError:  # a task's own fault
+        raise
+    except ray.exceptions.RayError as error:
+        what = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"--on ray: Ray is lost ({what}). What is finished is kept: continue with --resume.") from error
     finally:
         ray.shutdown()
 

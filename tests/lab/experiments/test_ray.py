@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -191,6 +192,17 @@ def test_no_cluster_on_this_machine_is_said(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("ray.init", find_none)
     with pytest.raises(UserError, match=r"--address: no Ray cluster answers at auto \(none is running\)\."):
         run(replace(SWEEP, on="ray", address="auto", out=tmp_path / "a"))
+
+
+def test_a_ray_that_goes_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", lambda **given: None)
+    lost = ray.exceptions.ActorUnavailableError("RPC error: keepalive watchdog timeout.\nmore", None)
+    with (
+        pytest.raises(UserError, match=r"Ray is lost \(.*keepalive watchdog timeout.*--resume\.$") as caught,
+        ray_pool.open_pool(None, threads=1, display=silent_display()),
+    ):
+        raise lost
+    assert "\n" not in str(caught.value)
 
 
 def test_one_at_once_is_enough_where_a_second_brings_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
