@@ -61,8 +61,10 @@ def test_a_single_module_in_training_mode_is_named():
         check_ready(model)
 
 
-def test_statistics_that_were_loaded_without_a_count_are_sound():
+@pytest.mark.parametrize(("mean", "var"), [(0.5, 1.0), (0.0, 2.0)])
+def test_statistics_that_were_loaded_without_a_count_are_sound(mean, var):
     norm = nn.BatchNorm2d(4)
-    norm.running_mean.fill_(0.5)
+    norm.running_mean.fill_(mean)
+    norm.running_var.fill_(var)
     assert int(norm.num_batches_tracked) == 0
     assert check_ready(built(norm)) == 1

@@ -106,7 +106,8 @@ def _write_script_dynamic(request: Request, path: Path) -> str:
         deepcopy(request.model), {nn.Linear}, dtype=torch.qint8
     )
     note = _save_script(quantised, request, path)
-    return f"{len(linear)} linear layers in int8, {_percent(share)} of the parameters; convolutions stay float. {note}"
+    layers = "one linear layer" if len(linear) == 1 else f"{len(linear)} linear layers"
+    return f"{layers.capitalize()} in int8, {_percent(share)} of the parameters; convolutions stay float. {note}"
 
 
 def _save_script(model: nn.Module, request: Request, path: Path) -> str:
