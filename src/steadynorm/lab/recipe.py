@@ -40,7 +40,7 @@ RECIPES: dict[str, Recipe] = {
     "whole_statistics": replace(_WHOLE, summary="statistics of the whole batch", small_statistics=False),
     "frozen_end": replace(_WHOLE, summary="statistics frozen at the end", frozen_end=True),
     "plain": Recipe(
-        summary="no step of it",
+        summary="with no step of it",
         linear_scaling=False,
         warm_up=False,
         zero_gamma=False,
