@@ -194,7 +194,7 @@ def test_models_of_transformers_are_exported_alike(tmp_path, name, norms):
 def test_a_model_that_no_graph_can_hold_is_told_of(tmp_path):
     source = "tests.support.deploy:build_branching"
     directory = export(tmp_path, source=source, format=("torchscript", "torch-export"), quantize=("none",))
-    assert "decides by its data in 1 places" in artifact(directory, "torchscript", "none").note
+    assert "decides by its data in one place;" in artifact(directory, "torchscript", "none").note
     refused = artifact(directory, "torch-export", "none").refused
     assert refused.startswith("torch.export cannot hold this model: ") and "\n" not in refused
     assert [path.suffix for path in directory.glob("model-*")] == [".pt"]
@@ -238,6 +238,16 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path, format=("torchscript",), quantize=("none",))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_peak_memory_is_the_servers_own(exported):
+    """This process, which starts it, has far more."""
+    ballast = np.ones(150_000_000)
+    directory, _ = exported
+    with Server(directory / artifact(directory, "onnx", "none").file, serving="onnx.py", threads=1) as server:
+        np.save(directory.parent / "x.npy", np.ones((4, 3, 32, 32), dtype=np.float32))
+        asked = {"images": str(directory.parent / "x.npy"), "batch": 1, "requests": 1, "warm_up": 0}
+        assert 20 < server.ask("time", **asked)["peak_mib"] < ballast.nbytes / 2**20
 
 
 def test_a_server_that_ends_is_one_line(exported):

@@ -114,15 +114,14 @@ def _save_script(model: nn.Module, request: Request, path: Path) -> str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         traced = torch.jit.freeze(torch.jit.trace(model, request.example))  # type: ignore[no-untyped-call]
-    branches = sum(
-        issubclass(one.category, torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        for one in caught
-    )
+    mine = [one for one in caught if issubclass(one.category, torch.jit.TracerWarning)]  # type: ignore[attr-defined]
+    branches = len({(one.filename, one.lineno) for one in mine})  # the trace is checked, so each comes twice
     check_graph(norms_in_script(traced), norms_in(request.model), what="the TorchScript")
     traced.save(str(path))
     note = "Traced and frozen. torch marks TorchScript deprecated: prefer torch.export."
     if branches:
-        note += f" The model decides by its data in {branches} places; the trace holds what the example led to."
+        places = "one place" if branches == 1 else f"{branches} places"
+        note += f" The model decides by its data in {places}; the trace holds what the example led to."
     return note
 
 
