@@ -215,11 +215,8 @@ def test_the_lines_of_each_network_are_shown() -> None:
 
 def test_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(monkeypatch)
-    before = torch.get_num_threads()
-    try:
-        assert run(replace(TINY, threads=before + 1), Lines())["threads"] == before + 1
-    finally:
-        torch.set_num_threads(before)
+    threads = torch.get_num_threads() + 1
+    assert run(replace(TINY, threads=threads), Lines())["threads"] == threads == torch.get_num_threads()
 
 
 def test_an_interrupted_run_writes_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

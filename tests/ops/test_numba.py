@@ -177,12 +177,10 @@ def test_a_wide_result_is_written_past_the_caches(monkeypatch):
 def test_thread_counts_of_torch_and_numba_stay_as_they_were():
     before = torch.get_num_threads(), numba.get_num_threads()
     inputs = make_inputs(LONG_CASES[0])
-    try:
-        torch.set_num_threads(1)
-        gradients_by_kernels(_numba, inputs, None, "relu")
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before[0])
+    torch.set_num_threads(1)
+    gradients_by_kernels(_numba, inputs, None, "relu")
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before[0])
     assert (torch.get_num_threads(), numba.get_num_threads()) == before
 
 

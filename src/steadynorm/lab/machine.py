@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from joblib import cpu_count
 
 from steadynorm.lab.failure import UserError
 
@@ -75,7 +76,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, memory and operating system, for the reader of a report."""
     return {
         "processor": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cpu_count(),
         "memory_gib": _memory_gib(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": f"{platform.system()} {platform.machine()}",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from torch import Tensor
 
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
@@ -54,7 +55,7 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    here: dict[str, Any] = {} if address else {"num_cpus": _cores(), "include_dashboard": False}
+    here: dict[str, Any] = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
     if address is not None and address != "auto":
         _check_answers(address)
     display.message(f"joining Ray at {address}" if address else "starting Ray on this machine")
@@ -359,11 +360,6 @@ def _remote(function: Callable[..., Any], resources: dict[str, float]) -> Any:  
     import ray
 
     return ray.remote(function).options(max_retries=RETRIES, **resources)
-
-
-def _cores() -> int:
-    """Count the cores that this process may use, which a container or a scheduler may have made fewer."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _amount(resource: str) -> int:

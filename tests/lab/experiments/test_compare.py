@@ -162,11 +162,24 @@ def test_resuming_uses_the_threads_that_the_experiment_began_with(
     place = tmp_path / "a"
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 7)
+        patch.setattr(experiment, "cpu_count", lambda: 8)
         run(replace(TINY, epochs=1, out=place))
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     run(CompareConfig(resume=place))
     assert asked == [7]
+
+
+def test_there_are_no_more_threads_than_cores_unless_they_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(experiment, "cpu_count", lambda: 3)
+    run(replace(TINY, epochs=1, out=tmp_path / "a"))
+    run(replace(TINY, epochs=1, out=tmp_path / "b", threads=5))
+    assert asked == [3, 5]
 
 
 def test_quick_shortens_what_was_not_set() -> None:
