@@ -79,6 +79,14 @@ def test_the_headline_says_what_is_lost_and_which_step_matters() -> None:
     )
 
 
+def test_the_headline_calls_no_step_at_all_no_step() -> None:
+    large = [trained("recipe", 1024, 0.80), trained("plain", 1024, 0.30), trained("no_scaling", 1024, 0.60)]
+    made = scale_record(*GRID[:4], *large, variants=["recipe", "plain", "no_scaling"])
+    assert "the step that matters most there: without linear scaling" in make_report(made).headline
+    without = scale_record(*GRID[:4], *large[:2], variants=["recipe", "plain"])
+    assert "the step that matters most" not in make_report(without).headline
+
+
 def test_the_headline_says_where_the_whole_recipe_is_not_the_best() -> None:
     large = [trained("recipe", 1024, 0.15), trained("no_scaling", 1024, 0.40), trained("no_warm_up", 1024, 0.10)]
     headline = make_report(scale_record(*GRID[:4], *large)).headline.replace("\N{NO-BREAK SPACE}", " ")

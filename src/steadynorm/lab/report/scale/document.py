@@ -106,10 +106,11 @@ def _headline(record: Record, found: list[Place]) -> str:
         and are_apart(large.accuracy, other.accuracy)
     }
     if losses:
-        best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+        best = min(losses, key=losses.__getitem__)
+        worst = max(losses, key=lambda variant: losses[variant] if variant != "plain" else 0.0)  # which is no step
         if losses[best] < 0:
             text += f"; {find_recipe(best).summary} it reaches {points(losses[best])} more there"
-        else:
+        elif worst != "plain":
             text += f"; the step that matters most there: {find_recipe(worst).summary} it loses {points(losses[worst])}"
     return text
 

@@ -45,7 +45,7 @@ def _held(found: list[Place], batches: Sequence[int]) -> Expectation:
     if small is None or large is None or not (small.accuracy and large.accuracy):
         absent = batches[0] if small is None else batches[-1]
         return Expectation(claim=claim, verdict="not measured", measured=_why_absent(found, WHOLE, absent))
-    lost = small.accuracy.mean - large.accuracy.mean
+    lost = gap(small, large)
     return Expectation(
         claim=claim,
         verdict="met" if lost <= HELD else "not met",
@@ -78,10 +78,10 @@ def _no_worse(found: list[Place], batch_size: int) -> Expectation:
     return Expectation(claim=claim, verdict=verdict, measured=_measured(whole, frozen, apart=apart))
 
 
-def gap(whole: Place, other: Place) -> float:
-    """Say by how much the whole recipe's accuracy is above another's."""
-    assert whole.accuracy is not None and other.accuracy is not None
-    return whole.accuracy.mean - other.accuracy.mean
+def gap(one: Place, other: Place) -> float:
+    """Say by how much one place's accuracy is above another's."""
+    assert one.accuracy is not None and other.accuracy is not None
+    return one.accuracy.mean - other.accuracy.mean
 
 
 def _measured(whole: Place, other: Place, *, apart: bool) -> str:
