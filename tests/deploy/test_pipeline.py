@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from steadynorm.deploy import FORMATS
 from steadynorm.deploy.configuration import ExportConfig, check_config, with_data
 from steadynorm.deploy.pipeline import run_export
 from steadynorm.deploy.processes import SERVING, Server
-from steadynorm.deploy.report import best_of, build_export_report, missed_target
+from steadynorm.deploy.report import best_of, build_export_report, make_report, missed_target
 from steadynorm.deploy.results import read_outcome
 from steadynorm.lab.data import first, load_dataset
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.progress import silent_display
-from steadynorm.lab.records import Record, write_config
+from steadynorm.lab.records import Record, read_config, write_config
 from tests.support.deploy import save_checkpoint
 
 SMALL = {"images": 40, "calibration_images": 32, "requests": 20, "batch_size": (1, 3), "threads": 1, "max_drop": 100.0}
@@ -223,6 +224,25 @@ def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):
     assert with_data(ExportConfig(source="package:function")).data == "shapes"
 
 
+def test_a_refused_int8_file_is_an_expectation_that_is_not_met(exported, tmp_path):
+    directory, _ = exported
+    outcome, record = read_outcome(directory), read_config(directory)
+    names = [one.name for one in outcome.artifacts if one.quantize == "static" and one.file]
+
+    def verdicts(made):
+        claims = {item.claim: item for item in make_report(record, made).expectations}
+        return [next(item for claim, item in claims.items() if claim.startswith(name)).verdict for name in names]
+
+    assert len(names) == 3 and verdicts(outcome) == ["met"] * 3
+    refused = [
+        replace(one, refused="9.0 points of accuracy lost.", file="", latency=None, accuracy=None)
+        if one.name == names[1]
+        else one
+        for one in outcome.artifacts
+    ]
+    assert verdicts(replace(outcome, artifacts=tuple(refused))) == ["met", "not met", "met"]
+
+
 def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("steadynorm.deploy.pipeline.TOLERANCE", 0.0)
     with pytest.raises(UserError, match=r"nothing could be exported: TorchScript: its outputs are off by"):
@@ -285,6 +305,16 @@ def test_a_format_whose_packages_are_missing_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match=r"--format onnx: not installed: onnxruntime\. Run: pip install"):
         check_config(ExportConfig(source="a", format=("onnx",)))
     check_config(ExportConfig(source="a"))  # by default it is what can be written
+
+
+def test_a_float_program_does_not_need_what_quantises(tmp_path, monkeypatch):
+    monkeypatch.setattr("steadynorm.deploy.formats.find_spec", lambda name: None if name == "torchao" else 1)
+    directory = export(tmp_path, format=("torch-export",), quantize=("none", "static"))
+    assert artifact(directory, "torch-export", "none").file
+    assert (
+        "needs torchao, which is not installed. Run: pip install"
+        in artifact(directory, "torch-export", "static").refused
+    )
 
 
 def test_no_compiler_is_said(monkeypatch):

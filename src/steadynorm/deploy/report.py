@@ -108,15 +108,16 @@ def _expectations(record: Record, outcome: Outcome, eager: Artifact) -> tuple[Ex
         )
     drop = record.config["max_drop"]
     for one in outcome.artifacts:
-        if one.quantize == "static" and one.accuracy is not None and eager.accuracy is not None:
-            gap = eager.accuracy - one.accuracy
-            found.append(
-                Expectation(
-                    claim=f"{one.name} costs at most {points(drop / 100)} of accuracy.",
-                    verdict="met" if 100 * gap <= drop else "not met",
-                    measured=f"{percent(one.accuracy)} against {percent(eager.accuracy)}.",
-                )
-            )
+        if one.quantize != "static" or "static" not in FORMATS[one.format].writers:
+            continue
+        if eager.accuracy is None:
+            measured = f"{percent(one.agreement)} of the images keep the model's class."
+            claim = f"{one.name} gives at most {drop:g}{SPACE}% of the images another class than the model."
+        else:
+            measured = f"{percent(one.accuracy)} against {percent(eager.accuracy)}."
+            claim = f"{one.name} costs at most {points(drop / 100)} of accuracy."
+        measured = f"Not made: {one.refused}" if one.refused else measured
+        found.append(Expectation(claim=claim, verdict="not met" if one.refused else "met", measured=measured))
     return tuple(found)
 
 
