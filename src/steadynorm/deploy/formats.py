@@ -20,10 +20,9 @@ from steadynorm.deploy.graphs import check_graph, norms_in, norms_in_onnx, norms
 from steadynorm.deploy.source import one_line
 from steadynorm.lab.failure import UserError
 
-__all__ = ["FORMATS", "QUANTIZED", "Format", "Request", "find_format"]
+__all__ = ["FORMATS", "Format", "Request"]
 
-QUANTIZED = ("none", "dynamic", "static")
-"""Ways to quantise: not at all; weights beforehand and activations as they come; both beforehand."""
+INSTALL = "Run: pip install 'steadynorm[deploy]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,8 @@ class Format:
     needs: tuple[str, ...]
     """Packages to write and to serve it, beyond torch."""
     writers: dict[str, Callable[[Request, Path], str]]
-    """Way of quantising -> writes a file and says what it holds, in a sentence."""
+    """Way of quantising (none; dynamic: weights beforehand and activations as they come; static: both beforehand) ->
+    writes a file and says what it holds, in a sentence."""
     lacking: dict[str, str]
     """Way of quantising that it has not -> why, and what to take."""
     compiles: bool = False
@@ -60,7 +60,7 @@ class Format:
         """Say what is missing on this machine, nothing where all is there."""
         missing = [name for name in self.needs if find_spec(name) is None]
         if missing:
-            return f"not installed: {', '.join(missing)}. Run: pip install 'steadynorm[deploy]'"
+            return f"not installed: {', '.join(missing)}. {INSTALL}"
         if self.compiles and not _compiler():
             return "AOTInductor needs a C++ compiler, found none. Install g++, or set CXX."
         return ""
@@ -83,11 +83,6 @@ class Format:
         except Exception as error:  # an exporter fails in any way; the file is then worthless
             path.unlink(missing_ok=True)
             raise UserError(f"{self.title} cannot hold this model: {one_line(error)}.") from error
-
-
-def find_format(name: str) -> Format:
-    """Look a format up."""
-    return FORMATS[name]
 
 
 def _write_script(request: Request, path: Path) -> str:
@@ -163,6 +158,8 @@ def _program(model: nn.Module, request: Request) -> torch.export.ExportedProgram
 
 def _quantised(request: Request) -> nn.Module:
     """Quantise an exported program for x86 by torchao: weights per channel, activations per tensor, both int8."""
+    if find_spec("torchao") is None:
+        raise UserError(f"static quantisation needs torchao, which is not installed. {INSTALL}")
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
@@ -290,7 +287,7 @@ FORMATS: dict[str, Format] = {
         title="torch.export",
         suffix=".pt2",
         serving="torch_export.py",
-        needs=("torchao",),
+        needs=(),
         writers={"none": _write_program, "static": _write_program_static},
         lacking={"dynamic": _TORCH_DYNAMIC},
     ),
@@ -298,7 +295,7 @@ FORMATS: dict[str, Format] = {
         title="AOTInductor",
         suffix=".pt2",
         serving="aotinductor.py",
-        needs=("torchao",),
+        needs=(),
         writers={"none": _write_compiled, "static": _write_compiled_static},
         lacking={"dynamic": _TORCH_DYNAMIC},
         compiles=True,
