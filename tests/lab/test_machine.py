@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,3 +69,24 @@ def test_the_machine_is_described() -> None:
     assert described["cores"] >= 1
     assert described["accelerator"] is None
     assert set(machine.describe_versions()) == {"python", "steadynorm", "torch", "numpy", "safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000\n", 8), ("250000 100000\n", 3), ("50000 100000\n", 1), ("1600000 100000\n", 8), (None, 8)],
+)
+def test_cores_are_those_of_the_containers_quota(
+    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert machine.count_cores(tmp_path / "cpu.max") == cores
+
+
+def test_threads_are_torchs_but_no_more_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "count_cores", lambda: 3)
+    for torchs, threads in ((64, 3), (2, 2)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda torchs=torchs: torchs)
+        assert machine.choose_threads(None) == threads
+        assert machine.choose_threads(5) == 5

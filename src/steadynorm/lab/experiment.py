@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import torch
-from joblib import cpu_count
 
 from steadynorm.lab.configuration import ExperimentConfig, flag, quickened
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.machine import choose_device, choose_precision, describe_machine, describe_versions
+from steadynorm.lab.machine import choose_device, choose_precision, choose_threads, describe_machine, describe_versions
 from steadynorm.lab.progress import Display, silent_display
 from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.records import Record, read_record
@@ -118,13 +117,8 @@ def run_experiment(
 
 
 def _threads(config: ExperimentConfig) -> int:
-    """Say how many threads a network has, where it is not told: torch's, or one as a task of Ray's, so that many fit.
-
-    More threads than cores, which torch starts where a container was given a part of the machine, wait for each other.
-    """
-    if config.threads is not None:
-        return config.threads
-    return 1 if config.on == "ray" else min(torch.get_num_threads(), cpu_count())
+    """Say how many threads a network has: of Ray's tasks each one, so that many fit, unless it is told otherwise."""
+    return 1 if config.on == "ray" and config.threads is None else choose_threads(config.threads)
 
 
 def _pool(config: ExperimentConfig, threads: int, display: Display) -> contextlib.AbstractContextManager[Pool | None]:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import math
 import os
 import platform
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from joblib import cpu_count
 
 from steadynorm.lab.failure import UserError
 
-__all__ = ["choose_device", "choose_precision", "describe_machine", "describe_versions", "reuse_memory"]
+__all__ = [
+    "choose_device",
+    "choose_precision",
+    "choose_threads",
+    "count_cores",
+    "describe_machine",
+    "describe_versions",
+    "reuse_memory",
+]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -66,6 +74,26 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.devi
     return "bf16" if flags & {"amx_bf16", "avx512_bf16"} else "fp32"
 
 
+def choose_threads(wanted: int | None) -> int:
+    """Turn no wish into torch's number of threads, but never more than there are cores: they would wait for each other.
+
+    torch does not see the quota of a container.
+    """
+    return min(torch.get_num_threads(), count_cores()) if wanted is None else wanted
+
+
+def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Count the cores that this process may use: those it is bound to, or fewer where its container has a quota.
+
+    Args:
+        quota: file of the kernel's (cgroup v2) with two numbers of microseconds: of processor time in each period
+            (``max`` where there is no limit), and of the period.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    time, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
+    return cores if time == "max" else min(cores, max(1, math.ceil(int(time) / int(period))))
+
+
 def describe_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     packages = ("steadynorm", "torch", "numpy", "safetensors")
@@ -76,7 +104,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, memory and operating system, for the reader of a report."""
     return {
         "processor": _cpu_model(),
-        "cores": cpu_count(),
+        "cores": count_cores(),
         "memory_gib": _memory_gib(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": f"{platform.system()} {platform.machine()}",

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import cpu_count
 from torch import Tensor
 
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.failure import UserError
+from steadynorm.lab.machine import count_cores
 from steadynorm.lab.progress import Display
 from steadynorm.lab.records import CellRecord, Measurement, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
@@ -55,7 +55,7 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    here: dict[str, Any] = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
+    here: dict[str, Any] = {} if address else {"num_cpus": count_cores(), "include_dashboard": False}
     if address is not None and address != "auto":
         _check_answers(address)
     display.message(f"joining Ray at {address}" if address else "starting Ray on this machine")

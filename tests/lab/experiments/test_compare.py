@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadynorm.lab import experiment, files
+from steadynorm.lab import experiment, files, machine
 from steadynorm.lab.analysis import best_rate
 from steadynorm.lab.configuration import quickened
 from steadynorm.lab.experiments import compare
@@ -162,7 +162,7 @@ def test_resuming_uses_the_threads_that_the_experiment_began_with(
     place = tmp_path / "a"
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 7)
-        patch.setattr(experiment, "cpu_count", lambda: 8)
+        patch.setattr(machine, "count_cores", lambda: 8)
         run(replace(TINY, epochs=1, out=place))
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
@@ -176,7 +176,7 @@ def test_there_are_no_more_threads_than_cores_unless_they_were_asked_for(
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(experiment, "cpu_count", lambda: 3)
+    monkeypatch.setattr(machine, "count_cores", lambda: 3)
     run(replace(TINY, epochs=1, out=tmp_path / "a"))
     run(replace(TINY, epochs=1, out=tmp_path / "b", threads=5))
     assert asked == [3, 5]
