@@ -28,7 +28,7 @@ from steadynorm.deploy.source import as_logits, load_source, one_line
 from steadynorm.lab.data import Dataset, Images, evaluation_batches, first, load_dataset
 from steadynorm.lab.experiment import as_config, command_of, new_place
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.machine import describe_machine, describe_versions
+from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
 from steadynorm.lab.progress import Display
 from steadynorm.lab.records import Record, write_config
 from steadynorm.surgery import fold_, to_torch_
@@ -41,18 +41,26 @@ RUNTIMES = ("torchao", "onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 """Largest error of a float file, relative to the largest magnitude of an output."""
 BATCH = 64
+IMAGES = "images.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Bench:
-    """What files are compared on."""
+    """What files are compared on, and how they are served."""
 
-    images: Path
-    """float32 array of shape (N, 3, H, W)."""
+    scratch: Path
+    """Where processes meet: images.npy is float32 of shape (N, 3, H, W)."""
+    threads: int
+    """Of each process."""
     labels: NDArray[np.int64] | None
     """None where the model's classes are not the data's."""
     expected: NDArray[np.float32]
     """The eager model's outputs."""
+
+    @property
+    def images(self) -> Path:
+        """What every process is asked with."""
+        return self.scratch / IMAGES
 
 
 def run_export(config: ExportConfig, display: Display) -> Path:
@@ -70,7 +78,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
         raise UserError(f"--out: {place} exists already. Give a new directory.")
     config = with_data(config)
     assert config.data is not None
-    threads = config.threads or torch.get_num_threads()
+    threads = choose_threads(config.threads)
     source = load_source(config.source, weights=config.weights)
     norms = check_ready(source.model)
     display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
@@ -78,48 +86,82 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     chosen = first(dataset.validation, config.images)
     images = _scaled(chosen, dataset, config.input_size)
     model = as_logits(source.model, images[:2])
+    folded, steps = _folded(model, images[:8])
+    display.message(" ".join(steps))
     calibration = torch.split(_scaled(first(dataset.train, config.calibration_images), dataset, config.input_size), 16)
+    request = Request(model=folded, example=images[:2].clone(), calibration=calibration)
     place.parent.mkdir(parents=True, exist_ok=True)
     with _new_directory(place) as directory, tempfile.TemporaryDirectory() as scratch:
-        np.save(Path(scratch) / "images.npy", images.numpy())
-        folded, steps = _folded(model, images[:8])
-        display.message(" ".join(steps))
-        eager = Path(scratch) / "eager.pt"
-        paths = {EAGER.name: _pickled(model, eager), FOLDED.name: _pickled(folded, eager.with_name("folded.pt"))}
-        expected = _answers(paths[EAGER.name], "eager.py", threads, Path(scratch))
+        paths = {
+            EAGER.name: _pickled(model, Path(scratch) / "eager.pt"),
+            FOLDED.name: _pickled(folded, Path(scratch) / "folded.pt"),
+        }
+        np.save(Path(scratch) / IMAGES, images.numpy())
+        expected = _answers(paths[EAGER.name], _serving(EAGER), Path(scratch), threads)
         labels = chosen.labels.numpy() if expected.shape[1] == len(dataset.classes) else None
-        bench = _Bench(images=Path(scratch) / "images.npy", labels=labels, expected=expected)
-        found = [
-            _compared(one, _answers(paths[one.name], "eager.py", threads, Path(scratch)), bench)
-            for one in (EAGER, FOLDED)
-        ]
-        request = Request(model=folded, example=images[:2].clone(), calibration=calibration)
-        plans = [(name, way) for name in chosen_formats(config) for way in dict.fromkeys(config.quantize)]
-        for number, (name, way) in enumerate(plans, start=1):
-            artifact = Artifact(name=f"{FORMATS[name].title}{_suffix(way)}", format=name, quantize=way)
-            display.begin_cell(artifact.name, number=number, of=len(plans))
-            try:
-                artifact = _made(artifact, request, bench, directory, threads, config)
-                paths[artifact.name] = directory / artifact.file
-            except UserError as error:
-                artifact = replace(artifact, refused=str(error))
-                display.message(f"  no {artifact.name}: {error}")
-            display.end_cell(artifact.name)
-            found.append(artifact)
-        if len(paths) == 2:
-            raise UserError(f"nothing could be exported: {found[2].name}: {found[2].refused}")
+        bench = _Bench(scratch=Path(scratch), threads=threads, labels=labels, expected=expected)
+        answers = _answers(paths[FOLDED.name], _serving(FOLDED), Path(scratch), threads)
+        found = [_compared(EAGER, expected, bench), _compared(FOLDED, answers, bench)]
+        found += _make_all(request, bench, directory, config, display)
+        paths |= {one.name: directory / one.file for one in found if one.file}
         display.message(f"timing {config.requests:,} requests to each of {len(paths)}, in turn")
-        found = _timed(found, paths, bench, threads, config)
         outcome = Outcome(
             model=source.name,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             norms=norms,
             steps=tuple(steps),
-            artifacts=tuple(found),
+            artifacts=tuple(_timed(found, paths, bench, config)),
         )
         write_config(directory, _record(config, threads=threads, images=len(images)))
         write_outcome(directory, outcome)
     return place
+
+
+def _make_all(
+    request: Request, bench: _Bench, directory: Path, config: ExportConfig, display: Display
+) -> list[Artifact]:
+    """Write every format in every way.
+
+    Raises:
+        UserError: none could be written.
+    """
+    plans = [(name, way) for name in chosen_formats(config) for way in dict.fromkeys(config.quantize)]
+    made = []
+    for number, (name, way) in enumerate(plans, start=1):
+        artifact = Artifact(name=f"{FORMATS[name].title}{_suffix(way)}", format=name, quantize=way)
+        display.begin_cell(artifact.name, number=number, of=len(plans))
+        try:
+            artifact = _make(artifact, request, bench, directory, max_drop=config.max_drop)
+        except UserError as error:
+            artifact = replace(artifact, refused=str(error))
+            display.message(f"  no {artifact.name}: {error}")
+        display.end_cell(artifact.name)
+        made.append(artifact)
+    if not any(one.file for one in made):
+        raise UserError(f"nothing could be exported: {made[0].name}: {made[0].refused}")
+    return made
+
+
+def _make(artifact: Artifact, request: Request, bench: _Bench, directory: Path, *, max_drop: float) -> Artifact:
+    """Write a file and compare what a fresh process makes of it.
+
+    Raises:
+        UserError: there is no such file, or it does not answer as the model does; then it is removed.
+    """
+    form = FORMATS[artifact.format]
+    if artifact.quantize not in form.writers:
+        raise UserError(form.lacking[artifact.quantize])
+    path = directory / f"model-{artifact.format}-{artifact.quantize}{form.suffix}"
+    note = form.write(request, artifact.quantize, path)
+    try:
+        answers = _answers(path, form.serving, bench.scratch, bench.threads)
+        artifact = replace(artifact, file=path.name, note=note, mib=path.stat().st_size / 2**20)
+        artifact = _compared(artifact, answers, bench)
+        _check(artifact, bench, max_drop=max_drop)
+    except UserError:
+        path.unlink()
+        raise
+    return artifact
 
 
 def _record(config: ExportConfig, *, threads: int, images: int) -> Record:
@@ -141,37 +183,11 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _made(
-    artifact: Artifact, request: Request, bench: _Bench, directory: Path, threads: int, config: ExportConfig
-) -> Artifact:
-    """Write a file and compare what a fresh process makes of it.
-
-    Raises:
-        UserError: there is no such file, or it does not answer as the model does; then it is removed.
-    """
-    form = FORMATS[artifact.format]
-    if artifact.quantize not in form.writers:
-        raise UserError(form.lacking[artifact.quantize])
-    path = directory / f"model-{artifact.format}-{artifact.quantize}{form.suffix}"
-    note = form.write(request, artifact.quantize, path)
-    try:
-        answers = _answers(path, form.serving, threads, bench.images.parent)
-        artifact = replace(artifact, file=path.name, note=note, mib=path.stat().st_size / 2**20)
-        artifact = _compared(artifact, answers, bench)
-        _check(artifact, bench, max_drop=config.max_drop)
-    except UserError:
-        path.unlink()
-        raise
-    return artifact
-
-
-def _timed(
-    artifacts: list[Artifact], paths: dict[str, Path], bench: _Bench, threads: int, config: ExportConfig
-) -> list[Artifact]:
+def _timed(artifacts: list[Artifact], paths: dict[str, Path], bench: _Bench, config: ExportConfig) -> list[Artifact]:
     """Time what there is, each in a process that has done nothing else."""
     with contextlib.ExitStack() as servers:
         running = {
-            one.name: servers.enter_context(_server(paths[one.name], _serving(one), threads))
+            one.name: servers.enter_context(_server(paths[one.name], _serving(one), bench.threads))
             for one in artifacts
             if one.name in paths
         }
@@ -256,9 +272,9 @@ def _server(path: Path, serving: str, threads: int) -> Server:
     return Server(path, serving=serving, threads=threads, own=serving == "eager.py")
 
 
-def _answers(path: Path, serving: str, threads: int, scratch: Path) -> NDArray[np.float32]:
+def _answers(path: Path, serving: str, scratch: Path, threads: int) -> NDArray[np.float32]:
     with _server(path, serving, threads) as server:
-        server.ask("predict", images=str(scratch / "images.npy"), outputs=str(scratch / "outputs.npy"), batch=BATCH)
+        server.ask("predict", images=str(scratch / IMAGES), outputs=str(scratch / "outputs.npy"), batch=BATCH)
     answers: NDArray[np.float32] = np.load(scratch / "outputs.npy")
     return answers
 
