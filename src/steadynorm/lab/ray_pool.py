@@ -11,25 +11,19 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import count_cores
 from steadynorm.lab.progress import Display
+from steadynorm.lab.ray_tasks import Desk, Files, measure_cell, time_network, train_network
 from steadynorm.lab.records import CellRecord, Measurement, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
-from steadynorm.lab.training import Observer, Settings, images_per_second, train, write_board
+from steadynorm.lab.training import Observer, Settings, write_board
 
 __all__ = ["Pool", "open_pool"]
 
@@ -129,7 +123,7 @@ class Pool:
             tensors = directory.load_tensors(spec) if known.epochs else {}
             ray.get(desk.keep.remote(spec.name, known, tensors))
             begin(spec)
-            return _remote(_train, self._resources(settings)).remote(spec, settings, data, desk, self.threads)
+            return _remote(train_network, self._resources(settings)).remote(spec, settings, data, desk, self.threads)
 
         def collect() -> None:
             for what, *arguments in ray.get(desk.take.remote()):
@@ -159,12 +153,12 @@ class Pool:
 
         if not cells:
             return
-        away = ray.put(task.away(_Files(_checkpoints(task.directory))))
+        away = ray.put(task.away(Files(_checkpoints(task.directory))))
 
         def submit(job: tuple[int, CellRecord]) -> Any:  # noqa: ANN401 (as above)
             number, cell = job
             begin(number)
-            return _remote(_measure, self._resources(None)).remote(make, away, cell.factors, self.threads)
+            return _remote(measure_cell, self._resources(None)).remote(make, away, cell.factors, self.threads)
 
         at_once = self._at_once or self._slots()
         jobs = {number: (number, cell) for number, cell in cells.items()}
@@ -219,7 +213,7 @@ class Pool:
         speeds: dict[int, float] = {}
         best, slots = 1, self._slots()
         for number in sorted({*(2**power for power in range(slots.bit_length())), slots}):
-            timed = _remote(_time, self._resources(settings))
+            timed = _remote(time_network, self._resources(settings))
             speeds[number] = sum(ray.get([timed.remote(spec, settings, data, self.threads) for _ in range(number)]))
             if number > 1 and speeds[number] < GAIN * speeds[best]:
                 break
@@ -233,127 +227,6 @@ class Pool:
     def _resources(self, settings: Settings | None) -> dict[str, float]:
         gpus = {"num_gpus": 1.0} if settings is not None and settings.device.type == "cuda" else {}
         return {"num_cpus": float(self.threads)} | gpus
-
-
-class Desk:
-    """Where tasks leave what the driver is to keep and to show, and find what was kept of them before."""
-
-    def __init__(self) -> None:
-        self._letters: list[tuple[Any, ...]] = []
-        self._states: dict[str, tuple[RunRecord, dict[str, Tensor]]] = {}
-
-    def keep(self, name: str, record: RunRecord, tensors: dict[str, Tensor]) -> None:
-        """Keep the state of a run for a task that has to start again."""
-        self._states[name] = record, tensors
-
-    def state(self, name: str) -> tuple[RunRecord, dict[str, Tensor]]:
-        """Give the last state of a run."""
-        return self._states[name]
-
-    def post(self, *letter: Any) -> None:  # noqa: ANN401 (what each kind of letter has)
-        """Leave a letter."""
-        if letter[0] == "state":
-            self.keep(letter[1].spec.name, *letter[1:])
-        self._letters.append(letter)
-
-    def take(self) -> list[tuple[Any, ...]]:
-        """Give all letters, in their order, and forget them."""
-        letters, self._letters = self._letters, []
-        return letters
-
-
-class _AtDesk(RunDirectory):
-    """The run directory of a task: it lies on the desk."""
-
-    def __init__(self, desk: Any) -> None:  # noqa: ANN401 (Ray's handle of an actor)
-        self._desk = desk
-
-    def load_record(self, spec: RunSpec) -> RunRecord:
-        """Give what the desk has of the run."""
-        import ray
-
-        record: RunRecord = ray.get(self._desk.state.remote(spec.name))[0]
-        return record
-
-    def load_tensors(self, spec: RunSpec) -> dict[str, Tensor]:
-        """Give its tensors."""
-        import ray
-
-        tensors: dict[str, Tensor] = ray.get(self._desk.state.remote(spec.name))[1]
-        return tensors
-
-    def save_state(self, record: RunRecord, tensors: dict[str, Tensor]) -> None:
-        """Send the state; it is there when this returns."""
-        import ray
-
-        ray.get(self._desk.post.remote("state", record, _on_cpu(tensors)))
-
-    def save_checkpoint(self, spec: RunSpec, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Send the trained model."""
-        import ray
-
-        ray.get(self._desk.post.remote("checkpoint", spec, _on_cpu(tensors), metadata))
-
-    def open_board(self, record: RunRecord) -> contextlib.AbstractContextManager[None]:
-        """Write no events: the driver does."""
-        return contextlib.nullcontext()
-
-
-@dataclass(frozen=True)
-class _Caller:
-    """An observer that sends what it hears to the desk; nobody waits for it to arrive."""
-
-    desk: Any
-
-    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
-        if loss is not None:
-            self.desk.post.remote("step", record, step, steps, loss)
-
-    def epoch(self, record: RunRecord) -> None:
-        self.desk.post.remote("epoch", record)
-
-
-class _Files(RunDirectory):
-    """The run directory of a cell's task: checkpoints, as they came with it."""
-
-    def __init__(self, checkpoints: Mapping[str, bytes]) -> None:
-        self._checkpoints = checkpoints
-
-    def load_checkpoint(self, spec: RunSpec) -> Checkpoint:
-        """Read a checkpoint from a file of this machine's own."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{spec.name}.safetensors"
-            path.write_bytes(self._checkpoints[path.name])
-            return load_checkpoint(path)
-
-
-def _train(spec: RunSpec, settings: Settings, dataset: Dataset, desk: Any, threads: int) -> RunRecord:  # noqa: ANN401 (Ray's handle)
-    torch.set_num_threads(threads)
-    return train(spec, settings, dataset, directory=_AtDesk(desk), observer=_Caller(desk))
-
-
-def _time(spec: RunSpec, settings: Settings, dataset: Dataset, threads: int) -> float:
-    torch.set_num_threads(threads)
-    return images_per_second(spec, settings, dataset)
-
-
-_MADE: dict[int, Any] = {}
-"""What measures cells in this process of Ray's, by the function that made it: it keeps what several cells need."""
-
-
-def _measure(
-    make: Callable[[Any], Callable[..., Iterable[Measurement]]],
-    task: Any,  # noqa: ANN401 (an experiment's Task)
-    factors: dict[str, Any],
-    threads: int,
-) -> tuple[tuple[Measurement, ...], float]:
-    torch.set_num_threads(threads)
-    key = hash((make.__module__, make.__qualname__, task.record.created, task.record.command))
-    if key not in _MADE:
-        _MADE.clear()
-        _MADE[key] = make(task)
-    start = time.perf_counter()
-    return tuple(_MADE[key](factors, lambda _: None)), time.perf_counter() - start
 
 
 def _remote(function: Callable[..., Any], resources: dict[str, float]) -> Any:  # noqa: ANN401 (Ray has no type for it)
@@ -395,10 +268,6 @@ def _post(what: str, arguments: Sequence[Any], directory: RunDirectory, observer
         observer.step(record, step=step, steps=steps, loss=loss)
     else:
         observer.epoch(*arguments)
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
 def _checkpoints(directory: RunDirectory) -> dict[str, bytes]:

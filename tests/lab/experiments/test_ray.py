@@ -140,7 +140,9 @@ class Killing(Recorder):
     def epoch(self, record: RunRecord) -> None:
         if not self.killed:
             found = [
-                each for each in psutil.process_iter(["cmdline"]) if "ray::_train" in " ".join(each.info["cmdline"])
+                each
+                for each in psutil.process_iter(["cmdline"])
+                if "ray::train_network" in " ".join(each.info["cmdline"])
             ]
             for each in found:
                 each.send_signal(signal.SIGKILL)
