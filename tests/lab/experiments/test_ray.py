@@ -1,9 +1,12 @@
 """The same experiments as tasks of Ray: the numbers of local ones, what a dead worker costs, and what is refused."""
 
+import contextlib
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +66,7 @@ CELLS = LandscapeConfig(
     rate_steps=(0.5, 2.0),
     threads=1,
 )
+PORT = 26379  # of the cluster that is started here
 MODULES = {SweepConfig: sweep, StreamConfig: stream, LandscapeConfig: landscape}
 
 
@@ -76,16 +80,32 @@ def same_data_and_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of two cores, started and stopped here."""
+def head() -> Iterator[psutil.Popen]:
+    """A Ray cluster of two cores, started and stopped here; others on this machine are left alone."""
     ray = str(Path(sys.executable).with_name("ray"))
-    port = 26379
-    start = [ray, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    subprocess.run([*start, "--disable-usage-stats"], check=True, capture_output=True)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
+    start = [ray, "start", "--head", f"--port={PORT}", "--num-cpus=2", "--include-dashboard=false"]
+    with psutil.Popen([*start, "--disable-usage-stats", "--block"], stdout=subprocess.DEVNULL) as process:
+        await_answer(PORT)
+        yield process
+        rest = process.children(recursive=True)
+        process.terminate()
+        process.wait()
+        for each in psutil.wait_procs(rest, timeout=5)[1]:
+            each.kill()
+
+
+@pytest.fixture
+def cluster(head: psutil.Popen) -> str:
+    """The cluster's address."""
+    return f"127.0.0.1:{PORT}"
+
+
+def await_answer(port: int) -> None:
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the cluster did not start")
 
 
 def run(config: Any, display: Recorder | None = None) -> Record:
@@ -133,25 +153,22 @@ def test_cells_on_a_cluster_equal_local_ones(config: Any, cluster: str, tmp_path
 class Killing(Recorder):
     """Kills every task once, at the first epoch that it hears of."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: psutil.Process) -> None:
         super().__init__()
+        self.head = head
         self.killed = 0
 
     def epoch(self, record: RunRecord) -> None:
         if not self.killed:
-            found = [
-                each
-                for each in psutil.process_iter(["cmdline"])
-                if "ray::train_network" in " ".join(each.info["cmdline"])
-            ]
-            for each in found:
-                each.send_signal(signal.SIGKILL)
-            self.killed = len(found)
+            tasks = [one for one in self.head.children(recursive=True) if "ray::train_network" in one.cmdline()[0]]
+            for one in tasks:
+                one.send_signal(signal.SIGKILL)
+            self.killed = len(tasks)
 
 
-def test_a_killed_worker_costs_nothing_that_was_finished(cluster: str, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_nothing_that_was_finished(head: psutil.Popen, cluster: str, tmp_path: Path) -> None:
     long = replace(SWEEP, lr=(0.05,), depth=(2,), arms=("batch_norm",), epochs=40, milestones=(), largest_rate=False)
-    display = Killing()
+    display = Killing(head)
     found = run(replace(long, on="ray", address=cluster, out=tmp_path / "a"), display)
     assert display.killed == 1
     assert numbers(found) == numbers(run(replace(long, out=tmp_path / "b")))
