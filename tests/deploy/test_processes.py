@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from steadynorm.deploy.processes import Server
+from steadynorm.lab.failure import UserError
+
+DOUBLING = "def load(path, threads):\n    {first}\n    return lambda images: 2 * images\n"
+
+
+def serve(tmp_path, first="pass", **how):
+    (tmp_path / "serving.py").write_text(DOUBLING.format(first=first))
+    return Server(tmp_path / "model", serving=str(tmp_path / "serving.py"), threads=2, **how)
+
+
+@pytest.mark.parametrize("module", ["steadynorm", "steadynorm.layers", "tests.support.deploy"])
+def test_what_is_served_cannot_import_this_package_nor_what_lies_beside_it(tmp_path, module):
+    with pytest.raises(UserError, match="model: fails in a process of its own: ModuleNotFoundError: "):
+        serve(tmp_path, f"import {module}")
+    serve(tmp_path, f"import {module}", own=True).close()
+
+
+def test_threads_are_told_to_the_runtime_and_to_the_process(tmp_path):
+    serve(tmp_path, "import os; assert (threads, os.environ['OMP_NUM_THREADS']) == (2, '2')").close()
+
+
+def test_what_a_library_prints_is_no_answer(tmp_path):
+    with serve(tmp_path, "print('loading')") as server:
+        assert server.load_ms >= 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 100])
+def test_every_image_is_answered_in_its_order(tmp_path, batch):
+    images = np.arange(5 * 12, dtype=np.float32).reshape(5, 3, 2, 2)
+    np.save(tmp_path / "x.npy", images)
+    with serve(tmp_path) as server:
+        asked = {"images": str(tmp_path / "x.npy"), "outputs": str(tmp_path / "y.npy"), "batch": batch}
+        assert server.ask("predict", **asked) == {"images": 5}
+    assert np.array_equal(np.load(tmp_path / "y.npy"), 2 * images)
+
+
+def test_so_many_requests_are_timed(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 2, 2), dtype=np.float32))
+    with serve(tmp_path, "import time") as server:
+        answer = server.ask("time", images=str(tmp_path / "x.npy"), batch=5, requests=4, warm_up=3)
+    assert len(answer["ms"]) == 4 and all(0 < each < 1000 for each in answer["ms"])
