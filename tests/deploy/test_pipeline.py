@@ -250,6 +250,28 @@ def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_outputs_that_are_not_finite_are_refused(tmp_path, monkeypatch):
+    wrong = answering(lambda name, outputs: outputs * np.nan if name.startswith("model-") else outputs)
+    monkeypatch.setattr(Server, "ask", wrong)
+    with pytest.raises(UserError, match=r"TorchScript: its outputs are not finite\."):
+        export(tmp_path, format=("torchscript",), quantize=("none", "dynamic"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"--out: .*out exists already\. Give a new directory\."):
+        export(tmp_path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"artifacts": [{}]}', '{"artifacts": [], "steps": []}'])
+def test_a_damaged_record_is_one_line(tmp_path, text):
+    (tmp_path / "artifacts.json").write_text(text)
+    with pytest.raises(UserError, match=r"artifacts\.json: is not the record of an export \("):
+        read_outcome(tmp_path)
+
+
 def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
