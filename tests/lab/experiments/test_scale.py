@@ -120,3 +120,10 @@ def test_a_configuration_that_makes_no_experiment_is_refused_before_anything_is_
     with pytest.raises(UserError, match=message):
         run(replace(TINY, out=place, **changes))
     assert not place.exists()
+
+
+def test_every_worker_must_have_its_part_of_what_is_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "number_of_workers", lambda: 3)
+    scale._check_batches(ScaleConfig(batch_size=(6144,), at_once=1536))
+    with pytest.raises(UserError, match="--at-once: 6144 images cannot be cut into equal parts of 2048 for 3 workers"):
+        scale._check_batches(ScaleConfig(batch_size=(6144,), at_once=2048))

@@ -127,12 +127,17 @@ def test_seeds_that_overlap_decide_nothing() -> None:
     assert (judged(made)["linear scaling"], judged(made)["Freezing"]) == ("not met", "met")
     (text,) = [item.measured for item in expectations(made, places(made)) if "linear scaling" in item.claim]
     assert text.endswith("less; the seeds' ranges overlap.")
+    assert make_report(made).headline.replace("\N{NO-BREAK SPACE}", " ") == (
+        "The whole recipe reaches 75.0 % at batch 1,024"
+    )
 
 
 def test_what_has_not_ended_leaves_it_open() -> None:
     waiting = replace(GRID[-2], status="waiting", epochs=(), diverged_at_step=None)
     made = scale_record(*GRID[:-2], waiting, GRID[-1])
     assert judged(made)["warm-up"] == "not measured" and not is_finished(made)
+    one_of_two = scale_record(*GRID, replace(waiting, spec=replace(waiting.spec, seed=1)), seeds=[0, 1])
+    assert judged(one_of_two)["warm-up"] == "not measured"
 
 
 @pytest.mark.parametrize(
