@@ -38,7 +38,7 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
     """Join a Ray cluster, or start one on this machine, for as long as the context lasts.
 
     Args:
-        address: of a cluster's head, as ``ray.init`` takes it; None starts one here.
+        address: of a cluster's head, as ``ray.init`` takes it; None starts one here, beside any other.
         threads: of each task.
 
     Raises:
@@ -49,14 +49,15 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    here: dict[str, Any] = {} if address else {"num_cpus": count_cores(), "include_dashboard": False}
+    own = {"address": "local", "num_cpus": count_cores(), "include_dashboard": False}
     if address is not None and address != "auto":
         _check_answers(address)
     display.message(f"joining Ray at {address}" if address else "starting Ray on this machine")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
+        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--address: no Ray cluster answers at {address} ({error}).") from error
+        what = f"--address: no Ray cluster answers at {address}" if address else "--on ray: Ray does not start here"
+        raise UserError(f"{what} ({error}).") from error
     try:
         yield Pool(threads=threads, display=display)
     except ray.exceptions.RayTaskError:  # a task's own fault

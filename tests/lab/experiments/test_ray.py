@@ -124,6 +124,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.usefixtures("cluster")  # another, which is not to be joined
 def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(local: Path, tmp_path: Path) -> None:
     display, place, expected = Recorder(), tmp_path / "a", read_record(local)
     found = run(replace(SWEEP, on="ray", out=place), display)
@@ -211,6 +212,15 @@ def test_no_cluster_on_this_machine_is_said(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("ray.init", find_none)
     with pytest.raises(UserError, match=r"--address: no Ray cluster answers at auto \(none is running\)\."):
         run(replace(SWEEP, on="ray", address="auto", out=tmp_path / "a"))
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("no port is free")
+
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(UserError, match=r"^--on ray: Ray does not start here \(no port is free\)\.$"):
+        run(replace(SWEEP, on="ray", out=tmp_path / "a"))
 
 
 def test_a_ray_that_goes_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
