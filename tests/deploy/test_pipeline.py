@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from steadynorm import cli
-from steadynorm.deploy import FORMATS
+from steadynorm.deploy import FORMATS, pipeline
 from steadynorm.deploy.configuration import ExportConfig, check_config, with_data
 from steadynorm.deploy.pipeline import run_export
 from steadynorm.deploy.processes import SERVING, Server
@@ -263,6 +264,13 @@ def test_what_is_there_is_not_written_over(tmp_path):
     with pytest.raises(UserError, match=r"--out: .*out exists already\. Give a new directory\."):
         export(tmp_path)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_model_without_batch_norms_is_left_as_it_is():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    folded, steps = pipeline._folded(model, torch.ones(2, 3, 2, 2))
+    assert steps == ["No batch norms folded into the weights beside them."]
+    assert torch.equal(folded(torch.ones(2, 3, 2, 2)), model(torch.ones(2, 3, 2, 2)))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"artifacts": [{}]}', '{"artifacts": [], "steps": []}'])

@@ -39,6 +39,8 @@ def test_a_network_comes_back_as_it_was(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"b\.safetensors: there is no such file"):
         load_checkpoint(tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match=r"is a directory\. Give a \.safetensors file of a run's checkpoints\.$"):
+        load_checkpoint(tmp_path)
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -238,7 +238,7 @@ def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
         rest = to_torch_(change.model)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the model cannot be folded: {one_line(error)}.") from error
-    steps = [f"{len(change.changed)} batch norms folded into the weights beside them."]
+    steps = [f"{len(change.changed) or 'No'} batch norms folded into the weights beside them."]
     steps += [f"Not folded: {refused}" for refused in change.refused]
     if rest.changed:
         steps.append(f"{len(rest.changed)} layers turned into torch's own.")

@@ -36,6 +36,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: there is no such file, or it is not a checkpoint of an experiment.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory. Give a .safetensors file of a run's checkpoints.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
