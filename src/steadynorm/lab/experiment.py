@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,7 +107,7 @@ def run_experiment(
     if stored is not None:
         check_same(stored, record, display)
     directory = RunDirectory(place)
-    with directory.lock(), explain_stop(name, place, display):
+    with directory.lock(), explain_stop(name, place, display, _where(config)):
         if stored is None:
             directory.begin(record)
         _announce(record, config, place, display)
@@ -125,6 +125,12 @@ def _pool(config: ExperimentConfig, threads: int, display: Display) -> contextli
     if config.on == "local":
         return contextlib.nullcontext()
     return open_pool(config.address, threads=threads, display=display)
+
+
+def _where(config: ExperimentConfig) -> list[str]:
+    """Give the flags that a resumed run must be given again, since its record does not depend on them."""
+    address = [] if config.address is None else ["--address", config.address]
+    return [] if config.on == "local" else ["--on", config.on, *address]
 
 
 def _stored_record(name: str, place: Path) -> Record:
@@ -258,13 +264,19 @@ def new_place(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def explain_stop(name: str, place: Path, display: Display) -> Iterator[None]:
+def explain_stop(name: str, place: Path, display: Display, where: Sequence[str] = ()) -> Iterator[None]:
     """Say how to go on after Ctrl-C, or after a disk that took no more.
+
+    Args:
+        name: of the command.
+        place: the run directory.
+        display: is told.
+        where: flags that go on in the same place.
 
     Raises:
         UserError: a file could not be written.
     """
-    resume = shlex.join(["steadynorm", name, "--resume", str(place)])
+    resume = shlex.join(["steadynorm", name, "--resume", str(place), *where])
     try:
         yield
     except KeyboardInterrupt:

@@ -177,11 +177,10 @@ def test_a_killed_worker_costs_nothing_that_was_finished(head: psutil.Popen, clu
 
 def test_a_stopped_driver_goes_on_where_it_was(cluster: str, tmp_path: Path) -> None:
     place, grid = tmp_path / "a", replace(SWEEP, largest_rate=False)
+    display = Recorder(fail_after_epoch=2, error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        run(
-            replace(grid, on="ray", address=cluster, out=place),
-            Recorder(fail_after_epoch=2, error=KeyboardInterrupt()),
-        )
+        run(replace(grid, on="ray", address=cluster, out=place), display)
+    assert display.messages[-1].endswith(f"with: steadynorm sweep --resume {place} --on ray --address {cluster}")
     begun = [one for one in read_record(place).runs if one.epochs]
     assert begun and not all(one.status == "finished" for one in begun)
     expected = numbers(run(replace(grid, out=tmp_path / "b")))
