@@ -1,0 +1,211 @@
+"""A loaded checkpoint, in whatever form people keep it, by the names of a model's own state dict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["NamedState", "state_for"]
+
+_COUNTER = "num_batches_tracked"
+_TRANSPARENT = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What DistributedDataParallel, torch.compile, FSDP and activation checkpointing add to a name, anywhere in it."""
+_HOLDERS = frozenset(
+    {
+        *("state_dict", "model_state_dict", "model_state", "state", "checkpoint", "weights", "params"),
+        *("model", "_model", "net", "network"),
+        *("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "shadow", "averaged_model"),
+    }
+)
+"""Keys of a checkpoint, or attributes of a wrapper, under which a model's state is usually kept."""
+_DEPTH = 4
+_LISTED = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NamedState:
+    """The tensors of a checkpoint by the names that a model gives them.
+
+    Args:
+        tensors: the model's name -> tensor, of whatever shape and dtype the checkpoint has; a counter of batches of
+            shape (1,) has shape (), an empty one is left out.
+        missing: names of the model that the checkpoint does not have; counters of batches are not needed.
+        unknown: names beside those in the same part of the checkpoint that the model does not have, in its form.
+        notes: what was done to the names, and which parts were passed over; empty for a state dict of the model's own.
+    """
+
+    tensors: dict[str, Tensor]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def state_for(
+    model: nn.Module,
+    loaded: Mapping[str, Any] | nn.Module,
+    *,
+    verb: str,
+    wanted: Mapping[str, Tensor] | None = None,
+) -> NamedState:
+    """Find a model's state in a loaded checkpoint and give it by the model's own names.
+
+    Understood: a state dict; one within mappings (``{"state_dict": ...}``, ``{"model": ...}``), or a module there;
+    names behind what wrappers put before them (``module.``, ``_orig_mod.``, ``model.``, ``ema_model.``, any
+    combination), or in the middle (``_orig_mod``); a wrapped model that takes plain names; any other prefix, such as
+    an attribute of a LightningModule, where every wanted name is behind it in its shape; NumPy arrays. Where bare names
+    and prefixed ones fit equally well, bare ones are taken.
+
+    Args:
+        model: whose names count.
+        loaded: what ``torch.load`` or ``safetensors`` gives. It is left unchanged.
+        verb: that asks, for messages.
+        wanted: the model's tensors that are looked for, by name; None is its whole state dict.
+
+    Returns:
+        the state. Shapes and dtypes are not checked.
+
+    Raises:
+        TypeError: ``loaded`` is neither a mapping nor a module.
+        ValueError: it has none of the wanted names, or two parts of it fit equally well and differ.
+
+    >>> state = state_for(nn.Linear(2, 3), {"state_dict": {"module.weight": torch.zeros(3, 2)}}, verb="load")
+    >>> list(state.tensors), state.missing, state.notes
+    (['weight'], ('bias',), ("names are taken without 'state_dict.module.'",))
+    """
+    if not isinstance(loaded, Mapping | nn.Module):
+        raise TypeError(
+            f"{verb}: a checkpoint must be a mapping of names to tensors, got {type(loaded).__name__}. Load it with "
+            "torch.load or safetensors first."
+        )
+    wanted = model.state_dict() if wanted is None else wanted
+    wanted = {name: each for name, each in wanted.items() if isinstance(each, Tensor)}  # a layer may keep other things
+    found = dict(_tensors(loaded, "", _DEPTH))
+    plain = _without_wrappers(found)
+    names = {short: name for name, short in _without_wrappers(wanted).items()}
+    prefix = _prefix(verb, {short: found[key] for key, short in plain.items()}, names, wanted)
+    keys = {names[rest]: key for key, short in plain.items() if (rest := _behind(prefix, short)) in names}
+    kept = {name: keys[name] for name in wanted if name in keys}
+    tensors = {name: found[key] for name, key in kept.items()}
+    tensors = {name: _counter(each) if _is_counter(name) else each for name, each in tensors.items()}
+    before = tuple(dict.fromkeys(key.removesuffix(name) for name, key in kept.items() if key.endswith(name)))
+    others = {key: _behind(prefix, short) for key, short in plain.items() if key.startswith(before or "")}
+    return NamedState(
+        tensors={name: each for name, each in tensors.items() if each.numel() or not _is_counter(name)},
+        missing=tuple(name for name in wanted if name not in kept and not _is_counter(name)),
+        unknown=tuple(rest for rest in others.values() if rest is not None and rest not in names),
+        notes=tuple(_notes(kept, before, [key for key in found if others.get(key) is None])),
+    )
+
+
+def _tensors(value: object, path: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Give the tensors in nested mappings by their path, with a dot between keys."""
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if isinstance(value, Mapping):
+        for key, each in value.items() if depth else ():
+            yield from _tensors(each, f"{path}.{key}" if path else str(key), depth - 1)
+    elif isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind in "biuf":
+            yield path, torch.tensor(value)
+    elif isinstance(value, int) and _is_counter(path):
+        yield path, torch.tensor(value)
+
+
+def _without_wrappers(names: Mapping[str, Any]) -> dict[str, str]:
+    """Give each name without what wrappers add to it; each as it is where two would then be the same."""
+    short = {name: ".".join(part for part in name.split(".") if part not in _TRANSPARENT) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def _behind(prefix: str, name: str) -> str | None:
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+
+def _prefix(verb: str, found: Mapping[str, Tensor], names: Mapping[str, str], wanted: Mapping[str, Tensor]) -> str:
+    """Find what stands before the model's names in the checkpoint."""
+    counts = Counter(prefix for key in found for prefix in _prefixes(key, names))
+    fit = {each: n for each, n in counts.items() if _is_usual(each) or _is_complete(each, found, names, wanted)}
+    if not fit:
+        raise ValueError(
+            f"{verb}: the checkpoint must have tensors by the model's names, {_some(wanted)}, got {_some(found)}. "
+            "Rename its keys, or build the model that it was saved from."
+        )
+    most = max(fit.values())
+    best = [each for each, n in fit.items() if n == most]
+    if "" in best or len(best) == 1:
+        return "" if "" in best else best[0]
+    first, *others = best
+    if not all(_is_same(found, first, other, names) for other in others):
+        raise ValueError(
+            f"{verb}: one part of the checkpoint must fit the model, got several that differ: {', '.join(best)}. "
+            "Give the one that is meant."
+        )
+    return first
+
+
+def _prefixes(key: str, names: Mapping[str, str]) -> Iterator[str]:
+    """Give whatever stands in a key before one of the names."""
+    parts = key.split(".")
+    for at in range(len(parts)):
+        if ".".join(parts[at:]) in names:
+            yield "".join(f"{part}." for part in parts[:at])
+
+
+def _is_usual(prefix: str) -> bool:
+    return all(part in _HOLDERS | _TRANSPARENT for part in prefix.split(".")[:-1])
+
+
+def _is_complete(
+    prefix: str, found: Mapping[str, Tensor], names: Mapping[str, str], wanted: Mapping[str, Tensor]
+) -> bool:
+    """Tell whether all wanted tensors but counters are behind a prefix, in their shapes."""
+    needed = {short: wanted[name] for short, name in names.items() if not _is_counter(name)}
+    there = {short: found.get(prefix + short) for short in needed}
+    return bool(needed) and all(
+        each is not None and not is_lazy(needed[short]) and each.shape == needed[short].shape
+        for short, each in there.items()
+    )
+
+
+def _is_same(found: Mapping[str, Tensor], first: str, other: str, names: Mapping[str, str]) -> bool:
+    """Tell whether two parts of a checkpoint hold the same numbers."""
+    for name in names:
+        one, two = found.get(first + name), found.get(other + name)
+        if one is not two and (one is None or two is None or not torch.equal(one.cpu(), two.cpu())):
+            return False
+    return True
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == _COUNTER
+
+
+def _counter(tensor: Tensor) -> Tensor:
+    """Give a counter of batches the shape that torch's has; some savers keep it as (1,)."""
+    return tensor.reshape(()) if tensor.numel() == 1 else tensor
+
+
+def _notes(kept: Mapping[str, str], before: tuple[str, ...], outside: list[str]) -> Iterator[str]:
+    """Say how the checkpoint's names differ from the model's."""
+    for prefix in filter(None, before):
+        yield f"names are taken without {prefix!r}"
+    other = [(key, name) for name, key in kept.items() if not key.endswith(name)]
+    if other:
+        yield f"{len(other)} names of wrapped modules are understood, as {other[0][0]!r} for {other[0][1]!r}"
+    if outside:
+        yield f"passed over beside them: {_some(outside)}"
+
+
+def _some(names: Mapping[str, Any] | list[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(list(names)[:_LISTED]) + (f", ... ({len(names)} in all)" if len(names) > _LISTED else "")
