@@ -85,6 +85,14 @@ def test_a_wrapped_model_takes_plain_names():
     assert torch.equal(found.tensors["module.1.weight"], network()[1].weight)
 
 
+def test_a_model_that_is_a_wrapper_takes_the_plain_names_of_what_it_holds():
+    wrapper = Holder(ema_model=network(seed=1))
+    del wrapper.step
+    found = state_for(wrapper, {"state_dict": network().state_dict()}, verb="load")
+    assert torch.equal(found.tensors["ema_model.1.weight"], network()[1].weight)
+    assert len(found.tensors) == 12
+
+
 @pytest.mark.parametrize(
     "counter", [torch.tensor([5]), np.array(5), np.array([5]), np.int64(5), 5, torch.tensor([[5]])], ids=repr
 )

@@ -1,6 +1,7 @@
 """Running estimates taken out of a model, put into one, and those of several made one."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_what_does_not_fit_is_refused_by_name_and_stays():
     change = load_statistics_(model, snapshot)
     assert [(each.name, each.why) for each in change.refused] == [
         ("1", "1.running_var missing."),
-        ("2", "of another shape: 2.running_mean (4,)."),
+        ("2", "of another shape: running_mean (4,) for (3,)."),
         ("9", "unexpected: the model has no such batch norm."),
     ]
     found = statistics_of(model)
@@ -126,10 +127,10 @@ def test_layers_that_are_not_chosen_keep_theirs_without_a_word():
 
 
 def test_a_layer_without_running_statistics_that_gets_some_is_named():
-    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
-    change = load_statistics_(model, statistics_of(nn.Sequential(nn.BatchNorm1d(3))))
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3))
+    change = load_statistics_(model, statistics_of(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))))
     assert "has no running statistics, but 0.running_mean is given" in change.refused[0].why
-    assert not load_statistics_(model, {}).refused
+    assert len(change.changed) == len(change.refused) == 1
 
 
 class Shared(nn.Module):
@@ -151,8 +152,8 @@ def test_a_shared_layer_is_there_under_both_names():
 def test_a_shared_layer_takes_no_two_statistics():
     statistics = statistics_of(Shared())
     statistics["second.running_var"] = torch.full((3,), 2.0)
-    change = load_statistics_(Shared(), statistics)
-    assert "one layer with the names first, second, for which running_var differs" in change.refused[0].why
+    with pytest.raises(ValueError, match="one layer with the names first, second, for which running_var differs"):
+        load_statistics_(Shared(), statistics)
     del statistics["first.running_mean"], statistics["first.running_var"]
     model = Shared()
     assert not load_statistics_(model, statistics).refused
@@ -174,6 +175,107 @@ def test_numbers_take_the_dtype_of_the_model():
         model, {key: value.double() for key, value in statistics_of(randomize_(nn.BatchNorm1d(3))).items()}
     )
     assert [each.dtype for each in model.buffers()] == [torch.float32, torch.float32, torch.int64]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "state_dict.ema_model.module."])
+def test_names_behind_prefixes_are_understood_and_told(prefix):
+    model, snapshot = network(), statistics_of(network(seed=50))
+    change = load_statistics_(model, {prefix + name: each for name, each in snapshot.items()})
+    assert_same(statistics_of(model), snapshot)
+    assert change.notes == (f"names are taken without {prefix!r}",)
+    assert f"note: names are taken without '{prefix}'" in repr(change)
+
+
+def test_a_whole_checkpoint_is_read_and_what_lies_beside_the_model_is_named():
+    model, other = network(), network(seed=50)
+    change = load_statistics_(model, {"epoch": 3, "state_dict": other.state_dict(), "rng": torch.zeros(4)})
+    assert_same(statistics_of(model), statistics_of(other))
+    assert change.notes == ("names are taken without 'state_dict.'", "passed over beside them: rng")
+
+
+@pytest.mark.parametrize(
+    "counter", [torch.zeros(0), torch.tensor([-1.0]), torch.tensor([1, 2]), torch.tensor(torch.nan)]
+)
+def test_a_counter_that_is_no_number_stays_while_the_statistics_load(counter):
+    model, snapshot = network(), statistics_of(network(seed=50))
+    before = statistics_of(model)["1.num_batches_tracked"]
+    change = load_statistics_(model, snapshot | {"1.num_batches_tracked": counter})
+    assert_same(statistics_of(model), snapshot | {"1.num_batches_tracked": before})
+    assert not change.refused
+    assert bool(change.changed[0].notes) == bool(counter.numel())
+
+
+def test_numpy_arrays_and_counters_of_shape_1_load():
+    model, snapshot = network(), statistics_of(network(seed=50))
+    arrays = {name: each.numpy() for name, each in snapshot.items()}
+    load_statistics_(model, arrays | {"1.num_batches_tracked": arrays["1.num_batches_tracked"].reshape(1)})
+    assert_same(statistics_of(model), snapshot)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "why"),
+    [
+        (
+            "running_mean",
+            [0.0, torch.nan, 0.0],
+            r"running_mean must be finite in torch.float64, got others in channel 1",
+        ),
+        (
+            "running_var",
+            [torch.inf, 1.0, torch.inf],
+            r"running_var must be finite in .*, got others in 2 channels, the first 0",
+        ),
+        ("running_var", [1.0, 1.0, -1e-5], r"running_var must not be negative, got as little as -1e-05 in channel 2"),
+        ("running_var", [1, 1, 1], r"running_var must be of a floating dtype, got torch.int64"),
+        ("running_mean", [0.0, 1.0], r"of another shape: running_mean \(2,\) for \(3,\)"),
+        ("running_mean", 0.0, r"of another shape: running_mean \(\) for \(3,\)"),
+    ],
+)
+def test_what_cannot_be_statistics_is_refused_by_name(kind, value, why):
+    model, snapshot = network(), statistics_of(network(seed=50))
+    before = statistics_of(model)
+    change = load_statistics_(model, snapshot | {f"2.{kind}": torch.tensor(value)})
+    assert [each.name for each in change.refused] == ["2"]
+    assert re.search(why, change.refused[0].why)
+    assert torch.equal(statistics_of(model)[f"2.{kind}"], before[f"2.{kind}"])
+
+
+def test_what_does_not_fit_the_layers_dtype_is_refused():
+    given = {"running_mean": torch.zeros(3), "running_var": torch.full((3,), 1e39, dtype=torch.float64)}
+    with pytest.raises(
+        ValueError, match=r"none: .*running_var must be finite in torch.float32, got others in 3 channels"
+    ):
+        load_statistics_(nn.BatchNorm1d(3), given)
+
+
+@pytest.mark.parametrize("statistics", [{}, {"other.running_mean": torch.zeros(3)}, {"conv.weight": torch.zeros(3)}])
+def test_a_model_that_takes_nothing_raises(statistics):
+    with pytest.raises(ValueError, match=r"load_statistics_: the checkpoint must have .* names, 1\.running_mean"):
+        load_statistics_(network(), statistics)
+
+
+def test_a_choice_of_no_layer_raises():
+    with pytest.raises(ValueError, match="got none: no batch norm is chosen"):
+        load_statistics_(network(), statistics_of(network()), where=lambda name, module: name == "layer1")
+
+
+def test_statistics_of_a_model_without_any_are_not_copied_in_silence():
+    with pytest.raises(ValueError, match=r"copy_statistics_: the checkpoint must have tensors by .* got none"):
+        copy_statistics_(nn.Linear(3, 3), network())
+
+
+def test_statistics_are_copied_into_and_out_of_an_average_under_an_attribute():
+    class Average(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.ema_model = model
+
+    source, target = network(), network(seed=50)
+    copy_statistics_(source, Average(target))
+    assert_same(statistics_of(target), statistics_of(source))
+    third = network(seed=90)
+    copy_statistics_(Average(source), third)
+    assert_same(statistics_of(third), statistics_of(source))
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, AveragedModel, nn.DataParallel])

@@ -69,6 +69,7 @@ class Change:
         changed: what is other than it was.
         refused: what was left as it was, though it might have been meant, and why.
         measured: numbers that the verb measured on the way, by name.
+        notes: what concerns the model as a whole: how names were understood, what runs though it is no submodule.
     """
 
     verb: str
@@ -76,6 +77,7 @@ class Change:
     changed: tuple[Changed, ...]
     refused: tuple[Refused, ...]
     measured: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     _before: nn.Module
     _steps: list[_Step]
     _undone: bool = False
@@ -110,8 +112,9 @@ class Change:
         """Say everything, a line each."""
         numbers = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in self.measured.items())
         head = f"{self.verb}: {len(self.changed)} changed, {len(self.refused)} refused{numbers}"
+        notes = (f"note: {note}" for note in self.notes)
         return "\n  ".join(
-            [head + (" (undone)" if self._undone else ""), *map(str, self.changed), *map(str, self.refused)]
+            [head + (" (undone)" if self._undone else ""), *notes, *map(str, self.changed), *map(str, self.refused)]
         )
 
 
@@ -129,6 +132,7 @@ class Journal:
         self.verb, self.model = verb, model
         self.changed: list[Changed] = []
         self.refused: list[Refused] = []
+        self.notes: list[str] = []
         self._before = model
         self._steps: list[_Step] = []
 
@@ -204,6 +208,7 @@ class Journal:
             changed=tuple(self.changed),
             refused=tuple(self.refused),
             measured=measured,
+            notes=tuple(self.notes),
             _before=self._before,
             _steps=self._steps,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,7 @@ def state_for(
     wanted = {name: each for name, each in wanted.items() if isinstance(each, Tensor)}  # a layer may keep other things
     found = dict(_tensors(loaded, "", _DEPTH))
     plain = _without_wrappers(found)
-    names = {short: name for name, short in _without_wrappers(wanted).items()}
-    prefix = _prefix(verb, {short: found[key] for key, short in plain.items()}, names, wanted)
+    names, prefix = _fit(verb, {short: found[key] for key, short in plain.items()}, wanted)
     keys = {names[rest]: key for key, short in plain.items() if (rest := _behind(prefix, short)) in names}
     kept = {name: keys[name] for name in wanted if name in keys}
     tensors = {name: found[key] for name, key in kept.items()}
@@ -130,15 +130,29 @@ def _behind(prefix: str, name: str) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
-def _prefix(verb: str, found: Mapping[str, Tensor], names: Mapping[str, str], wanted: Mapping[str, Tensor]) -> str:
-    """Find what stands before the model's names in the checkpoint."""
-    counts = Counter(prefix for key in found for prefix in _prefixes(key, names))
-    fit = {each: n for each, n in counts.items() if _is_usual(each) or _is_complete(each, found, names, wanted)}
-    if not fit:
-        raise ValueError(
-            f"{verb}: the checkpoint must have tensors by the model's names, {_some(wanted)}, got {_some(found)}. "
-            "Rename its keys, or build the model that it was saved from."
-        )
+def _fit(verb: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
+    """Find the names to look for (those -> the model's own) and what stands before them in the checkpoint."""
+    names = {short: name for name, short in _without_wrappers(wanted).items()}
+    for each in (names, _without_holders(names)):
+        counts = Counter(prefix for key in found for prefix in _prefixes(key, each))
+        fit = {p: n for p, n in counts.items() if _is_usual(p) or _is_complete(p, found, each, wanted)}
+        if fit:
+            return each, _best(verb, fit, found, each)
+    raise ValueError(
+        f"{verb}: the checkpoint must have tensors by the model's names, {_some(wanted)}, got {_some(found)}. "
+        "Rename its keys, or build the model that it was saved from."
+    )
+
+
+def _without_holders(names: dict[str, str]) -> dict[str, str]:
+    """Take off what all of the model's own names begin with, where the model itself is a wrapper."""
+    first = [set(parts) for parts in zip(*(name.split(".")[:-1] for name in names), strict=False)]
+    own = list(takewhile(lambda parts: len(parts) == 1 and parts <= _HOLDERS, first))
+    return {".".join(name.split(".")[len(own) :]): full for name, full in names.items()}
+
+
+def _best(verb: str, fit: Mapping[str, int], found: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
+    """Choose the prefix behind which most is found."""
     most = max(fit.values())
     best = [each for each, n in fit.items() if n == most]
     if "" in best or len(best) == 1:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steadynorm.surgery.batches import unwrapped
 from steadynorm.surgery.change import Change, Journal
-from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
+from steadynorm.surgery.checkpoints import NamedState, state_for
+from steadynorm.surgery.estimation.write_statistics import MEAN, VAR, summary, why_not_writable, write_statistics_
 from steadynorm.surgery.kinds import Norm, label
 from steadynorm.surgery.sites import Site, Where, batch_norms_of
 
@@ -26,7 +28,7 @@ __all__ = [
     "statistics_of",
 ]
 
-MEAN, VAR, COUNTER = "running_mean", "running_var", "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 
 
 def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, Tensor]:
@@ -59,17 +61,27 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
     }
 
 
-def load_statistics_(model: nn.Module, statistics: Mapping[str, Tensor], *, where: Where | None = None) -> Change:
-    """Write running estimates in place, those of a snapshot or among all else in a state dict.
+def load_statistics_(
+    model: nn.Module, statistics: Mapping[str, Any] | nn.Module, *, where: Where | None = None
+) -> Change:
+    """Write running estimates in place, those of a snapshot, a state dict, or a checkpoint in the form it was kept.
 
-    A layer takes mean and variance both, or is refused: where a key is missing, of another shape, or differs between
-    the names of one shared layer. A missing counter is harmless and stays as it is. Windows and banks of our layers
-    begin anew. Keys of statistics that no layer has are refused too; what is none of statistics is named in one line.
+    Names behind wrappers' prefixes (``module.``, ``_orig_mod.``, ``model.``, an average's attribute) and nested
+    mappings are understood as in :func:`steadynorm.surgery.checkpoints.state_for`; a note says which.
+    A layer takes mean and variance both, or is refused: where a key is missing, of another shape, no float, not finite,
+    or differs between the names of one shared layer; where a variance is negative. A counter that is missing or no
+    single number of at least 0 stays as it is. Windows and banks of our layers begin anew. Keys of statistics that no
+    layer has are refused too; what is none of statistics is named in one line.
 
     Args:
         model: the root.
-        statistics: as :func:`statistics_of` gives them, of any dtype and device.
+        statistics: as :func:`statistics_of` or ``torch.load`` gives them; tensors or NumPy arrays, of any floating
+            dtype and device.
         where: qualified name and module -> whether it is meant; None takes all. Keys of others are passed over.
+
+    Raises:
+        ValueError: no layer takes any; several parts of a checkpoint fit equally well and differ.
+        TypeError: ``statistics`` is no mapping.
     """
     with Journal("load_statistics_", model) as journal:
         _load(journal, model, statistics, where)
@@ -80,12 +92,15 @@ def copy_statistics_(source: nn.Module, target: nn.Module, *, where: Where | Non
     """Write the running estimates of one model into another, by name: a teacher, an average of weights, a target net.
 
     What :func:`load_statistics_` says holds here. DistributedDataParallel, AveragedModel and torch.compile around
-    either model do not count as part of its names.
+    either model do not count as part of its names, and an attribute of another wrapper (``ema_model``) neither.
 
     Args:
         source: left as it is.
         target: written to.
         where: qualified name and module in the target -> whether it is meant; None takes all.
+
+    Raises:
+        ValueError: no layer of the target takes any.
     """
     statistics = statistics_of(unwrapped(source))
     with Journal("copy_statistics_", target) as journal:
@@ -151,66 +166,82 @@ def merged(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Te
     return mean, var
 
 
-def _load(journal: Journal, model: nn.Module, statistics: Mapping[str, Tensor], where: Where | None) -> None:
+def _load(journal: Journal, model: nn.Module, loaded: Mapping[str, Any] | nn.Module, where: Where | None) -> None:
     sites = batch_norms_of(model, where, journal)
+    wanted = {
+        _key(name, kind): tensor
+        for site in batch_norms_of(model)
+        for name in site.names
+        for kind in (MEAN, VAR, COUNTER)
+        if (tensor := getattr(site.module, kind)) is not None
+    }
+    state = state_for(model, loaded, verb=journal.verb, wanted=wanted)
+    journal.notes.extend(state.notes)
     for site in sites:
-        why = _why_not(site, statistics)
+        why = _why_not(site, state)
         if why is not None:
             journal.refuse(site.name, label(site.module), why)
         elif site.module.running_mean is not None:
-            _write(journal, site, statistics)
-    _refuse_unexpected(journal, model, statistics)
+            _write(journal, site, state)
+    _refuse_unexpected(journal, model, state)
+    if not journal.changed:
+        reasons = "; ".join(map(str, journal.refused)) or "no batch norm is chosen"
+        raise ValueError(f"{journal.verb}: at least one layer must take statistics, got none: {reasons}")
 
 
-def _why_not(site: Site, statistics: Mapping[str, Tensor]) -> str | None:
+def _why_not(site: Site, state: NamedState) -> str | None:
     """Say why statistics cannot be written into a layer; None where they can, or it has none and gets none."""
     module: Norm = site.module
-    given = [_key(name, kind) for name in site.names for kind in (MEAN, VAR) if _key(name, kind) in statistics]
     if module.running_mean is None or module.running_var is None:
+        given = [key for name in site.names for kind in (MEAN, VAR) if (key := _key(name, kind)) in state.unknown]
         return f"it has no running statistics, but {given[0]} is given." if given else None
-    shapes = {key: tuple(statistics[key].shape) for key in given}
-    missing = [_key(_source(site, statistics), kind) for kind in (MEAN, VAR)]
-    missing = [key for key in missing if key not in statistics]
+    missing = [key for kind in (MEAN, VAR) if (key := _key(_source(site, state), kind)) not in state.tensors]
     if missing:
         return f"{' and '.join(missing)} missing."
-    wrong = [f"{key} {shape}" for key, shape in shapes.items() if shape != tuple(module.running_mean.shape)]
-    if wrong:
-        return f"of another shape: {', '.join(wrong)}."
     for kind in (MEAN, VAR):
-        each = [statistics[key] for name in site.names if (key := _key(name, kind)) in statistics]
-        if not all(torch.equal(each[0].cpu(), other.cpu()) for other in each[1:]):
+        first, *others = [state.tensors[key] for name in site.names if (key := _key(name, kind)) in state.tensors]
+        if not all(torch.equal(first.cpu(), other.cpu()) for other in others):
             return f"it is one layer with the names {', '.join(site.names)}, for which {kind} differs."
-    return None
+    mean, var = (state.tensors[_key(_source(site, state), kind)] for kind in (MEAN, VAR))
+    return why_not_writable(module, mean, var)
 
 
-def _source(site: Site, statistics: Mapping[str, Tensor]) -> str:
+def _source(site: Site, state: NamedState) -> str:
     """Give the name under which a layer's statistics are given."""
-    return next((name for name in site.names if _key(name, MEAN) in statistics), site.name)
+    return next((name for name in site.names if _key(name, MEAN) in state.tensors), site.name)
 
 
-def _write(journal: Journal, site: Site, statistics: Mapping[str, Tensor]) -> None:
+def _write(journal: Journal, site: Site, state: NamedState) -> None:
     module: Norm = site.module
-    name = _source(site, statistics)
+    name = _source(site, state)
     before = summary(module.running_mean, module.running_var)
-    counter = statistics.get(_key(name, COUNTER))
-    notes = write_statistics_(
-        journal,
-        module,
-        statistics[_key(name, MEAN)],
-        statistics[_key(name, VAR)],
-        batches=None if counter is None else int(counter),
+    counter, notes = _count(state.tensors.get(_key(name, COUNTER)))
+    notes += write_statistics_(
+        journal, module, state.tensors[_key(name, MEAN)], state.tensors[_key(name, VAR)], batches=counter
     )
     journal.note_changed(site.name, before, summary(module.running_mean, module.running_var), *notes)
 
 
-def _refuse_unexpected(journal: Journal, model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
-    known = {_key(name, kind) for site in batch_norms_of(model) for name in site.names for kind in (MEAN, VAR, COUNTER)}
+def _count(counter: Tensor | None) -> tuple[int | None, list[str]]:
+    """Give the number of a counter of batches, or None and a note where it is none."""
+    if counter is None:
+        return None, []
+    if counter.numel() == 1 and not counter.is_meta and bool(counter.isfinite()) and counter.item() >= 0:
+        return int(counter), []
+    what = f"shape {tuple(counter.shape)}" if counter.numel() != 1 or counter.is_meta else f"{counter.item()}"
+    return None, [f"its {COUNTER} stays: the given one must be one number of at least 0, got {what}"]
+
+
+def _refuse_unexpected(journal: Journal, model: nn.Module, state: NamedState) -> None:
+    without = {
+        _key(name, kind) for site in batch_norms_of(model) for name in site.names for kind in (MEAN, VAR, COUNTER)
+    }
     others = []
-    for key in statistics:
+    for key in state.unknown:
         name, kind = _split(key)
         if kind not in (MEAN, VAR, COUNTER):
             others.append(key)
-        elif key not in known:
+        elif key not in without:
             journal.refuse(name, kind, "unexpected: the model has no such batch norm.")
     if others:
         first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")

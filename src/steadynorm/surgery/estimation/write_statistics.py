@@ -9,7 +9,39 @@ from steadynorm.layers.shell import Shell
 from steadynorm.surgery.change import Journal
 from steadynorm.surgery.kinds import Norm
 
-__all__ = ["begin_anew_", "summary", "write_statistics_"]
+__all__ = ["MEAN", "VAR", "begin_anew_", "summary", "why_not_writable", "write_statistics_"]
+
+MEAN, VAR = "running_mean", "running_var"
+
+
+def why_not_writable(module: Norm, mean: Tensor, var: Tensor) -> str | None:
+    """Say why these cannot be a layer's running estimates; None where they can.
+
+    Args:
+        module: with running estimates.
+        mean: of any shape, dtype and device.
+        var: likewise.
+    """
+    for name, stored, given in ((MEAN, module.running_mean, mean), (VAR, module.running_var, var)):
+        if stored.is_meta or given.is_meta:
+            where = "the layer's" if stored.is_meta else "the given"
+            return f"{where} {name} is on the meta device, which holds no numbers. Load weights first."
+        if given.shape != stored.shape:
+            return f"of another shape: {name} {tuple(given.shape)} for {tuple(stored.shape)}."
+        if not given.is_floating_point():
+            return f"{name} must be of a floating dtype, got {given.dtype}."
+        bad = ~given.to(stored.dtype).isfinite()
+        if bool(bad.any()):
+            return f"{name} must be finite in {stored.dtype}, got others in {_channels(bad)}."
+    negative = var < 0
+    if bool(negative.any()):
+        return f"{VAR} must not be negative, got as little as {float(var.min()):.4g} in {_channels(negative)}."
+    return None
+
+
+def _channels(chosen: Tensor) -> str:
+    number, first = int(chosen.sum()), int(chosen.flatten().nonzero()[0])
+    return f"channel {first}" if number == 1 else f"{number} channels, the first {first}"
 
 
 def write_statistics_(
