@@ -12,12 +12,13 @@ from steadynorm.surgery.repair import repair_statistics_
 from tests.support.layers import drawn, randomize_
 
 BROKEN = {
-    "nan mean": (torch.nan, 1.0),
-    "infinite mean": (-torch.inf, 1.0),
-    "absurd mean": (-2e10, 1.0),
+    "nan mean": (torch.nan, 4.0),
+    "infinite mean": (-torch.inf, 4.0),
+    "absurd mean": (-2e10, 4.0),
+    "all nan": (torch.nan, torch.nan),
     "nan variance": (0.5, torch.nan),
     "infinite variance": (0.5, torch.inf),
-    "negative variance": (0.5, -1e-3),
+    "negative variance": (0.5, -1e-5),
     "absurd variance": (0.5, 2e20),
 }
 HEALTHY = {"seconds since 1970": (1.7e9, 3e17), "zero variance": (0.5, 0.0), "negative mean": (-3.0, 0.1)}
@@ -43,15 +44,18 @@ def batches():
 
 
 @pytest.mark.parametrize(("mean", "var"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_channel_is_set_to_mean_0_and_variance_1(mean, var):
+def test_a_broken_mean_is_set_to_0_and_a_broken_variance_to_1_alone(mean, var):
     norm = broken_(randomize_(nn.BatchNorm1d(3)), 1, mean, var)
     before = copy.deepcopy(norm.state_dict())
     change = repair_statistics_(norm)
-    assert (norm.running_mean[1], norm.running_var[1]) == (0, 1)
+    expected = (0.5 if mean == 0.5 else 0, 4 if var == 4 else 1)
+    assert (norm.running_mean[1], norm.running_var[1]) == expected
     for name in ("running_mean", "running_var"):
         assert torch.equal(norm.state_dict()[name][[0, 2]], before[name][[0, 2]])
     assert int(norm.num_batches_tracked) == 7
-    assert change.changed[0].notes == ("1 of 3 channels was broken: 1",)
+    healthy = ", of which the mean is healthy in 1" if mean == 0.5 else ", of which the variance is healthy in 1"
+    note = "1 of 3 channels was broken: 1" + ("" if mean != mean and var != var else healthy)
+    assert change.changed[0].notes == (note,)
     assert change.measured == {"channels": 1}
 
 
@@ -68,6 +72,7 @@ def test_a_healthy_channel_stays(mean, var):
 def test_the_first_few_of_many_are_listed():
     norm = nn.BatchNorm1d(40)
     norm.running_var[5:].fill_(torch.nan)
+    norm.running_mean[5:].fill_(torch.nan)
     change = repair_statistics_(norm)
     assert change.changed[0].notes == ("35 of 40 channels were broken: 5, 6, 7, 8, 9, 10, 11, 12, ...",)
 

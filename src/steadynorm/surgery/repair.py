@@ -53,26 +53,27 @@ def repair_statistics_(
     forward: Forward | None = None,
     absurd: float = ABSURD,
 ) -> Change:
-    """Set broken channels' running estimates to mean 0 and variance 1, or to what batches say; leave all others.
+    """Set a broken mean to 0 and a broken variance to 1, or broken channels to what batches say; leave all others.
 
-    A channel is broken where its mean or variance is NaN or infinite, its variance negative, its mean beyond
-    ``absurd`` or its variance beyond the square of that. Frozen layers are repaired too. With ``batches`` broken
-    channels get what :func:`recalibrate_` would give them; healthy ones keep theirs bit for bit, and so does
-    ``num_batches_tracked``. Batches are looked at only if something is broken.
+    A mean is broken where it is NaN, infinite or beyond ``absurd``; a variance where it is NaN, infinite, negative or
+    beyond the square of that. Without ``batches`` a channel's healthy mean stays beside its broken variance, and the
+    other way round. With ``batches`` a channel where either is broken gets both as :func:`recalibrate_` would give
+    them, since the two belong together. Healthy channels keep theirs bit for bit, and so does ``num_batches_tracked``.
+    Frozen layers are repaired too. Batches are looked at only if something is broken.
 
     Of our layers also: a window or a bank of momenta that is not finite, or belongs to a broken channel, begins anew;
     the noise of a gated layer that is not finite, or negative, is set to 1.
 
     Args:
         model: the root.
-        batches: as for :func:`recalibrate_`; None leaves mean 0 and variance 1.
+        batches: as for :func:`recalibrate_`; None sets broken means to 0 and broken variances to 1.
         where: qualified name and module -> whether it is meant.
         forward: how to run the model on a batch, as for :func:`recalibrate_`.
         absurd: magnitude, positive.
 
     Returns:
-        the Change: notes say how many channels of a layer, and which the first are; ``measured`` has ``channels``,
-        all together, and with batches what :func:`recalibrate_` measures.
+        the Change: notes say how many channels of a layer, which the first are, and where only one of the two numbers
+        is broken; ``measured`` has ``channels``, all together, and with batches what :func:`recalibrate_` measures.
 
     Raises:
         ValueError: ``absurd`` is not positive; as :func:`recalibrate_` with batches.
@@ -82,7 +83,7 @@ def repair_statistics_(
     >>> print(repair_statistics_(norm))
     repair_statistics_: 1 changed, 0 refused, channels 1
       (the model): mean 0 to 0, variance nan to nan -> mean 0 to 0, variance 1 to 1
-        note: 1 of 3 channels was broken: 1
+        note: 1 of 3 channels was broken: 1, of which the mean is healthy in 1
     """
     if not absurd > 0:
         raise ValueError(f"repair_statistics_: absurd must be positive, got {absurd}.")
@@ -106,11 +107,12 @@ def _repaired(journal: Journal, name: str, module: Norm, absurd: float) -> _Brok
         return None
     target = Target(name=name, module=module)
     before = target.stored()
-    healthy = (before.mean.abs() <= absurd) & (before.var >= 0) & (before.var <= absurd**2)
-    target = Target(name=name, module=module, channels=~healthy)
-    if not bool(healthy.all()):
-        mean, var = torch.where(healthy, before.mean, 0), torch.where(healthy, before.var, 1)
-        notes = [_which(~healthy), *write_statistics_(journal, module, mean, var), *notes]
+    mean_fits = before.mean.abs() <= absurd
+    var_fits = (before.var >= 0) & (before.var <= absurd**2)
+    target = Target(name=name, module=module, channels=~(mean_fits & var_fits))
+    if not bool((mean_fits & var_fits).all()):
+        mean, var = torch.where(mean_fits, before.mean, 0), torch.where(var_fits, before.var, 1)
+        notes = [_which(mean_fits, var_fits), *write_statistics_(journal, module, mean, var), *notes]
     elif _keeps_nonfinite(module):
         notes = ["what it kept beside its running estimates was not finite", *begin_anew_(journal, module), *notes]
     return _Broken(target=target, before=before, notes=notes) if notes else None
@@ -144,13 +146,25 @@ def _recalibrate(
     found = work.run()
     for each, moments in zip(broken, found.moments, strict=True):
         if moments is None:
-            each.notes.append("not reached by the batches, so these are mean 0 and variance 1")
+            each.notes.append("not reached by the batches, so broken means are 0 and broken variances 1")
         else:
             write_statistics_(journal, each.target.module, moments.mean, moments.var)
     return found.measured()
 
 
-def _which(broken: Tensor) -> str:
-    indices = broken.nonzero().flatten().tolist()
-    first = ", ".join(map(str, indices[:_LISTED])) + (", ..." if len(indices) > _LISTED else "")
-    return f"{len(indices)} of {len(broken)} channels {'was' if len(indices) == 1 else 'were'} broken: {first}"
+def _which(mean_fits: Tensor, var_fits: Tensor) -> str:
+    """Say which channels are broken, and of which only the mean or the variance."""
+    broken = ~(mean_fits & var_fits)
+    number = int(broken.sum())
+    text = f"{number} of {len(broken)} channels {'was' if number == 1 else 'were'} broken: {_first(broken)}"
+    parts = [
+        f"the {name} is healthy in {_first(fits & broken)}"
+        for name, fits in (("mean", mean_fits), ("variance", var_fits))
+        if bool((fits & broken).any())
+    ]
+    return text + (f", of which {' and '.join(parts)}" if parts else "")
+
+
+def _first(chosen: Tensor) -> str:
+    indices = chosen.nonzero().flatten().tolist()
+    return ", ".join(map(str, indices[:_LISTED])) + (", ..." if len(indices) > _LISTED else "")
