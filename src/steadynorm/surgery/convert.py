@@ -29,6 +29,7 @@ from steadynorm.surgery.rebuild import (
     with_activation,
 )
 from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
+from steadynorm.surgery.surprises import surprises_of
 
 __all__ = ["convert_", "from_sync_", "rebuild_", "to_torch_"]
 
@@ -209,7 +210,7 @@ def _rebuild(
     activation = fused if holder is None else activation_of(holder)
     new, notes = _build(old, kind, cls, activation, options)
     if surprises:
-        notes += _surprises(kind_of(old)[0].name, kind.name)
+        notes += surprises_of(old, new)
     placed = new
     if holder is not None:
         share_hooks(holder, new)
@@ -240,23 +241,6 @@ def _build(
     named = carried | ({"activation": activation} if kind.ours else {}) | options
     new = fresh_like(old, cls, **named)
     return new, [*notes, *move_state(old, new)]
-
-
-def _surprises(old: str, new: str) -> list[str]:
-    """Say what a layer does otherwise than its user may expect once it is of another kind."""
-    synchronised = ("sync_batch_norm", "torch_sync_batch_norm", "masked_batch_norm")
-    notes = {
-        "frozen_batch_norm": "no longer frozen: in training it normalizes by its batch, and its statistics follow",
-        "gated_batch_norm": "evaluation does not look at the batch any more",
-        "masked_batch_norm": "takes no mask any more",
-        **dict.fromkeys(synchronised[:2], "in training each process normalizes by its own batch"),
-    }
-    found = (
-        [notes[old]] if old in notes and old != new and not (old in synchronised[:2] and new in synchronised) else []
-    )
-    if new == "gated_batch_norm":
-        found.append("evaluation looks at the batch, as far as it is to be believed")
-    return found
 
 
 def _why_not(old: nn.Module, kind: Kind) -> str | None:
