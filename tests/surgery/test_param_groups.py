@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,16 @@ class HomemadeRMSNorm(nn.Module):
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(3))
+
+
+def foreign(name, shape=(3,), statistics=False):
+    """A norm of a model library, of which only the class name or the buffers tell what it is."""
+    module = type(name, (nn.Module,), {})()
+    module.gamma, module.beta = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+    if statistics:
+        module.register_buffer("running_mean", torch.zeros(3))
+        module.register_buffer("running_var", torch.ones(3))
+    return module
 
 
 def names(model, groups):
@@ -36,7 +48,15 @@ def test_norms_and_biases_do_not_decay():
         nn.RMSNorm(3),
         nn.InstanceNorm2d(3, affine=True),
         steadynorm.GatedBatchNorm2d(3),
+        nn.LayerNorm((3, 4, 4)),
+        nn.LazyBatchNorm2d(),
         HomemadeRMSNorm(),
+        foreign("GRN", (1, 1, 1, 3)),
+        foreign("LayerNorm2d", (1, 3, 1, 1)),
+        foreign("ChannelNorm", (3, 1, 1)),
+        foreign("InPlaceABN"),
+        foreign("SyncBN_2d"),
+        foreign("Frozen", statistics=True),
     ],
     ids=lambda norm: type(norm).__name__,
 )
@@ -60,8 +80,30 @@ def test_matrices_decay_wherever_they_are():
     assert names(norm, groups) == [["table_bias"], ["scale"]]
 
 
-def test_other_vectors_decay():
-    model = nn.ParameterList([torch.ones(3)])
+def test_a_bias_of_any_shape_that_is_a_vector_does_not_decay():
+    model = nn.Module()
+    model.bias, model.position_bias = nn.Parameter(torch.ones(1, 3, 1, 1)), nn.Parameter(torch.ones(1, 3, 3))
+    assert names(model, param_groups(model, 0.1)) == [["position_bias"], ["bias"]]
+
+
+def test_a_map_with_norm_in_its_name_is_no_norm():
+    model = type("NormalizedLinear", (nn.Linear,), {})(3, 1)
+    assert names(model, param_groups(model, 0.1)) == [["weight"], ["bias"]]
+
+
+def test_lazy_parameters_are_split_before_and_after_the_first_batch():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
+    groups = param_groups(model, 0.5)
+    assert names(model, groups) == [["0.weight", "3.weight"], ["0.bias", "1.weight", "1.bias", "3.bias"]]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    model(torch.randn(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    assert names(model, param_groups(model, 0.5)) == names(model, groups)
+
+
+@pytest.mark.parametrize("name", ["CNN", "FPN", "BNeck", "DropIN3", "Main"])
+def test_other_vectors_decay(name):
+    model = foreign(name)
     assert [group["weight_decay"] for group in param_groups(model, 0.1)] == [0.1]
 
 
@@ -76,6 +118,7 @@ def test_an_optimizer_takes_them_and_decays_only_the_first():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if decayed else 1))
 
 
-def test_negative_decay_is_refused():
-    with pytest.raises(ValueError, match="at least 0, got -1"):
-        param_groups(mixed(), -1)
+@pytest.mark.parametrize("decay", [-1, math.nan, math.inf])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ValueError, match=f"weight_decay must be at least 0 and finite, got {decay}"):
+        param_groups(mixed(), decay)

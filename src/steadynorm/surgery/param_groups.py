@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 __all__ = ["param_groups"]
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_MAPS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, _ConvNd)
+_NAMED_NORM = re.compile(r"(?i:norm)|(?:^|[a-z0-9_])(?:A?BN|GN|LN|IN|GRN|FRN)(?:_?\dd)?$")
+"""``FrozenBatchNorm2d``, ``RMSNorm``, ``InPlaceABN``, ``GRN``, ``SyncBN2d``."""
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split a model's parameters for an optimizer: weight decay for all but norms and biases.
 
-    A norm's weight and bias decide no function's size that the next layer could not undo; decay only moves them. Norms
-    are torch's, ours, and any module whose class name has "norm" in it, as model libraries write their own; of those
-    the parameters of at most one dimension. Biases are parameters whose name ends in "bias", likewise.
+    A norm's weight and bias decide no function's size that the next layer could not undo; decay only moves them.
+    Spared are:
+
+    - ``weight`` and ``bias`` of torch's norms, ours, and their subclasses, in any shape;
+    - vectors of these and of any other normalization: a module with running_mean and running_var, or whose class name
+      has "norm" in it or ends in an abbreviation of one (BN, ABN, GN, LN, IN, GRN, FRN; 2d and the like behind it), as
+      model libraries write their own. Subclasses of linear layers, convolutions and embeddings are none;
+    - vectors whose name ends in "bias".
+
+    A vector has at most one dimension of more than one element: (C,), (1, C, 1, 1). Parameters of lazy modules, which
+    have no shape yet, are split by these names; they stay the same objects when the first batch gives them one.
 
     Args:
         model: the root.
-        weight_decay: of the first group; the second has none.
+        weight_decay: of the first group, at least 0 and finite; the second has none.
 
     Returns:
         two groups, each parameter once, also those that require no gradient now: optimizers pass over them, and they
         may be unfrozen. A group without parameters is left out.
 
     Raises:
-        ValueError: negative weight decay.
+        ValueError: weight decay is negative, NaN or infinite.
 
     Source: He et al. 2019 (arXiv 1812.01187), section 3.1; Goyal et al. 2017 (arXiv 1706.02677), section 5.
 
@@ -36,13 +51,13 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
     [(1, 0.0005), (3, 0.0)]
     """
-    if weight_decay < 0:
-        raise ValueError(f"param_groups: weight_decay must be at least 0, got {weight_decay}.")
+    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
+        raise ValueError(f"param_groups: weight_decay must be at least 0 and finite, got {weight_decay}.")
     spared = {
         id(parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() <= 1 and (_is_norm(module) or name.endswith("bias"))
+        if _is_spared(module, name, parameter)
     }
     decayed = [parameter for parameter in model.parameters() if id(parameter) not in spared]
     others = [parameter for parameter in model.parameters() if id(parameter) in spared]
@@ -50,5 +65,17 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def _is_spared(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    if isinstance(module, _NORMS) and name in ("weight", "bias"):
+        return True
+    return (name.endswith("bias") or _is_norm(module)) and _is_vector(parameter)
+
+
+def _is_vector(parameter: nn.Parameter) -> bool:
+    return is_lazy(parameter) or sum(size > 1 for size in parameter.shape) <= 1
+
+
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+    if isinstance(module, _NORMS) or {"running_mean", "running_var"} <= module._buffers.keys():
+        return True
+    return not isinstance(module, _MAPS) and _NAMED_NORM.search(type(module).__name__) is not None
