@@ -76,6 +76,6 @@ def _is_vector(parameter: nn.Parameter) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    if isinstance(module, _NORMS) or {"running_mean", "running_var"} <= module._buffers.keys():
+    if isinstance(module, _NORMS) or {"running_mean", "running_var"} <= set(module._buffers.keys()):
         return True
     return not isinstance(module, _MAPS) and _NAMED_NORM.search(type(module).__name__) is not None

@@ -80,6 +80,8 @@ def batch_norms_of(model: nn.Module, where: Where | None = None, journal: Journa
 def check_plain(verb: str, model: nn.Module) -> None:
     """Raise TypeError for a model whose modules cannot be exchanged any more.
 
+    A script within the model is no reason: what is inside stays, and batch norms there are refused by name.
+
     Args:
         verb: that wants to exchange modules.
         model: the root.
@@ -87,7 +89,7 @@ def check_plain(verb: str, model: nn.Module) -> None:
     for site in sites_of(model):
         kind = type(site.module).__name__
         bases = {cls.__name__ for cls in type(site.module).__mro__}
-        wrapped = bases & _WRAPPERS or isinstance(site.module, torch.jit.ScriptModule)
+        wrapped = bases & _WRAPPERS or (site.module is model and isinstance(model, torch.jit.ScriptModule))
         if wrapped:
             raise TypeError(
                 f"{verb}: modules must be exchanged before the model is wrapped or compiled, got {kind}"

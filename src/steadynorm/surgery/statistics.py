@@ -173,7 +173,7 @@ def _load(journal: Journal, model: nn.Module, loaded: Mapping[str, Any] | nn.Mod
         for site in batch_norms_of(model)
         for name in site.names
         for kind in (MEAN, VAR, COUNTER)
-        if (tensor := getattr(site.module, kind)) is not None
+        if (tensor := getattr(site.module, kind, None)) is not None
     }
     state = state_for(model, loaded, verb=journal.verb, wanted=wanted)
     journal.notes.extend(state.notes)
@@ -236,12 +236,13 @@ def _refuse_unexpected(journal: Journal, model: nn.Module, state: NamedState) ->
     without = {
         _key(name, kind) for site in batch_norms_of(model) for name in site.names for kind in (MEAN, VAR, COUNTER)
     }
+    named = {each.name for each in journal.refused}
     others = []
     for key in state.unknown:
         name, kind = _split(key)
         if kind not in (MEAN, VAR, COUNTER):
             others.append(key)
-        elif key not in without:
+        elif key not in without and name not in named:
             journal.refuse(name, kind, "unexpected: the model has no such batch norm.")
     if others:
         first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -169,7 +170,10 @@ def trace(model: nn.Module, example: Batch, forward: Forward | None = None) -> F
     recorder = _Recorder(flow)
     handles: list[RemovableHandle] = []
     try:
+        handles.append(register_module_forward_pre_hook(recorder.see_script))
         for site in sites_of(model):
+            if isinstance(site.module, torch.jit.ScriptModule):  # takes no hooks of its own
+                continue
             hooked = _has_hooks(site.module)
             enter = partial(recorder.enter, site.name, hooked)
             handles.append(site.module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -227,6 +231,11 @@ class _Recorder(TorchDispatchMode):
         self._under_way.append(Call(name=name, module=module, **kept))
         if hooked:
             self._flow.note_use(f"a hook on {name!r}", (args, kwargs))
+
+    def see_script(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note what a script is called with: it may fuse operations, which then are not seen."""
+        if isinstance(module, torch.jit.ScriptModule):
+            self._flow.note_use("a script", args, tuple(self._under_way))
 
     def leave(
         self,

@@ -97,7 +97,9 @@ def left_alone(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode, table in zip(modules, modes, tables, strict=True):
                 module.training = mode
-                module._buffers.update(table)
+                for name, buffer in table.items():
+                    if module._buffers[name] is not buffer:  # of a script they are no dictionary's, and another object
+                        module._buffers[name] = buffer
             with torch.no_grad():
                 for buffer, value in saved:
                     # Not by version: torch's batch norm moves its statistics without counting one. And a needless
