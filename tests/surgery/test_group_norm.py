@@ -1,7 +1,12 @@
+import copy
+import threading
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import steadynorm
 from steadynorm.surgery import convert_
@@ -120,6 +125,98 @@ def test_undo_takes_the_start_from_data_back():
     model = mixed()
     before = snapshot(model)
     convert_(model, "group_norm", batches=iter([MIXED_INPUT])).undo()
+    assert_state_equal(model, before)
+
+
+class Caching(nn.Module):
+    """Keeps what it gave last, with its graph, so that it cannot be deep-copied."""
+
+    def forward(self, x):
+        self.last = x * 1
+        return self.last
+
+
+def locked(model):
+    model[0].lock = threading.Lock()
+
+
+def caching(model):
+    model[2] = Caching()
+    model(drawn(2, 3, 2, 2))
+
+
+def weight_normed(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(model[0])
+    model(drawn(2, 3, 2, 2)).sum().backward()
+
+
+def pruned(model):
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    model(drawn(2, 3, 2, 2)).sum().backward()
+
+
+def plain_net():
+    parts = (nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Identity(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    return randomize_(nn.Sequential(*parts).double()).eval()
+
+
+@pytest.mark.parametrize("spoil", [locked, caching, weight_normed, pruned], ids=lambda each: each.__name__)
+def test_a_model_that_cannot_be_copied_starts_from_data_as_another(spoil):
+    model, x = plain_net(), drawn(20, 3, 2, 2)
+    spoil(model)
+    with pytest.raises((TypeError, RuntimeError)):
+        copy.deepcopy(model)
+    before, y = snapshot(model), model(x).detach()
+    other = plain_net()
+    if spoil is pruned:
+        other[0].weight.data.copy_(model[0].weight)
+    change, expected = convert_(model, "group_norm", batches=[x]), convert_(other, "group_norm", batches=[x])
+    for place in (1, 4):
+        torch.testing.assert_close(model[place].weight, other[place].weight)
+        torch.testing.assert_close(model[place].bias, other[place].bias)
+    assert change.measured == pytest.approx(expected.measured)
+    assert_state_equal(change.undo(), before)
+    assert torch.equal(model(x), y)
+
+
+def test_the_model_as_it_was_has_its_old_numbers_wherever_they_are_shared():
+    """Here a layer that is not converted multiplies by the weight of one that is."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.last(self.norm(x) * self.norm.weight)
+
+    model = randomize_(Scaled().double()).eval()
+    x = drawn(50, 4)
+    wanted = model(x).detach()
+    change = convert_(model, "group_norm", batches=[x])
+    z = nn.functional.group_norm(model.norm(x) * model.norm.weight, 1).detach().numpy()
+    for channel in range(4):
+        line = np.polyfit(z[:, channel], wanted[:, channel].numpy(), 1)
+        np.testing.assert_allclose(model.last.weight[channel].item(), line[0], rtol=1e-8)
+    error = ((model(x) - wanted).norm() / wanted.norm()).item()
+    assert change.measured["output_error"] == pytest.approx(error)
+
+
+def test_what_fails_in_the_model_as_it_was_leaves_everything_as_it_was():
+    model, calls = mixed(), []
+    before = snapshot(model)
+
+    def fails(model, x):
+        calls.extend([0] * isinstance(model[1], nn.BatchNorm2d))
+        if len(calls) > 2:
+            raise KeyError("in the model as it was")
+        return model(x)
+
+    with pytest.raises(KeyError, match="in the model as it was"):
+        convert_(model, "group_norm", batches=[MIXED_INPUT], forward=fails)
+    assert len(calls) == 3
     assert_state_equal(model, before)
 
 

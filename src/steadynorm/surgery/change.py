@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -135,6 +136,7 @@ class Journal:
         self.notes: list[str] = []
         self._before = model
         self._steps: list[_Step] = []
+        self._places: list[tuple[dict[str, Any], str, nn.Module, nn.Module]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -199,6 +201,18 @@ class Journal:
             for key, child in parent._modules.items():
                 if child is old:
                     self.set_entry(parent._modules, key, new)
+                    self._places.append((parent._modules, key, old, new))
+
+    @contextmanager
+    def as_before(self) -> Iterator[nn.Module]:
+        """Give the model with the modules that stood in it before the verb; afterwards those that stand there now."""
+        for table, key, old, _ in reversed(self._places):
+            table[key] = old
+        try:
+            yield self._before
+        finally:
+            for table, key, _, new in self._places:
+                table[key] = new
 
     def finish(self, **measured: float) -> Change:
         """Give what was done."""

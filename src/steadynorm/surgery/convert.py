@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from steadynorm.surgery.batches import Batch, Batches, Forward
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.dimensions import Dimensions
-from steadynorm.surgery.group_norm import build_group_norm, start_from_data
+from steadynorm.surgery.group_norm import Reference, build_group_norm, start_from_data
 from steadynorm.surgery.kinds import BATCH_NORMS, KINDS, Kind, find_kind, kind_of, label
 from steadynorm.surgery.rebuild import (
     DIMENSIONS,
@@ -87,12 +86,12 @@ def convert_(
         )
     check_plain("convert_", model)
     given = None if batches is None else list(Batches(batches, "convert_"))
-    reference = None if given is None else copy.deepcopy(model)
     with Journal("convert_", model) as journal:
         sites = batch_norms_of(model, where, journal)
         dimensions = Dimensions(model, sites, example, forward)
+        reference = Reference(journal, [site.module for site in sites])
         converted = rebuild_(journal, sites, kind, options, dimensions, surprises=True)
-        if given is None or reference is None:
+        if given is None:
             return journal.finish()
         return journal.finish(**start_from_data(journal, reference, converted, given, forward))
 

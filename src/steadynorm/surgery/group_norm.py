@@ -17,7 +17,7 @@ from steadynorm.surgery.change import Journal
 from steadynorm.surgery.kinds import Norm, label
 from steadynorm.surgery.sites import Site
 
-__all__ = ["build_group_norm", "groups_for", "start_from_data"]
+__all__ = ["Reference", "build_group_norm", "groups_for", "start_from_data"]
 
 MOST_GROUPS = 32  # the paper's own setting
 FEWEST_CHANNELS = 16  # of a group: on (N, C) input a group has no other values, and two of them would come out as ±1
@@ -59,9 +59,37 @@ def build_group_norm(old: Norm, *, layer_norm: bool, num_groups: int | None = No
     return new, notes
 
 
+class Reference:
+    """The model as it was, made of the same modules: some models cannot be copied (a lock, a tensor kept from a run).
+
+    Args:
+        journal: of the verb that exchanges modules.
+        norms: that are going to be exchanged, with the numbers that they have now.
+    """
+
+    def __init__(self, journal: Journal, norms: Sequence[nn.Module]) -> None:
+        self._journal = journal
+        self._values = [
+            (each, each.detach().clone()) for norm in norms for each in norm._parameters.values() if each is not None
+        ]
+
+    @contextmanager
+    def standing(self) -> Iterator[nn.Module]:
+        """Give the model as it was; what stands in it now, and its numbers, come back afterwards."""
+        now = [parameter.data for parameter, _ in self._values]
+        with self._journal.as_before() as model:
+            try:
+                for parameter, before in self._values:
+                    parameter.data = before
+                yield model
+            finally:
+                for (parameter, _), data in zip(self._values, now, strict=True):
+                    parameter.data = data
+
+
 def start_from_data(
     journal: Journal,
-    reference: nn.Module,
+    reference: Reference,
     converted: Sequence[tuple[Site, nn.Module]],
     batches: Sequence[Batch],
     forward: Forward | None,
@@ -75,7 +103,7 @@ def start_from_data(
 
     Args:
         journal: of the model as it is now.
-        reference: a copy of the model as it was.
+        reference: the model as it was.
         converted: site of each batch norm, and the group norm there now.
         batches: run once for each layer, in both models.
         forward: how a batch is run.
@@ -88,7 +116,7 @@ def start_from_data(
     """
     if not batches:
         raise ValueError("convert_: there must be at least one batch to start from, got none.")
-    norms = {id(new): (reference.get_submodule(_name_of(reference, site)), new) for site, new in converted}
+    norms = {id(new): (site.module, new) for site, new in converted}
     error = _output_error(reference, journal.model, batches, forward)
     for key in _order([new for _, new in converted], journal.model, batches[0], forward):
         batch_norm, group_norm = norms.pop(key)
@@ -101,11 +129,6 @@ def start_from_data(
             journal.refuse(site.name, label(new), "it has no weight and bias to start from data.")
     after = _output_error(reference, journal.model, batches, forward)
     return {"output_error_before_start": error, "output_error": after}
-
-
-def _name_of(reference: nn.Module, site: Site) -> str:
-    """Give the name by which torch finds the batch norm of a site."""
-    return f"{site.name}.norm".lstrip(".") if site.holder is not None else site.name
 
 
 def _order(norms: list[nn.Module], model: nn.Module, batch: Batch, forward: Forward | None) -> list[int]:
@@ -122,7 +145,7 @@ def _meets(met: dict[int, None], norm: nn.Module) -> Callable[[Tensor], object]:
 
 def _fit_(
     journal: Journal,
-    reference: nn.Module,
+    reference: Reference,
     batch_norm: Norm,
     group_norm: Norm,
     batches: Sequence[Batch],
@@ -131,10 +154,11 @@ def _fit_(
     """Set one group norm's weight and bias by least squares."""
     sums = _Regression()
     for batch in batches:
-        targets = _inputs_of(batch_norm, reference, batch, forward)
+        with reference.standing() as model:
+            targets = [_batch_norm(batch_norm, x) for x in _inputs_of(batch_norm, model, batch, forward)]
         inputs = _inputs_of(group_norm, journal.model, batch, forward)
-        for x, x_before in zip(inputs, targets, strict=True):
-            sums.add(_group_norm(group_norm, x), _batch_norm(batch_norm, x_before))
+        for x, target in zip(inputs, targets, strict=True):
+            sums.add(_group_norm(group_norm, x), target)
     slope, offset = sums.solve()
     journal.write_(group_norm.weight, slope)
     journal.write_(group_norm.bias, offset)
@@ -191,11 +215,13 @@ def _group_norm(norm: Norm, x: Tensor) -> Tensor:
     return F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
 
 
-def _output_error(before: nn.Module, now: nn.Module, batches: Sequence[Batch], forward: Forward | None) -> float:
-    """Compare all floating outputs of two models over the batches."""
+def _output_error(reference: Reference, now: nn.Module, batches: Sequence[Batch], forward: Forward | None) -> float:
+    """Compare all floating outputs of the model as it was and as it is over the batches."""
     wrong, whole = 0.0, 0.0
     for batch in batches:
-        old, new = (_floating(_run(model, batch, forward)) for model in (before, now))
+        with reference.standing() as before:
+            old = [each.clone() for each in _floating(_run(before, batch, forward))]
+        new = _floating(_run(now, batch, forward))
         for a, b in zip(old, new, strict=True):
             wrong += float((a.double() - b.double()).square().sum())
             whole += float(a.double().square().sum())
