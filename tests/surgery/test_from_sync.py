@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import steadynorm
-from steadynorm.surgery import convert_, from_sync_
+from steadynorm.surgery import convert_, freeze_, from_sync_
 from tests.support.layers import drawn, randomize_
 from tests.support.surgery import MIXED_INPUT, mixed
 
@@ -96,3 +96,48 @@ def test_ours_keep_activation_and_options():
     from_sync_(model)
     assert type(model[1]) is steadynorm.BatchNorm2d
     assert (model[1].activation, model[1].nonfinite) == ("silu", "skip")
+
+
+class BesideLinear(nn.Module):
+    """A linear layer over the last dimension of 4-d input; a neck behind pooling, between convolution and linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first = nn.Conv2d(3, 5, 1), nn.SyncBatchNorm(5)
+        self.mix, self.norm = nn.Linear(4, 4), nn.SyncBatchNorm(6)
+        self.widen, self.neck = nn.Conv2d(6, 7, 1), nn.SyncBatchNorm(7)
+        self.project, self.head = nn.Conv2d(5, 6, 1), nn.Linear(7, 2)
+        self.square, self.linear = nn.SyncBatchNorm(4), nn.Linear(2, 4)
+
+    def forward(self, x):
+        x = self.norm(self.mix(self.project(self.first(self.conv(x)))))
+        self.square(x.transpose(1, 2))
+        return self.head(self.neck(self.widen(x).mean((2, 3))))
+
+
+VERBS = {
+    "from_sync_": from_sync_,
+    "freeze_": lambda model, **arguments: freeze_(model, affine=False, **arguments),
+    "convert_": lambda model, **arguments: convert_(model, "batch_norm", **arguments),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_linear_layer_does_not_tell_dimensions(verb):
+    model = BesideLinear()
+    change = VERBS[verb](model)
+    assert {each.name for each in change.changed} == {"first", "norm"}
+    assert {each.name for each in change.refused} == {"neck", "square"}
+    assert all("Give an example to run the model on" in each.why for each in change.refused)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_run_tells_dimensions_beside_a_linear_layer(verb):
+    model = BesideLinear().eval()
+    x = torch.randn(2, 3, 4, 4)
+    before = model(x)
+    change = VERBS[verb](model, example=x)
+    assert not change.refused
+    classes = [type(getattr(model, name)).__name__[-2:] for name in ("first", "norm", "square", "neck")]
+    assert classes == ["2d", "2d", "2d", "1d"]
+    torch.testing.assert_close(model(x), before)

@@ -14,8 +14,8 @@ from steadynorm.surgery.sites import Site
 
 __all__ = ["Dimensions"]
 
-_MAPS: dict[type[nn.Module], int] = {
-    nn.Linear: 1,
+_MAPS: dict[type[nn.Module], int | None] = {
+    nn.Linear: None,
     nn.Conv1d: 1,
     nn.Conv2d: 2,
     nn.Conv3d: 3,
@@ -29,8 +29,8 @@ class Dimensions:
     """Finds the number of spatial dimensions of a model's batch norms.
 
     A class for one number of dimensions tells it; of one that takes any, it is what the layer was before surgery made
-    it so; else what the example shows; else that of the convolutions and linear layers around it which have as many
-    channels, the nearest ones first, where those agree.
+    it so; else what the example shows; else that of the convolutions around it which have as many channels, the nearest
+    ones first, where those agree. A linear layer of as many features, which takes input of any rank, leaves it open.
 
     Args:
         model: the root.
@@ -77,12 +77,13 @@ class Dimensions:
         path = site.name.split(".")[:-1]
         for end in range(len(path), -1, -1):
             maps = [each for each in self._model.get_submodule(".".join(path[:end])).modules() if type(each) in _MAPS]
-            for side in (("out_channels", "out_features"), ("in_channels", "in_features")):
-                fit = {_MAPS[type(each)] for each in maps if _channels(each, side) == site.module.num_features}
-                if fit:
-                    return fit.pop() if len(fit) == 1 else None
+            fit = {_MAPS[type(each)] for each in maps if site.module.num_features in _channels(each)}
+            if fit:
+                return fit.pop() if len(fit) == 1 else None
         return None
 
 
-def _channels(module: nn.Module, names: tuple[str, str]) -> int:
-    return next(int(getattr(module, name)) for name in names if hasattr(module, name))
+def _channels(module: nn.Module) -> list[int]:
+    """Give the channels that a layer takes and gives."""
+    names = ("in_channels", "out_channels", "in_features", "out_features")
+    return [int(getattr(module, name)) for name in names if hasattr(module, name)]
