@@ -10,7 +10,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from steadynorm.surgery.hidden import RunWatch, held_norms
+from steadynorm.surgery.kinds import label
+
 __all__ = ["Change", "Changed", "Journal", "Refused"]
+
+_REGISTER = "Register it, for instance in an nn.ModuleList."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +142,15 @@ class Journal:
         self._before = model
         self._steps: list[_Step] = []
         self._places: list[tuple[dict[str, Any], str, nn.Module, nn.Module]] = []
+        self.where: Callable[[str, nn.Module], bool] | None = None
+        self._watch = RunWatch(model)
 
     def __enter__(self) -> Self:
+        self._watch.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._watch.stop()
         if kind is not None:
             for step in reversed(self._steps):
                 step.undo()
@@ -215,7 +224,8 @@ class Journal:
                 table[key] = new
 
     def finish(self, **measured: float) -> Change:
-        """Give what was done."""
+        """Give what was done, and name the batch norms that could not be: those that are no submodules."""
+        self._refuse_hidden()
         return Change(
             verb=self.verb,
             model=self.model,
@@ -226,6 +236,23 @@ class Journal:
             _before=self._before,
             _steps=self._steps,
         )
+
+    def _refuse_hidden(self) -> None:
+        held = held_norms(self.model)
+        paths = {id(module): path for path, module in held.items()}
+        ran = {id(module): module for module in self._watch.ran(self.model)}
+        replaced = {id(module) for _, _, old, _ in self._places for module in old.modules()}
+        unheld = [("(beside the model)", module) for key, module in ran.items() if key not in paths]
+        for path, module in [*held.items(), *unheld]:
+            if self.where is not None and not self.where(path, module):
+                continue
+            if id(module) in ran:
+                why = f"it runs, but it is no submodule. {_REGISTER}"
+            elif id(module) in replaced:
+                why = "it is still held here, where another now stands in its place. If it runs, put that one here."
+            else:
+                why = f"it is held here, but it is no submodule, and stays if it runs. {_REGISTER}"
+            self.refuse(path, label(module), why)
 
     def edit(self, act: Callable[[], None], undo: Callable[[], None], fits: Callable[[], bool]) -> None:
         """Do something, and remember how to undo it while ``fits`` says that nobody has done so since."""

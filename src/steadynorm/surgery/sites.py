@@ -70,6 +70,8 @@ def batch_norms_of(model: nn.Module, where: Where | None = None, journal: Journa
         journal: None says nothing of what is not taken.
     """
     chosen = [site for site in sites_of(model) if where is None or any(where(name, site.module) for name in site.names)]
+    if journal is not None:
+        journal.where = where
     for site in chosen:
         why = why_unknown(site.module)
         if why is not None and journal is not None:

@@ -1,0 +1,137 @@
+"""Batch norms that a model runs or holds though they are no submodules of it, so that no verb can change them.
+
+A list beside ``setattr``, a dictionary, an attribute of another object, a closure: none of them is in ``modules()``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from steadynorm.surgery.kinds import is_batch_norm, why_unknown
+
+__all__ = ["RunWatch", "held_norms"]
+
+_TORCHS = frozenset(vars(nn.Module()))
+_DEPTH = 3
+_PLAIN = (str, bytes, int, float, complex, Tensor, type, ModuleType, type(None))
+
+
+class RunWatch:
+    """Sees which batch norms run within a model's forward, and puts back what those beside it have measured there.
+
+    Args:
+        model: the root, as it is before anything is changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {id(module) for module in model.modules()}
+        self._thread = threading.get_ident()
+        self._inside = 0
+        self._ran: dict[int, nn.Module] = {}
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
+
+    def stop(self) -> None:
+        """Watch no longer, and put buffers back."""
+        for handle in self._handles:
+            handle.remove()
+        with torch.no_grad():
+            for buffer, value in self._buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        self._buffers.clear()
+
+    def ran(self, now: nn.Module) -> list[nn.Module]:
+        """Give the batch norms that ran but were never submodules, neither before nor ``now``."""
+        stand = {id(module) for module in now.modules()}
+        return [module for key, module in self._ran.items() if key not in stand]
+
+    def _enter(self, module: nn.Module, arguments: object) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        if id(module) in self._own:
+            self._inside += 1
+        elif self._inside and id(module) not in self._ran and _is_norm(module):
+            self._ran[id(module)] = module
+            self._buffers += [(each, each.clone()) for each in module.buffers() if not each.is_meta]
+
+    def _leave(self, module: nn.Module, arguments: object, output: object) -> None:
+        if threading.get_ident() == self._thread and id(module) in self._own:
+            self._inside -= 1
+
+
+def held_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Give the batch norms that modules hold in plain attributes, by path, and that are no submodules of the model.
+
+    Looked into are lists, tuples, sets, dictionaries, partial functions, what functions close over, and attributes of
+    other objects, three levels deep.
+    """
+    own = {id(module) for module in model.modules()}
+    seen = {id(vars(module)) for module in model.modules()}
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # keeps what it was made from
+            continue
+        for key, value in vars(module).items():
+            if key in _TORCHS:
+                continue
+            for path, held in _modules_in(value, f"{name}.{key}" if name else key, _DEPTH, seen):
+                if id(held) in own or any(each is model for each in held.modules()):
+                    continue
+                for inner, each in held.named_modules():
+                    if id(each) not in own and _is_norm(each):
+                        own.add(id(each))
+                        found[f"{path}.{inner}" if inner else path] = each
+    return found
+
+
+def _modules_in(value: object, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield path, value
+        return
+    if depth == 0 or isinstance(value, _PLAIN) or id(value) in seen:
+        return
+    seen.add(id(value))
+    for name, each in _parts_of(value):
+        yield from _modules_in(each, f"{path}{name}", depth - 1, seen)
+
+
+def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anything that an attribute may be)
+    """Give what a container, a function or an object holds, each with what follows the path."""
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", each) for key, each in value.items())
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from ((f"[{at}]", each) for at, each in enumerate(value))
+    elif isinstance(value, partial):
+        yield from ((f"({at})", each) for at, each in enumerate((value.func, *value.args, *value.keywords.values())))
+    elif isinstance(value, MethodType):
+        yield "", value.__self__
+    elif isinstance(value, FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                yield f".{name}", cell.cell_contents
+            except ValueError:  # a name that has no value yet
+                continue
+    else:
+        yield from ((f".{key}", each) for key, each in getattr(value, "__dict__", {}).items())
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return is_batch_norm(module) or why_unknown(module) is not None

@@ -1,0 +1,200 @@
+"""Batch norms that run but are no submodules are named by every verb."""
+
+import copy
+import threading
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import steadynorm
+from steadynorm import surgery
+from steadynorm.surgery.hidden import held_norms
+from tests.support.layers import drawn, randomize_
+
+X = drawn(6, 3, 4, 4, dtype=torch.float32)
+
+
+class Net(nn.Module):
+    """One norm that is registered, and one that runs only."""
+
+    def __init__(self, hide):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.other = randomize_(nn.BatchNorm2d(4), seed=5).eval()
+        randomize_(self.conv), randomize_(self.norm)
+        norm = self.other
+        del self.other
+        self.run = hide(self, norm)
+
+    def forward(self, x):
+        return self.run(self.norm(self.conv(x)))
+
+
+def in_list(net, norm):
+    net.blocks = [nn.Sequential(norm)]
+    return lambda x: net.blocks[0](x)
+
+
+def in_dict(net, norm):
+    net.table = {"a": (norm,)}
+    return lambda x: net.table["a"][0](x)
+
+
+def in_object(net, norm):
+    net.config = SimpleNamespace(parts=[norm])
+    return lambda x: net.config.parts[0](x)
+
+
+def in_closure(net, norm):
+    return lambda x: norm(x)
+
+
+def in_partial(net, norm):
+    return partial(lambda module, x: module(x), norm)
+
+
+def in_class(net, norm):
+    """Held by nothing that the model holds."""
+    Elsewhere.norm = norm
+    return lambda x: Elsewhere.norm(x)
+
+
+class Elsewhere:
+    norm = None
+
+
+HELD = {in_list: "blocks[0].0", in_dict: "table['a'][0]", in_object: "config.parts[0]"}
+HELD |= {in_closure: "run.norm", in_partial: "run(1)"}
+by_name = {"ids": lambda each: getattr(each, "__name__", str(each))}
+RUNNING = {
+    "convert_": lambda model: surgery.convert_(model, "batch_norm", example=X),
+    "convert_ with batches": lambda model: surgery.convert_(model, "group_norm", batches=[X]),
+    "freeze_": lambda model: surgery.freeze_(model, example=X),
+    "fold_": lambda model: surgery.fold_(model, X),
+    "strip_bias_": lambda model: surgery.strip_bias_(model, X),
+    "recalibrate_": lambda model: surgery.recalibrate_(model, [X]),
+}
+LOOKING = {
+    "convert_": lambda model: surgery.convert_(model, "batch_norm"),
+    "freeze_": surgery.freeze_,
+    "unfreeze_": surgery.unfreeze_,
+    "to_torch_": surgery.to_torch_,
+    "from_sync_": surgery.from_sync_,
+    "repair_statistics_": surgery.repair_statistics_,
+    "load_statistics_": lambda model: surgery.load_statistics_(model, model.state_dict()),
+}
+
+
+def hidden_in(change):
+    return {each.name: each.why for each in change.refused if "no submodule" in each.why}
+
+
+@pytest.mark.parametrize("verb", LOOKING)
+@pytest.mark.parametrize(("hide", "path"), HELD.items(), **by_name)
+def test_a_norm_that_a_module_holds_is_named(hide, path, verb):
+    model = Net(hide).eval()
+    assert list(held_norms(model)) == [path]
+    assert list(hidden_in(LOOKING[verb](model))) == [path]
+
+
+@pytest.mark.parametrize("verb", RUNNING)
+@pytest.mark.parametrize(("hide", "path"), (HELD | {in_class: "(beside the model)"}).items(), **by_name)
+def test_a_norm_that_runs_is_named(hide, path, verb):
+    change = RUNNING[verb](Net(hide).eval())
+    assert change.changed
+    found = hidden_in(change)
+    assert list(found) == [path]
+    assert found[path].startswith("it runs, but it is no submodule. Register it")
+
+
+class Beside(nn.Module):
+    """The classic: a list beside ``setattr``, and the list is what runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = []
+        for at in range(2):
+            norm = randomize_(nn.BatchNorm2d(3), seed=at)
+            setattr(self, f"norm{at}", norm)
+            self.blocks.append(norm)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("verb", [lambda model: surgery.convert_(model, "batch_renorm"), surgery.freeze_])
+def test_a_layer_that_is_still_held_behind_its_successor_is_named(verb):
+    model = Beside()
+    assert held_norms(model) == {}
+    change = verb(model)
+    assert [each.name for each in change.refused] == ["blocks[0]", "blocks[1]"]
+    assert "still held here, where another now stands in its place" in change.refused[0].why
+    model.blocks[:] = [model.norm0, model.norm1]
+    assert held_norms(model) == {}
+
+
+def test_recalibration_of_a_layer_in_a_list_and_beside_it_takes_it():
+    model, plain = Beside().eval(), nn.Sequential(*Beside().blocks).eval()
+    change = surgery.recalibrate_(model, [X])
+    surgery.recalibrate_(plain, [X])
+    assert not change.refused
+    torch.testing.assert_close(model.norm1.running_var, plain[1].running_var)
+
+
+@pytest.mark.parametrize("verb", RUNNING)
+def test_runs_leave_no_trace_on_a_norm_that_is_no_submodule(verb):
+    model = Net(in_class).eval()
+    norm = Elsewhere.norm.train()
+    before = copy.deepcopy(norm.state_dict())
+    RUNNING[verb](model)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+    assert norm.training
+    hooks = torch.nn.modules.module
+    assert not hooks._global_forward_pre_hooks
+    assert not hooks._global_forward_hooks
+
+
+def test_an_exception_in_the_model_leaves_no_hook():
+    def fails(model, x):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        surgery.recalibrate_(Net(in_list), [X], forward=fails)
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_another_model_that_runs_beside_this_one_is_not_named():
+    model, teacher = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
+
+    def both(model, x):
+        thread = threading.Thread(target=teacher, args=(x,))
+        thread.start()
+        thread.join()
+        return model(x) - teacher(x)
+
+    assert not surgery.recalibrate_(model, [X], forward=both).refused
+
+
+def test_where_chooses_among_the_hidden_too():
+    model = Net(in_list)
+    assert not surgery.freeze_(model, where=lambda name, module: name == "norm").refused
+    assert hidden_in(surgery.unfreeze_(model, where=lambda name, module: "blocks" in name))
+
+
+def test_a_reference_to_the_parent_is_no_hidden_norm():
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(3)), nn.BatchNorm2d(3))
+    model[0].parent = [model]
+    assert held_norms(model) == {}
+    assert held_norms(model[0]) == {}
+
+
+def test_what_holds_itself_is_looked_into_once():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    model.loop = {"other": nn.ReLU(), "norm": steadynorm.BatchNorm2d(3)}
+    model.loop["self"] = model.loop
+    assert list(held_norms(model)) == ["loop['norm']"]
