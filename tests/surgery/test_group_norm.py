@@ -74,9 +74,28 @@ def test_layer_norm_is_over_channels_and_positions(to):
 def test_groups_that_do_not_divide_are_refused():
     model = mixed()
     before = snapshot(model)
-    with pytest.raises(ValueError, match="num_groups must divide the channels, got 5 groups of 32"):
+    with pytest.raises(ValueError, match=r"num_groups must be .* divides the channels, got 5 for 32"):
         convert_(model, "group_norm", num_groups=5)
     assert_state_equal(model, before)
+
+
+@pytest.mark.parametrize("groups", [0, -1, 2.5, 2.0, float("nan")])
+def test_a_number_of_groups_that_is_none_is_refused(groups):
+    with pytest.raises(
+        ValueError, match=f"num_groups must be a whole number that divides the channels, got {groups} for"
+    ):
+        convert_(nn.BatchNorm2d(10), "group_norm", num_groups=groups)
+
+
+@pytest.mark.parametrize("size", [1e308, torch.nan])
+def test_a_layer_whose_input_is_too_large_keeps_its_weight_and_is_named(size):
+    model = plain_net()
+    model[0].weight.data.fill_(size)
+    weights = [model[place].weight.clone() for place in (1, 4)]
+    change = convert_(model, "group_norm", batches=[drawn(20, 3, 2, 2)])
+    assert [each.name for each in change.refused] == ["1", "4"]
+    assert "not finite, or too large" in change.refused[0].why
+    assert all(torch.equal(model[place].weight, weight) for place, weight in zip((1, 4), weights, strict=True))
 
 
 def test_one_channel_to_a_group_is_noted():

@@ -52,10 +52,10 @@ def counted(rank):
     return len(collectives.seen)
 
 
-def of_nan(rank):
+def of_a_bad_variance(rank, variance=torch.nan):
     model = network(rank)
     if rank == 1:
-        model[1].running_var[2] = torch.nan
+        model[1].running_var[2] = variance
     return model
 
 
@@ -79,7 +79,9 @@ def on_each_rank():
         "collectives": counted(rank),
         "undone": undone(rank),
         "group": of_a_smaller_group(rank),
-        "nan": refusal(of_nan(rank)),
+        "huge": reconciled(network(rank), weight=1e308),
+        "nan": refusal(of_a_bad_variance(rank)),
+        "negative": refusal(of_a_bad_variance(rank, -1e-3)),
         "layers": refusal(other),
         "weights": refusal(network(rank), weight=-1.0 if rank == 2 else 1.0),
         "no weight": refusal(network(rank), weight=0.0),
@@ -115,6 +117,10 @@ def test_ranks_are_weighed(ranks):
     assert_all_hold(ranks, "weighed", merge_statistics(before(), WEIGHTS))
 
 
+def test_weights_whose_sum_is_too_large_count_by_their_ratios(ranks):
+    assert_all_hold(ranks, "huge", merge_statistics(before()))
+
+
 def test_only_what_is_chosen_is_reconciled_in_a_wrapped_model(ranks):
     merged = merge_statistics(before())
     for rank, each in enumerate(ranks):
@@ -146,7 +152,11 @@ def test_a_group_of_some_ranks_leaves_the_others_alone(ranks):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nan", "statistics must be finite, got others at steadynorm.BatchNorm1d(5) '1' on rank 1."),
+        (
+            "nan",
+            "must be finite and no variance negative, got others at steadynorm.BatchNorm1d(5) '1' on rank 1.",
+        ),
+        ("negative", "no variance negative, got others at steadynorm.BatchNorm1d(5) '1' on rank 1."),
         ("layers", "all ranks must have the same layers, got rank 0 1, rank 1 1, rank 2 1, which differ in name, size"),
         ("weights", "weights must be finite, at least 0, and one of them more, got [1.0, 1.0, -1.0]"),
         ("no weight", "got [0.0, 0.0, 0.0] on the ranks"),

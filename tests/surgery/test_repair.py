@@ -69,6 +69,16 @@ def test_a_healthy_channel_stays(mean, var):
     assert change.measured == {"channels": 0}
 
 
+@pytest.mark.parametrize("absurd", [1e200, torch.inf])
+def test_what_is_not_finite_is_broken_however_large_a_number_may_be(absurd):
+    norm = broken_(nn.BatchNorm1d(4), 1, torch.inf, torch.inf)
+    norm.running_mean[2] = norm.running_var[2] = 1e30
+    repair_statistics_(norm, absurd=absurd)
+    assert norm.running_mean.tolist()[:2] == [0, 0]
+    assert norm.running_var.tolist()[:2] == [1, 1]
+    assert norm.running_mean[2] == norm.running_var[2] == torch.tensor(1e30)
+
+
 def test_the_first_few_of_many_are_listed():
     norm = nn.BatchNorm1d(40)
     norm.running_var[5:].fill_(torch.nan)

@@ -331,6 +331,13 @@ def test_the_distance_of_the_means_counts():
     assert merge_statistics([one, other])["running_var"].item() == 10
 
 
+@pytest.mark.parametrize("scale", [1e308, 5e-324, 1.0])
+def test_weights_count_by_their_ratios_however_large_they_are(scale):
+    one, other = ({"running_mean": torch.tensor([mean]), "running_var": torch.ones(1)} for mean in (-3.0, 3.0))
+    found = merge_statistics([one, other], [scale, scale])
+    assert (found["running_mean"].item(), found["running_var"].item()) == (0, 10)
+
+
 def test_equal_statistics_stay_bit_for_bit():
     one = statistics_of(network())
     assert_same(merge_statistics([one] * 3, [1, 2, 4]), one)
@@ -350,6 +357,14 @@ def test_merging_is_done_in_float64_and_rounded_once():
         (lambda one: one.pop("n.num_batches_tracked"), "the same keys, got n.num_batches_tracked in one of 0 and 1"),
         (lambda one: one.update({"n.running_mean": torch.zeros(3)}), r"shapes .* n.running_mean of \(4,\) in 0"),
         (lambda one: one["n.running_var"].fill_(torch.nan), "finite, got others in n.running_var of 1"),
+        (
+            lambda one: one["n.running_var"][2].fill_(-0.5),
+            r"variances must not be negative, got -0\.5 in n.running_var of 1",
+        ),
+        (
+            lambda one: one.update({"n.running_mean": torch.zeros(4, dtype=torch.int64)}),
+            r"running_mean must be of a floating dtype, got torch\.int64 in n.running_mean of 1",
+        ),
     ],
 )
 def test_statistics_that_do_not_go_together_are_refused(change, message):

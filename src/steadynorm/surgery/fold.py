@@ -14,6 +14,7 @@ from steadynorm.surgery.flow.links import Link, is_transposed, link_before, link
 from steadynorm.surgery.flow.scale import Affine, affine_of, with_scaled_inputs, with_scaled_outputs
 from steadynorm.surgery.flow.trial import check_agreement, run
 from steadynorm.surgery.kinds import kind_of, label
+from steadynorm.surgery.runnable import check_runnable
 from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 
 __all__ = ["fold_"]
@@ -57,11 +58,13 @@ def fold_(
     Raises:
         RuntimeError: outputs differ by more than the tolerance; nothing is changed then.
         TypeError: the model is wrapped or compiled.
-        ValueError: the model or a batch norm is in training mode; the example gives no tensor to compare.
+        ValueError: the model or a batch norm is in training mode; the example gives no tensor to compare; a part of the
+            model is lazy or on the meta device.
 
     Source: Jacob et al. 2018 (arXiv 1712.05877), section 3.2, for the layer before.
     """
     check_plain("fold_", model)
+    check_runnable("fold_", model)
     with Journal("fold_", model) as journal:
         sites = batch_norms_of(model, where, journal)
         _check_evaluating(model, sites)

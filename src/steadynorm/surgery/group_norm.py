@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from steadynorm.surgery.batches import Batch, Forward, evaluating, feed, randomness_kept
 from steadynorm.surgery.change import Journal
 from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.runnable import check_runnable
 from steadynorm.surgery.sites import Site
 
 __all__ = ["Reference", "build_group_norm", "groups_for", "start_from_data"]
@@ -44,10 +45,10 @@ def build_group_norm(old: Norm, *, layer_norm: bool, num_groups: int | None = No
         ValueError: ``num_groups`` does not divide the channels.
     """
     channels = old.num_features
-    groups = 1 if layer_norm else num_groups or groups_for(channels)
-    if groups < 1 or channels % groups:
+    groups = 1 if layer_norm else groups_for(channels) if num_groups is None else num_groups
+    if not isinstance(groups, int) or groups < 1 or channels % groups:
         raise ValueError(
-            f"convert_: num_groups must divide the channels, got {groups} groups of {channels} channels. "
+            f"convert_: num_groups must be a whole number that divides the channels, got {groups} for {channels}. "
             "Leave it out, or choose layers by where."
         )
     weight = old._parameters.get("weight")
@@ -116,12 +117,15 @@ def start_from_data(
     """
     if not batches:
         raise ValueError("convert_: there must be at least one batch to start from, got none.")
-    norms = {id(new): (site.module, new) for site, new in converted}
+    check_runnable("convert_", journal.model)
+    norms = {id(new): (site, new) for site, new in converted}
     error = _output_error(reference, journal.model, batches, forward)
     for key in _order([new for _, new in converted], journal.model, batches[0], forward):
-        batch_norm, group_norm = norms.pop(key)
-        if group_norm.weight is not None and group_norm.bias is not None:
-            _fit_(journal, reference, batch_norm, group_norm, batches, forward)
+        site, new = norms.pop(key)
+        fits = new.weight is not None and new.bias is not None
+        if fits and not _fit_(journal, reference, site.module, new, batches, forward):
+            why = "what it gets from the batches is not finite, or too large, so its weight and bias stay."
+            journal.refuse(site.name, label(new), why)
     for site, new in converted:
         if id(new) in norms:
             journal.refuse(site.name, label(new), "not reached by the batches, so its weight and bias stay.")
@@ -150,8 +154,8 @@ def _fit_(
     group_norm: Norm,
     batches: Sequence[Batch],
     forward: Forward | None,
-) -> None:
-    """Set one group norm's weight and bias by least squares."""
+) -> bool:
+    """Set one group norm's weight and bias by least squares; tell whether they are finite."""
     sums = _Regression()
     for batch in batches:
         with reference.standing() as model:
@@ -160,8 +164,11 @@ def _fit_(
         for x, target in zip(inputs, targets, strict=True):
             sums.add(_group_norm(group_norm, x), target)
     slope, offset = sums.solve()
+    if not bool((slope.to(group_norm.weight) + offset.to(group_norm.weight)).isfinite().all()):
+        return False
     journal.write_(group_norm.weight, slope)
     journal.write_(group_norm.bias, offset)
+    return True
 
 
 def _inputs_of(norm: nn.Module, model: nn.Module, batch: Batch, forward: Forward | None) -> list[Tensor]:

@@ -17,6 +17,7 @@ from steadynorm.surgery.estimation.one_pass import Target
 from steadynorm.surgery.estimation.team import Team
 from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
 from steadynorm.surgery.kinds import Norm, kind_of, label
+from steadynorm.surgery.runnable import check_runnable, why_not_readable
 from steadynorm.surgery.sites import Where, batch_norms_of
 
 __all__ = ["recalibrate_"]
@@ -87,6 +88,7 @@ def recalibrate_(
     with Journal("recalibrate_", model) as journal:
         team = Team("recalibrate_", model, process_group)
         with team.together():
+            check_runnable("recalibrate_", model)
             targets = _targets(journal, model, where, prior)
         team.check_same((f"{each.name} {each.module.num_features}" for each in targets), "layers")
         if not targets:
@@ -107,8 +109,8 @@ def _check_arguments(prior: float, tolerance: float | None, settled: float, pass
     for name, value in (("prior", prior), ("tolerance", tolerance), ("settled", settled)):
         if value is not None and not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"recalibrate_: {name} must be at least 0 and finite, got {value}.")
-    if passes is not None and passes < 1:
-        raise ValueError(f"recalibrate_: passes must be at least 1, got {passes}.")
+    if passes is not None and not (isinstance(passes, int) and passes >= 1):
+        raise ValueError(f"recalibrate_: passes must be at least 1 and a whole number, got {passes}.")
 
 
 def _targets(journal: Journal, model: nn.Module, where: Where | None, prior: float) -> list[Target]:
@@ -120,9 +122,9 @@ def _targets(journal: Journal, model: nn.Module, where: Where | None, prior: flo
             continue
         targets.append(Target(name=site.name, module=site.module))
         stored = targets[-1].stored()
-        if prior and not bool((stored.mean.isfinite() & stored.var.isfinite()).all()):
+        if prior and not bool((stored.mean.isfinite() & stored.var.isfinite() & (stored.var >= 0)).all()):
             raise ValueError(
-                f"recalibrate_: with a prior the running estimates must be finite, got others at "
+                "recalibrate_: with a prior the running estimates must be finite, no variance negative, got others at "
                 f"{targets[-1].describe()}. Repair them with repair_statistics_, or leave prior at 0."
             )
     return targets
@@ -132,8 +134,9 @@ def _why_not(module: Norm, model: nn.Module, *, chosen: bool) -> str | None:
     """Say why a layer's running estimates are not to be touched; None where they are."""
     if kind_of(module)[0].name == "frozen_batch_norm":
         return "frozen. Use unfreeze_ or convert_ before, if its statistics are to change."
-    if module.running_mean is None or module.running_var is None:
-        return "it has no running statistics."
+    unreadable = why_not_readable(module)
+    if unreadable is not None:
+        return unreadable
     if chosen:
         return None
     if model.training and not module.training:

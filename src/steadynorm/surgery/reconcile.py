@@ -11,8 +11,9 @@ from steadynorm.surgery.estimation.one_pass import Target
 from steadynorm.surgery.estimation.team import Team
 from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
 from steadynorm.surgery.kinds import label
+from steadynorm.surgery.runnable import why_not_readable
 from steadynorm.surgery.sites import Where, batch_norms_of
-from steadynorm.surgery.statistics import merged
+from steadynorm.surgery.statistics import merged, shares_of
 
 __all__ = ["reconcile_statistics_"]
 
@@ -52,8 +53,9 @@ def reconcile_statistics_(
         team = Team("reconcile_statistics_", model, process_group)
         targets = []
         for site in batch_norms_of(model, where, journal):
-            if site.module.running_mean is None:
-                journal.refuse(site.name, label(site.module), "it has no running statistics.")
+            why = why_not_readable(site.module)
+            if why is not None:
+                journal.refuse(site.name, label(site.module), why)
             else:
                 targets.append(Target(name=site.name, module=site.module))
         if team.size == 1:
@@ -79,14 +81,15 @@ def _reconcile(journal: Journal, team: Team, targets: list[Target], weight: floa
     sizes = [len(each.mean) for each in own]
     all_means, all_variances = (torch.split(each, sizes, dim=1) for each in numbers.chunk(2, dim=1))
     for target, means, variances in zip(targets, all_means, all_variances, strict=True):
-        finite = (means.isfinite() & variances.isfinite()).all(1)
+        finite = (means.isfinite() & variances.isfinite() & (variances >= 0)).all(1)
         if not bool(finite.all()):
             ranks = ", ".join(str(rank) for rank, fine in enumerate(finite.tolist()) if not fine)
             raise ValueError(
-                f"reconcile_statistics_: statistics must be finite, got others at {target.describe()} on rank {ranks}. "
+                f"reconcile_statistics_: statistics must be finite and no variance negative, got others at "
+                f"{target.describe()} on rank {ranks}. "
                 "Repair them with repair_statistics_ first."
             )
-    shares = weights / weights.sum()
+    shares = shares_of(weights)
     for target, means, variances, each in zip(targets, all_means, all_variances, counts.long().T, strict=True):
         if bool((means == means[0]).all() & (variances == variances[0]).all() & (each == each[0]).all()):
             continue

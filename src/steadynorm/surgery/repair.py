@@ -16,7 +16,8 @@ from steadynorm.surgery.estimation.estimate import Estimator
 from steadynorm.surgery.estimation.one_pass import Target
 from steadynorm.surgery.estimation.team import Team
 from steadynorm.surgery.estimation.write_statistics import begin_anew_, summary, write_statistics_
-from steadynorm.surgery.kinds import Norm
+from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.runnable import why_not_readable
 from steadynorm.surgery.sites import Where, batch_norms_of
 
 __all__ = ["ABSURD", "repair_statistics_"]
@@ -102,13 +103,16 @@ def repair_statistics_(
 
 def _repaired(journal: Journal, name: str, module: Norm, absurd: float) -> _Broken | None:
     """Reset what is broken in a layer; None where nothing is."""
-    notes = _noise_repaired(journal, module)
-    if module.running_mean is None or module.running_var is None:
+    why = why_not_readable(module)
+    if why is not None:
+        if module.running_mean is not None:
+            journal.refuse(name, label(module), why)
         return None
+    notes = _noise_repaired(journal, module)
     target = Target(name=name, module=module)
     before = target.stored()
-    mean_fits = before.mean.abs() <= absurd
-    var_fits = (before.var >= 0) & (before.var <= absurd**2)
+    mean_fits = before.mean.isfinite() & (before.mean.abs() <= absurd)
+    var_fits = before.var.isfinite() & (before.var >= 0) & (before.var.sqrt() <= absurd)
     target = Target(name=name, module=module, channels=~(mean_fits & var_fits))
     if not bool((mean_fits & var_fits).all()):
         mean, var = torch.where(mean_fits, before.mean, 0), torch.where(var_fits, before.var, 1)

@@ -15,6 +15,7 @@ from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.checkpoints import NamedState, state_for
 from steadynorm.surgery.estimation.write_statistics import MEAN, VAR, summary, why_not_writable, write_statistics_
 from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.runnable import why_not_readable
 from steadynorm.surgery.sites import Site, Where, batch_norms_of
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "load_statistics_",
     "merge_statistics",
     "merged",
+    "shares_of",
     "statistics_of",
 ]
 
@@ -43,11 +45,18 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
         model's state dict uses; a layer that two parents share is there under each of its names, as it is there.
         Layers without running statistics have none.
 
+    Raises:
+        ValueError: a layer is on the meta device, which holds no numbers.
+
     Warns:
         UserWarning: a subclass of batch norm that nobody knows has statistics, which are not taken.
     """
     journal = Journal("statistics_of", model)
     sites = batch_norms_of(model, where, journal)
+    for site in sites:
+        why = why_not_readable(site.module)
+        if why is not None and site.module.running_mean is not None:
+            raise ValueError(f"statistics_of: statistics must hold numbers, got {site.name!r}: {why}")
     for each in journal.refused:
         warnings.warn(
             f"statistics_of: the statistics of {each.what} {each.name!r} are not taken: {each.why}", stacklevel=2
@@ -255,8 +264,13 @@ def _shares(weights: Sequence[float] | None, number: int) -> Tensor:
         raise ValueError(f"merge_statistics: there must be a weight for each, got {len(weights)} for {number}.")
     if not all(math.isfinite(each) and each >= 0 for each in weights) or sum(weights) <= 0:
         raise ValueError(f"merge_statistics: weights must be finite, at least 0, and one of them more, got {weights}.")
-    total = torch.tensor(weights, dtype=torch.float64)
-    return total / total.sum()
+    return shares_of(torch.tensor(weights, dtype=torch.float64))
+
+
+def shares_of(weights: Tensor) -> Tensor:
+    """Give weights of at least 0, one of them more, divided by their sum, which may be too large for their dtype."""
+    scaled = weights / weights.max()
+    return scaled / scaled.sum()
 
 
 def _check_alike(statistics: Sequence[Mapping[str, Tensor]]) -> None:
@@ -274,8 +288,17 @@ def _check_alike(statistics: Sequence[Mapping[str, Tensor]]) -> None:
                 raise ValueError(f"merge_statistics: shapes must be the same, got {key} of {found}.")
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"merge_statistics: numbers must be finite, got others in {key} of {at}.")
+            _check_kind(key, tensor, at)
     for key in first:
         _check_paired(first, key)
+
+
+def _check_kind(key: str, tensor: Tensor, at: int) -> None:
+    kind = _split(key)[1]
+    if kind in (MEAN, VAR) and not tensor.is_floating_point():
+        raise ValueError(f"merge_statistics: {kind} must be of a floating dtype, got {tensor.dtype} in {key} of {at}.")
+    if kind == VAR and bool((tensor < 0).any()):
+        raise ValueError(f"merge_statistics: variances must not be negative, got {tensor.min()} in {key} of {at}.")
 
 
 def _check_paired(statistics: Mapping[str, Tensor], key: str) -> None:

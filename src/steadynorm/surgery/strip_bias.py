@@ -14,6 +14,7 @@ from steadynorm.surgery.flow.dataflow import Flow, trace
 from steadynorm.surgery.flow.links import Link, link_before, why_not_alone
 from steadynorm.surgery.flow.trial import check_agreement, run
 from steadynorm.surgery.kinds import is_batch_norm, kind_of, label, why_unknown
+from steadynorm.surgery.runnable import check_runnable
 from steadynorm.surgery.sites import Where, batch_norms_of, check_plain
 
 __all__ = ["strip_bias_"]
@@ -51,9 +52,10 @@ def strip_bias_(
     Raises:
         RuntimeError: outputs in evaluation differ by more than the tolerance; nothing is changed then.
         TypeError: the model is wrapped or compiled.
-        ValueError: the example gives no tensor to compare.
+        ValueError: the example gives no tensor to compare; a part of the model is lazy or on the meta device.
     """
     check_plain("strip_bias_", model)
+    check_runnable("strip_bias_", model)
     with Journal("strip_bias_", model) as journal:
         sites = batch_norms_of(model, where, journal)
         with _modes(model, training=False):

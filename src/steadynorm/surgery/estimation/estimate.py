@@ -20,6 +20,7 @@ from steadynorm.surgery.batches import Batches, Forward, evaluating
 from steadynorm.surgery.estimation.groups import standard_error
 from steadynorm.surgery.estimation.one_pass import Pass, Target
 from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.runnable import check_runnable
 
 __all__ = ["FEWEST_BATCHES", "SETTLED", "Estimator", "Population"]
 
@@ -97,6 +98,7 @@ class Estimator:
     ) -> None:
         self._verb, self._model, self._targets, self._batches = verb, model, targets, batches
         self._forward, self._team, self._prior = forward, team, prior
+        check_runnable(verb, model)
         self._stored = [target.stored() for target in targets]
 
     def run(self, *, tolerance: float | None = None, settled: float = SETTLED, passes: int | None = None) -> Population:

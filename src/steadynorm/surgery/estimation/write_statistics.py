@@ -25,7 +25,7 @@ def why_not_writable(module: Norm, mean: Tensor, var: Tensor) -> str | None:
     for name, stored, given in ((MEAN, module.running_mean, mean), (VAR, module.running_var, var)):
         if stored.is_meta or given.is_meta:
             where = "the layer's" if stored.is_meta else "the given"
-            return f"{where} {name} is on the meta device, which holds no numbers. Load weights first."
+            return f"{where} {name} is on the meta device, which holds no numbers. Load the weights first."
         if given.shape != stored.shape:
             return f"of another shape: {name} {tuple(given.shape)} for {tuple(stored.shape)}."
         if not given.is_floating_point():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from steadynorm.surgery.batches import Forward
+from steadynorm.surgery.runnable import check_runnable
 
 __all__ = ["TOLERANCES", "Difference", "check_agreement", "differences", "left_alone", "run", "tensors_in"]
 
@@ -67,6 +68,7 @@ def run(
         forward: takes the model and the example, where it is called in another way.
         within: surrounds the model's own run, and none of the rest.
     """
+    check_runnable("surgery", model)
     torch.clear_autocast_cache()  # which keeps casts of weights, and does not see that they have been written
     with torch.no_grad(), left_alone(model):
         batch = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example)
@@ -148,6 +150,8 @@ def check_agreement(
     Raises:
         ValueError: there is no tensor to compare.
     """
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"{verb}: tolerance must be at least 0, got {tolerance}.")
     found = differences(expected, actual)
     if not found:
         raise ValueError(

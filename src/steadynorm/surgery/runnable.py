@@ -1,0 +1,51 @@
+"""Whether a model holds numbers: parts on the meta device hold none, lazy ones do not even have a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from steadynorm.surgery.kinds import Norm
+
+__all__ = ["check_runnable", "why_not_readable"]
+
+_LISTED = 3
+
+
+def check_runnable(verb: str, model: nn.Module) -> None:
+    """Raise ValueError for a model that cannot run on numbers yet, or would only get its parameters in a run.
+
+    Args:
+        verb: that wants to run it, for the message.
+        model: the root.
+    """
+    for what, names, remedy in (
+        ("uninitialized parameters", _lazy(model), "Run the model on a batch"),
+        ("tensors on the meta device", _meta(model), "Load the weights"),
+    ):
+        found = list(names)
+        if found:
+            first = ", ".join(map(repr, found[:_LISTED])) + (", ..." if len(found) > _LISTED else "")
+            raise ValueError(
+                f"{verb}: the model must hold numbers to be run, got {what} ({len(found)}): {first}. {remedy} first."
+            )
+
+
+def why_not_readable(module: Norm) -> str | None:
+    """Say why a norm's running estimates cannot be read; None where they can."""
+    if module.running_mean is None or module.running_var is None:
+        return "it has no running statistics."
+    if module.running_mean.is_meta or module.running_var.is_meta:
+        return "its running statistics are on the meta device, which holds no numbers. Load the weights first."
+    return None
+
+
+def _lazy(model: nn.Module) -> Iterator[str]:
+    return (name for name, each in chain(model.named_parameters(), model.named_buffers()) if is_lazy(each))
+
+
+def _meta(model: nn.Module) -> Iterator[str]:
+    return (name for name, each in chain(model.named_parameters(), model.named_buffers()) if each.is_meta)
