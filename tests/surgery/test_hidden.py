@@ -193,6 +193,28 @@ def test_a_reference_to_the_parent_is_no_hidden_norm():
     assert held_norms(model[0]) == {}
 
 
+class Proxy:
+    """Like those of web frameworks, which raise where there is nothing that they stand for."""
+
+    __slots__ = ("norm",)
+
+    def __getattr__(self, name):
+        raise RuntimeError("outside of a request")
+
+
+def test_what_cannot_be_looked_into_is_passed_over():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    model.proxy, model.samples, model.norms = Proxy(), [nn.BatchNorm2d(3)] * 10_001, {"a": nn.BatchNorm2d(3)}
+    assert list(held_norms(model)) == ["norms['a']"]
+
+
+def test_a_snapshot_warns_of_norms_that_are_no_submodules():
+    with pytest.warns(
+        UserWarning, match=r"the statistics of torch\.nn\.BatchNorm2d\(4\) 'blocks\[0\]\.0' are not taken: it is no sub"
+    ):
+        assert len(surgery.statistics_of(Net(in_list))) == 3
+
+
 def test_what_holds_itself_is_looked_into_once():
     model = nn.Sequential(nn.BatchNorm2d(3))
     model.loop = {"other": nn.ReLU(), "norm": steadynorm.BatchNorm2d(3)}

@@ -23,6 +23,8 @@ __all__ = ["RunWatch", "held_norms"]
 
 _TORCHS = frozenset(vars(nn.Module()))
 _DEPTH = 3
+_LONGEST = 10_000
+"""Items up to which a container is looked into: a list of all samples holds no layers."""
 _PLAIN = (str, bytes, int, float, complex, Tensor, type, ModuleType, type(None))
 
 
@@ -81,7 +83,7 @@ def held_norms(model: nn.Module) -> dict[str, nn.Module]:
     """Give the batch norms that modules hold in plain attributes, by path, and that are no submodules of the model.
 
     Looked into are lists, tuples, sets, dictionaries, partial functions, what functions close over, and attributes of
-    other objects, three levels deep.
+    other objects, three levels deep; containers of more than 10,000 items are not.
     """
     own = {id(module) for module in model.modules()}
     seen = {id(vars(module)) for module in model.modules()}
@@ -108,6 +110,8 @@ def _modules_in(value: object, path: str, depth: int, seen: set[int]) -> Iterato
         return
     if depth == 0 or isinstance(value, _PLAIN) or id(value) in seen:
         return
+    if isinstance(value, Mapping | list | tuple | set | frozenset | deque) and len(value) > _LONGEST:
+        return
     seen.add(id(value))
     for name, each in _parts_of(value):
         yield from _modules_in(each, f"{path}{name}", depth - 1, seen)
@@ -130,7 +134,15 @@ def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anyt
             except ValueError:  # a name that has no value yet
                 continue
     else:
-        yield from ((f".{key}", each) for key, each in getattr(value, "__dict__", {}).items())
+        yield from ((f".{key}", each) for key, each in _attributes_of(value).items())
+
+
+def _attributes_of(value: object) -> dict[str, object]:
+    """Give the attributes that lie in an object itself; of a proxy, its own."""
+    try:
+        return dict(object.__getattribute__(value, "__dict__"))
+    except AttributeError:  # it has slots, or is of another language
+        return {}
 
 
 def _is_norm(module: nn.Module) -> bool:

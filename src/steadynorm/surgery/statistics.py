@@ -14,6 +14,7 @@ from steadynorm.surgery.batches import unwrapped
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.checkpoints import NamedState, state_for
 from steadynorm.surgery.estimation.write_statistics import MEAN, VAR, summary, why_not_writable, write_statistics_
+from steadynorm.surgery.hidden import held_norms
 from steadynorm.surgery.kinds import Norm, label
 from steadynorm.surgery.runnable import why_not_readable
 from steadynorm.surgery.sites import Site, Where, batch_norms_of
@@ -49,7 +50,8 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
         ValueError: a layer is on the meta device, which holds no numbers.
 
     Warns:
-        UserWarning: a subclass of batch norm that nobody knows has statistics, which are not taken.
+        UserWarning: a subclass of batch norm that nobody knows has statistics, which are not taken; one is held
+            in a list or elsewhere, but is no submodule.
     """
     journal = Journal("statistics_of", model)
     sites = batch_norms_of(model, where, journal)
@@ -57,6 +59,9 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
         why = why_not_readable(site.module)
         if why is not None and site.module.running_mean is not None:
             raise ValueError(f"statistics_of: statistics must hold numbers, got {site.name!r}: {why}")
+    for path, module in held_norms(model).items():
+        if where is None or where(path, module):
+            journal.refuse(path, label(module), "it is no submodule, so no state dict has them.")
     for each in journal.refused:
         warnings.warn(
             f"statistics_of: the statistics of {each.what} {each.name!r} are not taken: {each.why}", stacklevel=2
