@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import batch_norm
-from steadynorm.layers.shell import Shell, is_recomputing
+from steadynorm.layers.running import is_recomputing
+from steadynorm.layers.shell import Shell
 from steadynorm.statistics import Moments
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]

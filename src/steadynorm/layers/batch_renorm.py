@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import batch_renorm
-from steadynorm.layers.shell import Shell, is_recomputing, may_be_recomputed
+from steadynorm.layers.running import is_recomputing, may_be_recomputed
+from steadynorm.layers.shell import Shell
 from steadynorm.rules import renorm_bounds
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]

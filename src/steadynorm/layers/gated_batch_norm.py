@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import gated_batch_norm
-from steadynorm.layers.shell import Shell, is_recomputing, may_be_recomputed
+from steadynorm.layers.running import is_recomputing, may_be_recomputed
+from steadynorm.layers.shell import Shell
 from steadynorm.statistics import Moments
 
 __all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steadynorm.functional import masked_batch_norm, valid_positions
 from steadynorm.functional.checks import check_residual
-from steadynorm.layers.shell import is_recomputing
+from steadynorm.layers.running import is_recomputing
 from steadynorm.layers.sync_batch_norm import OverRanks
 from steadynorm.statistics import Moments
 from steadynorm.statistics.ranks import Ranks

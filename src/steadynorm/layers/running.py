@@ -1,0 +1,174 @@
+"""When the running estimates move, and by which batches."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from steadynorm.layers.state import BANK, CONSTANT, Running, State
+from steadynorm.ops.dispatch import compiled_self_tuned
+from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
+from steadynorm.statistics.self_tuned import learning_rate
+
+__all__ = ["Nonfinite", "RunningEstimates", "is_recomputing", "may_be_recomputed"]
+
+Nonfinite = Literal["propagate", "skip", "raise"]
+_JUDGED = ("experts", "mass", "noise", "weights", "momenta")
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def may_be_recomputed() -> bool:
+    """Whether this forward may be the first of two: nothing of it is kept for a backward, or not by torch itself."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return not torch.is_grad_enabled() or hooks is None or hooks(False) is not None
+
+
+def _is_finite(batch: Moments) -> Tensor:
+    return batch.mean.isfinite().all() & batch.var.isfinite().all()
+
+
+class RunningEstimates(State):
+    """How the running estimates of a layer follow its batches."""
+
+    nonfinite: Nonfinite
+    update_every: int
+
+    def _tracks(self) -> bool:
+        """Whether this forward moves the running estimates, or would if it were not the second for its batch."""
+        return self.training and self.track_running_stats
+
+    @torch.no_grad()
+    def _follow(self, batch: Moments) -> None:
+        """Count a batch and let the running estimates follow, where it is due."""
+        if not self._tracks() or is_recomputing():
+            return
+        counter, window = self.num_batches_tracked, self._window
+        if counter is not None:
+            counter.add_(1)
+        if self.running_mean is None or self.running_var is None:
+            return
+        if window is None:
+            follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
+            return
+        if self.nonfinite == "raise":
+            self._check_finite(batch)
+        if self._needs_no_window(batch):
+            self._follow_one(batch)
+            return
+        assert self._window_seen is not None
+        self._window_seen.add_(1)
+        if torch.compiler.is_compiling():
+            at = (self._window_seen - 1) % self.update_every
+            window.index_copy_(0, at.view(1), as_row(batch)[None])
+            self._follow_window(window, at == self.update_every - 1)
+            return
+        window[self._window_at].copy_(as_row(batch))
+        self._window_at = (self._window_at + 1) % self.update_every
+        if self._window_at == 0:
+            self._follow_window(window)
+
+    def _follow_at_once(self) -> float | None:
+        """Count a batch, and give its weight in the running estimates if that is all that decides how they follow.
+
+        None where :meth:`_follow` is to be called, with the moments.
+        """
+        if torch.compiler.is_compiling() or self._window is not None or not self._tracks() or is_recomputing():
+            return None
+        if self.num_batches_tracked is None or self.running_mean is None:
+            return None
+        self.num_batches_tracked.add_(1)
+        return float(self._weight_of(1))
+
+    def _needs_no_window(self, batch: Moments) -> bool:
+        """Whether one batch moves the estimates, and to look at its values waits for no other device."""
+        alone = self.update_every == 1 and isinstance(batch.count, int) and not torch.compiler.is_compiling()
+        return alone and (self.nonfinite != "skip" or batch.mean.is_cpu)
+
+    def _follow_one(self, batch: Moments) -> None:
+        """Do for a single batch what :meth:`_follow_window` does for several, in fewer operations."""
+        assert self.running_mean is not None and self.running_var is not None
+        if self.nonfinite == "skip" and not _is_finite(batch):
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.sub_(1)
+        elif self._self_tunes():
+            self._tune(batch)
+        else:
+            follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
+
+    def _tune(self, batch: Moments) -> None:
+        """Let the bank of momenta follow a single batch, and the estimates the bank."""
+        assert self.running_mean is not None and self.running_var is not None
+        assert isinstance(batch.count, int)
+        bank = [getattr(self, f"_bank_{name}") for name in _JUDGED]
+        stored, numbers = (self.running_mean, self.running_var), (batch.mean, batch.var)
+        compiled = compiled_self_tuned()
+        if compiled is not None and batch.count > 1 and compiled.takes(bank, *stored, *numbers):
+            step = int(self._bank_step.add_(1))
+            compiled.follow_(bank, step, learning_rate(self.num_features), *numbers, batch.count, *stored)
+            return
+        for running, new in zip(stored, self._follow_by_bank(batch), strict=True):
+            running.copy_(new)
+
+    def _follow_window(self, window: Tensor, due: Tensor | None = None) -> None:
+        """Move the running estimates by all batches of the window at once; where ``due`` is false, by none."""
+        assert self.running_mean is not None and self.running_var is not None
+        if self.nonfinite == "skip":
+            fine = window.isfinite().all(2).all(1)
+            window = torch.where(fine.view(-1, 1, 1), window, 0)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.sub_((~fine).sum() * (1 if due is None else due))
+        batch, filled = pool(window)
+        if self._self_tunes():
+            assert isinstance(batch.count, Tensor)
+            mean, var = self._follow_by_bank(Moments(mean=batch.mean, var=batch.var, count=batch.count[0]), due)
+        else:
+            mean, var = self.running_mean.clone(), self.running_var.clone()
+            follow_(mean, var, batch, momentum=self._weight_of(filled.sum()))
+        for stored, new in ((self.running_mean, mean), (self.running_var, var)):
+            stored.copy_(new if due is None else torch.where(due, new, stored))
+
+    def _follow_by_bank(self, batch: Moments, due: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Move the bank of momenta by a batch, where that is due, and give what it estimates."""
+        stored = {name: getattr(self, f"_bank_{name}") for name in BANK}
+        moved = SelfTuned(**stored).follow(batch)
+        for name, tensor in stored.items():
+            if name not in CONSTANT:
+                new = getattr(moved, name)
+                tensor.copy_(new if due is None else torch.where(due, new, tensor))
+        return moved.estimate()
+
+    def _weight_of(self, batches: int | Tensor) -> float | Tensor:
+        """Give the weight that some batches have together in the running estimates."""
+        assert self.running_mean is not None
+        tracked = self.num_batches_tracked
+        if self.momentum is None and tracked is None:
+            return 0.0  # as torch has it
+        return weight_of(batches, momentum=self.momentum, tracked=tracked, dtype=self.running_mean.dtype)
+
+    def _check_finite(self, batch: Moments) -> None:
+        finite = _is_finite(batch)
+        message = (
+            f"{type(self).__name__}: with nonfinite='raise' a training batch must be finite, but its mean or variance "
+            f"is NaN or infinite in a layer of {self.num_features} channels. The running estimates have not moved."
+        )
+        if torch.compiler.is_compiling():
+            torch._assert_async(finite, message)
+        elif not finite:
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.sub_(1)
+            raise RuntimeError(message)
+
+    @staticmethod
+    def _check_following(name: str, nonfinite: Nonfinite, update_every: int, running: Running) -> None:
+        if nonfinite not in get_args(Nonfinite):
+            raise ValueError(f"{name}: nonfinite must be one of {get_args(Nonfinite)}, got {nonfinite!r}.")
+        if running not in get_args(Running):
+            raise ValueError(f"{name}: running must be one of {get_args(Running)}, got {running!r}.")
+        if update_every < 1:
+            raise ValueError(f"{name}: update_every counts forwards, at least 1, got {update_every}.")
