@@ -6,7 +6,7 @@ from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.run_directory import save_tensors
-from steadynorm.layers import extra_state
+from steadynorm.layers import batch_norm_state
 from tests.support.layers import randomize_
 
 METADATA = {"arm": "gated_batch_norm", "network": "cnn", "depth": "3", "widths": "4 8"}
@@ -20,9 +20,10 @@ def network(**changed):
 def saved(tmp_path, metadata=METADATA, **changed):
     model = randomize_(network(**changed))
     with torch.no_grad():
-        for tensor in extra_state(model).values():
-            tensor.fill_(0.25)
-    save_tensors(tmp_path / "a.safetensors", model.state_dict() | extra_state(model), metadata)
+        for name, tensor in model.state_dict().items():
+            if name.endswith((".noise", ".confidence")):
+                tensor.fill_(0.25)
+    save_tensors(tmp_path / "a.safetensors", model.state_dict(), metadata)
     return model
 
 
@@ -33,7 +34,14 @@ def test_a_network_comes_back_as_it_was(tmp_path):
     assert not found.model.training
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(found.model(x), model.eval()(x))
-    assert all(torch.equal(tensor, extra_state(model)[name]) for name, tensor in extra_state(found.model).items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.model.state_dict().items())
+
+
+def test_a_checkpoint_without_what_the_gate_has_learned_is_refused(tmp_path):
+    model = saved(tmp_path)
+    save_tensors(tmp_path / "a.safetensors", batch_norm_state(model.state_dict()), METADATA)
+    with pytest.raises(UserError, match=r"are not those of cnn with gated_.*missing .*\.confidence, .*noise"):
+        load_checkpoint(tmp_path / "a.safetensors")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

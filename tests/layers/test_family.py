@@ -1,5 +1,6 @@
 """What every layer of the family keeps of batch norm: state, evaluation, dtypes, copies, compilers, checkpointing."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from steadynorm.layers import batch_norm_state
 from steadynorm.ops.reference import ACTIVATIONS
 from tests.support.family import build, each_batch_norm_in_evaluation, each_follower, each_member, torchs
 from tests.support.layers import drawn, each_shape
@@ -39,10 +41,11 @@ def test_a_layer_is_an_instance_of_torchs(name, shape):
 def test_checkpoints_move_both_ways(name):
     ours, native = build(name), torchs()
     native(drawn(*SHAPE))
-    assert ours.load_state_dict(native.state_dict(), strict=True)
-    assert_same_state(ours, native.state_dict())
+    with pytest.warns(UserWarning, match="begins anew") if name == "GatedBatchNorm" else contextlib.nullcontext():
+        ours.load_state_dict(native.state_dict(), strict=True)
+    assert_same_state(native, ours.state_dict())
     ours.train()(drawn(*SHAPE, seed=1))
-    native.load_state_dict(ours.state_dict(), strict=True)
+    native.load_state_dict(batch_norm_state(ours.state_dict()), strict=True)
     assert_same_state(native, ours.state_dict())
 
 

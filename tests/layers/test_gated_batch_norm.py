@@ -1,15 +1,10 @@
 """Gated batch norm: what its weight does with few and many samples, in and out of place; its own state."""
 
-import copy
-import io
-
 import pytest
 import torch
-from torch import nn
 
 import steadynorm
 from steadynorm.functional import gated_batch_norm
-from steadynorm.layers import extra_state
 from steadynorm.statistics import Moments
 from tests.support.family import build, torchs
 from tests.support.layers import drawn, each_shape
@@ -131,33 +126,6 @@ def test_statistics_follow_the_whole_batch_whatever_stands_for_it():
     ours(drawn(8, 3, 2, 3)), native(drawn(8, 3, 2, 3))
     torch.testing.assert_close(ours.running_mean, native.running_mean)
     torch.testing.assert_close(ours.running_var, native.running_var)
-
-
-def test_noise_and_confidence_travel_in_the_metadata():
-    layer, file = trained(), io.BytesIO()
-    with torch.no_grad():
-        layer.confidence.copy_(torch.tensor([0.1, 0.2, 0.3]))
-    torch.save(nn.Sequential(layer).state_dict(), file)
-    file.seek(0)
-    other = nn.Sequential(steadynorm.GatedBatchNorm2d(16, affine=False))
-    other.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    assert torch.equal(other[0].noise, layer.noise)
-    assert torch.equal(other[0].confidence, layer.confidence)
-
-
-def test_a_checkpoint_of_batch_norm_leaves_noise_and_confidence_alone():
-    layer = trained()
-    before = copy.deepcopy(layer)
-    layer.load_state_dict(nn.BatchNorm2d(16, affine=False).state_dict(), strict=True)
-    assert torch.equal(layer.noise, before.noise)
-    assert torch.equal(layer.running_mean, torch.zeros(16))
-
-
-def test_extra_state_names_what_a_state_dict_does_not_hold():
-    model = nn.Sequential(nn.Linear(3, 3), steadynorm.GatedBatchNorm1d(3), steadynorm.BatchNorm1d(3))
-    assert set(extra_state(model)) == {"1.noise", "1.confidence"}
-    assert extra_state(model)["1.noise"] is model[1].noise
-    assert not set(extra_state(model)) & set(model.state_dict())
 
 
 def test_resetting_forgets_noise_and_confidence():

@@ -9,7 +9,6 @@ from torch import nn
 
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.run_directory import save_tensors
-from steadynorm.layers import extra_state
 
 METADATA = {"arm": "batch_norm", "network": "cnn", "depth": "3", "widths": "4 8"}
 
@@ -27,7 +26,7 @@ def network(arm: str = "batch_norm", *, classes: int = 10) -> nn.Module:
 def save_checkpoint(path: Path, arm: str = "batch_norm", **changed: str) -> nn.Module:
     """Write a checkpoint as an experiment does."""
     model = network(arm)
-    save_tensors(path, model.state_dict() | extra_state(model), METADATA | {"arm": arm} | changed)
+    save_tensors(path, model.state_dict(), METADATA | {"arm": arm} | changed)
     return model
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import steadynorm
+from steadynorm.layers import batch_norm_state
 
 __all__ = ["CLASSES", "SHAPES", "drawn", "each_shape", "make_pair", "randomize_"]
 
@@ -31,9 +32,12 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def randomize_(module: nn.Module, *, seed: int = 100) -> nn.Module:
-    """Write random numbers into parameters and statistics, positive ones into variances; the counter stays."""
+    """Write random numbers into parameters and statistics, positive ones into variances.
+
+    The counter, and what only our layers keep, stays.
+    """
     with torch.no_grad():
-        for offset, (name, tensor) in enumerate(sorted(module.state_dict().items())):
+        for offset, (name, tensor) in enumerate(sorted(batch_norm_state(module.state_dict()).items())):
             if tensor.is_floating_point():
                 values = drawn(*tensor.shape, seed=seed + offset)
                 tensor.copy_(values.abs() + 0.5 if name.endswith("running_var") else values)

@@ -32,6 +32,8 @@ NORMS = {
     "frozen": lambda: layers.FrozenBatchNorm1d(3),
 }
 
+KEPT = ("_window", "_window_at", "_window_seen", "_before")
+
 each_context = pytest.mark.parametrize("context", CONTEXTS)
 each_norm = pytest.mark.parametrize("name", NORMS)
 
@@ -50,7 +52,7 @@ def everything(model):
     found = {}
     for name, module in model.named_modules():
         for key, value in (vars(module) | module._buffers).items():
-            if key.startswith("_") and key not in ("_window_at", "_before") and key not in module._buffers:
+            if key.startswith("_") and key not in KEPT and key not in module._buffers:
                 continue
             found[name, key] = copy.deepcopy(value)
         found[name, "keys"] = sorted(vars(module))

@@ -11,7 +11,6 @@ from torch import nn
 from steadynorm.lab.data.images import CLASS_COUNT
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
-from steadynorm.layers import extra_state
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
@@ -49,10 +48,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
     model = build_network(network, arm=arm, depth=depth, widths=widths, classes=CLASS_COUNT, seed=0)
-    extra = extra_state(model)
     try:
-        for name, tensor in extra.items():
-            tensor.data.copy_(tensors.pop(name))
+        if missing := model.state_dict().keys() - tensors.keys():
+            raise KeyError(f"missing {', '.join(sorted(missing))}")
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path}: its tensors are not those of {network} with {arm} ({error}).") from error

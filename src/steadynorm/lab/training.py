@@ -28,7 +28,6 @@ from steadynorm.lab.workers import (
     sum_over_workers,
     worker,
 )
-from steadynorm.layers import extra_state
 from steadynorm.surgery import param_groups
 from steadynorm.surgery.sites import batch_norms_of
 
@@ -139,8 +138,7 @@ def train(
                 directory.save_state(record, {})
                 break
             if record.status == "finished":
-                trained = trainer.model.state_dict() | extra_state(trainer.model)
-                directory.save_checkpoint(spec, trained, _metadata(spec, settings))
+                directory.save_checkpoint(spec, trainer.model.state_dict(), _metadata(spec, settings))
             directory.save_state(record, _state(trainer.model, trainer.optimizer))
             if board is not None:
                 write_board(board, record.epochs[-1])
@@ -370,14 +368,12 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
         for name, parameter in model.named_parameters()
         if optimizer.state[parameter].get("momentum_buffer") is not None
     }
-    extra = {f"extra.{name}": tensor.detach() for name, tensor in extra_state(model).items()}
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | extra | buffers
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | buffers
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    for name, tensor in extra_state(model).items():
-        tensor.detach().copy_(tensors[f"extra.{name}"])
+    kinds = ("model.", "extra.")  # the second in states of version 0.1.0, which held what only our layers have there
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith(kinds)})
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"momentum.{name}"])

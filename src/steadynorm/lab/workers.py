@@ -11,7 +11,6 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from itertools import chain
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -22,7 +21,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.several_decays import SeveralDecays
-from steadynorm.layers import extra_state
 from steadynorm.surgery import reconcile_statistics_
 
 __all__ = [
@@ -253,5 +251,5 @@ def settle_(model: nn.Module) -> None:
             mean = mean_over_workers(module.means)
             module.vars.copy_(mean_over_workers(module.vars + (module.means - mean).square()))
             module.means.copy_(mean)
-    for tensor in chain(model.buffers(), extra_state(model).values()):
-        dist.broadcast(tensor.detach(), src=0)
+    for tensor in model.buffers():
+        dist.broadcast(tensor, src=0)

@@ -7,7 +7,7 @@ from steadynorm.layers.gated_batch_norm import GatedBatchNorm1d, GatedBatchNorm2
 from steadynorm.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from steadynorm.layers.masked_batch_norm import MaskedBatchNorm1d
 from steadynorm.layers.norm_add_activation import NormAddActivation
-from steadynorm.layers.state import extra_state
+from steadynorm.layers.state import batch_norm_state
 from steadynorm.layers.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
@@ -29,5 +29,5 @@ __all__ = [
     "MaskedBatchNorm1d",
     "NormAddActivation",
     "SyncBatchNorm",
-    "extra_state",
+    "batch_norm_state",
 ]

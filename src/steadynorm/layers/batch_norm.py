@@ -18,10 +18,10 @@ class _BatchNorm(Shell):
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         mean, var, batches, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
-        follows_window = self._window is not None and self._tracks()
+        follows_moments = self._follows_moments() and self._tracks()
         if not self._tracks():
             mean = var = None
-        elif mean is not None and var is not None and (follows_window or is_recomputing()):
+        elif mean is not None and var is not None and (follows_moments or is_recomputing()):
             # The moments themselves are wanted, or nothing; what autograd saves stays alike.
             mean, var, momentum = torch.zeros_like(mean), torch.zeros_like(var), 1.0
         elif batches is not None:
@@ -40,7 +40,7 @@ class _BatchNorm(Shell):
             activation=self.activation,
             num_batches_tracked=batches,
         )
-        if follows_window and mean is not None and var is not None:
+        if follows_moments and mean is not None and var is not None:
             count = input.numel() // max(input.shape[1], 1)
             self._follow(Moments(mean=mean, var=var * ((count - 1) / max(count, 1)), count=count))
         return y
@@ -80,12 +80,12 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
             as torch does; ``skip`` keeps it out of them and of ``num_batches_tracked``; ``raise`` raises before they
             move (where compiled, ``torch._assert_async`` does).
         update_every: k; the running estimates move at every k-th forward, by the moments of the last k batches merged
-            by count, with the weight of k steps, 1 − (1 − momentum)^k. A state dict does not hold a part of a window.
-
+            by count, with the weight of k steps, 1 − (1 − momentum)^k. A state dict does not hold a part of a window:
+            the last batches, k − 1 at most, do not move the estimates after loading.
         running: how the estimates follow. ``exponential`` by ``momentum``; ``self_tuned`` by no number that one would
-            have to choose: eleven momenta side by side, weighed by how well each foretells the next batch, with what
-            is proven about it in ``statistics/README.md``. Its state travels in the metadata of the state dict; after
-            loading statistics without it, it begins anew with the next batch.
+            have to choose: eleven momenta side by side, weighed by how well each predicts the next batch, with what
+            is proven about it in ``statistics/README.md``. Its state is in the state dict (``_bank_...``); after
+            loading statistics without it, it begins anew with the next batch, and a warning says so.
 
     A forward within a backward, by which ``torch.utils.checkpoint`` computes anew what it has not kept, leaves the
     running estimates alone in either mode; torch's own count such a batch twice.

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from steadynorm.functional import gated_batch_norm
 from steadynorm.layers.running import is_recomputing, may_be_recomputed
 from steadynorm.layers.shell import Shell
+from steadynorm.layers.state import normal_tensors
 from steadynorm.statistics import Moments
+from steadynorm.statistics.moments import statistics_dtype
 
 __all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]
 
@@ -19,8 +21,6 @@ NOISE_MOMENTUM = 0.05
 
 class _GatedBatchNorm(Shell):
     """What the three dimensionalities share; see :class:`GatedBatchNorm2d`."""
-
-    _extra = ("noise", "confidence")
 
     def __init__(
         self,
@@ -40,11 +40,12 @@ class _GatedBatchNorm(Shell):
         assert self.running_mean is not None
         self.gate, self.small_batch_probability = gate, small_batch_probability
         # Not of shape (): compiled, torch 2.13 forgets what is written into a float64 tensor of that shape.
-        self.register_buffer("noise", self.running_mean.new_ones(1))
+        with normal_tensors():
+            self.register_buffer("noise", self.running_mean.new_ones(1))
+            confidence = nn.Parameter(self.running_mean.new_zeros(3)) if learn_confidence and gate is None else None
+        self.register_parameter("confidence", confidence)
         self.noise: Tensor
         self.confidence: nn.Parameter | None
-        confidence = nn.Parameter(self.running_mean.new_zeros(3)) if learn_confidence and gate is None else None
-        self.register_parameter("confidence", confidence)
         self._before: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
@@ -103,8 +104,16 @@ class _GatedBatchNorm(Shell):
             return torch.where(few, some, available)
         return int(some) if few else None
 
+    def _new_extra(self, like: Tensor) -> dict[str, dict[str, Tensor]]:
+        wide = statistics_dtype(like.dtype)
+        gate = {"noise": like.new_ones(1, dtype=wide)}
+        if self.confidence is not None:
+            gate["confidence"] = like.new_zeros(3, dtype=wide)
+        return super()._new_extra(like) | {"gate": gate}
+
+    @torch.no_grad()
     def reset_running_stats(self) -> None:
-        """Set the statistics to mean 0, variance 1 and noise 1."""
+        """Set the statistics to mean 0, variance 1 and noise 1, and the confidence to 0."""
         super().reset_running_stats()
         if "noise" in self._buffers:  # not yet so while torch's constructor runs
             self.noise.fill_(1)
@@ -142,8 +151,8 @@ class GatedBatchNorm2d(_GatedBatchNorm):
     the batch's moments as far as they take part, and in evaluation, where nothing moves. One sample, and one value per
     channel, train and evaluate. It is no instance of torch's batch norm, because its evaluation is another.
 
-    The state dict has batch norm's five keys alone, so that checkpoints move both ways. Noise and confidence are in
-    its metadata: ``torch.save`` keeps them, formats that hold tensors alone (safetensors) do not.
+    Noise and confidence are keys of the state dict beside batch norm's five. A checkpoint of plain batch norm loads
+    too, with a warning that the gate begins anew; the way back is :func:`steadynorm.layers.batch_norm_state`.
 
     Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
 

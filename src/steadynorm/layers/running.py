@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from steadynorm.layers.state import BANK, CONSTANT, Running, State
+from steadynorm.layers.state import BANK, Running, State, normal_tensors
 from steadynorm.ops.dispatch import compiled_self_tuned
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.self_tuned import learning_rate
@@ -43,28 +43,42 @@ class RunningEstimates(State):
         """Whether this forward moves the running estimates, or would if it were not the second for its batch."""
         return self.training and self.track_running_stats
 
+    def _follows_moments(self) -> bool:
+        """Whether more than a weight decides how the estimates follow, so that the moments themselves are wanted."""
+        plain = self.update_every == 1 and self.nonfinite == "propagate" and self.running == "exponential"
+        return not plain and self.running_mean is not None
+
     @torch.no_grad()
     def _follow(self, batch: Moments) -> None:
         """Count a batch and let the running estimates follow, where it is due."""
         if not self._tracks() or is_recomputing():
             return
-        counter, window = self.num_batches_tracked, self._window
-        if counter is not None:
-            counter.add_(1)
+        self._check_channels(batch)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         if self.running_mean is None or self.running_var is None:
             return
-        if window is None:
+        if not self._follows_moments():
             follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
             return
         if self.nonfinite == "raise":
             self._check_finite(batch)
         if self._needs_no_window(batch):
             self._follow_one(batch)
-            return
-        assert self._window_seen is not None
-        self._window_seen.add_(1)
-        if torch.compiler.is_compiling():
-            at = (self._window_seen - 1) % self.update_every
+        elif self.update_every == 1:
+            self._follow_window(as_row(batch)[None])
+        else:
+            self._gather(batch)
+
+    def _gather(self, batch: Moments) -> None:
+        """Put a batch into the window, and let the estimates follow once it is full."""
+        if self._window is None or self._window_seen is None:
+            self._make_window(batch.mean)
+        window, seen = self._window, self._window_seen
+        assert window is not None and seen is not None
+        seen.add_(1)
+        if torch.compiler.is_compiling():  # no attribute changes there, so that one graph serves all batches
+            at = (seen - 1) % self.update_every
             window.index_copy_(0, at.view(1), as_row(batch)[None])
             self._follow_window(window, at == self.update_every - 1)
             return
@@ -73,12 +87,17 @@ class RunningEstimates(State):
         if self._window_at == 0:
             self._follow_window(window)
 
+    def _make_window(self, mean: Tensor) -> None:
+        with normal_tensors():
+            self._window = mean.new_zeros(self.update_every, 3, mean.numel())
+            self._window_seen = torch.zeros((), dtype=torch.int64, device=mean.device)
+
     def _follow_at_once(self) -> float | None:
         """Count a batch, and give its weight in the running estimates if that is all that decides how they follow.
 
         None where :meth:`_follow` is to be called, with the moments.
         """
-        if torch.compiler.is_compiling() or self._window is not None or not self._tracks() or is_recomputing():
+        if torch.compiler.is_compiling() or self._follows_moments() or not self._tracks() or is_recomputing():
             return None
         if self.num_batches_tracked is None or self.running_mean is None:
             return None
@@ -105,12 +124,13 @@ class RunningEstimates(State):
         """Let the bank of momenta follow a single batch, and the estimates the bank."""
         assert self.running_mean is not None and self.running_var is not None
         assert isinstance(batch.count, int)
-        bank = [getattr(self, f"_bank_{name}") for name in _JUDGED]
+        state = self._bank()
+        bank = [getattr(state, name) for name in _JUDGED]
         stored, numbers = (self.running_mean, self.running_var), (batch.mean, batch.var)
         compiled = compiled_self_tuned()
         if compiled is not None and batch.count > 1 and compiled.takes(bank, *stored, *numbers):
-            step = int(self._bank_step.add_(1))
-            compiled.follow_(bank, step, learning_rate(self.num_features), *numbers, batch.count, *stored)
+            step = int(state.step.add_(1))
+            compiled.follow_(bank, step, learning_rate(batch.mean.numel()), *numbers, batch.count, *stored)
             return
         for running, new in zip(stored, self._follow_by_bank(batch), strict=True):
             running.copy_(new)
@@ -133,14 +153,16 @@ class RunningEstimates(State):
         for stored, new in ((self.running_mean, mean), (self.running_var, var)):
             stored.copy_(new if due is None else torch.where(due, new, stored))
 
+    def _bank(self) -> SelfTuned:
+        return SelfTuned(**{name: getattr(self, f"_bank_{name}") for name in BANK})
+
     def _follow_by_bank(self, batch: Moments, due: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the bank of momenta by a batch, where that is due, and give what it estimates."""
-        stored = {name: getattr(self, f"_bank_{name}") for name in BANK}
-        moved = SelfTuned(**stored).follow(batch)
-        for name, tensor in stored.items():
-            if name not in CONSTANT:
-                new = getattr(moved, name)
-                tensor.copy_(new if due is None else torch.where(due, new, tensor))
+        stored = self._bank()
+        moved = stored.follow(batch)
+        for name in BANK:
+            tensor, new = getattr(stored, name), getattr(moved, name)
+            tensor.copy_(new if due is None else torch.where(due, new, tensor))
         return moved.estimate()
 
     def _weight_of(self, batches: int | Tensor) -> float | Tensor:
@@ -150,6 +172,16 @@ class RunningEstimates(State):
         if self.momentum is None and tracked is None:
             return 0.0  # as torch has it
         return weight_of(batches, momentum=self.momentum, tracked=tracked, dtype=self.running_mean.dtype)
+
+    def _check_channels(self, batch: Moments) -> None:
+        for name in ("running_mean", "running_var"):
+            running = self._buffers.get(name)
+            if running is not None and running.shape != batch.mean.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must have one number for each channel of the input, got shape "
+                    f"{tuple(running.shape)} for {batch.mean.numel()} channels. Replace running_mean and running_var "
+                    "together with weight and bias."
+                )
 
     def _check_finite(self, batch: Moments) -> None:
         finite = _is_finite(batch)

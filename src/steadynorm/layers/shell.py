@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steadynorm.functional import Activation, batch_norm, check_activation
 from steadynorm.layers.running import Nonfinite, RunningEstimates
-from steadynorm.layers.state import CONSTANT, Running
+from steadynorm.layers.state import Running, normal_tensors
 
 __all__ = ["Shell"]
 
@@ -44,26 +44,20 @@ class Shell(RunningEstimates):
         check_activation(activation)
         self._check_following(type(self).__name__, nonfinite, update_every, running)
         with_bias: dict[str, Any] = {"bias": bias} if _TORCH_HAS_BIAS else {}
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **with_bias
-        )
-        if not bias:
-            self.register_parameter("bias", None)
-        self.activation = activation
-        self.nonfinite = nonfinite
-        self.update_every = update_every
-        self.running = running
-        window = None
-        if self.running_mean is not None and (update_every, nonfinite, running) != (1, "propagate", "exponential"):
-            window = torch.zeros(update_every, 3, num_features, device=device, dtype=dtype)
-        self.register_buffer("_window", window, persistent=False)
-        self._window_at = 0
-        seen = None if window is None else torch.zeros((), dtype=torch.int64, device=device)
-        self.register_buffer("_window_seen", seen, persistent=False)  # where compiled, which changes no attribute
-        if self._self_tunes():
-            for name, tensor in self._new_bank().items():
-                self.register_buffer(f"_bank_{name}", tensor, persistent=name not in CONSTANT)
-        self._keep_statistics_wide({})
+        with normal_tensors():
+            super().__init__(
+                num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **with_bias
+            )
+            if not bias:
+                self.register_parameter("bias", None)
+            self.activation = activation
+            self.nonfinite = nonfinite
+            self.update_every = update_every
+            self.running = running
+            self._keep_statistics_wide({})
+            self._begin_window()
+            if self._self_tunes():
+                self._begin_bank()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize, add, activate.
@@ -78,6 +72,7 @@ class Shell(RunningEstimates):
         if isinstance(input, Tensor):  # not so while torch.fx traces: a proxy has no rank
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if self.training or (self.running_mean is None and self.running_var is None):
+            self._fit_state()
             return self._train(input, residual)
         return self._evaluate(input, residual)
 

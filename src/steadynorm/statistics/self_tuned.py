@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from steadynorm.statistics.moments import Moments
 
@@ -46,8 +47,6 @@ class SelfTuned:
         noise: shape (2, C); variance of a batch's statistic, times its count.
         weights: shape (K, 2); trust in each expert, sums to 1 over K.
         step: shape (), int64; batches seen.
-        momenta: shape (K, 1, 1), constant; 2^-k.
-        exchange: shape (K, K, 1), constant; what neighbours pass to each other, see :meth:`follow`.
     """
 
     experts: Tensor
@@ -55,27 +54,27 @@ class SelfTuned:
     noise: Tensor
     weights: Tensor
     step: Tensor
-    momenta: Tensor
-    exchange: Tensor
 
     @classmethod
     def begin(
         cls, num_features: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
     ) -> SelfTuned:
         """Begin with mean 0 and variance 1, of which nothing is left after the first batch."""
-        grid = torch.arange(NUM_EXPERTS, dtype=dtype, device=device)
-        adjacent = ((grid - grid.unsqueeze(1)).abs() == 1).to(dtype)
-        experts = grid.new_zeros(NUM_EXPERTS, 2, num_features)
+        experts = torch.zeros(NUM_EXPERTS, 2, num_features, dtype=dtype, device=device)
         experts[:, 1] = 1
         return cls(
             experts=experts,
-            mass=grid.new_zeros(NUM_EXPERTS, 2, 1),
-            noise=grid.new_zeros(2, num_features),
-            weights=grid.new_full((NUM_EXPERTS, 2), 1 / NUM_EXPERTS),
+            mass=experts.new_zeros(NUM_EXPERTS, 2, 1),
+            noise=experts.new_zeros(2, num_features),
+            weights=experts.new_full((NUM_EXPERTS, 2), 1 / NUM_EXPERTS),
             step=torch.zeros((), dtype=torch.int64, device=device),
-            momenta=torch.exp2(-grid).view(-1, 1, 1),
-            exchange=(adjacent - adjacent.sum(0).diag()).unsqueeze(-1) / 4,
         )
+
+    @property
+    def momenta(self) -> Tensor:
+        """Give 2^-k, shape (K, 1, 1)."""
+        grid = torch.arange(NUM_EXPERTS, dtype=self.experts.dtype, device=self.experts.device)
+        return torch.exp2(-grid).view(-1, 1, 1)
 
     def follow(self, batch: Moments) -> SelfTuned:
         """Judge the experts by one more batch, then let each of them see it.
@@ -98,16 +97,15 @@ class SelfTuned:
         step = self.step + 1
         pace = step.to(size.dtype).reciprocal().mul_(2)
         square = (seen - self.experts).square()
-        mass = torch.lerp(self.mass, size, self.momenta)
+        momenta = self.momenta
+        mass = torch.lerp(self.mass, size, momenta)
         last = self.mass[0]  # momentum 1 remembers one batch
         return SelfTuned(
-            experts=torch.lerp(self.experts, seen, self.momenta * size / mass),
+            experts=torch.lerp(self.experts, seen, momenta * size / mass),
             mass=mass,
             noise=torch.lerp(self.noise, square[0] * (size * last / (size + last)), pace),
             weights=self._judged(square, size, pace),
             step=step,
-            momenta=self.momenta,
-            exchange=self.exchange,
         )
 
     def estimate(self) -> tuple[Tensor, Tensor]:
@@ -136,5 +134,6 @@ class SelfTuned:
         # x/0 and 0/0 are channels in which nothing has moved yet.
         loss = (square * (size / self.noise)).nan_to_num_(nan=0, posinf=0).sum(-1)
         posterior = torch.sub(self.weights.log(), loss, alpha=learning_rate(square.shape[-1])).softmax(0)
-        # A matrix product would be rounded to half precision under autocast.
-        return torch.addcmul(posterior, (self.exchange * posterior).sum(1), pace)
+        uphill = posterior.diff(dim=0)  # by how much each weight's next neighbour is larger
+        received = pad(uphill, (0, 0, 0, 1)) - pad(uphill, (0, 0, 1, 0))
+        return torch.addcmul(posterior, received, pace, value=0.25)

@@ -114,6 +114,9 @@ class _Aside:
         module = self.module
         attributes, buffers = dict(vars(module)), dict(module._buffers)
         module._buffers.update({name: None if each is None else each.clone() for name, each in buffers.items()})
+        for name in ("_window", "_window_seen"):  # of ours: no buffers, and written in place
+            if attributes.get(name) is not None:
+                vars(module)[name] = attributes[name].clone()
         if self.training is not None:
             module.training = self.training
         if "_before" in attributes:  # of an earlier batch; a second forward for this one finds what the first one found

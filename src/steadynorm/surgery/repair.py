@@ -133,9 +133,9 @@ def _noise_repaired(journal: Journal, module: Norm) -> list[str]:
 
 def _keeps_nonfinite(module: Norm) -> bool:
     """Whether a window or a bank would spoil the running estimates at the next batch."""
-    kept = [
-        each for name, each in module._buffers.items() if name.startswith(("_bank", "_window")) and each is not None
-    ]
+    kept = [each for name, each in module._buffers.items() if name.startswith("_bank") and each is not None]
+    if getattr(module, "_window", None) is not None:
+        kept.append(module._window)
     return not all(bool(each.isfinite().all()) for each in kept)
 
 

@@ -145,9 +145,8 @@ def _strip(journal: Journal, norm: str, link: Link) -> None:
 
 
 def _means_of(norm: nn.Module) -> list[Tensor]:
-    """Give the buffers of a batch norm that hold means of its input: those of ours beyond torch's as well."""
-    buffers = norm._buffers
-    found = [buffers.get("running_mean"), buffers.get("_bank_experts"), buffers.get("_window")]
+    """Give the tensors of a batch norm that hold means of its input: those of ours beyond torch's as well."""
+    found = [getattr(norm, name, None) for name in ("running_mean", "_bank_experts", "_window")]
     return [each for each in found if each is not None]
 
 
