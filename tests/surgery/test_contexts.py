@@ -1,17 +1,25 @@
 """Forwards that leave the running estimates alone."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from steadynorm import layers
 from steadynorm.layers.norm_add_activation import NormAddActivation
-from steadynorm.surgery.contexts import no_statistics_update, use_batch_statistics, use_running_statistics
+from steadynorm.surgery.contexts import (
+    no_statistics_update,
+    standing_in,
+    use_batch_statistics,
+    use_running_statistics,
+)
 from tests.support.layers import drawn, randomize_
 from tests.support.ranks import on_ranks
 
@@ -271,3 +279,43 @@ def wrapped_on_each_rank():
 
 def test_a_distributed_model_is_held_too(tmp_path):
     assert on_ranks(wrapped_on_each_rank, 2, tmp_path) == [3, 3]
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def averaged(model):
+    return AveragedModel(model).module
+
+
+@each_norm
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved, averaged], ids=lambda way: way.__name__)
+def test_a_copy_made_within_is_as_the_model_is_outside(name, copied):
+    model, expected = built(name), built(name)
+    with use_batch_statistics(model), no_statistics_update(model), use_running_statistics(model):
+        other = copied(model)
+    assert [sorted(vars(each)) for each in other.modules()] == [sorted(vars(each)) for each in model.modules()]
+    for training in (True, True, False):
+        x = drawn(6, 3, seed=9)
+        y = expected.train(training)(x)
+        torch.testing.assert_close(other.train(training)(x), y, rtol=0, atol=0)
+    assert_same(everything(other), everything(expected))
+    assert_same(everything(model), everything(built(name)))
+
+
+def test_a_copy_made_within_keeps_a_forward_that_was_replaced_before():
+    model = nn.Sequential(nn.Linear(3, 3))
+    model[0].forward = torch.neg
+    with standing_in({model[0]: torch.exp}), standing_in({model[0]: torch.sin}):
+        other = copy.deepcopy(model)
+    x = drawn(2, 3)
+    assert torch.equal(other(x), -x)
+    assert torch.equal(model(x), -x)

@@ -27,8 +27,9 @@ def no_statistics_update(model: nn.Module, *, where: Where | None = None) -> Ite
     The three contexts act on the batch norms that ``where`` chooses, whatever their ``.training``, which they leave as
     it is. They can be nested; the innermost that says by which statistics to normalize is the one that holds. With
     ``torch.utils.checkpoint`` the backward belongs into the context too, because it runs the forward again. Compiled
-    models break their graph at these layers, so ``fullgraph=True`` raises. Copies that DistributedDataParallel makes of
-    rank 0's buffers before a forward are its own affair: they are still made.
+    models break their graph at these layers, so ``fullgraph=True`` raises. A copy of the model that is made within
+    (deepcopy, pickle, AveragedModel, torch.save) is as the model is outside, and moves its estimates. Copies that
+    DistributedDataParallel makes of rank 0's buffers before a forward are its own affair: they are still made.
 
     Args:
         model: the root.
@@ -81,20 +82,38 @@ def use_running_statistics(model: nn.Module, *, where: Where | None = None) -> I
 def standing_in(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Let other callables stand for the forwards of some modules, on these instances only.
 
+    A copy made in the meantime (deepcopy, pickle, torch.save) is as the module is outside.
+
     Args:
         forwards: module -> what to call instead. What stood there before stands there again afterwards.
     """
-    before = {module: vars(module).get("forward") for module in forwards}
+    before = {module: {name: vars(module).get(name) for name in ("forward", "__getstate__")} for module in forwards}
     try:
         for module, forward in forwards.items():
+            outside = before[module]["__getstate__"]
+            vars(module)["__getstate__"] = outside if isinstance(outside, _StateOutside) else _StateOutside(module)
             vars(module)["forward"] = forward
         yield
     finally:
-        for module, forward in before.items():
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                vars(module)["forward"] = forward
+        for module, entries in before.items():
+            for name, entry in entries.items():
+                if entry is None:
+                    vars(module).pop(name, None)
+                else:
+                    vars(module)[name] = entry
+
+
+class _StateOutside:
+    """Stands for a module's ``__getstate__``, which copying and pickling look up on the instance."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.replaced = {name: vars(module)[name] for name in ("forward", "__getstate__") if name in vars(module)}
+
+    def __call__(self) -> dict[str, Any]:
+        getstate = self.replaced.get("__getstate__") or type(self.module).__getstate__.__get__(self.module)
+        state = {name: each for name, each in getstate().items() if name not in ("forward", "__getstate__")}
+        return state | self.replaced
 
 
 class _Aside:
