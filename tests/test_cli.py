@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steadynorm import cli
+from steadynorm import __version__, cli
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import read_record
 from tests.support.experiments import on_tiny_data
@@ -129,6 +129,13 @@ def test_the_flags_of_a_command_are_these(command: str, capsys: pytest.CaptureFi
 
 
 def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--version") == 0
+    assert capsys.readouterr().out == f"steadynorm {__version__}\n"
+    assert exit_status("--help") == 0
+    assert "--version" in capsys.readouterr().out
+
+
     assert exit_status("--help") == 0
     assert re.search(r"bench +Speed and memory of the layers beside torch's own\.", capsys.readouterr().out)
     assert exit_status("bench", "--help") == 0
@@ -211,7 +218,14 @@ def test_python_m_steadynorm_is_the_command() -> None:
     assert "compare" in done.stdout
 
 
-@pytest.mark.parametrize("missing", ["tyro", "rich", "jinja2", "tensorboard", "matplotlib"])
+@pytest.mark.parametrize("missing", ["fcntl", "resource", "termios"])
+def test_the_command_starts_where_a_module_of_posix_is_missing(missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; from steadynorm.cli import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert "compare" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["tyro", "rich", "filelock", "safetensors", "matplotlib"])
 def test_without_the_lab_extra_the_command_says_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules['{missing}'] = None; import steadynorm.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,7 +1,11 @@
 import functools
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +26,10 @@ OPTIONAL = (
     "PIL",
     "huggingface_hub",
     "tensorboard",
+    "safetensors",
+    "filelock",
 )
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
 
 
 @functools.cache
@@ -58,6 +65,43 @@ def test_public_names_are_documented(name):
 def test_importing_the_library_imports_no_optional_package():
     extra = imported_by("import steadynorm") - imported_by("import torch, numpy")
     assert not extra.intersection(OPTIONAL), sorted(extra.intersection(OPTIONAL))
+
+
+def test_the_core_needs_three_packages_and_the_lab_what_the_core_does_not_use():
+    project = PROJECT["project"]
+    assert [re.split(r"[<>=]", name)[0] for name in project["dependencies"]] == ["torch", "numpy", "numba"]
+    assert {"safetensors", "filelock"} <= set(project["optional-dependencies"]["lab"])
+    assert "safetensors" in project["optional-dependencies"]["deploy"]
+
+
+def test_the_core_works_where_nothing_else_is_installed():
+    blocked = f"import sys\nfor name in {OPTIONAL}: sys.modules[name] = None"
+    use = """
+import torch
+from torch import nn
+import steadynorm
+from steadynorm.surgery import convert_, fold_
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+model(torch.randn(8, 3, 8, 8)).square().mean().backward()
+assert len(convert_(model, "batch_norm").changed) == 1
+assert len(fold_(model.eval(), torch.randn(2, 3, 8, 8)).changed) == 1
+"""
+    subprocess.run([sys.executable, "-c", blocked + use], check=True)
+
+
+def test_the_version_is_that_of_the_package():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", steadynorm.__version__)
+    assert importlib.metadata.version("steadynorm") == steadynorm.__version__
+    assert PROJECT["project"]["dynamic"] == ["version"]
+
+
+def test_the_package_says_where_it_belongs():
+    classifiers = PROJECT["project"]["classifiers"]
+    assert "Topic :: Scientific/Engineering :: Artificial Intelligence" in classifiers
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+    assert "Programming Language :: Python :: 3.11" in classifiers
+    assert not [name for name in classifiers if name.startswith("License")]  # the license field says it
+    assert PROJECT["project"]["urls"]
 
 
 def test_importing_the_library_imports_none_of_the_experiments():

@@ -46,3 +46,5 @@ __all__ = [
     "explain_backend",
     "surgery",
 ]
+
+__version__ = "0.1.0"

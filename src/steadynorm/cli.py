@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 __all__ = ["main"]
 
-NEEDED = ["PIL", "huggingface_hub", "ipykernel", "jinja2", "matplotlib", "nbclient", "nbformat", "pyarrow", "rich"]
-NEEDED += ["sklearn", "tensorboard", "tyro"]
+NEEDED = ["PIL", "filelock", "huggingface_hub", "ipykernel", "jinja2", "matplotlib", "nbclient", "nbformat", "pyarrow"]
+NEEDED += ["rich", "safetensors", "sklearn", "tensorboard", "tyro"]
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(f"steadynorm: not installed: {', '.join(missing)}. Run: pip install 'steadynorm[lab]'")
 

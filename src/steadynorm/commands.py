@@ -8,7 +8,8 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from steadynorm.lab.failure import UserError
+from steadynorm import __version__
+from steadynorm.lab.failure import UserError, reason_of
 from steadynorm.lab.workers import is_first
 
 __all__ = ["CANNOT", "INTERRUPTED", "Command", "run_command"]
@@ -32,6 +33,8 @@ def run_command(
 ) -> None:
     """Run one command and exit: 0 done, 2 it cannot be done (one line says why), 130 interrupted, or as it says.
 
+    ``--version`` alone prints the version.
+
     Args:
         commands: by name; ``group name`` is a command of a group. No two have the same flags class.
         arguments: default: those of the process.
@@ -39,10 +42,17 @@ def run_command(
         description: of the program.
         groups: what the commands of each group are about.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) == ["--version"]:
+        print(f"steadynorm {__version__}")
+        return
+    if empty := _empty_value(arguments):
+        print(f"steadynorm: {empty}: must not be empty. Give a value, or drop it.", file=sys.stderr)
+        sys.exit(CANNOT)
     config: Any = tyro.cli(
         _choice(commands, groups or {}),
         prog=prog,
-        description=description,
+        description=f"{description}\n--version prints the version.",
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -55,12 +65,26 @@ def run_command(
         sys.exit(CANNOT)
     except OSError as error:
         place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where
-        print(f"steadynorm: {place}{error.strerror}.", file=sys.stderr)
+        print(f"steadynorm: {place}{reason_of(error)}.", file=sys.stderr)
         sys.exit(CANNOT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     if status:
         sys.exit(status)
+
+
+def _empty_value(arguments: Sequence[str]) -> str:
+    """Name the flag or the word before an empty value, as an unset shell variable gives it; nothing where none is.
+
+    An empty path would mean the current directory.
+    """
+    for before, word in zip(["steadynorm", *arguments], arguments, strict=False):
+        name, equals, value = word.partition("=")
+        if not word.strip():
+            return before if before.startswith("--") else f"what follows {before}"
+        if name.startswith("--") and equals and not value.strip():
+            return name
+    return ""
 
 
 def _choice(commands: Mapping[str, Command], groups: Mapping[str, str]) -> Any:  # noqa: ANN401 (a type made at run time)

@@ -24,7 +24,6 @@ from torch.optim.swa_utils import update_bn
 
 from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record, begin_record, check_config, keep_record
-from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.data import Dataset, Images, load_dataset
 from steadynorm.lab.data.batches import evaluation_batches
 from steadynorm.lab.failure import UserError
@@ -81,6 +80,8 @@ class Row:
 
 def run(config: RecalibrationConfig, display: Display) -> Record:
     """Measure; see :func:`steadynorm.bench.kernels.run`."""
+    from steadynorm.lab.checkpoint import load_checkpoint  # needs a package that no other bench does
+
     check_config(config)
     device = choose_device(config.device)
     model = load_checkpoint(config.checkpoint).model.to(device)

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from steadynorm import __version__
 from steadynorm.bench.display import Display
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import describe_machine, reuse_memory
 
 __all__ = ["Record", "begin_record", "check_config", "keep_record", "read_record", "write_record"]
 
-PACKAGES = ("steadynorm", "torch", "numpy", "numba", "triton")
+PACKAGES = ("torch", "numpy", "numba", "triton")
 NOT_MEASURED = ("out", "json")  # where results go and how they are shown
 
 Record = dict[str, Any]
@@ -67,7 +68,8 @@ def begin_record(bench: str, config: Any, device: torch.device) -> Record:  # no
         "threads": torch.get_num_threads(),
         "allocator_reuses_memory": reuse_memory(),
         "machine": describe_machine(device),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "steadynorm": __version__}
+        | {name: _version(name) for name in PACKAGES},
         "config": {
             name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
         },

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-__all__ = ["UserError", "check_known"]
+__all__ = ["UserError", "check_known", "reason_of"]
 
 
 class UserError(Exception):
     """What the user asked for cannot be done; the message says why and what to do, in one line."""
+
+
+def reason_of(error: OSError) -> str:
+    """Say in one line, without a stop, what the system or a library refused."""
+    text = error.strerror or str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
 
 
 def check_known(flag: str, names: Iterable[str], known: Collection[str], *, what: str) -> None:

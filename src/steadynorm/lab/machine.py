@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from steadynorm import __version__
 from steadynorm.lab.failure import UserError
 
 __all__ = [
@@ -44,7 +45,7 @@ def reuse_memory() -> bool:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):  # Windows takes no None
         return False
     taken = [mallopt(parameter, value) == 1 for parameter, value in MALLOPT.items()]
     return all(taken)
@@ -96,8 +97,8 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 def describe_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    packages = ("steadynorm", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")}
+    return {"python": platform.python_version(), "steadynorm": __version__} | packages
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
