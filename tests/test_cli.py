@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,7 +129,6 @@ def test_the_flags_of_a_command_are_these(command: str, capsys: pytest.CaptureFi
     assert sorted(flags) == sorted([*FLAGS[command].split(), "--help"])
 
 
-def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("--version") == 0
     assert capsys.readouterr().out == f"steadynorm {__version__}\n"
@@ -136,6 +136,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--version" in capsys.readouterr().out
 
 
+def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("--help") == 0
     assert re.search(r"bench +Speed and memory of the layers beside torch's own\.", capsys.readouterr().out)
     assert exit_status("bench", "--help") == 0
@@ -205,6 +206,106 @@ def test_a_disk_that_is_full_at_the_report_says_how_to_go_on(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"steadynorm: {compared}: No space left on device.")
     assert last.endswith(f"steadynorm compare --resume {compared}")
+
+
+def _with_links(run: Path, place: Path) -> tuple[Path, dict[Path, bytes]]:
+    """A copy of a run directory in which every file but the lock is a link to a file elsewhere; and those files."""
+    copy, elsewhere = place / "copy", place / "elsewhere"
+    shutil.copytree(run, elsewhere)
+    for path in sorted(elsewhere.rglob("*")):
+        mine = copy / path.relative_to(elsewhere)
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.name != ".lock":
+            mine.symlink_to(path)
+    return copy, {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+
+
+def test_no_file_that_a_run_directory_links_to_is_written(compared: Path, tmp_path: Path) -> None:
+    copy, kept = _with_links(compared, tmp_path)
+    for name in ("state", "checkpoints"):  # so that all of it is written anew
+        (copy / name / "none-lr0.05-seed0.safetensors").unlink()
+    assert exit_status("compare", "--resume", str(copy)) == 0
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()} == set(kept)
+
+
+FOLDERS = ["state", "checkpoints", "figures", "tensorboard/none-lr0.05-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("compare --resume", ".lock"),
+        *((command, name) for command in ("report", "compare --resume") for name in FOLDERS),
+    ],
+)
+def test_a_link_through_which_files_would_be_written_is_one_line(
+    compared: Path, tmp_path: Path, command: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(compared, tmp_path / "copy")
+    (tmp_path / "copy" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "copy" / name).symlink_to(tmp_path / "elsewhere")
+    if name == ".lock":
+        (tmp_path / "elsewhere").write_text("precious")
+    before = _listing(tmp_path)
+    assert exit_status(*command.split(), str(tmp_path / "copy")) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"steadynorm: {tmp_path / 'copy' / name}: ")
+    assert _listing(tmp_path) == before
+
+
+def _listing(place: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in place.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("compare", "--out", ""), "--out"),
+        (("compare", "--out="), "--out"),
+        (("compare", "--quick", "--resume", " "), "--resume"),
+        (("export", "a.safetensors", "--out", ""), "--out"),
+        (("export", ""), "what follows export"),
+        (("bench", "kernels", "--out", ""), "--out"),
+        (("report", ""), "what follows report"),
+    ],
+)
+def test_an_empty_value_is_one_line(
+    arguments: tuple[str, ...],
+    flag: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_status(*arguments) == 2
+    assert capsys.readouterr().err == f"steadynorm: {flag}: must not be empty. Give a value, or drop it.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", [".", "..", "inner/..", "link"])
+def test_an_experiment_begins_in_no_directory_that_holds_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    (tmp_path / "here" / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / "here")
+    before = _listing(tmp_path)
+    assert exit_status(*TINY, "--out", out) == 2
+    assert capsys.readouterr().err.startswith(f"steadynorm: --out: {out} must be new or empty, it holds ")
+    assert _listing(tmp_path) == before
+
+
+def test_a_disk_that_is_full_when_an_experiment_begins_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        assert exit_status(*TINY, "--out", str(tmp_path / "a")) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err == f"steadynorm: {tmp_path / 'a' / 'config.json'}: File too large.\n"
 
 
 def test_an_unwritable_place_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,3 +163,27 @@ def test_a_record_holds_five_digits_of_a_number_and_a_case_per_line(tmp_path: Pa
     assert ' "share": 0.33333,' in lines
     assert lines[-4:] == ['  {"ms": 6.6667e-08},', '  {"ms": 12345678}', " ]", "}"]
     assert json.loads(path.read_text())["cases"][0]["ms"] == 6.6667e-08
+
+
+@pytest.mark.parametrize("target", ["precious", "nothing"])
+def test_a_link_where_the_record_would_lie_is_not_followed(tmp_path: Path, target: str) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "bench_kernels_cpu_20260301.json"
+    link.symlink_to(tmp_path / target)
+    assert write_record(tmp_path / "out", MADE) == link.with_stem(f"{link.stem}_2")
+    assert link.is_symlink()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_record_that_does_not_fit_on_the_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*bench_kernels_cpu_20260301\.json'$"):
+            write_record(tmp_path, MADE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -266,6 +266,13 @@ def test_what_is_there_is_not_written_over(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"--out: .*out exists already\. Give a new directory\."):
+        export(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "out"]
+
+
 def test_a_model_without_batch_norms_is_left_as_it_is():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     folded, steps = pipeline._folded(model, torch.ones(2, 3, 2, 2))

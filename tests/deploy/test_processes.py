@@ -1,7 +1,11 @@
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from steadynorm.deploy.processes import Server
+from steadynorm.deploy.serving import worker
 from steadynorm.lab.failure import UserError
 
 DOUBLING = "def load(path, threads):\n    {first}\n    return lambda images: 2 * images\n"
@@ -43,3 +47,12 @@ def test_so_many_requests_are_timed(tmp_path):
     with serve(tmp_path, "import time") as server:
         answer = server.ask("time", images=str(tmp_path / "x.npy"), batch=5, requests=4, warm_up=3)
     assert len(answer["ms"]) == 4 and all(0 < each < 1000 for each in answer["ms"])
+
+
+@pytest.mark.parametrize(("system", "unit"), [("darwin", 2**20), ("freebsd", 2**10), ("win32", None)])
+def test_the_memory_of_a_process_is_in_the_units_of_its_system(monkeypatch, system, unit):
+    monkeypatch.setattr(worker.Path, "exists", lambda self: False)
+    monkeypatch.setattr(worker.sys, "platform", system)
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=3 * (unit or 1)))
+    monkeypatch.setitem(sys.modules, "resource", usage if unit else None)
+    assert worker.peak_mib() == (3 if unit else None)

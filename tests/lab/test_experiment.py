@@ -99,7 +99,7 @@ def test_an_interrupt_says_how_to_resume() -> None:
 
 
 def test_a_full_disk_says_how_to_resume() -> None:
-    match = r"No space left on device\. Mend that, .* --resume place"
+    match = r"^place: No space left on device\. Fix this and resume: steadynorm compare --resume place$"
     with pytest.raises(UserError, match=match), explain_stop("compare", Path("place"), Recorder()):
         raise OSError(28, "No space left on device")
 

@@ -21,6 +21,30 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_is_replaced_and_never_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "precious")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "nothing")
+    for name in ("a.txt", "b.txt"):
+        write_text(tmp_path / name, "new")
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_what_cannot_be_written_is_named_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "directory", tmp_path / "file" / "a.txt"):
+        with pytest.raises(OSError, match=rf": '{path}'$"):
+            write_text(path, "text")
+    with pytest.raises(OSError, match="No space") as caught, atomic_path(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "file"]
+
+
 def test_the_name_is_taken_only_when_the_block_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with atomic_path(path) as temporary:

@@ -1,11 +1,14 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import RunRecord, RunSpec
+from steadynorm.lab.records import CellRecord, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from tests.support.records import RECORD, RUNS
 
@@ -61,6 +64,64 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
         RunDirectory(tmp_path).lock(),
     ):
         pass
+
+
+@pytest.mark.parametrize("without", ["nothing", "fcntl"])
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if without == "fcntl":
+        monkeypatch.setattr(filelock, "FileLock", filelock.SoftFileLock)
+    code = f"""
+import sys, time
+sys.modules[{without!r}] = None
+from pathlib import Path
+from steadynorm.lab.run_directory import RunDirectory
+with RunDirectory(Path({str(tmp_path)!r})).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"^{tmp_path}: another process is writing"), RunDirectory(tmp_path).lock():
+            pass
+        holder.kill()
+    with RunDirectory(tmp_path).lock():
+        pass
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run").mkdir()
+    link = tmp_path / "run" / ".lock"
+    (link.symlink_to if kind == "symbolic" else link.hardlink_to)(tmp_path / "precious")
+    with pytest.raises(UserError, match=rf"^{link}: must be an ordinary file"), RunDirectory(tmp_path / "run").lock():
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["state", "checkpoints", "tensorboard", "figures"])
+def test_a_folder_that_is_a_link_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    match = rf"{name}: is a symbolic link, so files would be written outside"
+    with pytest.raises(UserError, match=match), RunDirectory(tmp_path / "run").lock():
+        pass
+    with RunDirectory(tmp_path / "other").lock():  # the failed attempt holds nothing
+        pass
+
+
+def test_a_run_whose_name_leads_out_of_the_directory_is_refused(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    bad = replace(SPEC, arm="../../precious")
+    for path in (directory.checkpoint_path, directory.tensorboard_path, directory.load_record):
+        with pytest.raises(UserError, match="is no name of a file"):
+            path(bad)
+    with pytest.raises(UserError, match="is no name of a file"):
+        directory.save_cell(CellRecord(factors={"shift": "../../precious"}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:

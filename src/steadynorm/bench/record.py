@@ -84,12 +84,18 @@ def write_record(directory: Path, record: Record) -> Path:
     while True:
         path = directory / (f"{name}.json" if number == 1 else f"{name}_{number}.json")
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(_lay_out(record) + "\n")
+            file = path.open("x", encoding="utf-8")  # neither a file nor a link of that name is written to
         except FileExistsError:
             number += 1
-        else:
-            return path
+            continue
+        try:
+            with file:
+                file.write(_lay_out(record) + "\n")
+        except OSError as error:  # a disk that is full
+            path.unlink()
+            error.filename = str(path)
+            raise
+        return path
 
 
 def _lay_out(record: Record) -> str:

@@ -39,7 +39,7 @@ def measure(
         requests: of one image.
         batch_sizes: for the throughput.
     """
-    peak: dict[str, float] = {}
+    peak: dict[str, float | None] = {}
 
     def turn(name: str, batch: int, count: int) -> list[float]:
         warm_up = WARM_UP if batch == 1 else 1

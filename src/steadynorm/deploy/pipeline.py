@@ -74,7 +74,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     """
     check_config(config)
     place = config.out or new_place("export")
-    if place.exists():
+    if place.exists() or place.is_symlink():
         raise UserError(f"--out: {place} exists already. Give a new directory.")
     config = with_data(config)
     assert config.data is not None

@@ -16,12 +16,13 @@ import torch
 
 from steadynorm.lab.configuration import ExperimentConfig, flag, quickened
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import UserError, reason_of
 from steadynorm.lab.machine import choose_device, choose_precision, choose_threads, describe_machine, describe_versions
+from steadynorm.lab.place import check_new
 from steadynorm.lab.progress import Display, silent_display
 from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.records import Record, read_record
-from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.run_directory import BEGUN, RunDirectory
 from steadynorm.lab.workers import (
     check_alike,
     everywhere,
@@ -107,12 +108,14 @@ def run_experiment(
     if stored is not None:
         check_same(stored, record, display)
     directory = RunDirectory(place)
-    with directory.lock(), explain_stop(name, place, display, _where(config)):
+    with directory.lock():
         if stored is None:
             directory.begin(record)
-        _announce(record, config, place, display)
-        with _pool(config, threads, display) as pool:
-            work(Task(config=config, record=record, dataset=dataset, directory=directory, display=display, pool=pool))
+        with explain_stop(name, place, display, _where(config)):
+            _announce(record, config, place, display)
+            task = Task(config=config, record=record, dataset=dataset, directory=directory, display=display)
+            with _pool(config, threads, display) as pool:
+                work(dataclasses.replace(task, pool=pool))
     return place
 
 
@@ -155,6 +158,8 @@ def _begun_before(name: str, config: ConfigT, quick: Mapping[str, Any]) -> tuple
         stored = _stored_record(name, config.out)
         if stored.config == as_config(config):
             return config, stored
+    if config.out is not None and not (config.out / "config.json").exists():  # that case is told when it is locked
+        check_new(config.out, may_hold=BEGUN)
     return config, None
 
 
@@ -283,7 +288,7 @@ def explain_stop(name: str, place: Path, display: Display, where: Sequence[str] 
         display.message(f"interrupted; continue behind what is finished with: {resume}")
         raise
     except OSError as error:
-        raise UserError(f"{place}: {error.strerror or error}. Mend that, then continue with: {resume}") from error
+        raise UserError(f"{error.filename or place}: {reason_of(error)}. Fix this and resume: {resume}") from error
 
 
 def as_config(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any command's dataclass)

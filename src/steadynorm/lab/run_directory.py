@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.files import atomic_path, write_text
+from steadynorm.lab.place import check_inside, check_own_file, file_in
 from steadynorm.lab.records import (
     CellRecord,
     Epoch,
@@ -32,7 +32,11 @@ from steadynorm.lab.records import (
 )
 from steadynorm.lab.workers import by_first, is_first, on_first
 
-__all__ = ["RunDirectory"]
+__all__ = ["BEGUN", "RunDirectory"]
+
+LOCK = ".lock"
+BEGUN = (LOCK, "runs.json", "metrics.csv", "gradient_norms.csv")
+"""What a directory may hold in which an experiment was about to begin."""
 
 
 class RunDirectory:
@@ -53,22 +57,26 @@ class RunDirectory:
         """Keep other processes from writing here; the lock ends with the process, however it ends.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or the directory has links through which files elsewhere would be
+                written.
         """
         with contextlib.ExitStack() as stack:
             on_first(lambda: self._take_lock(stack))
             yield
 
     def _take_lock(self, stack: contextlib.ExitStack) -> None:
+        from filelock import FileLock, Timeout  # warns where it is imported, if the system has no locks of files
+
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = stack.enter_context((self.path / ".lock").open("w"))
+        check_own_file(self.path / LOCK)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(FileLock(self.path / LOCK, timeout=0))
+        except Timeout:
             raise UserError(
                 f"{self.path}: another process is writing into this run directory. "
                 "Wait for it to end, or give another --out."
             ) from None
+        check_inside(self.path)
 
     @by_first
     def begin(self, record: Record) -> None:
@@ -86,11 +94,11 @@ class RunDirectory:
 
     def checkpoint_path(self, spec: RunSpec) -> Path:
         """Where the trained model of a run goes."""
-        return self.path / "checkpoints" / f"{spec.name}.safetensors"
+        return file_in(self.path / "checkpoints", f"{spec.name}.safetensors")
 
     def tensorboard_path(self, spec: RunSpec) -> Path:
         """Where the TensorBoard events of a run go."""
-        return self.path / "tensorboard" / spec.name
+        return file_in(self.path / "tensorboard", spec.name)
 
     def open_board(self, record: RunRecord) -> contextlib.AbstractContextManager[SummaryWriter | None]:
         """Open the TensorBoard events of a run behind its finished epochs; the first worker alone writes them."""
@@ -184,10 +192,10 @@ class RunDirectory:
         return known
 
     def _cell_path(self, cell: CellRecord) -> Path:
-        return self.path / "state" / f"{cell.name}.json"
+        return file_in(self.path / "state", f"{cell.name}.json")
 
     def _state_path(self, spec: RunSpec) -> Path:
-        return self.path / "state" / f"{spec.name}.safetensors"
+        return file_in(self.path / "state", f"{spec.name}.safetensors")
 
     @staticmethod
     def _damaged(path: Path, error: Exception) -> UserError:

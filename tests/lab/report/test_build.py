@@ -12,9 +12,12 @@ from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import write_config, write_tables
 from steadynorm.lab.report import build as door
 from steadynorm.lab.report import build_report
-from steadynorm.lab.report.build import write_page
+from steadynorm.lab.report.build import write_page, write_report
+from steadynorm.lab.report.document import Figures, Report, Section
+from steadynorm.lab.report.figure import Drawing
 from steadynorm.lab.report.notebook import NotebookFailure
-from tests.support.records import example_record, record, run
+from steadynorm.lab.report.page import Table
+from tests.support.records import RECORD, example_record, record, run
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use"}
 
@@ -169,3 +172,13 @@ def test_a_record_of_another_experiment_is_refused(tmp_path):
 def test_a_directory_without_a_record_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         build_report(tmp_path)
+
+
+def test_a_figure_whose_name_leads_out_of_the_directory_is_refused(tmp_path):
+    drawing = Drawing(name="../precious", title="", caption="", png=b"", svg=b"", inline="")
+    sections = (Section(key="a", title="a", blocks=(Figures([drawing]),)),)
+    empty = Table(columns=(), rows=[])
+    report = Report(headline="", lead="", table=empty, sections=sections, method=(), finished=True)
+    with pytest.raises(UserError, match=r"'\.\./precious\.png' is no name of a file"):
+        write_report(tmp_path / "run", RECORD, report, files=[])
+    assert list(tmp_path.rglob("*")) == []

@@ -5,7 +5,6 @@ artifact may need this package, else the package is out of its reach.
 """
 
 import json
-import resource
 import runpy
 import sys
 import time
@@ -59,11 +58,19 @@ def time_requests(predict, *, images, batch, requests, warm_up):
 
 
 def peak_mib():
-    """Give the most memory that this program had; getrusage would count its parent's, from before the start."""
+    """Give the most memory that this program had, None where the system does not say.
+
+    On Linux getrusage would count its parent's, from before the start.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, others KiB
 
 
 ACTIONS = {"predict": predict_file, "time": time_requests}

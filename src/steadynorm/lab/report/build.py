@@ -8,6 +8,7 @@ from pathlib import Path
 
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.files import write_bytes, write_text
+from steadynorm.lab.place import check_inside, file_in
 from steadynorm.lab.records import Record, read_record
 from steadynorm.lab.report.classic.document import make_report as make_classic
 from steadynorm.lab.report.compare.document import make_report as make_compare
@@ -101,10 +102,14 @@ def write_report(directory: Path, record: Record, report: Report, *, files: File
 
     Returns:
         path of the page.
+
+    Raises:
+        UserError: the directory has a link through which files elsewhere would be written.
     """
+    check_inside(directory)
     for drawing in report.drawings:
-        write_bytes(directory / "figures" / f"{drawing.name}.png", drawing.png)
-        write_bytes(directory / "figures" / f"{drawing.name}.svg", drawing.svg)
+        write_bytes(file_in(directory / "figures", f"{drawing.name}.png"), drawing.png)
+        write_bytes(file_in(directory / "figures", f"{drawing.name}.svg"), drawing.svg)
     write_text(directory / "summary.json", json.dumps(as_json(record, report), indent=2, allow_nan=False) + "\n")
     page = directory / "report.html"
     write_text(page, _page(record, report, files))
