@@ -40,7 +40,7 @@ FLAGS = {
     "landscape": f"{TRAINING_FLAGS} --arms --probe-every --rate-steps --weight-steps",
     "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
     "export": """
-        --weights --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
+        --weights --weights-key --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
         --calibration-images --requests --batch-size --threads --out --json
     """,
     "report": "--json",

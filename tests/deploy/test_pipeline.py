@@ -12,7 +12,7 @@ from torch import nn
 
 from steadynorm import cli
 from steadynorm.deploy import FORMATS, pipeline
-from steadynorm.deploy.configuration import ExportConfig, check_config, with_data
+from steadynorm.deploy.configuration import ExportConfig, check_config, is_own_data, with_data
 from steadynorm.deploy.pipeline import run_export
 from steadynorm.deploy.processes import SERVING, Server
 from steadynorm.deploy.report import best_of, build_export_report, make_report, missed_target
@@ -22,8 +22,10 @@ from steadynorm.lab.failure import UserError
 from steadynorm.lab.progress import silent_display
 from steadynorm.lab.records import Record, read_config, write_config
 from tests.support.deploy import save_checkpoint
+from tests.support.experiments import Recorder
 
 SMALL = {"images": 40, "calibration_images": 32, "requests": 20, "batch_size": (1, 3), "threads": 1, "max_drop": 100.0}
+SMALL["data"] = "shapes"  # of which the networks here are taken to be
 WAYS = [(name, way) for name, form in FORMATS.items() for way in form.writers]
 
 
@@ -178,6 +180,10 @@ def test_without_labels_another_class_than_the_models_is_what_is_lost(tmp_path, 
     assert refused.refused == "100.0 % of the images get another class than from the model, more than --max-drop 1."
     assert refused.file == "" and not list(directory.glob("*dynamic*"))
     assert kept.file and kept.accuracy is None and kept.agreement == 1
+    told = read_outcome(directory).steps[-1]
+    assert told.startswith(
+        "Accuracy is not measured: the model has 7 outputs, shapes 10 classes. Files are compared by "
+    )
     page = build_export_report(directory).read_text()
     assert "100.0 % of the images" in page and "Same class as the model over the latency" in page
 
@@ -212,17 +218,56 @@ def test_a_full_disk_is_not_the_formats_fault(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+def _trained_on_cifar10(place):
+    (place / "run" / "checkpoints").mkdir(parents=True)
     config = {"data": "cifar10", "data_dir": "somewhere"}
     record = Record(experiment="a", command="a", created="", config=config, resolved={}, versions={}, machine={})
-    write_config(tmp_path / "run", record)
-    source = str(tmp_path / "run" / "checkpoints" / "a.safetensors")
+    write_config(place / "run", record)
+    return str(place / "run" / "checkpoints" / "a.safetensors")
+
+
+def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):
+    source = _trained_on_cifar10(tmp_path)
     found = with_data(ExportConfig(source=source))
     assert (found.data, found.data_dir) == ("cifar10", Path("somewhere"))
     assert with_data(ExportConfig(source=source, data_dir=Path("here"))).data_dir == Path("here")
     assert with_data(ExportConfig(source=source, data="shapes")).data_dir is None
     assert with_data(ExportConfig(source="package:function")).data == "shapes"
+
+
+def test_a_built_model_is_not_scored_on_classes_that_may_not_be_its_own(tmp_path):
+    said = Recorder()
+    config = {**SMALL, "data": None, "format": ("torchscript",), "quantize": ("none",)}
+    source = "tests.support.deploy:build_model"
+    directory = run_export(ExportConfig(source=source, out=tmp_path / "out", **config), said)
+    report = make_report(read_config(directory), read_outcome(directory))
+    one = artifact(directory, "torchscript", "none")
+    assert one.accuracy is None and one.agreement == 1 and one.largest_error < 1e-4
+    why = "Accuracy is not measured: shapes is not known to hold the model's classes; if another --data does, give it."
+    told = [message for message in said.messages if message.startswith(why)]
+    assert len(told) == 1 and told[0] in read_outcome(directory).steps
+    assert report.table.columns == ("Served by", "p50", "Speed", "Largest error", "Same class", "Size")
+    assert report.headline.endswith("times as fast as eager torch, same class on 100.0\N{NO-BREAK SPACE}%")
+
+
+def test_a_checkpoint_is_scored_on_the_data_that_it_was_trained_on_alone(tmp_path, monkeypatch):
+    source = _trained_on_cifar10(tmp_path)
+    assert is_own_data(ExportConfig(source=source))
+    assert is_own_data(ExportConfig(source=source, data="cifar10"))
+    assert not is_own_data(ExportConfig(source=source, data="shapes"))
+    copied = str(tmp_path / "a.safetensors")
+    assert not is_own_data(ExportConfig(source=copied))
+    assert is_own_data(ExportConfig(source=copied, data="shapes"))
+    assert is_own_data(ExportConfig(source="package:function", data="shapes"))
+    monkeypatch.chdir(tmp_path / "run")  # whose config.json says nothing of a model from elsewhere
+    assert not is_own_data(ExportConfig(source="package:function"))
+
+
+@pytest.mark.parametrize("source", ["package:function", "a.safetensors"])
+def test_a_directory_of_data_that_would_not_be_read_is_refused(source):
+    with pytest.raises(UserError, match=r"--data-dir: is read with --data cifar10 only\. Add --data cifar10\."):
+        with_data(ExportConfig(source=source, data_dir=Path("here")))
+    assert with_data(ExportConfig(source=source, data="cifar10", data_dir=Path("here"))).data_dir == Path("here")
 
 
 def test_a_refused_int8_file_is_an_expectation_that_is_not_met(exported, tmp_path):
@@ -330,6 +375,7 @@ def test_a_damaged_file_does_not_load(tmp_path):
         ({"input_size": (0, 32)}, "--input-size: must be at least 1, got 0 32"),
         ({"target_p50_ms": -1.0}, "--target-p50-ms: must be at least 0"),
         ({"threads": 0}, "--threads"),
+        ({"weights_key": "ema"}, r"--weights-key: .*\. Give the file by --weights\."),
     ],
 )
 def test_flags_that_cannot_be_are_refused(changed, why):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from steadynorm.deploy.formats import FORMATS
+from steadynorm.deploy.source import is_built
 from steadynorm.lab.configuration import check_at_least
+from steadynorm.lab.data import check_data_dir
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import read_config
 
-__all__ = ["ExportConfig", "check_config", "chosen_formats", "with_data"]
+__all__ = ["ExportConfig", "check_config", "chosen_formats", "is_own_data", "with_data"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,10 @@ class ExportConfig:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")]
     """A checkpoint of an experiment, or a function that builds a model in evaluation mode."""
     weights: Path | None = None
-    """State dict for a built model, .safetensors or torch.save's; default: as it is built."""
+    """Weights for a built model: .safetensors, or what torch.save wrote (a state dict, or a checkpoint that holds one);
+    no pickled code is run. Default: as it is built."""
+    weights_key: str | None = None
+    """Where in that file they are, such as ema; default: found by the model's names."""
     format: tuple[Literal["torchscript", "torch-export", "aotinductor", "onnx"], ...] | None = None
     """Default: every one that this machine can write."""
     quantize: tuple[Literal["none", "dynamic", "static"], ...] = ("none", "dynamic", "static")
@@ -36,9 +42,11 @@ class ExportConfig:
     target_p50_ms: float | None = None
     """Exit with status 1 unless half of the requests to the best file end within so many milliseconds."""
     max_drop: float = 1.0
-    """Percentage points of accuracy that quantising may cost; a file that loses more is not kept."""
+    """Percentage points of accuracy (without one: of images that get another class than from the model) that quantising
+    may cost; a file that loses more is not kept."""
     data: Literal["shapes", "cifar10"] | None = None
-    """Images for calibration and comparison; default: those that the checkpoint was trained on, else shapes."""
+    """Images for calibration and comparison; default: those that the checkpoint was trained on, else shapes, on which
+    no accuracy is measured, since their classes are not the model's."""
     data_dir: Path | None = None
     """Where CIFAR-10 lies, as for an experiment; default: where it lay in training, else the Hugging Face hub."""
     images: int = 1000
@@ -72,6 +80,8 @@ def check_config(config: ExportConfig) -> None:
     for name, value in (("--target-p50-ms", config.target_p50_ms), ("--max-drop", config.max_drop)):
         if value is not None and not value >= 0:
             raise UserError(f"{name}: must be at least 0, got {value}.")
+    if config.weights_key is not None and config.weights is None:
+        raise UserError("--weights-key: says where in a file of weights they are. Give the file by --weights.")
     for name in config.format or ():
         why = FORMATS[name].absent()
         if why:
@@ -82,17 +92,38 @@ def check_config(config: ExportConfig) -> None:
 
 
 def with_data(config: ExportConfig) -> ExportConfig:
-    """Settle which images are used: those that were asked for, else those of the run that a checkpoint lies in."""
-    if config.data is not None:
-        return config
-    run = Path(config.source).parent.parent
+    """Settle which images are used: those that were asked for, else those of the run that a checkpoint lies in.
+
+    Raises:
+        UserError: --data-dir would not be read.
+    """
+    trained = _trained_on(config)
+    if config.data is None and trained is None:
+        config = replace(config, data="shapes")
+    elif config.data is None and trained is not None:
+        kept = trained.get("data_dir")
+        place = config.data_dir or (None if kept is None else Path(kept))
+        config = replace(config, data=trained["data"], data_dir=place)
+    assert config.data is not None
+    check_data_dir(config.data, config.data_dir)
+    return config
+
+
+def is_own_data(config: ExportConfig) -> bool:
+    """Tell whether the images are of the model's classes: it was trained on them, or the user chose them for it."""
+    trained = _trained_on(config)
+    return config.data is not None if trained is None else config.data in (None, trained["data"])
+
+
+def _trained_on(config: ExportConfig) -> Mapping[str, Any] | None:
+    """Give the configuration of the run that a checkpoint lies in; None for a built model and a copied checkpoint."""
+    if is_built(config.source):
+        return None
     try:
-        trained = read_config(run).config
-    except UserError:  # no run directory: a built model, or a checkpoint that was copied
-        return replace(config, data="shapes")
-    kept = trained.get("data_dir")
-    place = config.data_dir or (None if kept is None else Path(kept))
-    return replace(config, data=trained["data"], data_dir=place)
+        trained = read_config(Path(config.source).parent.parent).config
+    except (UserError, OSError):
+        return None
+    return trained if "data" in trained else None
 
 
 def chosen_formats(config: ExportConfig) -> list[str]:

@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steadynorm.deploy.configuration import ExportConfig, check_config, chosen_formats, with_data
+from steadynorm.deploy.configuration import ExportConfig, check_config, chosen_formats, is_own_data, with_data
 from steadynorm.deploy.formats import FORMATS, Request
 from steadynorm.deploy.latency import measure
 from steadynorm.deploy.processes import Server
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import Artifact, Outcome, write_outcome
-from steadynorm.deploy.source import as_logits, load_source, one_line
+from steadynorm.deploy.source import Source, as_logits, load_source
 from steadynorm.lab.data import Dataset, Images, evaluation_batches, first, load_dataset
 from steadynorm.lab.experiment import as_config, command_of, new_place
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import UserError, one_line
 from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
 from steadynorm.lab.progress import Display
 from steadynorm.lab.records import Record, write_config
@@ -76,12 +76,10 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     place = config.out or new_place("export")
     if place.exists() or place.is_symlink():
         raise UserError(f"--out: {place} exists already. Give a new directory.")
-    config = with_data(config)
+    config, is_own = with_data(config), is_own_data(config)
     assert config.data is not None
     threads = choose_threads(config.threads)
-    source = load_source(config.source, weights=config.weights)
-    norms = check_ready(source.model)
-    display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
+    source, norms = _loaded(config, display)
     dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
     chosen = first(dataset.validation, config.images)
     images = _scaled(chosen, dataset, config.input_size)
@@ -98,7 +96,10 @@ def run_export(config: ExportConfig, display: Display) -> Path:
         }
         np.save(Path(scratch) / IMAGES, images.numpy())
         expected = _answers(paths[EAGER.name], _serving(EAGER), Path(scratch), threads)
-        labels = chosen.labels.numpy() if expected.shape[1] == len(dataset.classes) else None
+        unscored = _why_unscored(dataset, expected.shape[1], is_own=is_own)
+        if unscored:
+            display.message(unscored)
+        labels = None if unscored else chosen.labels.numpy()
         bench = _Bench(scratch=Path(scratch), threads=threads, labels=labels, expected=expected)
         answers = _answers(paths[FOLDED.name], _serving(FOLDED), Path(scratch), threads)
         found = [_compared(EAGER, expected, bench), _compared(FOLDED, answers, bench)]
@@ -109,12 +110,22 @@ def run_export(config: ExportConfig, display: Display) -> Path:
             model=source.name,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             norms=norms,
-            steps=tuple(steps),
+            steps=tuple(filter(None, (source.weights, *steps, unscored))),
             artifacts=tuple(_timed(found, paths, bench, config)),
         )
         write_config(directory, _record(config, threads=threads, images=len(images)))
         write_outcome(directory, outcome)
     return place
+
+
+def _loaded(config: ExportConfig, display: Display) -> tuple[Source, int]:
+    """Load the model and say what it is; with the number of its batch norms."""
+    source = load_source(config.source, weights=config.weights, key=config.weights_key)
+    if source.weights:
+        display.message(source.weights)
+    norms = check_ready(source.model)
+    display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
+    return source, norms
 
 
 def _make_all(
@@ -243,6 +254,17 @@ def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
     if rest.changed:
         steps.append(f"{len(rest.changed)} layers turned into torch's own.")
     return rest.model, steps
+
+
+def _why_unscored(dataset: Dataset, outputs: int, *, is_own: bool) -> str:
+    """Say why agreement with the model takes the place of accuracy, nothing where it does not."""
+    if outputs != len(dataset.classes):
+        why = f"the model has {outputs} outputs, {dataset.name} {len(dataset.classes)} classes"
+    elif not is_own:
+        why = f"{dataset.name} is not known to hold the model's classes; if another --data does, give it"
+    else:
+        return ""
+    return f"Accuracy is not measured: {why}. Files are compared by their agreement with the model."
 
 
 def _scaled(images: Images, dataset: Dataset, size: tuple[int, int]) -> Tensor:

@@ -84,7 +84,7 @@ def _headline(record: Record, outcome: Outcome, eager: Artifact) -> str:
         if round(100 * gap, 1) == 0:
             return f"{text} and as accurate"
         return f"{text}, {points(gap)} {'less' if gap > 0 else 'more'} accurate"
-    return text
+    return f"{text}, same class on {percent(best.agreement)}"
 
 
 def _expectations(record: Record, outcome: Outcome, eager: Artifact) -> tuple[Expectation, ...]:
@@ -122,17 +122,24 @@ def _expectations(record: Record, outcome: Outcome, eager: Artifact) -> tuple[Ex
 
 
 def _short(served: Sequence[Artifact], eager: Artifact) -> Table:
+    """Show accuracy, or agreement with the model where there is none."""
+    is_scored = eager.accuracy is not None
     rows = [
         [
             Cell(text=one.name, tone=f"series-{index % 6}"),
             Cell(text=_ms(_p50(one))),
             Cell(text=_times(one, eager)),
-            Cell(text=percent(one.accuracy)),
+            *([Cell(text=percent(one.accuracy))] if is_scored else _agreement(one)),
             Cell(text=NONE if one.mib is None else f"{number(one.mib)}{SPACE}MiB"),
         ]
         for index, one in enumerate(served)
     ]
-    return Table(columns=("Served by", "p50", "Speed", "Accuracy", "Size"), rows=rows)
+    shown = ("Accuracy",) if is_scored else ("Largest error", "Same class")
+    return Table(columns=("Served by", "p50", "Speed", *shown, "Size"), rows=rows)
+
+
+def _agreement(one: Artifact) -> list[Cell]:
+    return [Cell(text=number(one.largest_error, digits=2)), Cell(text=percent(one.agreement))]
 
 
 def _latencies(served: Sequence[Artifact], eager: Artifact) -> Table:

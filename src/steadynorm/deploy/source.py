@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from steadynorm.deploy.weights import load_weights
 from steadynorm.lab.checkpoint import load_checkpoint
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import UserError, one_line
 
-__all__ = ["Logits", "Source", "as_logits", "load_source", "one_line"]
+__all__ = ["Logits", "Source", "as_logits", "is_built", "load_source"]
+
+
+FOREIGN = (".pt", ".pth", ".ckpt", ".bin")
+"""Endings of files that torch.save wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class Source:
     """Takes a float32 tensor of shape (N, 3, H, W), gives one of shape (N, classes)."""
     name: str
     """For people."""
+    weights: str = ""
+    """What was read from a file of weights, a sentence; empty where none was given."""
 
 
 class Logits(nn.Module):
@@ -48,27 +52,37 @@ class Logits(nn.Module):
         return found
 
 
-def load_source(what: str, *, weights: Path | None) -> Source:
+def is_built(what: str) -> bool:
+    """Tell whether a source is a function that builds a model, and not a checkpoint."""
+    return ":" in what and not what.endswith(".safetensors")
+
+
+def load_source(what: str, *, weights: Path | None, key: str | None = None) -> Source:
     """Load a model.
 
     Args:
         what: path of a checkpoint of our experiments, or ``package.module:function`` that builds a model.
-        weights: ``.safetensors``, or a state dict that ``torch.save`` wrote; for a built model only, and only where the
-            function does not load them itself.
+        weights: a file of weights, see :func:`steadynorm.deploy.weights.load_weights`; for a built model only, and only
+            where the function does not load them itself.
+        key: where in that file they are.
 
     Raises:
         UserError: it cannot be found, imported or built, or its tensors are not the model's.
     """
-    module, colon, function = what.partition(":")
-    if not colon or what.endswith(".safetensors"):
+    if not is_built(what) and Path(what).suffix in FOREIGN:
+        raise UserError(
+            f"{what}: is no checkpoint of an experiment. Give a function that builds the model, and this file by "
+            f"--weights: PACKAGE.MODULE:FUNCTION --weights {what}"
+        )
+    if not is_built(what):
         if weights is not None:
             raise UserError(f"--weights: {what} is a checkpoint, which holds its own. Drop the flag.")
         found = load_checkpoint(Path(what))
         return Source(model=found.model, name=f"{found.network} with {found.arm.replace('_', ' ')}")
+    module, _, function = what.partition(":")
     model = _build(module, function)
-    if weights is not None:
-        _load_weights(model, weights)
-    return Source(model=model, name=what)
+    read = "" if weights is None else load_weights(model, weights, key=key)
+    return Source(model=model, name=what, weights=read)
 
 
 def as_logits(model: nn.Module, example: Tensor) -> nn.Module:
@@ -97,12 +111,6 @@ def as_logits(model: nn.Module, example: Tensor) -> nn.Module:
     return wrapped
 
 
-def one_line(error: BaseException) -> str:
-    """Give the first line of an error's message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
-
-
 def _build(module: str, function: str) -> nn.Module:
     if (here := str(Path.cwd())) not in sys.path:  # as python -m has it
         sys.path.insert(0, here)
@@ -119,26 +127,3 @@ def _build(module: str, function: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"{module}:{function}: must return a torch.nn.Module, got {type(model).__name__}.")
     return model
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"--weights: {path}: there is no such file.") from error
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise UserError(f"--weights: {path}: is no file of weights ({one_line(error)}).") from error
-    if not isinstance(state, Mapping):
-        raise UserError(f"--weights: {path}: must hold a state dict, got {type(state).__name__}.")
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is of no use" for name in state if name not in own]
-    wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"--weights: {path}: does not fit the model: {'; '.join(wrong[:3])}{more}.")
-    model.load_state_dict(state)

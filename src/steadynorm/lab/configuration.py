@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from steadynorm.lab.data import check_data_dir
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.normalizations import find_normalization
@@ -132,8 +133,7 @@ def check_experiment(config: ExperimentConfig) -> None:
     check_lists(config, ("seeds",))
     if not all(0 <= seed < 2**63 for seed in config.seeds):
         raise UserError(f"--seeds: must be in [0, 2**63), got {' '.join(map(str, config.seeds))}.")
-    if config.data == type(config)().data and config.data_dir is not None:
-        raise UserError("--data-dir: is read with --data cifar10 only. Add --data cifar10.")
+    check_data_dir(config.data, config.data_dir)
     for name in ("train_images", "threads"):
         if getattr(config, name) is not None:
             check_at_least(config, ((name, 1),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-__all__ = ["UserError", "check_known", "reason_of"]
+__all__ = ["UserError", "check_known", "one_line", "reason_of"]
 
 
 class UserError(Exception):
@@ -15,6 +15,12 @@ def reason_of(error: OSError) -> str:
     """Say in one line, without a stop, what the system or a library refused."""
     text = error.strerror or str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
+
+
+def one_line(error: BaseException) -> str:
+    """Give the first line of an error's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
 
 
 def check_known(flag: str, names: Iterable[str], known: Collection[str], *, what: str) -> None:

@@ -9,14 +9,27 @@ from steadynorm.lab.data.images import Dataset
 from steadynorm.lab.data.shapes import make_shapes
 from steadynorm.lab.failure import UserError
 
-__all__ = ["DATASETS", "load_dataset"]
+__all__ = ["DATASETS", "check_data_dir", "load_dataset"]
 
 DATASETS = ("shapes", "cifar10", "digits", "mnist")
 """Names that :func:`load_dataset` knows."""
+EMBEDDED = {"shapes": "cifar10", "digits": "mnist"}
+"""Data sets that are in no directory -> what is given in their place where there is one."""
 
 
 def _silent(message: str) -> None:
     """Say nothing."""
+
+
+def check_data_dir(name: str, data_dir: Path | None) -> None:
+    """Refuse a directory for a data set that is read from none.
+
+    Raises:
+        UserError: there is one.
+    """
+    if name in EMBEDDED and data_dir is not None:
+        other = EMBEDDED[name]
+        raise UserError(f"--data-dir: is read with --data {other} only. Add --data {other}.")
 
 
 def load_dataset(name: str, *, data_dir: Path | None = None, progress: Callable[[str], None] = _silent) -> Dataset:
@@ -30,8 +43,9 @@ def load_dataset(name: str, *, data_dir: Path | None = None, progress: Callable[
         progress: told, a line at a time, what takes long and what went wrong without being fatal.
 
     Raises:
-        UserError: the name is unknown, or the data cannot be had or are damaged.
+        UserError: the name is unknown, the data cannot be had or are damaged, or ``data_dir`` would not be read.
     """
+    check_data_dir(name, data_dir)
     if name == "shapes":
         return make_shapes()
     if name == "cifar10":
