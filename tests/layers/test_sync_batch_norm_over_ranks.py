@@ -1,6 +1,7 @@
 """Synchronized batch norm on four processes: what one process computes from the batches put together."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -106,8 +107,29 @@ def refused():
     return str(error.value)
 
 
+def transformed():
+    """Reverse-mode transforms of this rank's part, and what is said of the others."""
+    layer = float64_layer(activation="silu", track_running_stats=False)
+    x, dy = part_of(drawn(*SHAPE)), part_of(drawn(*SHAPE, seed=1))
+    leaf = x.clone().requires_grad_()
+    found = {
+        "vjp": torch.func.vjp(layer, x)[1](dy)[0],
+        "mapped": torch.func.vmap(torch.func.vjp(layer, x)[1])(torch.stack((dy, 2 * dy)))[0][1] / 2,
+    }
+    for name, run in {
+        "jvp": lambda: torch.func.jvp(layer, (x,), (dy,)),
+        "vmap": lambda: torch.func.vmap(layer)(torch.stack((x, dy))),
+        "batched": lambda: torch.autograd.grad(layer(leaf), leaf, torch.stack((dy, dy)), is_grads_batched=True),
+    }.items():
+        with pytest.raises(NotImplementedError) as error:
+            run()
+        found[name] = str(error.value)
+    return found
+
+
 def on_each_rank() -> dict[str, Any]:
     return {
+        "transformed": transformed(),
         "second": second_gradients(
             float64_layer(activation="silu"), *(part_of(drawn(*SHAPE, seed=seed)) for seed in range(3))
         ),
@@ -144,6 +166,21 @@ def test_gradients_of_gradients_are_those_of_one_process(ranks, at):
     expected = second_gradients(whole, *(drawn(*SHAPE, seed=seed) for seed in range(3)))[at]
     found = [each["second"][at] for each in ranks]
     assert_close(torch.stack(found).sum(0) if at == 3 else together(found), expected)
+
+
+@pytest.mark.parametrize("transform", ["vjp", "mapped"])
+def test_reverse_mode_transforms_are_those_of_one_process(ranks, transform):
+    whole = float64_layer(steadynorm.BatchNorm1d, activation="silu", track_running_stats=False)
+    x = drawn(*SHAPE).requires_grad_()
+    (expected,) = torch.autograd.grad(whole(x), x, drawn(*SHAPE, seed=1))
+    assert_close(together([each["transformed"][transform] for each in ranks]), expected)
+
+
+def test_other_transforms_are_refused_with_what_to_do(ranks):
+    for each in ranks:
+        assert re.search("moments over ranks: forward-mode .* Use vjp or jacrev", each["transformed"]["jvp"])
+        assert re.search(r"moments over ranks: is_grads_batched.* Use torch.func.vmap", each["transformed"]["batched"])
+        assert re.search(r"moments over ranks: .* cannot be mapped .* Call .eval\(\)", each["transformed"]["vmap"])
 
 
 def test_the_first_forward_compares_the_ranks_and_gathers_their_moments(ranks):

@@ -359,11 +359,3 @@ def test_grad_of_a_layer_in_evaluation_is_torchs():
     x = SMALL_X.clone().requires_grad_()
     layer(x).square().sum().backward()
     torch.testing.assert_close(gradient, x.grad)
-
-
-@pytest.mark.parametrize("transform", [lambda f: f, torch.func.grad], ids=["vmap", "vmap-of-grad"])
-def test_vmap_of_a_layer_in_training_says_what_to_do(transform):
-    layer = BatchNorm2d(3, track_running_stats=False)
-    function = transform(lambda x: layer(x).square().sum())
-    with pytest.raises(RuntimeError, match=r"cannot be mapped over examples .* Call .eval\(\)"):
-        torch.func.vmap(function)(torch.stack([SMALL_X, SMALL_X]))

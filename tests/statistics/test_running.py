@@ -113,9 +113,3 @@ def test_a_batch_in_a_wider_dtype_widens_the_result():
     result = exponential(running, batch, momentum=0.5)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, torch.full((2,), 1.0005))
-
-
-def test_the_result_can_be_written_in_place():
-    running = torch.zeros(3)
-    exponential(running, torch.ones(3), momentum=0.25, out=running)
-    assert running.tolist() == [0.25] * 3

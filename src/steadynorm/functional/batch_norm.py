@@ -9,7 +9,7 @@ from torch import Tensor
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
 from steadynorm.functional.way import choose_way
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
-from steadynorm.rules import BatchNormRule, normalize, normalize_in_one_call
+from steadynorm.rules import BatchNormRule, activated, is_transformed, normalize, normalize_in_one_call
 from steadynorm.statistics import follow_, weight_of
 
 __all__ = ["batch_norm"]
@@ -67,7 +67,9 @@ def batch_norm(
     if not training:
         # torch's own function: compilers, exporters and quantisers recognise it.
         y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-        return _activate(y if residual is None else y.add_(residual), activation)
+        if residual is not None:  # in place nothing mapped is added to what is not
+            y = y + residual if is_transformed() else y.add_(residual)
+        return activated(y, activation)
     check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)
@@ -94,19 +96,11 @@ def batch_norm(
     return y
 
 
-def _activate(pre: Tensor, activation: Activation | None) -> Tensor:
-    if activation == "relu":
-        return F.relu(pre)
-    if activation == "leaky_relu":
-        return F.leaky_relu(pre, LEAKY_SLOPE)
-    return F.silu(pre) if activation == "silu" else pre
-
-
 def _activate_(pre: Tensor, activation: Activation | None) -> Tensor:
     """Activate in place where the derivative can be told from the result."""
     if activation == "relu":
         return pre.relu_()
-    return F.leaky_relu_(pre, LEAKY_SLOPE) if activation == "leaky_relu" else _activate(pre, activation)
+    return F.leaky_relu_(pre, LEAKY_SLOPE) if activation == "leaky_relu" else activated(pre, activation)
 
 
 def _factor(running_mean: Tensor | None, momentum: float | None, num_batches_tracked: Tensor | None) -> float:

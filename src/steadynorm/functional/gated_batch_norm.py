@@ -7,11 +7,16 @@ from torch import Tensor
 
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
 from steadynorm.functional.way import choose_way
-from steadynorm.ops import dispatch
 from steadynorm.ops.dispatch import snapshot
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import GatedBatchNormRule, normalize, normalize_in_one_call
-from steadynorm.statistics import Moments, follow_, pool
+from steadynorm.rules import (
+    GatedBatchNormRule,
+    moments_with_graph,
+    normalize,
+    normalize_in_one_call,
+    transformed,
+)
+from steadynorm.statistics import Moments, follow_, measure, pool
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.noise import follow_noise_
 from steadynorm.statistics.running import check_momentum
@@ -102,9 +107,7 @@ def gated_batch_norm(
         y, moments = normalize(input, rule, *parameters, residual=residual, activation=activation)
     else:
         affine = rule.forward(_moments_of_first(input, samples), *parameters)
-        y = dispatch.transform(input, affine.center, affine.scale, affine.shift, residual, activation)
-        with torch.no_grad():
-            moments = _as_moments(dispatch.moments(input), input)
+        y, moments = transformed(input, affine, residual, activation), measure(input.detach())
     if noise_momentum:
         follow_noise_(noise, input, moments, momentum=noise_momentum)
     if momentum:
@@ -115,14 +118,9 @@ def gated_batch_norm(
 def _moments_of_first(x: Tensor, samples: int | Tensor) -> Moments:
     """Measure some samples; of how many, where that is a tensor, only weights depend."""
     if not isinstance(samples, Tensor):
-        return _as_moments(dispatch.moments(x[:samples]), x[:samples])
+        return moments_with_graph(x[:samples])
     values = x.to(statistics_dtype(x.dtype)).flatten(2) if x.dim() > 2 else x.to(statistics_dtype(x.dtype)).unsqueeze(2)
     mean = values.mean(2)
     var = (values - mean.unsqueeze(2)).square().mean(2)
     counts = torch.where(torch.arange(len(x), device=x.device) < samples, values.shape[2], 0).to(mean.dtype)
     return pool(torch.stack((mean, var, counts.unsqueeze(1).expand_as(mean)), 1))[0]
-
-
-def _as_moments(measured: tuple[Tensor, Tensor], x: Tensor) -> Moments:
-    mean, var = measured
-    return Moments(mean=mean, var=var, count=x.numel() // x.shape[1])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from steadynorm.functional.checks import check_activation, check_residual, check_training
-from steadynorm.ops.reference import LEAKY_SLOPE, Activation
-from steadynorm.rules import BatchNormRule
+from steadynorm.ops.reference import Activation
+from steadynorm.rules import BatchNormRule, activated
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import channel_sum, per_channel, statistics_dtype
 from steadynorm.statistics.ranks import Ranks, pool_over
@@ -87,7 +86,7 @@ def masked_batch_norm(
     pre = xc * per_channel(affine.scale, xc) + per_channel(affine.shift, xc)
     if residual is not None:
         pre = pre + torch.where(valid, residual, 0)
-    y = torch.where(valid, _activated(pre, activation).to(input.dtype), input)
+    y = torch.where(valid, activated(pre, activation).to(input.dtype), input)
     return y, Moments(mean=moments.mean.detach(), var=moments.var.detach(), count=moments.count)
 
 
@@ -110,11 +109,3 @@ def _centred(x: Tensor, valid: Tensor, ranks: Ranks | None) -> tuple[Tensor, Mom
     if ranks is not None:
         moments = pool_over(ranks, moments)
     return torch.where(valid, rest - per_channel(moments.mean - m, x), 0), moments
-
-
-def _activated(pre: Tensor, activation: Activation | None) -> Tensor:
-    if activation == "leaky_relu":
-        return F.leaky_relu(pre, LEAKY_SLOPE)
-    if activation == "silu":
-        return F.silu(pre)
-    return F.relu(pre) if activation == "relu" else pre

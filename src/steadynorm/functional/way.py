@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steadynorm.ops.dispatch import choose_backend
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import takes_one_call
+from steadynorm.rules import is_transformed, takes_one_call
 
 __all__ = ["choose_way"]
 
@@ -27,13 +27,14 @@ def choose_way(
 ) -> Literal["torch", "one call", "rule"]:
     """Choose how to train: by torch's own function, by one compiled call, or by the rule between kernels.
 
-    By the rule where functions are traced or transformed: there our operations stand for themselves, whatever the size.
+    By the rule where functions are compiled or transformed, whatever the size: compilers see our operations, transforms
+    see torch's.
 
     Args:
         others: further numbers of the rule; the first arguments are those of the functions.
         torchs_own: whether torch has a function for it, which small tensors are better left to.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or is_transformed():
         return "rule"
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     per_channel = (running_mean, running_var, weight, bias, *others)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from steadynorm.functional import batch_renorm
 from steadynorm.layers.running import is_recomputing, may_be_recomputed
 from steadynorm.layers.shell import Shell
-from steadynorm.rules import renorm_bounds
+from steadynorm.rules import is_transformed, renorm_bounds
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
 
@@ -49,7 +49,8 @@ class _BatchRenorm(Shell):
             self._before = (mean.clone(), var.clone(), step.clone()) if may_be_recomputed() else None
             self._check_values(input, step)
         schedule = {"warmup_steps": self.warmup_steps, "ramp_steps": self.ramp_steps}
-        at = step if torch.compiler.is_compiling() or not step.is_cpu else int(step)  # which spares tensor operations
+        stays = torch.compiler.is_compiling() or is_transformed() or not step.is_cpu
+        at = step if stays else int(step)  # which spares tensor operations
         bounds = renorm_bounds(at, **schedule, r_max=self.r_max, d_max=self.d_max)
         r_max, d_max = (torch.as_tensor(bound, dtype=mean.dtype) for bound in bounds)
         share = self._follow_at_once()

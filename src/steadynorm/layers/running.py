@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steadynorm.layers.state import BANK, Running, State, normal_tensors
 from steadynorm.ops.dispatch import compiled_self_tuned
+from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.self_tuned import learning_rate
 
@@ -24,7 +25,12 @@ def is_recomputing() -> bool:
 
 
 def may_be_recomputed() -> bool:
-    """Whether this forward may be the first of two: nothing of it is kept for a backward, or not by torch itself."""
+    """Whether this forward may be the first of two: nothing of it is kept for a backward, or not by torch itself.
+
+    False inside a transform, whose tensors must not be kept beyond it.
+    """
+    if is_transformed():
+        return False
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return not torch.is_grad_enabled() or hooks is None or hooks(False) is not None
 

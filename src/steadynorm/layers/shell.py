@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from steadynorm.functional import Activation, batch_norm, check_activation
 from steadynorm.layers.running import Nonfinite, RunningEstimates
 from steadynorm.layers.state import Running, normal_tensors
+from steadynorm.layers.transforms import check_statistics_take_part
+from steadynorm.rules import is_transformed
 
 __all__ = ["Shell"]
 
@@ -73,8 +75,13 @@ class Shell(RunningEstimates):
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if self.training or (self.running_mean is None and self.running_var is None):
             self._fit_state()
+            self._check_transform(input)
             return self._train(input, residual)
         return self._evaluate(input, residual)
+
+    def _check_transform(self, input: Tensor) -> None:
+        if is_transformed() and self._tracks():
+            check_statistics_take_part(self, input)
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         """Normalize by the batch and let the running estimates follow."""

@@ -2,6 +2,7 @@
 
 from steadynorm.rules.batch_norm import BatchNormRule
 from steadynorm.rules.batch_renorm import BatchRenormRule, renorm_bounds
+from steadynorm.rules.formulas import activated, is_transformed, moments_with_graph, transformed
 from steadynorm.rules.gated_batch_norm import GatedBatchNormRule
 from steadynorm.rules.ghost_batch_norm import chunk_count, cut
 from steadynorm.rules.normalize import normalize
@@ -14,10 +15,14 @@ __all__ = [
     "BatchRenormRule",
     "GatedBatchNormRule",
     "Rule",
+    "activated",
     "chunk_count",
     "cut",
+    "is_transformed",
+    "moments_with_graph",
     "normalize",
     "normalize_in_one_call",
     "renorm_bounds",
     "takes_one_call",
+    "transformed",
 ]

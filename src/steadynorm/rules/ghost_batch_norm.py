@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steadynorm.rules.formulas import is_transformed
+
 __all__ = ["chunk_count", "cut"]
 
 
@@ -30,7 +32,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 (as above)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed(dys[0]):
             return torch.cat(dys), None
         dx = torch.empty_like(ctx.like, device=dys[0].device)
         for dx_part, dy in zip(dx.tensor_split(len(dys)), dys, strict=True):
@@ -40,7 +42,7 @@ class _Cut(torch.autograd.Function):
 
 def cut(x: Tensor, chunks: int) -> tuple[Tensor, ...]:
     """Cut a batch into chunks, as :func:`torch.tensor_split` does, with a gradient in the memory format of x."""
-    if torch.compiler.is_compiling():  # which chooses formats itself
+    if torch.compiler.is_compiling() or is_transformed():  # compilers choose formats themselves
         return x.tensor_split(chunks)
     parts: tuple[Tensor, ...] = _Cut.apply(x, chunks)  # type: ignore[no-untyped-call]
     return parts

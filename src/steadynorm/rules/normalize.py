@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadynorm.ops import reference
 from steadynorm.ops.dispatch import kernels_for
 from steadynorm.ops.reference import Activation
+from steadynorm.rules.formulas import is_transformed, normalize_by_formulas
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
-from steadynorm.statistics.moments import channel_sum, statistics_dtype
-from steadynorm.statistics.ranks import Ranks, merge_over, pool_over, sum_over
+from steadynorm.statistics.ranks import Ranks, merge_over, sum_over
 
 __all__ = ["differentiable_backward", "normalize"]
 
@@ -47,6 +46,11 @@ def normalize(
         y in the shape, dtype and memory format of x, differentiable twice with respect to x, residual and
         parameters; and the moments that the rule was applied to, without gradient.
     """
+    if is_transformed():
+        y, moments = normalize_by_formulas(
+            x, rule, *parameters, residual=residual, activation=activation, stored=stored, ranks=ranks
+        )
+        return y, Moments(mean=moments.mean.detach(), var=moments.var.detach(), count=moments.count)
     if residual is x:  # Dynamo traces no function that is given one tensor twice
         residual = x.view_as(x)
     if stored is not None:
@@ -57,8 +61,8 @@ def normalize(
 
 
 def _apply() -> Callable[..., tuple[Tensor, ...]]:
-    """Give ``_Normalize.apply``; where no transform needs it, without the 50 µs that torch spends on signatures."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """Give ``_Normalize.apply``; where no compiler needs it, without the 50 µs that torch spends on signatures."""
+    if torch.compiler.is_compiling():
         whole: Callable[..., tuple[Tensor, ...]] = _Normalize.apply
         return whole
     bare: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Normalize).apply
@@ -115,10 +119,11 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
         x, residual, mean, var, count, *parameters = ctx.saved_tensors
         moments = Moments(mean=mean, var=var, count=_count(x) if count is None else count)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed(dy):
+            needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[FIRST_PARAMETER:])
             given = moments if ctx.stored else None
             dx, d_residual, *d_parameters = differentiable_backward(
-                ctx, dy, x, residual, *parameters, stored=given, ranks=ctx.ranks
+                ctx, needed, dy, x, residual, *parameters, stored=given, ranks=ctx.ranks
             )
             return dx, d_residual, None, None, None, None, None, *d_parameters
         affine = ctx.rule.forward(moments, *parameters)
@@ -144,46 +149,36 @@ class _Normalize(torch.autograd.Function):
         d_residual = dy if d_residual is None and ctx.with_residual else d_residual
         return dx, d_residual, None, None, None, None, None, *d_parameters
 
-    @staticmethod
-    def vmap(*_: object) -> tuple[Tensor, tuple[int | None, ...]]:
-        """Refuse: the examples of a batch are what a layer in training normalizes by."""
-        raise RuntimeError(
-            "normalize: training on batch statistics cannot be mapped over examples by torch.func.vmap, got a mapped "
-            "input. Call .eval(), or let the mapped dimension be part of the batch."
-        )
-
 
 def differentiable_backward(
     ctx: Any,  # noqa: ANN401 (as above)
+    needed: tuple[bool, ...],
     dy: Tensor,
     *saved: Tensor | None,
     stored: Moments | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Let autograd differentiate the forward formulas, which leaves a graph to differentiate again.
+    """Let autograd differentiate the forward formulas, which transforms may map and differentiate again.
+
+    Args:
+        needed: of which of what was saved the gradient is wanted. A saved tensor cannot tell: inside a transform it
+            may require none.
 
     Returns:
-        the gradients of what was saved: of x, of the residual, of each parameter.
+        the gradients of what was saved: of x, of the residual, of each parameter; None where it is not needed.
     """
-    # One input may come from another, as in a residual block. Nothing leads from view to view, so that each
-    # gradient is of this layer alone.
-    inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
-    x, residual, *parameters = inputs
-    assert x is not None
-    affine = ctx.rule.forward(_moments_with_graph(x, ranks) if stored is None else stored, *parameters)
-    y = reference.transform(x, affine.center, affine.scale, affine.shift, residual, ctx.activation)
-    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    with torch.enable_grad():
+        # One input may come from another, as in a residual block. Nothing leads from view to view, so that each
+        # gradient is of this layer alone.
+        inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
+        x, residual, *parameters = inputs
+        assert x is not None
+        y, _ = normalize_by_formulas(
+            x, ctx.rule, *parameters, residual=residual, activation=ctx.activation, stored=stored, ranks=ranks
+        )
+    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if tensor is not None and need]
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=torch.is_grad_enabled()) if wanted else ())
     dx, d_residual, *d_parameters = (
-        next(gradients) if tensor is not None and tensor.requires_grad else None for tensor in inputs
+        next(gradients) if tensor is not None and need else None for tensor, need in zip(inputs, needed, strict=True)
     )
     return dx, dy if d_residual is None and ctx.with_residual else d_residual, *d_parameters
-
-
-def _moments_with_graph(x: Tensor, ranks: Ranks | None) -> Moments:
-    if x.numel() == 0:  # zeros that come from x: its rank takes part in the backward
-        mean = var = channel_sum(x.to(statistics_dtype(x.dtype)))
-    else:
-        mean, var = reference.moments(x)
-    moments = Moments(mean=mean, var=var, count=_count(x))
-    return moments if ranks is None else pool_over(ranks, moments)

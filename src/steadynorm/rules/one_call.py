@@ -17,6 +17,7 @@ from steadynorm.ops.dispatch import unobserved
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.batch_norm import BatchNormRule
 from steadynorm.rules.batch_renorm import BatchRenormRule
+from steadynorm.rules.formulas import is_transformed
 from steadynorm.rules.gated_batch_norm import GatedBatchNormRule
 from steadynorm.rules.normalize import differentiable_backward
 from steadynorm.statistics import Moments
@@ -100,6 +101,10 @@ class _Call(NamedTuple):
     noise_momentum: float
 
 
+FIRST_PARAMETER = 6
+"""Position of the rule's parameters among the arguments of ``_OneCall``."""
+
+
 class _OneCall(torch.autograd.Function):
     """Saves what ``normalize`` does, with the moments of every chunk."""
 
@@ -143,7 +148,7 @@ class _OneCall(torch.autograd.Function):
         from steadynorm.ops import _numba
 
         x, residual, kept, weight, bias, *own = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed(dy):
             dx, d_residual, d_weight, d_bias, *d_own = _differentiable(ctx, dy, x, residual, kept, weight, bias, own)
             return dx, d_residual, None, None, None, None, d_weight, d_bias, *d_own
         learnt = own[-1] if isinstance(ctx.rule, GatedBatchNormRule) and ctx.rule.fixed_gate is None else None
@@ -193,8 +198,10 @@ def _differentiable(
     """
     stored = () if isinstance(ctx.rule, BatchNormRule) else (kept[2], kept[3])
     parameters = (weight, bias, *stored, *own)
+    at = ctx.needs_input_grad
+    needed = (*at[:2], *at[FIRST_PARAMETER : FIRST_PARAMETER + 2], *[False] * len(stored), *at[FIRST_PARAMETER + 2 :])
     parts = [
-        differentiable_backward(ctx, *part, *parameters)
+        differentiable_backward(ctx, needed, *part, *parameters)
         for part in zip(*(_split(tensor, ctx.chunks) for tensor in (dy, x, residual)), strict=True)
     ]
     gradients = [

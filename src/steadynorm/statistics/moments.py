@@ -107,7 +107,7 @@ def measure(x: Tensor) -> Moments:
     mean = channel_sum(x) / count
     rest = x.sub_(per_channel(mean, x))
     correction = channel_sum(rest) / count
-    var = channel_sum(rest.square_()) / count - correction.square()
+    var = channel_sum(rest.pow_(2)) / count - correction.square()
     # An infinite mean has no correction, and is infinite in torch's estimate as well.
     mean = torch.where(correction.isnan(), mean, mean + correction)
     return Moments(mean=mean, var=var.clamp(min=0), count=count)

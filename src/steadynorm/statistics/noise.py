@@ -48,7 +48,7 @@ def follow_noise_(noise: Tensor, x: Tensor, batch: Moments, *, momentum: float) 
     A batch whose noise is not finite leaves it as it is.
     """
     seen = sample_noise(x, batch).to(noise.dtype)
-    noise.lerp_(torch.where(seen.isfinite(), seen, noise), momentum)
+    noise.copy_(torch.lerp(noise, torch.where(seen.isfinite(), seen, noise), momentum))
 
 
 def standardized_distance(batch: Moments, stored: Moments, *, eps: float) -> Tensor:

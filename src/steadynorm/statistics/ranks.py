@@ -109,7 +109,12 @@ def sum_over(ranks: Ranks, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _sum(ranks: Ranks, values: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
+    if torch._C._functorch.is_legacy_batchedtensor(values):
+        raise NotImplementedError(
+            "moments over ranks: is_grads_batched=True and jacobian(vectorize=True) must not be asked of a batch that "
+            "is measured over several processes. Use torch.func.vmap of torch.func.vjp, or torch.func.jacrev."
+        )
+    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
         return _all_reduce(ranks, values)
     apply: Callable[..., Tensor] = _Sum.apply
     return apply(values, ranks)
@@ -129,6 +134,15 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
         return _sum(ctx.ranks, gradient), None
+
+    @staticmethod
+    def jvp(*_: object) -> Tensor:
+        raise _no_forward_mode()
+
+    @staticmethod
+    def vmap(_: object, in_dims: tuple[int | None, ...], values: Tensor, ranks: Ranks) -> tuple[Tensor, int | None]:
+        """Sum mapped values in one collective: every element is summed by itself."""
+        return _sum(ranks, values), in_dims[0]
 
 
 class _Pool(torch.autograd.Function):
@@ -156,6 +170,24 @@ class _Pool(torch.autograd.Function):
         d_mean, d_var = sum_over(ctx.ranks, d_mean, d_var)
         share = own_count / count.clamp(min=1)
         return share * (d_mean + 2 * (own_mean - mean) * d_var), share * d_var, None, None
+
+    @staticmethod
+    def jvp(*_: object) -> tuple[Tensor, Tensor, None]:
+        raise _no_forward_mode()
+
+    @staticmethod
+    def vmap(*_: object) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int | None, ...]]:
+        raise NotImplementedError(
+            "moments over ranks: a batch that is measured over several processes cannot be mapped by torch.func.vmap, "
+            "got a mapped input. Call .eval(), or let the mapped dimension be part of the batch."
+        )
+
+
+def _no_forward_mode() -> NotImplementedError:
+    return NotImplementedError(
+        "moments over ranks: forward-mode derivatives (jvp, jacfwd, hessian, dual numbers) of a batch that is measured "
+        "over several processes must not be asked for. Use vjp or jacrev, or call .eval()."
+    )
 
 
 def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: torch.device) -> None:

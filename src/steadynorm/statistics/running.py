@@ -19,17 +19,16 @@ def check_momentum(momentum: float) -> None:
         )
 
 
-def exponential(running: Tensor, batch: Tensor, *, momentum: float | Tensor, out: Tensor | None = None) -> Tensor:
+def exponential(running: Tensor, batch: Tensor, *, momentum: float | Tensor) -> Tensor:
     """Blend one batch's statistic into its running estimate.
 
         new = (1 − momentum) · running + momentum · batch
 
     Args:
-        running: shape (C,); left unchanged, unless it is ``out``.
+        running: shape (C,); left unchanged.
         batch: shape (C,). For variances, the unbiased one.
         momentum: weight of the new batch, in [0, 1]; 0.1 forgets half in about 6.6 steps. The value of a tensor
             is not looked at.
-        out: where the result is written; None makes a new tensor.
 
     Returns:
         shape (C,), in the wider of the two dtypes.
@@ -45,8 +44,8 @@ def exponential(running: Tensor, batch: Tensor, *, momentum: float | Tensor, out
         momentum = momentum.to(running.dtype)
     if running.dtype != batch.dtype:
         wide = torch.promote_types(running.dtype, batch.dtype)
-        return torch.lerp(running.to(wide), batch.to(wide), momentum, out=out)
-    return torch.lerp(running, batch, momentum, out=out)
+        running, batch = running.to(wide), batch.to(wide)
+    return torch.lerp(running, batch, momentum)
 
 
 def weight_of(
@@ -97,8 +96,8 @@ def follow_(running_mean: Tensor, running_var: Tensor, batch: Moments, *, moment
         momentum: weight of the batch, in [0, 1].
     """
     if isinstance(batch.count, int) and batch.count > 1:
-        exponential(running_mean, batch.mean, momentum=momentum, out=running_mean)
-        exponential(running_var, batch.var_unbiased, momentum=momentum, out=running_var)
+        running_mean.copy_(exponential(running_mean, batch.mean, momentum=momentum))
+        running_var.copy_(exponential(running_var, batch.var_unbiased, momentum=momentum))
         return
     count = torch.as_tensor(batch.count, device=running_mean.device)
     distance = (batch.mean - running_mean).square() * (1 - momentum / 2)
