@@ -12,7 +12,7 @@ from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import channel_sum, per_channel, statistics_dtype
-from steadynorm.statistics.ranks import Ranks, pool_over
+from steadynorm.statistics.ranks import Ranks, is_mapped_backward, pool_over
 
 __all__ = ["activated", "is_transformed", "moments_with_graph", "normalize_by_formulas", "transformed"]
 
@@ -29,7 +29,7 @@ def is_transformed(gradient: Tensor | None = None) -> bool:
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or (gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient))
+        or (gradient is not None and is_mapped_backward(gradient))
     )
 
 

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from steadynorm.statistics.moments import Moments
 
-__all__ = ["Ranks", "check_agreement", "gather_over", "merge_over", "pool_over", "ranks_of", "sum_over"]
+__all__ = [
+    "Ranks",
+    "check_agreement",
+    "gather_over",
+    "is_mapped_backward",
+    "merge_over",
+    "pool_over",
+    "ranks_of",
+    "sum_over",
+]
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -108,8 +117,13 @@ def sum_over(ranks: Ranks, *tensors: Tensor) -> tuple[Tensor, ...]:
     return _sum(ranks, torch.stack(tensors)).unbind()
 
 
+def is_mapped_backward(gradient: Tensor) -> bool:
+    """Say whether a gradient is one of many that ``is_grads_batched`` maps over, by a vmap that is not torch.func's."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
 def _sum(ranks: Ranks, values: Tensor) -> Tensor:
-    if torch._C._functorch.is_legacy_batchedtensor(values):
+    if is_mapped_backward(values):
         raise NotImplementedError(
             "moments over ranks: is_grads_batched=True and jacobian(vectorize=True) must not be asked of a batch that "
             "is measured over several processes. Use torch.func.vmap of torch.func.vjp, or torch.func.jacrev."
