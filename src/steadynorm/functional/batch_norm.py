@@ -51,7 +51,8 @@ def batch_norm(
         num_batches_tracked: batches seen, this one included; read where ``momentum`` is None.
 
     Returns:
-        shape, dtype and memory format of input. An empty batch gives an empty result and moves no estimate.
+        shape and dtype of input, the strides of torch's batch norm. An empty batch gives an empty result and moves
+        no estimate.
 
     Raises:
         ValueError: training on one value per channel; eps not positive in training, or negative; an unknown activation.

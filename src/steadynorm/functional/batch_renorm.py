@@ -47,7 +47,8 @@ def batch_renorm(
         d_max: at least 0, likewise.
 
     Returns:
-        y in the shape, dtype and memory format of input; the batch's moments, without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm; the batch's moments,
+        without gradient.
 
     Raises:
         ValueError: eps is not positive; an unknown activation.

@@ -40,14 +40,15 @@ def frozen_batch_norm(
         weight: as for :func:`batch_norm`, and the others.
 
     Returns:
-        shape, dtype and memory format of input.
+        shape and dtype of input, the strides of torch's batch norm.
 
     Raises:
         ValueError: an unknown activation.
         RuntimeError: a tensor's size is not C, or a dtype that does not fit, as torch has it.
     """
     inputs = (input, residual, weight, bias)
-    if _differentiates(*inputs) and choose_way(input, residual, activation, mean, var, weight, bias) == "one call":
+    wanted = _differentiates(*inputs) and input.numel() > 0
+    if wanted and choose_way(input, residual, activation, mean, var, weight, bias) == "one call":
         check_activation(activation)
         check_training(input, eps, (mean, var, weight, bias), fewest=1)
         stored = Moments(mean=mean, var=var, count=1)

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
 from steadynorm.functional.way import choose_way
+from steadynorm.ops._layout import laid_out
 from steadynorm.ops.dispatch import snapshot
 from steadynorm.ops.reference import Activation
 from steadynorm.rules import (
     GatedBatchNormRule,
+    is_transformed,
     moments_with_graph,
     normalize,
     normalize_in_one_call,
@@ -62,7 +64,8 @@ def gated_batch_norm(
             the host, and what is computed does not depend on it.
 
     Returns:
-        y in the shape, dtype and memory format of input; the batch's moments, without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm; the batch's moments,
+        without gradient.
 
     Raises:
         as :func:`batch_norm` in training, except that one value per channel is enough.
@@ -107,7 +110,8 @@ def gated_batch_norm(
         y, moments = normalize(input, rule, *parameters, residual=residual, activation=activation)
     else:
         affine = rule.forward(_moments_of_first(input, samples), *parameters)
-        y, moments = transformed(input, affine, residual, activation), measure(input.detach())
+        values = input if is_transformed() else laid_out(input)
+        y, moments = transformed(values, affine, residual, activation), measure(input.detach())
     if noise_momentum:
         follow_noise_(noise, input, moments, momentum=noise_momentum)
     if momentum:

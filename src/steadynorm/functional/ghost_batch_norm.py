@@ -33,7 +33,8 @@ def ghost_batch_norm(
         ghost_batch_size: most samples in a chunk; see :func:`steadynorm.rules.chunk_count`.
 
     Returns:
-        y in the shape, dtype and memory format of input; the moments of the whole batch, without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm; the moments of the whole batch,
+        without gradient.
 
     Raises:
         as :func:`batch_norm` in training.

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from steadynorm.functional.checks import check_activation, check_residual, check_training
+from steadynorm.ops._layout import laid_out
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import BatchNormRule, activated
+from steadynorm.rules import BatchNormRule, activated, is_transformed
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import channel_sum, per_channel, statistics_dtype
 from steadynorm.statistics.ranks import Ranks, pool_over
@@ -81,6 +82,7 @@ def masked_batch_norm(
     if residual is not None:
         check_residual(input, residual)
     check_training(input, eps, (None, None, weight, bias), fewest=1)
+    input = input if is_transformed() else laid_out(input)
     xc, moments = _centred(input, valid, ranks)
     affine = BatchNormRule(eps).forward(moments, weight, bias)
     pre = xc * per_channel(affine.scale, xc) + per_channel(affine.shift, xc)

@@ -38,7 +38,8 @@ def sync_batch_norm(
         ranks: see :func:`steadynorm.statistics.ranks.ranks_of`.
 
     Returns:
-        y in the shape, dtype and memory format of input; the moments of all ranks' input, without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm; the moments of all ranks' input,
+        without gradient.
 
     Raises:
         RuntimeError: a rank has not taken part within the process group's timeout.

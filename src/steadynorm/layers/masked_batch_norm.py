@@ -12,6 +12,8 @@ from steadynorm.functional import masked_batch_norm, valid_positions
 from steadynorm.functional.checks import check_residual
 from steadynorm.layers.running import is_recomputing
 from steadynorm.layers.sync_batch_norm import OverRanks
+from steadynorm.ops._layout import laid_out
+from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments
 from steadynorm.statistics.ranks import Ranks
 
@@ -93,7 +95,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         # What stands elsewhere must not meet weight and activation, whose gradients it would reach.
         kept, added = (None if each is None else torch.where(valid, each, 0) for each in (input, residual))
         assert kept is not None
-        return torch.where(valid, self._evaluate(kept, added), input)
+        return torch.where(valid, self._evaluate(kept, added), input if is_transformed() else laid_out(input))
 
     def _train_valid(self, input: Tensor, valid: Tensor, residual: Tensor | None) -> Tensor:
         y, moments = masked_batch_norm(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steadynorm.ops._layout import format_of_result
 from steadynorm.rules.formulas import is_transformed
 
 __all__ = ["chunk_count", "cut"]
@@ -27,7 +28,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, chunks: int) -> tuple[Tensor, ...]:  # noqa: ANN401 (torch gives no type that has these attributes)
-        ctx.like = torch.empty_like(x, device="meta")
+        ctx.like = torch.empty_like(x, memory_format=format_of_result(x), device="meta")
         return x.tensor_split(chunks)
 
     @staticmethod
@@ -41,7 +42,7 @@ class _Cut(torch.autograd.Function):
 
 
 def cut(x: Tensor, chunks: int) -> tuple[Tensor, ...]:
-    """Cut a batch into chunks, as :func:`torch.tensor_split` does, with a gradient in the memory format of x."""
+    """Cut a batch into chunks, as :func:`torch.tensor_split` does, with a gradient that lies as torch's does."""
     if torch.compiler.is_compiling() or is_transformed():  # compilers choose formats themselves
         return x.tensor_split(chunks)
     parts: tuple[Tensor, ...] = _Cut.apply(x, chunks)  # type: ignore[no-untyped-call]

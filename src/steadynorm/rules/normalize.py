@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steadynorm.ops._layout import laid_out
 from steadynorm.ops.dispatch import kernels_for
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.formulas import is_transformed, normalize_by_formulas
@@ -43,8 +44,8 @@ def normalize(
             torch.nn.SyncBatchNorm and DistributedDataParallel have it.
 
     Returns:
-        y in the shape, dtype and memory format of x, differentiable twice with respect to x, residual and
-        parameters; and the moments that the rule was applied to, without gradient.
+        y in the shape and dtype of x and the memory format of torch's batch norm, differentiable twice with respect to
+        x, residual and parameters; and the moments that the rule was applied to, without gradient.
     """
     if is_transformed():
         y, moments = normalize_by_formulas(
@@ -91,6 +92,7 @@ class _Normalize(torch.autograd.Function):
         stored_var: Tensor | None,
         *parameters: Tensor | None,
     ) -> tuple[Tensor, ...]:
+        x = laid_out(x)
         kernels = kernels_for(x, residual)
         if stored_mean is None or stored_var is None:
             mean, var = kernels.moments(x)
@@ -126,7 +128,7 @@ class _Normalize(torch.autograd.Function):
                 ctx, needed, dy, x, residual, *parameters, stored=given, ranks=ctx.ranks
             )
             return dx, d_residual, None, None, None, None, None, *d_parameters
-        affine = ctx.rule.forward(moments, *parameters)
+        affine, x = ctx.rule.forward(moments, *parameters), laid_out(x)
         kernels = kernels_for(x, dy, residual)
         d_parameters = [None] * len(parameters)
         if not ctx.stored or any(ctx.needs_input_grad[FIRST_PARAMETER:]):

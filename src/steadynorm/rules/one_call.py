@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from steadynorm.ops._layout import laid_out
 from steadynorm.ops.dispatch import unobserved
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.batch_norm import BatchNormRule
@@ -71,13 +72,11 @@ def normalize_in_one_call(
         chunks: parts that are normalized each by itself, of sizes as :func:`torch.tensor_split` makes them.
 
     Returns:
-        y in the shape, dtype and memory format of x, differentiable twice; and the moments of the batch, without
-        gradient.
+        y in the shape and dtype of x and the memory format of torch's batch norm, differentiable twice; and the moments
+        of the batch, without gradient.
     """
     from steadynorm.ops._numba_rules import kept_rows
 
-    if (chunks > 1 or noise is not None) and not (x.is_contiguous() or x.movedim(1, -1).is_contiguous()):
-        x = x.contiguous()  # of other layouts the samples may not lie one behind the other
     channels = x.shape[1]
     call = _Call(rule, _compiled(rule, own), activation, chunks, momentum, noise, noise_momentum)
     kept = torch.empty((kept_rows(call.compiled_rule, chunks), channels), dtype=torch.float32)
@@ -123,7 +122,7 @@ class _OneCall(torch.autograd.Function):
 
         weight, bias, *_ = parameters
         y = _numba.normalize(
-            x,
+            laid_out(x),
             residual,
             call.activation,
             call.compiled_rule,
@@ -153,7 +152,7 @@ class _OneCall(torch.autograd.Function):
             return dx, d_residual, None, None, None, None, d_weight, d_bias, *d_own
         learnt = own[-1] if isinstance(ctx.rule, GatedBatchNormRule) and ctx.rule.fixed_gate is None else None
         dx, d_residual, d_weight, d_bias, d_learnt = _numba.normalize_grad(
-            dy, x, residual, ctx.activation, ctx.compiled_rule, ctx.chunks, weight, bias, kept, learnt
+            dy, laid_out(x), residual, ctx.activation, ctx.compiled_rule, ctx.chunks, weight, bias, kept, learnt
         )
         if d_residual is None and ctx.with_residual:
             d_residual = dy
