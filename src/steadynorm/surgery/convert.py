@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from steadynorm.layers.state import normal_tensors
 from steadynorm.surgery.batches import Batch, Batches, Forward
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.dimensions import Dimensions
@@ -207,7 +208,8 @@ def _rebuild(
     holder = site.holder if kind.ours and not has_hooks(old) else None
     fused = getattr(old, "activation", None) if kind_of(old)[0].ours else None
     activation = fused if holder is None else activation_of(holder)
-    new, notes = _build(old, kind, cls, activation, options)
+    with normal_tensors():
+        new, notes = _build(old, kind, cls, activation, options)
     if surprises:
         notes += surprises_of(old, new)
     placed = new

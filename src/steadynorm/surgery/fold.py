@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.layers.norm_add_activation import NormAddActivation
+from steadynorm.layers.state import normal_tensors
 from steadynorm.surgery.batches import Batch, Forward
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.flow.channel_pad import ChannelPad
@@ -193,7 +194,9 @@ def _write(journal: Journal, link: Link, weight: Tensor, bias: Tensor) -> str:
         return f"with it the weights of {link.layer.name!r} would be too large for {old.dtype}"
     journal.write_(old, weight)
     if old_bias is None:
-        journal.set_entry(layer._parameters, "bias", nn.Parameter(bias, requires_grad=old.requires_grad))
+        with normal_tensors():
+            new = nn.Parameter(bias.clone(), requires_grad=old.requires_grad)
+        journal.set_entry(layer._parameters, "bias", new)
     else:
         journal.write_(old_bias, bias)
     return ""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, NormAddActivation
 from steadynorm.layers.shell import Shell
+from steadynorm.layers.state import normal_tensors
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.surgery.change import Journal
 from steadynorm.surgery.kinds import Kind, Norm, kind_of
@@ -190,10 +191,12 @@ def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
             if mine is None:
                 continue
             if now is not None and now is not left.get(name):
-                module._buffers[name] = now if left.get(name) is mine else now.to(mine.dtype)
+                with normal_tensors():
+                    module._buffers[name] = now if left.get(name) is mine else now.to(mine.dtype)
             elif now is None and moved and weight is not None:  # the successor had none, so nothing has moved it
                 wide = statistics_dtype(weight.dtype) if isinstance(module, Shell) else weight.dtype
-                module._buffers[name] = mine.to(weight.device, wide if mine.is_floating_point() else mine.dtype)
+                with normal_tensors():
+                    module._buffers[name] = mine.to(weight.device, wide if mine.is_floating_point() else mine.dtype)
 
     journal.edit(lambda: None, undo, lambda: True)
 
