@@ -60,8 +60,7 @@ def _gated_batch_norm(channels: int, **_: int) -> nn.Module:
 
 def _batch_renorm(channels: int, *, batches: int = USUAL_BATCHES, **_: int) -> nn.Module:
     """Build batch renorm that is batch norm for a sixteenth of training, with its last bounds from the middle on."""
-    schedule = {"warmup_steps": batches // 16, "ramp_steps": batches * 7 // 16}
-    return BatchRenorm2d(channels, activation="relu", **schedule)
+    return BatchRenorm2d(channels, activation="relu", warmup_steps=batches // 16, ramp_steps=batches * 7 // 16)
 
 
 def _group_norm(channels: int, **_: int) -> nn.Module:

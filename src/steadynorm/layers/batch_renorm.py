@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import batch_renorm
-from steadynorm.layers.running import is_recomputing, may_be_recomputed
+from steadynorm.functional import Activation, batch_renorm
+from steadynorm.layers.running import Nonfinite, is_recomputing, may_be_recomputed
 from steadynorm.layers.shell import Shell
+from steadynorm.layers.state import Running
 from steadynorm.rules import is_transformed, renorm_bounds
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
@@ -20,14 +19,38 @@ class _BatchRenorm(Shell):
 
     def __init__(
         self,
-        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         r_max: float = 3.0,
         d_max: float = 5.0,
         warmup_steps: int = 5_000,
         ramp_steps: int = 35_000,
-        **named: Any,  # noqa: ANN401 (likewise)
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Nonfinite = "propagate",
+        update_every: int = 1,
+        running: Running = "exponential",
     ) -> None:
-        super().__init__(*arguments, **named)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            nonfinite=nonfinite,
+            update_every=update_every,
+            running=running,
+        )
         name = type(self).__name__
         if not self.track_running_stats:
             raise ValueError(f"{name}: there must be running statistics to correct by, got track_running_stats=False.")

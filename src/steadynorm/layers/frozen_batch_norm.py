@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import frozen_batch_norm
+from steadynorm.functional import Activation, frozen_batch_norm
+from steadynorm.layers.running import Nonfinite
 from steadynorm.layers.shell import Shell
+from steadynorm.layers.state import Running
 
 __all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 
@@ -17,11 +18,35 @@ class _FrozenBatchNorm(Shell):
 
     def __init__(
         self,
-        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         freeze_affine: bool = True,
-        **named: Any,  # noqa: ANN401 (likewise)
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Nonfinite = "propagate",
+        update_every: int = 1,
+        running: Running = "exponential",
     ) -> None:
-        super().__init__(*arguments, **named)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            nonfinite=nonfinite,
+            update_every=update_every,
+            running=running,
+        )
         if not self.track_running_stats:
             raise ValueError(
                 f"{type(self).__name__}: there must be statistics to freeze, got track_running_stats=False."

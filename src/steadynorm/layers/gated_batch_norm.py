@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import gated_batch_norm
-from steadynorm.layers.running import is_recomputing, may_be_recomputed
+from steadynorm.functional import Activation, gated_batch_norm
+from steadynorm.layers.running import Nonfinite, is_recomputing, may_be_recomputed
 from steadynorm.layers.shell import Shell
-from steadynorm.layers.state import normal_tensors
+from steadynorm.layers.state import Running, normal_tensors
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import statistics_dtype
 
@@ -24,13 +24,37 @@ class _GatedBatchNorm(Shell):
 
     def __init__(
         self,
-        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         gate: float | None = None,
         learn_confidence: bool = True,
         small_batch_probability: float = 0.0,
-        **named: Any,  # noqa: ANN401 (likewise)
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Nonfinite = "propagate",
+        update_every: int = 1,
+        running: Running = "exponential",
     ) -> None:
-        super().__init__(*arguments, **named)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            nonfinite=nonfinite,
+            update_every=update_every,
+            running=running,
+        )
         name = type(self).__name__
         if not self.track_running_stats:
             raise ValueError(f"{name}: there must be running statistics to blend with, got track_running_stats=False.")
@@ -122,7 +146,10 @@ class _GatedBatchNorm(Shell):
 
     def extra_repr(self) -> str:
         """List torch's arguments, then ours."""
-        return f"{super().extra_repr()}, gate={self.gate}, learn_confidence={self.confidence is not None}"
+        return (
+            f"{super().extra_repr()}, gate={self.gate}, learn_confidence={self.confidence is not None}, "
+            f"small_batch_probability={self.small_batch_probability}"
+        )
 
 
 class GatedBatchNorm1d(_GatedBatchNorm):

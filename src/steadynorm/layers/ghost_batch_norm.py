@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import ghost_batch_norm
+from steadynorm.functional import Activation, ghost_batch_norm
+from steadynorm.layers.running import Nonfinite
 from steadynorm.layers.shell import Shell
+from steadynorm.layers.state import Running
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
@@ -17,11 +18,35 @@ class _GhostBatchNorm(Shell):
 
     def __init__(
         self,
-        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         ghost_batch_size: int,
-        **named: Any,  # noqa: ANN401 (likewise)
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Nonfinite = "propagate",
+        update_every: int = 1,
+        running: Running = "exponential",
     ) -> None:
-        super().__init__(*arguments, **named)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            nonfinite=nonfinite,
+            update_every=update_every,
+            running=running,
+        )
         if ghost_batch_size < 1:
             raise ValueError(
                 f"{type(self).__name__}: ghost_batch_size counts samples, at least 1, got {ghost_batch_size}."

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from steadynorm.functional import masked_batch_norm, valid_positions
+from steadynorm.functional import Activation, masked_batch_norm, valid_positions
 from steadynorm.functional.checks import check_residual
-from steadynorm.layers.running import is_recomputing
+from steadynorm.layers.running import Nonfinite, is_recomputing
+from steadynorm.layers.state import Running
 from steadynorm.layers.sync_batch_norm import OverRanks
 from steadynorm.ops._layout import laid_out
 from steadynorm.rules import is_transformed
@@ -54,14 +53,39 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
 
     def __init__(
         self,
-        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         synchronized: bool = False,
         process_group: dist.ProcessGroup | None = None,
-        **named: Any,  # noqa: ANN401 (likewise)
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Nonfinite = "propagate",
+        update_every: int = 1,
+        running: Running = "exponential",
     ) -> None:
-        super().__init__(*arguments, **named)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            nonfinite=nonfinite,
+            update_every=update_every,
+            running=running,
+        )
         self.synchronized = synchronized or process_group is not None
         self.process_group = process_group
+        self._agreed = set()
 
     def forward(  # type: ignore[override]  # a mask is what this layer is for, so it comes second
         self,

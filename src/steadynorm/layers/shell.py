@@ -100,8 +100,12 @@ class Shell(RunningEstimates):
         )
 
     def extra_repr(self) -> str:
-        """List torch's arguments, then ours."""
-        return f"{super().extra_repr()}, activation={self.activation!r}"  # type: ignore[no-untyped-call]
+        """List torch's arguments, then ours; of those that say how the estimates follow, what is not the default."""
+        defaults = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
+        following = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        ours = {"activation": self.activation, **following}
+        torchs = super().extra_repr()  # type: ignore[no-untyped-call]
+        return ", ".join([torchs, *(f"{name}={value!r}" for name, value in ours.items())])
 
     def _parameters_for(self, statistics: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Give weight and bias in a dtype that torch's evaluation accepts beside float32 statistics."""

@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from steadynorm.functional import sync_batch_norm
+from steadynorm.functional import Activation, sync_batch_norm
 from steadynorm.layers.batch_norm import _BatchNorm
 from steadynorm.layers.name import describe
+from steadynorm.layers.running import Nonfinite
+from steadynorm.layers.state import Running
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.ranks import Ranks, check_agreement, ranks_of
 
@@ -23,14 +25,7 @@ class OverRanks(_BatchNorm):
     """What layers that normalize over ranks share: the process group, and that its ranks must agree."""
 
     process_group: dist.ProcessGroup | None = None
-
-    def __init__(
-        self,
-        *arguments: Any,  # noqa: ANN401 (torch's own, in its order)
-        **named: Any,  # noqa: ANN401 (likewise)
-    ) -> None:
-        super().__init__(*arguments, **named)
-        self._agreed: set[tuple[object, ...]] = set()
+    _agreed: set[tuple[object, ...]]
 
     def _ranks(self, input: Tensor) -> Ranks | None:
         """Give the ranks to normalize over in this forward, having seen once that they agree; None for none."""
@@ -117,10 +112,29 @@ class SyncBatchNorm(OverRanks, nn.modules.batchnorm._BatchNorm):
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        **ours: Any,  # noqa: ANN401 (those of the family, by keyword)
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Nonfinite = "propagate",
+        update_every: int = 1,
+        running: Running = "exponential",
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **ours)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            nonfinite=nonfinite,
+            update_every=update_every,
+            running=running,
+        )
         self.process_group = process_group
+        self._agreed = set()
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
