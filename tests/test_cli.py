@@ -314,6 +314,15 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"steadynorm: {tmp_path / 'file'}")
 
 
+@pytest.mark.parametrize("flags", [("--lr", "0.1"), ("--batch_size=128",), ("--widths", "32", "64", "128")])
+def test_a_default_beside_resume_is_refused_and_not_ignored(
+    compared: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status("compare", "--resume", str(compared), *flags) == 2
+    name = flags[0].partition("=")[0].replace("_", "-")
+    assert capsys.readouterr().err == (f"steadynorm: --resume: continues with the stored configuration. Drop {name}.\n")
+
+
 def test_python_m_steadynorm_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "steadynorm", "--help"], capture_output=True, text=True, check=True)
     assert "compare" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Union
 
 import tyro
@@ -56,6 +57,8 @@ def run_command(
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    if hasattr(config, "given"):
+        config = replace(config, given=_given_flags(arguments))
     command = next(function for flags, function in commands.values() if isinstance(config, flags))
     try:
         status = command(config)
@@ -71,6 +74,12 @@ def run_command(
         sys.exit(INTERRUPTED)
     if status:
         sys.exit(status)
+
+
+def _given_flags(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Name the flags on the command line as help has them; a parsed value does not tell whether it was given."""
+    names = (word.partition("=")[0] for word in arguments if word.startswith("--"))
+    return tuple(sorted({name.replace("_", "-") for name in names}))
 
 
 def _empty_value(arguments: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from steadynorm.lab import experiment
+from steadynorm.lab.configuration import quickened
 from steadynorm.lab.data import first
 from steadynorm.lab.experiment import check_same, describe, explain_stop, stored_config
 from steadynorm.lab.experiments import compare
@@ -54,6 +55,21 @@ def test_flags_beside_resume_are_refused_by_name() -> None:
         UserError, match=r"--resume: continues with the stored configuration\. Drop --batch-size --lr\."
     ):
         stored_config(CompareConfig(resume=Path("x"), lr=0.5, batch_size=7), record)
+
+
+def test_a_default_that_is_given_beside_resume_is_refused_too() -> None:
+    record = describe("compare", CONFIG, DATA)
+    given = CompareConfig(resume=Path("x"), given=("--json", "--lr", "--resume"))
+    with pytest.raises(UserError, match=r"--resume: continues with the stored configuration\. Drop --lr\."):
+        stored_config(given, record)
+    assert stored_config(replace(given, given=("--json", "--resume")), record).lr == CONFIG.lr
+
+
+def test_a_default_that_is_given_beside_quick_counts_and_is_in_the_command() -> None:
+    quick = {"epochs": 5, "depth": 2}
+    config = quickened(CompareConfig(quick=True, given=("--epochs", "--quick")), quick)
+    assert (config.epochs, config.depth) == (CompareConfig().epochs, 2)
+    assert describe("compare", config, DATA).command == "steadynorm compare --quick --epochs 20 --depth 2"
 
 
 def test_other_data_are_refused() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+import tyro
 
 from steadynorm.lab.data import check_data_dir
 from steadynorm.lab.failure import UserError
@@ -70,6 +71,8 @@ class ExperimentConfig:
     """A small version on the embedded data, in under a minute."""
     json: bool = False
     """Print the summary as JSON on standard output."""
+    given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Flags on the command line, those with their default values included; no flag itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +123,10 @@ def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
     default = type(config)()
     if config.data != default.data:
         raise UserError(f"--quick: runs on the embedded data, got --data {config.data}. Drop one of the two.")
-    unset = {name: value for name, value in quick.items() if getattr(config, name) == getattr(default, name)}
-    return replace(config, **unset)
+    unset = [
+        name for name in quick if getattr(config, name) == getattr(default, name) and flag(name) not in config.given
+    ]
+    return replace(config, **{name: quick[name] for name in unset})
 
 
 def check_experiment(config: ExperimentConfig) -> None:

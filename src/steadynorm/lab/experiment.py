@@ -48,7 +48,7 @@ __all__ = [
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 
 # where it runs, where results go and how they are shown; not what is computed
-NOT_STORED = ("on", "address", "out", "resume", "json")
+NOT_STORED = ("on", "address", "out", "resume", "json", "given")
 BESIDE_RESUME = ("on", "address", "resume", "json", "data_dir")  # flags that do not change a stored experiment
 
 
@@ -226,8 +226,9 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
         UserError: a flag beside --resume would contradict it.
     """
     default = type(given)()
-    changed = [f.name for f in dataclasses.fields(given) if getattr(given, f.name) != getattr(default, f.name)]
-    extra = [flag(name) for name in changed if name not in BESIDE_RESUME]
+    names = [f.name for f in dataclasses.fields(given) if f.name not in (*BESIDE_RESUME, "given")]
+    changed = [name for name in names if getattr(given, name) != getattr(default, name)]
+    extra = [flag(name) for name in names if name in changed or flag(name) in given.given]
     if extra:
         raise UserError(f"--resume: continues with the stored configuration. Drop {' '.join(extra)}.")
     types = get_type_hints(type(given))
@@ -303,9 +304,10 @@ def _stored_values(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experime
 def command_of(name: str, config: Any) -> str:  # noqa: ANN401 (any command's dataclass)
     """Give the shell command that repeats what was done; a flag without a default is positional."""
     words = ["steadynorm", *name.split()]
+    given = getattr(config, "given", ())
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for key, value in _stored_values(config).items():
-        if value == defaults[key]:
+        if value == defaults[key] and flag(key) not in given:  # a given default counts beside --quick
             continue
         if defaults[key] is not dataclasses.MISSING:
             words.append(flag(key))

@@ -110,6 +110,11 @@ def test_the_reference_batch_has_the_rate_that_was_given() -> None:
         ({"freeze_last": 4}, "--freeze-last: must be less than the 3 epochs, got 4"),
         ({"warm_up": -1}, "--warm-up: must be at least 0"),
         ({"reference_batch": 0}, "--reference-batch: must be at least 1"),
+        (
+            {"variants": ("plain",), "given": ("--warm-up",)},
+            "--warm-up: belongs to a step that none of --variants takes",
+        ),
+        ({"given": ("--warm-up", "--freeze-last")}, "--freeze-last: belongs to a step that none of --variants takes"),
         ({"lr": float("nan")}, "--lr: a learning rate must be a positive number"),
     ],
 )

@@ -44,6 +44,8 @@ __all__ = ["ScaleConfig", "run"]
 
 STATISTICS = 32  # images that the recipe normalizes together, as the arm ghost_batch_norm does
 SMALL, WHOLE = "ghost_batch_norm", "sync_batch_norm"
+STEPS = {"reference_batch": "linear_scaling", "warm_up": "warm_up", "freeze_last": "frozen_end"}
+"""Field of the configuration -> the step of the recipe that it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,7 @@ def _check(config: ScaleConfig) -> None:
     for variant in config.variants:
         find_recipe(variant)
     check_lists(config, ("variants", "batch_size"))
+    _check_steps(config)
     check_experiment(config)
     check_at_least(config, (("reference_batch", 1), ("warm_up", 0), ("freeze_last", 0), ("at_once", 2)))
     check_rates("--lr", (config.lr,))
@@ -151,6 +154,16 @@ def _check(config: ScaleConfig) -> None:
             f"--variants: no_zero_gamma needs residual blocks, --network {config.network} has none. "
             "Drop it, or use resnet20."
         )
+
+
+def _check_steps(config: ScaleConfig) -> None:
+    """Refuse a flag on the command line that belongs to a step which no variant takes."""
+    recipes = [find_recipe(variant) for variant in config.variants]
+    for name, step in STEPS.items():
+        if flag(name) in config.given and not any(getattr(recipe, step) for recipe in recipes):
+            raise UserError(
+                f"{flag(name)}: belongs to a step that none of --variants takes. Drop it, or add a variant."
+            )
 
 
 def _check_batches(config: ScaleConfig) -> None:
