@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from steadynorm.ops import _lanes, _numba, _numba_kernels, _numba_lines, _numba_types, reference
+from steadynorm.ops import _lanes, _numba, _numba_kernels, _numba_lines, _numba_threads, _numba_types, reference
 from tests.support import oracle
 from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, Case, make_inputs
 from tests.support.kernels import assert_kernels_are_as_accurate_as_torchs, gradients_by_kernels
@@ -186,9 +186,9 @@ def test_thread_counts_of_torch_and_numba_stay_as_they_were():
 
 def test_the_kernels_follow_the_number_of_torchs_threads(monkeypatch):
     used = []
-    monkeypatch.setattr(_numba.numba, "set_num_threads", used.append)
-    monkeypatch.setattr(_numba.numba, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(_numba.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(_numba_threads.numba, "set_num_threads", used.append)
+    monkeypatch.setattr(_numba_threads.numba, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(_numba_threads.torch, "get_num_threads", lambda: 1)
     _numba.moments(make_inputs(LONG_CASES[0]).x)
     assert used == [1, 2]
 

@@ -48,5 +48,7 @@ def like(tensor: Tensor, x: Tensor) -> Tensor: ...
 @overload
 def like(tensor: None, x: Tensor) -> None: ...
 def like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
-    """Give a tensor that lies as x does; a copy of it where it does not."""
-    return tensor if tensor is None or tensor.stride() == x.stride() else torch.empty_like(x).copy_(tensor)
+    """Give a tensor that lies as x does; a copy of it where it does not, or keeps its sign apart."""
+    if tensor is None or (tensor.stride() == x.stride() and not tensor.is_neg()):
+        return tensor
+    return torch.empty_like(x).copy_(tensor)

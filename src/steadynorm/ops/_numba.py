@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import platform
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import numba
 import torch
 from numba.core import event
-from numba.core.registry import cpu_target
 from torch import Tensor
 
 from steadynorm.ops import _numba_kernels as kernels
@@ -25,7 +22,10 @@ from steadynorm.ops import _numba_types as kinds
 from steadynorm.ops._lanes import LANES, has_feature
 from steadynorm.ops._layout import like
 from steadynorm.ops._numba_lines import Layout, Planes, Rows
+from steadynorm.ops._numba_operands import check_rule, check_stored
 from steadynorm.ops._numba_rules import Rule
+from steadynorm.ops._numba_threads import is_forked, run, start
+from steadynorm.ops._operands import address, check_numbers, check_operands
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 
 __all__ = [
@@ -41,16 +41,13 @@ __all__ = [
 
 STREAM = 8 << 20
 """Bytes from which a result is written past the caches: it would have left them before it is read again."""
-PARTS = 4
-"""Parts of the work for every thread, so that one which comes late is waited for less."""
-MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS
-_PROCESS = os.getpid()
 _ACTIVATIONS: dict[Activation | None, Any] = {
     None: kinds.Identity(),
     "relu": kinds.Relu(),
     "leaky_relu": kinds.LeakyRelu(LEAKY_SLOPE),
     "silu": kinds.Silu(),
 }
+_NONE: Mapping[str, Any] = {}
 _DTYPES: dict[torch.dtype, kinds.Dtype] = {
     torch.float32: kinds.Float32(),
     torch.bfloat16: kinds.BFloat16(),
@@ -80,8 +77,14 @@ event.register("numba:compile", _SayOnce())
 
 def obstacle(x: Tensor, *others: Tensor | None) -> str | None:
     """Say why these kernels cannot take such tensors; None where they can."""
-    if not x.is_cpu:
-        return "it does not lie in the memory of the CPU"
+    if is_forked():
+        return "the process was forked from one that had loaded the kernels, whose threads it does not have"
+    return _misfit(x, *others)
+
+
+def _misfit(x: Tensor, *others: Tensor | None) -> str | None:
+    if not x.is_cpu or x.layout != torch.strided:
+        return "it is not a dense tensor in the memory of the CPU"
     if x.dtype not in _DTYPES:
         return f"{x.dtype} is not float32, bfloat16 or float16"
     if x.dtype == torch.float16 and not _converts_float16():
@@ -89,33 +92,31 @@ def obstacle(x: Tensor, *others: Tensor | None) -> str | None:
     for other in others:
         if other is not None and other.dtype != x.dtype:
             return "the tensors differ in dtype"
-    if os.getpid() != _PROCESS:
-        return "the process was forked from one that has used the kernels, and GNU OpenMP ends such a child"
+    if x.dim() < 2 or x.numel() == 0:
+        return "it is empty or has no channels"
     return None
 
 
-def start() -> None:
-    """Let Numba do what it otherwise does at the first call: read what it knows, and start its threads."""
-    cpu_target.typing_context.refresh()
-    cpu_target.target_context.refresh()
-    before = torch.get_num_threads()
-    numba.get_num_threads()
-    if torch.get_num_threads() != before:  # both are counts of OpenMP, which NUMBA_NUM_THREADS has just overwritten
-        torch.set_num_threads(before)
+def _check(
+    where: str, x: Tensor, beside: Mapping[str, Tensor | None] = _NONE, per_channel: Mapping[str, Tensor] = _NONE
+) -> None:
+    """Raise unless a kernel can walk the memory of such tensors."""
+    check_operands(where, x, _misfit(x, *beside.values()), beside, per_channel)
 
 
 def moments(x_NCS: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`steadynorm.ops.reference.moments`."""
+    _check("moments", x_NCS)
     x_NCS, layout = _laid_out(x_NCS)
     mean, var = torch.empty(layout.channels, dtype=torch.float32), torch.empty(layout.channels, dtype=torch.float32)
-    _run(
+    run(
         kernels.moments,
         _DTYPES[x_NCS.dtype],
         layout,
         x_NCS.numel(),
-        x_NCS.data_ptr(),
-        mean.data_ptr(),
-        var.data_ptr(),
+        address(x_NCS),
+        address(mean),
+        address(var),
     )
     return mean, var
 
@@ -129,18 +130,19 @@ def transform(
     activation: Activation | None,
 ) -> Tensor:
     """As :func:`steadynorm.ops.reference.transform`."""
+    _check("transform", x_NCS, {"residual": residual_NCS}, {"center": center, "scale": scale, "shift": shift})
     x_NCS, layout = _laid_out(x_NCS)
-    residual_NCS, numbers, y_NCS = like(residual_NCS, x_NCS), _numbers(center, scale, shift), torch.empty_like(x_NCS)
-    _run(
+    residual_NCS, together, y_NCS = like(residual_NCS, x_NCS), _together(center, scale, shift), torch.empty_like(x_NCS)
+    run(
         kernels.transform,
         _DTYPES[x_NCS.dtype],
         layout,
         _ACTIVATIONS[activation],
         x_NCS.numel(),
-        x_NCS.data_ptr(),
-        numbers.data_ptr(),
-        _address(residual_NCS),
-        y_NCS.data_ptr(),
+        address(x_NCS),
+        address(together),
+        address(residual_NCS),
+        address(y_NCS),
         _streams(layout, y_NCS),
     )
     return y_NCS
@@ -156,25 +158,24 @@ def transform_sums(
     activation: Activation | None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`steadynorm.ops.reference.transform_sums`."""
+    numbers = {"center": center, "scale": scale, "shift": shift}
+    _check("transform_sums", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     x_NCS, layout = _laid_out(x_NCS)
     dy_NCS, residual_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS)
-    numbers, sum_dy, sum_dy_xc = (
-        _numbers(center, scale, shift),
-        torch.empty(layout.channels, dtype=torch.float32),
-        torch.empty(layout.channels, dtype=torch.float32),
-    )
-    _run(
+    together = _together(center, scale, shift)
+    sum_dy, sum_dy_xc = (torch.empty(layout.channels, dtype=torch.float32) for _ in range(2))
+    run(
         kernels.sums,
         _DTYPES[x_NCS.dtype],
         layout,
         _ACTIVATIONS[activation],
         x_NCS.numel(),
-        dy_NCS.data_ptr(),
-        x_NCS.data_ptr(),
-        numbers.data_ptr(),
-        _address(residual_NCS),
-        sum_dy.data_ptr(),
-        sum_dy_xc.data_ptr(),
+        address(dy_NCS),
+        address(x_NCS),
+        address(together),
+        address(residual_NCS),
+        address(sum_dy),
+        address(sum_dy_xc),
     )
     return sum_dy, sum_dy_xc
 
@@ -192,22 +193,24 @@ def transform_grad(
     c: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`steadynorm.ops.reference.transform_grad`."""
+    numbers = {"center": center, "scale": scale, "shift": shift, "a": a, "b": b, "c": c}
+    _check("transform_grad", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     x_NCS, layout = _laid_out(x_NCS)
     dy_NCS, residual_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS)
-    numbers, dx_NCS = _numbers(center, scale, shift, a, b, c), torch.empty_like(x_NCS)
+    together, dx_NCS = _together(center, scale, shift, a, b, c), torch.empty_like(x_NCS)
     d_residual_NCS = None if residual_NCS is None else torch.empty_like(x_NCS)
-    _run(
+    run(
         kernels.grad,
         _DTYPES[x_NCS.dtype],
         layout,
         _ACTIVATIONS[activation],
         x_NCS.numel(),
-        dy_NCS.data_ptr(),
-        x_NCS.data_ptr(),
-        numbers.data_ptr(),
-        _address(residual_NCS),
-        dx_NCS.data_ptr(),
-        _address(d_residual_NCS),
+        address(dy_NCS),
+        address(x_NCS),
+        address(together),
+        address(residual_NCS),
+        address(dx_NCS),
+        address(d_residual_NCS),
         _streams(layout, dx_NCS, d_residual_NCS),
     )
     return dx_NCS, d_residual_NCS
@@ -253,10 +256,13 @@ def normalize(
     Returns:
         y in the shape, dtype and memory format of x.
     """
+    _check("normalize", x_NCS, {"residual": residual_NCS})
+    check_rule("normalize", x_NCS, rule, chunks, kept, {"weight": weight, "bias": bias})
+    check_stored(x_NCS, rule, chunks, {"running_mean": running_mean, "running_var": running_var}, momentum, noise)
     x_NCS, layout = _laid_out(x_NCS)
     residual_NCS, y_NCS = like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
     assert y_NCS.stride() == x_NCS.stride(), (y_NCS.stride(), x_NCS.stride())
-    _run(
+    run(
         kernels.normalize,
         _DTYPES[x_NCS.dtype],
         layout,
@@ -265,17 +271,17 @@ def normalize(
         len(x_NCS),
         chunks,
         x_NCS.numel(),
-        x_NCS.data_ptr(),
-        _address(weight),
-        _address(bias),
-        _address(running_mean),
-        _address(running_var),
+        address(x_NCS),
+        address(weight),
+        address(bias),
+        address(running_mean),
+        address(running_var),
         momentum,
-        _address(noise),
+        address(noise),
         noise_momentum,
-        kept.data_ptr(),
-        _address(residual_NCS),
-        y_NCS.data_ptr(),
+        address(kept),
+        address(residual_NCS),
+        address(y_NCS),
         _streams(layout, y_NCS),
     )
     return y_NCS
@@ -303,13 +309,17 @@ def normalize_grad(
     Returns:
         dx; d_residual, None without a residual; d_weight, d_bias and d_confidence, None where there is none.
     """
+    _check("normalize_grad", x_NCS, {"dy": dy_NCS, "residual": residual_NCS})
+    check_rule("normalize_grad", x_NCS, rule, chunks, kept, {"weight": weight, "bias": bias})
+    if confidence is not None:
+        check_numbers("normalize_grad", (3,), {"confidence": confidence})
     x_NCS, layout = _laid_out(x_NCS)
     dy_NCS, residual_NCS, dx_NCS = like(dy_NCS, x_NCS), like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
     d_residual_NCS = None if residual_NCS is None else torch.empty_like(x_NCS)
     d_weight, d_bias, d_confidence = (
         None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias, confidence)
     )
-    _run(
+    run(
         kernels.normalize_grad,
         _DTYPES[x_NCS.dtype],
         layout,
@@ -318,17 +328,17 @@ def normalize_grad(
         len(x_NCS),
         chunks,
         x_NCS.numel(),
-        dy_NCS.data_ptr(),
-        x_NCS.data_ptr(),
-        _address(weight),
-        _address(bias),
-        kept.data_ptr(),
-        _address(residual_NCS),
-        dx_NCS.data_ptr(),
-        _address(d_residual_NCS),
-        _address(d_weight),
-        _address(d_bias),
-        _address(d_confidence),
+        address(dy_NCS),
+        address(x_NCS),
+        address(weight),
+        address(bias),
+        address(kept),
+        address(residual_NCS),
+        address(dx_NCS),
+        address(d_residual_NCS),
+        address(d_weight),
+        address(d_bias),
+        address(d_confidence),
         _streams(layout, dx_NCS, d_residual_NCS),
     )
     return dx_NCS, d_residual_NCS, d_weight, d_bias, d_confidence
@@ -339,8 +349,8 @@ def _converts_float16() -> bool:
 
 
 def _laid_out(x: Tensor) -> tuple[Tensor, Layout]:
-    """Give x, or a copy where its memory has gaps or overlaps; and how the kernels read it: by rows or by planes."""
-    inner = _inner(x)
+    """Give x and how the kernels read it, by rows or by planes; a copy where it has gaps, overlaps or other signs."""
+    inner = None if x.is_neg() else _inner(x)
     if inner is None:
         x = torch.empty_like(x).copy_(x)
         inner = _inner(x)
@@ -365,12 +375,7 @@ def _inner(x: Tensor) -> int | None:
     return inner
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    """Say where a tensor's numbers lie. The caller keeps the tensor until the kernel has returned."""
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _numbers(*per_channel: Tensor) -> Tensor:
+def _together(*per_channel: Tensor) -> Tensor:
     """Put numbers per channel behind each other."""
     together = torch.cat(per_channel)
     return together if together.dtype == torch.float32 else together.float()
@@ -383,16 +388,3 @@ def _streams(layout: Layout, *results: Tensor | None) -> bool:
         if result is not None and (result.untyped_storage().nbytes() < STREAM or result.data_ptr() % 64):
             return False
     return layout.columns % LANES == 0
-
-
-def _run(kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 (the kernel's own)
-    """Run a kernel on as many threads as torch uses; numba's own setting comes back."""
-    before, wanted = numba.get_num_threads(), min(torch.get_num_threads(), MOST_THREADS)
-    if wanted == before:
-        kernel(*arguments, PARTS * wanted)
-        return
-    numba.set_num_threads(wanted)
-    try:
-        kernel(*arguments, PARTS * wanted)
-    finally:
-        numba.set_num_threads(before)

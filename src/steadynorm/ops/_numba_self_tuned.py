@@ -20,11 +20,11 @@ __all__ = ["follow_", "takes"]
 
 
 def takes(bank: Sequence[Tensor], *per_channel: Tensor) -> bool:
-    """Whether these are plain float32 tensors in the memory of the CPU, and all channels have one count."""
-    _, mass, *_ = bank
-    return mass.shape[2] == 1 and all(
+    """Whether these are plain float32 tensors of one size in the memory of the CPU, all channels with one count."""
+    tensors = (*bank, *per_channel)
+    return _fit([tensor.shape for tensor in tensors]) and all(
         type(tensor) is Tensor and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
-        for tensor in (*bank, *per_channel)
+        for tensor in tensors
     )
 
 
@@ -50,10 +50,28 @@ def follow_(
         count: values per channel, at least 2.
         running_mean: shape (C,); changed.
         running_var: likewise.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
     """
-    tensors = (*bank, mean, var, running_mean, running_var)
-    _follow(*(tensor.numpy() for tensor in tensors), 2.0 / step, learning_rate, float(count))
+    arrays = [tensor.numpy() for tensor in (*bank, mean, var, running_mean, running_var)]
+    shapes = [array.shape for array in arrays]
+    if not _fit(shapes):
+        raise ValueError(
+            "steadynorm.ops.follow_: a bank of K momenta for C channels must have shapes (K, 2, C), (K, 2, 1), (2, C), "
+            f"(K, 2) and (K, 1, 1) beside statistics of shape (C,), got {shapes}. Begin a new bank."
+        )
+    _follow(*arrays, 2.0 / step, learning_rate, float(count))
     increment_version((*bank[:-1], running_mean, running_var))
+
+
+def _fit(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the shapes of a bank, and of numbers per channel, are those that the compiled code walks."""
+    if len(shapes[0]) != 3:
+        return False
+    banks, _, channels = shapes[0]
+    bank = [(banks, 2, channels), (banks, 2, 1), (2, channels), (banks, 2), (banks, 1, 1)]
+    return shapes == [*bank, *[(channels,)] * (len(shapes) - len(bank))]
 
 
 @inline

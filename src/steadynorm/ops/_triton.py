@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from steadynorm.ops import _triton_kernels as kernels
 from steadynorm.ops._layout import like
+from steadynorm.ops._operands import check_operands
 from steadynorm.ops.reference import Activation
 
 __all__ = ["moments", "obstacle", "transform", "transform_grad", "transform_sums"]
@@ -55,23 +57,31 @@ def obstacle(x: Tensor, *others: Tensor | None) -> str | None:
 
     The others may have other strides than x; they are copied then.
     """
-    if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):
-        return "it does not lie in the memory of a GPU"
+    if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")) or x.layout != torch.strided:
+        return "it is not a dense tensor in the memory of a GPU"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not float32, bfloat16 or float16"
     if any(other is not None and other.dtype != x.dtype for other in others):
         return "the tensors differ in dtype"
+    if x.dim() < 2 or x.numel() == 0:
+        return "it is empty or has no channels"
     if not (_is_rows(x) or x.is_contiguous()):
         return "it is neither contiguous nor channels-last"
-    if x.numel() == 0:
-        return "it is empty"
+    if x.is_neg():
+        return "its signs are kept apart from its values"
     if x.numel() >= MOST_VALUES or x.numel() // x.shape[1] >= MOST_PER_CHANNEL:
         return "it has more values than 32 bits can number the rows of"
     return None
 
 
+def _check(where: str, x: Tensor, beside: Mapping[str, Tensor | None], per_channel: Mapping[str, Tensor]) -> None:
+    """Raise unless a kernel can walk the memory of such tensors."""
+    check_operands(where, x, obstacle(x, *beside.values()), beside, per_channel)
+
+
 def moments(x_NCS: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`steadynorm.ops.reference.moments`."""
+    _check("moments", x_NCS, {}, {})
     cut, channels = _cut_for_sums(x_NCS), x_NCS.shape[1]
     shares = x_NCS.new_empty((3, channels, cut.partials), dtype=torch.float32).unbind()
     mean, var = x_NCS.new_empty((2, channels), dtype=torch.float32).unbind()
@@ -91,6 +101,7 @@ def transform(
     activation: Activation | None,
 ) -> Tensor:
     """As :func:`steadynorm.ops.reference.transform`."""
+    _check("transform", x_NCS, {"residual": residual_NCS}, {"center": center, "scale": scale, "shift": shift})
     cut, y_NCS = _cut_for_values(x_NCS), torch.empty_like(x_NCS)
     tensors = x_NCS, *_numbers(center, scale, shift), like(residual_NCS, x_NCS), y_NCS
     _launch(kernels.transform, cut.programs, *tensors, *cut.sizes, ACTIVATION=activation, **cut.blocks)
@@ -107,6 +118,8 @@ def transform_sums(
     activation: Activation | None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`steadynorm.ops.reference.transform_sums`."""
+    numbers = {"center": center, "scale": scale, "shift": shift}
+    _check("transform_sums", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     cut, channels = _cut_for_sums(x_NCS), x_NCS.shape[1]
     shares = x_NCS.new_empty((2, channels, cut.partials), dtype=torch.float32).unbind()
     sum_dy, sum_dy_xc = x_NCS.new_empty((2, channels), dtype=torch.float32).unbind()
@@ -133,6 +146,8 @@ def transform_grad(
     c: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`steadynorm.ops.reference.transform_grad`."""
+    numbers = {"center": center, "scale": scale, "shift": shift, "a": a, "b": b, "c": c}
+    _check("transform_grad", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     cut, dx_NCS = _cut_for_values(x_NCS), torch.empty_like(x_NCS)
     d_residual_NCS = None if residual_NCS is None else torch.empty_like(x_NCS)
     inputs = like(dy_NCS, x_NCS), x_NCS, *_numbers(center, scale, shift), like(residual_NCS, x_NCS)
@@ -292,7 +307,7 @@ def _is_rows(x: Tensor) -> bool:
 
 
 def _numbers(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.contiguous() for tensor in tensors]
+    return [tensor.contiguous().resolve_neg() for tensor in tensors]
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, num_warps: int = WARPS, **blocks: Any) -> None:  # noqa: ANN401

@@ -1,0 +1,76 @@
+"""What compiled code demands of the tensors whose memory it walks, checked before it sees an address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["address", "check_numbers", "check_operands"]
+
+
+def check_operands(
+    where: str, x: Tensor, obstacle: str | None, beside: Mapping[str, Tensor | None], per_channel: Mapping[str, Tensor]
+) -> None:
+    """Raise ValueError unless the tensors fit each other, whatever their strides.
+
+    Args:
+        where: names the kernel in the error.
+        x: the input, shape (N, C, ...).
+        obstacle: why the kernel cannot take x, None where it can.
+        beside: by name, tensors of the shape and device of x.
+        per_channel: by name, floating tensors of shape (C,) on the device of x; they are copied and converted.
+    """
+    if obstacle is not None:
+        raise _misfit(where, "input", f"be one that these kernels take, but {obstacle}", x)
+    shape, device = x.shape, x.device
+    for name, tensor in beside.items():
+        if tensor is not None and (tensor.shape != shape or tensor.device != device):
+            raise _misfit(where, name, f"have shape {tuple(shape)} on {device}, as the input", tensor)
+    channels = shape[1:2]
+    for name, tensor in per_channel.items():
+        if tensor.shape != channels or tensor.device != device or not tensor.is_floating_point():
+            raise _misfit(
+                where, name, f"be of a floating dtype and shape {tuple(channels)} on {device}, one per channel", tensor
+            )
+
+
+def check_numbers(where: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor | None]) -> None:
+    """Raise ValueError unless the tensors are float32 numbers of one shape that lie together in the CPU's memory.
+
+    They are read and written where they lie.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not (
+            tensor.shape == shape
+            and tensor.dtype == torch.float32
+            and tensor.is_cpu
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+        ):
+            raise _misfit(where, name, f"be float32, contiguous and of shape {shape} in the CPU's memory", tensor)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Say where a tensor's numbers lie; the caller keeps the tensor until the kernel has returned.
+
+    Raises:
+        RuntimeError: it has no memory, as one whose storage was freed.
+    """
+    if tensor is None:
+        return None
+    place = tensor.data_ptr()
+    if not place:
+        raise RuntimeError(
+            f"steadynorm.ops: a tensor must have memory, got one of shape {tuple(tensor.shape)} whose storage is freed "
+            "or was never allocated. Restore it before the call."
+        )
+    return place
+
+
+def _misfit(where: str, name: str, demand: str, tensor: Tensor) -> ValueError:
+    return ValueError(
+        f"steadynorm.ops.{where}: {name} must {demand}, got {tensor.dtype} {tuple(tensor.shape)} with strides "
+        f'{tensor.stride()} on {tensor.device}. Pass a tensor that fits, or use backend("reference").'
+    )
