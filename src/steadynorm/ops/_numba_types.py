@@ -16,6 +16,7 @@ from numba.core.types import none
 from numba.extending import overload
 
 from steadynorm.ops._lanes import fill, pointer_to, power_of_two, where
+from steadynorm.ops._numba_cache import keep_compiled
 
 __all__ = [
     "Activation",
@@ -51,11 +52,9 @@ Type = Any
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noqa: ANN401 (numba's options)
-    options |= {"nogil": True, "error_model": "numpy"}
-    try:
-        result: Callable[..., Any] = njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no place to keep compiled code, neither here nor in the user's home
-        result = njit(**options)(function)
+    """Compile a function when it is called first, and keep its code on disk."""
+    result: Callable[..., Any] = njit(nogil=True, error_model="numpy", **options)(function)
+    keep_compiled(result)
     return result
 
 

@@ -1,0 +1,125 @@
+"""Keeping compiled code between processes, so that no damaged, outdated or missing file reaches a training step.
+
+Numba's own index says by name which file holds the code for which types. It is trusted as it is: an empty file raises
+out of the call, two processes that write at once can put one function's code under the other's name, and code stays
+valid while what it calls has changed in another file. Here every file is named by all that its code depends on, and
+begins with a digest of its content; whatever does not match is removed and compiled anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import uuid
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
+
+__all__ = ["keep_compiled"]
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def keep_compiled(function: Any) -> None:  # noqa: ANN401 (numba's dispatcher)
+    """Let a function that Numba compiles look for its code on disk and leave it there; warn once where it cannot."""
+    try:
+        function._cache = _Cache(function.py_func)
+    except RuntimeError as error:  # Numba finds no directory to write to, neither here nor in the user's home
+        _warn_unkept(str(error))
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, over files that are checked."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(Path(self._cache_path), self._impl.filename_base)
+
+    def save_overload(self, types: Any, code: Any) -> None:  # noqa: ANN401 (numba's)
+        """Keep code where that is possible; it runs in any case."""
+        try:
+            super().save_overload(types, code)
+        except OSError as error:  # a full disk, a directory that is gone
+            _warn_unkept(str(error))
+        except RuntimeError as error:  # a Ctrl-C has cost Numba what it would write; a later process compiles it
+            logging.getLogger("steadynorm").info("compiled code of %s is not kept: %s", self._name, error)
+
+
+class _Files:
+    """One file for each combination of types, in the place of Numba's index and its data."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
+        self.name = name
+
+    def load(self, key: object) -> Any:  # noqa: ANN401 (what numba has saved)
+        """Give what was saved; None where there is nothing, or nothing that is whole."""
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, code = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(code).digest() == digest:
+            return pickle.loads(code)
+        _remove(path)
+        return None
+
+    def save(self, key: object, code: object) -> None:
+        """Write a file at once, or not at all."""
+        content = dumps(code)
+        path = self._path(key)
+        unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            unfinished.write_bytes(hashlib.sha256(content).digest() + content)
+            unfinished.replace(path)
+        finally:
+            _remove(unfinished)
+
+    def flush(self) -> None:
+        """Remove all files of the function."""
+        for path in self.directory.glob(f"{self.name}.*.nbc"):
+            _remove(path)
+
+    def _path(self, key: object) -> Path:
+        digest = hashlib.sha256(repr((key, numba.__version__, _sources())).encode()).hexdigest()
+        return self.directory / f"{self.name}.{digest[:24]}.nbc"
+
+
+@cache
+def _sources() -> str:
+    """Digest the files that the kernels are compiled from: each calls functions of the others."""
+    here = Path(__file__).parent
+    files = [here / "_lanes.py", here.parent / "statistics" / "noise.py", *sorted(here.glob("_numba_*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # it is written over, or read in vain again
+        return
+
+
+@cache
+def _said() -> set[int]:
+    return set()
+
+
+def _warn_unkept(reason: str) -> None:
+    if os.getpid() not in _said():
+        _said().add(os.getpid())
+        warnings.warn(
+            f"steadynorm: compiled CPU kernels cannot be kept on disk ({reason}); every process compiles them "
+            "anew, some ten seconds each. Set NUMBA_CACHE_DIR to a directory that can be written to.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
