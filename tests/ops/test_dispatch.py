@@ -125,9 +125,12 @@ def test_an_unknown_backend_is_refused():
         pass
 
 
-def test_a_backend_that_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="triton must be installed"), backend("triton"):
+def test_a_backend_that_cannot_be_loaded_is_refused(monkeypatch):
+    monkeypatch.setattr(dispatch, "why_unusable", lambda name: f"{name} has gone")
+    with (
+        pytest.raises(RuntimeError, match="triton must be installed and usable, but triton has gone"),
+        backend("triton"),
+    ):
         pass
 
 

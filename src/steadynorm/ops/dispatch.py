@@ -6,12 +6,10 @@ transforms see four operations and none of their insides. The choice among the i
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from steadynorm.ops import reference
+from steadynorm.ops._compilers import compiled_kernels, count_compilations, is_usable, why_unusable
 from steadynorm.ops.reference import Activation
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "backend",
     "choose_backend",
     "compiled_self_tuned",
+    "count_compilations",
     "explain_backend",
     "kernels_for",
     "moments",
@@ -37,6 +37,7 @@ __all__ = [
     "transform_grad",
     "transform_sums",
     "unobserved",
+    "why_unusable",
 ]
 
 Backend = Literal["reference", "numba", "triton", "torch"]
@@ -84,7 +85,7 @@ def backend(name: Backend | Literal["auto"]) -> Iterator[None]:
 
     Raises:
         ValueError: there is no such implementation.
-        RuntimeError: it is not installed. A tensor that it cannot take raises ValueError when it is met.
+        RuntimeError: it is not installed, or cannot be loaded. A tensor that it cannot take raises ValueError later.
 
     >>> with backend("reference"):
     ...     choose_backend(torch.randn(2, 3))
@@ -93,8 +94,8 @@ def backend(name: Backend | Literal["auto"]) -> Iterator[None]:
     global _wanted
     if name != "auto" and name not in get_args(Backend):
         raise ValueError(f"backend: must be auto, {', '.join(get_args(Backend))}, got {name!r}.")
-    if name in ("numba", "triton") and find_spec(name) is None:
-        raise RuntimeError(f"backend: {name} must be installed. Run: pip install {name}")
+    if (name == "numba" or name == "triton") and (reason := why_unusable(name)) is not None:
+        raise RuntimeError(f"backend: {name} must be installed and usable, but {reason}. Run: pip install {name}")
     before, _wanted = _wanted, name
     try:
         yield
@@ -122,7 +123,9 @@ def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True, torch
     if x.is_cpu:
         if x.numel() < (smallest_for_numba(x, fused=fused) if torchs_own else SMALL_WITHOUT_TORCH):
             return _torch_for(x, _SMALL)
-        obstacle = _load_numba().obstacle(x, *others)
+        if not is_usable("numba"):
+            return _torch_for(x, Choice(backend="torch", reason=f"{why_unusable('numba')}"))
+        obstacle = compiled_kernels("numba").obstacle(x, *others)
         return _NUMBA if obstacle is None else _torch_for(x, Choice(backend="torch", reason=obstacle))
     if not x.is_cuda:
         return _OTHER_DEVICE
@@ -130,7 +133,9 @@ def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True, torch
         return _SMALL
     if find_spec("triton") is None:
         return _NO_TRITON
-    obstacle = _module("triton").obstacle(x, *others)
+    if not is_usable("triton"):
+        return Choice(backend="torch", reason=f"{why_unusable('triton')}")
+    obstacle = compiled_kernels("triton").obstacle(x, *others)
     return _TRITON if obstacle is None else Choice(backend="torch", reason=obstacle)
 
 
@@ -189,56 +194,61 @@ def _torch_for(x: Tensor, choice: Choice) -> Choice:
 
 
 def _module(name: Backend) -> ModuleType:
-    if name == "numba":
-        return _load_numba()
-    if name == "triton":
-        from steadynorm.ops import _triton
-
-        return _triton
-    return reference
-
-
-@cache
-def _load_numba() -> ModuleType:
-    """Import the compiled kernels when they are needed first: it takes half a second, which small tensors never pay."""
-    collecting = gc.isenabled()
-    gc.disable()  # a hundred thousand new objects, none of them garbage: looking through them takes a third of the time
-    try:
-        from steadynorm.ops import _numba
-
-        _numba.start()
-    finally:
-        if collecting:
-            gc.enable()
-    return _numba
+    return compiled_kernels(name) if name == "numba" or name == "triton" else reference
 
 
 def compiled_self_tuned() -> ModuleType | None:
-    """Give the compiled form of self-tuned running statistics; None where compiled code is not to run."""
-    if _wanted not in ("auto", "numba"):
+    """Give the compiled form of self-tuned running statistics; None where compiled code is not to run, or cannot."""
+    if _wanted not in ("auto", "numba") or not is_usable("numba"):
         return None
-    _load_numba()
     from steadynorm.ops import _numba_self_tuned
 
     return _numba_self_tuned
 
 
 _COMMON = "Tensor x, Tensor center, Tensor scale, Tensor shift, Tensor? residual, str? activation"
-_library = torch.library.Library("steadynorm", "DEF")  # type: ignore[no-untyped-call]
+_NAMES = ("moments", "transform", "transform_sums", "transform_grad", "snapshot")
+# A process can hold several copies of this module: one that was reloaded, or imported anew beside models of the first.
+# The first registers with torch, and what it registers calls the newest. Its library must live as long: a library takes
+# its operations with it, and a reload binds this name anew.
+_REGISTERED = {name for name in _NAMES if hasattr(torch.ops.steadynorm, name)}
+_library: torch.library.Library = (
+    globals().get("_library") or torch.library.Library("steadynorm", "FRAGMENT")  # type: ignore[no-untyped-call]
+)
+_here = sys.modules[__name__]
+
+
+def _define(name: str, signature: str, run: Callable[..., Any]) -> None:
+    if name not in _REGISTERED:
+        _library.define(f"{name}({signature}", tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+        _library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Tell torch the shapes of an operation's results."""
+    if name in _REGISTERED:
+        return lambda function: function
+    result: Callable[..., Any] = torch.library.register_fake(f"steadynorm::{name}", lib=_library)
+    return result
+
+
+def _differentiate(name: str, backward: Callable[..., Any], save: Callable[..., Any] | None = None) -> None:
+    if name not in _REGISTERED:
+        torch.library.register_autograd(f"steadynorm::{name}", backward, setup_context=save, lib=_library)
 
 
 def _register(name: str, signature: str) -> Callable[..., Any]:
     """Define an operation that hands its arguments to the chosen implementation's function of the same name."""
-    _library.define(f"{name}({signature}", tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
     at = 1 if "dy" in signature else 0
 
     def run(*arguments: Any) -> Any:  # noqa: ANN401 (as the signature says)
+        newest = sys.modules.get(__name__, _here)
         others = () if name == "moments" else (*arguments[:at], arguments[at + 4])
-        result = getattr(_module(choose_backend(arguments[at], *others)), name)(*arguments)
+        result = getattr(newest._module(newest.choose_backend(arguments[at], *others)), name)(*arguments)
         # A list holds what may be absent.
         return [each for each in result if each is not None] if name == "transform_grad" else result
 
-    _library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _define(name, signature, run)
     operation: Callable[..., Any] = getattr(torch.ops.steadynorm, name).default
     return operation
 
@@ -306,11 +316,10 @@ def snapshot(x: Tensor) -> Tensor:
     return copied
 
 
-_library.define("snapshot(Tensor x) -> Tensor", tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
-_library.impl("snapshot", torch.clone, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_define("snapshot", "Tensor x) -> Tensor", torch.clone)
 
 
-@torch.library.register_fake("steadynorm::snapshot", lib=_library)  # type: ignore[untyped-decorator]
+@_fake("snapshot")
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
@@ -320,22 +329,22 @@ def _statistics_like(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
 
-@torch.library.register_fake("steadynorm::moments", lib=_library)  # type: ignore[untyped-decorator]
+@_fake("moments")
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return _statistics_like(x)
 
 
-@torch.library.register_fake("steadynorm::transform", lib=_library)  # type: ignore[untyped-decorator]
+@_fake("transform")
 def _(x: Tensor, *_: Any) -> Tensor:  # noqa: ANN401 (as the signature says)
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("steadynorm::transform_sums", lib=_library)  # type: ignore[untyped-decorator]
+@_fake("transform_sums")
 def _(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 (as above)
     return _statistics_like(x)
 
 
-@torch.library.register_fake("steadynorm::transform_grad", lib=_library)  # type: ignore[untyped-decorator]
+@_fake("transform_grad")
 def _(
     dy: Tensor,
     x: Tensor,
@@ -381,9 +390,7 @@ def _refuse(ctx: Any, *_: Any) -> None:  # noqa: ANN401 (as above)
     )
 
 
-torch.library.register_autograd("steadynorm::moments", _moments_backward, setup_context=_save_moments, lib=_library)
-torch.library.register_autograd(
-    "steadynorm::transform", _transform_backward, setup_context=_save_transform, lib=_library
-)
-torch.library.register_autograd("steadynorm::transform_sums", _refuse, lib=_library)
-torch.library.register_autograd("steadynorm::transform_grad", _refuse, lib=_library)
+_differentiate("moments", _moments_backward, _save_moments)
+_differentiate("transform", _transform_backward, _save_transform)
+_differentiate("transform_sums", _refuse)
+_differentiate("transform_grad", _refuse)

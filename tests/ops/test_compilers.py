@@ -1,0 +1,139 @@
+"""Where Numba or Triton is absent, broken or switched off, layers train by torch's kernels; one warning says why."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from steadynorm.ops import _compilers
+
+TRAIN = """
+import warnings
+import torch, steadynorm
+from steadynorm.ops import dispatch
+
+def train(backend="auto"):
+    torch.manual_seed(0)
+    x = torch.randn(16, 8, 32, 32, requires_grad=True)
+    layer = steadynorm.BatchNorm2d(8, activation="relu")
+    with steadynorm.backend(backend):
+        y = layer(x)
+        y.backward(torch.randn(y.shape))
+    return x.grad, layer.running_var
+
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    grads = [train() for _ in range(2)]
+    tuned = steadynorm.BatchNorm1d(4, running="self_tuned")
+    for _ in range(3):
+        tuned(torch.randn(16, 4))
+told = [str(one.message) for one in told if one.category is RuntimeWarning]
+for ours, theirs in zip(grads[1], train("reference")):
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+assert tuned.running_mean.abs().sum() > 0
+print(len(told), dispatch.explain_backend(torch.zeros(32, 8, 32, 32)).backend)
+print(told[0] if told else "")
+try:
+    train("numba")
+except RuntimeError as error:
+    print(error)
+"""
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "{name}":
+            raise ModuleNotFoundError("No module named '{name}'", name=name)
+sys.meta_path.insert(0, Block())
+"""
+# what is wrong: the package, its source, what the warning says
+FAKES = {
+    "refuses NumPy": ("numba", "raise ImportError('Numba needs NumPy 2.3 or less.')", "Numba needs NumPy 2.3"),
+    "empty": ("numba", "", "numba cannot be loaded (AttributeError"),
+    "half written": ("numba", "def (", "SyntaxError"),
+    "no library": ("llvmlite", "raise OSError('cannot load libllvmlite.so')", "cannot load libllvmlite.so"),
+}
+
+
+def run_python(code, *, path=None, **environment):
+    environment = os.environ | environment
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), environment.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def assert_falls_back(lines, reason):
+    assert lines[0] == "1 torch"
+    assert lines[1].startswith("steadynorm: the compiled kernels must be importable")
+    assert reason in lines[1]
+    assert lines[2].startswith("backend: numba must be installed and usable, but")
+    assert reason in lines[2]
+
+
+@pytest.mark.parametrize("name", ["numba", "llvmlite"])
+def test_without_numba_layers_train_by_torchs_kernel(name):
+    assert_falls_back(run_python(BLOCK.format(name=name) + TRAIN), f"No module named '{name}'")
+
+
+@pytest.mark.parametrize("fault", FAKES)
+def test_a_broken_numba_is_named_and_passed_over(fault, tmp_path):
+    package, content, reason = FAKES[fault]
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(content)
+    assert_falls_back(run_python(TRAIN, path=tmp_path), reason)
+
+
+@pytest.mark.parametrize("error", [ValueError("numpy.dtype size changed"), SystemError("initialization failed")])
+def test_other_errors_of_an_import_are_named_too(error, monkeypatch):
+    def fail():
+        raise error
+
+    _compilers._try.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(_compilers, "_load_numba", fail)
+        reason = _compilers.why_unusable("numba")
+    _compilers._try.cache_clear()
+    assert reason == f"numba cannot be loaded ({type(error).__name__}: {error})"
+
+
+def test_switched_off_compilation_is_no_error():
+    assert_falls_back(run_python(TRAIN, NUMBA_DISABLE_JIT="1"), "NUMBA_DISABLE_JIT is set")
+
+
+def test_where_warnings_are_errors_the_second_batch_trains():
+    code = """
+warnings.simplefilter("error")
+layer = steadynorm.BatchNorm2d(8)
+try:
+    layer(torch.zeros(32, 8, 32, 32))
+except RuntimeWarning:
+    print("warned")
+layer(torch.zeros(32, 8, 32, 32))
+"""
+    begin, _, _ = TRAIN.partition("with warnings")
+    assert run_python(BLOCK.format(name="numba") + begin + code) == ["warned"]
+
+
+def test_a_broken_triton_is_named_and_passed_over(tmp_path):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('libcuda.so.1 is missing')")
+    code = """
+import torch, steadynorm, warnings
+from steadynorm.ops import dispatch
+class OnGpu:
+    is_cpu, is_cuda = False, True
+    def numel(self): return 1 << 24
+with warnings.catch_warnings(record=True) as told:
+    choices = [dispatch.explain_backend(OnGpu()) for _ in range(2)]
+print(len(told), choices[1].backend, choices[1].reason)
+try:
+    with steadynorm.backend("triton"): pass
+except RuntimeError as error:
+    print(error)
+"""
+    first, second = run_python(code, path=tmp_path)
+    assert first.startswith("1 torch triton cannot be loaded (ImportError: libcuda.so.1 is missing)")
+    assert second.startswith("backend: triton must be installed and usable, but triton cannot be loaded")
