@@ -44,6 +44,7 @@ FLAGS = {
         --calibration-images --requests --batch-size --threads --out --json
     """,
     "report": "--json",
+    "warmup": "--shapes --layers --activations --dtypes --layouts --residual --json",
     "bench kernels": BENCH_KERNELS_FLAGS,
     "bench layers": BENCH_LAYERS_FLAGS,
     "bench step": BENCH_STEP_FLAGS,

@@ -44,7 +44,7 @@ def test_public_names_are_the_documented_ones():
     families = ("BatchNorm", "BatchRenorm", "FrozenBatchNorm", "GatedBatchNorm", "GhostBatchNorm")
     layers = [f"{name}{dimensions}d" for name in families for dimensions in (1, 2, 3)]
     layers += ["MaskedBatchNorm1d", "SyncBatchNorm"]
-    assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend", "surgery"]
+    assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend", "surgery", "warmup"]
 
 
 @pytest.mark.parametrize(

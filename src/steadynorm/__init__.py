@@ -21,6 +21,7 @@ from steadynorm.layers import (
     MaskedBatchNorm1d,
     SyncBatchNorm,
 )
+from steadynorm.layers.warmup import warmup
 from steadynorm.ops.dispatch import backend, explain_backend
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "batch_norm",
     "explain_backend",
     "surgery",
+    "warmup",
 ]
 
 __version__ = "0.1.0"

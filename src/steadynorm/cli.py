@@ -21,6 +21,7 @@ import tyro  # noqa: E402 (behind the check, so that a missing extra is one line
 from rich.console import Console  # noqa: E402
 
 from steadynorm.bench import commands as bench  # noqa: E402
+from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.deploy.configuration import ExportConfig  # noqa: E402
 from steadynorm.deploy.pipeline import run_export  # noqa: E402
@@ -86,6 +87,7 @@ COMMANDS: dict[str, Command] = {
     "classic": (classic.ClassicConfig, _experiment(classic.run)),
     "export": (ExportConfig, export),
     "report": (ReportConfig, report),
+    "warmup": (WarmupConfig, warmup),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},
 }
 

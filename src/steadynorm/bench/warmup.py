@@ -1,0 +1,125 @@
+"""Compile the CPU kernels before they are needed: ``steadynorm warmup``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import steadynorm
+from steadynorm.bench.cases import DType, Layout
+from steadynorm.bench.display import open_display
+from steadynorm.lab.failure import UserError
+from steadynorm.ops.dispatch import SMALL_WITHOUT_TORCH, smallest_for_numba, why_unusable
+
+__all__ = ["WarmupConfig", "warmup"]
+
+Name = Literal["batch_norm", "batch_renorm", "gated_batch_norm", "ghost_batch_norm", "frozen_batch_norm"]
+Activations = Literal["none", "relu", "leaky_relu", "silu"]
+CLASSES: dict[Name, str] = {
+    "batch_norm": "BatchNorm",
+    "batch_renorm": "BatchRenorm",
+    "gated_batch_norm": "GatedBatchNorm",
+    "ghost_batch_norm": "GhostBatchNorm",
+    "frozen_batch_norm": "FrozenBatchNorm",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """Compile the CPU kernels that a list of inputs needs, and keep them on disk for every later process.
+
+    Each combination takes ten to thirty seconds the first time on a machine, and half a second later.
+    """
+
+    shapes: tuple[str, ...] = ("32x64x56x56",)
+    """Inputs as NxCx...: two to five numbers. A size that is too small for the kernels is named and left out."""
+    layers: tuple[Name, ...] = ("batch_norm",)
+    """Layers, as steadynorm compare names them."""
+    activations: tuple[Activations, ...] = ("none", "relu")
+    """Fused into the layers."""
+    dtypes: tuple[DType, ...] = ("float32",)
+    """Of the inputs."""
+    layouts: tuple[Layout, ...] = ("contiguous",)
+    """Of the inputs; an input NxC has only one."""
+    residual: bool = False
+    """Compile for a residual that is added in the layer, instead of none."""
+    json: bool = False
+    """Print what was compiled as JSON on standard output."""
+
+
+def warmup(config: WarmupConfig) -> None:
+    """Compile, show how far it is, and say how long it took."""
+    trials, small = _plan(config)
+    done: list[dict[str, Any]] = []
+    if (reason := why_unusable("numba")) is not None:
+        raise UserError(f"the compiled kernels must be usable, but {reason}")
+    with open_display(sys.stderr if config.json else sys.stdout) as display:
+        for shape in small:
+            display.line(f"{shape}: too small for the CPU kernels; torch's own run there")
+        for number, (name, trial) in enumerate(trials.items(), start=1):
+            display.doing(name, number=number, of=len(trials))
+            result = trial()
+            taken = f"{result.functions} functions compiled" if result.functions else "was on disk"
+            display.line(f"[{number}/{len(trials)}] {name}: {taken}, {result.seconds:.1f} s")
+            done.append(asdict(result) | {"name": name, "number": number, "of": len(trials)})
+        total = sum(each["seconds"] for each in done)
+        display.line(f"{sum(each['functions'] for each in done)} functions compiled in {total:.1f} s")
+    if config.json:
+        print(json.dumps({"compiled": done, "too_small": small, "seconds": total}, indent=1))
+
+
+def _plan(config: WarmupConfig) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    """Give each trial by a name that tells it from the others, and the shapes that no layer needs kernels for."""
+    trials: dict[str, Callable[[], Any]] = {}
+    small = []
+    for text in config.shapes:
+        shape = _shape(text)
+        layouts: tuple[Layout, ...] = config.layouts if len(shape) > 2 else ("channels_last",)
+        dimensions = max(len(shape) - 2, 1)
+        found = {
+            f"{CLASSES[name]}{dimensions}d {activation} {dtype} {layout}": _trial(
+                config, name, dimensions, activation, dtype, layout
+            )
+            for name, dtype, layout, activation in product(config.layers, config.dtypes, layouts, config.activations)
+            if not _is_small(shape, dtype, layout, name, fused=activation != "none" or config.residual)
+        }
+        if not found:
+            small.append(text)
+        trials |= found
+    return trials, small
+
+
+def _trial(
+    config: WarmupConfig, name: Name, dimensions: int, activation: str, dtype: str, layout: Layout
+) -> Callable[[], Any]:
+    def run() -> Any:  # noqa: ANN401 (a result of steadynorm.warmup)
+        options: dict[str, Any] = {"ghost_batch_size": 2} if name == "ghost_batch_norm" else {}
+        layer: nn.Module = getattr(steadynorm, f"{CLASSES[name]}{dimensions}d")(
+            8, activation=None if activation == "none" else activation, **options
+        )
+        given: dict[str, Any] = {"dtypes": (getattr(torch, dtype),), "layouts": (layout,), "residual": config.residual}
+        return next(iter(steadynorm.warmup(layer, **given)))
+
+    return run
+
+
+def _is_small(shape: tuple[int, ...], dtype: str, layout: Layout, name: Name, *, fused: bool) -> bool:
+    x = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+    if layout == "channels_last" and len(shape) > 3:
+        x = x.contiguous(memory_format=torch.channels_last if len(shape) == 4 else torch.channels_last_3d)
+    has_rival = name in ("batch_norm", "frozen_batch_norm")
+    return x.numel() < (smallest_for_numba(x, fused=fused) if has_rival else SMALL_WITHOUT_TORCH)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if not (2 <= len(parts) <= 5 and all(part.isdecimal() and int(part) > 0 for part in parts)):
+        raise UserError(f"--shapes: must be two to five positive numbers as NxCx..., got {text!r}")
+    return tuple(map(int, parts))

@@ -1,0 +1,100 @@
+"""Compiling before the first batch what layers will need on a CPU."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.layers.shell import Shell
+from steadynorm.ops.dispatch import backend, count_compilations
+
+__all__ = ["Compiled", "MemoryLayout", "warmup"]
+
+MemoryLayout = Literal["contiguous", "channels_last"]
+SPACE = 4  # an extent of the trial inputs: what is compiled does not depend on sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What one trial of :func:`warmup` compiled."""
+
+    name: str
+    """The layer as its ``repr`` has it, dtype and memory layout."""
+    number: int
+    """Of the trial, from 1."""
+    of: int
+    """How many trials there are."""
+    functions: int
+    """Compiled ones; 0 where the disk had them all."""
+    seconds: float
+    """Time that it took."""
+
+
+def warmup(
+    model: nn.Module,
+    *,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    layouts: Sequence[MemoryLayout] = ("contiguous",),
+    residual: bool = False,
+) -> Iterator[Compiled]:
+    """Compile the CPU kernels that a model's layers need to train, kind by kind.
+
+    Every kind of layer is copied, and trained on one small batch by the compiled kernels. The model stays as it is.
+    Kernels are kept on disk, so that a later process takes them from there.
+
+    Args:
+        model: holds layers of this package; a single one is a model too. Others are passed over.
+        dtypes: of the inputs: float32, bfloat16 or float16.
+        layouts: of the inputs; for 1d layers ``channels_last`` is (N, C) and ``contiguous`` is (N, C, L).
+        residual: whether layers are called with a residual.
+
+    Returns:
+        one result for each kind, layout and dtype, as soon as it is compiled: ``list(warmup(model))`` waits for all.
+
+    Raises:
+        ValueError: the model has no layer of this package, or a dtype that the kernels do not take.
+        RuntimeError: Numba cannot be used, with the reason.
+    """
+    kinds = {_kind(layer): layer for layer in model.modules() if isinstance(layer, Shell)}
+    if not kinds:
+        raise ValueError(f"warmup: the model must have layers of steadynorm, got {type(model).__name__} with none.")
+    trials = [(layer, dtype, layout) for layer in kinds.values() for dtype in dtypes for layout in layouts]
+    return _try_all(trials, residual)
+
+
+def _try_all(trials: list[tuple[Shell, torch.dtype, MemoryLayout]], residual: bool) -> Iterator[Compiled]:
+    for number, (layer, dtype, layout) in enumerate(trials, start=1):
+        begin = time.perf_counter()
+        with backend("numba"), count_compilations() as counted:
+            _train_copy(layer, _input(layer, dtype, layout), residual)
+        name = f"{layer!r} {str(dtype).removeprefix('torch.')} {layout}{' with residual' if residual else ''}"
+        seconds = time.perf_counter() - begin
+        yield Compiled(name=name, number=number, of=len(trials), functions=len(counted), seconds=seconds)
+
+
+def _kind(layer: Shell) -> tuple[object, ...]:
+    """Name what the compiled code of a layer depends on, and a little more."""
+    parameters = tuple(name for name, tensor in layer._parameters.items() if tensor is not None)
+    return type(layer), layer.activation, parameters, layer.running_mean is None, layer.update_every, layer.running
+
+
+def _input(layer: Shell, dtype: torch.dtype, layout: MemoryLayout) -> Tensor:
+    dimensions = next((int(name[-2]) for name in (type(layer).__name__,) if name.endswith("d")), 2)
+    space = (SPACE,) * (0 if (dimensions, layout) == (1, "channels_last") else dimensions)
+    shape = (2, layer.num_features, *space)
+    x = torch.linspace(-1, 1, torch.Size(shape).numel(), dtype=torch.float32).view(shape).to(dtype)
+    if layout == "channels_last" and dimensions > 1:
+        x = x.contiguous(memory_format=torch.channels_last if dimensions == 2 else torch.channels_last_3d)
+    return x.requires_grad_()
+
+
+def _train_copy(layer: Shell, x: Tensor, residual: bool) -> None:
+    trial = copy.deepcopy(layer).to("cpu").float().train()
+    y = trial(x, x.detach().clone()) if residual else trial(x)
+    y.backward(torch.ones_like(y))
