@@ -320,9 +320,24 @@ def test_a_link_is_not_written_through(tmp_path):
 
 def test_a_model_without_batch_norms_is_left_as_it_is():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
-    folded, steps = pipeline._folded(model, torch.ones(2, 3, 2, 2))
-    assert steps == ["No batch norms folded into the weights beside them."]
+    folded, number, steps = pipeline._folded(model, torch.ones(2, 3, 2, 2))
+    assert (number, steps) == (0, ["No batch norms folded into the weights beside them."])
     assert torch.equal(folded(torch.ones(2, 3, 2, 2)), model(torch.ones(2, 3, 2, 2)))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True)])
+def test_a_model_of_which_nothing_folds_is_left_as_it_is_with_the_reason(norm):
+    model = nn.Sequential(norm, nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)).eval()
+    folded, number, steps = pipeline._folded(model, torch.ones(2, 3, 2, 2))
+    assert number == 0
+    assert [step.split(":")[:2] for step in steps[1:]] == [["Not folded", " 0"]]
+    assert torch.equal(folded(torch.ones(2, 3, 2, 2)), model(torch.ones(2, 3, 2, 2)))
+
+
+def test_no_row_says_folded_where_nothing_folded(tmp_path):
+    outcome = read_outcome(export(tmp_path, source="tests.support.deploy:build_unfoldable", format=("torch-export",)))
+    assert outcome.steps[0] == "No batch norms folded into the weights beside them."
+    assert pipeline.FOLDED.name not in [one.name for one in outcome.artifacts]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"artifacts": [{}]}', '{"artifacts": [], "steps": []}'])

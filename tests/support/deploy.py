@@ -43,6 +43,15 @@ def build_branching() -> nn.Module:
     return _Branching(network()).eval()
 
 
+def build_unfoldable() -> nn.Module:
+    """A network whose only batch norm stands between activations."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.fill_(0.5)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
+    return nn.Sequential(*layers).eval()
+
+
 def build_resnet() -> nn.Module:
     return _of_transformers(
         "ResNet", embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 2, 1], layer_type="basic", num_labels=10

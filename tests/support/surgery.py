@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import steadynorm
+from steadynorm.surgery import NothingDoneError, Refused
 from tests.support.layers import drawn, randomize_
 
-__all__ = ["assert_state_equal", "mixed", "snapshot"]
+__all__ = ["Activated", "assert_state_equal", "mixed", "refusals", "snapshot"]
+
+
+class Activated(nn.BatchNorm2d):
+    """A subclass that does more than its parent, and says so to nobody."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def refusals(verb: Any, *arguments: Any, **named: Any) -> tuple[Refused, ...]:
+    """What a verb refuses where that is all it could do: it must raise."""
+    with pytest.raises(
+        NothingDoneError, match=f"{verb.__name__}: something must be there that can be changed"
+    ) as found:
+        verb(*arguments, **named)
+    return found.value.refused
 
 
 def mixed(**ours: Any) -> nn.Sequential:

@@ -14,6 +14,7 @@ from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.surgery.batches import feed
 from steadynorm.surgery.recalibrate import recalibrate_
 from tests.support.layers import drawn, randomize_
+from tests.support.surgery import Activated, refusals
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -258,7 +259,7 @@ def test_a_norm_within_add_and_activation_is_reached():
         (lambda: layers.FrozenBatchNorm1d(3), "frozen"),
         (lambda: nn.BatchNorm1d(3, track_running_stats=False), "no running statistics"),
         (lambda: nn.BatchNorm1d(3).eval(), "evaluates while the model trains"),
-        (lambda: type("Other", (nn.BatchNorm1d,), {})(3), "subclass"),
+        (lambda: Activated(3), "subclass"),
     ],
 )
 def test_what_is_left_alone_is_named(norm, why):
@@ -274,8 +275,7 @@ def test_what_is_left_alone_is_named(norm, why):
 def test_a_live_layer_whose_tracking_was_switched_off_is_left_alone():
     norm = nn.BatchNorm1d(3)
     norm.track_running_stats = False
-    change = recalibrate_(norm, [torch.randn(6, 3)])
-    assert "track_running_stats" in change.refused[0].why
+    assert "track_running_stats" in refusals(recalibrate_, norm, [torch.randn(6, 3)])[0].why
     assert norm.running_mean.abs().max() == 0
 
 

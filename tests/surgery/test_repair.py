@@ -10,6 +10,7 @@ from steadynorm import layers
 from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.repair import repair_statistics_
 from tests.support.layers import drawn, randomize_
+from tests.support.surgery import Activated, refusals
 
 BROKEN = {
     "nan mean": (torch.nan, 4.0),
@@ -165,8 +166,7 @@ def test_only_what_is_chosen_is_repaired():
 
 
 def test_a_subclass_that_nobody_knows_is_named():
-    change = repair_statistics_(nn.Sequential(type("Other", (nn.BatchNorm1d,), {})(3)))
-    assert [each.name for each in change.refused] == ["0"]
+    assert [each.name for each in refusals(repair_statistics_, nn.Sequential(Activated(3)))] == ["0"]
 
 
 @pytest.mark.parametrize("named", [{"running": "self_tuned"}, {"update_every": 3}])

@@ -31,7 +31,7 @@ from steadynorm.lab.failure import UserError, one_line
 from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
 from steadynorm.lab.progress import Display
 from steadynorm.lab.records import Record, write_config
-from steadynorm.surgery import fold_, to_torch_
+from steadynorm.surgery import NothingDoneError, Refused, fold_, to_torch_
 
 __all__ = ["EAGER", "FOLDED", "run_export"]
 
@@ -84,16 +84,15 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     chosen = first(dataset.validation, config.images)
     images = _scaled(chosen, dataset, config.input_size)
     model = as_logits(source.model, images[:2])
-    folded, steps = _folded(model, images[:8])
+    folded, number, steps = _folded(model, images[:8])
     display.message(" ".join(steps))
     calibration = torch.split(_scaled(first(dataset.train, config.calibration_images), dataset, config.input_size), 16)
     request = Request(model=folded, example=images[:2].clone(), calibration=calibration)
     place.parent.mkdir(parents=True, exist_ok=True)
     with _new_directory(place) as directory, tempfile.TemporaryDirectory() as scratch:
-        paths = {
-            EAGER.name: _pickled(model, Path(scratch) / "eager.pt"),
-            FOLDED.name: _pickled(folded, Path(scratch) / "folded.pt"),
-        }
+        paths = {EAGER.name: _pickled(model, Path(scratch) / "eager.pt")}
+        if number:
+            paths[FOLDED.name] = _pickled(folded, Path(scratch) / "folded.pt")
         np.save(Path(scratch) / IMAGES, images.numpy())
         expected = _answers(paths[EAGER.name], _serving(EAGER), Path(scratch), threads)
         unscored = _why_unscored(dataset, expected.shape[1], is_own=is_own)
@@ -101,8 +100,10 @@ def run_export(config: ExportConfig, display: Display) -> Path:
             display.message(unscored)
         labels = None if unscored else chosen.labels.numpy()
         bench = _Bench(scratch=Path(scratch), threads=threads, labels=labels, expected=expected)
-        answers = _answers(paths[FOLDED.name], _serving(FOLDED), Path(scratch), threads)
-        found = [_compared(EAGER, expected, bench), _compared(FOLDED, answers, bench)]
+        found = [_compared(EAGER, expected, bench)]
+        if number:
+            answers = _answers(paths[FOLDED.name], _serving(FOLDED), Path(scratch), threads)
+            found.append(_compared(FOLDED, answers, bench))
         found += _make_all(request, bench, directory, config, display)
         paths |= {one.name: directory / one.file for one in found if one.file}
         display.message(f"timing {config.requests:,} requests to each of {len(paths)}, in turn")
@@ -241,19 +242,37 @@ def _check(artifact: Artifact, bench: _Bench, *, max_drop: float) -> None:
         raise UserError(f"{100 * drop:.1f} {what}, more than --max-drop {max_drop:g}.")
 
 
-def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
-    """Fold a copy; whatever of ours is left becomes torch's, so that files need nothing of this package."""
+def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int, list[str]]:
+    """Fold a copy; whatever of ours is left becomes torch's, so that files need nothing of this package.
+
+    Returns:
+        the copy, how many batch norms were folded, and what was done in words.
+    """
     copy = deepcopy(model)
     try:
-        change = fold_(copy, example)
-        rest = to_torch_(change.model)
+        number, refused = 0, tuple[Refused, ...]()
+        try:
+            change = fold_(copy, example)
+            copy, number, refused = change.model, len(change.changed), change.refused
+        except NothingDoneError as error:
+            refused = error.refused
+        copy, turned = _to_torch(copy)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the model cannot be folded: {one_line(error)}.") from error
-    steps = [f"{len(change.changed) or 'No'} batch norms folded into the weights beside them."]
-    steps += [f"Not folded: {refused}" for refused in change.refused]
-    if rest.changed:
-        steps.append(f"{len(rest.changed)} layers turned into torch's own.")
-    return rest.model, steps
+    steps = [f"{number or 'No'} batch norms folded into the weights beside them."]
+    steps += [f"Not folded: {each}" for each in refused]
+    if turned:
+        steps.append(f"{turned} layers turned into torch's own.")
+    return copy, number, steps
+
+
+def _to_torch(model: nn.Module) -> tuple[nn.Module, int]:
+    """Turn into torch's layers what can be, and say how many were."""
+    try:
+        change = to_torch_(model)
+    except NothingDoneError:
+        return model, 0
+    return change.model, len(change.changed)
 
 
 def _why_unscored(dataset: Dataset, outputs: int, *, is_own: bool) -> str:

@@ -1,6 +1,6 @@
 """Verbs on whole models: they work in place, say what they did, and can be undone."""
 
-from steadynorm.surgery.change import Change, Changed, Refused
+from steadynorm.surgery.change import Change, Changed, NothingDoneError, Refused
 from steadynorm.surgery.contexts import no_statistics_update, use_batch_statistics, use_running_statistics
 from steadynorm.surgery.convert import convert_, from_sync_, to_torch_
 from steadynorm.surgery.fold import fold_
@@ -15,6 +15,7 @@ from steadynorm.surgery.strip_bias import strip_bias_
 __all__ = [
     "Change",
     "Changed",
+    "NothingDoneError",
     "Refused",
     "convert_",
     "copy_statistics_",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -13,9 +13,23 @@ from torch import Tensor, nn
 from steadynorm.surgery.hidden import RunWatch, held_norms
 from steadynorm.surgery.kinds import label
 
-__all__ = ["Change", "Changed", "Journal", "Refused"]
+__all__ = ["Change", "Changed", "Journal", "NothingDoneError", "Refused"]
 
+_LISTED = 3
 _REGISTER = "Register it, for instance in an nn.ModuleList."
+
+
+class NothingDoneError(ValueError):
+    """A verb could do nothing of what it was asked for.
+
+    Args:
+        message: why.
+        refused: everything that it left as it was.
+    """
+
+    def __init__(self, message: str, refused: tuple[Refused, ...]) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +153,8 @@ class Journal:
         self.changed: list[Changed] = []
         self.refused: list[Refused] = []
         self.notes: list[str] = []
+        self._candidates: set[str] = set()
+        self._moot: set[str] = set()
         self._before = model
         self._steps: list[_Step] = []
         self._places: list[tuple[dict[str, Any], str, nn.Module, nn.Module]] = []
@@ -159,9 +175,15 @@ class Journal:
         """Say that something is other than it was."""
         self.changed.append(Changed(name=name, before=before, after=after, notes=notes))
 
-    def refuse(self, name: str, what: str, why: str) -> None:
-        """Say that something is left as it was, and why."""
+    def consider(self, names: Iterable[str]) -> None:
+        """Say what the verb was asked to change; if all of it is refused, :meth:`finish` raises."""
+        self._candidates.update(names)
+
+    def refuse(self, name: str, what: str, why: str, *, moot: bool = False) -> None:
+        """Say that something is left as it is, and why; ``moot`` where there was nothing to do."""
         self.refused.append(Refused(name=name, what=what, why=why))
+        if moot:
+            self._moot.add(name)
 
     def set_attribute(self, owner: object, name: str, value: Any) -> None:  # noqa: ANN401 (any attribute)
         """Set a plain attribute."""
@@ -224,8 +246,19 @@ class Journal:
                 table[key] = new
 
     def finish(self, **measured: float) -> Change:
-        """Give what was done, and name the batch norms that could not be: those that are no submodules."""
+        """Give what was done, and name the batch norms that could not be: those that are no submodules.
+
+        Raises:
+            NothingDoneError: all that was asked for has been refused.
+        """
         self._refuse_hidden()
+        refused = {each.name for each in self.refused} - self._moot
+        if self._candidates and not self.changed and self._candidates <= refused:
+            first = "; ".join(map(str, self.refused[:_LISTED])) + ("; ..." if len(self.refused) > _LISTED else "")
+            raise NothingDoneError(
+                f"{self.verb}: something must be there that can be changed, got {len(self.refused)} refused: {first}",
+                tuple(self.refused),
+            )
         return Change(
             verb=self.verb,
             model=self.model,
@@ -248,6 +281,7 @@ class Journal:
                 continue
             if id(module) in ran:
                 why = f"it runs, but it is no submodule. {_REGISTER}"
+                self.consider([path])
             elif id(module) in replaced:
                 why = "it is still held here, where another now stands in its place. If it runs, put that one here."
             else:

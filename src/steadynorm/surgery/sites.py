@@ -75,8 +75,12 @@ def batch_norms_of(model: nn.Module, where: Where | None = None, journal: Journa
     for site in chosen:
         why = why_unknown(site.module)
         if why is not None and journal is not None:
+            journal.consider([site.name])
             journal.refuse(site.name, label(site.module), why)
-    return [site for site in chosen if is_batch_norm(site.module)]
+    found = [site for site in chosen if is_batch_norm(site.module)]
+    if journal is not None:
+        journal.consider(site.name for site in found)
+    return found
 
 
 def check_plain(verb: str, model: nn.Module) -> None:

@@ -19,6 +19,8 @@ from steadynorm.surgery.sites import Where, batch_norms_of, check_plain
 
 __all__ = ["strip_bias_"]
 
+_NO_BIAS = "has no bias."
+
 
 def strip_bias_(
     model: nn.Module,
@@ -67,7 +69,7 @@ def strip_bias_(
             frozen = model.training and not site.module.training
             link = _find(evaluating, training, site.module, frozen=frozen)
             if isinstance(link, str):
-                journal.refuse(site.name, label(site.module), link)
+                journal.refuse(site.name, label(site.module), link, moot=link.endswith(_NO_BIAS))
             else:
                 _strip(journal, site.name, link)
         measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
@@ -113,7 +115,7 @@ def _why_needed(flow: Flow, link: Link, *, frozen: bool) -> str:
     bias = link.layer.module._parameters["bias"]
     kind, _ = kind_of(norm)
     if bias is None:
-        return f"the layer before, {name!r}, has no bias."
+        return f"the layer before, {name!r}, {_NO_BIAS}"
     masks = [value for name, value in link.norm.extras.items() if name != "residual" and value is not None]
     if kind.name == "masked_batch_norm" and masks:
         return "it is called with a mask, and what is masked comes out as it came in, bias and all."
