@@ -9,6 +9,7 @@ from steadynorm.deploy import check_ready
 from steadynorm.lab.failure import UserError
 from steadynorm.layers import BatchNorm2d, GatedBatchNorm2d
 from tests.support.deploy import network
+from tests.support.foreign import FOREIGN, chain
 
 
 def changed(**values):
@@ -52,6 +53,24 @@ def test_a_variance_of_zero_is_sound():
 def test_what_is_unsound_is_refused_with_the_reason(model, why):
     with pytest.raises(UserError, match=re.escape(why)):
         check_ready(model)
+
+
+@pytest.mark.parametrize("build", FOREIGN.values(), ids=FOREIGN)
+def test_another_packages_norm_is_looked_at(build):
+    assert check_ready(chain(build)) == 2
+    model = nn.Sequential(build(3)).eval()
+    with pytest.raises(UserError, match=r"never updated"):
+        check_ready(model)
+
+
+def test_an_unknown_norm_is_named_and_its_statistics_looked_at():
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    norm.running_mean.fill_(0.5)
+    with pytest.warns(UserWarning, match=r"check_ready: 1 \(torch.nn.InstanceNorm2d\(4\)\) is left as it is: it keeps"):
+        assert check_ready(built(norm)) == 0
+    norm.running_var[2] = -1
+    with pytest.raises(UserError, match=r"1 \(torch.nn.InstanceNorm2d\(4\)\): it has a negative running variance in 1"):
+        check_ready(built(norm))
 
 
 def test_a_single_module_in_training_mode_is_named():

@@ -12,7 +12,7 @@ from steadynorm.layers import NormAddActivation
 from steadynorm.surgery import convert_
 from steadynorm.surgery.kinds import BATCH_NORMS
 from tests.support.layers import drawn, randomize_
-from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, snapshot
+from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, refusals, snapshot
 
 OPTIONS = {"ghost_batch_norm": {"ghost_batch_size": 64}}
 ALIKE = [name for name, kind in BATCH_NORMS.items() if kind.evaluates_as_batch_norm and name != "masked_batch_norm"]
@@ -78,8 +78,7 @@ def test_a_class_stands_for_its_family(cls):
 def test_what_is_missing_stays_missing(to, arguments):
     model = randomize_(nn.Sequential(nn.BatchNorm2d(4, **arguments)).double()).eval()
     if BATCH_NORMS[to].needs_statistics and "track_running_stats" in arguments:
-        change = to_kind(model, to)
-        assert "needs running statistics" in change.refused[0].why
+        assert "needs running statistics" in refusals(convert_, model, to)[0].why
         return
     x = drawn(6, 4, 3, 3)
     y, keys = model(x), list(model.state_dict())
@@ -299,11 +298,11 @@ def test_what_nobody_knows_is_refused_by_name(make, why):
     assert type(odd).__name__ in change.refused[0].what
 
 
-def test_instance_norm_is_no_batch_norm():
+def test_instance_norm_with_statistics_is_named_and_without_them_it_is_not():
     model = nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True))
-    change = convert_(model, "batch_norm")
-    assert not change.changed
-    assert not change.refused
+    assert "it is an instance norm" in refusals(convert_, model, "batch_norm")[0].why
+    model = nn.Sequential(nn.InstanceNorm2d(3))
+    assert not convert_(model, "batch_norm").refused
 
 
 @pytest.mark.parametrize("to", ["batchnorm", nn.Linear, 3])

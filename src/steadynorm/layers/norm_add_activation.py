@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from steadynorm.functional import Activation, check_activation
 
-__all__ = ["ACTIVATION_MODULES", "NormAddActivation"]
+__all__ = ["ACTIVATION_MODULES", "NormAddActivation", "name_state_as_the_norms"]
 
 ACTIVATION_MODULES: dict[Activation | None, type[nn.Module]] = {
     None: nn.Identity,
@@ -43,8 +43,7 @@ class NormAddActivation(nn.Module):
         check_activation(activation)
         self.norm = norm
         self.activation = ACTIVATION_MODULES[activation]()
-        self.register_state_dict_post_hook(_drop_norm)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_add_norm)  # type: ignore[no-untyped-call]
+        name_state_as_the_norms(self)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize, add, activate.
@@ -60,6 +59,12 @@ class NormAddActivation(nn.Module):
         return cast(Tensor, self.activation(y if residual is None else y + residual))
 
 
+def name_state_as_the_norms(module: nn.Module) -> None:
+    """Let the state keys of a module's child ``norm`` be the module's own, so that it loads what stood in its place."""
+    module.register_state_dict_post_hook(_drop_norm)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_add_norm)  # type: ignore[no-untyped-call]
+
+
 def _drop_norm(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     """Name the norm's state as if the norm stood here."""
     inner = f"{prefix}norm."
@@ -69,6 +74,7 @@ def _drop_norm(module: nn.Module, state: dict[str, Any], prefix: str, metadata: 
 
 def _add_norm(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Take the state of a layer that stood here for the norm's."""
-    inner = f"{prefix}norm."
-    for key in [key for key in state if key.startswith(prefix) and not key.startswith(inner)]:
-        state[inner + key.removeprefix(prefix)] = state.pop(key)
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        if name.split(".")[0] not in module._modules:
+            state[f"{prefix}norm.{name}"] = state.pop(key)

@@ -1,5 +1,6 @@
 """Verbs on whole models: they work in place, say what they did, and can be undone."""
 
+from steadynorm.surgery.adapters.registry import register
 from steadynorm.surgery.change import Change, Changed, NothingDoneError, Refused
 from steadynorm.surgery.contexts import no_statistics_update, use_batch_statistics, use_running_statistics
 from steadynorm.surgery.convert import convert_, from_sync_, to_torch_
@@ -28,6 +29,7 @@ __all__ = [
     "param_groups",
     "recalibrate_",
     "reconcile_statistics_",
+    "register",
     "repair_statistics_",
     "statistics_of",
     "strip_bias_",

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import nn
 
+from steadynorm.functional import Activation
+from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.layers.state import normal_tensors
+from steadynorm.surgery.adapters.known_form import known_form
+from steadynorm.surgery.adapters.norm_then import NormThen, fused_activation
 from steadynorm.surgery.batches import Batch, Batches, Forward
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.group_norm import Reference, build_group_norm, start_from_data
-from steadynorm.surgery.kinds import BATCH_NORMS, KINDS, Kind, find_kind, kind_of, label
+from steadynorm.surgery.kinds import (
+    BATCH_NORMS,
+    KINDS,
+    Kind,
+    adapter_of,
+    evaluation_of,
+    find_kind,
+    is_exact,
+    kind_of,
+    label,
+)
 from steadynorm.surgery.rebuild import (
     DIMENSIONS,
     ORIGIN,
@@ -27,6 +42,7 @@ from steadynorm.surgery.rebuild import (
     share_hooks,
     why_not_rebuilt,
     with_activation,
+    wrapped,
 )
 from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 from steadynorm.surgery.surprises import surprises_of
@@ -120,7 +136,8 @@ def to_torch_(
     """
     check_plain("to_torch_", model)
     with Journal("to_torch_", model) as journal:
-        sites = [site for site in batch_norms_of(model, where, journal) if kind_of(site.module)[0].ours]
+        found = batch_norms_of(model, where, journal)
+        sites = [site for site in found if kind_of(site.module)[0].ours or not is_exact(site.module)]
         dimensions = Dimensions(model, sites, example, forward)
         for site in sites:
             kind = kind_of(site.module)[0]
@@ -128,7 +145,7 @@ def to_torch_(
                 why = "it evaluates otherwise than torch's layer would. convert_(model, 'torch_batch_norm') does it."
                 journal.refuse(site.name, label(site.module), why)
                 continue
-            target = "torch_sync_batch_norm" if kind.name == "sync_batch_norm" else "torch_batch_norm"
+            target = "torch_sync_batch_norm" if kind.name.endswith("sync_batch_norm") else "torch_batch_norm"
             rebuild_(journal, [site], KINDS[target], {}, dimensions, surprises=True)
         return journal.finish()
 
@@ -187,7 +204,7 @@ def rebuild_(
     """
     converted = []
     for site in sites:
-        if kind_of(site.module)[0] is kind and not options:
+        if kind_of(site.module)[0] is kind and is_exact(site.module) and not options:
             continue
         new = _rebuild(journal, site, kind, options, dimensions, surprises=surprises)
         if new is not None:
@@ -201,39 +218,95 @@ def _rebuild(
     old, what = site.module, label(site.module)
     spatial = dimensions.of(site)
     cls = kind.class_for(spatial)
-    why = _why_not(old, kind) or (None if cls else _why_no_class(kind, spatial))
+    form, tail = known_form(old)
+    why = _why_not(form, kind) or (None if cls else _why_no_class(kind, spatial))
     if why is not None or cls is None:
         journal.refuse(site.name, what, why or "")
         return None
-    holder = site.holder if kind.ours and not has_hooks(old) else None
-    fused = getattr(old, "activation", None) if kind_of(old)[0].ours else None
-    activation = fused if holder is None else activation_of(holder)
+    around = _Around.of(site, form, tail, kind)
     with normal_tensors():
-        new, notes = _build(old, kind, cls, activation, options)
+        new, notes = _build(form, kind, cls, around.activation, options)
     if surprises:
         notes += surprises_of(old, new)
-    placed = new
-    if holder is not None:
-        share_hooks(holder, new)
-    elif not kind.ours and (activation is not None or dimensions.adds_residual(old)):
-        placed = with_activation(new, activation)
+    notes += _absolute_weight(journal, old)
+    placed = around.put(new, kind, adds_residual=dimensions.adds_residual(old))
     if 0 in kind.classes:
         vars(new)[DIMENSIONS] = spatial or 0
     if kind.name == "frozen_batch_norm":
-        vars(new)[ORIGIN] = Origin.of(old)
+        vars(new)[ORIGIN] = Origin.of(form)
         if options.get("freeze_affine", True):
             freeze_affine_(journal, new)
     bring_back_with(journal, old, new)
-    journal.replace(holder or old, placed)
-    behind = f" + {activation}" if placed is not new and activation else ""
-    journal.note_changed(site.name, what, label(new) + behind, *notes)
+    journal.replace(around.absorbed or old, placed)
+    journal.note_changed(site.name, what, label(new) + around.behind(new, placed), *notes)
     return new
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Around:
+    """What is computed behind a norm, and how the new layer has it.
+
+    Args:
+        activation: that the new layer fuses, or that stands behind it by name.
+        tail: modules that stand behind it, by name.
+        absorbed: a module around the old norm whose work the new layer does itself; None where it stays.
+    """
+
+    activation: Activation | None
+    tail: dict[str, nn.Module]
+    absorbed: nn.Module | None
+
+    @classmethod
+    def of(cls, site: Site, form: nn.Module, tail: dict[str, nn.Module], kind: Kind) -> Self:
+        """See what a norm has around it.
+
+        Args:
+            site: of the norm.
+            form: the norm, in a form that is known.
+            tail: what a foreign norm runs behind itself.
+            kind: of the new layer.
+        """
+        holder = site.holder if kind.ours and not has_hooks(site.module) else None
+        if isinstance(holder, NormAddActivation):
+            return cls(activation=activation_of(holder), tail={}, absorbed=holder)
+        inside = holder.tail if isinstance(holder, NormThen) else tail
+        fits, activation = fused_activation(inside.values())
+        if fits and kind.ours and (inside or holder):
+            return cls(activation=activation, tail={}, absorbed=holder)
+        fused = getattr(form, "activation", None) if kind_of(form)[0].ours else None
+        left = {} if fits and activation is None else tail
+        return cls(activation=fused, tail=left, absorbed=None)
+
+    def put(self, new: nn.Module, kind: Kind, *, adds_residual: bool) -> nn.Module:
+        """Give what takes the old norm's place: the new layer, or a module around it."""
+        if self.absorbed is not None:
+            share_hooks(self.absorbed, new)
+        elif self.tail:
+            return wrapped(new, NormThen(new, self.tail))
+        elif not kind.ours and (self.activation is not None or adds_residual):
+            return with_activation(new, self.activation)
+        return new
+
+    def behind(self, new: nn.Module, placed: nn.Module) -> str:
+        """Name what stands behind the new layer."""
+        if isinstance(placed, NormThen):
+            return "".join(f" + {label(each)}" for each in self.tail.values() if type(each) is not nn.Identity)
+        return f" + {self.activation}" if placed is not new and self.activation else ""
+
+
+def _absolute_weight(journal: Journal, old: nn.Module) -> list[str]:
+    """Write the weight by which a norm with an absolute one has multiplied, since the new layer multiplies by it."""
+    adapter, weight = adapter_of(old), evaluation_of(old).weight
+    if adapter is None or not adapter.absolute_weight or weight is None:
+        return []
+    journal.write_(old.weight, weight)  # type: ignore[arg-type]
+    return ["its weight is now the |weight| + eps that it multiplied by"]
+
+
 def _build(
-    old: nn.Module, kind: Kind, cls: type[nn.Module], activation: str | None, options: dict[str, Any]
+    old: nn.Module, kind: Kind, cls: type[nn.Module], activation: Activation | None, options: dict[str, Any]
 ) -> tuple[nn.Module, list[str]]:
-    """Build the new layer with the old one's state, and say what surprises about it."""
+    """Build the new layer with the old one's state, and say what it does not have."""
     if kind.name not in BATCH_NORMS:
         new, notes = build_group_norm(old, layer_norm=kind.name == "layer_norm", **options)
         move_state(old, new)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from steadynorm.surgery.batches import Batch, Forward, evaluating
 from steadynorm.surgery.flow.trial import run
-from steadynorm.surgery.kinds import kind_of
+from steadynorm.surgery.kinds import channels_of, kind_of
 from steadynorm.surgery.rebuild import DIMENSIONS
 from steadynorm.surgery.sites import Site
 
@@ -77,7 +77,7 @@ class Dimensions:
         path = site.name.split(".")[:-1]
         for end in range(len(path), -1, -1):
             maps = [each for each in self._model.get_submodule(".".join(path[:end])).modules() if type(each) in _MAPS]
-            fit = {_MAPS[type(each)] for each in maps if site.module.num_features in _channels(each)}
+            fit = {_MAPS[type(each)] for each in maps if channels_of(site.module) in _channels(each)}
             if fit:
                 return fit.pop() if len(fit) == 1 else None
         return None

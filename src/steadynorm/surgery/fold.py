@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
 from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.layers.state import normal_tensors
+from steadynorm.surgery.adapters.norm_then import fused_activation
 from steadynorm.surgery.batches import Batch, Forward
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.flow.channel_pad import ChannelPad
@@ -14,7 +17,7 @@ from steadynorm.surgery.flow.dataflow import Call, Flow, trace
 from steadynorm.surgery.flow.links import Link, is_transposed, link_before, link_behind, reach_of, why_not_alone
 from steadynorm.surgery.flow.scale import Affine, affine_of, with_scaled_inputs, with_scaled_outputs
 from steadynorm.surgery.flow.trial import check_agreement, run
-from steadynorm.surgery.kinds import kind_of, label
+from steadynorm.surgery.kinds import adapter_of, evaluation_of, kind_of, label
 from steadynorm.surgery.runnable import check_runnable
 from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 
@@ -107,7 +110,8 @@ def _why_not_foldable(flow: Flow, norm: nn.Module) -> str | None:
     kind, _ = kind_of(norm)
     if not kind.evaluates_as_batch_norm:
         return "its evaluation depends on the batch. Convert it to batch_norm or frozen_batch_norm first."
-    if norm._buffers.get("running_mean") is None or norm._buffers.get("running_var") is None:
+    numbers = evaluation_of(norm)
+    if numbers.mean is None or numbers.var is None:
         return "it has no running statistics, so it normalizes by the batch in evaluation as well."
     why = why_not_alone(flow, norm)
     if why is not None:
@@ -204,10 +208,21 @@ def _write(journal: Journal, link: Link, weight: Tensor, bias: Tensor) -> str:
 
 def _rest_of(call: Call) -> nn.Module:
     """Give what is left of a batch norm once the layer before does its normalizing."""
-    activation = getattr(call.module, "activation", None)
+    adapter = adapter_of(call.module)
+    if adapter is not None:
+        tail = adapter.tail(call.module)
+        empty = fused_activation(tail.values()) == (True, None)
+        return nn.Identity() if empty else nn.Sequential(OrderedDict(tail))
+    activation = getattr(call.module, "activation", None) if kind_of(call.module)[0].ours else None
     if activation is None and not call.extras:
         return nn.Identity()
     return NormAddActivation(nn.Identity(), activation)
+
+
+def _named(rest: nn.Module) -> str:
+    """Name what stands where a norm stood."""
+    parts = rest if isinstance(rest, nn.Sequential) else [rest]
+    return " + ".join(label(each) for each in parts if len(parts) == 1 or type(each) is not nn.Identity)
 
 
 def _leave(journal: Journal, site: Site, rest: nn.Module, link: Link, affine: Affine) -> None:
@@ -222,6 +237,6 @@ def _leave(journal: Journal, site: Site, rest: nn.Module, link: Link, affine: Af
     journal.note_changed(
         site.name,
         label(site.module),
-        f"{label(rest)}, folded into {layer.name!r} ({label(layer.module)})",
+        f"{_named(rest)}, folded into {layer.name!r} ({label(layer.module)})",
         *notes,
     )

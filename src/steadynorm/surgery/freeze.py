@@ -74,7 +74,7 @@ def unfreeze_(model: nn.Module, *, statistics: bool = True, affine: bool = True,
         dimensions = Dimensions(model, sites, None, None)
         for site in sites:
             learned = affine and _unfreeze_affine(journal, site.module)
-            rebuilt = statistics and _is_frozen(site.module) and _unfreeze_statistics(journal, site, dimensions)
+            rebuilt = statistics and _is_frozen(site.module) and _unfreeze_statistics(journal, site, dimensions, affine)
             if learned and not rebuilt:
                 journal.note_changed(site.name, label(site.module), "its weight and bias learned")
         return journal.finish()
@@ -114,8 +114,12 @@ def _unfreeze_affine(journal: Journal, module: nn.Module) -> bool:
     return moved
 
 
-def _unfreeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> bool:
+def _unfreeze_statistics(journal: Journal, site: Site, dimensions: Dimensions, affine: bool) -> bool:
     """Put back what a frozen layer was, and tell whether that could be done."""
     origin = getattr(site.module, ORIGIN, None)
     kind, options = (origin.kind, origin.options) if isinstance(origin, Origin) else ("batch_norm", {})
-    return bool(rebuild_(journal, [site], BATCH_NORMS[kind], options, dimensions))
+    rebuilt = rebuild_(journal, [site], BATCH_NORMS[kind], options, dimensions)
+    for _, new in rebuilt:
+        if affine and not site.module._parameters:  # a foreign frozen layer, whose weight and bias were buffers
+            new.requires_grad_(True)
+    return bool(rebuilt)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from steadynorm.surgery.batches import Batch, Forward, evaluating, feed, randomness_kept
 from steadynorm.surgery.change import Journal
-from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.kinds import Norm, evaluation_of, label
 from steadynorm.surgery.runnable import check_runnable
 from steadynorm.surgery.sites import Site
 
@@ -70,9 +70,9 @@ class Reference:
 
     def __init__(self, journal: Journal, norms: Sequence[nn.Module]) -> None:
         self._journal = journal
-        self._values = [
-            (each, each.detach().clone()) for norm in norms for each in norm._parameters.values() if each is not None
-        ]
+        tensors = [norm._parameters | norm._buffers for norm in norms]
+        numbers = [table.get(name) for table in tensors for name in ("weight", "bias")]
+        self._values = [(each, each.detach().clone()) for each in numbers if each is not None]
 
     @contextmanager
     def standing(self) -> Iterator[nn.Module]:
@@ -212,9 +212,10 @@ class _Regression:
 
 def _batch_norm(norm: Norm, x: Tensor) -> Tensor:
     """Normalize as a batch norm does in evaluation, without its activation."""
-    values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    numbers = evaluation_of(norm)
+    values = (numbers.mean, numbers.var, numbers.weight, numbers.bias)
     mean, var, weight, bias = (None if each is None else each.double() for each in values)
-    return F.batch_norm(x.double(), mean, var, weight, bias, training=mean is None, eps=norm.eps)
+    return F.batch_norm(x.double(), mean, var, weight, bias, training=mean is None, eps=numbers.eps)
 
 
 def _group_norm(norm: Norm, x: Tensor) -> Tensor:

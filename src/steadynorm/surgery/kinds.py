@@ -1,23 +1,46 @@
 """Which modules are batch norms, of which kind, and what they are called.
 
-A module is known by its exact class. A subclass that nobody has described may do more than its parent, so it is not
-treated as one: whoever rebuilds it as its parent drops its activation, as happened in half of the tools there are.
+A module counts as a class of the list if it is of exactly this class, or of a subclass that overrides nothing of what
+its forward is made of. A foreign class counts as what its adapter says. Any other class that looks like a batch norm
+may do more than that, and rebuilt as its parent it would lose its activation, so it is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from steadynorm import layers
 from steadynorm.layers.shell import Shell
+from steadynorm.surgery.adapters.builtin import register_builtin
+from steadynorm.surgery.adapters.probe import disagreement
+from steadynorm.surgery.adapters.registry import Adapter, adapter_for
 
-__all__ = ["BATCH_NORMS", "KINDS", "Kind", "Norm", "find_kind", "is_batch_norm", "kind_of", "label", "why_unknown"]
+__all__ = [
+    "BATCH_NORMS",
+    "KINDS",
+    "Evaluation",
+    "Kind",
+    "Norm",
+    "adapter_of",
+    "channels_of",
+    "eps_of",
+    "evaluation_of",
+    "find_kind",
+    "is_batch_norm",
+    "is_exact",
+    "kind_of",
+    "label",
+    "listed_class",
+    "overridden",
+    "why_unknown",
+]
 
 
 Norm = Any
@@ -85,6 +108,53 @@ KINDS: dict[str, Kind] = BATCH_NORMS | {
 """Every kind that a batch norm can become, by name."""
 
 _OF_CLASS = {cls: (kind, dimensions) for kind in KINDS.values() for dimensions, cls in kind.classes.items()}
+_FOREIGN = {
+    like: replace(BATCH_NORMS[name], classes={}, ours=False)
+    for like, name in (
+        ("batch_norm", "torch_batch_norm"),
+        ("sync_batch_norm", "torch_sync_batch_norm"),
+        ("frozen_batch_norm", "frozen_batch_norm"),
+    )
+}
+"""The kinds of foreign norms: named as those that they are like, but none of their classes."""
+_HARMLESS = {
+    *("__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__", "__doc__", "__init__"),
+    *("__constants__", "__dict__", "__firstlineno__", "__module__", "__parameters__", "__qualname__", "__repr__"),
+    *("__static_attributes__", "__weakref__", "_version", "extra_repr", "reset_parameters"),
+}
+"""What a subclass may have of its own and still be rebuilt as its parent."""
+_BESIDE_FORWARD = {
+    *("__deepcopy__", "__getstate__", "__reduce__", "__setstate__", "_apply", "_check_input_dim", "eval"),
+    *("_check_non_zero_input_channels", "_load_from_state_dict", "_save_to_state_dict", "load_state_dict"),
+    *("requires_grad_", "reset_running_stats", "state_dict", "train"),
+}
+"""What it may override and still compute what its parent does from the same statistics."""
+_STATE = {
+    *("affine", "bias", "eps", "momentum", "num_batches_tracked", "num_features", "running_mean", "running_var"),
+    *("track_running_stats", "training", "weight"),
+}
+"""Attributes of instances; a class that defines one gives another value than is stored."""
+
+register_builtin()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The numbers by which a batch norm evaluates: y = (x − mean) / √(var + eps) · weight + bias.
+
+    Args:
+        mean: shape (C,); None together with var where it takes the batch's own.
+        var: likewise.
+        weight: None for 1.
+        bias: None for 0.
+        eps: a small number.
+    """
+
+    mean: Tensor | None
+    var: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
 
 
 def find_kind(to: str | type[nn.Module]) -> Kind:
@@ -101,14 +171,54 @@ def find_kind(to: str | type[nn.Module]) -> Kind:
 
 
 def kind_of(module: nn.Module) -> tuple[Kind, int]:
-    """Give a known layer's kind and its number of spatial dimensions, 0 where it takes any."""
-    return _OF_CLASS[type(module)]
+    """Give a known layer's kind and its number of spatial dimensions, 0 where it takes any.
+
+    Raises:
+        KeyError: it is of no known class.
+    """
+    cls = listed_class(type(module))
+    if cls is None:
+        raise KeyError(type(module))
+    adapter = None if cls in _OF_CLASS else adapter_for(cls)
+    if adapter is not None:
+        return _FOREIGN[adapter.like], adapter.dimensions
+    return _OF_CLASS.get(cls) or (_FOREIGN["batch_norm"], 0)
+
+
+def listed_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """Give the class of the list, or with an adapter, that a class counts as; None where it counts as none."""
+    for base in cls.__mro__:
+        if base in _OF_CLASS or base is _BatchNorm or adapter_for(base) is not None:
+            return base if not _changes_forward(cls, base) else None
+    return None
+
+
+def overridden(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
+    """Name what a subclass has in place of its base's own, beyond what is harmless."""
+    between = cls.__mro__[: cls.__mro__.index(base)]
+    names = {name for each in between for name in vars(each) if hasattr(base, name) or name in _STATE}
+    return sorted(names - _HARMLESS)
+
+
+def adapter_of(module: nn.Module) -> Adapter | None:
+    """Give what a foreign norm's class is registered with; None for torch's and ours."""
+    cls = listed_class(type(module))
+    return None if cls is None or cls in _OF_CLASS else adapter_for(cls)
+
+
+def is_exact(module: nn.Module) -> bool:
+    """Tell whether a module is of a class of the list itself, and not of a subclass or a foreign one."""
+    return type(module) in _OF_CLASS
 
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Tell whether this is a batch norm that surgery knows all about."""
-    known = _OF_CLASS.get(type(module))
-    return known is not None and known[0].name in BATCH_NORMS and "forward" not in vars(module)
+    if isinstance(module, torch.jit.ScriptModule | _LazyNormBase) or "forward" in vars(module):
+        return False
+    if listed_class(type(module)) is None or kind_of(module)[0].name not in BATCH_NORMS:
+        return False
+    adapter = adapter_of(module)
+    return adapter is None or not disagreement(module, adapter)
 
 
 def why_unknown(module: nn.Module) -> str | None:
@@ -116,20 +226,66 @@ def why_unknown(module: nn.Module) -> str | None:
     if is_batch_norm(module):
         return None
     if isinstance(module, _LazyNormBase):
-        return "it has not seen its first batch, so nobody knows its channels. Run the model once."
+        return "it has not seen its first batch, so its channels are not known yet. Run the model once."
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is a script, whose forward nobody can look into." if hasattr(module, "running_mean") else None
-    looks = isinstance(module, _BatchNorm | Shell)
-    if looks and "forward" in vars(module):
-        return "its forward has been replaced on the instance, by what nobody knows."
-    if looks:
-        return "it is a subclass of batch norm that may do more than its parent. Build the layer that it is to become."
-    buffers: Any = getattr(module, "_buffers", {})
-    if {"running_mean", "running_var"} <= set(buffers) and not isinstance(
-        module, nn.modules.instancenorm._InstanceNorm
-    ):
-        return "it keeps a running mean and variance, but it is no batch norm of torch's or ours."
+        return "it is a script, whose forward cannot be looked into." if hasattr(module, "running_mean") else None
+    cls = listed_class(type(module))
+    if (isinstance(module, _BatchNorm | Shell) or cls is not None) and "forward" in vars(module):
+        return "its forward has been replaced on the instance, so what it computes is not known."
+    adapter = adapter_of(module)
+    if adapter is not None:
+        return f"it is not what its class is registered as: {disagreement(module, adapter)}."
+    if isinstance(module, _BatchNorm | Shell):
+        return f"it is a subclass of batch norm that overrides {', '.join(_own_names(type(module)))}. {_REGISTER}"
+    if isinstance(module, _InstanceNorm):
+        tracks = _tensor(module, "running_mean") is not None
+        return "it keeps running statistics, but it is an instance norm." if tracks else None
+    if _tensor(module, "running_var") is not None:
+        return f"it keeps running statistics, but it is no batch norm of torch's or ours. {_REGISTER}"
     return None
+
+
+_REGISTER = "If it is a batch norm, say so: steadynorm.surgery.register(cls, ...)."
+
+
+def channels_of(norm: nn.Module) -> int:
+    """Give the channels of a batch norm."""
+    stored = _tensor(norm, "running_mean")
+    return int(norm.num_features) if stored is None else len(stored)  # type: ignore[arg-type]
+
+
+def eps_of(norm: nn.Module) -> float:
+    """Give the eps of a batch norm."""
+    adapter = adapter_of(norm)
+    name = "eps" if adapter is None else adapter.eps
+    return float(getattr(norm, name) if isinstance(name, str) else name)
+
+
+def evaluation_of(norm: nn.Module) -> Evaluation:
+    """Give the numbers by which a batch norm evaluates."""
+    adapter, eps = adapter_of(norm), eps_of(norm)
+    weight = _tensor(norm, "weight")
+    if adapter is not None and adapter.absolute_weight and weight is not None:
+        weight = weight.abs() + eps
+    mean, var, bias = (_tensor(norm, name) for name in ("running_mean", "running_var", "bias"))
+    return Evaluation(mean=mean, var=var, weight=weight, bias=bias, eps=eps)
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor | None:
+    """Give a parameter, buffer or attribute that is a tensor."""
+    tables: list[Any] = [vars(module), module._buffers, module._parameters]  # of a script they are no dicts
+    value = next((table[name] for table in tables if name in table), None)
+    return value if isinstance(value, Tensor) else None
+
+
+def _changes_forward(cls: type[nn.Module], base: type[nn.Module]) -> bool:
+    return bool(set(overridden(cls, base)) - _BESIDE_FORWARD)
+
+
+def _own_names(cls: type[nn.Module]) -> list[str]:
+    """Name what keeps a subclass from counting as its parent."""
+    base = next(each for each in cls.__mro__ if each in _OF_CLASS or each in (_BatchNorm, Shell))
+    return sorted(set(overridden(cls, base)) - _BESIDE_FORWARD)
 
 
 def label(module: nn.Module) -> str:
@@ -142,6 +298,8 @@ def label(module: nn.Module) -> str:
     else:
         name = f"{cls.__module__}.{cls.__qualname__}"
     size = [str(getattr(module, each)) for each in _SIZES if hasattr(module, each)]
+    stored = _tensor(module, "running_mean")
+    size = size or ([] if stored is None else [str(len(stored))])
     size += [repr(module.activation)] if isinstance(getattr(module, "activation", None), str) else []
     return f"{name}({', '.join(size)})"
 

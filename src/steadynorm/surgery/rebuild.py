@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
 
+from steadynorm.functional import Activation
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, NormAddActivation
 from steadynorm.layers.shell import Shell
 from steadynorm.layers.state import normal_tensors
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.surgery.change import Journal
-from steadynorm.surgery.kinds import Kind, Norm, kind_of
+from steadynorm.surgery.kinds import Kind, Norm, channels_of, eps_of, kind_of, listed_class, overridden
 
 __all__ = [
     "DIMENSIONS",
@@ -26,11 +28,13 @@ __all__ = [
     "freeze_affine_",
     "fresh_like",
     "has_hooks",
+    "move_attributes",
     "move_state",
     "options_of",
     "share_hooks",
     "why_not_rebuilt",
     "with_activation",
+    "wrapped",
 ]
 
 ORIGIN = "_origin"
@@ -121,7 +125,12 @@ def why_not_rebuilt(module: Norm) -> str | None:
     """Say why a layer cannot be rebuilt with all that it holds; None where it can."""
     if module._modules:
         return f"it holds modules of its own: {', '.join(module._modules)}."
-    own = _names(type(module))  # type: ignore[arg-type]  # mypy holds that modules have no hash
+    cls = listed_class(type(module))
+    assert cls is not None
+    others = overridden(type(module), cls)
+    if others:
+        return f"it is a subclass that overrides {', '.join(others)}, which another layer would not have."
+    own = _names(cls)  # type: ignore[arg-type]  # mypy holds that modules have no hash
     foreign = [name for name in (*module._parameters, *module._buffers) if name not in own]
     return f"it has been given parameters or buffers of its own: {', '.join(foreign)}." if foreign else None
 
@@ -139,10 +148,10 @@ def fresh_like(module: Norm, cls: type[nn.Module], **options: Any) -> nn.Module:
     if tensor is not None:
         where = {"device": tensor.device, "dtype": tensor.dtype if parameter is None else parameter.dtype}
     return cls(
-        module.num_features,
-        eps=module.eps,
-        momentum=module.momentum,
-        affine=parameter is not None,
+        channels_of(module),
+        eps=eps_of(module),
+        momentum=getattr(module, "momentum", 0.1),
+        affine=getattr(module, "weight", None) is not None,
         track_running_stats=module._buffers.get("running_mean") is not None,
         **where,
         **options,
@@ -172,11 +181,15 @@ def move_state(module: Norm, new: nn.Module) -> list[str]:
     share_hooks(module, new)
     for name in _STATE_HOOKS:
         vars(new)[name] = vars(module)[name]
-    theirs = _names(type(module))  # type: ignore[arg-type]  # mypy holds that modules have no hash
+    move_attributes(module, new, _names(listed_class(type(module))))  # type: ignore[arg-type]  # as above
+    return notes
+
+
+def move_attributes(module: nn.Module, new: nn.Module, theirs: Container[str]) -> None:
+    """Give a new module the attributes that somebody has set on another: all that are not ``theirs``."""
     for name, value in vars(module).items():
         if name not in theirs and name not in vars(new):
             setattr(new, name, value)
-    return notes
 
 
 def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
@@ -187,10 +200,12 @@ def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
     def undo() -> None:
         moved = weight is not None and (weight.device, weight.dtype) != before
         for name, mine in list(module._buffers.items()):
-            now = new._buffers.get(name)
+            now = new._buffers.get(name, new._parameters.get(name))
             if mine is None:
                 continue
-            if now is not None and now is not left.get(name):
+            if isinstance(now, nn.Parameter):  # of a foreign frozen layer, whose weight and bias are buffers
+                module._buffers[name] = mine if now.data_ptr() == mine.data_ptr() else now.detach()
+            elif now is not None and now is not left.get(name):
                 with normal_tensors():
                     module._buffers[name] = now if left.get(name) is mine else now.to(mine.dtype)
             elif now is None and moved and weight is not None:  # the successor had none, so nothing has moved it
@@ -224,17 +239,22 @@ def has_hooks(module: nn.Module) -> bool:
     return any(vars(module).get(name) for name in _HOOKS)
 
 
-def with_activation(norm: nn.Module, activation: str | None) -> nn.Module:
+def with_activation(norm: nn.Module, activation: Activation | None) -> nn.Module:
     """Put an explicit activation behind a norm, in place of a layer that had it fused; hooks see what they saw."""
-    wrapper = NormAddActivation(norm, activation)  # type: ignore[arg-type]
-    wrapper.training = norm.training
+    wrapper = NormAddActivation(norm, activation)
     wrapper.activation.training = norm.training
+    return wrapped(norm, wrapper)
+
+
+def wrapped(norm: nn.Module, wrapper: nn.Module) -> nn.Module:
+    """Let a module around a norm take its place: in its mode, and with its hooks."""
+    wrapper.training = norm.training
     share_hooks(norm, wrapper)
     share_hooks(nn.Identity(), norm)
     return wrapper
 
 
-def activation_of(wrapper: NormAddActivation) -> str | None:
+def activation_of(wrapper: NormAddActivation) -> Activation | None:
     """Name the activation of a wrapper."""
     return {cls: name for name, cls in ACTIVATION_MODULES.items()}[type(wrapper.activation)]
 

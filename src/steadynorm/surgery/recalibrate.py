@@ -16,7 +16,7 @@ from steadynorm.surgery.estimation.estimate import SETTLED, Estimator, Populatio
 from steadynorm.surgery.estimation.one_pass import Target
 from steadynorm.surgery.estimation.team import Team
 from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
-from steadynorm.surgery.kinds import Norm, kind_of, label
+from steadynorm.surgery.kinds import Norm, channels_of, kind_of, label
 from steadynorm.surgery.runnable import check_runnable, why_not_readable
 from steadynorm.surgery.sites import Where, batch_norms_of
 
@@ -90,7 +90,7 @@ def recalibrate_(
         with team.together():
             check_runnable("recalibrate_", model)
             targets = _targets(journal, model, where, prior)
-        team.check_same((f"{each.name} {each.module.num_features}" for each in targets), "layers")
+        team.check_same((f"{each.name} {channels_of(each.module)}" for each in targets), "layers")
         if not targets:
             return journal.finish()
         work = Estimator(
@@ -141,14 +141,14 @@ def _why_not(module: Norm, model: nn.Module, *, chosen: bool) -> str | None:
         return None
     if model.training and not module.training:
         return "it evaluates while the model trains, so it is taken for frozen on purpose. where=... takes it even so."
-    if not module.track_running_stats:
+    if not getattr(module, "track_running_stats", True):
         return "track_running_stats is False, so it is taken for frozen on purpose. where=... takes it even so."
     return None
 
 
 def _write(journal: Journal, target: Target, moments: Moments, found: Population, *, unsettled: float | None) -> None:
     module, before = target.module, target.stored()
-    counter = module.num_batches_tracked
+    counter = getattr(module, "num_batches_tracked", None)
     counts_anew = counter is not None and (module.momentum is None or int(counter) == 0)
     notes = write_statistics_(
         journal, module, moments.mean, moments.var, batches=found.batches if counts_anew else None

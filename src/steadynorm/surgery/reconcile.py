@@ -10,7 +10,7 @@ from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.estimation.one_pass import Target
 from steadynorm.surgery.estimation.team import Team
 from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
-from steadynorm.surgery.kinds import label
+from steadynorm.surgery.kinds import channels_of, eps_of, label
 from steadynorm.surgery.runnable import why_not_readable
 from steadynorm.surgery.sites import Where, batch_norms_of
 from steadynorm.surgery.statistics import merged, shares_of
@@ -62,14 +62,14 @@ def reconcile_statistics_(
             why = "this process is alone: torch.distributed is not set up, or the group has no other rank."
             journal.refuse("", "all running statistics", why)
             return journal.finish(ranks=1)
-        team.check_same((f"{each.name} {each.module.num_features}" for each in targets), "layers")
+        team.check_same((f"{each.name} {channels_of(each.module)}" for each in targets), "layers")
         _reconcile(journal, team, targets, weight)
         return journal.finish(ranks=team.size)
 
 
 def _reconcile(journal: Journal, team: Team, targets: list[Target], weight: float) -> None:
     own = [target.stored() for target in targets]
-    counters = [target.module.num_batches_tracked for target in targets]
+    counters = [getattr(target.module, "num_batches_tracked", None) for target in targets]
     head = torch.tensor([weight, *(-1 if each is None else int(each) for each in counters)], dtype=torch.float64)
     rows = team.gather(torch.cat([head, *(each.mean for each in own), *(each.var for each in own)]))
     weights, counts, numbers = rows[:, 0], rows[:, 1 : len(head)], rows[:, len(head) :]
@@ -97,6 +97,6 @@ def _reconcile(journal: Journal, team: Team, targets: list[Target], weight: floa
         mean, var = merged(means, variances, shares)
         notes = write_statistics_(journal, target.module, mean, var, batches=int(each.max()))
         after = target.stored()
-        apart = float(((means - mean).abs() / (var + target.module.eps).sqrt()).max())
+        apart = float(((means - mean).abs() / (var + eps_of(target.module)).sqrt()).max())
         notes.append(f"a rank's mean was up to {apart:.2g} standard deviations off")
         journal.note_changed(target.name, summary(before.mean, before.var), summary(after.mean, after.var), *notes)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from steadynorm.layers.norm_add_activation import NormAddActivation
+from steadynorm.surgery.adapters.norm_then import NormThen
 from steadynorm.surgery.change import Journal
 from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
 
@@ -30,14 +31,14 @@ class Site:
     """A module and all the qualified names it has; a module that two parents share has two.
 
     Args:
-        names: a norm within :class:`NormAddActivation` goes by that one's, as its state keys do.
+        names: a norm within :class:`NormAddActivation` or :class:`NormThen` goes by that one's, as its state keys do.
         module: the module itself.
-        holder: the :class:`NormAddActivation` around it; None where there is none.
+        holder: the :class:`NormAddActivation` or :class:`NormThen` around it; None where there is none.
     """
 
     names: tuple[str, ...]
     module: nn.Module
-    holder: NormAddActivation | None = None
+    holder: NormAddActivation | NormThen | None = None
 
     @property
     def name(self) -> str:
@@ -49,10 +50,10 @@ def sites_of(model: nn.Module) -> Iterator[Site]:
     """Give every module once, in the order of registration, with all its names."""
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
-    holders: dict[int, NormAddActivation] = {}
+    holders: dict[int, NormAddActivation | NormThen] = {}
     held: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, NormAddActivation):
+        if isinstance(module, NormAddActivation | NormThen):
             held[f"{name}.norm" if name else "norm"] = name
             holders[id(module.norm)] = module
         names.setdefault(id(module), []).append(held.get(name, name))

@@ -71,7 +71,7 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
         for site in sites
         for name in site.names
         for key in (MEAN, VAR, COUNTER)
-        if (tensor := getattr(site.module, key)) is not None
+        if (tensor := getattr(site.module, key, None)) is not None
     }
 
 

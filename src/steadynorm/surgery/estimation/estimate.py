@@ -20,6 +20,7 @@ from steadynorm.surgery.batches import Batches, Forward, evaluating
 from steadynorm.surgery.estimation.groups import standard_error
 from steadynorm.surgery.estimation.one_pass import Pass, Target
 from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.kinds import eps_of
 from steadynorm.surgery.runnable import check_runnable
 
 __all__ = ["FEWEST_BATCHES", "SETTLED", "Estimator", "Population"]
@@ -183,7 +184,7 @@ class Estimator:
         own = [groups.scatter(total) for groups, total in zip(pass_.groups, totals.moments, strict=True)]
         parts = torch.split(self._team.gather(torch.cat(own)).sum(0), [len(each) for each in own])
         worst = [
-            target.largest(standard_error(part, total, target.module.eps))
+            target.largest(standard_error(part, total, eps_of(target.module)))
             for target, part, total in zip(self._targets, parts, totals.moments, strict=True)
             if total.count
         ]
@@ -240,7 +241,7 @@ def _moved(target: Target, before: Moments | None, now: Moments | None) -> float
     """Give how far the numbers have moved."""
     if before is None or now is None:
         return 0.0 if before is now else math.inf
-    scale = now.var + target.module.eps
+    scale = now.var + eps_of(target.module)
     mean, var = (now.mean - before.mean).abs() / scale.sqrt(), (now.var - before.var).abs() / scale
     return target.largest(torch.stack((mean, var)))
 

@@ -17,7 +17,7 @@ from steadynorm.surgery.batches import Forward, unwrapped
 from steadynorm.surgery.contexts import standing_in
 from steadynorm.surgery.estimation.course import Course
 from steadynorm.surgery.estimation.groups import Groups
-from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.kinds import Norm, channels_of, eps_of, label
 
 __all__ = ["Pass", "Target"]
 
@@ -85,13 +85,13 @@ class Pass:
         found: Sequence[Moments | None] | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.groups = [Groups(target.module.num_features) for target in targets]
+        self.groups = [Groups(channels_of(target.module)) for target in targets]
         self.samples = [0] * len(targets)
         self.batches = self.calls = 0
         courses: Sequence[Course | None] = [None] * len(targets) if before is None else before._courses
         totals = [None] * len(targets) if found is None else found
         self._courses: list[Course] = [
-            Course(course, total, eps=target.module.eps)
+            Course(course, total, eps=eps_of(target.module))
             for target, course, total in zip(targets, courses, totals, strict=True)
         ]
         self._weights = [1.0] * len(targets) if weights is None else weights

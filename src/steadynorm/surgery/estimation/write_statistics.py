@@ -61,8 +61,9 @@ def write_statistics_(
     """
     journal.write_(module.running_mean, mean)
     journal.write_(module.running_var, var)
-    if batches is not None and module.num_batches_tracked is not None:
-        journal.write_(module.num_batches_tracked, torch.tensor(batches))
+    counter = getattr(module, "num_batches_tracked", None)
+    if batches is not None and counter is not None:
+        journal.write_(counter, torch.tensor(batches))
     return begin_anew_(journal, module)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.surgery.flow.dataflow import LAYERS, Call, Flow, Value, storage_of
+from steadynorm.surgery.flow.own_forward import follows_its_weights
 from steadynorm.surgery.kinds import label
 
 __all__ = ["Link", "is_transposed", "link_before", "link_behind", "reach_of", "why_not_alone"]
@@ -72,9 +73,8 @@ def link_before(flow: Flow, norm: Call) -> Link | str:
     channels = None if seen is None or dim is None else _table(seen, own, value.tensor.shape[dim])
     if channels is None:
         return f"its channels are not those of {layer.name!r}"
-    return _why_not_layer(flow, layer) or Link(
-        layer=layer, norm=norm, channels=channels, same_view=_is_same_view(value.tensor, norm.input)
-    )
+    why = _why_not_layer(flow, layer) or _why_not_own_forward(layer, dim)
+    return why or Link(layer=layer, norm=norm, channels=channels, same_view=_is_same_view(value.tensor, norm.input))
 
 
 def link_behind(flow: Flow, norm: Call) -> Link | str:
@@ -98,9 +98,8 @@ def link_behind(flow: Flow, norm: Call) -> Link | str:
     channels = None if seen is None or own is None or dim is None else _table(own, seen, layer.input.shape[dim])
     if channels is None:
         return f"its channels are not those of {layer.name!r}"
-    return _why_not_layer(flow, layer) or Link(
-        layer=layer, norm=norm, channels=channels, same_view=_is_same_view(value.tensor, layer.input)
-    )
+    why = _why_not_layer(flow, layer) or _why_not_own_forward(layer, None)
+    return why or Link(layer=layer, norm=norm, channels=channels, same_view=_is_same_view(value.tensor, layer.input))
 
 
 def is_transposed(layer: nn.Module) -> bool:
@@ -121,16 +120,29 @@ def reach_of(conv: nn.Module) -> list[int]:
     return [side for each in reversed(padding) for side in (each, each)]
 
 
+def _why_not_own_forward(call: Call, channel_dim: int | None) -> str:
+    """Say why a layer with a forward of its own is none that can be trusted; empty where it can be.
+
+    Args:
+        call: of the layer.
+        channel_dim: dimension of its output that its channels are; None where its inputs are to be scaled, which its
+            own padding would have to know of.
+    """
+    layer = call.module
+    base = next(cls for cls in LAYERS if isinstance(layer, cls))
+    own = [each for each in _OWN if getattr(type(layer), each, None) is not getattr(base, each, None)]
+    replaced = "__call__" in own or any(each in vars(layer) for each in _OWN)
+    if not replaced and (not own or (channel_dim is not None and follows_its_weights(call, channel_dim))):
+        return ""
+    return f"{call.name!r} ({label(layer)}) has a forward of its own"
+
+
 def _why_not_layer(flow: Flow, call: Call) -> str:
     """Say why a layer's numbers are not to be changed; empty where they can be."""
     module, name = call.module, call.name
     times = len(flow.calls_of(module))
     if times > 1:
         return f"{name!r} is called {times} times"
-    base = next(cls for cls in LAYERS if isinstance(module, cls))
-    own = [each for each in _OWN if getattr(type(module), each, None) is not getattr(base, each, None)]
-    if own or any(each in vars(module) for each in _OWN):
-        return f"{name!r} ({label(module)}) has a forward of its own"
     weight = module._parameters.get("weight")
     if type(weight) is not nn.Parameter or not weight.is_floating_point() or "bias" not in module._parameters:
         return f"the weight of {name!r} is no plain parameter (a parametrization, a quantized tensor)"

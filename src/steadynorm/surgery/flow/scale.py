@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from steadynorm.surgery.kinds import evaluation_of
+
 __all__ = ["Affine", "affine_of", "with_scaled_inputs", "with_scaled_outputs"]
 
 
@@ -38,14 +40,11 @@ def affine_of(norm: nn.Module) -> Affine:
     Args:
         norm: with running statistics; without weight or bias they are 1 and 0.
     """
-    tensors = norm._parameters | norm._buffers
-    mean, var = tensors["running_mean"], tensors["running_var"]
-    assert mean is not None and var is not None
-    weight, bias = tensors.get("weight"), tensors.get("bias")
-    eps = norm.eps
-    assert isinstance(eps, float | int)
-    gain = (_wide(var) + eps).rsqrt() * (1 if weight is None else _wide(weight))
-    return Affine(gain=gain, shift=(0 if bias is None else _wide(bias)) - _wide(mean) * gain)
+    numbers = evaluation_of(norm)
+    assert numbers.mean is not None and numbers.var is not None
+    weight, bias = numbers.weight, numbers.bias
+    gain = (_wide(numbers.var) + numbers.eps).rsqrt() * (1 if weight is None else _wide(weight))
+    return Affine(gain=gain, shift=(0 if bias is None else _wide(bias)) - _wide(numbers.mean) * gain)
 
 
 def with_scaled_outputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tensor]:

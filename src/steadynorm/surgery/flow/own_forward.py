@@ -1,0 +1,53 @@
+"""Whether a subclass of a layer, with a forward of its own, still gives what its weights scale and its bias shifts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.surgery.flow.dataflow import Call
+from steadynorm.surgery.flow.scale import Affine, with_scaled_outputs
+from steadynorm.surgery.flow.trial import TOLERANCES, left_alone
+
+__all__ = ["follows_its_weights"]
+
+
+def follows_its_weights(call: Call, channel_dim: int) -> bool:
+    """Tell whether other weights would give an affine map of the output, as folding needs it.
+
+        layer with (gain·W, gain·b + shift)  =  gain · (layer with W, b) + shift
+
+    Tried on the input of the call, with a gain and shift for each channel; what standardises its weights, adds a branch
+    or has an activation behind fails.
+
+    Args:
+        call: of a layer; its input is still what it was, or some other finite numbers of its shape.
+        channel_dim: dimension of the output that its channels are.
+    """
+    output = call.output
+    channels = output.shape[channel_dim]
+    affine = Affine(gain=torch.linspace(0.5, 2, channels).double(), shift=torch.linspace(-1, 1, channels).double())
+    weight, bias = with_scaled_outputs(call.module, affine)
+    with torch.no_grad(), left_alone(call.module):
+        before = _given(call, call.module._parameters["weight"], call.module._parameters["bias"])
+        after = _given(call, weight, bias)
+    view = [-1 if dim == channel_dim else 1 for dim in range(output.dim())]
+    gain, shift = (each.to(before).view(view) for each in (affine.gain, affine.shift))
+    expected = before * gain + shift
+    error = float((after - expected).abs().max()) if output.numel() else 0.0
+    return error <= TOLERANCES.get(output.dtype, 0.0) * float(expected.abs().max())
+
+
+def _given(call: Call, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Give the output of a copy of the layer with other parameters."""
+    layer: Any = copy.copy(call.module)
+    old = call.module._parameters["weight"]
+    assert old is not None
+    layer._parameters = dict(layer._parameters)
+    for name, value in (("weight", weight), ("bias", bias)):
+        layer._parameters[name] = None if value is None else nn.Parameter(value.to(old), requires_grad=False)
+    output: Tensor = type(layer).forward(layer, *call.args, **call.kwargs)
+    return output
