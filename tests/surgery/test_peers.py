@@ -206,9 +206,13 @@ class TestConversionOfASubclass:
         assert model.eval()(x).min() < 0
         assert not seen
 
-    def test_torch_drops_the_activation_of_ours_too(self):
+    def test_torch_is_refused_the_activation_of_ours(self):
         model = nn.Sequential(randomize_(steadynorm.BatchNorm2d(3, activation="relu"))).eval()
-        assert nn.SyncBatchNorm.convert_sync_batchnorm(model)(drawn(4, 3, 4, 4).float()).min() < 0
+        with pytest.raises(
+            TypeError, match=r"must fuse no activation, .* Use steadynorm.surgery.convert_\(model, 'sync"
+        ):
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        assert type(model[0]) is steadynorm.BatchNorm2d
 
     def test_ours_keeps_them(self):
         seen, x = [], drawn(4, 3, 4, 4).float()

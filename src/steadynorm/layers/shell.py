@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation, batch_norm, check_activation
+from steadynorm.layers.rebuilds import CheckedAffine
 from steadynorm.layers.running import Nonfinite, RunningEstimates
 from steadynorm.layers.state import Running, normal_tensors
 from steadynorm.layers.transforms import check_statistics_take_part
@@ -25,6 +26,7 @@ class Shell(RunningEstimates):
     For the arguments see :class:`steadynorm.BatchNorm2d`.
     """
 
+    affine = CheckedAffine()
     __constants__ = [*nn.BatchNorm2d.__constants__, "activation"]  # noqa: RUF012 (torch reads a plain list)
 
     def __init__(
