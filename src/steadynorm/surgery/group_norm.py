@@ -70,9 +70,8 @@ class Reference:
 
     def __init__(self, journal: Journal, norms: Sequence[nn.Module]) -> None:
         self._journal = journal
-        tensors = [norm._parameters | norm._buffers for norm in norms]
-        numbers = [table.get(name) for table in tensors for name in ("weight", "bias")]
-        self._values = [(each, each.detach().clone()) for each in numbers if each is not None]
+        numbers = [getattr(norm, name, None) for norm in norms for name in ("weight", "bias")]
+        self._values = [(each, each.detach().clone()) for each in numbers if isinstance(each, Tensor)]
 
     @contextmanager
     def standing(self) -> Iterator[nn.Module]:
