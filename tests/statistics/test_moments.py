@@ -213,3 +213,26 @@ def test_merging_and_blending_change_nothing():
 def test_per_channel_values_broadcast_along_dimension_one(shape):
     spread = per_channel(torch.arange(3.0), torch.zeros(shape)).expand(shape)
     assert torch.equal(spread.select(1, 2), torch.full_like(spread.select(1, 2), 2.0))
+
+
+@pytest.mark.parametrize("size", [1e16, 1e18, 1e19], ids=str)
+def test_a_variance_that_fits_its_dtype_is_finite_though_its_sum_is_not(size):
+    x = torch.randn(4096, 2, 8, generator=torch.Generator().manual_seed(0)) * size
+    assert (x - x.mean()).square().sum().isinf() or size == 1e16
+    exact = x.double()
+    measured = measure(x)
+    torch.testing.assert_close(measured.mean.double(), exact.mean((0, 2)), rtol=1e-6, atol=size * 1e-6)
+    torch.testing.assert_close(measured.var.double(), exact.var((0, 2), correction=0), rtol=1e-5, atol=0)
+
+
+def test_the_units_of_the_sums_cost_no_digit():
+    x = torch.randn(64, 3, 7, generator=torch.Generator().manual_seed(0)) + 3
+    here, there = measure(x), measure(x * 2.0**40)
+    assert torch.equal(here.mean * 2.0**40, there.mean)
+    assert torch.equal(here.var * 2.0**80, there.var)
+
+
+def test_a_variance_beyond_its_dtype_is_infinite_and_right_in_float64():
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) * 1e30
+    assert measure(x).var.isinf().all()
+    torch.testing.assert_close(measure(x.double()).var, x.double().var(0, correction=0))

@@ -13,6 +13,9 @@ from torch import Tensor
 
 __all__ = ["Moments", "centred", "channel_sum", "measure", "per_channel", "statistics_dtype"]
 
+SHRINK = 2.0**-12
+"""Values are summed in units of 1/SHRINK: a sum of up to 2²⁴ squares then fits where their mean does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
@@ -89,13 +92,15 @@ def measure(x: Tensor) -> Moments:
         mean = m + δ           var = Σ (x − m)² / count − δ²
 
     Two passes, because E[x²] − E[x]² in float32 loses every digit of the variance once |mean| is a few thousand
-    standard deviations. δ would be 0 but for rounding; it gives the mean its last digits back.
+    standard deviations. δ would be 0 but for rounding; it gives the mean its last digits back. Sums are taken in
+    other units, by a power of two, which costs no digit: Σ (x − m)² can overflow where the variance does not.
 
     Args:
         x: shape (N, C, ...), any floating dtype and any strides.
 
     Returns:
-        Moments in float32 (float64 for float64 input); NaN for an empty batch.
+        Moments in float32 (float64 for float64 input); NaN for an empty batch. A variance above the largest number of
+        the dtype (3.4e38, standard deviations above 1.8e19 in float32) is infinite.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", corrected two-pass.
     """
@@ -103,14 +108,14 @@ def measure(x: Tensor) -> Moments:
     if count == 0:
         nothing = x.new_full(x.shape[1:2], math.nan, dtype=statistics_dtype(x.dtype))
         return Moments(mean=nothing, var=nothing.clone(), count=0)
-    x = x.to(statistics_dtype(x.dtype), copy=True)
+    x = x.to(statistics_dtype(x.dtype)) * SHRINK
     mean = channel_sum(x) / count
     rest = x.sub_(per_channel(mean, x))
     correction = channel_sum(rest) / count
     var = channel_sum(rest.pow_(2)) / count - correction.square()
     # An infinite mean has no correction, and is infinite in torch's estimate as well.
     mean = torch.where(correction.isnan(), mean, mean + correction)
-    return Moments(mean=mean, var=var.clamp(min=0), count=count)
+    return Moments(mean=mean / SHRINK, var=var.clamp(min=0) / SHRINK**2, count=count)
 
 
 def centred(x: Tensor, center: Tensor) -> Tensor:
