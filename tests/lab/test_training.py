@@ -317,3 +317,18 @@ def test_a_batch_that_does_not_fit_into_memory_is_averaged_from_parts_that_do(tm
     display = Recorder()
     run(tmp_path / "fits", replace(SPEC, batch_size=48, epochs=1), display, at_once=48)
     assert {steps for _, steps in display.steps} == {2}
+
+
+def test_a_state_that_names_the_gate_apart_is_restored() -> None:
+    """So did version 0.1.0 write it."""
+    built = {"arm": "gated_batch_norm", "depth": 3, "widths": (4, 8), "classes": 10}
+    model, other = (build_network("cnn", seed=seed, **built) for seed in (0, 1))
+    model.train()(torch.randn(8, 3, 32, 32))
+    state = training._state(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    older = {
+        key.replace("model.", "extra.", 1) if key.endswith((".noise", ".confidence")) else key: tensor.clone()
+        for key, tensor in state.items()
+    }
+    assert any(key.startswith("extra.") for key in older)
+    training._restore(other, torch.optim.SGD(other.parameters(), lr=0.1), older)
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in other.state_dict().items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -42,8 +42,9 @@ def _is_finite(batch: Moments) -> Tensor:
 class RunningEstimates(State):
     """How the running estimates of a layer follow its batches."""
 
-    nonfinite: Nonfinite
-    update_every: int
+    if TYPE_CHECKING:  # as in State
+        nonfinite: Nonfinite
+        update_every: int
 
     def _tracks(self) -> bool:
         """Whether this forward moves the running estimates, or would if it were not the second for its batch."""

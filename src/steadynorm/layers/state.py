@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,11 @@ class State(nn.modules.batchnorm._NormBase):
     since the running estimates last moved, is made when the first of them comes, and begins anew after loading.
     """
 
-    running: Running
-    _window: Tensor | None
-    _window_seen: Tensor | None
-    _window_at: int
-    _bank_step: Tensor
+    if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not know such types
+        running: Running
+        _window: Tensor | None
+        _window_seen: Tensor | None
+        _window_at: int
 
     def _self_tunes(self) -> bool:
         return self.running == "self_tuned" and self.running_mean is not None
