@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from steadynorm.surgery import convert_, recalibrate_
+from steadynorm.surgery import NothingDoneError, convert_, freeze_, recalibrate_
 from steadynorm.surgery.change import Journal
 from tests.support.layers import drawn
 from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, snapshot
@@ -132,3 +132,20 @@ def test_a_change_says_what_was_done():
         "  4: steadynorm.BatchNorm2d(48, 'relu') -> torch.nn.BatchNorm2d(48) + relu",
         "    note: nonfinite='skip' is not known there",
     ]
+
+
+def test_where_that_chooses_no_batch_norm_is_no_success():
+    model = mixed()
+    with pytest.raises(
+        NothingDoneError, match=r"freeze_: where must choose .* none of the 3 there are: '1', '4', '8'\."
+    ):
+        freeze_(model, where=lambda name, module: name.startswith("layer"))
+    plain = nn.Sequential(nn.Linear(3, 3))
+    assert not freeze_(plain, where=lambda name, module: True).changed
+
+
+def test_a_model_that_is_as_wanted_is_no_failure():
+    model = mixed()
+    convert_(model, "batch_norm")
+    assert not convert_(model, "batch_norm").changed
+    assert not convert_(nn.Sequential(nn.Linear(3, 3)), "batch_norm").changed

@@ -155,6 +155,7 @@ class Journal:
         self.notes: list[str] = []
         self._candidates: set[str] = set()
         self._moot: set[str] = set()
+        self._passed_over: list[str] = []
         self._before = model
         self._steps: list[_Step] = []
         self._places: list[tuple[dict[str, Any], str, nn.Module, nn.Module]] = []
@@ -178,6 +179,10 @@ class Journal:
     def consider(self, names: Iterable[str]) -> None:
         """Say what the verb was asked to change; if all of it is refused, :meth:`finish` raises."""
         self._candidates.update(names)
+
+    def pass_over(self, names: Iterable[str]) -> None:
+        """Say which batch norms ``where`` has not chosen, where it has chosen none; :meth:`finish` raises then."""
+        self._passed_over.extend(names)
 
     def refuse(self, name: str, what: str, why: str, *, moot: bool = False) -> None:
         """Say that something is left as it is, and why; ``moot`` where there was nothing to do."""
@@ -249,16 +254,10 @@ class Journal:
         """Give what was done, and name the batch norms that could not be: those that are no submodules.
 
         Raises:
-            NothingDoneError: all that was asked for has been refused.
+            NothingDoneError: all that was asked for has been refused, or ``where`` has chosen nothing.
         """
         self._refuse_hidden()
-        refused = {each.name for each in self.refused} - self._moot
-        if self._candidates and not self.changed and self._candidates <= refused:
-            first = "; ".join(map(str, self.refused[:_LISTED])) + ("; ..." if len(self.refused) > _LISTED else "")
-            raise NothingDoneError(
-                f"{self.verb}: something must be there that can be changed, got {len(self.refused)} refused: {first}",
-                tuple(self.refused),
-            )
+        self._check_done()
         return Change(
             verb=self.verb,
             model=self.model,
@@ -269,6 +268,25 @@ class Journal:
             _before=self._before,
             _steps=self._steps,
         )
+
+    def _check_done(self) -> None:
+        """Raise where nothing of what was asked for is done."""
+        if self.changed:
+            return
+        refused = {each.name for each in self.refused} - self._moot
+        if self._candidates and self._candidates <= refused:
+            first = "; ".join(map(str, self.refused[:_LISTED])) + ("; ..." if len(self.refused) > _LISTED else "")
+            raise NothingDoneError(
+                f"{self.verb}: something must be there that can be changed, got {len(self.refused)} refused: {first}",
+                tuple(self.refused),
+            )
+        if self._passed_over and not self.refused:
+            names = self._passed_over
+            first = ", ".join(map(repr, names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
+            raise NothingDoneError(
+                f"{self.verb}: where must choose a batch norm, got none of the {len(names)} there are: {first}.",
+                (),
+            )
 
     def _refuse_hidden(self) -> None:
         held = held_norms(self.model)

@@ -81,6 +81,8 @@ def batch_norms_of(model: nn.Module, where: Where | None = None, journal: Journa
     found = [site for site in chosen if is_batch_norm(site.module)]
     if journal is not None:
         journal.consider(site.name for site in found)
+        if where is not None and not found:
+            journal.pass_over(site.name for site in sites_of(model) if is_batch_norm(site.module))
     return found
 
 
