@@ -138,6 +138,16 @@ def test_a_layer_that_is_still_held_behind_its_successor_is_named(verb):
     assert held_norms(model) == {}
 
 
+def test_folding_says_which_norm_runs_on_behind_its_successor():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Beside()).eval()
+    y = model(X)
+    message = r"fold_: what is replaced must not run any more, got torch\.nn\.BatchNorm2d\(3\) 1\.blocks\[0\]"
+    with pytest.raises(RuntimeError, match=message):
+        surgery.fold_(model, X)
+    assert torch.equal(model(X), y)
+    assert type(model[1].norm0) is nn.BatchNorm2d
+
+
 def test_recalibration_of_a_layer_in_a_list_and_beside_it_takes_it():
     model, plain = Beside().eval(), nn.Sequential(*Beside().blocks).eval()
     change = surgery.recalibrate_(model, [X])

@@ -288,6 +288,24 @@ class Journal:
                 (),
             )
 
+    @contextmanager
+    def replaced_stand_still(self) -> Iterator[None]:
+        """Run the model as it is now within, in which nothing may run that has been replaced.
+
+        Raises:
+            RuntimeError: a module runs although another stands in its place: something else holds it.
+        """
+        self._watch.forget_own()
+        yield
+        running = [old for _, _, old, _ in self._places if self._watch.has_run(old)]
+        if running:
+            paths = {id(module): path for path, module in held_norms(self.model).items()}
+            names = ", ".join(f"{label(old)} {paths.get(id(old), '')}".strip() for old in running)
+            raise RuntimeError(
+                f"{self.verb}: what is replaced must not run any more, got {names}, which the model calls from outside "
+                "its submodules. Call the registered module instead, or leave it out with where=...."
+            )
+
     def _refuse_hidden(self) -> None:
         held = held_norms(self.model)
         paths = {id(module): path for path, module in held.items()}

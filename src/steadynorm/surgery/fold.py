@@ -60,7 +60,8 @@ def fold_(
         ``largest_relative_error`` over the outputs of the example.
 
     Raises:
-        RuntimeError: outputs differ by more than the tolerance; nothing is changed then.
+        RuntimeError: outputs differ by more than the tolerance, or a norm is called from outside the submodules, where
+            nothing can take its place; nothing is changed then.
         TypeError: the model is wrapped or compiled.
         ValueError: the model or a batch norm is in training mode; the example gives no tensor to compare; a part of the
             model is lazy or on the meta device.
@@ -90,7 +91,8 @@ def fold_(
                 journal.refuse(site.name, label(site.module), f"before: {before}; behind: {why}.")
         measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
         if journal.changed:
-            actual = run(journal.model, example, forward)
+            with journal.replaced_stand_still():
+                actual = run(journal.model, example, forward)
             measured = check_agreement("fold_", expected, actual, tolerance=tolerance, dtypes=flow.dtypes())
         return journal.finish(**measured)
 

@@ -40,6 +40,7 @@ class RunWatch:
         self._thread = threading.get_ident()
         self._inside = 0
         self._ran: dict[int, nn.Module] = {}
+        self._own_ran: set[int] = set()
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._handles: list[RemovableHandle] = []
 
@@ -65,11 +66,20 @@ class RunWatch:
         stand = {id(module) for module in now.modules()}
         return [module for key, module in self._ran.items() if key not in stand]
 
+    def forget_own(self) -> None:
+        """Forget which of the model's own modules have run so far."""
+        self._own_ran.clear()
+
+    def has_run(self, module: nn.Module) -> bool:
+        """Tell whether one of the model's own modules has run since."""
+        return id(module) in self._own_ran
+
     def _enter(self, module: nn.Module, arguments: object) -> None:
         if threading.get_ident() != self._thread:
             return
         if id(module) in self._own:
             self._inside += 1
+            self._own_ran.add(id(module))
         elif self._inside and id(module) not in self._ran and _is_norm(module):
             self._ran[id(module)] = module
             self._buffers += [(each, each.clone()) for each in module.buffers() if not each.is_meta]
