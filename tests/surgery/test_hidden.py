@@ -110,6 +110,16 @@ def test_a_norm_that_runs_is_named(hide, path, verb):
     assert found[path].startswith("it runs, but it is no submodule. Register it")
 
 
+@pytest.mark.parametrize("verb", [surgery.freeze_, LOOKING["convert_"], RUNNING["convert_"], RUNNING["recalibrate_"]])
+def test_a_model_all_of_whose_norms_are_no_submodules_raises(verb):
+    model = Net(in_list).eval()
+    model.norm = nn.Identity()
+    with pytest.raises(
+        ValueError, match=r"got 1 refused: blocks\[0\]\.0: torch\.nn\.BatchNorm2d\(4\) left as it was: it "
+    ):
+        verb(model)
+
+
 class Beside(nn.Module):
     """The classic: a list beside ``setattr``, and the list is what runs."""
 
@@ -193,7 +203,7 @@ def test_another_model_that_runs_beside_this_one_is_not_named():
 def test_where_chooses_among_the_hidden_too():
     model = Net(in_list)
     assert not surgery.freeze_(model, where=lambda name, module: name == "norm").refused
-    assert hidden_in(surgery.unfreeze_(model, where=lambda name, module: "blocks" in name))
+    assert hidden_in(surgery.unfreeze_(model, where=lambda name, module: name != "other"))
 
 
 def test_a_reference_to_the_parent_is_no_hidden_norm():

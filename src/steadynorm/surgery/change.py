@@ -315,13 +315,12 @@ class Journal:
         for path, module in [*held.items(), *unheld]:
             if self.where is not None and not self.where(path, module):
                 continue
-            if id(module) in ran:
-                why = f"it runs, but it is no submodule. {_REGISTER}"
-                self.consider([path])
-            elif id(module) in replaced:
+            if id(module) not in ran and id(module) in replaced:
                 why = "it is still held here, where another now stands in its place. If it runs, put that one here."
             else:
-                why = f"it is held here, but it is no submodule, and stays if it runs. {_REGISTER}"
+                held_only = "is held here, but it is no submodule, and stays if it runs."
+                why = f"it {'runs, but it is no submodule.' if id(module) in ran else held_only} {_REGISTER}"
+                self.consider([path])
             self.refuse(path, label(module), why)
 
     def edit(self, act: Callable[[], None], undo: Callable[[], None], fits: Callable[[], bool]) -> None:
