@@ -35,6 +35,7 @@ def test_weights_come_from_a_file(tmp_path, name):
     ("what", "why"),
     [
         ("nowhere.safetensors", "there is no such file"),
+        ("torchvision.models", "there is no such file. Give a .safetensors file of a run's checkpoints, or a function"),
         ("no_such_package:build", "no_such_package: cannot be imported (ModuleNotFoundError"),
         (f"{HERE}:absent", "has no 'absent'"),
         (f"{HERE}:build_failing", "failed with RuntimeError: no such weights."),

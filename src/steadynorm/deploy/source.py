@@ -75,6 +75,11 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None) -> S
             f"--weights: PACKAGE.MODULE:FUNCTION --weights {what}"
         )
     if not is_built(what):
+        if not what.endswith(".safetensors") and not Path(what).exists():
+            raise UserError(
+                f"{what}: there is no such file. Give a .safetensors file of a run's checkpoints, or a function that "
+                "builds the model: PACKAGE.MODULE:FUNCTION"
+            )
         if weights is not None:
             raise UserError(f"--weights: {what} is a checkpoint, which holds its own. Drop the flag.")
         found = load_checkpoint(Path(what))
