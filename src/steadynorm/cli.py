@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,11 @@ from steadynorm.deploy.report import build_export_report, missed_target  # noqa:
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
 from steadynorm.lab.experiments import classic, compare, landscape, scale, shift, stream, sweep  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
+from steadynorm.lab.printable import printable  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
 from steadynorm.lab.records import read_config  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
-from steadynorm.lab.results import results_table, verdict_lines  # noqa: E402
+from steadynorm.lab.results import read_summary, results_table, verdict_lines  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
 
 
@@ -109,9 +109,9 @@ def _show(page: Path, *, as_json: bool) -> None:
     if as_json:
         print(summary, end="")
         return
-    console, content = Console(), json.loads(summary)
+    console, content = Console(), read_summary(summary)
     console.print(content["headline"], markup=False, highlight=False)
     console.print(results_table(content))
     for line in verdict_lines(content):
         console.print(line, markup=False, highlight=False)
-    console.print(f"report: {page}", markup=False, soft_wrap=True)
+    console.print(f"report: {printable(str(page))}", markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import tyro
 
 from steadynorm import __version__
 from steadynorm.lab.failure import UserError, reason_of
+from steadynorm.lab.printable import printable
 from steadynorm.lab.workers import is_first
 
 __all__ = ["CANNOT", "INTERRUPTED", "Command", "run_command"]
@@ -68,7 +69,7 @@ def run_command(
         sys.exit(CANNOT)
     except OSError as error:
         place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where
-        print(f"steadynorm: {place}{reason_of(error)}.", file=sys.stderr)
+        print(f"steadynorm: {printable(f'{place}{reason_of(error)}')}.", file=sys.stderr)
         sys.exit(CANNOT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -127,3 +127,9 @@ def test_lines_of_networks_that_train_at_once_stand_under_their_names() -> None:
     starts = [line.split("  train")[0] for line in out.getvalue().splitlines()]
     line = "  epoch 1/3"
     assert starts[2:] == ["none-lr0.1-seed0", line, line, "batch_norm-lr0.1-seed0", line]
+
+
+def test_a_message_cannot_steer_the_terminal() -> None:
+    out = io.StringIO()
+    progress._Plain(Console(file=out, width=80)).message("into runs/\x1b[2Ja")
+    assert out.getvalue() == "into runs/\\x1b[2Ja\n"

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
+
+from steadynorm.lab.printable import printable
 
 __all__ = ["UserError", "check_known", "one_line", "reason_of"]
 
 
 class UserError(Exception):
-    """What the user asked for cannot be done; the message says why and what to do, in one line."""
+    """What the user asked for cannot be done; the message says why and what to do, in one line.
+
+    Args:
+        message: may quote what files hold; it is kept as one line of printable characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(re.sub(r"\s*\n\s*", " ", message)))
 
 
 def reason_of(error: OSError) -> str:
@@ -33,7 +43,7 @@ def check_known(flag: str, names: Iterable[str], known: Collection[str], *, what
         what: the names are of, as in ``no <what> is called``.
 
     Raises:
-        UserError: so it is; the message lists what is known.
+        UserError: a name is unknown; the message lists those that are known.
     """
     for name in names:
         if name not in known:

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 
+from steadynorm.lab.printable import printable
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.workers import is_first
 
@@ -107,7 +108,7 @@ class _Plain:
         """Name of the network that the last line is about."""
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
         self.told = spec.name
