@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steadynorm import __version__, cli
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import Interrupted, UserError
 from steadynorm.lab.records import read_record
 from tests.support.experiments import on_tiny_data
 
@@ -177,7 +177,8 @@ def test_what_cannot_be_done_is_one_line_and_exit_status_2(capsys: pytest.Captur
         (UserError("x: no"), 2, "steadynorm: x: no\n"),
         (OSError(13, "Permission denied", "/x"), 2, "steadynorm: /x: Permission denied.\n"),
         (OSError(28, "No space left on device"), 2, "steadynorm: No space left on device.\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "steadynorm: interrupted\n"),
+        (Interrupted(), 130, ""),
     ],
 )
 def test_how_a_command_ends_decides_the_exit_status(

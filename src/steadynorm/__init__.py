@@ -1,6 +1,6 @@
 """Normalization for PyTorch: drop-in layers held to a float64 reference, and the experiments that show what they do."""
 
-from steadynorm import surgery
+from steadynorm import _start, surgery  # _start is first, so that Ctrl-C finds it while the rest is imported
 from steadynorm.functional import batch_norm
 from steadynorm.layers import (
     BatchNorm1d,
@@ -23,6 +23,8 @@ from steadynorm.layers import (
 )
 from steadynorm.layers.warmup import warmup
 from steadynorm.ops.dispatch import backend, explain_backend
+
+del _start
 
 __all__ = [
     "BatchNorm1d",

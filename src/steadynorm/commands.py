@@ -10,7 +10,8 @@ from typing import Annotated, Any, Union
 import tyro
 
 from steadynorm import __version__
-from steadynorm.lab.failure import UserError, reason_of
+from steadynorm._start import INTERRUPTED, raise_on_interrupt
+from steadynorm.lab.failure import Interrupted, UserError, reason_of
 from steadynorm.lab.printable import printable
 from steadynorm.lab.workers import is_first
 
@@ -18,8 +19,6 @@ __all__ = ["CANNOT", "INTERRUPTED", "Command", "run_command"]
 
 CANNOT = 2
 """Exit status where what was asked for cannot be done."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 Command = tuple[type[Any], Callable[[Any], int | None]]
 """Flags as a dataclass, and what it does; the function may give an exit status."""
@@ -51,17 +50,18 @@ def run_command(
     if empty := _empty_value(arguments):
         print(f"steadynorm: {empty}: must not be empty. Give a value, or drop it.", file=sys.stderr)
         sys.exit(CANNOT)
-    config: Any = tyro.cli(
-        _choice(commands, groups or {}),
-        prog=prog,
-        description=f"{description}\n--version prints the version.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    if hasattr(config, "given"):
-        config = replace(config, given=_given_flags(arguments))
-    command = next(function for flags, function in commands.values() if isinstance(config, flags))
     try:
+        raise_on_interrupt()
+        config: Any = tyro.cli(
+            _choice(commands, groups or {}),
+            prog=prog,
+            description=f"{description}\n--version prints the version.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        if hasattr(config, "given"):
+            config = replace(config, given=_given_flags(arguments))
+        command = next(function for flags, function in commands.values() if isinstance(config, flags))
         status = command(config)
     except UserError as error:
         if is_first():  # of torchrun's workers, which all end with it
@@ -71,7 +71,11 @@ def run_command(
         place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where
         print(f"steadynorm: {printable(f'{place}{reason_of(error)}')}.", file=sys.stderr)
         sys.exit(CANNOT)
+    except Interrupted:
+        sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
+        if is_first():
+            print("steadynorm: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     if status:
         sys.exit(status)

@@ -10,7 +10,7 @@ from steadynorm.lab.data import first
 from steadynorm.lab.experiment import check_same, describe, explain_stop, stored_config
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import Interrupted, UserError
 from steadynorm.lab.records import read_record
 from steadynorm.lab.run_directory import RunDirectory
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset
@@ -109,7 +109,7 @@ def test_other_versions_are_said_and_allowed() -> None:
 
 def test_an_interrupt_says_how_to_resume() -> None:
     display = Recorder()
-    with pytest.raises(KeyboardInterrupt), explain_stop("compare", Path("a b"), display):
+    with pytest.raises(Interrupted), explain_stop("compare", Path("a b"), display):
         raise KeyboardInterrupt
     assert display.messages == ["interrupted; continue behind what is finished with: steadynorm compare --resume 'a b'"]
 
@@ -137,7 +137,9 @@ def test_a_directory_of_another_experiment_is_not_resumed(tmp_path: Path) -> Non
 
 def test_training_sees_the_first_images_only(tmp_path: Path) -> None:
     with on_tiny_data():
-        compare.run(replace(TINY, arms=("none",), epochs=1, train_images=40, out=tmp_path / "a"), Recorder())
+        compare.run(
+            replace(TINY, arms=("none",), epochs=1, train_images=40, out=tmp_path / "a"), Recorder()
+        )
     record = read_record(tmp_path / "a")
     assert (record.resolved["train_images"], record.resolved["validation_images"]) == (40, 30)
     assert (

@@ -16,7 +16,7 @@ import torch
 
 from steadynorm.lab.configuration import ExperimentConfig, flag, quickened
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
-from steadynorm.lab.failure import UserError, reason_of
+from steadynorm.lab.failure import Interrupted, UserError, reason_of
 from steadynorm.lab.machine import choose_device, choose_precision, choose_threads, describe_machine, describe_versions
 from steadynorm.lab.place import check_new
 from steadynorm.lab.progress import Display, silent_display
@@ -285,9 +285,9 @@ def explain_stop(name: str, place: Path, display: Display, where: Sequence[str] 
     resume = shlex.join(["steadynorm", name, "--resume", str(place), *where])
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         display.message(f"interrupted; continue behind what is finished with: {resume}")
-        raise
+        raise Interrupted from stop
     except OSError as error:
         raise UserError(f"{error.filename or place}: {reason_of(error)}. Fix this and resume: {resume}") from error
 

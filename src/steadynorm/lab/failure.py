@@ -7,7 +7,11 @@ from collections.abc import Collection, Iterable
 
 from steadynorm.lab.printable import printable
 
-__all__ = ["UserError", "check_known", "one_line", "reason_of"]
+__all__ = ["Interrupted", "UserError", "check_known", "one_line", "reason_of"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after which the display has said how to go on."""
 
 
 class UserError(Exception):
