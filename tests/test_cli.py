@@ -13,7 +13,7 @@ from steadynorm.lab.failure import Interrupted, UserError
 from steadynorm.lab.records import read_record
 from tests.support.experiments import on_tiny_data
 
-TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8", "--milestones", "2", "3")
+TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8")
 TINY += ("--precision", "fp32", "--lr", "0.05")
 EXPERIMENT_FLAGS = "--seeds --data --data-dir --train-images --precision --device"
 EXPERIMENT_FLAGS += " --threads --on --address --out --resume --quick --json"

@@ -10,9 +10,12 @@ from steadynorm.lab.configuration import (
     check_lists,
     check_rates,
     check_training,
+    prepared,
     quickened,
 )
 from steadynorm.lab.experiments.compare import CompareConfig
+from steadynorm.lab.experiments.scale import ScaleConfig
+from steadynorm.lab.experiments.sweep import SweepConfig
 from steadynorm.lab.failure import UserError
 
 
@@ -71,3 +74,32 @@ def test_without_quick_nothing_is_replaced() -> None:
 def test_quick_beside_other_data_is_refused() -> None:
     with pytest.raises(UserError, match="--quick: runs on the embedded data, got --data cifar10"):
         quickened(TrainingConfig(quick=True, data="cifar10"), {})
+
+
+def test_default_milestones_that_are_not_reached_are_left_out() -> None:
+    assert prepared(TrainingConfig(epochs=12), {}).milestones == (10,)
+    assert prepared(TrainingConfig(quick=True, epochs=3), {"milestones": (2, 3)}).milestones == (2,)
+    assert prepared(TrainingConfig(epochs=12, milestones=(11, 15)), {}).milestones == (11, 15)  # to be refused
+
+
+def test_what_only_the_cnn_has_is_left_alone_where_another_network_is_trained() -> None:
+    quick = {"widths": (4,), "depth": 3, "epochs": 2}
+    config = prepared(TrainingConfig(quick=True, network="resnet20"), quick)
+    assert (config.widths, config.depth, config.epochs) == ((32, 64, 128), 6, 2)
+    small = prepared(TrainingConfig(quick=True, widths=(8,)), {"network": "cnn"})
+    assert small.widths == (8,)
+
+
+@pytest.mark.parametrize(
+    ("config", "flags"),
+    [
+        (TrainingConfig(network="resnet20", depth=8), "--depth"),
+        (SweepConfig(network="resnet20", depth=(6, 12)), "--depth"),
+        (ScaleConfig(widths=(8, 16)), "--widths"),
+    ],
+)
+def test_what_only_the_cnn_has_is_refused_for_another_network(config: ExperimentConfig, flags: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^{flags}: --network resnet20 has its own\. Drop it, or say --network cnn\.$"
+    ):
+        prepared(config, {})

@@ -138,7 +138,7 @@ def test_a_directory_of_another_experiment_is_not_resumed(tmp_path: Path) -> Non
 def test_training_sees_the_first_images_only(tmp_path: Path) -> None:
     with on_tiny_data():
         compare.run(
-            replace(TINY, arms=("none",), epochs=1, train_images=40, out=tmp_path / "a"), Recorder()
+            replace(TINY, arms=("none",), epochs=1, milestones=(), train_images=40, out=tmp_path / "a"), Recorder()
         )
     record = read_record(tmp_path / "a")
     assert (record.resolved["train_images"], record.resolved["validation_images"]) == (40, 30)

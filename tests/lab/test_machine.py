@@ -89,4 +89,6 @@ def test_threads_are_torchs_but_no_more_than_cores(monkeypatch: pytest.MonkeyPat
     for torchs, threads in ((64, 3), (2, 2)):
         monkeypatch.setattr(torch, "get_num_threads", lambda torchs=torchs: torchs)
         assert machine.choose_threads(None) == threads
-        assert machine.choose_threads(5) == 5
+        assert machine.choose_threads(3) == 3
+        with pytest.raises(UserError, match=r"--threads: must be at most the 3 cores .*, got 100000\."):
+            machine.choose_threads(100_000)

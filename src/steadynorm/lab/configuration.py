@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +33,16 @@ __all__ = [
     "check_split",
     "check_training",
     "flag",
+    "prepared",
     "quickened",
     "regime_of",
     "settings_of",
+    "with_reached_milestones",
 ]
 
 ConfigT = TypeVar("ConfigT", bound="ExperimentConfig")
+
+ONLY_OF_CNN = ("widths", "depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +134,43 @@ def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
     return replace(config, **{name: quick[name] for name in unset})
 
 
+def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
+    """Give the configuration of a new experiment, with nothing in it that has no effect.
+
+    Args:
+        given: what the user gave.
+        quick: see :func:`quickened`.
+
+    Raises:
+        UserError: a flag was given that the network does not look at.
+    """
+    config = quickened(given, quick)
+    if not (isinstance(given, RegimeConfig) and isinstance(config, RegimeConfig)):
+        return config
+    default = type(given)()
+    if config.network != "cnn":
+        _check_unused(given, default, network=config.network)
+        config = replace(config, **{name: getattr(default, name) for name in ONLY_OF_CNN})
+    if given.milestones == default.milestones:
+        config = with_reached_milestones(config)
+    return config
+
+
+def with_reached_milestones(config: ConfigT) -> ConfigT:
+    """Leave out the milestones that training does not reach; they lower no learning rate."""
+    if not isinstance(config, RegimeConfig):
+        return config
+    return replace(config, milestones=tuple(one for one in config.milestones if one < config.epochs))
+
+
+def _check_unused(given: ExperimentConfig, default: ExperimentConfig, *, network: str) -> None:
+    """Refuse what only the cnn has, where another network is trained."""
+    unused = [flag(name) for name in ONLY_OF_CNN if getattr(given, name) != getattr(default, name)]
+    if unused:
+        what = "it" if len(unused) == 1 else "them"
+        raise UserError(f"{' '.join(unused)}: --network {network} has its own. Drop {what}, or say --network cnn.")
+
+
 def check_experiment(config: ExperimentConfig) -> None:
     """Refuse what makes no experiment.
 
@@ -169,6 +211,19 @@ def check_regime(config: RegimeConfig) -> None:
     check_at_least(config, (("epochs", 1), ("momentum", 0), ("weight_decay", 0)))
     if not config.momentum < 1:
         raise UserError(f"--momentum: must be below 1, got {config.momentum}.")
+    if not config.weight_decay < float("inf"):
+        raise UserError(f"--weight-decay: must be finite, got {config.weight_decay}.")
+    _check_milestones(config)
+
+
+def _check_milestones(config: RegimeConfig) -> None:
+    """Refuse milestones that lower no rate, or lower it twice at once."""
+    bounds = [0, *config.milestones, config.epochs]
+    if any(not before < after for before, after in itertools.pairwise(bounds)):
+        raise UserError(
+            f"--milestones: must rise strictly from at least 1 to less than the {config.epochs} epochs, "
+            f"got {' '.join(map(str, config.milestones))}."
+        )
 
 
 def check_network(name: str, *, depth: int, widths: Sequence[int]) -> None:

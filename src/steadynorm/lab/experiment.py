@@ -14,10 +14,17 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import torch
 
-from steadynorm.lab.configuration import ExperimentConfig, flag, quickened
+from steadynorm.lab.configuration import ExperimentConfig, flag, prepared, with_reached_milestones
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
 from steadynorm.lab.failure import Interrupted, UserError, reason_of
-from steadynorm.lab.machine import choose_device, choose_precision, choose_threads, describe_machine, describe_versions
+from steadynorm.lab.machine import (
+    choose_device,
+    choose_precision,
+    choose_threads,
+    count_cores,
+    describe_machine,
+    describe_versions,
+)
 from steadynorm.lab.place import check_new
 from steadynorm.lab.progress import Display, silent_display
 from steadynorm.lab.ray_pool import Pool, open_pool
@@ -99,11 +106,11 @@ def run_experiment(
     config, stored = on_first(lambda: _begun_before(name, config, quick))
     everywhere(lambda: check(config))
     threads = stored.resolved["threads"] if stored is not None else _threads(config)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads if config.on == "local" else min(threads, count_cores()))  # Ray's tasks set their own
     dataset = everywhere(lambda: load_dataset(config.data, data_dir=config.data_dir, progress=display.message))
     if config.train_images is not None:
         dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
-    record = describe(name, config, dataset)
+    record = describe(name, config, dataset, threads=threads)
     check_alike(record.resolved, what="Give all workers the same data and hardware.")
     if stored is not None:
         check_same(stored, record, display)
@@ -121,6 +128,8 @@ def run_experiment(
 
 def _threads(config: ExperimentConfig) -> int:
     """Say how many threads a network has: of Ray's tasks each one, so that many fit, unless it is told otherwise."""
+    if config.address is not None and config.threads is not None:
+        return config.threads  # a cluster's machines may have more cores than this one; the pool asks them
     return 1 if config.on == "ray" and config.threads is None else choose_threads(config.threads)
 
 
@@ -152,8 +161,8 @@ def _begun_before(name: str, config: ConfigT, quick: Mapping[str, Any]) -> tuple
     """
     if config.resume is not None:
         stored = _stored_record(name, config.resume)
-        return stored_config(config, stored), stored
-    config = quickened(config, quick)
+        return with_reached_milestones(stored_config(config, stored)), stored
+    config = prepared(config, quick)
     if was_restarted() and config.out is not None and (config.out / "config.json").exists():
         stored = _stored_record(name, config.out)
         if stored.config == as_config(config):
@@ -196,8 +205,21 @@ def _strength(record: Record) -> str:
     return each if workers == 1 else f"{workers} workers of {each}"
 
 
-def describe(name: str, config: Any, dataset: Dataset) -> Record:  # noqa: ANN401 (any experiment's dataclass)
-    """Make the record that an experiment begins with, every ``auto`` resolved."""
+def describe(
+    name: str,
+    config: Any,  # noqa: ANN401 (any experiment's dataclass)
+    dataset: Dataset,
+    *,
+    threads: int | None = None,
+) -> Record:
+    """Make the record that an experiment begins with, every ``auto`` resolved.
+
+    Args:
+        name: of the command.
+        config: its flags.
+        dataset: that it works on.
+        threads: of each network's training; default: those of this process.
+    """
     device = choose_device(config.device)
     return Record(
         experiment=name,
@@ -207,7 +229,7 @@ def describe(name: str, config: Any, dataset: Dataset) -> Record:  # noqa: ANN40
         resolved={
             "device": device.type,
             "precision": choose_precision(config.precision, device),
-            "threads": torch.get_num_threads(),
+            "threads": torch.get_num_threads() if threads is None else threads,
             "workers": number_of_workers(),
             "train_images": len(dataset.train),
             "validation_images": len(dataset.validation),

@@ -79,8 +79,14 @@ def choose_threads(wanted: int | None) -> int:
     """Turn no wish into torch's number of threads, but never more than there are cores: they would wait for each other.
 
     torch does not see the quota of a container.
+
+    Raises:
+        UserError: more are wanted than there are cores; very many would end the process.
     """
-    return min(torch.get_num_threads(), count_cores()) if wanted is None else wanted
+    cores = count_cores()
+    if wanted is not None and wanted > cores:
+        raise UserError(f"--threads: must be at most the {cores} cores that this process may use, got {wanted}.")
+    return min(torch.get_num_threads(), cores) if wanted is None else wanted
 
 
 def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

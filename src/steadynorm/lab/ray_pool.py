@@ -59,6 +59,7 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
         what = f"--address: no Ray cluster answers at {address}" if address else "--on ray: Ray does not start here"
         raise UserError(f"{what} ({error}).") from error
     try:
+        _check_fits(threads)
         yield Pool(threads=threads, display=display)
     except ray.exceptions.RayTaskError:  # a task's own fault
         raise
@@ -76,6 +77,16 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=WAIT).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"--address: no Ray cluster answers at {address} ({error}).") from error
+
+
+def _check_fits(threads: int) -> None:
+    """Refuse more threads than a machine of the cluster has cores; Ray would wait for such a machine for ever."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    cores = max((int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]), default=0)
+    if threads > cores:
+        raise UserError(f"--threads: must be at most the {cores} cores of Ray's largest machine, got {threads}.")
 
 
 @dataclass

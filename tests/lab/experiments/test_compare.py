@@ -51,7 +51,7 @@ def same(first: Record, second: Record) -> bool:
 
 
 def test_every_arm_is_trained_once_per_seed(tmp_path: Path) -> None:
-    record = run(replace(TINY, epochs=1, seeds=(3, 4), out=tmp_path / "a"))
+    record = run(replace(TINY, epochs=1, milestones=(), seeds=(3, 4), out=tmp_path / "a"))
     assert [(one.spec.arm, one.spec.seed, one.status) for one in record.runs] == [
         ("batch_norm", 3, "finished"),
         ("none", 3, "finished"),
@@ -107,7 +107,7 @@ def test_tuning_never_sees_the_validation_images(tmp_path: Path, monkeypatch: py
         return train_grid(specs, settings, dataset, **rest)
 
     monkeypatch.setattr(compare, "train_grid", spy)
-    run(replace(TINY, epochs=1, arms=("none",), tune_lr=(0.05,), out=tmp_path / "a"))
+    run(replace(TINY, epochs=1, milestones=(), arms=("none",), tune_lr=(0.05,), out=tmp_path / "a"))
     assert seen == [("tune", 86, 10), ("compare", 96, 30)]
 
 
@@ -140,15 +140,15 @@ def test_a_directory_in_use_is_refused_and_left_alone(tmp_path: Path, undisturbe
 
 def test_a_directory_with_an_experiment_is_not_overwritten(tmp_path: Path) -> None:
     place = tmp_path / "a"
-    before = run(replace(TINY, epochs=1, out=place))
+    before = run(replace(TINY, epochs=1, milestones=(), out=place))
     with pytest.raises(UserError, match="holds an experiment already"):
-        run(replace(TINY, epochs=1, out=place))
+        run(replace(TINY, epochs=1, milestones=(), out=place))
     assert read_record(place) == before
 
 
 def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "a"
-    run(replace(TINY, epochs=1, out=place))
+    run(replace(TINY, epochs=1, milestones=(), out=place))
     other = tiny_dataset()
     other.train.pixels.zero_()
     monkeypatch.setattr(experiment, "load_dataset", lambda name, **_: other)
@@ -163,23 +163,22 @@ def test_resuming_uses_the_threads_that_the_experiment_began_with(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 7)
         patch.setattr(machine, "count_cores", lambda: 8)
-        run(replace(TINY, epochs=1, out=place))
+        run(replace(TINY, epochs=1, milestones=(), out=place))
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     run(CompareConfig(resume=place))
     assert asked == [7]
 
 
-def test_there_are_no_more_threads_than_cores_unless_they_were_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_are_never_more_threads_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(machine, "count_cores", lambda: 3)
-    run(replace(TINY, epochs=1, out=tmp_path / "a"))
-    run(replace(TINY, epochs=1, out=tmp_path / "b", threads=5))
-    assert asked == [3, 5]
+    run(replace(TINY, epochs=1, milestones=(), out=tmp_path / "a"))
+    with pytest.raises(UserError, match=r"--threads: must be at most the 3 cores that this process may use, got 4\."):
+        run(replace(TINY, epochs=1, milestones=(), out=tmp_path / "b", threads=4))
+    assert asked == [3]
 
 
 def test_quick_shortens_what_was_not_set() -> None:
@@ -200,6 +199,16 @@ def test_quick_shortens_what_was_not_set() -> None:
         ({"momentum": 1.0}, "--momentum: must be below 1"),
         ({"momentum": float("nan")}, "--momentum: must be at least 0"),
         ({"weight_decay": -1.0}, "--weight-decay: must be at least 0"),
+        ({"weight_decay": float("inf")}, "--weight-decay: must be finite, got inf"),
+        ({"milestones": (-1,)}, "--milestones: must rise strictly from at least 1 to less than the 20 epochs, got -1"),
+        ({"milestones": (0, 3)}, "--milestones: .*got 0 3"),
+        ({"milestones": (3, 3)}, "--milestones: .*got 3 3"),
+        ({"milestones": (5, 3)}, "--milestones: .*got 5 3"),
+        ({"milestones": (20,)}, "--milestones: .*less than the 20 epochs, got 20"),
+        ({"quick": True, "milestones": (9,)}, "--milestones: .*less than the 5 epochs, got 9"),
+        ({"network": "resnet20", "widths": (8,)}, r"--widths: --network resnet20 has its own\. Drop it"),
+        ({"network": "resnet20", "widths": (8,), "depth": 9}, r"--widths --depth: .*Drop them, or say --network cnn"),
+        ({"threads": 100_000}, "--threads: must be at most the .* cores"),
         ({"lr": 0.0}, "--lr: a learning rate must be a positive number"),
         ({"tune_lr": (float("inf"),)}, "--tune-lr: a learning rate"),
         ({"data_dir": Path("x")}, r"--data-dir: is read with --data cifar10 only\. Add --data cifar10"),

@@ -224,6 +224,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_ray_that_goes_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "init", lambda **given: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     lost = ray.exceptions.ActorUnavailableError("RPC error: keepalive watchdog timeout.\nmore", None)
     with (
         pytest.raises(UserError, match=r"Ray is lost \(.*keepalive watchdog timeout.*--resume\.$") as caught,
@@ -231,6 +232,19 @@ def test_a_ray_that_goes_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         raise lost
     assert "\n" not in str(caught.value)
+
+
+def test_more_threads_than_a_machine_of_the_cluster_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = [(True, {"CPU": 2.0}), (True, {"CPU": 6.0, "GPU": 1.0}), (False, {"CPU": 64.0}), (True, {})]
+    monkeypatch.setattr(ray, "init", lambda **given: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": alive, "Resources": has} for alive, has in machines])
+    with ray_pool.open_pool("auto", threads=6, display=silent_display()):
+        pass
+    with (
+        pytest.raises(UserError, match=r"--threads: must be at most the 6 cores of Ray's largest machine, got 7\."),
+        ray_pool.open_pool("auto", threads=7, display=silent_display()),
+    ):
+        pass
 
 
 def test_one_at_once_is_enough_where_a_second_brings_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

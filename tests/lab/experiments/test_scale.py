@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,9 +74,12 @@ EXPECTED = {  # variant -> arm, rate at 96, warm-up, spared norms, zero gammas, 
 }
 
 
+RESNET: dict[str, Any] = {"network": "resnet20", "widths": ScaleConfig().widths, "depth": ScaleConfig().depth}
+
+
 @pytest.mark.parametrize("variant", RECIPES)
 def test_each_variant_leaves_out_its_own_step(variant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spec, found = settings(variant, monkeypatch, tmp_path / "a", network="resnet20", at_once=48)
+    spec, found = settings(variant, monkeypatch, tmp_path / "a", at_once=48, **RESNET)
     assert EXPECTED[variant] == (
         spec.arm,
         pytest.approx(spec.lr),

@@ -27,7 +27,7 @@ from steadynorm.ops.dispatch import backend
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
 from tests.support.ranks import on_ranks
 
-SYNCHRONISED = replace(TINY, arms=("sync_batch_norm",), epochs=3, accumulate=2, augment="crop-flip")
+SYNCHRONISED = replace(TINY, arms=("sync_batch_norm",), epochs=3, milestones=(2,), accumulate=2, augment="crop-flip")
 PER_WORKER = replace(TINY, arms=("batch_norm",), epochs=4, batch_size=64)
 CELLS = LandscapeConfig(
     epochs=1, batch_size=16, depth=2, widths=(4, 8), precision="fp32", lr=0.05, probe_every=4, rate_steps=(0.5, 2.0)
