@@ -6,10 +6,11 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
+from safetensors import safe_open
 
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.records import CellRecord, RunRecord, RunSpec
-from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.run_directory import RunDirectory, save_tensors
 from tests.support.records import RECORD, RUNS
 
 SPEC = RunSpec(arm="none", seed=0, lr=0.1, epochs=2)
@@ -55,6 +56,17 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     directory.save_state(RunRecord(spec=SPEC), {})
     with pytest.raises(UserError, match="holds RunSpec"):
         directory.load_record(replace(SPEC, epochs=3))
+
+
+def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
+    metadata = {name: name * 3 for name in "abcdefgh"}
+    tensors = {"w": torch.randn(3, 5), "n": torch.tensor(2)}
+    for place in range(4):
+        save_tensors(tmp_path / str(place), tensors, dict(sorted(metadata.items(), reverse=place % 2 == 0)))
+    assert len({(tmp_path / str(place)).read_bytes() for place in range(4)}) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
 
 
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:

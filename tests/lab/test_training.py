@@ -332,3 +332,11 @@ def test_a_state_that_names_the_gate_apart_is_restored() -> None:
     assert any(key.startswith("extra.") for key in older)
     training._restore(other, torch.optim.SGD(other.parameters(), lr=0.1), older)
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in other.state_dict().items())
+
+
+def test_equal_runs_leave_checkpoints_of_equal_bytes(tmp_path: Path) -> None:
+    spec = replace(SPEC, arm="gated_batch_norm", epochs=1)
+    for name in "ab":
+        run(tmp_path / name, spec)
+    first, second = (RunDirectory(tmp_path / name).checkpoint_path(spec).read_bytes() for name in "ab")
+    assert first == second

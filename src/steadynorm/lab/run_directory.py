@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.files import atomic_path, write_text
+from steadynorm.lab.files import write_bytes, write_text
 from steadynorm.lab.place import check_inside, check_own_file, file_in
 from steadynorm.lab.records import (
     CellRecord,
@@ -203,10 +203,23 @@ class RunDirectory:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically; equal tensors and metadata give equal bytes."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(content, metadata))
+    write_bytes(path, _with_sorted_metadata(safetensors.torch.save(content, metadata)))
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, which safetensors writes in an order that differs from call to call.
+
+    A file is the length of its header as 8 bytes, the header as JSON, filled up with spaces to a multiple of 8 bytes,
+    and the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _record_from_json(content: dict[str, Any]) -> RunRecord:
