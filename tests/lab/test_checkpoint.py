@@ -2,6 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from steadynorm.lab import checkpoint
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
@@ -61,6 +62,36 @@ def test_another_file_of_tensors_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="is not a checkpoint"):
         load_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"depth": "100000000"}, r"\(100000000 convolutions, 26 tensors\)"),
+        ({"widths": "4 1000000"}, r"\(conv3\.weight: shape \(8, 4, 3, 3\) in place of \(1000000, 4, 3, 3\)\)"),
+        ({"widths": f"4 {10**17}"}, "is not a checkpoint"),
+        ({"widths": "4 8 16 32 64 128"}, "is not a checkpoint .*one to five"),
+        ({"depth": "-1"}, "is not a checkpoint .*at least 2 convolutions"),
+        ({"network": "resnet1001"}, "is not a checkpoint .*no network is called 'resnet1001'"),
+        ({"arm": "nothing"}, "is not a checkpoint .*no normalization is called 'nothing'"),
+    ],
+    ids=str,
+)
+def test_metadata_of_a_network_that_the_tensors_do_not_make_is_refused_before_it_is_built(
+    tmp_path, monkeypatch, changed, message
+):
+    saved(tmp_path, METADATA | changed)
+    build, devices = checkpoint.build_network, []
+
+    def spy(*arguments, **named):
+        devices.append(torch.get_default_device().type)
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(checkpoint, "build_network", spy)
+    with pytest.raises(UserError, match=message) as refused:
+        load_checkpoint(tmp_path / "a.safetensors")
+    assert "\n" not in str(refused.value)
+    assert set(devices) <= {"meta"}
 
 
 @pytest.mark.parametrize("changed", [{"widths": (4, 4)}, {"arm": "batch_norm"}], ids=str)

@@ -58,6 +58,32 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
         directory.load_record(replace(SPEC, epochs=3))
 
 
+def trained(epochs: int, status: str = "running") -> RunRecord:
+    rows = tuple(replace(RUNS[1].epochs[0], epoch=number + 1) for number in range(epochs))
+    return replace(RUNS[1], spec=SPEC, status=status, epochs=rows)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        trained(3),
+        trained(3, "finished"),
+        trained(2),
+        trained(2, "diverged"),
+        trained(1, "finished"),
+        trained(1, "done"),
+        replace(trained(1), epochs=trained(2).epochs[1:]),
+    ],
+    ids=lambda record: f"{record.status} {[row.epoch for row in record.epochs]}",
+)
+def test_a_state_that_no_training_leaves_is_damaged(tmp_path: Path, record: RunRecord) -> None:
+    RunDirectory(tmp_path).save_state(record, {})
+    with pytest.raises(
+        UserError, match=rf"the state is damaged \({record.status} with the epochs .* of 2\)\. Remove it"
+    ):
+        RunDirectory(tmp_path).load_record(SPEC)
+
+
 def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
     metadata = {name: name * 3 for name in "abcdefgh"}
     tensors = {"w": torch.randn(3, 5), "n": torch.tensor(2)}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from steadynorm.lab import training
 from steadynorm.lab.data import Images, evaluation_batches
+from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
@@ -332,6 +333,18 @@ def test_a_state_that_names_the_gate_apart_is_restored() -> None:
     assert any(key.startswith("extra.") for key in older)
     training._restore(other, torch.optim.SGD(other.parameters(), lr=0.1), older)
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in other.state_dict().items())
+
+
+def test_a_state_of_another_network_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        run(tmp_path, observer=Recorder(fail_after_epoch=1))
+    directory = RunDirectory(tmp_path)
+    tensors = directory.load_tensors(SPEC)
+    for damaged in ({}, tensors | {"model.conv1.weight": torch.zeros(1)}):
+        directory.save_state(directory.load_record(SPEC), damaged)
+        with pytest.raises(UserError, match="the tensors of its state are those of another network") as refused:
+            run(tmp_path)
+        assert "\n" not in str(refused.value)
 
 
 def test_equal_runs_leave_checkpoints_of_equal_bytes(tmp_path: Path) -> None:

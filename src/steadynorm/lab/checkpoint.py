@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from steadynorm.lab.data.images import CLASS_COUNT
 from steadynorm.lab.failure import UserError
@@ -47,11 +50,38 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: there is no such file. Give a .safetensors file of a run's checkpoints.") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
-    model = build_network(network, arm=arm, depth=depth, widths=widths, classes=CLASS_COUNT, seed=0)
+    how = {"arm": arm, "depth": depth, "widths": widths, "classes": CLASS_COUNT, "seed": 0}
+    _check_size(path, tensors, network, how)
+    model = build_network(network, **how)
     try:
-        if missing := model.state_dict().keys() - tensors.keys():
-            raise KeyError(f"missing {', '.join(sorted(missing))}")
         model.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: its tensors are not those of {network} with {arm} ({error}).") from error
+    except RuntimeError as error:
+        raise _others(path, network, arm, error) from error
     return Checkpoint(model=model.eval(), network=network, arm=arm, depth=depth, widths=widths)
+
+
+def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Mapping[str, Any]) -> None:
+    """Refuse metadata of a network larger than the tensors beside them, before any of its memory is asked for.
+
+    Raises:
+        UserError: the network is unknown, or would have other tensors.
+    """
+    if how["depth"] > len(tensors):
+        raise _others(path, network, how["arm"], f"{how['depth']} convolutions, {len(tensors)} tensors")
+    try:
+        with torch.device("meta"):
+            built = build_network(network, **how)
+    except (UserError, RuntimeError) as error:  # torch's, of sizes that no memory has
+        raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
+    expected = built.state_dict()
+    for what, names in (("missing", expected.keys() - tensors.keys()), ("unknown", tensors.keys() - expected.keys())):
+        if names:
+            raise _others(path, network, how["arm"], f"{what} {', '.join(sorted(names))}")
+    for name, tensor in expected.items():
+        found, needed = tuple(tensors[name].shape), tuple(tensor.shape)
+        if found != needed:
+            raise _others(path, network, how["arm"], f"{name}: shape {found} in place of {needed}")
+
+
+def _others(path: Path, network: str, arm: str, why: object) -> UserError:
+    return UserError(f"{path}: its tensors are not those of {network} with {arm} ({why}).")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadynorm.lab.failure import UserError
+from steadynorm.lab.failure import UserError, check_known
 from steadynorm.lab.normalizations import Normalization, find_normalization
 
 __all__ = ["build_network", "cnn", "resnet20", "zero_last_gamma_"]
@@ -35,8 +35,9 @@ def build_network(
         training: what layers may want to know of it: ``update_every`` and ``batches``, see ``Normalization.build``.
 
     Raises:
-        UserError: unknown arm, or a depth or width that makes no network.
+        UserError: unknown network or arm, or a depth or width that makes no network.
     """
+    check_known("--network", [name], ("cnn", "resnet20"), what="network")
     norm = find_normalization(arm)
     norm = replace(norm, build=partial(norm.build, **training))
     model = cnn(norm, depth=depth, widths=widths, classes=classes) if name == "cnn" else resnet20(norm, classes=classes)

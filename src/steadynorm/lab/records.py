@@ -39,6 +39,7 @@ __all__ = [
     "Record",
     "RunRecord",
     "RunSpec",
+    "Status",
     "read_config",
     "read_record",
     "write_cells",

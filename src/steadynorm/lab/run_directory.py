@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,7 @@ from steadynorm.lab.records import (
     Record,
     RunRecord,
     RunSpec,
+    Status,
     write_cells,
     write_config,
     write_tables,
@@ -147,6 +148,7 @@ class RunDirectory:
         try:
             with safe_open(path, framework="pt") as state:
                 record = _record_from_json(json.loads(state.metadata()["record"]))
+            _check_course(record)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(path, error) from error
         if record.spec != spec:
@@ -229,3 +231,16 @@ def _record_from_json(content: dict[str, Any]) -> RunRecord:
         layers=tuple(LayerGradient(**row) for row in content.pop("layers")),
         **content,
     )
+
+
+def _check_course(record: RunRecord) -> None:
+    """Refuse a record that no training writes.
+
+    Raises:
+        ValueError: its epochs are not counted from 1 to those of its status.
+    """
+    numbers, planned = [row.epoch for row in record.epochs], record.spec.epochs
+    counted = numbers == list(range(1, len(numbers) + 1))
+    ended = len(numbers) == planned if record.status == "finished" else len(numbers) < planned
+    if not counted or not ended or record.status not in get_args(Status):
+        raise ValueError(f"{record.status} with the epochs {numbers} of {planned}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, first, take
+from steadynorm.lab.failure import UserError
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network, zero_last_gamma_
@@ -128,7 +129,13 @@ def train(
     settings = _settings_of(spec, settings)
     trainer = _Trainer.start(spec, settings, dataset, observer)
     if record.epochs:
-        _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
+        try:
+            _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{spec.name}: the tensors of its state are those of another network ({error}). "
+                "Remove it to train this network anew."
+            ) from error
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     record = replace(record, status="running", parameters=parameters)
     with directory.open_board(record) as board:
@@ -225,7 +232,7 @@ class _Trainer:
         layers = layer_gradients(self.model, steps.gradient_norms, epoch=number)
         return replace(
             record,
-            status="finished" if number == record.spec.epochs else "running",
+            status="finished" if number >= record.spec.epochs else "running",
             epochs=(*record.epochs, epoch),
             layers=(*record.layers, *layers),
         )
