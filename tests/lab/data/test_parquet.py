@@ -90,6 +90,13 @@ def test_a_file_damaged_in_the_middle_is_refused(tmp_path, random_images, write_
         _read(path)
 
 
+def test_a_file_whose_names_are_no_text_is_refused(tmp_path, random_images, write_parquet):
+    path = write_parquet(tmp_path / "a.parquet", random_images(20))
+    path.write_bytes(path.read_bytes().replace(b"bytes", b"\x89ytes"))
+    with pytest.raises(UserError, match=r"a\.parquet: must be a whole Parquet file, got .*codec.*Download it again"):
+        _read(path)
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.parquet: must be a whole Parquet file"):
         _read(tmp_path / "none.parquet")

@@ -78,7 +78,7 @@ def _chunks(path: Path) -> Iterator[_Chunk]:
                     labels=_labels(batch.column("label"), path, first),
                 )
                 first += len(encoded)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeError, OSError) as error:  # names that are no UTF-8 among them
         raise UserError(f"{path}: must be a whole Parquet file, got {_one_line(error)}. Download it again.") from error
 
 
