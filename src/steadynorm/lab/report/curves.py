@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from steadynorm.lab.analysis import ArmRuns, Point, curve
 from steadynorm.lab.records import Epoch
-from steadynorm.lab.report.figure import MUTED, Drawing, canvas, head, log_if_wide, render, series
+from steadynorm.lab.report.figure import MUTED, Drawing, canvas, head, log_if_wide, percent_ticks, render, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def draw_curves(
         epochs: planned; the axis spans them all, however far the runs came.
         milestones: epochs after which the learning rate is lowered.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     with canvas() as (figure, axes):
         axes.set_xlabel("epoch")
@@ -71,7 +71,7 @@ def draw_curves(
         for item in curves:
             shown += _draw(axes, item, column)
         if column.is_share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+            percent_ticks(axes.yaxis)
         else:
             log_if_wide(axes, "y", shown)
         for epoch in milestones:

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from steadynorm.lab.report.quantities import percent
+
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["DASHES", "SERIES", "Drawing", "canvas", "head", "log_if_wide", "render", "series"]
+__all__ = ["DASHES", "SERIES", "Drawing", "canvas", "head", "log_if_wide", "percent_ticks", "render", "series"]
 
 INK, MUTED, GRID = "#1d2430", "#5b6472", "#d8dde4"
 
@@ -139,6 +142,21 @@ def log_if_wide(axes: Axes, which: Literal["x", "y"], values: Iterable[float]) -
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1e3 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def percent_ticks(axis: Axis) -> None:
+    """Write the ticks of a share as percentages, with as many digits as tell them apart."""
+    from matplotlib.ticker import FuncFormatter
+
+    def text(share: float, _: int | None) -> str:
+        return percent(share, digits=_digits([100 * place for place in axis.get_majorticklocs()]))
+
+    axis.set_major_formatter(FuncFormatter(text))
+
+
+def _digits(values: Sequence[float]) -> int:
+    """Count the decimal places that write all values exactly, or nearly; at most 3."""
+    return next((n for n in range(3) if all(abs(round(value, n) - value) < 1e-6 for value in values)), 3)
 
 
 def head(axes: Axes, title: str, handles: Sequence[Artist], labels: Sequence[str]) -> None:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from steadynorm.lab.records import CellRecord, Record
 from steadynorm.lab.report.classic.summary import curve, measured_cells, shown_unit, units
-from steadynorm.lab.report.figure import DASHES, SERIES, Drawing, canvas, head, log_if_wide, render, series
+from steadynorm.lab.report.figure import (
+    DASHES,
+    SERIES,
+    Drawing,
+    canvas,
+    head,
+    log_if_wide,
+    percent_ticks,
+    render,
+    series,
+)
 from steadynorm.lab.report.wording import arm_label, position
 
 if TYPE_CHECKING:
@@ -79,7 +89,6 @@ def _shifts(cells: Sequence[CellRecord]) -> list[tuple[float, float]]:
 
 
 def _draw_curves(record: Record, quantity: str, title: str, caption: str) -> Drawing | None:
-    from matplotlib.ticker import PercentFormatter
 
     arms = [arm for arm in map(str, record.config["arms"]) if measured_cells(record, arm)]
     if not arms:
@@ -87,7 +96,7 @@ def _draw_curves(record: Record, quantity: str, title: str, caption: str) -> Dra
     with canvas() as (figure, axes):
         shown = [value for arm in arms for value in _draw_arm(axes, record, arm, quantity)]
         if quantity.endswith("accuracy"):
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+            percent_ticks(axes.yaxis)
         else:
             log_if_wide(axes, "y", shown)
         _step_axis(axes, record)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from steadynorm.lab.analysis import best_rate
 from steadynorm.lab.records import Record, RunRecord
-from steadynorm.lab.report.figure import Drawing, canvas, head, render, series
+from steadynorm.lab.report.figure import Drawing, canvas, head, percent_ticks, render, series
 from steadynorm.lab.report.quantities import rate
 from steadynorm.lab.report.wording import arm_label, epochs_label
 
@@ -20,7 +20,7 @@ __all__ = ["draw_rates"]
 
 def draw_rates(record: Record) -> Iterator[Drawing]:
     """Draw held-out accuracy against learning rate; nothing before a ``tune`` run has ended."""
-    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     ended = [run for run in record.runs if run.spec.purpose == "tune" and run.status in ("finished", "diverged")]
     if not ended:
@@ -35,7 +35,7 @@ def draw_rates(record: Record) -> Iterator[Drawing]:
         axes.set_xticks(sorted({run.spec.lr for run in ended}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rate(value)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+        percent_ticks(axes.yaxis)
         axes.margins(0.08)
         axes.set_xlabel("learning rate")
         handles = [axes.plot([], [], **series(index))[0] for index in range(len(arms))]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.figure import Drawing, canvas, head, log_if_wide, render, series
+from steadynorm.lab.report.figure import Drawing, canvas, head, log_if_wide, percent_ticks, render, series
 from steadynorm.lab.report.landscape.courses import ArmCourses, Look, Reach
 from steadynorm.lab.report.landscape.measures import find_quantity
 from steadynorm.lab.report.wording import arm_label, listing, position
@@ -192,7 +192,7 @@ def _line(record: Record, arm: ArmCourses, points: Sequence[_Place]) -> _Line:
 def _draw(
     lines: Sequence[_Line], *, name: str, title: str, caption: str, is_share: bool = False, layers: Sequence[str] = ()
 ) -> Drawing | None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     shown = [line for line in lines if line.points]
     if not shown:
@@ -206,7 +206,7 @@ def _draw(
         for line in shown:
             _draw_line(axes, line, marked=bool(layers))
         if is_share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+            percent_ticks(axes.yaxis)
         else:
             log_if_wide(axes, "y", [value for line in shown for point in line.points for value in point[1:]])
         handles = [axes.plot([], [], **series(line.position))[0] for line in shown]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steadynorm.lab.recipe import find_recipe
-from steadynorm.lab.report.figure import Drawing, canvas, head, render, series
+from steadynorm.lab.report.figure import Drawing, canvas, head, percent_ticks, render, series
 from steadynorm.lab.report.scale.summary import Place
 
 __all__ = ["draw_accuracy"]
@@ -13,7 +13,7 @@ __all__ = ["draw_accuracy"]
 
 def draw_accuracy(found: Sequence[Place]) -> Drawing:
     """Draw a line for each variant that has a number."""
-    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     title = "Validation accuracy over the batch size"
     handles, labels = [], []
@@ -34,7 +34,7 @@ def draw_accuracy(found: Sequence[Place]) -> Drawing:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda batch, _: f"{batch:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("images in a step")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+        percent_ticks(axes.yaxis)
         head(axes, title, handles, labels)
         caption = "Median of the last epochs. Line: mean of the seeds. Band: lowest to highest."
         return render(figure, name="accuracy", title=title, caption=caption)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from steadynorm.lab.analysis import Spread, spread
 from steadynorm.lab.experiments.shift import CLEAN
-from steadynorm.lab.report.figure import Drawing, canvas, head, render, series
+from steadynorm.lab.report.figure import Drawing, canvas, head, percent_ticks, render, series
 from steadynorm.lab.report.gains import draw_gains
 from steadynorm.lab.report.shift.summary import STORED, Decayed, Shown, kinds_of
 from steadynorm.lab.report.shift.wording import kind_label, shift_label
@@ -38,8 +38,6 @@ def draw_kinds(found: Sequence[Shown]) -> Iterator[Drawing]:
 
 def draw_corruptions(found: Sequence[Shown]) -> Iterator[Drawing]:
     """Draw the error for each corruption at its hardest on well-mixed streams."""
-    from matplotlib.ticker import PercentFormatter
-
     hardest = max((one.severity for one in found), default=0)
     here = [one for one in found if one.kind == "iid" and one.severity in (0, hardest) and one.method in TOLD]
     shifts = list(dict.fromkeys(one.shift for one in here))
@@ -53,7 +51,7 @@ def draw_corruptions(found: Sequence[Shown]) -> Iterator[Drawing]:
             axes.plot(one.error.mean, place, "o", markersize=5, color=series(methods.index(one.method))["color"])
         axes.set_yticks(range(len(shifts)), [shift_label(shift) for shift in shifts])
         axes.set_ylim(len(shifts) - 0.4, -0.6)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+        percent_ticks(axes.xaxis)
         axes.set_xlabel("error")
         handles = [
             axes.plot([], [], "o", markersize=5, color=series(place)["color"])[0] for place in range(len(methods))
@@ -64,7 +62,7 @@ def draw_corruptions(found: Sequence[Shown]) -> Iterator[Drawing]:
 
 def draw_decays(found: Sequence[Decayed]) -> Iterator[Drawing]:
     """Draw the error of the stored statistics of each decay over the severity; nothing before one is measured."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     shifted = [one for one in found if one.severity > 0 or one.shift == CLEAN]
     if not shifted:
@@ -77,7 +75,7 @@ def draw_decays(found: Sequence[Decayed]) -> Iterator[Drawing]:
             means = [_mean([one for one in shifted if (one.decay, one.severity) == (decay, at)]) for at in severities]
             axes.plot(severities, means, marker="o", markersize=4.5, **series(place))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+        percent_ticks(axes.yaxis)
         axes.margins(0.08)
         axes.set_xlabel("severity (0: clean)")
         handles = [axes.plot([], [], **series(place))[0] for place in range(len(names))]

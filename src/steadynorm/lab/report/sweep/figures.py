@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steadynorm.lab.records import Record
-from steadynorm.lab.report.figure import Drawing, canvas, head, render, series
+from steadynorm.lab.report.figure import Drawing, canvas, head, percent_ticks, render, series
 from steadynorm.lab.report.quantities import rate
 from steadynorm.lab.report.sweep.summary import Border, Place, geometric_mean
 from steadynorm.lab.report.wording import arm_label, position
@@ -36,7 +36,6 @@ def draw_borders(record: Record, borders: Sequence[Border]) -> Iterator[Drawing]
 
 
 def _draw_accuracy(record: Record, places: Sequence[Place], depth: int, batch_size: int) -> Drawing:
-    from matplotlib.ticker import PercentFormatter
 
     title = f"Validation accuracy, {depth} convolutions, batch {batch_size}"
     arms = list(dict.fromkeys(place.arm for place in places))
@@ -44,7 +43,7 @@ def _draw_accuracy(record: Record, places: Sequence[Place], depth: int, batch_si
         for arm in arms:
             _draw_arm(axes, [place for place in places if place.arm == arm], series(position(record, arm)))
         _rate_axis(axes, "x", [place.lr for place in places])
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+        percent_ticks(axes.yaxis)
         axes.margins(0.08)
         axes.set_xlabel("learning rate")
         handles = [axes.plot([], [], **series(position(record, arm)))[0] for arm in arms]
