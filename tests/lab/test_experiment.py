@@ -6,7 +6,7 @@ import torch
 
 from steadynorm.lab import experiment
 from steadynorm.lab.configuration import quickened
-from steadynorm.lab.data import first
+from steadynorm.lab.data import Images, first
 from steadynorm.lab.experiment import check_same, describe, explain_stop, stored_config
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
@@ -126,6 +126,13 @@ def test_the_record_says_what_auto_became(monkeypatch: pytest.MonkeyPatch) -> No
     assert resolved["precision"] == "auto on cpu"
     assert resolved["threads"] == torch.get_num_threads()
     assert (resolved["train_images"], resolved["validation_images"]) == (96, 30)
+    assert resolved["chance"] == pytest.approx(0.1)
+
+
+def test_the_record_says_how_accurate_guessing_is() -> None:
+    labels = torch.tensor([0, 1, 2, 1, 1])
+    validation = Images(pixels=torch.zeros(5, 3, 32, 32, dtype=torch.uint8), labels=labels)
+    assert describe("compare", CONFIG, replace(DATA, validation=validation)).resolved["chance"] == pytest.approx(0.6)
 
 
 def test_a_directory_of_another_experiment_is_not_resumed(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def made_record(
             "lr": 1.0,
             "init_std": 0.1,
         },
-        resolved={"device": "cpu", "precision": "fp32", "train_images": 1400, "validation_images": 397},
+        resolved={"device": "cpu", "precision": "fp32", "train_images": 1400, "validation_images": 397, "classes": 10},
         versions={"steadynorm": "0"},
         machine={"cores": 2},
         cells=tuple(known.get(one.name, one) for one in grid),

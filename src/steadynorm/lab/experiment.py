@@ -234,6 +234,7 @@ def describe(
             "train_images": len(dataset.train),
             "validation_images": len(dataset.validation),
             "classes": list(dataset.classes),
+            "chance": (dataset.validation.labels.bincount().max() / len(dataset.validation)).item(),
             "data_sha256": _digest(dataset),
         },
         versions=describe_versions(),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from steadynorm.lab.records import RunRecord
+from steadynorm.lab.chance import Chance, chance_of
+from steadynorm.lab.records import Record, RunRecord
 
-__all__ = ["Bracket", "bracket", "next_rate", "trains", "tried_rates"]
+__all__ = ["SEARCH_STEPS", "Bracket", "bracket", "chance_in_search", "next_rate", "trains", "tried_rates"]
 
 START = 0.1
 STRIDE = 4.0
@@ -16,6 +17,8 @@ STRIDE = 4.0
 CLOSE = 1.5
 """A rate that does not train, so many times a rate that does, ends the search."""
 SMALLEST, LARGEST = 1e-6, 1e4
+SEARCH_STEPS = 50
+"""Of each epoch of a short run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,22 @@ class Bracket:
         return self.fails <= CLOSE * self.trains
 
 
-def trains(run: RunRecord, *, classes: int) -> bool:
-    """Whether a run ended better than it began: its last epoch's mean training loss is below ln(classes), chance's.
+def trains(run: RunRecord, *, classes: int, chance: Chance) -> bool:
+    """Whether a run ended surely better than guessing on its training images, in their last epoch.
 
-    A loss that is not finite, and one that stays where guessing is, are both no training.
+    The mean loss is below ln(classes), and the accuracy is one that guessing has not. A loss that is not finite, and
+    one that stays where guessing is, are both no training.
     """
-    return run.status == "finished" and run.epochs[-1].train_loss < math.log(classes)
+    if run.status != "finished":
+        return False
+    last = run.epochs[-1]
+    return last.train_loss < math.log(classes) and chance.is_beaten(last.train_accuracy)
+
+
+def chance_in_search(record: Record, batch_size: int) -> Chance:
+    """Say what guessing does on the training images of an epoch of a short run."""
+    images = min(int(record.resolved["train_images"]), SEARCH_STEPS * batch_size)
+    return replace(chance_of(record), images=images)
 
 
 def bracket(tried: Mapping[float, bool]) -> Bracket:
@@ -68,9 +81,10 @@ def next_rate(tried: Mapping[float, bool]) -> float | None:
     return _round(math.sqrt(now.trains * now.fails))
 
 
-def tried_rates(runs: Iterable[RunRecord], *, classes: int) -> dict[float, bool]:
+def tried_rates(runs: Iterable[RunRecord], *, classes: int, chance: Chance) -> dict[float, bool]:
     """Collect rate -> whether it trains from the runs that have ended."""
-    return {run.spec.lr: trains(run, classes=classes) for run in runs if run.status in ("finished", "diverged")}
+    ended = [run for run in runs if run.status in ("finished", "diverged")]
+    return {run.spec.lr: trains(run, classes=classes, chance=chance) for run in ended}
 
 
 def _round(rate: float) -> float:

@@ -71,7 +71,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_numbers(tmp_path: Path, stop: 
     again = Recorder()
     resumed = run(SweepConfig(resume=tmp_path / "a"), again)
     assert [without_times(one) for one in resumed.runs] == [without_times(one) for one in undisturbed.runs]
-    assert not any("none-lr0.05" in line or "lr0.1-" in line for line in again.begun)
+    assert not any(" none-lr0.05-" in line or "lr0.1-" in line for line in again.begun)
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,11 @@ from steadynorm.lab.failure import UserError
 from steadynorm.lab.grid import train_grid
 from steadynorm.lab.progress import Display
 from steadynorm.lab.records import RunRecord, RunSpec
-from steadynorm.lab.stability import next_rate, tried_rates
+from steadynorm.lab.stability import SEARCH_STEPS, chance_in_search, next_rate, tried_rates
 
 __all__ = ["SweepConfig", "run"]
 
 SEARCH_EPOCHS = 2  # the second one shows whether the first has taught anything
-SEARCH_STEPS = 50  # of each
 SEARCH_VALIDATION = 500  # images; their accuracy decides nothing here
 
 
@@ -104,6 +103,7 @@ def _search(task: Task[SweepConfig], runs: tuple[RunRecord, ...]) -> None:
     config = task.config
     for batch_size in config.batch_size:
         settings = regime_of(config, task.record, depth=config.depth[0], batch_size=batch_size)
+        classes, chance = len(task.dataset.classes), chance_in_search(task.record, batch_size)
         few = replace(
             task.dataset,
             train=first(task.dataset.train, SEARCH_STEPS * batch_size),
@@ -128,7 +128,7 @@ def _search(task: Task[SweepConfig], runs: tuple[RunRecord, ...]) -> None:
             )
             runs = (*runs, *found)
             for place, run in zip(specs, found, strict=True):
-                tried[place] |= tried_rates([run], classes=len(task.dataset.classes))
+                tried[place] |= tried_rates([run], classes=classes, chance=chance)
 
 
 def _searching(seed: int, depth: int, arm: str, batch_size: int, rate: float) -> RunSpec:

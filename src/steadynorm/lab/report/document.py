@@ -27,7 +27,7 @@ __all__ = [
     "run_as_json",
 ]
 
-Verdict = Literal["met", "not met", "not measured"]
+Verdict = Literal["met", "not met", "not measured", "not measured: at chance"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,21 @@
-"""Questions of two arms: in what batch norm is expected to differ from no normalization, and whether it does."""
+"""Questions of two arms: in what batch norm is expected to differ from no normalization, and whether it does.
+
+And of all verdicts: none rests on networks that may be guessing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from steadynorm.lab.analysis import Spread, are_apart
+from steadynorm.lab.chance import Chance
 from steadynorm.lab.report.document import Expectation
-from steadynorm.lab.report.wording import batch_arm, capital, plain_arm
+from steadynorm.lab.report.quantities import percent
+from steadynorm.lab.report.wording import batch_arm, capital, listing, plain_arm
 
-__all__ = ["Question", "judge", "pair"]
+__all__ = ["Question", "is_guessing", "judge", "pair", "unless_guessing"]
 
 
 class HasArm(Protocol):
@@ -65,3 +70,24 @@ def judge(
         measured=f"{capital(question.what)}: {question.shown(with_norm.mean)} with batch norm, "
         f"{question.shown(without.mean)} without{overlap}.",
     )
+
+
+def is_guessing(accuracy: Spread | None, chance: Chance) -> bool:
+    """Whether one of the seeds' networks is not surely better than guessing; False where there are none."""
+    return accuracy is not None and not chance.is_beaten(accuracy.low)
+
+
+def unless_guessing(item: Expectation, chance: Chance, networks: Mapping[str, Spread | None]) -> Expectation:
+    """Take a verdict back where it rests on a network that may be guessing.
+
+    Args:
+        item: judged.
+        chance: accuracy of guessing.
+        networks: name -> accuracy over the seeds, of those that have to have learned something; None is passed over.
+    """
+    guessing = {name: one for name, one in networks.items() if one and is_guessing(one, chance)}
+    if not guessing or item.verdict == "not measured":
+        return item
+    found = listing([f"{name} at {percent(one.low)}" for name, one in guessing.items()])
+    measured = f"{capital(found)}, not surely above the {percent(chance.share)} of guessing. {item.measured}"
+    return replace(item, verdict="not measured: at chance", measured=measured)

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import CellRecord
 from steadynorm.lab.report.classic.expectations import expectations
 from steadynorm.lab.report.classic.summary import summarise
@@ -16,7 +17,7 @@ LOST = [cell("none", seed, (0.1, 0.1), diverged=True) for seed in (0, 1)]
 
 def judged(cells: list[CellRecord], *, arms: Sequence[str] = ("batch_norm", "none")) -> tuple[Expectation, ...]:
     record = made_record(cells, arms=arms)
-    return expectations([summarise(record, arm) for arm in arms])
+    return expectations([summarise(record, arm) for arm in arms], chance_of(record))
 
 
 def verdicts(cells: list[CellRecord], **changes: Sequence[str]) -> list[str]:
@@ -59,3 +60,14 @@ def test_what_is_missing_is_not_measured() -> None:
     lost = judged([*BATCH, *LOST])
     assert [item.verdict for item in lost] == ["not measured"] * 4
     assert "The loss was not finite at step 10." in {item.measured for item in lost}
+
+
+def test_networks_that_may_be_guessing_decide_nothing() -> None:
+    plain = [cell("none", seed, (0.1, 0.1, 0.1, 0.1, (0.8, 0.11)[seed]), drift=(1.0,) * 3) for seed in (0, 1)]
+    found = judged([*BATCH, *plain])
+    assert {item.verdict for item in found} == {"not measured: at chance"}
+    assert (
+        found[0]
+        .measured.replace("\N{NO-BREAK SPACE}", " ")
+        .startswith("No normalization at 11.0 %, not surely above the 10.0 % of guessing. After the last step: 90.5 %")
+    )

@@ -65,3 +65,9 @@ def test_one_seed_is_said_to_have_no_spread() -> None:
 def test_runs_left_out_of_means_are_named() -> None:
     record = made_record([*BATCH, PLAIN[0], LOST[1]])
     assert setting(record, summaries(record)).endswith("left out of all means: 1 with no normalization.")
+
+
+def test_networks_that_may_be_guessing_are_not_called_alike() -> None:
+    record = made_record([cell(arm, seed, (0.1, 0.11)) for arm in ("batch_norm", "none") for seed in (0, 1)])
+    text = headline(record, summaries(record)).replace("\N{NO-BREAK SPACE}", " ")
+    assert text == ("Neither sigmoid network is surely better than guessing: 11.0 % with batch norm, 11.0 % without")

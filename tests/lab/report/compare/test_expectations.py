@@ -105,3 +105,16 @@ def test_changed_settings_are_listed():
         "batch size 64 instead of 128",
         "milestones 5 instead of 10 and 15",
     )
+
+
+def test_networks_that_may_be_guessing_decide_nothing():
+    found = judged(flat("batch_norm", 0.7), flat("none", 0.105), data="shapes")
+    assert {item.verdict for item in found} == {"not measured: at chance"}
+    assert "No normalization at 10.5" in found[0].measured
+
+
+def test_one_seed_at_chance_is_enough_to_decide_nothing():
+    runs = [flat("batch_norm", 0.7), flat("none", 0.6), run("none", val_accuracy=[0.105] * 20, seed=1)]
+    made = record(runs, seeds=[0, 1])
+    found = expectations(made, [summarise(made, arm) for arm in pictures(made)[0].arms])
+    assert {item.verdict for item in found} == {"not measured: at chance"}

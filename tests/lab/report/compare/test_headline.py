@@ -14,12 +14,12 @@ def words(write, *runs, **changes):
 
 def test_it_names_the_better_arm_and_the_gap():
     text = words(headline, run("batch_norm", val_accuracy=[0.829]), run("none", val_accuracy=[0.806]))
-    assert text == "Batch norm reaches 82.9 % validation accuracy on CIFAR-10, 2.3 points above no normalization"
+    assert text == "At rate 0.1 batch norm reaches 82.9 % on CIFAR-10, no normalization 80.6 %: 2.3 points apart"
 
 
 def test_it_says_so_when_no_normalization_is_better():
     text = words(headline, run("batch_norm", val_accuracy=[0.7]), run("none", val_accuracy=[0.8]))
-    assert text.startswith("No normalization reaches 80.0 %") and text.endswith("10.0 points above batch norm")
+    assert text == "At rate 0.1 no normalization reaches 80.0 % on CIFAR-10, batch norm 70.0 %: 10.0 points apart"
 
 
 def test_seeds_that_overlap_are_not_called_a_difference():
@@ -37,7 +37,7 @@ def test_an_arm_that_diverges_is_named():
         run("batch_norm", val_accuracy=[0.8]),
         run("none", status="diverged", diverged_at_step=5),
     )
-    assert text == "Batch norm reaches 80.0 % validation accuracy on CIFAR-10; no normalization diverges"
+    assert text == "At rate 0.1 batch norm reaches 80.0 % on CIFAR-10; no normalization diverges"
 
 
 def test_it_says_so_when_everything_diverged():
@@ -67,3 +67,13 @@ def test_a_single_epoch_is_one():
     runs = (run("batch_norm", val_accuracy=[0.7]), run("none", val_accuracy=[0.8]))
     assert "trained for 1 epoch on" in words(setting, *runs, epochs=1)
     assert "trained for 20 epochs on" in words(setting, *runs, epochs=20)
+
+
+def test_an_arm_at_chance_is_not_held_against_one_that_has_learned() -> None:
+    text = words(headline, run("batch_norm", val_accuracy=[0.7]), run("none", val_accuracy=[0.1]))
+    assert text == "At rate 0.1 batch norm reaches 70.0 % on CIFAR-10; no normalization is at chance: 10.0 %"
+
+
+def test_networks_that_are_all_at_chance_are_not_compared() -> None:
+    text = words(headline, run("batch_norm", val_accuracy=[0.105]), run("none", val_accuracy=[0.1]))
+    assert text == "At rate 0.1 no network is surely better than guessing; the best, batch norm, reaches 10.5 %"

@@ -3,6 +3,7 @@
 import pytest
 
 from steadynorm.lab.analysis import Spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.report.landscape.courses import courses
 from steadynorm.lab.report.landscape.expectations import expectations, times
 from tests.support.landscape import cell, made
@@ -13,7 +14,8 @@ LOSS, CHANGE, ORDERS, BETA, FREE_LOSS, FREE_CHANGE, FREE_BETA, GRADIENT, RAISED,
 
 
 def judged(*cells, **changes):
-    return expectations(courses(made(cells, **changes)))
+    record = made(cells, **changes)
+    return expectations(courses(record), chance_of(record))
 
 
 def arms(batch, none, *, noisy=0.5):
@@ -95,3 +97,13 @@ def test_an_arm_that_diverged_is_told() -> None:
 def test_how_many_times(factor, words) -> None:
     low, high, n = factor
     assert times(Spread(mean=(low + high) / 2, low=low, high=high, n=n, sd=None)) == words
+
+
+def test_networks_that_may_be_guessing_decide_nothing() -> None:
+    found = judged(
+        cell("batch_norm"),
+        cell("noisy_batch_norm"),
+        cell("none", accuracy=(0.1, 0.105), change=lambda _: {"beta": 9.0}),
+    )
+    verdicts = [item.verdict for item in found]
+    assert verdicts == ["not measured: at chance"] * 10 + ["met", "not measured: at chance"]

@@ -154,3 +154,16 @@ def test_what_has_not_ended_leaves_it_open() -> None:
 )
 def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
     check_page(made, tmp_path)
+
+
+def test_a_recipe_that_may_be_guessing_at_the_largest_batch_holds_nothing_up() -> None:
+    stuck = [run for run in GRID if (run.spec.variant, run.spec.batch_size) != ("recipe", 1024)]
+    made = scale_record(*stuck, trained("recipe", 1024, 0.105))
+    verdicts = judged(made)
+    assert (verdicts["recipe 1"], verdicts["linear scaling"], verdicts["Freezing"]) == (
+        "not met",
+        "not measured: at chance",
+        "not measured: at chance",
+    )
+    headline = make_report(made).headline.replace("\N{NO-BREAK SPACE}", " ")
+    assert headline == "At batch 1,024 the whole recipe is no better than guessing: 10.5 %"

@@ -5,7 +5,6 @@ import pytest
 
 from steadynorm.lab.records import CellRecord, Factor, Measurement, Record
 from steadynorm.lab.report.shift.document import make_report
-from steadynorm.lab.report.shift.expectations import expectations
 from steadynorm.lab.report.shift.summary import by_stream, kept_share, mean_error, shown, swap_changes, worst
 from steadynorm.lab.report.shift.summary import decays as decays_of
 from tests.support.records import check_page
@@ -59,7 +58,7 @@ def shift_record(cells: list[CellRecord], **changes: object) -> Record:
 
 
 def verdicts(made: Record) -> list[str]:
-    return [item.verdict for item in expectations(shown(made), decays_of(made))]
+    return [item.verdict for item in make_report(made).expectations]
 
 
 def test_the_kept_share_is_of_the_gains_under_corruption() -> None:
@@ -181,3 +180,10 @@ def test_the_method_says_whose_corruptions_they_are(published: float, said: str)
 )
 def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
     check_page(made, tmp_path)
+
+
+def test_a_network_that_may_be_guessing_decides_nothing() -> None:
+    made = shift_record(CELLS)
+    report = make_report(replace(made, runs=(compare_run("several_decays", val_accuracy=[0.1, 0.105]),)))
+    assert {item.verdict for item in report.expectations} == {"not measured: at chance"}
+    assert report.headline.startswith("The network is no better than guessing (10.5")

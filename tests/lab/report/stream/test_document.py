@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from steadynorm.lab.analysis import spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import CellRecord, Measurement, Record, RunRecord
 from steadynorm.lab.report.document import Expectation
 from steadynorm.lab.report.stream.document import make_report
@@ -64,7 +65,7 @@ CELLS = [
 
 def judged(made: Record) -> tuple[Expectation, ...]:
     default = spread(run.epochs[-1].val_accuracy for run in default_runs(made).finished)
-    return expectations(singles(made), ways(made), default, 0.1)
+    return expectations(singles(made), ways(made), default, chance_of(made))
 
 
 def verdicts(made: Record) -> list[str]:
@@ -148,3 +149,17 @@ def test_ways_are_held_against_stored_ones_on_the_same_images() -> None:
 )
 def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
     check_page(made, tmp_path)
+
+
+def test_a_default_build_that_may_be_guessing_decides_nothing() -> None:
+    runs = [default(0.105), single("gated_batch_norm", 0.104), single("batch_norm", 0.1)]
+    report = make_report(stream_record(runs, CELLS))
+    assert {item.verdict for item in report.expectations} == {"not measured", "not measured: at chance"}
+    assert report.headline.startswith("The default build is no better than guessing (10.5")
+
+
+def test_of_two_arms_both_have_to_fail_to_decide_nothing() -> None:
+    both = [default(0.7), single("gated_batch_norm", 0.11), single("batch_norm", 0.1)]
+    assert verdicts(stream_record(both, CELLS))[2] == "not measured: at chance"
+    one = [default(0.7), single("gated_batch_norm", 0.5), single("batch_norm", 0.1)]
+    assert verdicts(stream_record(one, CELLS))[2] == "met"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record, RunRecord, RunSpec
 from steadynorm.lab.report.document import Expectation
 from steadynorm.lab.report.sweep.document import make_report
@@ -49,7 +50,7 @@ GRID = (
 
 
 def judged(made: Record) -> tuple[Expectation, ...]:
-    return expectations(places(made), borders(made))
+    return expectations(places(made), borders(made), chance_of(made))
 
 
 def verdicts(made: Record) -> list[str]:
@@ -151,3 +152,16 @@ def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
 def test_a_run_names_its_place() -> None:
     spec = RunSpec(arm="none", seed=1, lr=0.1, epochs=2, batch_size=64, depth=6, purpose="stability")
     assert spec.name == "stability-none-lr0.1-batch64-depth6-seed1"
+
+
+def test_a_network_at_chance_has_not_trained_whatever_its_loss() -> None:
+    found = make_report(sweep_record(trained("none", 0.1, 0.105), trained("none", 0.5, 0.15), arms=["none"]))
+    assert [row[-1].text for row in found.table.rows] == ["no better than chance", "trained"]
+
+
+def test_arms_that_learn_at_no_rate_decide_nothing() -> None:
+    stuck = [trained("batch_norm", rate, 0.105) for rate in (0.1, 0.5)]
+    made = sweep_record(*stuck, *GRID[2:])
+    assert verdicts(made) == ["not measured: at chance", "not measured", "not measured: at chance"]
+    failed = [trained(arm, rate, 0.105) for arm in ("batch_norm", "none") for rate in (0.1, 0.5)]
+    assert make_report(sweep_record(*failed)).headline == "No network is better than guessing, up to rate 0.5"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.classic.expectations import expectations
 from steadynorm.lab.report.classic.figures import draw_accuracy, draw_loss, draw_percentiles, draw_shifts
@@ -28,7 +29,7 @@ def make_report(record: Record) -> Report:
         table=short_table(arms),
         sections=(
             Section(key="result", title="Result", blocks=(full_table(record, arms), Text(_reading(arms)))),
-            expected(Text(EXPECTED), Expectations(expectations(arms))),
+            expected(Text(EXPECTED), Expectations(expectations(arms, chance_of(record)))),
             Section(
                 key="accuracy", title="Accuracy and loss", blocks=_figures(draw_accuracy(record), draw_loss(record))
             ),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steadynorm.lab.chance import Chance
 from steadynorm.lab.report.classic.summary import ArmSummary
 from steadynorm.lab.report.document import Expectation
 from steadynorm.lab.report.quantities import number, percent
-from steadynorm.lab.report.question import Question, judge, pair
+from steadynorm.lab.report.question import Question, judge, pair, unless_guessing
+from steadynorm.lab.report.wording import arm_label
 
 __all__ = ["expectations", "steps"]
 
@@ -46,10 +48,12 @@ QUESTIONS = (
 )
 
 
-def expectations(arms: Sequence[ArmSummary]) -> tuple[Expectation, ...]:
-    """Judge each."""
+def expectations(arms: Sequence[ArmSummary], chance: Chance) -> tuple[Expectation, ...]:
+    """Judge each, where both arms have learned something."""
     batch, plain = pair(arms)
-    return tuple(judge(question, batch, plain, why_absent=_why_absent) for question in QUESTIONS)
+    networks = {arm_label(arm.arm): arm.test_accuracy for arm in (batch, plain) if arm}
+    judged = (judge(question, batch, plain, why_absent=_why_absent) for question in QUESTIONS)
+    return tuple(unless_guessing(item, chance, networks) for item in judged)
 
 
 def _why_absent(arm: ArmSummary | None) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steadynorm.lab.analysis import are_apart
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.classic.expectations import steps
 from steadynorm.lab.report.classic.summary import ArmSummary
 from steadynorm.lab.report.quantities import percent, points, rate
-from steadynorm.lab.report.question import pair
+from steadynorm.lab.report.question import is_guessing, pair
 from steadynorm.lab.report.wording import arm_label, data_label, listing, seeds_label
 
 __all__ = ["headline", "setting"]
@@ -25,6 +26,9 @@ def headline(record: Record, arms: Sequence[ArmSummary]) -> str:
     if batch is None or plain is None or batch.test_accuracy is None or plain.test_accuracy is None:
         scores = [f"{arm_label(arm.arm)} at {percent(arm.test_accuracy.mean)}" for arm in known if arm.test_accuracy]
         return f"The sigmoid network ends with {listing(scores)} test accuracy on {data_label(record)}"
+    if is_guessing(batch.test_accuracy, chance_of(record)) and is_guessing(plain.test_accuracy, chance_of(record)):
+        both = f"{percent(batch.test_accuracy.mean)} with batch norm, {percent(plain.test_accuracy.mean)} without"
+        return f"Neither sigmoid network is surely better than guessing: {both}"
     return f"{_ends(record, batch, plain)}{_speed(batch, plain)}"
 
 

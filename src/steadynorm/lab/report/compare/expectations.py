@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steadynorm.lab.analysis import Spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.summary import ARTICLE_EPOCH, ArmSummary, early_epoch
 from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.quantities import number, percent, points
-from steadynorm.lab.report.question import Question, judge, pair
+from steadynorm.lab.report.question import Question, judge, pair, unless_guessing
 from steadynorm.lab.report.wording import arm_label, capital, epochs_label, listing
 
-__all__ = ["deviations", "expectations"]
+__all__ = ["deviations", "expectations", "trained"]
 
 WITH_BATCH_NORM = 0.75
 WITHOUT = 0.60
@@ -64,6 +66,20 @@ def expectations(record: Record, arms: Sequence[ArmSummary]) -> tuple[Expectatio
         arms: its summaries at the shared rate.
     """
     batch, plain = pair(arms)
+    judged = _judged(record, batch, plain)
+    chance, networks = chance_of(record), {arm_label(arm.arm): trained(arm) for arm in (batch, plain) if arm}
+    return tuple(unless_guessing(item, chance, networks) for item in judged)
+
+
+def trained(arm: ArmSummary) -> Spread | None:
+    """Give the accuracy by which an arm has learned something or not: after the last epochs, where it has not diverged.
+
+    An arm that diverged is judged by that.
+    """
+    return None if _is_lost(arm) else arm.val_accuracy or arm.val_accuracy_reached
+
+
+def _judged(record: Record, batch: ArmSummary | None, plain: ArmSummary | None) -> tuple[Expectation, ...]:
     epoch = early_epoch(record)
     if record.config["data"] == "cifar10":
         accuracy: tuple[Expectation, ...] = (

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steadynorm.lab.analysis import are_apart
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.compare.summary import ArmSummary, is_finished
 from steadynorm.lab.report.quantities import percent, points, rate
+from steadynorm.lab.report.question import is_guessing
 from steadynorm.lab.report.wording import (
     arm_label,
     batch_arm,
@@ -39,17 +41,22 @@ def headline(record: Record, arms: Sequence[ArmSummary]) -> str:
         return _nothing_to_compare(record, arms, failed)
     best, *others = _ranked(measured)
     score = percent(_mean(best))
-    claim = f"{capital(arm_label(best.arm))} reaches {score} validation accuracy on {data_label(record)}"
+    where = f"At rate {rate(record.config['lr'])}"
+    claim = f"{where} {arm_label(best.arm)} reaches {score} on {data_label(record)}"
+    if is_guessing(best.val_accuracy, chance_of(record)):
+        return f"{where} no network is surely better than guessing; the best, {arm_label(best.arm)}, reaches {score}"
     if failed:
         return f"{claim}; {listing([arm_label(arm.arm) for arm in failed])} {_diverges(failed)}"
     if not others:
         return claim
     other = others[0]
     gap = _mean(best) - _mean(other)
+    if is_guessing(other.val_accuracy, chance_of(record)):
+        return f"{claim}; {arm_label(other.arm)} is at chance: {percent(_mean(other))}"
     if not are_apart(best.val_accuracy, other.val_accuracy):
         both = f"{capital(arm_label(best.arm))} and {arm_label(other.arm)}"
         return f"{both} end within their seeds' range of each other: {score} and {percent(_mean(other))}"
-    return f"{claim}, {points(gap)} above {arm_label(other.arm)}"
+    return f"{claim}, {arm_label(other.arm)} {percent(_mean(other))}: {points(gap)} apart"
 
 
 def setting(record: Record, arms: Sequence[ArmSummary]) -> str:

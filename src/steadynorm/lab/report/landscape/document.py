@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from steadynorm.lab.analysis import Spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.document import Block, Expectations, Figures, Report, Section, Text, all_measured, expected
@@ -63,7 +64,7 @@ def make_report(record: Record) -> Report:
     """Say what looking around found."""
     arms = courses(record)
     drawings, is_begun = draw_all(record, arms), any(arm.courses for arm in arms)
-    judged = (Text(PAPERS), Expectations(expectations(arms))) if is_begun else ()
+    judged = (Text(PAPERS), Expectations(expectations(arms, chance_of(record)))) if is_begun else ()
     sections = (
         Section(key="result", title="Result", blocks=_result(record, arms)),
         expected(*judged),

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steadynorm.lab.analysis import Spread
+from steadynorm.lab.chance import Chance
 from steadynorm.lab.noisy_batch_norm import NOISY
 from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.landscape.courses import ArmCourses
 from steadynorm.lab.report.landscape.measures import find_quantity, over_looks, ratio
 from steadynorm.lab.report.quantities import number, percent, points
-from steadynorm.lab.report.question import pair
+from steadynorm.lab.report.question import pair, unless_guessing
 from steadynorm.lab.report.wording import arm_label, capital
 
 __all__ = ["expectations", "measured_pair", "times"]
@@ -46,17 +47,25 @@ CLAIMS = (
 )
 
 
-def expectations(arms: Sequence[ArmCourses]) -> tuple[Expectation, ...]:
-    """Judge what Santurkar et al. 2018 and Bjorck et al. 2018 found, by medians over the looks and means over seeds."""
+def expectations(arms: Sequence[ArmCourses], chance: Chance) -> tuple[Expectation, ...]:
+    """Judge what Santurkar et al. 2018 and Bjorck et al. 2018 found, by medians over the looks and means over seeds.
+
+    Each needs the networks that it compares to have learned something.
+    """
     rises = (
         ("The longest step along the gradient raises the loss less often with batch norm.", "raised"),
         ("So it does with steps in proportion to the weights.", "free_raised"),
     )
+    batch, plain = measured_pair(arms)
+    judged = (*(_judged(arms, claim) for claim in CLAIMS), *(_rarer(arms, claim, key) for claim, key in rises))
     return (
-        *(_judged(arms, claim) for claim in CLAIMS),
-        *(_rarer(arms, claim, key) for claim, key in rises),
-        *_noise(arms),
+        *(unless_guessing(item, chance, _networks(batch, plain)) for item in judged),
+        *_noise(arms, chance),
     )
+
+
+def _networks(*arms: ArmCourses | None) -> dict[str, Spread | None]:
+    return {arm_label(arm.arm): arm.val_accuracy for arm in arms if arm}
 
 
 def measured_pair(arms: Sequence[ArmCourses]) -> tuple[ArmCourses | None, ArmCourses | None]:
@@ -108,12 +117,14 @@ def _rarer(arms: Sequence[ArmCourses], claim: str, key: str) -> Expectation:
     )
 
 
-def _noise(arms: Sequence[ArmCourses]) -> tuple[Expectation, ...]:
+def _noise(arms: Sequence[ArmCourses], chance: Chance) -> tuple[Expectation, ...]:
     noisy = next((arm for arm in arms if arm.arm == NOISY and arm.courses), None)
     batch, plain = measured_pair(arms)
+    as_well = _accuracy("Batch norm with noise behind it trains as well as batch norm.", noisy, batch, allowed=AS_WELL)
+    better = _accuracy("Batch norm with noise behind it trains better than no normalization.", noisy, plain, allowed=0)
     return (
-        _accuracy("Batch norm with noise behind it trains as well as batch norm.", noisy, batch, allowed=AS_WELL),
-        _accuracy("Batch norm with noise behind it trains better than no normalization.", noisy, plain, allowed=0.0),
+        unless_guessing(as_well, chance, _networks(noisy, batch)),
+        unless_guessing(better, chance, _networks(noisy, plain)),
     )
 
 

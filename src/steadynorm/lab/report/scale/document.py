@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from steadynorm.lab.analysis import are_apart
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.recipe import find_recipe
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.document import Expectations, Figures, Report, Section, Text, expected, run_as_json
@@ -13,6 +14,7 @@ from steadynorm.lab.report.figure import SERIES
 from steadynorm.lab.report.method import data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
 from steadynorm.lab.report.quantities import number, percent, percent_spread, points, rate, spread_note
+from steadynorm.lab.report.question import is_guessing
 from steadynorm.lab.report.scale.expectations import STEPS, WHOLE, expectations, gap
 from steadynorm.lab.report.scale.figures import draw_accuracy
 from steadynorm.lab.report.scale.summary import Place, find_place, is_finished, last_epochs, places, sizes
@@ -94,6 +96,8 @@ def _headline(record: Record, found: list[Place]) -> str:
     small, large = (find_place(found, WHOLE, size) for size in (batches[0], batches[-1]))
     if large is None or large.accuracy is None:
         return "No network of the whole recipe has ended at the largest batch yet"
+    if is_guessing(large.accuracy, chance_of(record)):
+        return f"At batch {batches[-1]:,} the whole recipe is no better than guessing: {percent(large.accuracy.low)}"
     text = f"The whole recipe reaches {percent(large.accuracy.mean)} at batch {batches[-1]:,}"
     if small is not None and small.accuracy is not None and small is not large:
         behind = gap(small, large)

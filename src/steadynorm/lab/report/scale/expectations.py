@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steadynorm.lab.analysis import are_apart
+from steadynorm.lab.analysis import Spread, are_apart
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.recipe import find_recipe
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.document import Expectation, Verdict
 from steadynorm.lab.report.quantities import percent, points
+from steadynorm.lab.report.question import unless_guessing
 from steadynorm.lab.report.scale.summary import Place, find_place, sizes
 
 __all__ = ["HELD", "STEPS", "WHOLE", "expectations", "gap"]
@@ -28,13 +30,22 @@ STEPS = (
 
 
 def expectations(record: Record, found: Sequence[Place]) -> tuple[Expectation, ...]:
-    """Judge the whole recipe, then each step of it: met where the seeds' ranges are apart."""
-    places, batches = list(found), sizes(record)
+    """Judge the whole recipe, then each step of it: met where the seeds' ranges are apart.
+
+    Where the whole recipe is at chance there is nothing that a step could hold up.
+    """
+    places, batches, chance = list(found), sizes(record), chance_of(record)
+    small, large = (_whole(places, batch) for batch in (batches[0], batches[-1]))
+    steps = (*(_worse(places, variant, claim, batches[-1]) for variant, claim in STEPS), _no_worse(places, batches[-1]))
     return (
-        _held(places, batches),
-        *(_worse(places, variant, claim, batches[-1]) for variant, claim in STEPS),
-        _no_worse(places, batches[-1]),
+        unless_guessing(_held(places, batches), chance, small),
+        *(unless_guessing(item, chance, large) for item in steps),
     )
+
+
+def _whole(found: list[Place], batch_size: int) -> dict[str, Spread | None]:
+    place = find_place(found, WHOLE, batch_size)
+    return {f"the whole recipe at batch {batch_size:,}": place.accuracy if place else None}
 
 
 def _held(found: list[Place], batches: Sequence[int]) -> Expectation:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from steadynorm.lab.analysis import Spread, spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.experiments.shift import CLEAN, SWAPPED
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.document import (
@@ -21,6 +23,7 @@ from steadynorm.lab.report.document import (
 from steadynorm.lab.report.method import data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
 from steadynorm.lab.report.quantities import NONE, percent, points
+from steadynorm.lab.report.question import is_guessing
 from steadynorm.lab.report.shift.expectations import LIMIT, expectations
 from steadynorm.lab.report.shift.figures import draw_corruptions, draw_decays, draw_kinds
 from steadynorm.lab.report.shift.summary import (
@@ -44,15 +47,15 @@ __all__ = ["make_report"]
 
 def make_report(record: Record) -> Report:
     """Say what shift costs and what adapting wins."""
-    found, kept = shown(record), decays(record)
+    found, kept, trained = shown(record), decays(record), _trained(record)
     kinds = list(draw_kinds(found))
     return Report(
-        headline=_headline(record, found),
+        headline=_at_chance(record, trained) or _headline(record, found),
         lead=_lead(record),
         table=_short_table(found),
         sections=(
             Section(key="result", title="Ways to choose the statistics", short="Result", blocks=_result(found)),
-            expected(Expectations(expectations(found, kept))),
+            expected(Expectations(expectations(found, kept, chance_of(record), trained))),
             Section(
                 key="gains",
                 title="Gains and losses",
@@ -198,6 +201,18 @@ def _error_cell(one: Shown, stored: Shown | None) -> Cell:
         return Cell(text=percent(one.error.mean))
     tone = "strong" if one.gain.mean > 0 else "bad" if one.gain.mean < -LIMIT else ""
     return Cell(text=percent(one.error.mean), tone=tone)
+
+
+def _trained(record: Record) -> Spread | None:
+    """Give the accuracy of the networks after training, on the validation images as they are."""
+    return spread(run.epochs[-1].val_accuracy for run in record.runs if run.status == "finished" and run.epochs)
+
+
+def _at_chance(record: Record, trained: Spread | None) -> str:
+    """Say so where nothing can be said of shift."""
+    if trained is None or not is_guessing(trained, chance_of(record)):
+        return ""
+    return f"The network is no better than guessing ({percent(trained.low)}), so shift costs it nothing"
 
 
 def _headline(record: Record, found: Sequence[Shown]) -> str:

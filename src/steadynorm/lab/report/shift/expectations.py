@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steadynorm.lab.analysis import Spread
+from steadynorm.lab.chance import Chance
 from steadynorm.lab.report.document import Expectation
 from steadynorm.lab.report.quantities import percent, points
+from steadynorm.lab.report.question import unless_guessing
 from steadynorm.lab.report.shift.summary import Decayed, Shown, kept_share, mean_error, swap_changes, worst
 from steadynorm.lab.report.shift.wording import kind_label, shift_label
 from steadynorm.lab.report.wording import listing
@@ -20,9 +23,19 @@ SAME = 0.01
 """Changes of error that differ by less are called the same."""
 
 
-def expectations(found: Sequence[Shown], kept: Sequence[Decayed]) -> tuple[Expectation, ...]:
-    """Judge what was expected, in the order of the experiment's question."""
-    return (_swap(kept), _batch_wins(found), _batch_fails(found), _safe(found), _keeps(found))
+def expectations(
+    found: Sequence[Shown], kept: Sequence[Decayed], chance: Chance, trained: Spread | None
+) -> tuple[Expectation, ...]:
+    """Judge what was expected, in the order of the experiment's question.
+
+    Args:
+        found: every way to adapt on every stream.
+        kept: the stored statistics of every decay.
+        chance: accuracy of guessing.
+        trained: accuracy of the networks on images as they are.
+    """
+    judged = (_swap(kept), _batch_wins(found), _batch_fails(found), _safe(found), _keeps(found))
+    return tuple(unless_guessing(item, chance, {"the network": trained}) for item in judged)
 
 
 def _swap(kept: Sequence[Decayed]) -> Expectation:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from steadynorm.lab.analysis import Spread, spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.curves import Column, Curve, draw_curves
 from steadynorm.lab.report.document import (
@@ -19,9 +20,10 @@ from steadynorm.lab.report.document import (
     run_as_json,
 )
 from steadynorm.lab.report.figure import SERIES, Drawing
-from steadynorm.lab.report.method import class_count, data_method, training_method
+from steadynorm.lab.report.method import data_method, training_method
 from steadynorm.lab.report.page import Cell, Table
-from steadynorm.lab.report.quantities import percent_spread, rate, signed_points, spread_note
+from steadynorm.lab.report.quantities import percent, percent_spread, rate, signed_points, spread_note
+from steadynorm.lab.report.question import is_guessing
 from steadynorm.lab.report.stream.expectations import GATED, LIMIT, PLAIN, expectations, lost
 from steadynorm.lab.report.stream.figures import draw_ways
 from steadynorm.lab.report.stream.summary import (
@@ -58,12 +60,12 @@ def make_report(record: Record) -> Report:
     drawings = [_draw_training(record)] if any(run.epochs for run in record.runs) else []
     ways_drawings = list(draw_ways(met))
     return Report(
-        headline=_headline(record, found),
+        headline=_headline(record, found, default),
         lead=_lead(record),
         table=table,
         sections=(
             Section(key="result", title="Trained at batch size 1", short="Result", blocks=(table, *_notes(record))),
-            expected(Expectations(expectations(found, met, default, 1 / class_count(record)))),
+            expected(Expectations(expectations(found, met, default, chance_of(record)))),
             Section(key="training", title="Training", blocks=(Figures(drawings),) if drawings else ()),
             Section(
                 key="ways",
@@ -134,10 +136,12 @@ def _beside_stored(way: Way) -> str:
     return "" if way.method == "stored" or way.gain is None else f"{signed_points(way.gain)} beside stored"
 
 
-def _headline(record: Record, found: Sequence[Single]) -> str:
+def _headline(record: Record, found: Sequence[Single], default: Spread | None) -> str:
     gated = next((single for single in found if single.arm == GATED), None)
     if gated is None or gated.drop is None:
         return "No gated network has been trained at batch size 1 yet"
+    if default and is_guessing(default, chance_of(record)):
+        return f"The default build is no better than guessing ({percent(default.low)}), and has nothing to lose"
     other = next((single for single in found if single.arm == PLAIN and single.drop), None)
     beside = f"; plain batch norm {lost(other.drop)}" if other and other.drop else ""
     return f"At batch size 1 gated batch norm {lost(gated.drop)} on {data_label(record)}{beside}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steadynorm.lab.analysis import Spread
+from steadynorm.lab.chance import Chance
 from steadynorm.lab.report.document import Expectation
 from steadynorm.lab.report.quantities import percent, points, signed_points
+from steadynorm.lab.report.question import is_guessing, unless_guessing
 from steadynorm.lab.report.stream.summary import Single, Way
+from steadynorm.lab.report.wording import arm_label
 
 __all__ = ["GATED", "LIMIT", "PLAIN", "expectations", "lost"]
 
@@ -28,7 +31,7 @@ def lost(drop: Spread) -> str:
 
 
 def expectations(
-    found: Sequence[Single], met: Sequence[Way], default: Spread | None, chance: float
+    found: Sequence[Single], met: Sequence[Way], default: Spread | None, chance: Chance
 ) -> tuple[Expectation, ...]:
     """Judge what was expected.
 
@@ -40,13 +43,21 @@ def expectations(
     """
     arms = {single.arm: single for single in found}
     gated, plain = arms.get(GATED), arms.get(PLAIN)
-    return (
-        _falsifier(gated, default, chance),
+    judged = (
+        _falsifier(gated, default, chance.share),
         _evaluated([way for way in met if way.method == EVALUATED]),
-        _pays_less(gated, plain),
+        _of_two(_pays_less(gated, plain), gated, plain, chance),
         _statistics_are_to_blame(plain),
         *(_costs_nothing(way) for way in met if way.method == "gate"),
     )
+    return tuple(unless_guessing(item, chance, {"the default build": default}) for item in judged)
+
+
+def _of_two(item: Expectation, one: Single | None, other: Single | None, chance: Chance) -> Expectation:
+    """Take a verdict on two arms back where both may be guessing; that one of them fails is a finding."""
+    accuracies = {arm_label(arm.arm): arm.accuracy for arm in (one, other) if arm}
+    both = all(accuracy and is_guessing(accuracy, chance) for accuracy in accuracies.values())
+    return unless_guessing(item, chance, accuracies) if both else item
 
 
 def _falsifier(gated: Single | None, default: Spread | None, chance: float) -> Expectation:

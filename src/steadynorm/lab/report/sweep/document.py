@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.document import (
     Block,
@@ -52,7 +53,7 @@ def make_report(record: Record) -> Report:
         table=short,
         sections=(
             Section(key="result", title="Result", blocks=(table, Text(_seeds_note(record)))),
-            expected(Expectations(expectations(found, limits))),
+            expected(Expectations(expectations(found, limits, chance_of(record)))),
             Section(
                 key="accuracy",
                 title="Accuracy over the learning rate",
@@ -122,6 +123,8 @@ def _headline(record: Record, found: Sequence[Place]) -> str:
         return "No network has ended yet"
     exploded = [place for place in ended if place.exploded_at_step]
     steady = [arm for arm in record.config["arms"] if not any(place.arm == arm for place in exploded)]
+    if all(place.guessing and not place.exploded_at_step for place in ended):
+        return f"No network is better than guessing, up to rate {rate(max(place.lr for place in ended))}"
     if not exploded:
         return f"Nothing explodes up to rate {rate(max(place.lr for place in ended))} on {data_label(record)}"
     least = min(exploded, key=lambda place: (place.lr, place.depth))
@@ -157,7 +160,8 @@ def _seeds_note(record: Record) -> str:
 def _method(record: Record) -> tuple[str, ...]:
     search = (
         "The largest rate that trains is searched in runs of two epochs of 50 steps at a constant rate: a rate trains "
-        "if the mean loss of the second epoch is below ln(classes), that of guessing. Rates go by factors of 4 from "
+        "if the mean loss of the second epoch is below ln(classes), that of guessing, and its training accuracy surely "
+        "above guessing's. Rates go by factors of 4 from "
         "0.1 until one trains and one does not, then by the geometric middle; above one that fails all are taken to.",
     )
     return (

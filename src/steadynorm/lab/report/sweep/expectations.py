@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steadynorm.lab.analysis import Spread
+from steadynorm.lab.chance import Chance
 from steadynorm.lab.report.document import Expectation
 from steadynorm.lab.report.quantities import number, percent, points, rate
+from steadynorm.lab.report.question import unless_guessing
 from steadynorm.lab.report.sweep.summary import Border, Place, geometric_mean
-from steadynorm.lab.report.wording import batch_arm, plain_arm
+from steadynorm.lab.report.wording import arm_label, batch_arm, plain_arm
 
 __all__ = ["expectations"]
 
 
-def expectations(found: Sequence[Place], limits: Sequence[Border]) -> tuple[Expectation, ...]:
-    """Judge the article's expectation, Bjorck's, and which arm is ahead at its best rate."""
+def expectations(found: Sequence[Place], limits: Sequence[Border], chance: Chance) -> tuple[Expectation, ...]:
+    """Judge the article's expectation, Bjorck's, and which arm is ahead at its best rate.
+
+    The first and the last need arms that have learned something at their best rate; the second has a test of its own.
+    """
     arms = [place.arm for place in found]
     batch, plain = batch_arm(arms), plain_arm(arms)
+    best = {arm_label(arm): _best(found, arm) for arm in (batch, plain) if arm}
+    networks = {arm: one[1] for arm, one in best.items() if one}
     return (
-        _explodes(found, batch, plain),
+        unless_guessing(_explodes(found, batch, plain), chance, networks),
         _bears_more(limits, batch, plain),
-        _best_is_better(found, batch, plain),
+        unless_guessing(_best_is_better(found, batch, plain), chance, networks),
     )
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from steadynorm.lab.analysis import Spread, spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record, RunRecord
 from steadynorm.lab.report.method import class_count
-from steadynorm.lab.stability import Bracket, bracket, tried_rates
+from steadynorm.lab.stability import Bracket, bracket, chance_in_search, tried_rates
 
 __all__ = ["Border", "Place", "borders", "geometric_mean", "is_finished", "places"]
 
@@ -31,7 +32,8 @@ class Place:
     exploded_at_step: tuple[int, ...]
     """Steps at which the loss was no longer finite, one for each run that exploded."""
     guessing: int
-    """Runs that finished no better than chance: mean training loss of the last epoch not below ln(classes)."""
+    """Runs that finished no better than chance: mean training loss of the last epoch not below ln(classes), or a
+    validation accuracy not surely above that of guessing."""
     waiting: int
     """Runs that have not ended."""
 
@@ -89,7 +91,7 @@ def geometric_mean(rates: tuple[float, ...]) -> float:
 def _place(record: Record, depth: int, batch_size: int, arm: str, rate: float) -> Place:
     runs = [run for run in _runs(record, "compare", arm, depth, batch_size) if run.spec.lr == rate]
     finished = [run for run in runs if run.status == "finished"]
-    chance = math.log(class_count(record))
+    loss, chance = math.log(class_count(record)), chance_of(record)
     return Place(
         arm=arm,
         depth=depth,
@@ -98,15 +100,18 @@ def _place(record: Record, depth: int, batch_size: int, arm: str, rate: float) -
         seeds=len(runs),
         accuracy=spread(run.epochs[-1].val_accuracy for run in finished),
         exploded_at_step=tuple(run.diverged_at_step or 0 for run in runs if run.status == "diverged"),
-        guessing=sum(not run.epochs[-1].train_loss < chance for run in finished),
+        guessing=sum(
+            not (run.epochs[-1].train_loss < loss and chance.is_beaten(run.epochs[-1].val_accuracy)) for run in finished
+        ),
         waiting=sum(run.status in ("waiting", "running") for run in runs),
     )
 
 
 def _brackets(record: Record, arm: str, depth: int, batch_size: int) -> Iterator[Bracket]:
     runs = _runs(record, "stability", arm, depth, batch_size)
+    classes, chance = class_count(record), chance_in_search(record, batch_size)
     for seed in record.config["seeds"]:
-        tried = tried_rates((run for run in runs if run.spec.seed == seed), classes=class_count(record))
+        tried = tried_rates((run for run in runs if run.spec.seed == seed), classes=classes, chance=chance)
         if tried:
             yield bracket(tried)
 
