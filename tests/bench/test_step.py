@@ -13,6 +13,7 @@ from steadynorm.bench import step
 from steadynorm.bench.record import read_record
 from steadynorm.bench.step import NetworkResult, StepConfig, measure_network, run
 from steadynorm.bench.timing import Sample
+from steadynorm.lab.configuration import prepared
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.failure import UserError
 from steadynorm.lab.normalizations import NORMALIZATIONS
@@ -153,7 +154,7 @@ def test_sides_start_from_the_same_weights_in_training_mode() -> None:
 
 
 def test_the_networks_are_those_of_compare() -> None:
-    config = CompareConfig()
+    config = prepared(CompareConfig(data="cifar10"), {})
     assert (config.depth, config.widths) == (step.DEPTH, step.WIDTHS)
     assert (config.momentum, config.weight_decay) == (step.MOMENTUM, step.WEIGHT_DECAY)
 

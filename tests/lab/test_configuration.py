@@ -103,3 +103,20 @@ def test_what_only_the_cnn_has_is_refused_for_another_network(config: Experiment
         UserError, match=rf"^{flags}: --network resnet20 has its own\. Drop it, or say --network cnn\.$"
     ):
         prepared(config, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (CompareConfig(), (0.02, 32, (16, 32, 64))),
+        (CompareConfig(data="cifar10"), (0.1, 128, (32, 64, 128))),
+        (CompareConfig(lr=0.1, widths=(8,)), (0.1, 32, (8,))),
+        (CompareConfig(network="resnet20"), (0.02, 32, (16, 32, 64))),
+    ],
+)
+def test_what_a_comparison_is_not_told_depends_on_the_data(
+    given: CompareConfig, expected: tuple[float, int, tuple[int, ...]]
+) -> None:
+    config = prepared(given, {})
+    assert (config.lr, config.batch_size, config.widths) == expected
+    assert prepared(config, {}) == config  # as the recorded command gives it

@@ -79,6 +79,10 @@ class ExperimentConfig:
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Flags on the command line, those with their default values included; no flag itself."""
 
+    def by_data(self) -> Mapping[str, Any]:
+        """Give what a field that is None stands for, with the data chosen."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegimeConfig(ExperimentConfig):
@@ -135,7 +139,7 @@ def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
 
 
 def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
-    """Give the configuration of a new experiment, with nothing in it that has no effect.
+    """Give the configuration of a new experiment, complete and with nothing in it that has no effect.
 
     Args:
         given: what the user gave.
@@ -144,16 +148,21 @@ def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
     Raises:
         UserError: a flag was given that the network does not look at.
     """
-    config = quickened(given, quick)
+    config = _completed(quickened(given, quick))
     if not (isinstance(given, RegimeConfig) and isinstance(config, RegimeConfig)):
         return config
     default = type(given)()
     if config.network != "cnn":
         _check_unused(given, default, network=config.network)
-        config = replace(config, **{name: getattr(default, name) for name in ONLY_OF_CNN})
+        config = _completed(replace(config, **{name: getattr(default, name) for name in ONLY_OF_CNN}))
     if given.milestones == default.milestones:
         config = with_reached_milestones(config)
     return config
+
+
+def _completed(config: ConfigT) -> ConfigT:
+    """Put in what depends on the data, where the user has not said it."""
+    return replace(config, **{name: value for name, value in config.by_data().items() if getattr(config, name) is None})
 
 
 def with_reached_milestones(config: ConfigT) -> ConfigT:
@@ -165,7 +174,8 @@ def with_reached_milestones(config: ConfigT) -> ConfigT:
 
 def _check_unused(given: ExperimentConfig, default: ExperimentConfig, *, network: str) -> None:
     """Refuse what only the cnn has, where another network is trained."""
-    unused = [flag(name) for name in ONLY_OF_CNN if getattr(given, name) != getattr(default, name)]
+    usual = {name: (getattr(default, name), given.by_data().get(name)) for name in ONLY_OF_CNN}
+    unused = [flag(name) for name in ONLY_OF_CNN if getattr(given, name) not in usual[name]]
     if unused:
         what = "it" if len(unused) == 1 else "them"
         raise UserError(f"{' '.join(unused)}: --network {network} has its own. Drop {what}, or say --network cnn.")
