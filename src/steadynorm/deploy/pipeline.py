@@ -25,6 +25,7 @@ from steadynorm.deploy.processes import Server
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import Artifact, Outcome, write_outcome
 from steadynorm.deploy.source import Source, as_logits, load_source
+from steadynorm.lab.chance import most_frequent
 from steadynorm.lab.data import Dataset, Images, evaluation_batches, first, load_dataset
 from steadynorm.lab.experiment import as_config, command_of, new_place
 from steadynorm.lab.failure import UserError, one_line
@@ -114,7 +115,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
             steps=tuple(filter(None, (source.weights, *steps, unscored))),
             artifacts=tuple(_timed(found, paths, bench, config)),
         )
-        write_config(directory, _record(config, threads=threads, images=len(images)))
+        write_config(directory, _record(config, threads=threads, labels=chosen.labels))
         write_outcome(directory, outcome)
     return place
 
@@ -176,14 +177,19 @@ def _make(artifact: Artifact, request: Request, bench: _Bench, directory: Path, 
     return artifact
 
 
-def _record(config: ExportConfig, *, threads: int, images: int) -> Record:
+def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Record:
     runtimes = {name: found for name in RUNTIMES if (found := _version(name))}
     return Record(
         experiment="export",
         command=command_of("export", config),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=as_config(config) | {"quick": False},
-        resolved={"format": chosen_formats(config), "threads": threads, "images": images},
+        resolved={
+            "format": chosen_formats(config),
+            "threads": threads,
+            "images": len(labels),
+            "chance": most_frequent(labels),
+        },
         versions=describe_versions() | runtimes,
         machine=describe_machine(torch.device("cpu")),
     )

@@ -10,12 +10,15 @@ from steadynorm.deploy.formats import FORMATS
 from steadynorm.deploy.pipeline import EAGER, TOLERANCE
 from steadynorm.deploy.processes import serving_snippet
 from steadynorm.deploy.results import FILE, Artifact, Outcome, read_outcome
+from steadynorm.lab.analysis import Spread, spread
+from steadynorm.lab.chance import chance_of
 from steadynorm.lab.records import Record, read_config
 from steadynorm.lab.report.build import write_report
 from steadynorm.lab.report.document import Code, Expectation, Expectations, Figures, Report, Section, Text, expected
-from steadynorm.lab.report.figure import Drawing, canvas, log_if_wide, render, series
+from steadynorm.lab.report.figure import Drawing, canvas, log_if_wide, percent_ticks, render, series
 from steadynorm.lab.report.page import Cell, Table
 from steadynorm.lab.report.quantities import NONE, SPACE, number, percent, points
+from steadynorm.lab.report.question import is_guessing, unless_guessing
 from steadynorm.lab.report.wording import data_label
 
 __all__ = ["best_of", "build_export_report", "make_report", "missed_target"]
@@ -79,6 +82,8 @@ def _headline(record: Record, outcome: Outcome, eager: Artifact) -> str:
     if best is None:
         return "Nothing was exported"
     text = f"{best.name} answers in {_ms(_p50(best))} at {_size(record)}, {_times(best, eager)} as fast as eager torch"
+    if is_guessing(_accuracy(eager), chance_of(record)):
+        return f"{text}, but the model is no better than guessing: {percent(eager.accuracy)}"
     if best.accuracy is not None and eager.accuracy is not None:
         gap = eager.accuracy - best.accuracy
         if round(100 * gap, 1) == 0:
@@ -117,8 +122,13 @@ def _expectations(record: Record, outcome: Outcome, eager: Artifact) -> tuple[Ex
             measured = f"{percent(one.accuracy)} against {percent(eager.accuracy)}."
             claim = f"{one.name} costs at most {points(drop / 100)} of accuracy."
         measured = f"Not made: {one.refused}" if one.refused else measured
-        found.append(Expectation(claim=claim, verdict="not met" if one.refused else "met", measured=measured))
+        item = Expectation(claim=claim, verdict="not met" if one.refused else "met", measured=measured)
+        found.append(unless_guessing(item, chance_of(record), {"the model": _accuracy(eager)}))
     return tuple(found)
+
+
+def _accuracy(one: Artifact) -> Spread | None:
+    return None if one.accuracy is None else spread([one.accuracy])
 
 
 def _short(served: Sequence[Artifact], eager: Artifact) -> Table:
@@ -201,8 +211,6 @@ def _draw(served: Sequence[Artifact]) -> Drawing:
     what = "accuracy" if by_accuracy else "same class as the model"
     title = f"{what.capitalize()} over the latency of one image"
     with canvas(width=6.4, height=3.6) as (figure, axes):
-        from matplotlib.ticker import PercentFormatter
-
         markers = "osD^vP*X<>hd"
         for index, one in enumerate(served):
             value = (one.accuracy if by_accuracy else one.agreement) or 0.0
@@ -219,7 +227,7 @@ def _draw(served: Sequence[Artifact]) -> Drawing:
         axes.set_xlabel("milliseconds, median")
         shares = [(one.accuracy if by_accuracy else one.agreement) or 0.0 for one in served]
         axes.set_ylim(min(shares) - 0.01, max(shares) + 0.01)  # a hundredth of a point is no difference
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=f"{SPACE}%"))
+        percent_ticks(axes.yaxis)
         axes.set_title(title, pad=10)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         caption = "Up is better, and left. Requests of one image, all servers in turn."

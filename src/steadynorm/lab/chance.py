@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from steadynorm.lab.data.images import CLASS_COUNT
 from steadynorm.lab.records import Record
 
-__all__ = ["Chance", "chance_of"]
+__all__ = ["Chance", "chance_of", "most_frequent"]
 
 RISK = 1e-3
 """Largest probability that guessing is called better than guessing."""
@@ -37,10 +40,21 @@ class Chance:
 
 
 def chance_of(record: Record) -> Chance:
-    """Say what guessing does on the validation images; records of earlier versions are taken to have equal classes."""
+    """Say what guessing does on the validation images; records of earlier versions are taken to have equal classes.
+
+    An export's images are those that it was compared on, of ten classes.
+    """
+    if record.experiment == "export":
+        share = record.resolved.get("chance", 1 / CLASS_COUNT)
+        return Chance(share=float(share), images=int(record.resolved["images"]))
     classes = record.resolved["classes"]
     share = record.resolved.get("chance", 1 / (classes if isinstance(classes, int) else len(classes)))
     return Chance(share=float(share), images=int(record.resolved["validation_images"]))
+
+
+def most_frequent(labels: Tensor) -> float:
+    """Give the share of the most frequent class, from labels of shape (N,)."""
+    return (labels.bincount().max() / len(labels)).item()
 
 
 def _divergence(a: float, p: float) -> float:

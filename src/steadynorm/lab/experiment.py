@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import torch
 
+from steadynorm.lab.chance import most_frequent
 from steadynorm.lab.configuration import ExperimentConfig, flag, prepared, with_reached_milestones
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
 from steadynorm.lab.failure import Interrupted, UserError, reason_of
@@ -234,7 +235,7 @@ def describe(
             "train_images": len(dataset.train),
             "validation_images": len(dataset.validation),
             "classes": list(dataset.classes),
-            "chance": (dataset.validation.labels.bincount().max() / len(dataset.validation)).item(),
+            "chance": most_frequent(dataset.validation.labels),
             "data_sha256": _digest(dataset),
         },
         versions=describe_versions(),

@@ -1,0 +1,42 @@
+"""Verdicts of an export, from made-up numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from steadynorm.deploy.report import make_report
+from steadynorm.deploy.results import Artifact, Latency, Outcome
+from steadynorm.lab.records import Record
+from tests.support.records import record
+
+
+def exported(accuracy: float | None, *, images: int = 1000) -> tuple[Record, Outcome]:
+    """An export of a model of this accuracy, and its static int8 file of 0.4 points less."""
+    latency = Latency(requests=100, p50=4.0, p90=5.0, p99=6.0)
+    eager = Artifact(name="eager torch", format="eager", quantize="none", accuracy=accuracy, latency=latency)
+    int8 = Artifact(
+        name="ONNX, int8",
+        format="onnx",
+        quantize="static",
+        file="model.onnx",
+        agreement=0.99,
+        accuracy=None if accuracy is None else accuracy - 0.004,
+        latency=replace(latency, p50=1.0),
+    )
+    config = {"target_p50_ms": None, "max_drop": 0.5, "input_size": [32, 32], "calibration_images": 10}
+    made = record((), **config, batch_size=[1])
+    resolved = {"format": ["onnx"], "threads": 1, "images": images, "chance": 0.1}
+    outcome = Outcome(model="cnn", parameters=10, norms=2, steps=(), artifacts=(eager, int8))
+    return replace(made, experiment="export", resolved=resolved), outcome
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"), [(0.8, "met"), (0.14, "met"), (0.105, "not measured: at chance"), (None, "met")]
+)
+def test_accuracy_is_judged_of_models_that_are_surely_better_than_guessing(
+    accuracy: float | None, verdict: str
+) -> None:
+    report = make_report(*exported(accuracy))
+    speed, quality = report.expectations
+    assert (speed.verdict, quality.verdict) == ("met", verdict)
+    assert ("guessing: 10.5" in report.headline) == (accuracy == 0.105)
