@@ -13,6 +13,7 @@ from steadynorm.bench.cases import Case
 from steadynorm.bench.kernels import KernelsConfig, measure_case, run
 from steadynorm.bench.record import read_record
 from steadynorm.bench.results import CaseResult
+from steadynorm.lab import machine
 from steadynorm.lab.failure import UserError
 from steadynorm.ops import reference
 from steadynorm.ops.dispatch import explain_backend
@@ -226,6 +227,7 @@ def test_the_flags_reach_the_measurement(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(monkeypatch)
     before = torch.get_num_threads()
+    monkeypatch.setattr(machine, "count_cores", lambda: before + 1)
     try:
         assert run(replace(TINY, threads=before + 1), Lines())["threads"] == before + 1
     finally:

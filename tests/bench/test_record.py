@@ -138,6 +138,7 @@ def test_what_is_no_record_is_refused(content: bytes, tmp_path: Path) -> None:
         (KernelsConfig(max_mb=-1.0), r"--max-mb: must be positive, got -1\.0"),
         (KernelsConfig(seconds=float("nan")), "--seconds: must be positive, got nan"),
         (KernelsConfig(threads=0), "--threads: must be positive, got 0"),
+        (KernelsConfig(threads=100_000), r"--threads: must be at most the \d+ cores .*, got 100000"),
         (StepConfig(batch=0), "--batch: must be positive, got 0"),
     ],
 )

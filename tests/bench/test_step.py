@@ -13,6 +13,7 @@ from steadynorm.bench import step
 from steadynorm.bench.record import read_record
 from steadynorm.bench.step import NetworkResult, StepConfig, measure_network, run
 from steadynorm.bench.timing import Sample
+from steadynorm.lab import machine
 from steadynorm.lab.configuration import prepared
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.failure import UserError
@@ -217,6 +218,7 @@ def test_the_lines_of_each_network_are_shown() -> None:
 def test_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(monkeypatch)
     threads = torch.get_num_threads() + 1
+    monkeypatch.setattr(machine, "count_cores", lambda: threads)
     assert run(replace(TINY, threads=threads), Lines())["threads"] == threads == torch.get_num_threads()
 
 

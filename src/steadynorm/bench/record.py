@@ -17,7 +17,7 @@ import torch
 from steadynorm import __version__
 from steadynorm.bench.display import Display
 from steadynorm.lab.failure import UserError
-from steadynorm.lab.machine import describe_machine, reuse_memory
+from steadynorm.lab.machine import choose_threads, describe_machine, reuse_memory
 
 __all__ = ["Record", "begin_record", "check_config", "keep_record", "read_record", "write_record"]
 
@@ -47,6 +47,8 @@ def check_config(config: Any) -> None:  # noqa: ANN401 (any bench's dataclass)
                 raise UserError(f"{name}: must be at least 0, got {one}.")
             if field.name != "seed" and not one > 0:
                 raise UserError(f"{name}: must be positive, got {one}.")
+    if getattr(config, "threads", None) is not None:
+        choose_threads(config.threads)
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
 
