@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import steadynorm
+from steadynorm import layers
 from tests.support.layers import CLASSES, drawn, each_shape, make_pair
 
 BOTH = pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
@@ -150,3 +151,41 @@ def test_an_empty_batch_gives_every_parameter_a_gradient_of_zero():
     assert torch.equal(layer.weight.grad, torch.zeros(3))
     assert torch.equal(layer.bias.grad, torch.zeros(3))
     assert residual.grad.shape == (0, 3, 2, 2)
+
+
+LAYERS = ("BatchNorm2d", "FrozenBatchNorm2d", "GatedBatchNorm2d", "BatchRenorm2d", "GhostBatchNorm2d")
+ARGUMENTS = {"GhostBatchNorm2d": {"ghost_batch_size": 2}}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 0, 3, 3), r"running_mean should contain 0 elements|weight should contain 0 elements"),
+        (torch.zeros(0, 5, 3, 3), r"running_mean should contain 5 elements|weight should contain 5 elements"),
+        (torch.zeros(0, 4, 3, 3, dtype=torch.complex64), "must be of a floating dtype, got torch.complex64"),
+    ],
+    ids=["no-channels", "empty-of-5", "empty-complex"],
+)
+def test_a_misfit_that_torch_lets_pass_is_refused_in_both_modes(name, training, x, message):
+    layer = getattr(layers, name)(4, **ARGUMENTS.get(name, {})).train(training)
+    with pytest.raises(RuntimeError, match=message):
+        layer(x)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_weight_of_more_dimensions_is_refused_in_both_modes(name, training):
+    layer = getattr(layers, name)(4, **ARGUMENTS.get(name, {})).train(training)
+    layer.weight = nn.Parameter(torch.ones(4, 1, 1, 1))
+    with pytest.raises(RuntimeError, match=r"weight should contain 4 elements.*got shape \(4, 1, 1, 1\)"):
+        layer(torch.randn(2, 4, 3, 3))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", ["BatchNorm1d", "FrozenBatchNorm1d", "GatedBatchNorm1d", "BatchRenorm1d"])
+def test_a_jagged_tensor_is_refused_with_what_to_do(name, training):
+    x = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=torch.jagged)
+    with pytest.raises(ValueError, match=r"must be a tensor of one size, got a nested one .* MaskedBatchNorm1d"):
+        getattr(layers, name)(4).train(training)(x)

@@ -87,7 +87,6 @@ RENORM = {"warmup_steps": 0, "ramp_steps": 0, "r_max": 2.0, "d_max": 1.0}
 KINDS = {
     "plain": ("BatchNorm", {"track_running_stats": False}, lambda _, x: batch_norm(x), lambda _, x: batch_norm(x)),
     "tracking": ("BatchNorm", {}, lambda _, x: batch_norm(x), evaluating),
-    "window": ("BatchNorm", {"update_every": 2}, lambda _, x: batch_norm(x), evaluating),
     "renorm": ("BatchRenorm", RENORM, renorm, evaluating),
     "gated": ("GatedBatchNorm", {"gate": 0.3}, gated, gated),
     "ghost": (
@@ -251,7 +250,7 @@ def test_a_transform_of_a_layer_is_the_derivative_of_its_equations(kind, trainin
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap], ids=["grad", "vmap"])
-@pytest.mark.parametrize("kind", ["tracking", "window", "renorm", "gated", "ghost", "masked"])
+@pytest.mark.parametrize("kind", ["tracking", "renorm", "gated", "ghost", "masked"])
 def test_running_estimates_from_outside_are_refused_before_anything_moves(kind, transform):
     case = Case(kind, True, None, SETTINGS["formulas"])
     named = {"mask": case.valid} if kind == "masked" else {}
@@ -262,6 +261,13 @@ def test_running_estimates_from_outside_are_refused_before_anything_moves(kind, 
         )
     for name, buffer in case.layer.named_buffers():
         assert torch.equal(buffer, before[name]), name
+
+
+def test_a_window_of_batches_is_refused_before_anything_moves():
+    layer = steadynorm.BatchNorm1d(C, update_every=2).double()
+    with pytest.raises(RuntimeError, match=r"BatchNorm1d: .* no window of batches.*update_every=2. Use update_every=1"):
+        torch.func.grad(lambda x: layer(x).sum())(drawn(*SMALL))
+    assert layer.num_batches_tracked == 0
 
 
 def test_mapped_running_estimates_each_follow_their_own_batch():

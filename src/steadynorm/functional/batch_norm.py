@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.functional.checks import (
+    check_activation,
+    check_evaluation,
+    check_residual,
+    check_training,
+    normalize_nothing,
+)
 from steadynorm.functional.way import choose_way
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 from steadynorm.rules import BatchNormRule, activated, is_transformed, normalize, normalize_in_one_call
@@ -66,11 +74,11 @@ def batch_norm(
     if isinstance(input, Tensor) and isinstance(residual, Tensor):  # torch.fx traces with proxies, which have no shape
         check_residual(input, residual)
     if not training:
+        if isinstance(input, Tensor):
+            check_evaluation(input, (running_mean, running_var, weight, bias))
         # torch's own function: compilers, exporters and quantisers recognise it.
         y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-        if residual is not None:  # in place nothing mapped is added to what is not
-            y = y + residual if is_transformed() else y.add_(residual)
-        return activated(y, activation)
+        return activated(_added(y, residual), activation)
     check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)
@@ -95,6 +103,19 @@ def batch_norm(
         share = weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=running_mean.dtype)
         follow_(running_mean, running_var, moments, momentum=share)
     return y
+
+
+def _added(y: Tensor, residual: Tensor | None) -> Tensor:
+    """Add in place, except where something may be mapped that y is not."""
+    if residual is None:
+        return y
+    node = getattr(residual, "node", None)
+    if node is not None and node.op == "placeholder" and node.args == (None,):
+        # The layer itself is what torch.fx traces: whether there is a residual is not known before the graph runs.
+        proxy: Any = residual
+        added: Tensor = proxy.tracer.create_proxy("call_function", _added, (y, residual), {})
+        return added
+    return y + residual if is_transformed() else y.add_(residual)
 
 
 def _activate_(pre: Tensor, activation: Activation | None) -> Tensor:

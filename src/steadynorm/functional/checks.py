@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steadynorm.ops.reference import ACTIVATIONS
 
-__all__ = ["check_activation", "check_residual", "check_training", "normalize_nothing"]
+__all__ = ["check_activation", "check_evaluation", "check_residual", "check_training", "normalize_nothing"]
 
 
 def check_activation(activation: str | None) -> None:
@@ -32,8 +32,7 @@ def check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...]
     """
     if eps <= 0:
         raise ValueError(f"batch_norm: eps must be positive during training, but got {eps}.")
-    if not x.is_floating_point():
-        raise RuntimeError(f"batch_norm: input must be of a floating dtype, got {x.dtype}.")
+    _check_kind(x)
     if x.dim() < 2:
         raise IndexError(f"batch_norm: input must have shape (N, C, ...), got {tuple(x.shape)}.")
     channels = x.shape[1]
@@ -43,8 +42,37 @@ def check_training(x: Tensor, eps: float, per_channel: tuple[Tensor | None, ...]
             f"batch_norm: Expected more than 1 value per channel when training, got 1 (input {tuple(x.shape)}). "
             "Use a larger batch or call .eval()."
         )
+    _check_fit(x, per_channel)
+
+
+def check_evaluation(x: Tensor, per_channel: tuple[Tensor | None, ...]) -> None:
+    """Raise for what torch's own function lets pass in evaluation, and training refuses.
+
+    Args:
+        x: the input.
+        per_channel: running mean, running variance, weight and bias.
+    """
+    if torch._C._get_tracing_state() is not None:  # where sizes are no numbers
+        return
+    _check_kind(x)
+    if x.numel() == 0 or any(isinstance(each, Tensor) and each.dim() != 1 for each in per_channel):
+        _check_fit(x, per_channel)
+
+
+def _check_kind(x: Tensor) -> None:
+    if x.is_nested:
+        raise ValueError(
+            f"batch_norm: input must be a tensor of one size, got a nested one of layout {x.layout}. Pad it "
+            "(torch.nested.to_padded_tensor) and use MaskedBatchNorm1d, or normalize .values()."
+        )
+    if not x.is_floating_point():
+        raise RuntimeError(f"batch_norm: input must be of a floating dtype, got {x.dtype}.")
+
+
+def _check_fit(x: Tensor, per_channel: tuple[Tensor | None, ...]) -> None:
+    channels = x.shape[1]
     for position, tensor in enumerate(per_channel):
-        if tensor is not None and (
+        if isinstance(tensor, Tensor) and (
             tensor.shape != (channels,) or (x.dtype == torch.float64 and tensor.dtype != torch.float64)
         ):
             raise _misfit(x, _PER_CHANNEL[position], tensor)

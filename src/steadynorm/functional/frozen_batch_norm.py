@@ -47,7 +47,7 @@ def frozen_batch_norm(
         RuntimeError: a tensor's size is not C, or a dtype that does not fit, as torch has it.
     """
     inputs = (input, residual, weight, bias)
-    wanted = _differentiates(*inputs) and input.numel() > 0
+    wanted = isinstance(input, Tensor) and _differentiates(*inputs) and input.numel() > 0  # torch.fx has proxies
     if wanted and choose_way(input, residual, activation, mean, var, weight, bias) == "one call":
         check_activation(activation)
         check_training(input, eps, (mean, var, weight, bias), fewest=1)

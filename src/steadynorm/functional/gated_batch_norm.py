@@ -79,7 +79,7 @@ def gated_batch_norm(
     if residual is not None:
         check_residual(input, residual)
     rule, per_channel = GatedBatchNormRule(eps, gate), (weight, bias, running_mean, running_var)
-    noise_momentum = noise_momentum if len(input) > 1 else 0.0
+    noise_momentum = noise_momentum if input.shape[0] > 1 else 0.0
     noise_of_batch = noise.detach().reshape(()).to(running_mean.dtype) / (
         input.shape[0] if samples is None else samples
     )
@@ -126,5 +126,5 @@ def _moments_of_first(x: Tensor, samples: int | Tensor) -> Moments:
     values = x.to(statistics_dtype(x.dtype)).flatten(2) if x.dim() > 2 else x.to(statistics_dtype(x.dtype)).unsqueeze(2)
     mean = values.mean(2)
     var = (values - mean.unsqueeze(2)).square().mean(2)
-    counts = torch.where(torch.arange(len(x), device=x.device) < samples, values.shape[2], 0).to(mean.dtype)
+    counts = torch.where(torch.arange(x.shape[0], device=x.device) < samples, values.shape[2], 0).to(mean.dtype)
     return pool(torch.stack((mean, var, counts.unsqueeze(1).expand_as(mean)), 1))[0]

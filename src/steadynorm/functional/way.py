@@ -34,7 +34,8 @@ def choose_way(
         others: further numbers of the rule; the first arguments are those of the functions.
         torchs_own: whether torch has a function for it, which small tensors are better left to.
     """
-    if torch.compiler.is_compiling() or is_transformed():
+    recognised = torchs_own and torch._C._get_tracing_state() is not None  # in a trace torch's own operation is best
+    if torch.compiler.is_compiling() or (is_transformed() and not recognised):
         return "rule"
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     per_channel = (running_mean, running_var, weight, bias, *others)

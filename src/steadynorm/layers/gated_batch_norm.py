@@ -11,6 +11,7 @@ from steadynorm.functional import Activation, gated_batch_norm
 from steadynorm.layers.running import Nonfinite, is_recomputing, may_be_recomputed
 from steadynorm.layers.shell import Shell
 from steadynorm.layers.state import Running, normal_tensors
+from steadynorm.layers.transforms import check_is_tensor
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import statistics_dtype
 
@@ -84,7 +85,7 @@ class _GatedBatchNorm(Shell):
             input,
             residual,
             stored,
-            samples=self._draw_samples(len(input)),
+            samples=self._draw_samples(input.shape[0]),
             momentum=share or 0.0,
             noise_momentum=NOISE_MOMENTUM if follows_noise else 0.0,
         )
@@ -93,6 +94,7 @@ class _GatedBatchNorm(Shell):
         return y
 
     def _evaluate(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        check_is_tensor(self, input)
         assert self.running_mean is not None and self.running_var is not None
         return self._normalize(input, residual, (self.running_mean, self.running_var, self.noise))[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -56,7 +56,8 @@ class NormAddActivation(nn.Module):
             shape of input.
         """
         y: Tensor = self.norm(input)
-        return cast(Tensor, self.activation(y if residual is None else y + residual))
+        activated: Tensor = self.activation(y if residual is None else y + residual)  # torch.jit.script knows no cast
+        return activated
 
 
 def name_state_as_the_norms(module: nn.Module) -> None:

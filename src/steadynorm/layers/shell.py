@@ -12,7 +12,7 @@ from steadynorm.functional import Activation, batch_norm, check_activation
 from steadynorm.layers.rebuilds import CheckedAffine
 from steadynorm.layers.running import Nonfinite, RunningEstimates
 from steadynorm.layers.state import Running, normal_tensors
-from steadynorm.layers.transforms import check_statistics_take_part
+from steadynorm.layers.transforms import check_is_tensor, check_statistics_take_part
 from steadynorm.rules import is_transformed
 
 __all__ = ["Shell"]
@@ -76,6 +76,7 @@ class Shell(RunningEstimates):
         if isinstance(input, Tensor):  # not so while torch.fx traces: a proxy has no rank
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if self.training or (self.running_mean is None and self.running_var is None):
+            check_is_tensor(self, input)
             self._fit_state()
             self._check_transform(input)
             return self._train(input, residual)

@@ -1,11 +1,11 @@
-"""What a layer's running estimates must be inside a transform of torch.func."""
+"""What a layer asks of transforms and tracers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_statistics_take_part"]
+__all__ = ["check_is_tensor", "check_statistics_take_part"]
 
 
 def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
@@ -16,6 +16,12 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
     """
     if torch.compiler.is_compiling():  # Dynamo reads no level; the operations in place are refused by torch itself
         return
+    if getattr(layer, "update_every", 1) > 1:
+        raise RuntimeError(
+            f"{type(layer).__name__}: in training inside a transform of torch.func there can be no window of batches, "
+            f"which is no argument of the transformed function, got update_every={layer.update_every}. Use "
+            "update_every=1, or call .eval()."
+        )
     level = torch._C._functorch.maybe_get_level
     for name, buffer in layer.named_buffers(recurse=False):
         if buffer.numel() and (level(buffer) or 0) < (level(input) or 0):
@@ -25,3 +31,13 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
                 "buffers in by torch.func.functional_call (mapped as well, for vmap), call .eval(), or build the layer "
                 "with track_running_stats=False."
             )
+
+
+def check_is_tensor(layer: nn.Module, input: Tensor) -> None:
+    """Raise TypeError for a proxy of torch.fx, where what is computed depends on sizes and changes statistics."""
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"{type(layer).__name__}: torch.fx.symbolic_trace must not go into a layer that looks at its batch, got "
+            f"{type(input).__name__}. Call .eval() where evaluation is batch norm's, or trace with a Tracer whose "
+            "is_leaf_module holds for the layer."
+        )

@@ -18,16 +18,17 @@ __all__ = ["activated", "is_transformed", "moments_with_graph", "normalize_by_fo
 
 
 def is_transformed(gradient: Tensor | None = None) -> bool:
-    """Say whether this is inside a transform of torch.func, or forward-mode derivatives are taken.
+    """Say whether this is inside a transform of torch.func or torch.jit.trace, or forward-mode derivatives are taken.
 
     Kernels see the values of a tensor, not what a transform adds to it; an autograd function hides from a transform
-    what its backward needs. So nothing but tensor operations runs there.
+    what its backward needs, and TorchScript cannot hold one. So nothing but tensor operations runs there.
 
     Args:
         gradient: in a backward, the one that has come in: ``is_grads_batched`` maps over it by a vmap of its own.
     """
     return (
         torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
         or (gradient is not None and is_mapped_backward(gradient))
     )

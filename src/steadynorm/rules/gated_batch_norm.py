@@ -13,9 +13,6 @@ from steadynorm.statistics.noise import standardized_distance
 
 __all__ = ["GatedBatchNormRule", "gate"]
 
-FARTHEST = 80.0
-"""Largest exponent by which confidence moves the odds, so that float32 holds the factor."""
-
 
 def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
     """Give the weight of the batch's moments between 0 and 1.
@@ -39,7 +36,9 @@ def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
     ratio = distance / noise
     odds = (ratio - 1).clamp(min=0)
     if confidence is not None:
-        odds = odds * torch.exp((confidence.to(odds.dtype) @ _evidence(ratio, noise)).clamp(-FARTHEST, FARTHEST))
+        # A global number would be an input to a compiler with dynamic=True, which loses it at the second layer.
+        u = (confidence.to(odds.dtype) @ _evidence(ratio, noise)).clamp(-80.0, 80.0)  # float32 holds exp(80)
+        odds = odds * torch.exp(u)
     odds = odds.clamp(max=torch.finfo(odds.dtype).max)
     return odds / (1 + odds)
 

@@ -37,7 +37,7 @@ class Moments:
 
         torch normalizes with ``var`` and stores this one.
         """
-        if isinstance(self.count, int) and self.count == 1:
+        if not isinstance(self.count, Tensor) and self.count == 1:
             return self.var * math.inf
         return self.var * (self.count / (self.count - 1))
 

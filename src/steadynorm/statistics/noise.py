@@ -30,8 +30,8 @@ def sample_noise(x: Tensor, batch: Moments) -> Tensor:
         a tensor of one value, NaN where x has values that are no finite numbers; channels of variance 0 tell nothing,
         and where there are no others it is 1.
     """
-    picked = min(MOST_SAMPLES, len(x))
-    some = torch.stack([x[k * len(x) // picked] for k in range(picked)])
+    picked = min(MOST_SAMPLES, x.shape[0])
+    some = torch.stack([x[k * x.shape[0] // picked] for k in range(picked)])
     means = some.flatten(2).mean(2, dtype=statistics_dtype(x.dtype)) if x.dim() > 2 else some
     varies = batch.var != 0
     ratio = torch.where(varies, means.to(batch.var.dtype).var(0) / batch.var, 0)

@@ -95,7 +95,7 @@ def follow_(running_mean: Tensor, running_var: Tensor, batch: Moments, *, moment
         batch: its count may be a tensor; none of its values is read by the host. A channel of count 0 stays as it is.
         momentum: weight of the batch, in [0, 1].
     """
-    if isinstance(batch.count, int) and batch.count > 1:
+    if not isinstance(batch.count, Tensor) and batch.count > 1:
         running_mean.copy_(exponential(running_mean, batch.mean, momentum=momentum))
         running_var.copy_(exponential(running_var, batch.var_unbiased, momentum=momentum))
         return

@@ -123,7 +123,7 @@ class SelfTuned:
     def _skip_unknown(self, batch: Moments) -> tuple[Tensor, Tensor]:
         """Give mean and variance, (2, C), and their count; what is unknown is as expected, (K, 2, C), and counts ~0."""
         seen = torch.stack((batch.mean, batch.var_unbiased))
-        if isinstance(batch.count, int) and batch.count > 1:
+        if not isinstance(batch.count, Tensor) and batch.count > 1:
             return seen, seen.new_full((1, 1), batch.count)
         known = batch.count > torch.arange(2, device=seen.device).unsqueeze(1)
         size = torch.where(known, batch.count, NO_COUNT).to(seen.dtype)
