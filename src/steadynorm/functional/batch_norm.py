@@ -74,6 +74,8 @@ def batch_norm(
     if isinstance(input, Tensor) and isinstance(residual, Tensor):  # torch.fx traces with proxies, which have no shape
         check_residual(input, residual)
     if not training:
+        if eps < 0:  # older torch gives NaN
+            raise ValueError(f"batch_norm: eps must be non-negative, but got {eps}.")
         if isinstance(input, Tensor):
             check_evaluation(input, (running_mean, running_var, weight, bias))
         # torch's own function: compilers, exporters and quantisers recognise it.
