@@ -388,7 +388,7 @@ WIDTHS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in WIDTHS), ("both", True)])
+@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in WIDTHS), ("bank", True)])
 def test_statistics_of_another_width_begin_anew_and_say_so_once(name, compiled):
     arguments, what = WIDTHS[name]
     model = nn.Sequential(nn.Identity(), steadynorm.BatchNorm1d(6, **arguments))
