@@ -20,6 +20,8 @@ from steadynorm.surgery.sites import Where, batch_norms_of, check_plain
 __all__ = ["strip_bias_"]
 
 _NO_BIAS = "has no bias."
+_NONE = "no convolution or linear layer feeds it"
+"""With the other, a reason by which there is no bias that could go, which is no failure."""
 
 
 def strip_bias_(
@@ -69,7 +71,9 @@ def strip_bias_(
             frozen = model.training and not site.module.training
             link = _find(evaluating, training, site.module, frozen=frozen)
             if isinstance(link, str):
-                journal.refuse(site.name, label(site.module), link, moot=link.endswith(_NO_BIAS))
+                journal.refuse(
+                    site.name, label(site.module), link, moot=link.startswith(_NONE) or link.endswith(_NO_BIAS)
+                )
             else:
                 _strip(journal, site.name, link)
         measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
