@@ -148,12 +148,13 @@ def test_a_layer_that_is_still_held_behind_its_successor_is_named(verb):
     assert held_norms(model) == {}
 
 
-def test_folding_says_which_norm_runs_on_behind_its_successor():
+@pytest.mark.parametrize("verb", ["fold_", "convert_ with batches"])
+def test_a_verb_that_compares_outputs_says_which_norm_runs_on_behind_its_successor(verb):
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Beside()).eval()
     y = model(X)
-    message = r"fold_: what is replaced must not run any more, got torch\.nn\.BatchNorm2d\(3\) 1\.blocks\[0\]"
+    message = r"_: what is replaced must not run any more, got torch\.nn\.BatchNorm2d\(3\) 1\.blocks\[0\]"
     with pytest.raises(RuntimeError, match=message):
-        surgery.fold_(model, X)
+        RUNNING[verb](model)
     assert torch.equal(model(X), y)
     assert type(model[1].norm0) is nn.BatchNorm2d
 

@@ -94,6 +94,7 @@ def convert_(
     Raises:
         ValueError: no such kind; ``batches`` for a batch norm.
         TypeError: an option that the layer does not know; a model that is wrapped or compiled.
+        RuntimeError: with ``batches``, a batch norm is called from outside the submodules, and so runs on.
     """
     kind = find_kind(to)
     if batches is not None and kind.name in BATCH_NORMS:

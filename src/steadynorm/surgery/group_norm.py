@@ -113,12 +113,13 @@ def start_from_data(
 
     Raises:
         ValueError: there are no batches.
+        RuntimeError: a batch norm is called from outside the submodules, where nothing can take its place.
     """
     if not batches:
         raise ValueError("convert_: there must be at least one batch to start from, got none.")
     check_runnable("convert_", journal.model)
     norms = {id(new): (site, new) for site, new in converted}
-    error = _output_error(reference, journal.model, batches, forward)
+    error = _output_error(reference, journal, batches, forward)
     for key in _order([new for _, new in converted], journal.model, batches[0], forward):
         site, new = norms.pop(key)
         fits = new.weight is not None and new.bias is not None
@@ -130,7 +131,7 @@ def start_from_data(
             journal.refuse(site.name, label(new), "not reached by the batches, so its weight and bias stay.")
         elif new.weight is None or new.bias is None:
             journal.refuse(site.name, label(new), "it has no weight and bias to start from data.")
-    after = _output_error(reference, journal.model, batches, forward)
+    after = _output_error(reference, journal, batches, forward)
     return {"output_error_before_start": error, "output_error": after}
 
 
@@ -222,13 +223,14 @@ def _group_norm(norm: Norm, x: Tensor) -> Tensor:
     return F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
 
 
-def _output_error(reference: Reference, now: nn.Module, batches: Sequence[Batch], forward: Forward | None) -> float:
+def _output_error(reference: Reference, journal: Journal, batches: Sequence[Batch], forward: Forward | None) -> float:
     """Compare all floating outputs of the model as it was and as it is over the batches."""
     wrong, whole = 0.0, 0.0
     for batch in batches:
         with reference.standing() as before:
             old = [each.clone() for each in _floating(_run(before, batch, forward))]
-        new = _floating(_run(now, batch, forward))
+        with journal.replaced_stand_still():
+            new = _floating(_run(journal.model, batch, forward))
         for a, b in zip(old, new, strict=True):
             wrong += float((a.double() - b.double()).square().sum())
             whole += float(a.double().square().sum())
