@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from steadynorm import layers
-from tests.support.layers import CHANNELS, randomize_
+from tests.support.layers import CHANNELS, make_native, randomize_
 
 __all__ = ["FOLLOWING", "MEMBERS", "build", "each_batch_norm_in_evaluation", "each_follower", "each_member", "torchs"]
 
@@ -36,4 +36,4 @@ def build(name: str, dimensions: int = 4, **arguments: Any) -> nn.Module:
 
 def torchs(dimensions: int = 4, **arguments: Any) -> nn.Module:
     """torch's batch norm with the same random numbers."""
-    return randomize_(getattr(nn, f"BatchNorm{max(dimensions, 3) - 2}d")(CHANNELS, **arguments).double())
+    return randomize_(make_native(getattr(nn, f"BatchNorm{max(dimensions, 3) - 2}d"), CHANNELS, **arguments).double())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import steadynorm
 from steadynorm.layers import batch_norm_state
 
-__all__ = ["CLASSES", "SHAPES", "drawn", "each_shape", "make_pair", "randomize_"]
+__all__ = ["CLASSES", "SHAPES", "drawn", "each_shape", "make_native", "make_pair", "randomize_", "repr_of_torchs"]
 
 CHANNELS = 3
 CLASSES: dict[int, tuple[type[nn.Module], type[nn.Module]]] = {
@@ -44,9 +44,24 @@ def randomize_(module: nn.Module, *, seed: int = 100) -> nn.Module:
     return module
 
 
+def make_native(cls: type[nn.Module], *arguments: Any, bias: bool = True, **named: Any) -> nn.Module:
+    """A batch norm of torch's; its constructor takes ``bias`` since 2.13 only."""
+    layer = cls(*arguments, **named)
+    if not bias:
+        layer.register_parameter("bias", None)
+    return layer
+
+
 def make_pair(shape: tuple[int, ...], **arguments: Any) -> tuple[nn.Module, nn.Module]:
     """Our layer and torch's for such an input, in float64, holding the same random numbers."""
-    ours, native = (cls(CHANNELS, **arguments).double() for cls in CLASSES[len(shape)])
+    own, torchs = CLASSES[len(shape)]
+    ours, native = own(CHANNELS, **arguments).double(), make_native(torchs, CHANNELS, **arguments).double()
     randomize_(native)
     ours.load_state_dict(native.state_dict())
     return ours, native
+
+
+def repr_of_torchs(layer: nn.Module) -> str:
+    """What a batch norm of torch's shows, with its bias, which torch shows since 2.13."""
+    text = repr(layer)
+    return text if "bias=" in text else f"{text[:-1]}, bias={layer.bias is not None})"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.layers import MaskedBatchNorm1d
-from tests.support.layers import drawn, randomize_
+from tests.support.layers import drawn, make_native, randomize_
 
 __all__ = ["LENGTHS", "SHAPE", "assert_same", "each_mode", "mask_of", "outcome", "packed", "pair"]
 
@@ -23,7 +23,7 @@ def pair(**arguments: Any) -> tuple[nn.Module, nn.Module]:
     """Ours and torch's with the same random numbers, in float64."""
     ours_alone = ("activation", "update_every", "nonfinite")
     native_arguments = {name: value for name, value in arguments.items() if name not in ours_alone}
-    ours, native = MaskedBatchNorm1d(3, **arguments), nn.BatchNorm1d(3, **native_arguments)
+    ours, native = MaskedBatchNorm1d(3, **arguments), make_native(nn.BatchNorm1d, 3, **native_arguments)
     return randomize_(ours.double()), randomize_(native.double())
 
 

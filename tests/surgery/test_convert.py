@@ -11,7 +11,7 @@ from steadynorm import layers
 from steadynorm.layers import NormAddActivation
 from steadynorm.surgery import convert_
 from steadynorm.surgery.kinds import BATCH_NORMS
-from tests.support.layers import drawn, randomize_
+from tests.support.layers import drawn, make_native, randomize_
 from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, refusals, snapshot
 
 OPTIONS = {"ghost_batch_norm": {"ghost_batch_size": 64}}
@@ -76,7 +76,7 @@ def test_a_class_stands_for_its_family(cls):
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_what_is_missing_stays_missing(to, arguments):
-    model = randomize_(nn.Sequential(nn.BatchNorm2d(4, **arguments)).double()).eval()
+    model = randomize_(nn.Sequential(make_native(nn.BatchNorm2d, 4, **arguments)).double()).eval()
     if BATCH_NORMS[to].needs_statistics and "track_running_stats" in arguments:
         assert "needs running statistics" in refusals(convert_, model, to)[0].why
         return
@@ -343,7 +343,6 @@ def sharded():
     ],
     ids=["data parallel", "compiled", "script", "sharded"],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_wrapped_model_is_refused(wrap):
     with pytest.raises(TypeError, match="Change the plain model, then wrap it"):
         convert_(wrap(mixed()), "batch_norm")

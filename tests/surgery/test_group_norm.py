@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 import steadynorm
 from steadynorm.surgery import convert_
 from steadynorm.surgery.group_norm import groups_for
-from tests.support.layers import drawn, randomize_
+from tests.support.layers import drawn, make_native, randomize_
 from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, snapshot
 
 
@@ -44,7 +44,7 @@ def test_parameters_eps_mode_and_dtype_are_carried():
 
 @pytest.mark.parametrize("arguments", [{"affine": False}, {"bias": False}], ids=str)
 def test_missing_parameters_stay_missing(arguments):
-    model = nn.Sequential(nn.BatchNorm2d(4, **arguments))
+    model = nn.Sequential(make_native(nn.BatchNorm2d, 4, **arguments))
     keys = [name for name, _ in model.named_parameters()]
     convert_(model, "group_norm")
     assert [name for name, _ in model.named_parameters()] == keys

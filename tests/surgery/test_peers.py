@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 import steadynorm
 from steadynorm.surgery import convert_, fold_, freeze_, merge_statistics, recalibrate_, to_torch_
-from tests.support.layers import drawn, randomize_
+from tests.support.layers import drawn, make_native, randomize_
 from tests.support.surgery import refusals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -281,13 +281,13 @@ class TestFoldingOfEveryLayer:
 
     @pytest.mark.parametrize("arguments", [{"affine": False}, {"bias": False}], ids=str)
     def test_torch_does_not_fold_linear_without_affine(self, arguments):
-        linear, norm = nn.Linear(3, 4).eval(), nn.BatchNorm1d(4, **arguments).eval()
+        linear, norm = nn.Linear(3, 4).eval(), make_native(nn.BatchNorm1d, 4, **arguments).eval()
         with pytest.raises((AttributeError, TypeError, AssertionError)):
             fuse_linear_bn_eval(linear, norm)
 
     @pytest.mark.parametrize("arguments", [{"affine": False}, {"bias": False}], ids=str)
     def test_ours_does(self, arguments):
-        folded(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, **arguments)), drawn(5, 3))
+        folded(nn.Sequential(nn.Linear(3, 4), make_native(nn.BatchNorm1d, 4, **arguments)), drawn(5, 3))
 
     def test_torch_does_not_fold_grouped_transposed_convolutions(self):
         conv, norm = nn.ConvTranspose2d(4, 6, 3, groups=2).eval(), nn.BatchNorm2d(6).eval()

@@ -106,7 +106,8 @@ class Shell(RunningEstimates):
         """List torch's arguments, then ours; of those that say how the estimates follow, what is not the default."""
         defaults = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
         following = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
-        ours = {"activation": self.activation, **following}
+        bias = {} if _TORCH_HAS_BIAS else {"bias": self.bias is not None}
+        ours = {**bias, "activation": self.activation, **following}
         torchs = super().extra_repr()  # type: ignore[no-untyped-call]
         return ", ".join([torchs, *(f"{name}={value!r}" for name, value in ours.items())])
 
