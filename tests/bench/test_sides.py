@@ -10,8 +10,6 @@ from steadynorm.layers import BatchNorm2d
 from tests.support.bench import SMALL_CASE
 
 CPU = torch.device("cpu")
-# torch.compile imports a module of torch's own that uses what torch deprecates.
-with_compile = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 
 
 def test_inputs_have_the_shape_dtype_and_layout_of_the_case() -> None:
@@ -83,7 +81,6 @@ def test_our_side_is_the_layer_with_its_activation(op: str, activation: str | No
     assert module.training
 
 
-@with_compile
 def test_all_sides_have_the_same_random_parameters() -> None:
     modules = build_modules(SMALL_CASE, CPU, compiled=True)
     assert list(modules) == ["torch", "compile", "ours"]
@@ -93,7 +90,6 @@ def test_all_sides_have_the_same_random_parameters() -> None:
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
-@with_compile
 def test_only_the_compiled_side_is_compiled() -> None:
     modules = build_modules(SMALL_CASE, CPU, compiled=True)
     assert [name for name, module in modules.items() if module._compiled_call_impl is not None] == ["compile"]

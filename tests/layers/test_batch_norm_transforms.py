@@ -102,8 +102,7 @@ def test_a_model_compiles_in_one_graph_into_the_same_numbers(training, arguments
 
 def test_torchscript_traces_an_evaluating_layer():
     layer = make_pair((4, 3, 5, 5))[0].float().eval()
-    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
-        traced = torch.jit.trace(layer, X)
+    traced = torch.jit.trace(layer, X)
     torch.testing.assert_close(traced(X), layer(X))
 
 

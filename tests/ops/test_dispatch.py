@@ -23,10 +23,8 @@ NUMBERS = [torch.rand(3, generator=torch.Generator().manual_seed(seed)) + 0.5 fo
 
 
 def compiles(test):
-    """Let Dynamo instantiate the autograd functions that it traces, and inductor import what is deprecated."""
-    for message in (".*should not be instantiated", ".*torch.jit.script_method. is deprecated"):
-        test = pytest.mark.filterwarnings(f"ignore:{message}:DeprecationWarning")(test)
-    return test
+    """Let Dynamo instantiate the autograd functions that it traces."""
+    return pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")(test)
 
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on a CPU")
@@ -176,7 +174,6 @@ def test_every_kernel_of_the_reference_has_a_door():
         assert kernels <= set(module.__all__)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     "watch",
     [

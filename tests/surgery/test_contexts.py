@@ -236,7 +236,6 @@ class Activated(nn.BatchNorm1d):
 @pytest.mark.parametrize(
     "build", [lambda: Activated(3), nn.LazyBatchNorm1d, lambda: torch.jit.script(nn.BatchNorm1d(3))]
 )
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_what_nobody_knows_is_refused_by_name(context, build):
     model = nn.Sequential(nn.Identity(), build())
     with (

@@ -30,9 +30,8 @@ def test_only_torchs_classes_are_left_among_the_norms():
     assert norms == [nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm1d]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchs_fuser_recognises_them():
-    from torch.fx.experimental.optimization import fuse  # which warns of torch's own script_method
+    from torch.fx.experimental.optimization import fuse
 
     model = mixed()
     y = model(MIXED_INPUT)
