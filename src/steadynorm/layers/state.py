@@ -23,7 +23,7 @@ BANK = tuple(field.name for field in fields(SelfTuned))
 GATE = ("noise", "confidence")
 """Names of the buffer and the parameter of a gated layer."""
 _BANK_KEYS = tuple(f"_bank_{name}" for name in BANK)
-_FOLLOWING_STATISTICS = ("_window", "_window_seen", *_BANK_KEYS, "noise")
+_FOLLOWING_STATISTICS = frozenset(("_window", "_window_seen", *_BANK_KEYS, "noise"))
 
 
 def normal_tensors() -> AbstractContextManager[None]:
@@ -121,9 +121,9 @@ class State(nn.modules.batchnorm._NormBase):
                 self._keep_statistics_wide({})
         channels, dtype = mean.numel(), statistics_dtype(mean.dtype)
         wrong = {}
-        for name in _FOLLOWING_STATISTICS:
-            kept = getattr(self, name, None)
-            if kept is None:
+        window = ("_window", self._window), ("_window_seen", self._window_seen)
+        for name, kept in (*self._buffers.items(), *window):
+            if kept is None or name not in _FOLLOWING_STATISTICS:
                 continue
             if name in ("_window", "_bank_experts") and kept.shape[-1] != channels:
                 wrong[name] = kept.shape[-1]
