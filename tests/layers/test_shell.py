@@ -2,11 +2,12 @@
 
 import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import steadynorm
 from steadynorm.statistics import SelfTuned, measure
@@ -243,3 +244,11 @@ def test_every_argument_reaches_the_layer(name):
 def test_the_repr_leaves_out_how_the_estimates_follow_where_that_is_as_in_torch():
     assert repr(steadynorm.BatchNorm2d(3)).endswith(", activation=None)")
     assert repr(steadynorm.BatchNorm2d(3, running="self_tuned")).endswith(", activation=None, running='self_tuned')")
+
+
+def test_a_batch_counts_once_under_selective_checkpointing():
+    layer, expected, x = build("BatchNorm"), build("BatchNorm"), drawn(*SHAPE).requires_grad_()
+    expected(x.detach())
+    kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mul.Tensor])
+    checkpoint(lambda x: layer(x * 2 / 2) * 3, x, use_reentrant=False, context_fn=kept).pow(3).sum().backward()
+    assert_statistics(layer, statistics(expected))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,9 @@ class _BatchNorm(Shell):
             mean = var = None
         elif mean is not None and var is not None and (follows_moments or is_recomputing()):
             # The moments themselves are wanted, or nothing; what autograd saves stays alike.
-            mean, var, momentum = torch.zeros_like(mean), torch.zeros_like(var), 1.0
+            # In a repetition selective checkpointing knows the first forward's operations alone.
+            with torch._C._DisableTorchDispatch() if is_recomputing() else nullcontext():
+                mean, var, momentum = torch.zeros_like(mean), torch.zeros_like(var), 1.0
         elif batches is not None:
             batches.add_(1)
         elif momentum is None:
