@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test check gpu format clean
+.PHONY: compare test test-versions check gpu format clean
 
 # Idle threads sleep: on a machine that has other work, those that wait would take the time of those that work.
 compare: $(READY)  ## train the article's network with and without batch norm on the embedded data
@@ -11,6 +11,12 @@ compare: $(READY)  ## train the article's network with and without batch norm on
 # Two processes on two cores; idle threads sleep, or those of one process would keep the other's from working.
 test: $(READY)  ## run every test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The oldest torch that the package promises, one between (on Python 3.13), and the newest, in environments of their own;
+# `make test` runs on the one of constraints.txt.
+VERSIONS ?= 2.6 2.9@3.13 2.14
+test-versions:  ## run the tests of the core under other versions of torch and Python; VERSIONS="2.6" chooses
+	$(PYTHON) tests/versions.py $(VERSIONS)
 
 check: $(READY)  ## formatting, lint, types, import contract
 	$(BIN)/ruff format --check .
@@ -29,7 +35,7 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and every cache, keep runs/
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-torch* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

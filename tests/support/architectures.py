@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 from steadynorm.lab.networks import build_network
@@ -16,6 +16,7 @@ from tests.support.layers import drawn, randomize_
 __all__ = ["ARCHITECTURES", "build_architecture", "outputs"]
 
 Example = dict[str, Tensor] | Tensor
+transformers = pytest.importorskip("transformers")
 
 
 def _images(size: int) -> dict[str, Tensor]:
