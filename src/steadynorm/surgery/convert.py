@@ -12,7 +12,7 @@ from steadynorm.functional import Activation
 from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.layers.state import normal_tensors
 from steadynorm.surgery.adapters.known_form import known_form
-from steadynorm.surgery.adapters.norm_then import NormThen, fused_activation
+from steadynorm.surgery.adapters.norm_then import NormThen, fused_activation, tail_of
 from steadynorm.surgery.batches import Batch, Batches, Forward
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.dimensions import Dimensions
@@ -270,7 +270,7 @@ class _Around:
         holder = site.holder if kind.ours and not has_hooks(site.module) else None
         if isinstance(holder, NormAddActivation):
             return cls(activation=activation_of(holder), tail={}, absorbed=holder)
-        inside = holder.tail if isinstance(holder, NormThen) else tail
+        inside = tail_of(holder) if isinstance(holder, NormThen) else tail
         fits, activation = fused_activation(inside.values())
         if fits and kind.ours and (inside or holder):
             return cls(activation=activation, tail={}, absorbed=holder)

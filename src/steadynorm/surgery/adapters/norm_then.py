@@ -10,7 +10,7 @@ from torch import nn
 from steadynorm.functional import Activation
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, name_state_as_the_norms
 
-__all__ = ["NormThen", "fused_activation"]
+__all__ = ["NormThen", "fused_activation", "tail_of"]
 
 
 class NormThen(nn.Sequential):
@@ -25,16 +25,14 @@ class NormThen(nn.Sequential):
     ['act.weight', 'bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
     """
 
-    norm: nn.Module
-
     def __init__(self, norm: nn.Module, tail: Mapping[str, nn.Module]) -> None:
         super().__init__(OrderedDict({"norm": norm, **tail}))
         name_state_as_the_norms(self)
 
-    @property
-    def tail(self) -> dict[str, nn.Module]:
-        """What runs behind the norm."""
-        return {name: each for name, each in self._modules.items() if name != "norm" and each is not None}
+
+def tail_of(module: NormThen) -> dict[str, nn.Module]:
+    """Give what runs behind the norm, by name."""
+    return {name: each for name, each in module.named_children() if name != "norm"}
 
 
 def fused_activation(tail: Iterable[nn.Module]) -> tuple[bool, Activation | None]:
