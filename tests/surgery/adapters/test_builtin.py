@@ -220,8 +220,9 @@ def test_the_bias_before_it_is_stripped(build):
     close(model(X), expected)
 
 
-def test_its_weight_is_spared_from_weight_decay():
-    model = chain(FOREIGN["timm, relu"])
+@each_that_trains
+def test_its_weight_is_spared_from_weight_decay(build):
+    model = chain(build)
     decayed = {id(each) for each in param_groups(model, 0.1)[0]["params"]}
     norms = [each for each in model.modules() if hasattr(each, "running_mean")]
     assert norms and not [each for norm in norms for each in (norm.weight, norm.bias) if id(each) in decayed]
