@@ -122,7 +122,7 @@ class State(nn.modules.batchnorm._NormBase):
         channels, dtype = mean.numel(), statistics_dtype(mean.dtype)
         wrong = {}
         window = ("_window", self._window), ("_window_seen", self._window_seen)
-        for name, kept in (*self._buffers.items(), *window):
+        for name, kept in (*window, *self._buffers.items()):
             if kept is None or name not in _FOLLOWING_STATISTICS:
                 continue
             if name in ("_window", "_bank_experts") and kept.shape[-1] != channels:
