@@ -80,6 +80,7 @@ def test_default_milestones_that_are_not_reached_are_left_out() -> None:
     assert prepared(TrainingConfig(epochs=12), {}).milestones == (10,)
     assert prepared(TrainingConfig(quick=True, epochs=3), {"milestones": (2, 3)}).milestones == (2,)
     assert prepared(TrainingConfig(epochs=12, milestones=(11, 15)), {}).milestones == (11, 15)  # to be refused
+    assert prepared(TrainingConfig(epochs=12, given=("--milestones",)), {}).milestones == (10, 15)  # likewise
 
 
 def test_what_only_the_cnn_has_is_left_alone_where_another_network_is_trained() -> None:

@@ -155,7 +155,7 @@ def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
     if config.network != "cnn":
         _check_unused(given, default, network=config.network)
         config = _completed(replace(config, **{name: getattr(default, name) for name in ONLY_OF_CNN}))
-    if given.milestones == default.milestones:
+    if given.milestones == default.milestones and "--milestones" not in given.given:
         config = with_reached_milestones(config)
     return config
 
