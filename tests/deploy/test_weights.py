@@ -19,7 +19,7 @@ from tests.support.deploy import network
 
 
 def trained():
-    """A network whose numbers are nobody else's."""
+    """A network with random numbers of its own."""
     model = network()
     with torch.no_grad():
         for tensor in model.state_dict().values():

@@ -16,7 +16,7 @@ __all__ = ["Activated", "assert_state_equal", "mixed", "refusals", "snapshot"]
 
 
 class Activated(nn.BatchNorm2d):
-    """A subclass that does more than its parent, and says so to nobody."""
+    """A subclass that does more than its parent, unregistered."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input).relu()

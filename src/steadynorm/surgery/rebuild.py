@@ -186,7 +186,7 @@ def move_state(module: Norm, new: nn.Module) -> list[str]:
 
 
 def move_attributes(module: nn.Module, new: nn.Module, theirs: Container[str]) -> None:
-    """Give a new module the attributes that somebody has set on another: all that are not ``theirs``."""
+    """Give a new module the attributes that were set on another: all that are not ``theirs``."""
     for name, value in vars(module).items():
         if name not in theirs and name not in vars(new):
             setattr(new, name, value)

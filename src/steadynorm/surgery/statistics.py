@@ -50,7 +50,7 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
         ValueError: a layer is on the meta device, which holds no numbers.
 
     Warns:
-        UserWarning: a subclass of batch norm that nobody knows has statistics, which are not taken; one is held
+        UserWarning: an unknown subclass of batch norm has statistics, which are not taken; one is held
             in a list or elsewhere, but is no submodule.
     """
     journal = Journal("statistics_of", model)
