@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import steadynorm
+from steadynorm import surgery
 from steadynorm.layers import NormAddActivation
 from tests.support.family import MEMBERS, build, each_batch_norm_in_evaluation, each_member
 from tests.support.layers import drawn
@@ -74,10 +76,68 @@ def test_torchscript_traces_every_layer(name, training):
     torch.testing.assert_close(traced(2 * X), layer(2 * X))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu"])
 def test_what_stands_in_for_a_fused_layer_can_be_scripted(activation):
     norm = NormAddActivation(nn.BatchNorm2d(3).double(), activation).eval()
     scripted = torch.jit.script(norm)
     torch.testing.assert_close(scripted(X), norm(X))
     torch.testing.assert_close(scripted(X, 2 * X), norm(X, 2 * X))
+
+
+@each_batch_norm_in_evaluation
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu"])
+def test_a_layer_can_be_scripted_in_evaluation(name, activation):
+    layer = build(name, activation=activation).eval()
+    scripted = torch.jit.script(nn.Sequential(layer))
+    torch.testing.assert_close(scripted(X), layer(X))
+    scripted = torch.jit.script(layer)
+    torch.testing.assert_close(scripted(X, 2 * X), layer(X, 2 * X))
+
+
+def test_a_scripted_layer_of_half_precision_evaluates_as_the_layer():
+    layer, x = build("BatchNorm", activation="relu").bfloat16().eval(), X.bfloat16()
+    torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
+
+
+def test_synchronized_batch_norm_can_be_scripted_in_evaluation():
+    layer = steadynorm.SyncBatchNorm(3).double().eval()
+    torch.testing.assert_close(torch.jit.script(layer)(X), layer(X))
+
+
+@each_batch_norm_in_evaluation
+def test_a_scripted_layer_refuses_to_train_where_that_is_not_evaluation(name):
+    layer = build(name).train()
+    scripted = torch.jit.script(nn.Sequential(layer))
+    if name == "FrozenBatchNorm":
+        torch.testing.assert_close(scripted(X), layer(X))
+        return
+    with pytest.raises(torch.jit.Error, match=r"scripted layer of steadynorm must be in evaluation.*Call .eval\(\)"):
+        scripted(X)
+    torch.testing.assert_close(scripted.eval()(X), layer.eval()(X))
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (steadynorm.GatedBatchNorm2d(3), "must find a layer that evaluates as batch norm"),
+        (steadynorm.MaskedBatchNorm1d(3), "must find a layer that evaluates as batch norm"),
+        (steadynorm.BatchNorm2d(3, track_running_stats=False), "must find running estimates"),
+    ],
+)
+def test_a_layer_that_cannot_be_scripted_is_refused_by_name(layer, why):
+    model = nn.Sequential(layer).eval()
+    with pytest.raises(TypeError, match=rf"{type(layer).__name__}: torch.jit.script {why}.* torch.export"):
+        torch.jit.script(model)
+    assert model[0] is layer
+
+
+def test_a_scripted_layer_refuses_a_residual_of_another_shape():
+    with pytest.raises(torch.jit.Error, match=r"batch_norm: residual must have the input's shape .*\[6, 3, 2, 3\]"):
+        torch.jit.script(build("BatchNorm").eval())(X, X[:1])
+
+
+def test_what_to_torch_makes_of_a_fused_layer_can_be_scripted():
+    model = nn.Sequential(build("BatchNorm", activation="silu"), build("GhostBatchNorm")).eval()
+    expected = model(X)
+    surgery.to_torch_(model)
+    torch.testing.assert_close(torch.jit.script(model)(X), expected)

@@ -16,6 +16,8 @@ __all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 class _FrozenBatchNorm(Shell):
     """What the three dimensionalities share; see :class:`FrozenBatchNorm2d`."""
 
+    _is_frozen = True
+
     def __init__(
         self,
         num_features: int,

@@ -23,6 +23,8 @@ NOISE_MOMENTUM = 0.05
 class _GatedBatchNorm(Shell):
     """What the three dimensionalities share; see :class:`GatedBatchNorm2d`."""
 
+    _can_be_scripted = False
+
     def __init__(
         self,
         num_features: int,

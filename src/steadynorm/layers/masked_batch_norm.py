@@ -51,6 +51,8 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
     torch.Size([3, 64, 10])
     """
 
+    _can_be_scripted = False
+
     def __init__(
         self,
         num_features: int,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steadynorm.functional import Activation, batch_norm, check_activation
 from steadynorm.layers.rebuilds import CheckedAffine
 from steadynorm.layers.running import Nonfinite, RunningEstimates
+from steadynorm.layers.scripting import check_scriptable, evaluate_scripted
 from steadynorm.layers.state import Running, normal_tensors
 from steadynorm.layers.transforms import check_is_tensor, check_statistics_take_part
 from steadynorm.rules import is_transformed
@@ -27,7 +28,9 @@ class Shell(RunningEstimates):
     """
 
     affine = CheckedAffine()
-    __constants__ = [*nn.BatchNorm2d.__constants__, "activation"]  # noqa: RUF012 (torch reads a plain list)
+    _can_be_scripted = True
+    _is_frozen = False  # whether training is evaluation
+    __constants__ = [*nn.BatchNorm2d.__constants__, "activation", "_is_frozen"]  # noqa: RUF012 (torch reads a plain list)
 
     def __init__(
         self,
@@ -73,6 +76,8 @@ class Shell(RunningEstimates):
         Returns:
             shape, dtype and memory format of input.
         """
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._evaluate_scripted(input, residual)
         if isinstance(input, Tensor):  # not so while torch.fx traces: a proxy has no rank
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if self.training or (self.running_mean is None and self.running_var is None):
@@ -100,6 +105,27 @@ class Shell(RunningEstimates):
             eps=self.eps,
             residual=residual,
             activation=self.activation,
+        )
+
+    def __prepare_scriptable__(self) -> Self:
+        """Refuse what cannot be scripted: torch.jit.script calls this of every module in a model."""
+        check_scriptable(self, is_batch_norm=self._can_be_scripted)
+        return self
+
+    def _evaluate_scripted(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        if self.training and not self._is_frozen:
+            raise RuntimeError("A scripted layer of steadynorm must be in evaluation, got training. Call .eval().")
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        assert self.running_mean is not None and self.running_var is not None
+        return evaluate_scripted(
+            input,
+            residual,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.eps,
+            self.activation,
         )
 
     def extra_repr(self) -> str:

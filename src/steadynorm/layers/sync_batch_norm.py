@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,9 @@ __all__ = ["OverRanks", "SyncBatchNorm"]
 class OverRanks(_BatchNorm):
     """What layers that normalize over ranks share: the process group, and that its ranks must agree."""
 
-    process_group: dist.ProcessGroup | None = None
-    _agreed: set[tuple[object, ...]]
+    if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not know such types
+        process_group: dist.ProcessGroup | None
+        _agreed: set[tuple[object, ...]]
 
     def _ranks(self, input: Tensor) -> Ranks | None:
         """Give the ranks to normalize over in this forward, having seen once that they agree; None for none."""
