@@ -40,6 +40,12 @@ def test_fx_is_refused_by_name_where_a_layer_looks_at_its_batch(name, training):
             torch.fx.symbolic_trace(build(name).train(training))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_fx_is_refused_by_name_where_a_masked_layer_itself_is_traced(training):
+    with pytest.raises(TypeError, match=r"MaskedBatchNorm1d: torch.fx.symbolic_trace must not .* is_leaf_module"):
+        torch.fx.symbolic_trace(steadynorm.MaskedBatchNorm1d(3).train(training))
+
+
 @pytest.mark.parametrize("name", FREE)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_an_export_leaves_the_batch_size_free(name, training):

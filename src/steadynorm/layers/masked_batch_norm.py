@@ -11,6 +11,7 @@ from steadynorm.functional.checks import check_residual
 from steadynorm.layers.running import Nonfinite, is_recomputing
 from steadynorm.layers.state import Running
 from steadynorm.layers.sync_batch_norm import OverRanks
+from steadynorm.layers.transforms import check_is_tensor
 from steadynorm.ops._layout import laid_out
 from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments
@@ -110,6 +111,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         """
         if mask is None and lengths is None:
             return super().forward(input, residual)
+        check_is_tensor(self, input)
         self._check_input_dim(input)
         valid = valid_positions(input, mask, lengths)
         if residual is not None:
