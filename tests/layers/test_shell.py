@@ -252,3 +252,17 @@ def test_a_batch_counts_once_under_selective_checkpointing():
     kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mul.Tensor])
     checkpoint(lambda x: layer(x * 2 / 2) * 3, x, use_reentrant=False, context_fn=kept).pow(3).sum().backward()
     assert_statistics(layer, statistics(expected))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize(("name", "reentrant"), [("BatchNorm", False), ("BatchNorm", True), ("BatchRenorm", False)])
+def test_a_batch_counts_once_where_what_calls_checkpoint_is_compiled(name, reentrant):
+    layer, expected = build(name), build(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: checkpoint(layer, x, use_reentrant=reentrant), backend="aot_eager")
+    for seed in range(2):
+        x = drawn(*SHAPE, seed=seed).requires_grad_()
+        expected(x.detach())
+        compiled(x).pow(3).sum().backward()
+        assert_statistics(layer, statistics(expected))
+    torch._dynamo.reset()
