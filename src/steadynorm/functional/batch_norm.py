@@ -17,7 +17,15 @@ from steadynorm.functional.checks import (
 )
 from steadynorm.functional.way import choose_way
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
-from steadynorm.rules import BatchNormRule, activated, is_transformed, normalize, normalize_in_one_call
+from steadynorm.rules import (
+    BatchNormRule,
+    activated,
+    instead_of_overflow,
+    is_looked_at,
+    is_transformed,
+    normalize,
+    normalize_in_one_call,
+)
 from steadynorm.statistics import follow_, weight_of
 
 __all__ = ["batch_norm"]
@@ -144,10 +152,15 @@ def _torch_batch_norm(
     num_batches_tracked: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """Call torch's training function."""
+    """Call torch's training function, on the CPU the part of it that also gives 1/√(var + eps), to be looked at."""
     factor = _factor(running_mean, momentum, num_batches_tracked)
     if running_mean is not None and running_var is not None and running_mean.requires_grad | running_var.requires_grad:
         # torch refuses them; ours are no part of the graph.
         running_mean, running_var = running_mean.detach(), running_var.detach()
     # What F.batch_norm checks has been checked.
+    if is_looked_at(x):
+        y, _, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps)
+        if rstd.min().item() > 0:
+            return y
+        return instead_of_overflow(y, x, ~(rstd > 0), BatchNormRule(eps), weight, bias)
     return torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, torch.backends.cudnn.enabled)

@@ -7,6 +7,7 @@ from steadynorm.rules.gated_batch_norm import GatedBatchNormRule
 from steadynorm.rules.ghost_batch_norm import chunk_count, cut
 from steadynorm.rules.normalize import normalize
 from steadynorm.rules.one_call import normalize_in_one_call, takes_one_call
+from steadynorm.rules.overflow import instead_of_overflow, is_looked_at
 from steadynorm.rules.rule import Affine, Rule
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "activated",
     "chunk_count",
     "cut",
+    "instead_of_overflow",
+    "is_looked_at",
     "is_transformed",
     "moments_with_graph",
     "normalize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from steadynorm.ops._layout import laid_out
 from steadynorm.ops.dispatch import kernels_for
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.formulas import is_transformed, normalize_by_formulas
+from steadynorm.rules.overflow import instead_of_overflow, is_looked_at
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
 from steadynorm.statistics.ranks import Ranks, merge_over, sum_over
@@ -58,6 +60,8 @@ def normalize(
         y, *_ = _apply()(x, residual, rule, activation, None, stored.mean, stored.var, *parameters)
         return y, stored
     y, mean, var, *count = _apply()(x, residual, rule, activation, ranks, None, None, *parameters)
+    if ranks is None and is_looked_at(x) and not var.max().item() < math.inf:
+        y = instead_of_overflow(y, x, ~var.isfinite(), rule, *parameters, residual=residual, activation=activation)
     return y, Moments(mean=mean, var=var, count=count[0] if count else _count(x))
 
 

@@ -6,6 +6,7 @@ chunks of ghost batch norm are read and written where they lie, in the same call
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from steadynorm.rules.batch_renorm import BatchRenormRule
 from steadynorm.rules.formulas import is_transformed
 from steadynorm.rules.gated_batch_norm import GatedBatchNormRule
 from steadynorm.rules.normalize import differentiable_backward
+from steadynorm.rules.overflow import instead_of_overflow
 from steadynorm.statistics import Moments
 
 __all__ = ["normalize_in_one_call", "takes_one_call"]
@@ -81,6 +83,12 @@ def normalize_in_one_call(
     call = _Call(rule, _compiled(rule, own), activation, chunks, momentum, noise, noise_momentum)
     kept = torch.empty((kept_rows(call.compiled_rule, chunks), channels), dtype=torch.float32)
     y = _apply(x, residual, call, kept, running_mean, running_var, weight, bias, *own)
+    if not kept[1].max().item() < math.inf:
+        parameters = (weight, bias, *_stored(rule, kept), *own)
+        overflowed = ~kept[1].isfinite()
+        y = instead_of_overflow(
+            y, x, overflowed, rule, *parameters, residual=residual, activation=activation, chunks=chunks
+        )
     if momentum and running_mean is not None and running_var is not None:
         increment_version((running_mean, running_var))
     if noise is not None:
@@ -195,7 +203,7 @@ def _differentiable(
     Returns:
         the gradients of x, residual, weight and bias, and of the rule's own parameters.
     """
-    stored = () if isinstance(ctx.rule, BatchNormRule) else (kept[2], kept[3])
+    stored = _stored(ctx.rule, kept)
     parameters = (weight, bias, *stored, *own)
     at = ctx.needs_input_grad
     needed = (*at[:2], *at[FIRST_PARAMETER : FIRST_PARAMETER + 2], *[False] * len(stored), *at[FIRST_PARAMETER + 2 :])
@@ -208,6 +216,11 @@ def _differentiable(
         for at, each in enumerate(zip(*parts, strict=True))
     ]
     return [*gradients[:4], *gradients[4 + len(stored) :]]
+
+
+def _stored(rule: OneCallRule, kept: Tensor) -> tuple[Tensor, ...]:
+    """Give the stored moments that the rule looked at."""
+    return () if isinstance(rule, BatchNormRule) else (kept[2], kept[3])
 
 
 def _split(tensor: Tensor | None, chunks: int) -> tuple[Tensor | None, ...]:

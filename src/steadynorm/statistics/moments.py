@@ -112,9 +112,11 @@ def measure(x: Tensor) -> Moments:
     mean = channel_sum(x) / count
     rest = x.sub_(per_channel(mean, x))
     correction = channel_sum(rest) / count
-    var = channel_sum(rest.pow_(2)) / count - correction.square()
+    squares = channel_sum(rest.pow_(2)) / count
+    # Where the squares are infinite their correction may be so as well, and the difference NaN.
+    var = torch.where(squares.isinf(), squares, squares - correction.square())
     # An infinite mean has no correction, and is infinite in torch's estimate as well.
-    mean = torch.where(correction.isnan(), mean, mean + correction)
+    mean = torch.where(correction.isfinite(), mean + correction, mean)
     return Moments(mean=mean / SHRINK, var=var.clamp(min=0) / SHRINK**2, count=count)
 
 
