@@ -236,3 +236,10 @@ def test_a_variance_beyond_its_dtype_is_infinite_and_right_in_float64():
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) * 1e30
     assert measure(x).var.isinf().all()
     torch.testing.assert_close(measure(x.double()).var, x.double().var(0, correction=0))
+
+
+@pytest.mark.parametrize("count", [8, 5000])
+def test_a_variance_that_does_not_fit_is_infinite_up_to_the_largest_float32(count):
+    x = drawn(count, seed=0).float().clamp(-1, 1) * 3e38
+    assert measure(x).var.isinf().all()
+    assert measure(x.abs()).var.isinf().all()
