@@ -7,7 +7,7 @@ from torch import nn
 import steadynorm
 from steadynorm.ops.reference import ACTIVATIONS
 from tests.support.family import build, torchs
-from tests.support.layers import drawn, each_shape
+from tests.support.layers import drawn, each_shape, randomize_
 
 
 @each_shape
@@ -77,3 +77,12 @@ def test_no_gradient_flows_to_the_statistics():
 def test_without_statistics_there_is_nothing_to_freeze():
     with pytest.raises(ValueError, match="FrozenBatchNorm2d: there must be statistics to freeze"):
         steadynorm.FrozenBatchNorm2d(3, track_running_stats=False)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_its_vjp_is_taken_although_its_statistics_are_no_arguments(training):
+    norm = randomize_(steadynorm.FrozenBatchNorm1d(3).double()).train(training)
+    x, dy = drawn(5, 3), drawn(5, 3, seed=1)
+    (dx,) = torch.func.vjp(norm, x)[1](dy)
+    expected = dy * (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+    torch.testing.assert_close(dx, expected)

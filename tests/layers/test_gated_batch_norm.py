@@ -186,3 +186,15 @@ def test_draws_of_small_batches_compile_into_one_graph():
         assert len(matches) == 1
         seen |= set(matches)
     assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("name", "size", "shape"), [("noise", 4, (8, 4)), ("confidence", 4, (64, 4, 64, 64))])
+def test_numbers_of_a_gate_that_are_too_many_are_refused_by_name(name, size, shape):
+    norm = (steadynorm.GatedBatchNorm1d if len(shape) == 2 else steadynorm.GatedBatchNorm2d)(4)
+    state = norm._parameters if name == "confidence" else norm._buffers
+    state[name] = torch.nn.Parameter(torch.ones(size)) if name == "confidence" else torch.ones(size)
+    with pytest.raises(
+        RuntimeError,
+        match=rf"gated_batch_norm: {name} must have \d elements, once for all channels, got shape \({size},\)",
+    ):
+        norm(torch.randn(shape))

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from steadynorm.ops.reference import ACTIVATIONS
 
-__all__ = ["check_activation", "check_evaluation", "check_residual", "check_training", "normalize_nothing"]
+__all__ = [
+    "check_activation",
+    "check_evaluation",
+    "check_gate",
+    "check_residual",
+    "check_training",
+    "normalize_nothing",
+]
 
 
 def check_activation(activation: str | None) -> None:
@@ -57,6 +64,16 @@ def check_evaluation(x: Tensor, per_channel: tuple[Tensor | None, ...]) -> None:
     _check_kind(x)
     if x.numel() == 0 or any(isinstance(each, Tensor) and each.dim() != 1 for each in per_channel):
         _check_fit(x, per_channel)
+
+
+def check_gate(noise: Tensor, confidence: Tensor | None) -> None:
+    """Raise RuntimeError for numbers of a gate that are more or fewer than it has."""
+    for name, tensor, size in (("noise", noise, 1), ("confidence", confidence, 3)):
+        if tensor is not None and tensor.numel() != size:
+            raise RuntimeError(
+                f"gated_batch_norm: {name} must have {size} elements, once for all channels, got shape "
+                f"{tuple(tensor.shape)}. Replace it by a tensor of that size."
+            )
 
 
 def _check_kind(x: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.functional.checks import check_activation, check_gate, check_residual, check_training, normalize_nothing
 from steadynorm.functional.way import choose_way
 from steadynorm.ops._layout import laid_out
 from steadynorm.ops.dispatch import snapshot
@@ -68,11 +68,13 @@ def gated_batch_norm(
         without gradient.
 
     Raises:
-        as :func:`batch_norm` in training, except that one value per channel is enough.
+        RuntimeError: noise or confidence of another size.
+        otherwise as :func:`batch_norm` in training, except that one value per channel is enough.
     """
     check_activation(activation)
     check_momentum(momentum)
     check_training(input, eps, (running_mean, running_var, weight, bias), fewest=1)
+    check_gate(noise, confidence)
     if input.numel() == 0:
         nothing = torch.zeros_like(running_mean)
         return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)

@@ -56,6 +56,9 @@ class _FrozenBatchNorm(Shell):
         for parameter in self.parameters(recurse=False):
             parameter.requires_grad_(not freeze_affine)
 
+    def _tracks(self) -> bool:
+        return False
+
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         return self._evaluate(input, residual)
 
