@@ -31,7 +31,8 @@ def sample_noise(x: Tensor, batch: Moments) -> Tensor:
         and where there are no others it is 1.
     """
     picked = min(MOST_SAMPLES, x.shape[0])
-    some = torch.stack([x[k * x.shape[0] // picked] for k in range(picked)])
+    # x[k] would fix k in an export by torch 2.6, where it follows from a batch size that is free; narrow does not.
+    some = torch.cat([x.narrow(0, k * x.shape[0] // picked, 1) for k in range(picked)])
     means = some.flatten(2).mean(2, dtype=statistics_dtype(x.dtype)) if x.dim() > 2 else some
     varies = batch.var != 0
     ratio = torch.where(varies, means.to(batch.var.dtype).var(0) / batch.var, 0)
