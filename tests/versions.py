@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE = tuple(f"tests/{room}" for room in ("statistics", "ops", "rules", "functional", "layers", "surgery"))
-TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "safetensors")
 BOUND_TO_TORCH = ("torch", "torchao", "triton", "sympy")
 """What each torch demands in a version of its own."""
 

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import steadynorm
 from steadynorm.layers import batch_norm_state
 from tests.support.layers import drawn
+from tests.support.versions import skip_before
 
 KEYS = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 BANK = [f"_bank_{name}" for name in ("experts", "mass", "noise", "weights", "step")]
@@ -104,9 +105,9 @@ def by_plain_dictionary(model, other, folder):
 
 
 def by_distributed_checkpoint(model, other, folder):
-    dcp.save({"model": model.state_dict()}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"model": model.state_dict()}, checkpoint_id=folder)
     state = {"model": other.state_dict()}
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    dcp.load(state, checkpoint_id=folder)
     other.load_state_dict(state["model"], strict=True)
 
 
@@ -130,7 +131,8 @@ WAYS = [
 
 
 @each_layer
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed is .*unavailable or uninitialized:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # what torch 2.6 calls
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_training_goes_on_alike_after_loading(name, way, tmp_path):
     model, other = trained(name), network(name)
@@ -213,16 +215,16 @@ def test_every_buffer_is_a_key():
 
 
 def test_a_pretrained_model_of_transformers_goes_on_alike(tmp_path):
-    from transformers import PretrainedConfig, PreTrainedModel
+    transformers = pytest.importorskip("transformers")
 
-    class Config(PretrainedConfig):
+    class Config(transformers.PretrainedConfig):
         model_type = "tiny"
 
         def __init__(self, name="gated", **others):
             super().__init__(**others)
             self.name = name
 
-    class Tiny(PreTrainedModel):
+    class Tiny(transformers.PreTrainedModel):
         config_class = Config
 
         def __init__(self, config):
@@ -254,6 +256,7 @@ def alone():
 
 @each_layer
 def test_a_sharded_model_made_on_the_meta_device_goes_on_alike(name, alone):
+    skip_before((2, 9), "fully_shard needs streams, which its CPU does not have")
     model = trained(name)
     with torch.device("meta"):
         other = network(name)

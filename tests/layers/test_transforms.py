@@ -281,6 +281,7 @@ def test_mapped_running_estimates_each_follow_their_own_batch():
             torch.testing.assert_close(buffers[name][at], buffer)
 
 
+@pytest.mark.filterwarnings("ignore:Please use `torch.vmap`:FutureWarning")  # what gradcheck of torch 2.6 calls
 def test_a_layer_that_meets_small_batches_can_be_differentiated_twice():
     mean, var, noise = drawn(C, seed=5), drawn(C, seed=6).abs(), torch.tensor([0.5]).double()
 
