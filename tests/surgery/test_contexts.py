@@ -22,6 +22,7 @@ from steadynorm.surgery.contexts import (
 )
 from tests.support.layers import drawn, randomize_
 from tests.support.ranks import on_ranks
+from tests.support.versions import skip_at
 
 CONTEXTS = (no_statistics_update, use_batch_statistics, use_running_statistics)
 NORMS = {
@@ -250,6 +251,8 @@ def test_what_nobody_knows_is_refused_by_name(context, build):
 @pytest.mark.parametrize("wrap", [torch.compile, lambda model, **named: model.compile(**named) or model])
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_is_held_too(wrap):
+    if wrap is torch.compile:
+        skip_at((2, 9), "a compiled wrapper that has run does not see that a forward was exchanged")
     model = built("torch")
     compiled = wrap(model, backend="eager")
     compiled(drawn(6, 3))

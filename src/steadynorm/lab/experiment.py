@@ -31,6 +31,7 @@ from steadynorm.lab.progress import Display, silent_display
 from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.records import Record, read_record
 from steadynorm.lab.run_directory import BEGUN, RunDirectory
+from steadynorm.lab.training import overflow_ignored
 from steadynorm.lab.workers import (
     check_alike,
     everywhere,
@@ -122,7 +123,7 @@ def run_experiment(
         with explain_stop(name, place, display, _where(config)):
             _announce(record, config, place, display)
             task = Task(config=config, record=record, dataset=dataset, directory=directory, display=display)
-            with _pool(config, threads, display) as pool:
+            with _pool(config, threads, display) as pool, overflow_ignored():
                 work(dataclasses.replace(task, pool=pool))
     return place
 

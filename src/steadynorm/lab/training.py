@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "images_per_second",
     "learning_rate",
+    "overflow_ignored",
     "steps_per_epoch",
     "train",
     "write_board",
@@ -110,6 +112,14 @@ class _Steps:
         return int(bad[0]) if len(bad) else None
 
 
+@contextlib.contextmanager
+def overflow_ignored() -> Iterator[None]:
+    """Do not warn of a variance that overflows: the loss tells of a training that diverges."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="batch_norm: the sum of squares")
+        yield
+
+
 def train(
     spec: RunSpec, settings: Settings, dataset: Dataset, *, directory: RunDirectory, observer: Observer
 ) -> RunRecord:
@@ -140,7 +150,8 @@ def train(
     record = replace(record, status="running", parameters=parameters)
     with directory.open_board(record) as board:
         while record.status == "running":
-            record = trainer.epoch(record)
+            with overflow_ignored():
+                record = trainer.epoch(record)
             if record.status == "diverged":
                 directory.save_state(record, {})
                 break

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from steadynorm.statistics.moments import Moments
 
@@ -106,6 +107,7 @@ def pool_over(ranks: Ranks, batch: Moments) -> Moments:
 
     Mean and var of an empty batch must be finite, and come from the input, so that its rank takes part in the backward.
     """
+    _refuse_forward_mode()
     count = torch.as_tensor(batch.count, dtype=batch.mean.dtype, device=batch.mean.device)
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Pool.apply
     mean, var, total = apply(batch.mean, batch.var, count, ranks)
@@ -130,6 +132,7 @@ def _sum(ranks: Ranks, values: Tensor) -> Tensor:
         )
     if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
         return _all_reduce(ranks, values)
+    _refuse_forward_mode()
     apply: Callable[..., Tensor] = _Sum.apply
     return apply(values, ranks)
 
@@ -148,10 +151,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
         return _sum(ctx.ranks, gradient), None
-
-    @staticmethod
-    def jvp(*_: object) -> Tensor:
-        raise _no_forward_mode()
 
     @staticmethod
     def vmap(_: object, in_dims: tuple[int | None, ...], values: Tensor, ranks: Ranks) -> tuple[Tensor, int | None]:
@@ -186,10 +185,6 @@ class _Pool(torch.autograd.Function):
         return share * (d_mean + 2 * (own_mean - mean) * d_var), share * d_var, None, None
 
     @staticmethod
-    def jvp(*_: object) -> tuple[Tensor, Tensor, None]:
-        raise _no_forward_mode()
-
-    @staticmethod
     def vmap(*_: object) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int | None, ...]]:
         raise NotImplementedError(
             "moments over ranks: a batch that is measured over several processes cannot be mapped by torch.func.vmap, "
@@ -197,11 +192,13 @@ class _Pool(torch.autograd.Function):
         )
 
 
-def _no_forward_mode() -> NotImplementedError:
-    return NotImplementedError(
-        "moments over ranks: forward-mode derivatives (jvp, jacfwd, hessian, dual numbers) of a batch that is measured "
-        "over several processes must not be asked for. Use vjp or jacrev, or call .eval()."
-    )
+def _refuse_forward_mode() -> None:
+    """Raise where forward-mode derivatives are taken; Dynamo traces no function that has a ``jvp`` to raise in."""
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "moments over ranks: forward-mode derivatives (jvp, jacfwd, hessian, dual numbers) of a batch that is "
+            "measured over several processes must not be asked for. Use vjp or jacrev, or call .eval()."
+        )
 
 
 def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: torch.device) -> None:
