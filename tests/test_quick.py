@@ -9,7 +9,9 @@ import pytest
 from steadynorm import cli
 from steadynorm.lab.report.document import Verdict
 
-EXPERIMENTS = [name for name in cli.COMMANDS if name not in ("export", "report") and not name.startswith("bench")]
+EXPERIMENTS = [
+    name for name in cli.COMMANDS if name not in ("export", "report", "warmup") and not name.startswith("bench")
+]
 
 
 def test_these_are_the_experiments() -> None:
