@@ -274,6 +274,8 @@ def test_a_refused_int8_file_is_an_expectation_that_is_not_met(exported, tmp_pat
     directory, _ = exported
     outcome, record = read_outcome(directory), read_config(directory)
     names = [one.name for one in outcome.artifacts if one.quantize == "static" and one.file]
+    better_than_guessing = tuple(replace(one, accuracy=one.accuracy and 0.9) for one in outcome.artifacts)
+    outcome = replace(outcome, artifacts=better_than_guessing)
 
     def verdicts(made):
         claims = {item.claim: item for item in make_report(record, made).expectations}
