@@ -103,11 +103,11 @@ def test_dense_tensors_of_up_to_32_bits_are_supported(case, device):
 @pytest.mark.parametrize(
     ("x", "others", "obstacle"),
     [
-        (torch.zeros(2, 3, 4).to("meta"), (), "it does not lie in the memory of a GPU"),
+        (torch.zeros(2, 3, 4).to("meta"), (), "it is not a dense tensor in the memory of a GPU"),
         (torch.zeros(2, 3, 4, dtype=torch.int32), (), "torch.int32 is not float32, bfloat16 or float16"),
         (torch.zeros(2, 3, 4), (None, torch.zeros(2, 3, 4).half()), "the tensors differ in dtype"),
         (torch.zeros(4, 3, 2, 5).mT, (), "it is neither contiguous nor channels-last"),
-        (torch.zeros(0, 3, 4), (), "it is empty"),
+        (torch.zeros(0, 3, 4), (), "it is empty or has no channels"),
     ],
     ids=["meta", "integers", "other-dtype", "strided", "empty"],
 )
