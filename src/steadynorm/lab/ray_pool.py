@@ -12,9 +12,11 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.failure import UserError
@@ -128,22 +130,30 @@ class Pool:
         data = ray.put(dataset)
         at_once = self._measure(*waiting[0], data)
         desk = _desk()
+        boards: dict[str, SummaryWriter | None] = {}
 
         def submit(job: tuple[RunSpec, Settings]) -> Any:  # noqa: ANN401 (Ray's reference to a result)
             spec, settings = job
             known = directory.load_record(spec)
             tensors = directory.load_tensors(spec) if known.epochs else {}
             ray.get(desk.keep.remote(spec.name, known, tensors))
+            # One writer for a run, not one for an epoch: TensorBoard reads the files of a run in the order of their
+            # names, which is not always that of writers of one second, and drops the epochs that it has read too early.
+            boards[spec.name] = open_boards.enter_context(directory.open_board(known))
             begin(spec)
             return _remote(train_network, self._resources(settings)).remote(spec, settings, data, desk, self.threads)
 
         def collect() -> None:
             for what, *arguments in ray.get(desk.take.remote()):
-                _post(what, arguments, directory, observer)
+                _post(what, arguments, directory, boards, observer)
 
         jobs = {spec.name: (spec, settings) for spec, settings in waiting}
-        for _, record in self._run(jobs, submit, collect, at_once):
-            end(record)
+        with contextlib.ExitStack() as open_boards:
+            for name, record in self._run(jobs, submit, collect, at_once):
+                board = boards.pop(name)
+                if board is not None:
+                    board.close()
+                end(record)
 
     def measure(
         self,
@@ -264,17 +274,22 @@ def _desk() -> Any:  # noqa: ANN401 (Ray's handle of an actor)
     return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
-def _post(what: str, arguments: Sequence[Any], directory: RunDirectory, observer: Observer) -> None:
+def _post(
+    what: str,
+    arguments: Sequence[Any],
+    directory: RunDirectory,
+    boards: Mapping[str, SummaryWriter | None],
+    observer: Observer,
+) -> None:
     """Do with a letter what the task would have done itself."""
     if what == "checkpoint":
         directory.save_checkpoint(*arguments)
     elif what == "state":
         record, _ = arguments
         directory.save_state(*arguments)
-        if record.epochs and record.status != "diverged":
-            with directory.open_board(replace(record, epochs=record.epochs[:-1])) as board:
-                if board is not None:
-                    write_board(board, record.epochs[-1])
+        board = boards[record.spec.name]
+        if board is not None and record.status != "diverged":
+            write_board(board, record.epochs[-1])
     elif what == "step":
         record, step, steps, loss = arguments
         observer.step(record, step=step, steps=steps, loss=loss)

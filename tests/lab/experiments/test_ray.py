@@ -136,6 +136,7 @@ def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(local: Pat
     for first, second in zip(*both, strict=True):
         tensors, others = load_file(first), load_file(second)
         assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert {len(list(one.iterdir())) for one in (place / "tensorboard").iterdir()} == {1}, "their order is not sure"
     events = EventAccumulator(str(place / "tensorboard" / both[0][0].stem))
     events.Reload()
     assert [event.step for event in events.Scalars("val/accuracy")] == [1, 2, 3][: len(found.runs[0].epochs)]
