@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -122,3 +123,14 @@ def test_an_optimizer_takes_them_and_decays_only_the_first():
 def test_a_decay_that_is_none_is_refused(decay):
     with pytest.raises(ValueError, match=f"weight_decay must be at least 0 and finite, got {decay}"):
         param_groups(mixed(), decay)
+
+
+@pytest.mark.parametrize("decay", ["0.1", None, True, [0.1]])
+def test_a_decay_that_is_no_number_is_refused(decay):
+    with pytest.raises(TypeError, match=r"param_groups: weight_decay must be a number, such as 5e-4, got"):
+        param_groups(mixed(), decay)
+
+
+@pytest.mark.parametrize("decay", [0, 1, np.float32(0.5), np.float64(0.5)])
+def test_whole_numbers_and_numpys_are_numbers(decay):
+    assert param_groups(mixed(), decay)[0]["weight_decay"] == decay

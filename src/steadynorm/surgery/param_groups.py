@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         may be unfrozen. A group without parameters is left out.
 
     Raises:
+        TypeError: weight decay is no number; a boolean is none.
         ValueError: weight decay is negative, NaN or infinite.
 
     Source: He et al. 2019 (arXiv 1812.01187), section 3.1; Goyal et al. 2017 (arXiv 1706.02677), section 5.
@@ -51,6 +53,8 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
     [(1, 0.0005), (3, 0.0)]
     """
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, Real):
+        raise TypeError(f"param_groups: weight_decay must be a number, such as 5e-4, got {weight_decay!r}.")
     if not (weight_decay >= 0 and math.isfinite(weight_decay)):
         raise ValueError(f"param_groups: weight_decay must be at least 0 and finite, got {weight_decay}.")
     spared = {
