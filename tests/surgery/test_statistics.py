@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -213,6 +214,37 @@ def test_numpy_arrays_and_counters_of_shape_1_load():
     assert_same(statistics_of(model), snapshot)
 
 
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_lists_of_numbers_as_json_keeps_them_load(sequence):
+    given = {"running_mean": sequence([0, 1, 2.5]), "running_var": sequence([1.0, 4.0, 9.0]), "num_batches_tracked": 3}
+    norm = nn.BatchNorm1d(3)
+    change = load_statistics_(norm, {"model": given})
+    assert (norm.running_mean.tolist(), norm.running_var.tolist()) == ([0, 1, 2.5], [1, 4, 9])
+    assert norm.num_batches_tracked == 3 and not change.refused
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (torch.ones(3).to_sparse(), r"the given running_var is torch\.sparse_coo, not dense\. Make it dense"),
+        (torch.nested.nested_tensor([torch.ones(3)], layout=torch.jagged), r"is nested, not dense"),
+        (torch.ones(3, device="meta"), r"is on the meta device, which holds no numbers\. Load the weights first"),
+    ],
+)
+def test_a_tensor_without_plain_numbers_is_refused_by_name(given, why):
+    statistics = {"running_mean": torch.zeros(3), "running_var": given}
+    for loaded in (statistics, {"model": statistics, "ema": dict(statistics)}):
+        with pytest.raises(ValueError, match=why):
+            load_statistics_(nn.BatchNorm1d(3), loaded)
+
+
+def test_statistics_in_a_narrow_float_load():
+    given = {name: torch.ones(3).to(torch.float8_e4m3fn) for name in ("running_mean", "running_var")}
+    norm = nn.BatchNorm1d(3)
+    load_statistics_(norm, given)
+    assert norm.running_mean.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "why"),
     [
@@ -350,6 +382,15 @@ def test_merging_is_done_in_float64_and_rounded_once():
     found, mean = merge_statistics(held), means.double().mean(0)
     assert torch.equal(found["running_mean"], mean.float())
     assert torch.equal(found["running_var"], (variances.double() + (means.double() - mean).square()).mean(0).float())
+
+
+@pytest.mark.parametrize("form", [np.array, list])
+def test_numpy_arrays_and_lists_are_merged_as_tensors(form):
+    given = [{"running_mean": form([mean]), "running_var": form([1.0])} for mean in (0.0, 2.0)]
+    assert {key: each.tolist() for key, each in merge_statistics(given).items()} == {
+        "running_mean": [1.0],
+        "running_var": [2.0],
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["NamedState", "state_for"]
+__all__ = ["NamedState", "state_for", "why_no_numbers"]
 
 _COUNTER = "num_batches_tracked"
+_STATISTICS = frozenset({"running_mean", "running_var"})
 _TRANSPARENT = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What DistributedDataParallel, torch.compile, FSDP and activation checkpointing add to a name, anywhere in it."""
 _HOLDERS = frozenset(
@@ -60,8 +61,9 @@ def state_for(
     Understood: a state dict; one within mappings (``{"state_dict": ...}``, ``{"model": ...}``), or a module there;
     names behind what wrappers put before them (``module.``, ``_orig_mod.``, ``model.``, ``ema_model.``, any
     combination), or in the middle (``_orig_mod``); a wrapped model that takes plain names; any other prefix, such as
-    an attribute of a LightningModule, where every wanted name is behind it in its shape; NumPy arrays. Where bare names
-    and prefixed ones fit equally well, bare ones are taken.
+    an attribute of a LightningModule, where every wanted name is behind it in its shape; NumPy arrays; running
+    statistics as lists of numbers, as JSON keeps them. Where bare names and prefixed ones fit equally well, bare ones
+    are taken.
 
     Args:
         model: whose names count.
@@ -70,7 +72,7 @@ def state_for(
         wanted: the model's tensors that are looked for, by name; None is its whole state dict.
 
     Returns:
-        the state. Shapes and dtypes are not checked.
+        the state. Shapes and dtypes are not checked, nor whether a tensor has numbers (:func:`why_no_numbers`).
 
     Raises:
         TypeError: ``loaded`` is neither a mapping nor a module.
@@ -104,6 +106,15 @@ def state_for(
     )
 
 
+def why_no_numbers(tensor: Tensor) -> str | None:
+    """Say why a tensor of a checkpoint cannot be copied from; None where it can be."""
+    if tensor.is_meta:
+        return "is on the meta device, which holds no numbers"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"is {'nested' if tensor.is_nested else tensor.layout}, not dense"
+    return None
+
+
 def _tensors(value: object, path: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     """Give the tensors in nested mappings by their path, with a dot between keys."""
     if isinstance(value, nn.Module):
@@ -118,6 +129,12 @@ def _tensors(value: object, path: str, depth: int) -> Iterator[tuple[str, Tensor
             yield path, torch.tensor(value)
     elif isinstance(value, int) and _is_counter(path):
         yield path, torch.tensor(value)
+    elif path.rpartition(".")[2] in _STATISTICS and _is_numbers(value):
+        yield path, torch.tensor(value, dtype=torch.float64)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, float | int) for each in value)
 
 
 def _without_wrappers(names: Mapping[str, Any]) -> dict[str, str]:
@@ -185,7 +202,7 @@ def _is_complete(
     needed = {short: wanted[name] for short, name in names.items() if not _is_counter(name)}
     there = {short: found.get(prefix + short) for short in needed}
     return bool(needed) and all(
-        each is not None and not is_lazy(needed[short]) and each.shape == needed[short].shape
+        each is not None and not is_lazy(needed[short]) and not each.is_nested and each.shape == needed[short].shape
         for short, each in there.items()
     )
 
@@ -194,9 +211,15 @@ def _is_same(found: Mapping[str, Tensor], first: str, other: str, names: Mapping
     """Tell whether two parts of a checkpoint hold the same numbers."""
     for name in names:
         one, two = found.get(first + name), found.get(other + name)
-        if one is not two and (one is None or two is None or not torch.equal(one.cpu(), two.cpu())):
+        if one is not two and (one is None or two is None or not _is_equal(one, two)):
             return False
     return True
+
+
+def _is_equal(one: Tensor, two: Tensor) -> bool:
+    """Tell whether two tensors hold the same numbers; of those without any, all do."""
+    without = [why_no_numbers(each) is not None for each in (one, two)]
+    return all(without) or (not any(without) and torch.equal(one.cpu(), two.cpu()))
 
 
 def _is_counter(name: str) -> bool:

@@ -123,7 +123,7 @@ def copy_statistics_(source: nn.Module, target: nn.Module, *, where: Where | Non
 
 
 def merge_statistics(
-    statistics: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
+    statistics: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
     """Make one of several models' running estimates: those of the values of all of them together.
 
@@ -133,7 +133,8 @@ def merge_statistics(
     are apart. In float64; what is the same in all stays so bit for bit. The counter is the largest.
 
     Args:
-        statistics: at least one, as :func:`statistics_of` gives them, all with the same keys.
+        statistics: at least one, as :func:`statistics_of` gives them, all with the same keys; tensors, NumPy arrays or
+            lists.
         weights: as many, at least 0, such as the numbers of samples; None weighs all alike.
 
     Returns:
@@ -148,6 +149,7 @@ def merge_statistics(
     """
     if not statistics:
         raise ValueError("merge_statistics: there must be statistics of at least one model, got none.")
+    statistics = [{key: torch.as_tensor(each) for key, each in one.items()} for one in statistics]
     shares = _shares(weights, len(statistics))
     _check_alike(statistics)
     result: dict[str, Tensor] = {}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from steadynorm.layers.shell import Shell
 from steadynorm.surgery.change import Journal
+from steadynorm.surgery.checkpoints import why_no_numbers
 from steadynorm.surgery.kinds import Norm
 
 __all__ = ["MEAN", "VAR", "begin_anew_", "summary", "why_not_writable", "write_statistics_"]
@@ -23,9 +24,9 @@ def why_not_writable(module: Norm, mean: Tensor, var: Tensor) -> str | None:
         var: likewise.
     """
     for name, stored, given in ((MEAN, module.running_mean, mean), (VAR, module.running_var, var)):
-        if stored.is_meta or given.is_meta:
-            where = "the layer's" if stored.is_meta else "the given"
-            return f"{where} {name} is on the meta device, which holds no numbers. Load the weights first."
+        for where, each in (("the layer's", stored), ("the given", given)):
+            if why := why_no_numbers(each):
+                return f"{where} {name} {why}. {'Load the weights first' if each.is_meta else 'Make it dense'}."
         if given.shape != stored.shape:
             return f"of another shape: {name} {tuple(given.shape)} for {tuple(stored.shape)}."
         if not given.is_floating_point():
@@ -33,7 +34,7 @@ def why_not_writable(module: Norm, mean: Tensor, var: Tensor) -> str | None:
         bad = ~given.to(stored.dtype).isfinite()
         if bool(bad.any()):
             return f"{name} must be finite in {stored.dtype}, got others in {_channels(bad)}."
-    negative = var < 0
+    negative = var.to(module.running_var.dtype) < 0
     if bool(negative.any()):
         return f"{VAR} must not be negative, got as little as {float(var.min()):.4g} in {_channels(negative)}."
     return None
