@@ -1,6 +1,7 @@
 import argparse
 import os
 import re
+import zipfile
 from collections import OrderedDict
 from copy import deepcopy
 from pathlib import Path
@@ -187,6 +188,56 @@ def test_torchscript_says_what_to_do(tmp_path):
     with pytest.warns(DeprecationWarning):
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"is a TorchScript archive\. Save its weights: "):
+        load_weights(network(), tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("sparse", "classifier.weight is torch.sparse_coo, not dense"),
+        ("meta", "classifier.weight is on the meta device, which holds no numbers"),
+        ("nested", "classifier.weight is nested, not dense"),
+    ],
+)
+def test_tensors_without_plain_numbers_are_refused_by_name(tmp_path, kind, why):
+    state = trained().state_dict()
+    weight = state["classifier.weight"]
+    state["classifier.weight"] = {
+        "sparse": weight.to_sparse(),
+        "meta": weight.to("meta"),
+        "nested": torch.nested.nested_tensor([weight[0], weight[1]], layout=torch.jagged),
+    }[kind]
+    model = network()
+    before = deepcopy(model.state_dict())
+    for content in (state, {"model": state, "ema": state}):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(UserError, match=re.escape(why)):
+            load_weights(model, tmp_path / "a.pt")
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
+def test_a_compressed_archive_is_refused_before_it_fills_memory(tmp_path):
+    torch.save({"w": torch.zeros(2**25)}, tmp_path / "a.pt")
+    bomb = tmp_path / "b.pt"
+    with zipfile.ZipFile(tmp_path / "a.pt") as parts, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in parts.infolist():
+            archive.writestr(part.filename, parts.read(part))
+    with pytest.raises(UserError, match=r"got a compressed archive, [\d,]+ bytes in [\d,]+\. Save the weights again"):
+        load_weights(network(), bomb)
+
+
+def test_a_pipe_is_refused_in_place_of_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.pt")
+    with pytest.raises(UserError, match="must be an ordinary file"):
+        load_weights(network(), tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n", b"PK\3\4"]
+)
+def test_what_is_no_file_of_weights_says_what_to_give(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"is no file of weights, or not a whole one \(.*Give what torch\.save or safe"):
         load_weights(network(), tmp_path / "a.pt")
 
 

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steadynorm.lab.failure import UserError, one_line
-from steadynorm.surgery.checkpoints import NamedState, state_for
+from steadynorm.surgery.checkpoints import NamedState, state_for, why_no_numbers
 
 __all__ = ["load_weights"]
 
@@ -29,6 +30,8 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """What training scripts keep beside weights and what runs nothing when it is built. NumPy's scalars are not among them:
 a pickle may give their type any memory layout."""
 SHOWN = 3
+COMPRESSED_BYTES = 2**26
+"""That an archive may have beyond its own size; torch.save compresses nothing, and TorchScript its code alone."""
 
 
 def load_weights(model: nn.Module, path: Path, *, key: str | None = None) -> str:
@@ -66,15 +69,37 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None) -> str
 def _read(path: Path, where: str) -> Any:  # noqa: ANN401 (a file may hold anything)
     if path.is_dir():
         raise UserError(f"{where}: is a directory. Give a file in it.")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{where}: must be an ordinary file, since it is read twice. Copy its content into one.")
     try:
+        _check_uncompressed(path, where)
         if _is_safetensors(path):
             return load_file(path)
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{where}: there is no such file.") from error
+    except UserError:
+        raise
     except Exception as error:  # torch.load raises whatever the bytes lead it to
         raise UserError(f"{where}: {_why_unread(error)}") from error
+
+
+def _check_uncompressed(path: Path, where: str) -> None:
+    """Refuse an archive with far more in it than its own size, which could fill all memory.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        content = sum(part.file_size for part in archive.infolist())
+    if content > path.stat().st_size + COMPRESSED_BYTES:
+        raise UserError(
+            f"{where}: must be a file as torch.save writes it, got a compressed archive, {content:,} bytes in "
+            f"{path.stat().st_size:,}. Save the weights again: torch.save(model.state_dict(), path)."
+        )
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -93,7 +118,7 @@ def _why_unread(error: Exception) -> str:
     if "TorchScript" in str(error):
         return "is a TorchScript archive. Save its weights: torch.save(torch.jit.load(path).state_dict(), new)."
     told = "its pickle is not torch's" if isinstance(error, pickle.UnpicklingError) else one_line(error)
-    return f"is no file of weights ({told})."
+    return f"is no file of weights, or not a whole one ({told}). Give what torch.save or safetensors wrote."
 
 
 def _part(loaded: Any, key: str | None, where: str) -> Mapping[str, Any]:  # noqa: ANN401 (what a file held)
@@ -111,17 +136,19 @@ def _check_fit(state: NamedState, own: Mapping[str, Tensor], where: str) -> None
     """Refuse weights that would leave the model unfinished.
 
     Raises:
-        UserError: a tensor is missing, or has another shape or kind of number than the model's.
+        UserError: a tensor is missing, holds no numbers, or has another shape or kind of number than the model's.
     """
     wrong = [f"{name} is missing" for name in state.missing]
-    misfits = [
+    misfits = [f"{name} {why}" for name, each in state.tensors.items() if (why := why_no_numbers(each))]
+    dense = {name: each for name, each in state.tensors.items() if not why_no_numbers(each)}
+    misfits += [
         f"{name} has shape {tuple(each.shape)}, the model's {tuple(own[name].shape)}"
-        for name, each in state.tensors.items()
+        for name, each in dense.items()
         if each.shape != own[name].shape
     ]
     misfits += [
         f"{name} is {each.dtype}, the model's {own[name].dtype}"
-        for name, each in state.tensors.items()
+        for name, each in dense.items()
         if each.is_floating_point() != own[name].is_floating_point()
     ]
     if not wrong and not misfits:
