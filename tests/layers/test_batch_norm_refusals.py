@@ -1,5 +1,6 @@
 """What a layer refuses, in torch's types and, where code matches on them, torch's words; and the empty batch."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -191,9 +192,50 @@ def test_a_weight_of_more_dimensions_is_refused_in_both_modes(name, training):
         layer(torch.randn(2, 4, 3, 3))
 
 
+LAYERS_1D = ("BatchNorm1d", "FrozenBatchNorm1d", "GatedBatchNorm1d", "BatchRenorm1d", "MaskedBatchNorm1d")
+
+
+def nested(layout):
+    return torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("name", ["BatchNorm1d", "FrozenBatchNorm1d", "GatedBatchNorm1d", "BatchRenorm1d"])
-def test_a_jagged_tensor_is_refused_with_what_to_do(name, training):
-    x = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=torch.jagged)
-    with pytest.raises(ValueError, match=r"must be a tensor of one size, got a nested one .* MaskedBatchNorm1d"):
-        getattr(layers, name)(4).train(training)(x)
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=["jagged", "strided"])
+@pytest.mark.parametrize("name", LAYERS_1D)
+def test_a_nested_tensor_is_refused_with_what_to_do(name, layout, training):
+    layer = getattr(layers, name)(4).train(training)
+    message = r"{} must be a tensor of one size, got a nested one .* MaskedBatchNorm1d"
+    with pytest.raises(ValueError, match=message.format("input")) as caught:
+        layer(nested(layout))
+    assert (".values()" in str(caught.value)) == (layout == torch.jagged)  # those of a strided one have no channels
+    with pytest.raises(ValueError, match=message.format("residual")):
+        layer(torch.randn(2, 4), residual=nested(layout))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("what", ["input", "mask", "lengths"])
+def test_a_nested_tensor_beside_a_mask_is_refused(what, training):
+    given = {"input": torch.randn(2, 4, 3), "mask": torch.ones(2, 3, dtype=torch.bool)}
+    if what == "lengths":
+        del given["mask"]
+    given[what] = nested(torch.strided)
+    with pytest.raises(ValueError, match=f"{what} must be a tensor of one size, got a nested one"):
+        layers.MaskedBatchNorm1d(4).train(training)(**given)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["coo", "csr"])
+@pytest.mark.parametrize("name", LAYERS_1D)
+def test_a_sparse_tensor_is_refused_with_what_to_do(name, sparse, training):
+    with pytest.raises(ValueError, match=r"input must be dense, got layout torch\.sparse_.*to_dense"):
+        getattr(layers, name)(4).train(training)(sparse(torch.randn(3, 4)))
+
+
+@pytest.mark.parametrize("name", LAYERS_1D)
+def test_an_array_in_place_of_a_tensor_is_named(name):
+    for x in (np.ones((3, 4), dtype=np.float32), [[1.0] * 4] * 3):
+        with pytest.raises(TypeError, match=rf"^{name}: input must be a torch\.Tensor, got (ndarray|list)"):
+            getattr(layers, name)(4)(x)

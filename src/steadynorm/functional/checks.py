@@ -11,6 +11,7 @@ __all__ = [
     "check_activation",
     "check_evaluation",
     "check_gate",
+    "check_one_size",
     "check_residual",
     "check_training",
     "normalize_nothing",
@@ -25,6 +26,7 @@ def check_activation(activation: str | None) -> None:
         )
 
 
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _PER_CHANNEL = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -76,12 +78,20 @@ def check_gate(noise: Tensor, confidence: Tensor | None) -> None:
             )
 
 
-def _check_kind(x: Tensor) -> None:
+def check_one_size(what: str, x: Tensor) -> None:
+    """Raise ValueError for a nested or sparse tensor, of which sizes or values could not be read."""
     if x.is_nested:
+        packed = ", or normalize .values()" if x.layout == torch.jagged else ""
         raise ValueError(
-            f"batch_norm: input must be a tensor of one size, got a nested one of layout {x.layout}. Pad it "
-            "(torch.nested.to_padded_tensor) and use MaskedBatchNorm1d, or normalize .values()."
+            f"batch_norm: {what} must be a tensor of one size, got a nested one of layout {x.layout}. Pad it "
+            f"(torch.nested.to_padded_tensor) and use MaskedBatchNorm1d{packed}."
         )
+    if x.layout in _SPARSE:
+        raise ValueError(f"batch_norm: {what} must be dense, got layout {x.layout}. Call .to_dense() on it.")
+
+
+def _check_kind(x: Tensor) -> None:
+    check_one_size("input", x)
     if not x.is_floating_point():
         raise RuntimeError(f"batch_norm: input must be of a floating dtype, got {x.dtype}.")
 
@@ -109,6 +119,8 @@ def _misfit(x: Tensor, name: str, tensor: Tensor) -> RuntimeError:
 
 def check_residual(x: Tensor, residual: Tensor) -> None:
     """Raise RuntimeError for a residual of another shape."""
+    check_one_size("residual", residual)
+    check_one_size("input", x)
     if residual.shape != x.shape:
         raise RuntimeError(
             f"batch_norm: residual must have the input's shape {tuple(x.shape)}, got {tuple(residual.shape)}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_residual, check_training
+from steadynorm.functional.checks import check_activation, check_one_size, check_residual, check_training
 from steadynorm.ops._layout import laid_out
 from steadynorm.ops.reference import Activation
 from steadynorm.rules import BatchNormRule, activated, is_transformed
@@ -26,8 +26,11 @@ def valid_positions(input: Tensor, mask: Tensor | None, lengths: Tensor | None) 
             0 and less is none, L and more is all.
 
     Raises:
-        ValueError: neither or both are given, or one of another shape or dtype.
+        ValueError: neither or both are given, or one of another shape or dtype; a tensor is nested or sparse.
     """
+    for what, tensor in (("input", input), ("mask", mask), ("lengths", lengths)):
+        if tensor is not None:
+            check_one_size(what, tensor)
     samples = (input.shape[0], *input.shape[2:])
     if mask is not None and lengths is None:
         if mask.dtype != torch.bool or mask.shape != samples:

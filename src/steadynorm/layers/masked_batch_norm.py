@@ -111,7 +111,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         """
         if mask is None and lengths is None:
             return super().forward(input, residual)
-        check_is_tensor(self, input)
+        check_is_tensor(self, input, instead="Call .eval() and leave out mask and lengths")
         self._check_input_dim(input)
         valid = valid_positions(input, mask, lengths)
         if residual is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from steadynorm.functional.checks import check_one_size
+
 __all__ = ["check_is_tensor", "check_statistics_take_part"]
 
 
@@ -33,11 +35,28 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
             )
 
 
-def check_is_tensor(layer: nn.Module, input: Tensor) -> None:
-    """Raise TypeError for a proxy of torch.fx, where what is computed depends on sizes and changes statistics."""
-    if not isinstance(input, Tensor):
+def check_is_tensor(
+    layer: nn.Module, input: Tensor, *, instead: str = "Call .eval() where evaluation is batch norm's"
+) -> None:
+    """Raise for what is no tensor of one size, where what is computed depends on sizes and changes statistics.
+
+    Args:
+        layer: that is called.
+        input: that it is called with.
+        instead: what to do where torch.fx calls it with a proxy.
+
+    Raises:
+        TypeError: a proxy of torch.fx, or something else that is no tensor.
+        ValueError: a nested or sparse tensor.
+    """
+    if isinstance(input, Tensor):
+        check_one_size("input", input)
+    elif isinstance(input, torch.fx.Proxy):
         raise TypeError(
-            f"{type(layer).__name__}: torch.fx.symbolic_trace must not go into a layer that looks at its batch, got "
-            f"{type(input).__name__}. Call .eval() where evaluation is batch norm's, or trace with a Tracer whose "
-            "is_leaf_module holds for the layer."
+            f"{type(layer).__name__}: torch.fx.symbolic_trace must not go into a layer that looks at its batch, got a "
+            f"Proxy. {instead}, or trace with a Tracer whose is_leaf_module holds for the layer."
+        )
+    else:
+        raise TypeError(
+            f"{type(layer).__name__}: input must be a torch.Tensor, got {type(input).__name__}. Use torch.as_tensor."
         )
