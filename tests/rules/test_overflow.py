@@ -11,12 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 import steadynorm
 from steadynorm.functional import batch_norm
+from tests.support.family import MEMBERS
 
 SMALL, LARGE = (8, 3), (8, 16, 12, 12)
 OVERFLOW = r"batch_norm: the sum of squares of a training batch must fit float32 \(3.4e38\), got a variance of 1e\+60"
 
 both_paths = pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["torch", "numba"])
-overflow_is_expected = pytest.mark.filterwarnings("ignore:batch_norm. the sum of squares:RuntimeWarning")
+overflow_is_expected = pytest.mark.filterwarnings(r"ignore:\w+. the sum of squares:RuntimeWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,25 @@ def test_the_warning_names_channels_and_remedy():
     with pytest.warns(RuntimeWarning, match=r"over 8 values in 2 of 3 channels \(1, 2\).*Scale the input down") as told:
         batch_norm(wide(SMALL), None, None, training=True)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "shape"),
+    [
+        ("BatchNorm", "batch_norm", SMALL),
+        ("BatchRenorm", "batch_renorm", SMALL),
+        ("BatchRenorm", "batch_renorm", LARGE),
+        ("GatedBatchNorm", "gated_batch_norm", SMALL),
+        ("GatedBatchNorm", "gated_batch_norm", LARGE),
+        ("GhostBatchNorm", "batch_norm", SMALL),  # chunk by chunk
+        ("GhostBatchNorm", "ghost_batch_norm", LARGE),
+    ],
+)
+@overflow_is_expected
+def test_the_warning_says_what_was_called(name, function, shape):
+    layer = getattr(steadynorm, f"{name}{max(len(shape), 3) - 2}d")(shape[1], **MEMBERS[name])
+    with pytest.warns(RuntimeWarning, match=rf"^{function}: the sum of squares"):
+        layer(wide(shape))
 
 
 @both_paths

@@ -116,7 +116,7 @@ class _Steps:
 def overflow_ignored() -> Iterator[None]:
     """Do not warn of a variance that overflows: the loss tells of a training that diverges."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="batch_norm: the sum of squares")
+        warnings.filterwarnings("ignore", message=r"\w+: the sum of squares")
         yield
 
 

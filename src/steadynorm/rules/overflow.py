@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import torch
@@ -56,15 +57,26 @@ def instead_of_overflow(
         ),
         strict=True,
     )
-    _warn(overflowed, max(each.var[overflowed].max().item() for each in moments), x.numel() // x.shape[1])
+    _warn(
+        _function_of(rule, chunks),
+        overflowed,
+        max(each.var[overflowed].max().item() for each in moments),
+        x.numel() // x.shape[1],
+    )
     return (parts[0] if chunks == 1 else torch.cat(parts)).to(x.dtype)
 
 
-def _warn(overflowed: Tensor, var: float, count: int) -> None:
+def _function_of(rule: Rule, chunks: int) -> str:
+    """Name the function that normalizes by a rule: of ``BatchRenormRule`` it is ``batch_renorm``."""
+    words = re.findall("[A-Z][a-z]+", type(rule).__name__.removesuffix("Rule"))
+    return "_".join([*(["ghost"] if chunks > 1 else []), *words]).lower()
+
+
+def _warn(function: str, overflowed: Tensor, var: float, count: int) -> None:
     channels = overflowed.nonzero().flatten().tolist()
     listed = ", ".join(map(str, channels[:NAMED])) + (", ..." if len(channels) > NAMED else "")
     warnings.warn(
-        f"batch_norm: the sum of squares of a training batch must fit float32 (3.4e38), got a variance of {var:.0e} "
+        f"{function}: the sum of squares of a training batch must fit float32 (3.4e38), got a variance of {var:.0e} "
         f"over {count} values in {len(channels)} of {overflowed.numel()} channels ({listed}). The batch was normalized "
         "in float64, which is slow; running estimates that follow it are no longer finite. Scale the input down, or "
         "call .double() on module and input.",
