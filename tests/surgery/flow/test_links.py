@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import steadynorm
 from steadynorm.surgery.fold import fold_
@@ -115,10 +115,28 @@ def test_a_tied_weight_is_refused():
     assert "the weight of '0' is tied: '0.weight', '3.weight'" in refusal(randomize_(model), drawn(2, 5))
 
 
-def test_a_parametrized_weight_is_refused():
-    model = Block(straight)
-    parametrizations.weight_norm(model.conv)
-    assert "the weight of 'conv' is no plain parameter" in refusal(model)
+REPARAMETRIZED = {
+    "weight norm": (parametrizations.weight_norm, "WeightNorm", "parametrize.remove_parametrizations"),
+    "spectral norm": (parametrizations.spectral_norm, "SpectralNorm", "parametrize.remove_parametrizations"),
+    "old weight norm": (nn.utils.weight_norm, "WeightNorm", "remove_weight_norm"),
+    "old spectral norm": (nn.utils.spectral_norm, "SpectralNorm", "remove_spectral_norm"),
+    "pruned": (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), "L1Unstructured", "prune.remove"),
+    "bias pruned": (lambda conv: prune.l1_unstructured(conv, "bias", 0.5), "L1Unstructured", "prune.remove"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("way", REPARAMETRIZED)
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_weight_that_is_computed_anew_is_refused_with_what_computes_it(way, place):
+    change, by, undo = REPARAMETRIZED[way]
+    layers = [nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)]
+    at = 0 if place == "before" else 1
+    model = nn.Sequential(*(reversed(layers) if place == "before" else layers)).double()
+    change(model[at])
+    kind = "bias" if way == "bias pruned" else "weight"
+    assert f"the {kind} of '{at}' is computed anew in each forward, by {by}. " in refusal(model, drawn(2, 4, 3, 3))
+    assert f"Make it a parameter: torch.nn.utils.{undo}" in refusal(model, drawn(2, 4, 3, 3))
 
 
 class Doubled(nn.Conv2d):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from steadynorm.surgery.flow.dataflow import LAYERS, Call, Flow, Value, storage_of
 from steadynorm.surgery.flow.own_forward import follows_its_weights
@@ -13,6 +17,12 @@ from steadynorm.surgery.kinds import label
 
 __all__ = ["Link", "is_transposed", "link_before", "link_behind", "reach_of", "why_not_alone"]
 
+_REPARAMETRIZED: dict[type[Any], str] = {
+    prune.BasePruningMethod: "torch.nn.utils.prune.remove",
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+}
+"""What torch's functions register as hooks -> how it is taken away."""
 _OWN = ("forward", "_conv_forward", "__call__")
 
 
@@ -63,6 +73,8 @@ def link_before(flow: Flow, norm: Call) -> Link | str:
         return "no convolution or linear layer feeds it"
     layer = value.call
     others = value.used_outside(norm)
+    if why := _why_made_anew(layer):
+        return why
     if others:
         return f"the output of {layer.name!r} is also used by {others[0]}"
     if any(flow.value_of(extra) is value for extra in norm.extras.values() if isinstance(extra, Tensor)):
@@ -84,6 +96,9 @@ def link_behind(flow: Flow, norm: Call) -> Link | str:
         return "what it gives is not its own"
     if not value.uses:
         return "nothing takes what it gives"
+    for call in (call for use in value.uses for call in use.calls if isinstance(call.module, LAYERS)):
+        if why := _why_made_anew(call):  # by a hook, perhaps, which would count as another taker
+            return why
     takers = [call for call in value.uses[0].calls if isinstance(call.module, LAYERS)]
     if not takers or flow.value_of(takers[-1].input) is not value:
         return f"what it gives goes to {value.uses[0]}, not to a convolution or linear layer"
@@ -137,6 +152,31 @@ def _why_not_own_forward(call: Call, channel_dim: int | None) -> str:
     return f"{call.name!r} ({label(layer)}) has a forward of its own"
 
 
+def _why_made_anew(call: Call) -> str:
+    """Say what computes a layer's weight or bias in each forward, and how to make it a parameter; empty if nothing."""
+    module, name = call.module, call.name
+    for kind in ("weight", "bias"):
+        if parametrize.is_parametrized(module, kind):
+            parametrizations: Any = module.parametrizations
+            made = [type(each).__name__.strip("_") for each in parametrizations[kind]]
+            by, undo = ", ".join(made), "torch.nn.utils.parametrize.remove_parametrizations"
+        else:
+            hooks = [each for each in module._forward_pre_hooks.values() if _tensor_of(each) == kind]
+            if not hooks:
+                continue
+            by = type(hooks[0]).__name__
+            undo = next(undo for cls, undo in _REPARAMETRIZED.items() if isinstance(hooks[0], cls))
+        return f"the {kind} of {name!r} is computed anew in each forward, by {by}. Make it a parameter: {undo}"
+    return ""
+
+
+def _tensor_of(hook: object) -> str:
+    """Name the tensor that a hook of torch.nn.utils computes; empty for other hooks."""
+    if isinstance(hook, prune.BasePruningMethod):
+        return hook._tensor_name
+    return hook.name if isinstance(hook, WeightNorm | SpectralNorm) else ""
+
+
 def _why_not_layer(flow: Flow, call: Call) -> str:
     """Say why a layer's numbers are not to be changed; empty where they can be."""
     module, name = call.module, call.name
@@ -145,7 +185,7 @@ def _why_not_layer(flow: Flow, call: Call) -> str:
         return f"{name!r} is called {times} times"
     weight = module._parameters.get("weight")
     if type(weight) is not nn.Parameter or not weight.is_floating_point() or "bias" not in module._parameters:
-        return f"the weight of {name!r} is no plain parameter (a parametrization, a quantized tensor)"
+        return f"the weight of {name!r} is no plain parameter (a quantized tensor, a parameter of another class)"
     for kind in ("weight", "bias"):
         parameter = module._parameters[kind]
         if parameter is None:
