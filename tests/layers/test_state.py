@@ -414,6 +414,23 @@ def test_statistics_of_another_width_begin_anew_and_say_so_once(name, compiled):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("shape", [(), (6,), (3, 6), (2, 6, 1)])
+@pytest.mark.parametrize("part", ["experts", "mass", "noise", "weights"])
+def test_a_part_of_the_bank_of_another_shape_begins_the_bank_anew(part, shape):
+    layer = steadynorm.BatchNorm1d(6, running="self_tuned")
+    layer(drawn(32, 6, dtype=torch.float32))
+    setattr(layer, f"_bank_{part}", torch.zeros(shape))
+    fresh = steadynorm.BatchNorm1d(6, running="self_tuned")
+    x = drawn(32, 6, seed=1, dtype=torch.float32)
+    with pytest.warns(
+        UserWarning, match=r"its bank of momenta must have as many channels as running_mean, got .* for 6"
+    ):
+        layer(x)
+    fresh(x)
+    assert torch.equal(layer.running_mean, fresh.running_mean)
+    assert all(torch.equal(getattr(layer, name), fresh.get_buffer(name)) for name in ("_bank_experts", "_bank_noise"))
+
+
 @pytest.mark.parametrize("width", [2, 12])
 def test_a_reset_after_the_statistics_were_replaced_needs_no_warning(width):
     layer = steadynorm.BatchNorm1d(6, running="self_tuned", update_every=2, affine=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from steadynorm.layers.name import describe
 from steadynorm.statistics import SelfTuned
 from steadynorm.statistics.moments import statistics_dtype
+from steadynorm.statistics.self_tuned import NUM_EXPERTS
 
 __all__ = ["BANK", "GATE", "Running", "State", "batch_norm_state", "normal_tensors"]
 
@@ -120,23 +121,23 @@ class State(nn.modules.batchnorm._NormBase):
             with normal_tensors():
                 self._keep_statistics_wide({})
         channels, dtype = mean.numel(), statistics_dtype(mean.dtype)
-        wrong = {}
+        wrong: dict[str, str] = {}
         window = ("_window", self._window), ("_window_seen", self._window_seen)
         for name, kept in (*window, *self._buffers.items()):
             if kept is None or name not in _FOLLOWING_STATISTICS:
                 continue
-            if name in ("_window", "_bank_experts") and kept.shape[-1] != channels:
-                wrong[name] = kept.shape[-1]
+            if misfit := _misfit(name, kept, channels):
+                wrong.setdefault("_window" if name == "_window" else "_bank_experts", misfit)
             elif kept.device != mean.device or (kept.is_floating_point() and kept.dtype != dtype):
                 with normal_tensors():
                     setattr(self, name, kept.to(mean.device, dtype if kept.is_floating_point() else kept.dtype))
         if wrong:
             self._begin_anew(wrong, channels)
 
-    def _begin_anew(self, wrong: dict[str, int], channels: int) -> None:
+    def _begin_anew(self, wrong: dict[str, str], channels: int) -> None:
         # A compiler traces no search for the model's name of the layer.
         layer = f"{type(self).__name__}({self.num_features})" if torch.compiler.is_compiling() else describe(self)
-        _warn_of_width(layer, " and ".join(_KEPT[name] for name in wrong), max(wrong.values()), channels)
+        _warn_of_width(layer, " and ".join(_KEPT[name] for name in wrong), next(iter(wrong.values())), channels)
         if "_window" in wrong:
             self._begin_window()
         if "_bank_experts" in wrong:
@@ -224,9 +225,23 @@ class State(nn.modules.batchnorm._NormBase):
 _KEPT = {"_window": "window of batches", "_bank_experts": "bank of momenta"}
 
 
-def _warn_of_width(layer: str, what: str, width: int, channels: int) -> None:
+def _misfit(name: str, kept: Tensor, channels: int) -> str:
+    """Say of a part of what is kept how it does not go with so many channels; empty where it does."""
+    own = {  # of the bank, see SelfTuned
+        "_bank_experts": (NUM_EXPERTS, 2, channels),
+        "_bank_mass": (NUM_EXPERTS, 2, 1 if kept.shape[-1:] == (1,) else channels),
+        "_bank_noise": (2, channels),
+        "_bank_weights": (NUM_EXPERTS, 2),
+        "_bank_step": (),
+    }.get(name)
+    if name in ("_window", "_bank_experts") and kept.dim() and kept.shape[-1] != channels:
+        return f"{kept.shape[-1]}"
+    return "" if own is None or kept.shape == own else f"{name} of shape {tuple(kept.shape)}"
+
+
+def _warn_of_width(layer: str, what: str, found: str, channels: int) -> None:
     warnings.warn(
-        f"{layer}: its {what} must have as many channels as running_mean, got {width} for {channels}. It begins anew. "
+        f"{layer}: its {what} must have as many channels as running_mean, got {found} for {channels}. It begins anew. "
         "Call reset_running_stats() after replacing the statistics, to begin anew without this warning.",
         stacklevel=2,
     )
