@@ -68,6 +68,11 @@ def test_a_layer_without_running_statistics_has_nothing_to_measure_anew(undistur
     assert row.value == group.epochs[-1].val_accuracy
 
 
+def test_a_frozen_layer_has_nothing_to_measure_anew_either(tmp_path: Path) -> None:
+    found = run(replace(TINY, arms=("frozen_batch_norm",), methods=("stored",), out=tmp_path / "a"))
+    assert found.cells[0].measurements[0].value == found.runs[1].epochs[-1].val_accuracy
+
+
 def test_statistics_measured_anew_are_of_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(stream, "recalibrate_", lambda model, batches: seen.append(sum(len(x) for x, _ in batches)))

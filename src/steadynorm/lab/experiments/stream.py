@@ -43,14 +43,15 @@ from steadynorm.lab.progress import Display
 from steadynorm.lab.records import Factor, Measurement, RunSpec
 from steadynorm.lab.training import evaluate
 from steadynorm.surgery import recalibrate_
-from steadynorm.surgery.sites import batch_norms_of
 
-__all__ = ["DEFAULT_BUILD", "ORDERS", "StreamConfig", "default_spec", "run", "single_spec"]
+__all__ = ["DEFAULT_BUILD", "ORDERS", "STATELESS", "StreamConfig", "default_spec", "run", "single_spec"]
 
 DEFAULT_BUILD = "batch_norm"
 """The arm that is trained on whole batches, to be compared with."""
 ORDERS = ("iid", "class_ordered")
 """How the test images arrive, one by one."""
+STATELESS = ("group_norm", "layer_norm", "instance_norm", "none", "frozen_batch_norm")
+"""Arms whose evaluation has no running statistics that training moves."""
 CALIBRATION = 1000  # training images that a network's ways to adapt are calibrated on, and statistics measured on
 CALIBRATION_BATCH = 100
 
@@ -147,8 +148,9 @@ def _measure(task: Task[StreamConfig]) -> Measure:
     def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
         seed = int(factors["seed"])
         if factors["part"] == "recalibrated":
-            model = task.directory.load_checkpoint(single_spec(config, str(factors["arm"]), seed)).model
-            if batch_norms_of(model):
+            arm = str(factors["arm"])
+            model = task.directory.load_checkpoint(single_spec(config, arm, seed)).model
+            if arm not in STATELESS:
                 recalibrate_(model, training_batches())
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)
             yield Measurement(quantity="accuracy", value=accuracy)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from steadynorm.lab.analysis import Spread, spread
 from steadynorm.lab.chance import chance_of
+from steadynorm.lab.experiments.stream import STATELESS
 from steadynorm.lab.records import Record
 from steadynorm.lab.report.curves import Column, Curve, draw_curves
 from steadynorm.lab.report.document import (
@@ -46,8 +47,6 @@ from steadynorm.lab.report.wording import (
 
 __all__ = ["make_report"]
 
-STATELESS = ("group_norm", "layer_norm", "instance_norm", "none", "frozen_batch_norm")
-"""Arms whose evaluation has no running statistics that training moves."""
 VAL_ACCURACY = Column(
     name="val_accuracy", title="Validation accuracy", value=lambda row: row.val_accuracy, is_share=True
 )
