@@ -115,7 +115,7 @@ class State(nn.modules.batchnorm._NormBase):
         What is of another size belongs to other channels and begins anew, with a warning.
         """
         mean = self.running_mean
-        if mean is None:
+        if mean is None or (mean.dtype in _WIDE and self._window is None and len(self._buffers) == 3):
             return
         if mean.dtype != statistics_dtype(mean.dtype):
             with normal_tensors():
@@ -222,6 +222,7 @@ class State(nn.modules.batchnorm._NormBase):
             setattr(self, name, source.to(device=now.device, dtype=statistics_dtype(now.dtype)))
 
 
+_WIDE = (torch.float32, torch.float64)
 _KEPT = {"_window": "window of batches", "_bank_experts": "bank of momenta"}
 
 
