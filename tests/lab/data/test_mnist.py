@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_images_and_labels_are_read_in_their_order(write, folder: str, zipped: b
         ({"t10k_labels": idx(2051, labels(5))}, "t10k-labels-idx1-ubyte: must begin with the number 2049, got 2051"),
         ({"train_images": b""}, "must begin with the number 2051, got 0"),
         ({"train_images": idx(2051, TRAIN)[:-1]}, r"must hold 9,424 bytes, got 9,423\. Download it again"),
-        ({"train_images": idx(2051, TRAIN) + b"x"}, "must hold 9,424 bytes, got 9,425"),
+        ({"train_images": idx(2051, TRAIN) + b"x"}, "must hold 9,424 bytes, got more"),
         ({"train_images": idx(2051, TRAIN)[:9]}, "must hold .* got 9"),
         ({"train_images": idx(2051, TRAIN[:, :27])}, r"must hold images of 28 x 28 pixels, got shape \(12, 27, 28\)"),
         ({"t10k_images": idx(2051, TEST[:0]), "t10k_labels": idx(2049, labels(0))}, r"got shape \(0, 28, 28\)"),
@@ -86,6 +87,28 @@ def test_a_cut_off_gzip_file_is_refused(write, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: must be a whole file, got .*Download it again"):
         load_mnist(directory, silent)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (idx(2051, TRAIN) + bytes(2**26), r"must hold 9,424 bytes, got more\. Download it again"),
+        (
+            struct.pack(">4I", 2051, 2**31, 28, 28) + bytes(2**26),
+            r"at most 1,073,741,824 bytes, says 1,683,627,180,032",
+        ),
+    ],
+    ids=["behind what it says", "what it says"],
+)
+def test_a_gzip_file_that_unpacks_to_far_more_is_refused_before_it_fills_memory(write, content, message) -> None:
+    directory = write(zipped=True)
+    (directory / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=message):
+        load_mnist(directory, silent)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
 
 
 def test_a_damaged_gzip_file_is_refused(write) -> None:

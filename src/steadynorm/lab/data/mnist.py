@@ -26,6 +26,7 @@ SPLITS = ("train", "t10k")
 MEAN, STD = (0.1307,), (0.3081,)  # of the training images
 FOLDERS = ("", "raw", "MNIST/raw")  # the last two as torchvision lays it out
 IMAGES, LABELS = 2051, 2049  # what a file begins with
+MOST_BYTES = 2**30  # 23 times the training images: no more is taken into memory, whatever a file says
 DIMENSIONS = {IMAGES: 3, LABELS: 1}
 
 
@@ -79,22 +80,25 @@ def _find(data_dir: Path, name: str) -> Path:
 
 def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     """Read an array of bytes: a magic number, one size for each dimension, all of four bytes, and the array."""
-    content = _content(path)
     start = 4 * (1 + DIMENSIONS[magic])
-    if int.from_bytes(content[:4]) != magic:
-        raise UserError(
-            f"{path}: must begin with the number {magic}, got {int.from_bytes(content[:4])}. Give the files of MNIST."
-        )
-    shape = tuple(int.from_bytes(content[place : place + 4]) for place in range(4, start, 4))
-    if len(content) != start + math.prod(shape):
-        raise UserError(
-            f"{path}: must hold {start + math.prod(shape):,} bytes, got {len(content):,}. Download it again."
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
-
-
-def _content(path: Path) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(start)
+            if int.from_bytes(head[:4]) != magic:
+                raise UserError(
+                    f"{path}: must begin with the number {magic}, got {int.from_bytes(head[:4])}. "
+                    "Give the files of MNIST."
+                )
+            shape = tuple(int.from_bytes(head[place : place + 4]) for place in range(4, start, 4))
+            size = math.prod(shape)
+            if size > MOST_BYTES:
+                raise UserError(
+                    f"{path}: must hold at most {MOST_BYTES:,} bytes, says {size:,}. Give the files of MNIST."
+                )
+            content = file.read(size + 1)  # of a compressed file no more is unpacked than it says to hold
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: must be a whole file, got {error}. Download it again.") from error
+    if len(head) != start or len(content) != size:
+        found = "more" if len(content) > size else f"{len(head) + len(content):,}"
+        raise UserError(f"{path}: must hold {start + size:,} bytes, got {found}. Download it again.")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
