@@ -110,9 +110,11 @@ def test_samples_that_do_not_lie_one_behind_the_other_are_read_right():
     torch.testing.assert_close(layer(x), layer(x.contiguous()))
 
 
-def test_a_chunk_of_no_samples_is_refused():
-    with pytest.raises(ValueError, match="GhostBatchNorm2d: ghost_batch_size counts samples, at least 1, got 0"):
-        steadynorm.GhostBatchNorm2d(3, ghost_batch_size=0)
+@pytest.mark.parametrize("size", [0, 2.5, "4", None])
+def test_a_chunk_of_no_number_of_samples_is_refused(size):
+    message = f"GhostBatchNorm2d: ghost_batch_size counts samples, a whole number of at least 1, got {size!r}"
+    with pytest.raises(ValueError, match=message):
+        steadynorm.GhostBatchNorm2d(3, ghost_batch_size=size)
 
 
 def test_one_value_per_channel_is_refused_as_torch_does():

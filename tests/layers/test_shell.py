@@ -134,7 +134,10 @@ def test_a_recomputed_batch_counts_once(use_reentrant):
     [
         ({"nonfinite": "ignore"}, r"nonfinite must be one of \('propagate', 'skip', 'raise'\), got 'ignore'"),
         ({"running": "tuned"}, r"running must be one of \('exponential', 'self_tuned'\), got 'tuned'"),
-        ({"update_every": 0}, "update_every counts forwards, at least 1, got 0"),
+        ({"update_every": 0}, "update_every counts forwards, a whole number of at least 1, got 0"),
+        ({"update_every": 2.5}, r"update_every counts forwards, a whole number of at least 1, got 2\.5"),
+        ({"update_every": "2"}, "update_every counts forwards, a whole number of at least 1, got '2'"),
+        ({"update_every": True}, "update_every counts forwards, a whole number of at least 1, got True"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(arguments, message):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation, ghost_batch_norm
-from steadynorm.layers.running import Nonfinite
+from steadynorm.layers.running import Nonfinite, check_count
 from steadynorm.layers.shell import Shell
 from steadynorm.layers.state import Running
 
@@ -47,10 +47,7 @@ class _GhostBatchNorm(Shell):
             update_every=update_every,
             running=running,
         )
-        if ghost_batch_size < 1:
-            raise ValueError(
-                f"{type(self).__name__}: ghost_batch_size counts samples, at least 1, got {ghost_batch_size}."
-            )
+        check_count(f"{type(self).__name__}: ghost_batch_size counts samples", ghost_batch_size)
         self.ghost_batch_size = ghost_batch_size
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.self_tuned import learning_rate
 
-__all__ = ["Nonfinite", "RunningEstimates", "is_recomputing", "may_be_recomputed"]
+__all__ = ["Nonfinite", "RunningEstimates", "check_count", "is_recomputing", "may_be_recomputed"]
 
 Nonfinite = Literal["propagate", "skip", "raise"]
 _JUDGED = ("experts", "mass", "noise", "weights", "momenta")
@@ -33,6 +34,17 @@ def may_be_recomputed() -> bool:
         return False
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return not torch.is_grad_enabled() or hooks is None or hooks(False) is not None
+
+
+def check_count(what: str, number: int) -> None:
+    """Raise ValueError unless a number is whole and at least 1.
+
+    Args:
+        what: layer, argument and what that counts.
+        number: as given.
+    """
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{what}, a whole number of at least 1, got {number!r}.")
 
 
 def _is_finite(batch: Moments) -> Tensor:
@@ -209,5 +221,4 @@ class RunningEstimates(State):
             raise ValueError(f"{name}: nonfinite must be one of {get_args(Nonfinite)}, got {nonfinite!r}.")
         if running not in get_args(Running):
             raise ValueError(f"{name}: running must be one of {get_args(Running)}, got {running!r}.")
-        if update_every < 1:
-            raise ValueError(f"{name}: update_every counts forwards, at least 1, got {update_every}.")
+        check_count(f"{name}: update_every counts forwards", update_every)
