@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from steadynorm import __version__, cli
-from steadynorm.lab.failure import Interrupted, UserError
-from steadynorm.lab.records import read_record
+from steadynorm.reporting.failure import Interrupted, UserError
+from steadynorm.reporting.records import read_record
 from tests.support.experiments import on_tiny_data
 
 TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8")
@@ -337,7 +337,7 @@ def test_the_command_starts_where_a_module_of_posix_is_missing(missing: str) -> 
     assert "compare" in done.stdout
 
 
-@pytest.mark.parametrize("missing", ["tyro", "rich", "filelock", "safetensors", "matplotlib"])
+@pytest.mark.parametrize("missing", ["tyro", "rich", "filelock", "safetensors", "altair"])
 def test_without_the_lab_extra_the_command_says_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules['{missing}'] = None; import steadynorm.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

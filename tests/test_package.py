@@ -16,7 +16,7 @@ import steadynorm.statistics
 import steadynorm.surgery
 
 OPTIONAL = (
-    "matplotlib",
+    "altair",
     "rich",
     "tyro",
     "pyarrow",

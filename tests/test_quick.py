@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from steadynorm import cli
-from steadynorm.lab.report.document import Verdict
+from steadynorm.reporting.report import Verdict
 
 EXPERIMENTS = [
     name for name in cli.COMMANDS if name not in ("export", "report", "warmup") and not name.startswith("bench")

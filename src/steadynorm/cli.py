@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 __all__ = ["main"]
 
-NEEDED = ["PIL", "filelock", "huggingface_hub", "ipykernel", "jinja2", "matplotlib", "nbclient", "nbformat", "pyarrow"]
-NEEDED += ["rich", "safetensors", "sklearn", "tensorboard", "tyro"]
+NEEDED = ["PIL", "altair", "filelock", "huggingface_hub", "ipykernel", "jinja2", "nbclient", "nbformat", "pandas"]
+NEEDED += ["pyarrow", "rich", "safetensors", "sklearn", "tensorboard", "tyro", "vl_convert"]
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(f"steadynorm: not installed: {', '.join(missing)}. Run: pip install 'steadynorm[lab]'")
 
@@ -28,12 +28,12 @@ from steadynorm.deploy.report import build_export_report, missed_target  # noqa:
 from steadynorm.lab.experiment import explain_stop  # noqa: E402
 from steadynorm.lab.experiments import classic, compare, landscape, scale, shift, stream, sweep  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
-from steadynorm.lab.printable import printable  # noqa: E402
 from steadynorm.lab.progress import Display, open_display  # noqa: E402
-from steadynorm.lab.records import read_config  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
-from steadynorm.lab.results import read_summary, results_table, verdict_lines  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
+from steadynorm.reporting.printable import printable  # noqa: E402
+from steadynorm.reporting.records import read_config  # noqa: E402
+from steadynorm.reporting.results import read_summary, results_table, verdict_lines  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from steadynorm.bench.results import CaseResult
 from steadynorm.bench.step import NetworkResult
 from tests.support.bench import disagreeing, result
 
-EXTRAS = ("rich", "pyarrow", "PIL", "matplotlib", "tensorboard", "jinja2", "nbformat", "huggingface_hub", "IPython")
+EXTRAS = ("rich", "pyarrow", "PIL", "altair", "tensorboard", "jinja2", "nbformat", "huggingface_hub", "IPython")
 EXTRAS += ("safetensors", "filelock")
 TINY = ("bench", "kernels", "--shapes", "cnn", "--batches", "1")
 

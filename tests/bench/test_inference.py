@@ -11,7 +11,7 @@ from steadynorm.bench.record import read_record
 from steadynorm.bench.step import StepConfig, _build, _draw_batch, run
 from steadynorm.bench.table import markdown
 from steadynorm.bench.timing import Sample
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines
 
 CPU = torch.device("cpu")

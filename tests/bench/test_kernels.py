@@ -14,9 +14,9 @@ from steadynorm.bench.kernels import KernelsConfig, measure_case, run
 from steadynorm.bench.record import read_record
 from steadynorm.bench.results import CaseResult
 from steadynorm.lab import machine
-from steadynorm.lab.failure import UserError
 from steadynorm.ops import reference
 from steadynorm.ops.dispatch import explain_backend
+from steadynorm.reporting.failure import UserError
 from tests.support.bench import NUMBA, SMALL_CASE, Lines, let_kernels_be, result
 
 CPU = torch.device("cpu")

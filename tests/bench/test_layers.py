@@ -14,8 +14,8 @@ from steadynorm.bench.layers import BUILD, LIMITS, LayerResult, LayersConfig, di
 from steadynorm.bench.sides import make_inputs
 from steadynorm.bench.table import markdown
 from steadynorm.bench.timing import Sample, Spread
-from steadynorm.lab.failure import UserError
 from steadynorm.layers import BatchNorm2d
+from steadynorm.reporting.failure import UserError
 from tests.support.bench import SMALL_CASE, Lines, let_kernels_be
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from steadynorm.bench.recalibration import RecalibrationConfig, recalibration_li
 from steadynorm.bench.record import read_record
 from steadynorm.bench.table import markdown
 from steadynorm.lab.data import load_dataset
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.run_directory import save_tensors
+from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines
 
 

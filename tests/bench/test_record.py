@@ -11,7 +11,7 @@ from steadynorm.bench import record as record_module
 from steadynorm.bench.kernels import KernelsConfig
 from steadynorm.bench.record import begin_record, check_config, keep_record, read_record, write_record
 from steadynorm.bench.step import StepConfig
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines
 
 CPU = torch.device("cpu")

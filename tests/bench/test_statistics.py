@@ -10,8 +10,8 @@ from steadynorm import cli
 from steadynorm.bench import statistics
 from steadynorm.bench.statistics import LayerErrors, StatisticsConfig, errors, follow, run
 from steadynorm.bench.table import markdown
-from steadynorm.lab.failure import UserError
 from steadynorm.layers import BatchNorm2d
+from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines
 from tests.support.layers import drawn
 

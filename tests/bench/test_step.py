@@ -16,9 +16,9 @@ from steadynorm.bench.timing import Sample
 from steadynorm.lab import machine
 from steadynorm.lab.configuration import prepared
 from steadynorm.lab.experiments.compare import CompareConfig
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.ops import reference
+from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines, let_kernels_be
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import pytest
 
 from steadynorm.bench import warmup as command
 from steadynorm.bench.warmup import WarmupConfig, warmup
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 
 def test_shapes_decide_what_is_compiled(capsys):

@@ -6,7 +6,7 @@ from torch import nn
 
 from steadynorm.deploy import FORMATS
 from steadynorm.deploy.formats import Request
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 REQUEST = Request(model=nn.Identity(), example=torch.zeros(2, 3, 4, 4), calibration=())
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from steadynorm.deploy.graphs import Norm, check_graph, norms_in, norms_in_onnx, norms_in_program, norms_in_script
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 X = torch.randn(4, 3, 8, 8)
 

@@ -15,12 +15,12 @@ from steadynorm.deploy import FORMATS, pipeline
 from steadynorm.deploy.configuration import ExportConfig, check_config, is_own_data, with_data
 from steadynorm.deploy.pipeline import run_export
 from steadynorm.deploy.processes import SERVING, Server
-from steadynorm.deploy.report import best_of, build_export_report, make_report, missed_target
+from steadynorm.deploy.report import best_of, build_export_report, describe, missed_target
 from steadynorm.deploy.results import read_outcome
 from steadynorm.lab.data import first, load_dataset
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.progress import silent_display
-from steadynorm.lab.records import Record, read_config, write_config
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record, read_config, write_config
 from tests.support.deploy import save_checkpoint
 from tests.support.experiments import Recorder
 
@@ -240,14 +240,14 @@ def test_a_built_model_is_not_scored_on_classes_that_may_not_be_its_own(tmp_path
     config = {**SMALL, "data": None, "format": ("torchscript",), "quantize": ("none",)}
     source = "tests.support.deploy:build_model"
     directory = run_export(ExportConfig(source=source, out=tmp_path / "out", **config), said)
-    report = make_report(read_config(directory), read_outcome(directory))
+    report = describe(read_config(directory), read_outcome(directory))
     one = artifact(directory, "torchscript", "none")
     assert one.accuracy is None and one.agreement == 1 and one.largest_error < 1e-4
     why = "Accuracy is not measured: shapes is not known to hold the model's classes; if another --data does, give it."
     told = [message for message in said.messages if message.startswith(why)]
     assert len(told) == 1 and told[0] in read_outcome(directory).steps
     assert report.table.columns == ("Served by", "p50", "Speed", "Largest error", "Same class", "Size")
-    assert report.headline.endswith("times as fast as eager torch, same class on 100.0\N{NO-BREAK SPACE}%")
+    assert report.headline.endswith("times as fast, same class on 100.0\N{NO-BREAK SPACE}%")
 
 
 def test_a_checkpoint_is_scored_on_the_data_that_it_was_trained_on_alone(tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_refused_int8_file_is_an_expectation_that_is_not_met(exported, tmp_pat
     outcome = replace(outcome, artifacts=better_than_guessing)
 
     def verdicts(made):
-        claims = {item.claim: item for item in make_report(record, made).expectations}
+        claims = {item.claim: item for item in describe(record, made).claims}
         return [next(item for claim, item in claims.items() if claim.startswith(name)).verdict for name in names]
 
     assert len(names) == 3 and verdicts(outcome) == ["met"] * 3

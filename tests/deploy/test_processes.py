@@ -6,7 +6,7 @@ import pytest
 
 from steadynorm.deploy.processes import Server
 from steadynorm.deploy.serving import worker
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 DOUBLING = "def load(path, threads):\n    {first}\n    return lambda images: 2 * images\n"
 

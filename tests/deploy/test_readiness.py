@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from steadynorm.deploy import check_ready
-from steadynorm.lab.failure import UserError
 from steadynorm.layers import BatchNorm2d, GatedBatchNorm2d
+from steadynorm.reporting.failure import UserError
 from tests.support.deploy import network
 from tests.support.foreign import FOREIGN, chain
 

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from steadynorm.deploy.report import make_report
+from steadynorm.deploy.report import describe
 from steadynorm.deploy.results import Artifact, Latency, Outcome
-from steadynorm.lab.records import Record
+from steadynorm.reporting.records import Record
+from steadynorm.reporting.report import as_json
+from tests.support.documented import HEAD, check_equals, content_of
 from tests.support.records import record
 
 
@@ -36,7 +38,20 @@ def exported(accuracy: float | None, *, images: int = 1000) -> tuple[Record, Out
 def test_accuracy_is_judged_of_models_that_are_surely_better_than_guessing(
     accuracy: float | None, verdict: str
 ) -> None:
-    report = make_report(*exported(accuracy))
-    speed, quality = report.expectations
+    report = describe(*exported(accuracy))
+    speed, quality = report.claims
     assert (speed.verdict, quality.verdict) == ("met", verdict)
-    assert ("guessing: 10.5" in report.headline) == (accuracy == 0.105)
+    assert ("at chance: 10.5" in report.headline) == (accuracy == 0.105)
+
+
+@pytest.mark.parametrize("name", ["cnn_32", "resnet20_128", "resnet20_32"])
+def test_the_records_in_docs_are_said_as_before(name: str) -> None:
+    content = content_of(f"export_{name}_cpu_20261123")
+    outcome = content["outcome"]
+    artifacts = tuple(
+        Artifact(**one | {"latency": Latency(**one["latency"]) if one["latency"] else None})
+        for one in outcome["artifacts"]
+    )
+    whole = Outcome(**outcome | {"steps": tuple(outcome["steps"]), "artifacts": artifacts})
+    head = {key: content[key] for key in HEAD}
+    check_equals(as_json(head, describe(Record(**head), whole)), content)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from steadynorm.deploy.source import Logits, as_logits, load_source
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 from tests.support.deploy import build_fixed_size, build_two_outputs, network, save_checkpoint
 
 HERE = "tests.support.deploy"

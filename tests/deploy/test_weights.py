@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from steadynorm.deploy.source import load_source
 from steadynorm.deploy.weights import load_weights
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 from tests.support.deploy import network
 
 

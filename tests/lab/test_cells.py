@@ -6,9 +6,9 @@ import pytest
 from steadynorm.lab import cells as lab_cells
 from steadynorm.lab.experiment import Task
 from steadynorm.lab.experiments.landscape import LandscapeConfig
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import CellRecord, Factor, Measurement, read_record
 from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import CellRecord, Factor, Measurement, read_record
 from tests.support.experiments import Recorder, tiny_dataset
 from tests.support.records import RECORD
 

@@ -16,7 +16,7 @@ from steadynorm.lab.configuration import (
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.experiments.scale import ScaleConfig
 from steadynorm.lab.experiments.sweep import SweepConfig
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 
 def test_a_value_given_twice_is_refused() -> None:

@@ -10,9 +10,9 @@ from steadynorm.lab.data import Images, first
 from steadynorm.lab.experiment import check_same, describe, explain_stop, stored_config
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
-from steadynorm.lab.failure import Interrupted, UserError
-from steadynorm.lab.records import read_record
 from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.reporting.failure import Interrupted, UserError
+from steadynorm.reporting.records import read_record
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset
 
 DATA = tiny_dataset()

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from steadynorm.lab.grid import train_grid
-from steadynorm.lab.records import RunRecord, RunSpec, read_record
 from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.reporting.records import RunRecord, RunSpec, read_record
 from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset
 from tests.support.records import RECORD
 

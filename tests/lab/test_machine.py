@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steadynorm.lab import machine
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 FAULTS = """
 import resource, sys, torch

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network, zero_last_gamma_
 from steadynorm.lab.normalizations import NORMALIZATIONS
+from steadynorm.reporting.failure import UserError
 
 
 def build(name: str = "cnn", arm: str = "batch_norm", **changes: object) -> nn.Module:

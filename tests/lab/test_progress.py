@@ -6,7 +6,7 @@ from rich.console import Console
 
 from steadynorm.lab import progress
 from steadynorm.lab.progress import Display, open_display
-from steadynorm.lab.records import RunRecord, RunSpec
+from steadynorm.reporting.records import RunRecord, RunSpec
 from tests.support.records import EPOCH
 
 SPEC = RunSpec(arm="none", seed=0, lr=0.1, epochs=3)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import CellRecord, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory, save_tensors
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import CellRecord, RunRecord, RunSpec
 from tests.support.records import RECORD, RUNS
 
 SPEC = RunSpec(arm="none", seed=0, lr=0.1, epochs=2)

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.sigmoids import ARMS, build_network, check_arms, inputs_in_training, percentiles, shifts
 from steadynorm.layers import BatchNorm1d
+from steadynorm.reporting.failure import UserError
 
 SIZES = {"inputs": 7, "widths": (5, 4), "classes": 3}
 

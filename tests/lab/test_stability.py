@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from steadynorm.lab.chance import Chance
-from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.stability import bracket, next_rate, trains, tried_rates
+from steadynorm.reporting.chance import Chance
+from steadynorm.reporting.records import RunRecord, RunSpec
 from tests.support.records import EPOCH
 
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from steadynorm.lab import training
 from steadynorm.lab.data import Images, evaluation_batches
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.training import evaluate, train
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import RunRecord, RunSpec
 from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
 
 DATA = tiny_dataset()

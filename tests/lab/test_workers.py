@@ -8,8 +8,8 @@ from torch import nn
 
 from steadynorm import BatchNorm2d, GatedBatchNorm2d
 from steadynorm.lab import workers
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.several_decays import SeveralDecays
+from steadynorm.reporting.failure import UserError
 from tests.support.ranks import on_ranks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from steadynorm.lab.records import CellRecord, Measurement, Record
+from steadynorm.reporting.records import CellRecord, Measurement, Record
 
 __all__ = ["cell", "made_record"]
 

@@ -16,9 +16,9 @@ import torch
 from steadynorm.lab import experiment
 from steadynorm.lab.data import Dataset, Images
 from steadynorm.lab.experiments.compare import CompareConfig
-from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.training import Settings
 from steadynorm.ops.dispatch import backend
+from steadynorm.reporting.records import RunRecord, RunSpec
 
 TINY = CompareConfig(epochs=4, batch_size=16, depth=2, widths=(4, 8), milestones=(2, 3), precision="fp32", lr=0.05)
 TINY_SETTINGS = Settings(

@@ -1,4 +1,4 @@
-"""Records of looks around a network, with made-up numbers."""
+"""Records of probes around a network, with made-up numbers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from steadynorm.lab.records import CellRecord, Measurement, Record
+from steadynorm.reporting.records import CellRecord, Measurement, Record
 from tests.support.records import record
 
-__all__ = ["cell", "look", "made"]
+__all__ = ["cell", "made", "probe"]
 
 RATES, SHARES = (0.5, 1.0, 2.0, 4.0), (0.0025, 0.005, 0.01, 0.02)
 LAYERS = ("conv1", "conv2", "classifier")
 EVERY, PER_EPOCH = 10, 20
 
 
-def look(step: int, *, loss: float = 2.0, g: float = 1.0, w: float = 20.0, beta: float = 3.0) -> list[Measurement]:
-    """A look at a quadratic loss: a step eta along g lowers it by eta g² - eta² beta g² / 2."""
+def probe(step: int, *, loss: float = 2.0, g: float = 1.0, w: float = 20.0, beta: float = 3.0) -> list[Measurement]:
+    """A probe of a quadratic loss: a step eta along g lowers it by eta g² - eta² beta g² / 2."""
     rows = [("", {"loss": loss, "gradient_norm": g, "weight_norm": w, "learning_rate": 0.1, "rounding": 0.01})]
     rows += [(name, {"gradient_norm": g / 2, "weight_norm": w / 2}) for name in LAYERS]
     lengths = [(f"rate {length!r}", 0.1 * length) for length in RATES]
@@ -42,16 +42,16 @@ def cell(
     diverged_at: int | None = None,
     change: Callable[[int], dict[str, float]] = lambda step: {},
 ) -> CellRecord:
-    """A measured network; ``change`` gives arguments of :func:`look` at a step."""
+    """A measured network; ``change`` gives arguments of :func:`probe` at a step."""
     rows: list[Measurement] = []
     for epoch, value in enumerate(accuracy):
         for step in range(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH, EVERY):
-            rows += look(step, **change(step))
+            rows += probe(step, **change(step))
         end = (epoch + 1) * PER_EPOCH
         numbers = {"train_loss": 2.3 * (1 - value), "val_loss": 2.4 * (1 - value), "val_accuracy": value}
         rows += [Measurement(step=end, quantity=quantity, value=number) for quantity, number in numbers.items()]
     if diverged_at is not None:
-        rows += look(len(accuracy) * PER_EPOCH, **change(len(accuracy) * PER_EPOCH))
+        rows += probe(len(accuracy) * PER_EPOCH, **change(len(accuracy) * PER_EPOCH))
         rows.append(Measurement(step=diverged_at, quantity="diverged", value=diverged_at))
     return CellRecord(factors={"arm": arm, "seed": seed}, measurements=tuple(rows), seconds=1.5)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import steadynorm
 from steadynorm.deploy import check_ready
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 from steadynorm.surgery import convert_, fold_, freeze_, from_sync_, recalibrate_, to_torch_, unfreeze_
 from tests.support.foreign import chain
 from tests.support.layers import drawn

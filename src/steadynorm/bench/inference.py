@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from steadynorm.bench.sides import Mark
 from steadynorm.bench.timing import Spread, interleave, make_step_clock, spread
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import Precision
+from steadynorm.reporting.failure import UserError
 from steadynorm.surgery import fold_
 
 __all__ = ["FOLDED", "InferenceResult", "inference_lines", "measure_inference"]

@@ -26,8 +26,8 @@ from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record, begin_record, check_config, keep_record
 from steadynorm.lab.data import Dataset, Images, load_dataset
 from steadynorm.lab.data.batches import evaluation_batches
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import choose_device
+from steadynorm.reporting.failure import UserError
 from steadynorm.surgery import recalibrate_
 from steadynorm.surgery.sites import batch_norms_of
 

@@ -16,8 +16,8 @@ import torch
 
 from steadynorm import __version__
 from steadynorm.bench.display import Display
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import choose_threads, describe_machine, reuse_memory
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["Record", "begin_record", "check_config", "keep_record", "read_record", "write_record"]
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record, begin_record, check_config, keep_record
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import choose_device, choose_precision
 from steadynorm.lab.networks import build_network
 from steadynorm.ops.dispatch import moments
+from steadynorm.reporting.failure import UserError
 from steadynorm.statistics import Moments, SelfTuned, follow_
 
 __all__ = ["LayerErrors", "StatisticsConfig", "errors", "follow", "run", "statistics_lines"]

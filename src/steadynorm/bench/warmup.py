@@ -15,8 +15,8 @@ from torch import nn
 import steadynorm
 from steadynorm.bench.cases import DType, Layout
 from steadynorm.bench.display import open_display
-from steadynorm.lab.failure import UserError
 from steadynorm.ops.dispatch import SMALL_WITHOUT_TORCH, smallest_for_numba, why_unusable
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["WarmupConfig", "warmup"]
 

@@ -13,8 +13,8 @@ from steadynorm.deploy.formats import FORMATS
 from steadynorm.deploy.source import is_built
 from steadynorm.lab.configuration import check_at_least
 from steadynorm.lab.data import check_data_dir
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import read_config
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import read_config
 
 __all__ = ["ExportConfig", "check_config", "chosen_formats", "is_own_data", "with_data"]
 

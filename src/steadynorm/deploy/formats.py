@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.deploy.graphs import check_graph, norms_in, norms_in_onnx, norms_in_program, norms_in_script
-from steadynorm.lab.failure import UserError, one_line
+from steadynorm.reporting.failure import UserError, one_line
 
 __all__ = ["FORMATS", "Format", "Request"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["Norm", "check_graph", "norms_in", "norms_in_onnx", "norms_in_program", "norms_in_script"]
 

@@ -25,13 +25,13 @@ from steadynorm.deploy.processes import Server
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import Artifact, Outcome, write_outcome
 from steadynorm.deploy.source import Source, as_logits, load_source
-from steadynorm.lab.chance import most_frequent
 from steadynorm.lab.data import Dataset, Images, evaluation_batches, first, load_dataset
 from steadynorm.lab.experiment import as_config, command_of, new_place
-from steadynorm.lab.failure import UserError, one_line
 from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
 from steadynorm.lab.progress import Display
-from steadynorm.lab.records import Record, write_config
+from steadynorm.reporting.chance import most_frequent
+from steadynorm.reporting.failure import UserError, one_line
+from steadynorm.reporting.records import Record, write_config
 from steadynorm.surgery import NothingDoneError, Refused, fold_, to_torch_
 
 __all__ = ["EAGER", "FOLDED", "run_export"]

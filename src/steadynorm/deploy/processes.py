@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["SERVING", "Server", "serving_snippet"]
 

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 from steadynorm.surgery.kinds import evaluation_of, is_batch_norm, kind_of, label, why_unknown
 
 __all__ = ["check_ready"]

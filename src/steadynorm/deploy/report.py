@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,18 +10,17 @@ from steadynorm.deploy.formats import FORMATS
 from steadynorm.deploy.pipeline import EAGER, TOLERANCE
 from steadynorm.deploy.processes import serving_snippet
 from steadynorm.deploy.results import FILE, Artifact, Outcome, read_outcome
-from steadynorm.lab.analysis import Spread, spread
-from steadynorm.lab.chance import chance_of
-from steadynorm.lab.records import Record, read_config
-from steadynorm.lab.report.build import write_report
-from steadynorm.lab.report.document import Code, Expectation, Expectations, Figures, Report, Section, Text, expected
-from steadynorm.lab.report.figure import Drawing, canvas, log_if_wide, percent_ticks, render, series
-from steadynorm.lab.report.page import Cell, Table
-from steadynorm.lab.report.quantities import NONE, SPACE, number, percent, points
-from steadynorm.lab.report.question import is_guessing, unless_guessing
-from steadynorm.lab.report.wording import data_label
+from steadynorm.lab.describe import data_label
+from steadynorm.lab.report import write_record_report
+from steadynorm.reporting.chance import chance_of
+from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
+from steadynorm.reporting.numbers import NONE, SPACE, number, percent, points
+from steadynorm.reporting.records import Record, read_config
+from steadynorm.reporting.report import Cell, Claim, Claims, Code, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.seeds import Spread, spread
+from steadynorm.reporting.words import counted
 
-__all__ = ["best_of", "build_export_report", "make_report", "missed_target"]
+__all__ = ["best_of", "build_export_report", "describe", "missed_target"]
 
 FASTER = 2.0
 """How many times faster than eager torch the best file is expected to be."""
@@ -31,8 +30,8 @@ def build_export_report(directory: Path) -> Path:
     """Write the report of an export from its record alone; returns the page's path."""
     record, outcome = read_config(directory), read_outcome(directory)
     files = [(one.file, one.name) for one in outcome.artifacts if one.file]
-    return write_report(
-        directory, record, make_report(record, outcome), files=[(FILE, "every number of every file"), *files]
+    return write_record_report(
+        directory, record, describe(record, outcome), files=[(FILE, "every number of every file"), *files]
     )
 
 
@@ -48,28 +47,44 @@ def missed_target(directory: Path) -> bool:
     return target is not None and (best is None or _p50(best) > target)
 
 
-def make_report(record: Record, outcome: Outcome) -> Report:
+def describe(record: Record, outcome: Outcome) -> Report:
     """Say what an export found."""
     eager = next(one for one in outcome.artifacts if one.name == EAGER.name)
     served = [one for one in outcome.artifacts if one.latency]
     refused = [one for one in outcome.artifacts if one.refused]
     table = _short(served, eager)
+    kept = dict.fromkeys(one.format for one in outcome.artifacts if one.file)
     return Report(
         headline=_headline(record, outcome, eager),
         lead=f"{outcome.model}, {outcome.parameters:,} parameters, {outcome.norms} batch norms, on images of "
-        f"{_size(record)}; each file is read again in a fresh process that cannot import steadynorm.",
+        f"{_size(record)}; each file, read again in a fresh process without steadynorm, beside eager torch.",
         table=table,
         sections=(
-            Section(key="result", title="Result", blocks=(table, Figures([_draw(served)]))),
-            expected(Expectations(_expectations(record, outcome, eager))),
-            Section(key="latency", title="Latency of one image", short="Latency", blocks=(_latencies(served, eager),)),
-            Section(key="throughput", title="Throughput", blocks=(_throughputs(record, served),)),
+            Section(title="Result", blocks=(Figures([_figure(served)]), table)),
             Section(
-                key="agreement", title="Agreement with the model", short="Agreement", blocks=(_agreements(served),)
+                title="What was expected, and what was measured",
+                short="Expectations",
+                blocks=(Claims(list(_claims(record, outcome, eager))),),
             ),
-            Section(key="refused", title="What was not made", short="Not made", blocks=_refusals(refused)),
-            Section(key="steps", title="What was done", short="Steps", blocks=_steps(outcome)),
-            Section(key="serving", title="How to serve it", short="Serving", blocks=_snippets(outcome)),
+            Section(title="Latency of one image", short="Latency", blocks=(_latencies(served, eager),)),
+            Section(title="Throughput", blocks=(_throughputs(record, served),)),
+            Section(title="Agreement with the model", short="Agreement", blocks=(Table.of(served, AGREEMENT),)),
+            Section(
+                title="What was not made", short="Not made", blocks=(Table.of(refused, REFUSED),) if refused else ()
+            ),
+            Section(
+                title="What was done",
+                short="Steps",
+                blocks=(
+                    *map(Text, outcome.steps),
+                    Table.of([one for one in outcome.artifacts if one.file], FILES),
+                ),
+            ),
+            Section(
+                title="How to serve it",
+                short="Serving",
+                blocks=[Code(FORMATS[name].title, serving_snippet(FORMATS[name].serving)) for name in kept],
+            ),
         ),
         method=_method(record),
         finished=True,
@@ -81,37 +96,25 @@ def _headline(record: Record, outcome: Outcome, eager: Artifact) -> str:
     best = best_of(outcome)
     if best is None:
         return "Nothing was exported"
-    text = f"{best.name} answers in {_ms(_p50(best))} at {_size(record)}, {_times(best, eager)} as fast as eager torch"
+    text = f"{best.name}: {_ms(_p50(best))}, {_times(best, eager)} as fast"
     if is_guessing(_accuracy(eager), chance_of(record)):
-        return f"{text}, but the model is no better than guessing: {percent(eager.accuracy)}"
-    if best.accuracy is not None and eager.accuracy is not None:
-        gap = eager.accuracy - best.accuracy
-        if round(100 * gap, 1) == 0:
-            return f"{text} and as accurate"
-        return f"{text}, {points(gap)} {'less' if gap > 0 else 'more'} accurate"
-    return f"{text}, same class on {percent(best.agreement)}"
+        return f"{text}; but the model is at chance: {percent(eager.accuracy)}"
+    if best.accuracy is None or eager.accuracy is None:
+        return f"{text}, same class on {percent(best.agreement)}"
+    gap = eager.accuracy - best.accuracy
+    if round(100 * gap, 1) == 0:
+        return f"{text}, as accurate"
+    return f"{text}, {points(gap)} {'less' if gap > 0 else 'more'} accurate"
 
 
-def _expectations(record: Record, outcome: Outcome, eager: Artifact) -> tuple[Expectation, ...]:
-    best, target = best_of(outcome), record.config["target_p50_ms"]
-    found = []
+def _claims(record: Record, outcome: Outcome, eager: Artifact) -> Iterator[Claim]:
+    best, target, drop = best_of(outcome), record.config["target_p50_ms"], record.config["max_drop"]
     if best is not None and target is not None:
-        found.append(
-            Expectation(
-                claim=f"Half of the requests to the best file end within {target:g}{SPACE}ms.",
-                verdict="met" if _p50(best) <= target else "not met",
-                measured=f"{best.name}: {_ms(_p50(best))}.",
-            )
-        )
+        claim = f"Half of the requests to the best file end within {target:g}{SPACE}ms."
+        yield judge(claim, _p50(best) <= target, f"{best.name}: {_ms(_p50(best))}.")
     if best is not None:
-        found.append(
-            Expectation(
-                claim=f"The best file is at least {FASTER:g} times as fast as eager torch with its batch norms.",
-                verdict="met" if _p50(eager) / _p50(best) >= FASTER else "not met",
-                measured=f"{best.name}: {_times(best, eager)}.",
-            )
-        )
-    drop = record.config["max_drop"]
+        claim = f"The best file is at least {FASTER:g} times as fast as eager torch with its batch norms."
+        yield judge(claim, _p50(eager) / _p50(best) >= FASTER, f"{best.name}: {_times(best, eager)}.")
     for one in outcome.artifacts:
         if one.quantize != "static" or "static" not in FORMATS[one.format].writers:
             continue
@@ -121,10 +124,8 @@ def _expectations(record: Record, outcome: Outcome, eager: Artifact) -> tuple[Ex
         else:
             measured = f"{percent(one.accuracy)} against {percent(eager.accuracy)}."
             claim = f"{one.name} costs at most {points(drop / 100)} of accuracy."
-        measured = f"Not made: {one.refused}" if one.refused else measured
-        item = Expectation(claim=claim, verdict="not met" if one.refused else "met", measured=measured)
-        found.append(unless_guessing(item, chance_of(record), {"the model": _accuracy(eager)}))
-    return tuple(found)
+        item = judge(claim, not one.refused, f"Not made: {one.refused}" if one.refused else measured)
+        yield unless_guessing(item, chance_of(record), {"the model": _accuracy(eager)})
 
 
 def _accuracy(one: Artifact) -> Spread | None:
@@ -133,105 +134,88 @@ def _accuracy(one: Artifact) -> Spread | None:
 
 def _short(served: Sequence[Artifact], eager: Artifact) -> Table:
     """Show accuracy, or agreement with the model where there is none."""
-    is_scored = eager.accuracy is not None
-    rows = [
-        [
-            Cell(text=one.name, tone=f"series-{index % 6}"),
-            Cell(text=_ms(_p50(one))),
-            Cell(text=_times(one, eager)),
-            *([Cell(text=percent(one.accuracy))] if is_scored else _agreement(one)),
-            Cell(text=NONE if one.mib is None else f"{number(one.mib)}{SPACE}MiB"),
-        ]
-        for index, one in enumerate(served)
-    ]
-    shown = ("Accuracy",) if is_scored else ("Largest error", "Same class")
-    return Table(columns=("Served by", "p50", "Speed", *shown, "Size"), rows=rows)
-
-
-def _agreement(one: Artifact) -> list[Cell]:
-    return [Cell(text=number(one.largest_error, digits=2)), Cell(text=percent(one.agreement))]
+    scored: dict[str, Callable[[Artifact], str]] = {"Accuracy": lambda one: percent(one.accuracy)}
+    unscored: dict[str, Callable[[Artifact], str]] = {
+        "Largest error": lambda one: number(one.largest_error, digits=2),
+        "Same class": lambda one: percent(one.agreement),
+    }
+    return Table.of(
+        served,
+        {
+            "Served by": lambda one: Cell(text=one.name, tone=f"series-{served.index(one) % 6}"),
+            "p50": lambda one: _ms(_p50(one)),
+            "Speed": lambda one: _times(one, eager),
+            **(unscored if eager.accuracy is None else scored),
+            "Size": lambda one: NONE if one.mib is None else f"{number(one.mib)}{SPACE}MiB",
+        },
+    )
 
 
 def _latencies(served: Sequence[Artifact], eager: Artifact) -> Table:
-    rows = []
-    for one in served:
-        assert one.latency is not None
-        latency = one.latency
-        times = [Cell(text=_ms(value)) for value in (latency.p50, latency.p90, latency.p99)]
-        rest = [
-            Cell(text=_times(one, eager)),
-            Cell(text=NONE if one.load_ms is None else f"{number(one.load_ms / 1e3)}{SPACE}s"),
-            Cell(text=NONE if one.peak_mib is None else f"{one.peak_mib:,.0f}{SPACE}MiB"),
-        ]
-        rows.append([Cell(text=one.name, note=f"{latency.requests:,} requests"), *times, *rest])
-    return Table(columns=("Served by", "p50", "p90", "p99", "Speed", "Start", "Peak memory"), rows=rows)
+    timed = [(one, one.latency) for one in served if one.latency]
+    return Table.of(
+        timed,
+        {
+            "Served by": lambda pair: Cell(text=pair[0].name, note=f"{pair[1].requests:,} requests"),
+            "p50": lambda pair: _ms(pair[1].p50),
+            "p90": lambda pair: _ms(pair[1].p90),
+            "p99": lambda pair: _ms(pair[1].p99),
+            "Speed": lambda pair: _times(pair[0], eager),
+            "Start": lambda pair: _or_none(pair[0].load_ms, lambda ms: f"{number(ms / 1e3)}{SPACE}s"),
+            "Peak memory": lambda pair: _or_none(pair[0].peak_mib, lambda mib: f"{mib:,.0f}{SPACE}MiB"),
+        },
+    )
 
 
 def _throughputs(record: Record, served: Sequence[Artifact]) -> Table:
-    sizes = [str(size) for size in record.config["batch_size"]]
-    rows = [
-        [Cell(text=one.name), *(Cell(text=f"{number(one.images_per_second.get(size))}{SPACE}/s") for size in sizes)]
-        for one in served
-    ]
-    return Table(columns=("Images per second", *(f"Batch {size}" for size in sizes)), rows=rows)
+    def of(size: str) -> Callable[[Artifact], str]:
+        return lambda one: f"{number(one.images_per_second.get(size))}{SPACE}/s"
+
+    sizes = {f"Batch {size}": of(str(size)) for size in record.config["batch_size"]}
+    return Table.of(served, {"Images per second": lambda one: one.name, **sizes})
 
 
-def _agreements(served: Sequence[Artifact]) -> Table:
-    rows = [
-        [
-            Cell(text=one.name),
-            Cell(text=number(one.largest_error, digits=2)),
-            Cell(text=number(one.relative_error, digits=2)),
-            Cell(text=percent(one.agreement)),
-            Cell(text=percent(one.accuracy)),
-        ]
-        for one in served
-    ]
-    return Table(columns=("Served by", "Largest error", "Relative", "Same class", "Accuracy"), rows=rows)
+AGREEMENT: dict[str, Callable[[Artifact], str]] = {
+    "Served by": lambda one: one.name,
+    "Largest error": lambda one: number(one.largest_error, digits=2),
+    "Relative": lambda one: number(one.relative_error, digits=2),
+    "Same class": lambda one: percent(one.agreement),
+    "Accuracy": lambda one: percent(one.accuracy),
+}
+REFUSED: dict[str, Callable[[Artifact], str]] = {
+    "File": lambda one: one.name,
+    "Why there is none": lambda one: one.refused,
+}
+FILES: dict[str, Callable[[Artifact], str]] = {"File": lambda one: one.file, "What it holds": lambda one: one.note}
 
 
-def _refusals(refused: Sequence[Artifact]) -> tuple[Table, ...]:
-    rows = [[Cell(text=one.name), Cell(text=one.refused)] for one in refused]
-    return (Table(columns=("File", "Why there is none"), rows=rows),) if rows else ()
-
-
-def _steps(outcome: Outcome) -> tuple[Text | Table, ...]:
-    rows = [[Cell(text=one.file), Cell(text=one.note)] for one in outcome.artifacts if one.file]
-    return (*(Text(step) for step in outcome.steps), Table(columns=("File", "What it holds"), rows=rows))
-
-
-def _snippets(outcome: Outcome) -> tuple[Code, ...]:
-    kept = dict.fromkeys(one.format for one in outcome.artifacts if one.file)
-    return tuple(Code(FORMATS[name].title, serving_snippet(FORMATS[name].serving)) for name in kept)
-
-
-def _draw(served: Sequence[Artifact]) -> Drawing:
+def _figure(served: Sequence[Artifact]) -> Figure:
     """Draw accuracy, or agreement where there is none, over the median latency."""
     by_accuracy = all(one.accuracy is not None for one in served)
-    what = "accuracy" if by_accuracy else "same class as the model"
-    title = f"{what.capitalize()} over the latency of one image"
-    with canvas(width=6.4, height=3.6) as (figure, axes):
-        markers = "osD^vP*X<>hd"
-        for index, one in enumerate(served):
-            value = (one.accuracy if by_accuracy else one.agreement) or 0.0
-            axes.plot(
-                [_p50(one)],
-                [value],
-                linestyle="none",
-                marker=markers[index % len(markers)],
-                markersize=7,
-                color=series(index)["color"],
-                label=one.name,
-            )
-        log_if_wide(axes, "x", [_p50(one) for one in served])
-        axes.set_xlabel("milliseconds, median")
-        shares = [(one.accuracy if by_accuracy else one.agreement) or 0.0 for one in served]
-        axes.set_ylim(min(shares) - 0.01, max(shares) + 0.01)  # a hundredth of a point is no difference
-        percent_ticks(axes.yaxis)
-        axes.set_title(title, pad=10)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        caption = "Up is better, and left. Requests of one image, all servers in turn."
-        return render(figure, name="latency", title=title, caption=caption)
+    return Figure(
+        name="latency",
+        title=f"{'Accuracy' if by_accuracy else 'Same class as the model'} over the latency of one image",
+        caption="Up is better, and left. Requests of one image, all servers in turn.",
+        kind="points",
+        data=[
+            {
+                "served by": one.name,
+                "milliseconds": _p50(one),
+                "share": (one.accuracy if by_accuracy else one.agreement) or 0.0,
+            }
+            for one in served
+        ],
+        options={
+            "x": "milliseconds",
+            "y": "share",
+            "hue": "served by",
+            "order": [one.name for one in served],
+            "x_title": "milliseconds, median",
+            "y_title": "accuracy" if by_accuracy else "same class",
+            "percent": True,
+            "least_span": 0.02,
+        },
+    )
 
 
 def _method(record: Record) -> tuple[str, ...]:
@@ -241,7 +225,7 @@ def _method(record: Record) -> tuple[str, ...]:
         f"training and scaled to {_size(record)}, with the outputs of the eager model before folding. A float file may "
         f"be off by {TOLERANCE:g} of the largest output; a quantised one may cost {points(config['max_drop'] / 100)}.",
         f"Static quantisation saw the ranges of activations in {config['calibration_images']:,} training images.",
-        f"Latency: every file has a process of its own with {threads} thread{'' if threads == 1 else 's'}, all asked "
+        f"Latency: every file has a process of its own with {counted(threads, 'thread')}, all asked "
         "in turn in ten rounds, ten requests before each turn not counted. Peak memory is that of a whole "
         "process that has answered single images. Throughput: the median of nine requests of each batch size.",
         "Eager torch is the model with its batch norms, run under inference mode; folded, without them.",
@@ -255,6 +239,10 @@ def _p50(one: Artifact) -> float:
 
 def _times(one: Artifact, eager: Artifact) -> str:
     return f"{_p50(eager) / _p50(one):.1f} times"
+
+
+def _or_none(value: float | None, text: Callable[[float], str]) -> str:
+    return NONE if value is None else text(value)
 
 
 def _ms(value: float) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.files import write_text
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.files import write_text
 
 __all__ = ["Artifact", "Latency", "Outcome", "read_outcome", "write_outcome"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steadynorm.deploy.weights import load_weights
 from steadynorm.lab.checkpoint import load_checkpoint
-from steadynorm.lab.failure import UserError, one_line
+from steadynorm.reporting.failure import UserError, one_line
 
 __all__ = ["Logits", "Source", "as_logits", "is_built", "load_source"]
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steadynorm.lab.failure import UserError, one_line
+from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery.checkpoints import NamedState, state_for, why_no_numbers
 
 __all__ = ["load_weights"]

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from steadynorm.lab.records import CellRecord, Factor, Measurement
 from steadynorm.lab.workers import everywhere, gathered, number_of_workers, worker
+from steadynorm.reporting.records import CellRecord, Factor, Measurement
 
 if TYPE_CHECKING:
     from steadynorm.lab.experiment import Task

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from steadynorm.lab.data.images import CLASS_COUNT
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 

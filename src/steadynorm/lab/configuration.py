@@ -12,12 +12,12 @@ import torch
 import tyro
 
 from steadynorm.lab.data import check_data_dir
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.normalizations import find_normalization
-from steadynorm.lab.records import Record
 from steadynorm.lab.training import Settings
 from steadynorm.lab.workers import number_of_workers
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record
 
 __all__ = [
     "ExperimentConfig",

@@ -14,10 +14,8 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import torch
 
-from steadynorm.lab.chance import most_frequent
 from steadynorm.lab.configuration import ExperimentConfig, flag, prepared, with_reached_milestones
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
-from steadynorm.lab.failure import Interrupted, UserError, reason_of
 from steadynorm.lab.machine import (
     choose_device,
     choose_precision,
@@ -26,10 +24,8 @@ from steadynorm.lab.machine import (
     describe_machine,
     describe_versions,
 )
-from steadynorm.lab.place import check_new
 from steadynorm.lab.progress import Display, silent_display
 from steadynorm.lab.ray_pool import Pool, open_pool
-from steadynorm.lab.records import Record, read_record
 from steadynorm.lab.run_directory import BEGUN, RunDirectory
 from steadynorm.lab.training import overflow_ignored
 from steadynorm.lab.workers import (
@@ -40,6 +36,10 @@ from steadynorm.lab.workers import (
     on_first,
     was_restarted,
 )
+from steadynorm.reporting.chance import most_frequent
+from steadynorm.reporting.failure import Interrupted, UserError, reason_of
+from steadynorm.reporting.place import check_new
+from steadynorm.reporting.records import Record, read_record
 
 __all__ = [
     "Task",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.records import LayerGradient
+from steadynorm.reporting.records import LayerGradient
 
 __all__ = ["gradient_norms", "layer_gradients", "percentiles", "watched_weights"]
 

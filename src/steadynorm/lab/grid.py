@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.progress import Display
 from steadynorm.lab.ray_pool import Pool
-from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.training import Settings, train
+from steadynorm.reporting.records import RunRecord, RunSpec
 
 __all__ = ["train_grid"]
 

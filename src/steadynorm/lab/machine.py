@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from steadynorm import __version__
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = [
     "choose_device",

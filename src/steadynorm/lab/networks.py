@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadynorm.lab.failure import UserError, check_known
 from steadynorm.lab.normalizations import Normalization, find_normalization
+from steadynorm.reporting.failure import UserError, check_known
 
 __all__ = ["build_network", "cnn", "resnet20", "zero_last_gamma_"]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from steadynorm.lab.failure import check_known
 from steadynorm.lab.several_decays import SeveralDecays
 from steadynorm.layers import (
     BatchNorm2d,
@@ -19,6 +18,7 @@ from steadynorm.layers import (
     NormAddActivation,
     SyncBatchNorm,
 )
+from steadynorm.reporting.failure import check_known
 
 __all__ = ["NORMALIZATIONS", "Normalization", "find_normalization"]
 

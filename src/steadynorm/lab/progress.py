@@ -10,9 +10,9 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 
-from steadynorm.lab.printable import printable
-from steadynorm.lab.records import RunRecord, RunSpec
 from steadynorm.lab.workers import is_first
+from steadynorm.reporting.printable import printable
+from steadynorm.reporting.records import RunRecord, RunSpec
 
 __all__ = ["Display", "open_display", "silent_display"]
 

@@ -19,13 +19,13 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab.data import Dataset
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.machine import count_cores
 from steadynorm.lab.progress import Display
 from steadynorm.lab.ray_tasks import Desk, Files, measure_cell, time_network, train_network
-from steadynorm.lab.records import CellRecord, Measurement, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.training import Observer, Settings, write_board
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import CellRecord, Measurement, RunRecord, RunSpec
 
 __all__ = ["Pool", "open_pool"]
 

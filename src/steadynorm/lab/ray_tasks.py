@@ -15,9 +15,9 @@ from torch import Tensor
 
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.data import Dataset
-from steadynorm.lab.records import Measurement, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.training import Settings, images_per_second, train
+from steadynorm.reporting.records import Measurement, RunRecord, RunSpec
 
 __all__ = ["Desk", "Files", "measure_cell", "time_network", "train_network"]
 

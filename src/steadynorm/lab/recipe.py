@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 __all__ = ["RECIPES", "Recipe", "find_recipe"]
 
-from steadynorm.lab.failure import check_known
+from steadynorm.reporting.failure import check_known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.files import write_bytes, write_text
-from steadynorm.lab.place import check_inside, check_own_file, file_in
-from steadynorm.lab.records import (
+from steadynorm.lab.workers import by_first, is_first, on_first
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.files import write_bytes, write_text
+from steadynorm.reporting.place import check_inside, check_own_file, file_in
+from steadynorm.reporting.records import (
     CellRecord,
     Epoch,
     LayerGradient,
@@ -31,7 +32,6 @@ from steadynorm.lab.records import (
     write_config,
     write_tables,
 )
-from steadynorm.lab.workers import by_first, is_first, on_first
 
 __all__ = ["BEGUN", "RunDirectory"]
 

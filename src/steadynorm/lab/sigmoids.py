@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.failure import check_known
 from steadynorm.layers import BatchNorm1d
+from steadynorm.reporting.failure import check_known
 
 __all__ = ["ARMS", "PERCENTILES", "build_network", "check_arms", "inputs_in_training", "percentiles", "shifts"]
 

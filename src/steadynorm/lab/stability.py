@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from steadynorm.lab.chance import Chance, chance_of
-from steadynorm.lab.records import Record, RunRecord
+from steadynorm.reporting.chance import Chance, chance_of
+from steadynorm.reporting.records import Record, RunRecord
 
 __all__ = ["SEARCH_STEPS", "Bracket", "bracket", "chance_in_search", "next_rate", "trains", "tried_rates"]
 

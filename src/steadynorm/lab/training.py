@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, first, take
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network, zero_last_gamma_
-from steadynorm.lab.records import Epoch, RunRecord, RunSpec
 from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.workers import (
     average_gradients_,
@@ -30,6 +28,8 @@ from steadynorm.lab.workers import (
     sum_over_workers,
     worker,
 )
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Epoch, RunRecord, RunSpec
 from steadynorm.surgery import param_groups
 from steadynorm.surgery.sites import batch_norms_of
 

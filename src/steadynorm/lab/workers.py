@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.several_decays import SeveralDecays
+from steadynorm.reporting.failure import UserError
 from steadynorm.surgery import reconcile_statistics_
 
 __all__ = [

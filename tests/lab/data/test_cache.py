@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from steadynorm.lab.data.cache import cached_images
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 
 class Decoder:

@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from steadynorm.lab.data import load_dataset, parquet
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
 

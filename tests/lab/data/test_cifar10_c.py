@@ -4,7 +4,7 @@ import torch
 
 from steadynorm.lab.data import cifar10_c
 from steadynorm.lab.data.cifar10_c import load_cifar10_c
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
 LABELS = np.tile(np.array([3, 8, 8, 0], dtype=np.uint8), 5)

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from steadynorm.lab.data import DATASETS, load_dataset
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 
 def test_shapes_are_found_by_name():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steadynorm.lab.data.mnist import load_mnist
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 RANDOM = np.random.default_rng(3)
 TRAIN, TEST = (RANDOM.integers(0, 256, (count, 28, 28), dtype=np.uint8) for count in (12, 5))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from steadynorm.lab.data import parquet
 from steadynorm.lab.data.parquet import read_parquet
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 
 def _read(*paths, progress=lambda line: None):

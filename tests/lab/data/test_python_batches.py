@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steadynorm.lab.data.python_batches import read_batches
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 DATA = np.random.RandomState(0).randint(0, 256, (4, 3072)).astype(np.uint8)
 LABELS = [3, 0, 9, 1]

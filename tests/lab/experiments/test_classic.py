@@ -12,9 +12,9 @@ from steadynorm.lab.configuration import quickened
 from steadynorm.lab.data.images import random_stream
 from steadynorm.lab.experiments import classic
 from steadynorm.lab.experiments.classic import ClassicConfig, measured_steps
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import CellRecord, Record, read_record
 from steadynorm.lab.sigmoids import build_network
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import CellRecord, Record, read_record
 from tests.support.experiments import Recorder, kill, on_tiny_data, tiny_dataset
 
 TINY = ClassicConfig(steps=12, batch_size=16, widths=(6, 5), seeds=(0, 1), lr=0.5, init_std=0.3)

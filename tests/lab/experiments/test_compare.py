@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadynorm.lab import experiment, files, machine
-from steadynorm.lab.analysis import best_rate
+from steadynorm.lab import experiment, machine
 from steadynorm.lab.configuration import quickened
 from steadynorm.lab.experiments import compare
-from steadynorm.lab.experiments.compare import CompareConfig
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import Record, RunRecord, RunSpec, read_record
+from steadynorm.lab.experiments.compare import CompareConfig, best_rate
 from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.reporting import files
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record, RunRecord, RunSpec, read_record
 from tests.support.experiments import TINY, Recorder, kill, on_tiny_data, tiny_dataset, without_times
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from steadynorm.lab.records import Record, read_record
-from steadynorm.lab.report.build import REPORTS
-from steadynorm.lab.report.document import as_json
+from steadynorm.reporting.records import Record, read_record
 from tests.support.experiments import Recorder, kill, on_tiny_data, without_times
+from tests.support.records import summary_json
 
 # experiment -> (how many networks and cells a process begins before it waits to be killed, changes of its tiny config)
 PLANS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -69,7 +68,7 @@ def tables(record: Record) -> dict[str, Any]:
     untimed = replace(
         record, runs=tuple(without_times(run) for run in record.runs), created="", command="", versions={}, machine={}
     )
-    return as_json(untimed, REPORTS[record.experiment](untimed))
+    return summary_json(untimed)
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -9,9 +9,9 @@ from steadynorm.lab.configuration import quickened
 from steadynorm.lab.data import batches
 from steadynorm.lab.experiments import compare, landscape
 from steadynorm.lab.experiments.landscape import LandscapeConfig
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.records import CellRecord, Record, read_record
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import CellRecord, Record, read_record
 from tests.support.experiments import TINY as COMPARE
 from tests.support.experiments import Recorder, kill, on_tiny_data, tiny_dataset
 

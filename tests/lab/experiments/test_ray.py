@@ -25,10 +25,10 @@ from steadynorm.lab.experiments import landscape, stream, sweep
 from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.lab.experiments.stream import StreamConfig
 from steadynorm.lab.experiments.sweep import SweepConfig
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.progress import silent_display
-from steadynorm.lab.records import Record, RunRecord, RunSpec, read_record
 from steadynorm.lab.report.build import REPORTS
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record, RunRecord, RunSpec, read_record
 from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
 
 pytest.importorskip("ray")

@@ -6,10 +6,10 @@ import pytest
 
 from steadynorm.lab.experiments import scale
 from steadynorm.lab.experiments.scale import ScaleConfig, spec_of
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.recipe import RECIPES
-from steadynorm.lab.records import Record, RunSpec, read_record
 from steadynorm.lab.training import Settings
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record, RunSpec, read_record
 from tests.support.experiments import Recorder, on_tiny_data
 
 TINY = ScaleConfig(

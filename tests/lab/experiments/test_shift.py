@@ -9,9 +9,9 @@ from steadynorm.lab.data.corruptions import corrupt
 from steadynorm.lab.experiment import Task
 from steadynorm.lab.experiments import shift
 from steadynorm.lab.experiments.shift import ShiftConfig
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import Record, read_record
 from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record, read_record
 from tests.support.experiments import Recorder, on_tiny_data, tiny_dataset, without_times
 from tests.support.records import RECORD
 

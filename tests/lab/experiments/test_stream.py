@@ -5,8 +5,8 @@ import pytest
 
 from steadynorm.lab.experiments import stream
 from steadynorm.lab.experiments.stream import StreamConfig
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import Measurement, Record, read_record
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Measurement, Record, read_record
 from tests.support.experiments import Recorder, on_tiny_data, without_times
 
 TINY = StreamConfig(

@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 
 from steadynorm.lab.experiments import sweep
-from steadynorm.lab.experiments.sweep import SweepConfig
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import Record, read_record
-from steadynorm.lab.report.sweep.summary import borders
+from steadynorm.lab.experiments.sweep import SweepConfig, rate_limits
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record, read_record
 from tests.support.experiments import Recorder, on_tiny_data, without_times
 
 TINY = SweepConfig(
@@ -38,9 +37,9 @@ def test_what_explodes_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_the_search_brackets_the_largest_rate_of_every_arm(tmp_path: Path) -> None:
     record = run(replace(TINY, lr=(0.05,), depth=(2,), largest_rate=True, out=tmp_path / "a"))
-    found = borders(record)
-    assert [border.arm for border in found] == ["batch_norm", "none"]
-    assert all(one.is_close and one.trains for border in found for one in border.brackets)
+    found = rate_limits(record)
+    assert [limit.arm for limit in found] == ["batch_norm", "none"]
+    assert all(one.is_close and one.trains for limit in found for one in limit.brackets)
     searched = [one for one in record.runs if one.spec.purpose == "stability"]
     assert all(one.spec.epochs == 2 and one.epochs[-1].learning_rate == one.spec.lr for one in searched if one.epochs)
 

@@ -20,10 +20,10 @@ from steadynorm.lab import experiment
 from steadynorm.lab.experiments import compare, landscape
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.experiments.landscape import LandscapeConfig
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.records import Epoch, Record, RunRecord, read_record
 from steadynorm.lab.workers import joined, on_first, was_restarted, worker
 from steadynorm.ops.dispatch import backend
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Epoch, Record, RunRecord, read_record
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
 from tests.support.ranks import on_ranks
 

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steadynorm.lab.data.images import Images
-from steadynorm.lab.failure import UserError
-from steadynorm.lab.files import atomic_path
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.files import atomic_path
 
 __all__ = ["cached_images"]
 

@@ -13,7 +13,7 @@ from steadynorm.lab.data.cache import cached_images
 from steadynorm.lab.data.images import Dataset, Images
 from steadynorm.lab.data.parquet import read_parquet
 from steadynorm.lab.data.python_batches import read_batches
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["load_cifar10"]
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from steadynorm.lab.data.images import CLASS_COUNT, SIZE, Images
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["CIFAR10_C", "load_cifar10_c"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from steadynorm.lab.data.images import Dataset
 from steadynorm.lab.data.shapes import make_shapes
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["DATASETS", "check_data_dir", "load_dataset"]
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from steadynorm.lab.data.images import CLASS_COUNT, Dataset, Images
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["load_mnist"]
 

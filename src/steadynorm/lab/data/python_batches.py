@@ -10,7 +10,7 @@ import torch
 
 from steadynorm.lab.data.images import CLASS_COUNT, SIZE, Images
 from steadynorm.lab.data.pickled import read_pickled
-from steadynorm.lab.failure import UserError
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["read_batches"]
 

@@ -9,17 +9,17 @@ batch norm with noise behind it, whose outputs are as unsteady as can be, trains
 1806.02375): without batch norm gradients are larger. All of these are in units of the weights, whose scale is free
 in front of a normalization; so everything is measured a second time with steps in proportion to the weights.
 
-Cost: a look takes a gradient for each step length and one more, always in float32: about two seconds for eight lengths
+Cost: a probe takes a gradient for each step length and one more, always in float32: about two seconds for eight lengths
 and 128 images on two cores, as much as twenty training steps in bfloat16.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -37,22 +37,44 @@ from steadynorm.lab.configuration import (
     settings_of,
 )
 from steadynorm.lab.data import batches
+from steadynorm.lab.describe import (
+    all_measured,
+    arm_cell,
+    arm_label,
+    arm_labels,
+    batches_label,
+    class_count,
+    data_label,
+    data_method,
+    few_arms,
+    pair,
+    training_method,
+)
 from steadynorm.lab.experiment import Task, run_experiment
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.gradient_norms import watched_weights
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.noisy_batch_norm import NOISY, add_noise_
+from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY, add_noise_
 from steadynorm.lab.probe import Slope, norm_of, probe, slope
 from steadynorm.lab.progress import Display
-from steadynorm.lab.records import Factor, Measurement
 from steadynorm.lab.training import Settings, autocast, evaluate, learning_rate, steps_per_epoch
+from steadynorm.reporting.chance import chance_of
+from steadynorm.reporting.claims import judge, unless_guessing
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
+from steadynorm.reporting.records import Factor, Measurement, Record
+from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.seeds import Spread, spread
+from steadynorm.reporting.words import capital, counted, listing, seeds_label
 
-__all__ = ["LandscapeConfig", "run"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LandscapeConfig", "describe", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LandscapeConfig(TrainingConfig):
-    """Train the article's network with and without batch norm, look around on the way, and write a report.
+    """Train the article's network with and without batch norm, probe its loss on the way, and write a report.
 
     The first run needs no data: it trains on the embedded shapes. For photographs say --data cifar10, with --data-dir
     where the data set already lies on disk.
@@ -66,11 +88,11 @@ class LandscapeConfig(TrainingConfig):
     """Normalizations to compare: those of steadynorm compare, and noisy_batch_norm, whose outputs are shifted and
     scaled at random, anew at every step."""
     probe_every: int = 26
-    """Training steps from one look around to the next; the first is at the initial weights."""
+    """Training steps from one probe to the next; the first is at the initial weights."""
     rate_steps: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    """Steps along the gradient at which to look, in learning rates."""
+    """Steps along the gradient to probe, in learning rates."""
     weight_steps: tuple[float, ...] = (0.0025, 0.005, 0.01, 0.02)
-    """Steps along the gradient at which to look, as shares of the weights' norm."""
+    """Steps along the gradient to probe, as shares of the weights' norm."""
 
 
 QUICK: dict[str, Any] = {"epochs": 5, "widths": (8, 16, 32), "batch_size": 64, "probe_every": 20}
@@ -82,11 +104,11 @@ def run(config: LandscapeConfig, display: Display) -> Path:
     Each (arm, seed) is a cell. Its measurements, quantity by quantity:
 
     - after an epoch: ``train_loss``, ``val_loss``, ``val_accuracy``;
-    - at a look: ``loss``, ``gradient_norm`` of all parameters, ``weight_norm`` of convolutions and linear layers,
+    - at a probe: ``loss``, ``gradient_norm`` of all parameters, ``weight_norm`` of convolutions and linear layers,
       ``learning_rate``, and in bfloat16 ``rounding``: the l2 distance of that gradient from the one in float32,
       relative to it;
-    - at a look, ``gradient_norm`` and ``weight_norm`` of each convolution and linear layer, as subjects;
-    - at a look, with subjects ``rate 0.5`` and ``weights 0.01`` for the step lengths: ``eta``, ``loss``, ``change``,
+    - at a probe, ``gradient_norm`` and ``weight_norm`` of each convolution and linear layer, as subjects;
+    - at a probe, with subjects ``rate 0.5`` and ``weights 0.01`` for the step lengths: ``eta``, ``loss``, ``change``,
       ``cosine`` and ``smoothness`` of a :class:`steadynorm.lab.probe.Point`;
     - ``diverged``, once, at the step whose loss was not finite.
     """
@@ -101,7 +123,7 @@ def _work(task: Task[LandscapeConfig]) -> None:
 
 
 def _measure(task: Task[LandscapeConfig]) -> Measure:
-    """Make what trains the network of a cell and looks around on the way."""
+    """Make what trains the network of a cell and probes on the way."""
 
     def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
         return _Cell.start(task, str(factors["arm"]), int(factors["seed"])).measure(advance)
@@ -111,7 +133,7 @@ def _measure(task: Task[LandscapeConfig]) -> Measure:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A network while it trains and is looked at."""
+    """A network while it trains and is probed."""
 
     task: Task[LandscapeConfig]
     settings: Settings
@@ -150,7 +172,7 @@ class _Cell:
             losses = []
             for step, (x, labels) in enumerate(self._batches(epoch), start=(epoch - 1) * steps):
                 if step % self.task.config.probe_every == 0:
-                    yield from self._look(x, labels, step)
+                    yield from self._probe(x, labels, step)
                 losses.append(self._step(x, labels))
                 if not math.isfinite(losses[-1]):
                     yield Measurement(step=step + 1, quantity="diverged", value=step + 1)
@@ -174,7 +196,7 @@ class _Cell:
             logits = model(x).float()
         return F.cross_entropy(logits, labels)
 
-    def _look(self, x: Tensor, labels: Tensor, step: int) -> Iterator[Measurement]:
+    def _probe(self, x: Tensor, labels: Tensor, step: int) -> Iterator[Measurement]:
         """Look around on the batch that the next step is taken on, in training mode; in float32, whatever trains."""
 
         def loss(model: nn.Module) -> Tensor:
@@ -232,3 +254,592 @@ def _check(config: LandscapeConfig) -> None:
     check_experiment(config)
     check_at_least(config, (("batch_size", 2), ("probe_every", 1)))
     check_training(config)
+
+
+def describe(record: Record) -> Report:
+    """Say what probing the loss around the weights found."""
+    probes = probes_of(record)
+    arms = [summarise(record, probes, str(arm)) for arm in record.config["arms"]]
+    ratios = none_over_batch_norm(probes, arms)
+    return Report(
+        headline=_headline(record, arms, ratios),
+        lead=_lead(record, arms),
+        table=Table.of(arms, SHORT),
+        sections=_sections(record, arms, ratios, probes) if len(probes) else (),
+        method=_method(record, arms),
+        finished=all_measured(record),
+        findings={
+            "arms": [{name: value for name, value in (vars(arm) | arm.seen).items() if name != "seen"} for arm in arms],
+            "none_over_batch_norm": ratios,
+        },
+    )
+
+
+QUANTITIES = {
+    "loss_range": ("Range of the loss along the gradient", "Range of the loss"),
+    "gradient_change": ("Change of the gradient along itself", "Change of the gradient"),
+    "smoothness": ("Effective smoothness β", "β"),
+    "raised": ("Probes at which the longest step raises the loss", "Longest step raises the loss"),
+    "free_loss_range": ("Range of the loss, steps in proportion to the weights", "Range of the loss"),
+    "free_gradient_change": (
+        "Change of the gradient over its norm, steps in proportion to the weights",
+        "Change of the gradient / ‖g‖",
+    ),
+    "free_smoothness": ("Effective smoothness times ‖w‖²", "β ‖w‖²"),
+    "free_raised": ("Probes at which the longest step in proportion raises the loss", "Longest step raises the loss"),
+    "gradient_norm": ("Norm of the gradient", "‖g‖"),
+    "weight_norm": ("Norm of the weights", "‖w‖"),
+    "relative_step": ("Step of one learning rate over the weights", "lr ‖g‖ / ‖w‖"),
+    "rounding": ("Distance of bfloat16's gradient from float32's, over its norm", "Rounding"),
+}
+"""What a probe gives: key -> name, and head of a column. ``free_``: with steps in proportion to the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """One arm; every spread is over its measured seeds."""
+
+    arm: str
+    seeds: tuple[int, ...]
+    diverged_at_step: tuple[int, ...]
+    val_accuracy: Spread | None
+    """After the last epoch, of the networks that trained to it."""
+    train_loss: Spread | None
+    """Of the last epoch, likewise."""
+    seen: dict[str, Spread | None]
+    """Each of :data:`QUANTITIES`, over a network's probes its median, of ``raised`` the mean."""
+
+    @property
+    def label(self) -> str:
+        """Its name in a sentence."""
+        return arm_label(self.arm)
+
+
+def summarise(record: Record, probes: pd.DataFrame, arm: str) -> ArmSummary:
+    """Reduce the networks of an arm to its numbers."""
+    cells = [cell for cell in record.cells if cell.is_measured and cell.factors["arm"] == arm]
+    ends = [{row.quantity: row for row in cell.measurements if not row.subject} for cell in cells]
+    whole = [end for end in ends if "diverged" not in end and "val_accuracy" in end]
+    return ArmSummary(
+        arm=arm,
+        seeds=tuple(int(cell.factors["seed"]) for cell in cells),
+        diverged_at_step=tuple(end["diverged"].step for end in ends if "diverged" in end),
+        val_accuracy=spread(end["val_accuracy"].value for end in whole),
+        train_loss=spread(end["train_loss"].value for end in whole),
+        seen=_spreads(_centers(probes, arm)),
+    )
+
+
+def none_over_batch_norm(probes: pd.DataFrame, arms: Iterable[ArmSummary]) -> dict[str, Spread | None]:
+    """Divide what no normalization has over its probes by what batch norm has, seed by seed."""
+    batch, plain = _measured_pair(arms)
+    if batch is None or plain is None:
+        return dict.fromkeys(QUANTITIES)
+    return _spreads(_centers(probes, plain.arm) / _centers(probes, batch.arm))
+
+
+def _centers(probes: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Reduce each network's probes; an infinite value counts as the largest, one that is not a number does not."""
+    how = {key: "mean" if key.endswith("raised") else "median" for key in QUANTITIES}
+    return probes[probes["arm"] == arm].groupby("seed").agg(how)
+
+
+def _spreads(of_networks: pd.DataFrame) -> dict[str, Spread | None]:
+    return {key: spread(of_networks[key].tolist()) for key in QUANTITIES}
+
+
+def _measured_pair(arms: Iterable[ArmSummary]) -> tuple[ArmSummary | None, ArmSummary | None]:
+    return pair({arm.arm: arm for arm in arms if arm.seeds})
+
+
+# What a probe gives.
+
+Subjects = dict[str, dict[str, float]]
+"""What was measured after a step: subject -> quantity -> value."""
+
+
+def probes_of(record: Record) -> pd.DataFrame:
+    """Give a row for each probe: arm, seed, step, :data:`QUANTITIES`, and lines with bands for the figures."""
+    import pandas as pd
+
+    rows = [place | _probed(subjects) for place, subjects in _steps(record, "weight_norm")]
+    return pd.DataFrame(rows, columns=None if rows else ["arm", "seed", *QUANTITIES])
+
+
+def _steps(record: Record, quantity: str) -> Iterator[tuple[dict[str, Any], Subjects]]:
+    """Give each step that has a quantity: ``weight_norm`` where there is a probe, ``val_accuracy`` after an epoch."""
+    for cell in record.cells:
+        found: dict[int, Subjects] = {}
+        for row in cell.measurements if cell.is_measured else ():
+            found.setdefault(row.step, {}).setdefault(row.subject, {})[row.quantity] = row.value
+        for step, subjects in found.items():
+            if quantity in subjects.get("", {}):
+                yield {**cell.factors, "step": step}, subjects
+
+
+def _probed(subjects: Subjects) -> dict[str, float]:
+    own = subjects[""]
+    free = _along(own, _ends(subjects, "weights "), free=True)
+    return {
+        "gradient_norm": own["gradient_norm"],
+        "weight_norm": own["weight_norm"],
+        "relative_step": _over(own["learning_rate"] * own["gradient_norm"], own["weight_norm"]),
+        "rounding": own.get("rounding", math.nan),  # absent where training does not round
+        **_along(own, _ends(subjects, "rate "), free=False),
+        **{f"free_{name}": value for name, value in free.items()},
+    }
+
+
+def _ends(subjects: Subjects, unit: str) -> list[dict[str, float]]:
+    """Give what was seen at the ends of the steps along the gradient, the shortest first."""
+    lengths = {float(name.removeprefix(unit)): found for name, found in subjects.items() if name.startswith(unit)}
+    return [found for _, found in sorted(lengths.items())]
+
+
+def _along(own: dict[str, float], ends: Sequence[dict[str, float]], *, free: bool) -> dict[str, float]:
+    """Reduce the steps of a probe; ``free`` of the weights' scale, or as measured."""
+    losses, changes, betas = ([end[name] for end in ends] for name in ("loss", "change", "smoothness"))
+    by, times = (own["gradient_norm"], own["weight_norm"] * own["weight_norm"]) if free else (1.0, 1.0)
+    middle = changes[(len(changes) - 1) // 2]
+    return {
+        "loss_range": _largest(losses) - min(losses) if all(map(math.isfinite, losses)) else math.inf,
+        "raised": math.nan if math.isnan(own["loss"]) else float(not losses[-1] <= own["loss"]),
+        "gradient_change": _over(_largest(changes), by),
+        "smoothness": _largest(betas) * times,
+        **_band("loss", [own["loss"], *losses]),
+        **_band("gradient_change", [_over(change, by) for change in (middle, *changes)]),
+    }
+
+
+def _band(name: str, values: Iterable[float]) -> dict[str, float]:
+    """Give the place of a line, the first value, and the ends of the band around it, of those that are finite."""
+    finite = [value for value in values if math.isfinite(value)] or [math.nan]
+    return {f"{name}_line": finite[0], f"{name}_low": min(finite), f"{name}_high": max(finite)}
+
+
+def _over(value: float, by: float) -> float:
+    return value / by if by else math.nan
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Give the largest; infinity where one is not a number, because the step was too long."""
+    return max(math.inf if math.isnan(value) else value for value in values)
+
+
+# What the tables show.
+
+SHORT: Mapping[str, Callable[[ArmSummary], str]] = {
+    "arm": lambda arm: arm.arm,
+    "seeds": lambda arm: str(len(arm.seeds)),
+    "validation accuracy": lambda arm: _ending(arm),
+    "loss range": lambda arm: _seen("loss_range")(arm).text,
+    "gradient change": lambda arm: _seen("gradient_change")(arm).text,
+    "β": lambda arm: _seen("smoothness")(arm).text,
+    "β ‖w‖²": lambda arm: _seen("free_smoothness")(arm).text,
+}
+VIEW = ("loss_range", "raised", "gradient_change", "smoothness")
+SCALES = ("gradient_norm", "weight_norm", "relative_step")
+
+
+def _training_table(record: Record, arms: Sequence[ArmSummary]) -> Table:
+    return Table.of(
+        arms,
+        {
+            "Normalization": lambda arm: arm_cell(record, arm.arm),
+            "Final validation accuracy": lambda arm: Cell(
+                text=percent_spread(arm.val_accuracy), note=spread_note(arm.val_accuracy), tone="strong"
+            ),
+            "Final training loss": lambda arm: _number(arm.train_loss),
+            "Status": lambda arm: _status(record, arm),
+        },
+    )
+
+
+def _quantity_table(record: Record, arms: Sequence[ArmSummary], keys: Iterable[str]) -> Table:
+    columns: dict[str, Callable[[ArmSummary], Cell]] = {"Normalization": lambda arm: arm_cell(record, arm.arm)}
+    return Table.of([arm for arm in arms if arm.seeds], columns | {QUANTITIES[key][1]: _seen(key) for key in keys})
+
+
+def _seen(key: str) -> Callable[[ArmSummary], Cell]:
+    shown = percent if key.endswith("raised") else number
+    return lambda arm: _number(arm.seen[key], shown)
+
+
+def _number(found: Spread | None, shown: Callable[[float | None], str] = number) -> Cell:
+    if found is None:
+        return Cell(text=NONE)
+    seeds = f"{shown(found.low)} to {shown(found.high)}, n = {found.n}" if found.n > 1 else ""
+    return Cell(text=shown(found.mean), note=seeds)
+
+
+def _ending(arm: ArmSummary) -> str:
+    lost, seeds = len(arm.diverged_at_step), len(arm.seeds)
+    if 0 < lost == seeds:
+        return "diverged"
+    return percent_spread(arm.val_accuracy) + (f"; {lost} of {seeds} diverged" if lost else "")
+
+
+def _status(record: Record, arm: ArmSummary) -> Cell:
+    planned, lost = len(record.config["seeds"]), arm.diverged_at_step
+    if lost:
+        steps = listing([f"{step:,}" for step in lost])
+        return Cell(text=f"{len(lost)} of {planned} diverged at step {steps}", tone="bad")
+    if len(arm.seeds) < planned:
+        return Cell(text=f"{len(arm.seeds)} of {planned} measured" if arm.seeds else "waiting", tone="muted")
+    return Cell(text="finished", note="" if planned == 1 else f"{planned} seeds")
+
+
+# The sections and their figures.
+
+PAPERS = (
+    "The claims are those of Santurkar et al. 2018 (arXiv 1805.11604) on a VGG network, and of Bjorck et al. 2018 "
+    "(arXiv 1806.02375) on gradients. Each is judged by the median over all probes, as the ratio of no normalization "
+    "to batch norm, seed by seed. Those on steps in proportion to the weights, and on how often a step raises the "
+    "loss, are not theirs."
+)
+RATES = "After steps of {rate} learning rates."
+SHARES = "After steps of {weight} times the weights' norm."
+OVER_LENGTHS = "Band: lowest to highest over the lengths. Both are medians of the seeds."
+BEFORE = f"Line: the loss before the step. {OVER_LENGTHS}"
+MIDDLE = f"Line: a step of the middle length. {OVER_LENGTHS}"
+OVER_SEEDS = "Line: median of the seeds. Band: their lowest to highest value."
+FIGURES = {
+    "smoothness": ("Effective smoothness β", f"Largest ‖change of the gradient‖ / ‖step‖. {RATES} {OVER_SEEDS}"),
+    "free_smoothness": (
+        "Effective smoothness times ‖w‖²",
+        f"What β is where the weights have norm 1. {SHARES} {OVER_SEEDS}",
+    ),
+    "loss": ("Loss along the gradient", f"{RATES} {BEFORE}"),
+    "gradient_change": ("Change of the gradient along itself", f"{RATES} {MIDDLE}"),
+    "free_loss": ("Loss along the gradient, steps in proportion", f"{SHARES} {BEFORE}"),
+    "free_gradient_change": ("Change of the gradient over its norm", f"{SHARES} {MIDDLE}"),
+    "gradient_norm": ("Norm of the gradient", f"Of all parameters. {OVER_SEEDS}"),
+    "weight_norm": ("Norm of the weights", f"Of all convolutions and linear layers. {OVER_SEEDS}"),
+    "relative_step": (
+        "Step of one learning rate over the weights",
+        f"How far one step, momentum aside, moves the weights. {OVER_SEEDS}",
+    ),
+    "train_loss": (
+        "Training loss",
+        f"Mean cross-entropy in nats over an epoch, while the weights move. {OVER_SEEDS}",
+    ),
+    "val_accuracy": ("Validation accuracy", f"After each epoch, in evaluation mode, without noise. {OVER_SEEDS}"),
+}
+"""Column of the probes or epochs -> title and caption."""
+
+
+def _sections(
+    record: Record, arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None], probes: pd.DataFrame
+) -> tuple[Section, ...]:
+    def drawn(*names: str, table: pd.DataFrame = probes) -> list[Figure]:
+        return [figure for name in names for figure in _over_steps(record, arms, table, name)]
+
+    def seen(title: str, short: str, figures: Sequence[Figure], keys: Iterable[str]) -> Section:
+        blocks = (Figures(figures), _quantity_table(record, arms, keys)) if figures else ()
+        return Section(title=title, short=short, blocks=blocks)
+
+    free, free_view = drawn("free_loss", "free_gradient_change"), [f"free_{key}" for key in VIEW]
+    return (
+        Section(
+            title="Result",
+            blocks=(
+                Figures(drawn("smoothness", "free_smoothness")),
+                _training_table(record, arms),
+                *map(Text, _write_up(arms, ratios)),
+            ),
+        ),
+        Section(
+            title="What was expected, and what was measured",
+            short="Expectations",
+            blocks=(Text(PAPERS), Claims(_claims(record, arms, ratios))),
+        ),
+        seen("In learning rates, as the paper measures", "In learning rates", drawn("loss", "gradient_change"), VIEW),
+        seen("In proportion to the weights", "In proportion", free, free_view),
+        seen("Scale of gradients and weights", "Scale", [*drawn(*SCALES), *_layers(record)], SCALES),
+        Section(title="Training", blocks=(Figures(drawn("train_loss", "val_accuracy", table=_epochs(record))),)),
+    )
+
+
+def _over_steps(record: Record, arms: Iterable[ArmSummary], table: pd.DataFrame, name: str) -> Iterator[Figure]:
+    """Draw a column over the training steps, as a band where probes have one; nothing where no value is finite."""
+    has_band = f"{name}_line" in table
+    value, low, high = (f"{name}_{end}" if has_band else name for end in ("line", "low", "high"))
+    lowest, highest = ("median", "median") if has_band else ("min", "max")
+    finite = table[table[value].abs() < math.inf].groupby(["arm", "step"])
+    shown = finite.agg(value=(value, "median"), low=(low, lowest), high=(high, highest)).reset_index()
+    if shown.empty:
+        return
+    shown["arm"] = shown["arm"].map(arm_label)
+    crosses = _crosses(arms, shown)
+    title, caption = FIGURES[name]
+    lengths = {unit: _lengths(record, unit) for unit in ("rate", "weight")}
+    yield Figure(
+        name=name,
+        title=title,
+        caption=caption.format(**lengths) + (" A cross: one of its networks diverged after it." if crosses else ""),
+        kind="lines",
+        data=shown,
+        options={
+            "x": "step",
+            "y": "value",
+            "hue": "arm",
+            "order": arm_labels(record),
+            "band": ("low", "high"),
+            "x_title": "training step",
+            "percent": name == "val_accuracy",
+        },
+        marks={"crosses": crosses} if crosses else {},
+    )
+
+
+def _crosses(arms: Iterable[ArmSummary], shown: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give the last place of a line before each step at which one of its networks diverged."""
+    return [
+        last
+        for arm in arms
+        for step in arm.diverged_at_step
+        for last in shown[(shown["arm"] == arm.label) & (shown["step"] < step)].tail(1).to_dict("records")
+    ]
+
+
+def _epochs(record: Record) -> pd.DataFrame:
+    """Give a row for each epoch of each network."""
+    import pandas as pd
+
+    rows = [place | subjects[""] for place, subjects in _steps(record, "val_accuracy")]
+    return pd.DataFrame(rows, columns=["arm", "step", "train_loss", "val_accuracy"])
+
+
+def _layers(record: Record) -> Iterator[Figure]:
+    """Draw, of each layer, the median over the probes of ||gradient|| / ||weight||."""
+    import pandas as pd
+
+    rows = [
+        place | {"layer": layer, "value": _over(one["gradient_norm"], one["weight_norm"])}
+        for place, subjects in _steps(record, "weight_norm")
+        for layer, one in subjects.items()
+        if layer and not layer.startswith(("rate ", "weights "))
+    ]
+    table = pd.DataFrame(rows)
+    networks = table[table["value"].abs() < math.inf].groupby(["arm", "layer", "seed"], sort=False)["value"].median()
+    shown = networks.groupby(["arm", "layer"], sort=False).agg(value="median", low="min", high="max").reset_index()
+    if shown.empty:
+        return
+    shown["arm"] = shown["arm"].map(arm_label)
+    yield Figure(
+        name="layers",
+        title="Gradient over weight, by layer",
+        caption="‖gradient‖ / ‖weight‖, median over the probes; first layer on top. Dot: median of the seeds. Line: "
+        "their lowest to highest value.",
+        kind="dot_ranges",
+        data=shown,
+        options={
+            "rows": "layer",
+            "x": "value",
+            "hue": "arm",
+            "order": arm_labels(record),
+            "ends": ("low", "high"),
+            "x_title": "‖gradient‖ / ‖weight‖",
+        },
+    )
+
+
+# What is claimed.
+
+ORDERS = 30.0
+""""Almost two orders of magnitude", in which the two arms' gradients are to differ."""
+AS_WELL = 0.02
+"""How far behind in validation accuracy still counts as "as well": two points."""
+LARGER = (
+    ("Along the gradient the loss varies less with batch norm.", "loss_range", 1.0),
+    ("The gradient changes less along itself with batch norm.", "gradient_change", 1.0),
+    ("It changes less by almost two orders of magnitude.", "gradient_change", ORDERS),
+    ("The effective smoothness β is smaller with batch norm.", "smoothness", 1.0),
+    ("The loss varies less also with steps in proportion to the weights.", "free_loss_range", 1.0),
+    ("The gradient changes less, in proportion, also with those steps.", "free_gradient_change", 1.0),
+    ("β is smaller also for weights of norm 1.", "free_smoothness", 1.0),
+    ("Gradients are smaller with batch norm.", "gradient_norm", 1.0),
+)
+"""Claim, quantity, and how many times as large it must be without normalization."""
+RARER = (
+    ("The longest step along the gradient raises the loss less often with batch norm.", "raised"),
+    ("So it does with steps in proportion to the weights.", "free_raised"),
+)
+MISSING = "One of the two arms has no number."
+
+
+def _claims(record: Record, arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None]) -> list[Claim]:
+    """Judge by medians over the probes and means over the seeds, where the networks compared have learned something."""
+    batch, plain = _measured_pair(arms)
+    noisy = next((arm for arm in arms if arm.arm == NOISY and arm.seeds), None)
+    judged = [
+        *((_larger(batch, plain, ratios[key], claim, key, times), batch, plain) for claim, key, times in LARGER),
+        *((_rarer(batch, plain, *claim), batch, plain) for claim in RARER),
+        (_trains("Batch norm with noise behind it trains as well as batch norm.", noisy, batch, AS_WELL), noisy, batch),
+        (_trains("Batch norm with noise behind it trains better than no normalization.", noisy, plain), noisy, plain),
+    ]
+    chance = chance_of(record)
+    return [
+        unless_guessing(item, chance, {arm.label: arm.val_accuracy for arm in compared if arm})
+        for item, *compared in judged
+    ]
+
+
+def _larger(
+    batch: ArmSummary | None, plain: ArmSummary | None, factor: Spread | None, claim: str, key: str, at_least: float
+) -> Claim:
+    with_norm, without = (arm.seen[key] if arm else None for arm in (batch, plain))
+    if with_norm is None or without is None or factor is None:
+        return judge(claim, None, MISSING)
+    seeds = f", from {number(factor.low)} to {number(factor.high)} over the seeds" if factor.n > 1 else ""
+    split = " The seeds disagree." if factor.low <= at_least <= factor.high and factor.n > 1 else ""
+    return judge(
+        claim,
+        factor.mean > at_least,
+        f"{QUANTITIES[key][0]}: {number(with_norm.mean)} with batch norm, {number(without.mean)} without, "
+        f"{number(factor.mean)} times as much{seeds}.{split}",
+    )
+
+
+def _rarer(batch: ArmSummary | None, plain: ArmSummary | None, claim: str, key: str) -> Claim:
+    with_norm, without = (arm.seen[key] if arm else None for arm in (batch, plain))
+    if with_norm is None or without is None:
+        return judge(claim, None, MISSING)
+    measured = f"At {percent(with_norm.mean)} of the probes with batch norm, at {percent(without.mean)} without."
+    return judge(claim, with_norm.mean < without.mean, measured)
+
+
+def _trains(claim: str, arm: ArmSummary | None, other: ArmSummary | None, allowed: float = 0.0) -> Claim:
+    """Judge whether ``arm`` ends at most ``allowed`` behind ``other``."""
+    ours, theirs = (one.val_accuracy if one else None for one in (arm, other))
+    if ours is None or theirs is None:
+        missing = other if ours else arm
+        why = f"{capital(missing.label)} diverged." if missing else "One of the two arms was not trained."
+        return judge(claim, None, why)
+    assert arm
+    assert other
+    ahead = ours.mean - theirs.mean
+    lost = [f"{len(one.diverged_at_step)} diverged with {one.label}" for one in (arm, other) if one.diverged_at_step]
+    seeds = "; ".join(["n = " + " and ".join(map(str, dict.fromkeys((ours.n, theirs.n)))), *lost])
+    tolerance = f'; "as well" allows {points(allowed, digits=0)}' if allowed else ""
+    return judge(
+        claim,
+        ahead >= -allowed,
+        f"Validation accuracy {percent(ours.mean)} against {percent(theirs.mean)} with {other.label}: "
+        f"{points(ahead)} {'ahead' if ahead > 0 else 'behind'} ({seeds}){tolerance}.",
+    )
+
+
+# What is said in sentences.
+
+HARDLY = 0.95
+"""A training loss that is a larger share than this of that of guessing has hardly moved."""
+FALL_OR_RISE = (
+    "The range of the loss, which the paper shows, counts a fall as much as a rise: a network that learns faster has "
+    "the larger one for that alone. How often the longest step raises the loss tells the two apart."
+)
+SCALE_IS_FREE = (
+    "Weights in front of a normalization can be multiplied by any c > 0 without changing what the network computes: "
+    "its gradient is then divided by c and its β by c². Steps in learning rates, as the papers measure, see that; "
+    "steps that are a share of the weights' norm do not, nor does β times its square. Only a difference that shows in "
+    "both is one of shape. The last layer's weights and the parameters of the normalizations have no such freedom, so "
+    "the second view is close to free of scale, not exactly."
+)
+
+
+def _headline(record: Record, arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None]) -> str:
+    """Give the difference in both views, which may disagree; of networks that hardly trained, in the paper's alone."""
+    if None in _measured_pair(arms):
+        measured = [arm.arm for arm in arms if arm.seeds]
+        so_far = "The loss" if all_measured(record) else "So far the loss"
+        return f"{so_far} was probed around {few_arms(measured)}" if measured else "Nothing is measured yet"
+    beta, free = (_size(ratios[key]) for key in ("smoothness", "free_smoothness"))
+    if not beta or not free:
+        return "β cannot be compared: no seed has a finite one with batch norm and without"
+    stuck = [arm.arm for arm in arms if arm.train_loss and arm.train_loss.mean > HARDLY * math.log(class_count(record))]
+    if stuck:
+        return f"β is {beta} with batch norm; {few_arms(stuck, most=1)} hardly trained"
+    return f"β is {beta} with batch norm, {free} for weights of norm 1"
+
+
+def times(factor: Spread, *, less: str = "less", more: str = "more", same: str = "as much") -> str:
+    """Say how many times less something is with batch norm, from how many times as much it is without.
+
+    Where seeds disagree on the direction, it is about the same.
+    """
+    if factor.low <= 1 <= factor.high and factor.n > 1:
+        return f"about {same}"
+    if factor.mean >= 1:
+        return f"{number(factor.mean, digits=2)} times {less}"
+    return f"{number(1 / factor.mean if factor.mean else None, digits=2)} times {more}"
+
+
+def _size(factor: Spread | None) -> str:
+    return times(factor, less="smaller", more="larger", same="as large") if factor else ""
+
+
+def _lead(record: Record, arms: Sequence[ArmSummary]) -> str:
+    config = record.config
+    lost = [f"{len(arm.diverged_at_step)} of {len(arm.seeds)} with {arm.label}" for arm in arms if arm.diverged_at_step]
+    return (
+        "β is how fast the gradient changes along itself; weights of norm 1 take their scale out of it. The same "
+        f"network ({config['network']}) in {len(arms)} variants, probed every {config['probe_every']} steps of "
+        f"{counted(config['epochs'], 'epoch')} on {data_label(record)} with learning rate {rate(config['lr'])} and "
+        f"{batches_label(record)}; {seeds_label(len(config['seeds']))}."
+    ) + (f" Diverged, and without a final accuracy: {listing(lost)}." if lost else "")
+
+
+def _write_up(arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None]) -> list[str]:
+    """Say what batch norm changes in each of the two views, and why there are two."""
+    batch, plain = _measured_pair(arms)
+    if batch is None or plain is None:
+        return [SCALE_IS_FREE]
+    views = (("steps of the learning rate", "", "β"), ("steps in proportion to the weights", "free_", "β ‖w‖²"))
+    return [*(line for view in views for line in _view(batch, plain, ratios, *view)), FALL_OR_RISE, SCALE_IS_FREE]
+
+
+def _view(
+    batch: ArmSummary, plain: ArmSummary, ratios: Mapping[str, Spread | None], steps: str, prefix: str, beta: str
+) -> Iterator[str]:
+    loss, change, smoothness = (ratios[prefix + key] for key in ("loss_range", "gradient_change", "smoothness"))
+    with_norm, without = (arm.seen[f"{prefix}raised"] for arm in (batch, plain))
+    if loss and change and smoothness and with_norm and without:
+        yield (
+            f"With batch norm, against no normalization, in {steps}: the gradient changes {times(change)}"
+            f"{' of itself' if prefix else ''}, {beta} is {_size(smoothness)}, the loss varies {times(loss)}, and the "
+            f"longest step raises it at {percent(with_norm.mean, digits=0)} of the probes instead of "
+            f"{percent(without.mean, digits=0)}."
+        )
+
+
+def _method(record: Record, arms: Sequence[ArmSummary]) -> list[str]:
+    rates, shares = (_lengths(record, unit) for unit in ("rate", "weight"))
+    noise = (
+        f"{capital(arm_label(NOISY))} shifts every normalized channel by up to {LARGEST_SHIFT:g} standard deviations "
+        f"and scales it by up to {percent(LARGEST_SCALING, digits=0)} up or down, at random and anew at every training "
+        "step, the same for all images of the batch; a probe has the noise of its step. In evaluation there is none."
+    )
+    rounding = [f"{percent(found.mean)} with {arm.label}" for arm in arms if (found := arm.seen["rounding"])]
+    rounds = (
+        "Probes are in float32 although training is not: rounding to bfloat16 alone moves the gradient, by this much "
+        f"of its norm at the median probe: {listing(rounding)}."
+    )
+    return [
+        f"{data_method(record)} A seed decides the initial weights and the order of the images, alike in every arm.",
+        *training_method(record),
+        f"At step 0 and every {record.config['probe_every']} steps the loss and its gradient g are taken on the step's "
+        f"own batch, in training mode, at the weights x and at x - η g: with η of {rates} learning rates, and with "
+        f"η ‖g‖ of {shares} times the norm ‖w‖ of convolutions and linear layers. It is done on copies: training ends "
+        "with the same bits as without. The loss is the cross-entropy alone, without weight decay; steps follow the "
+        "gradient alone, without momentum.",
+        "The range of the loss is the largest less the smallest of the values at the ends of the steps; the change of "
+        "the gradient is ‖g(x) - g(x - η g)‖, of which the largest counts; the effective smoothness β is the largest "
+        "‖g(x) - g(x - η g)‖ / ‖η g‖. Tables give the median over a network's probes, then mean and range over the "
+        "seeds.",
+        *([noise] if NOISY in record.config["arms"] else []),
+        *([rounds] if rounding else []),
+    ]
+
+
+def _lengths(record: Record, unit: str) -> str:
+    return listing([f"{length:g}" for length in record.config[f"{unit}_steps"]])

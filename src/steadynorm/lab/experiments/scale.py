@@ -15,7 +15,9 @@ minute for an epoch of CIFAR-10, times epochs, variants, batch sizes and seeds.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,21 +33,55 @@ from steadynorm.lab.configuration import (
     flag,
     regime_of,
 )
+from steadynorm.lab.describe import (
+    SERIES,
+    Outcome,
+    data_label,
+    data_method,
+    expected,
+    has_ended,
+    run_as_json,
+    runs_at,
+    seeds_note,
+    training_method,
+)
 from steadynorm.lab.experiment import Task, run_experiment
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.grid import train_grid
 from steadynorm.lab.progress import Display
 from steadynorm.lab.recipe import RECIPES, find_recipe
-from steadynorm.lab.records import RunSpec
 from steadynorm.lab.training import Settings
 from steadynorm.lab.workers import number_of_workers
+from steadynorm.reporting.chance import chance_of
+from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
+from steadynorm.reporting.records import Record, RunRecord, RunSpec
+from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.seeds import Spread, are_apart, spread
+from steadynorm.reporting.words import capital, counted, first_fitting
 
-__all__ = ["ScaleConfig", "run"]
+__all__ = ["GridPoint", "ScaleConfig", "describe", "grid_points", "last_epochs", "run"]
 
 STATISTICS = 32  # images that the recipe normalizes together, as the arm ghost_batch_norm does
 SMALL, WHOLE = "ghost_batch_norm", "sync_batch_norm"
 STEPS = {"reference_batch": "linear_scaling", "warm_up": "warm_up", "freeze_last": "frozen_end"}
 """Field of the configuration -> the step of the recipe that it belongs to."""
+
+RECIPE, FROZEN, PLAIN = "recipe", "frozen_end", "plain"
+EXPECTED = {
+    "no_scaling": "Without linear scaling the largest batch does worse.",
+    "no_warm_up": "Without warm-up the largest batch does worse.",
+    "no_zero_gamma": "Without zero-initialised γ the largest batch does worse.",
+    "decayed_norms": "With weight decay on normalizations and biases the largest batch does worse.",
+    "whole_statistics": "With statistics of the whole batch the largest batch does worse.",
+    PLAIN: "Without any of the steps the largest batch does worse.",
+    FROZEN: "Freezing the statistics in the last epochs does no harm at the largest batch.",
+}
+"""Variant -> what is expected of it."""
+HELD = 0.01
+"""How far the largest batch may be behind the smallest: a point, more than the paper's 0.14 of ImageNet."""
+LAST = 5
+"""Epochs at the end whose median is a network's accuracy, as in the paper; of short trainings the last quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +213,242 @@ def _check_batches(config: ScaleConfig) -> None:
                 f"--at-once: {batch_size} images cannot be cut into equal parts of {config.at_once} for "
                 f"{number_of_workers()} workers. Choose one that divides every larger --batch-size."
             )
+
+
+def describe(record: Record) -> Report:
+    """Say what a scaling experiment found."""
+    grid = grid_points(record)
+    table = _table(record, grid, _accuracy)
+    is_begun = any(point.accuracy for point in grid.values())
+    return Report(
+        headline=_headline(record, grid),
+        lead=_lead(record),
+        table=table,
+        sections=(
+            Section(
+                title="Result",
+                blocks=(Figures([_figure(record)] if is_begun else []), table, Text(_note(record))),
+            ),
+            expected(Claims(list(_claims(record, grid)))),
+            Section(title="Speed", blocks=(_table(record, grid, _speed),) if is_begun else ()),
+        ),
+        method=_method(record),
+        finished=has_ended(record),
+        findings={
+            "last_epochs": last_epochs(record),
+            "places": [asdict(point) for point in grid.values()],
+            "runs": [run_as_json(run) for run in record.runs],
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPoint(Outcome):
+    """One variant at one batch size; accuracy is the median of the last epochs."""
+
+    variant: str
+    batch_size: int
+    lr: float
+    """Highest of the training."""
+    images_per_second: Spread | None
+    """In training, the median of a run's epochs."""
+
+
+Grid = Mapping[tuple[str, int], GridPoint]
+"""By variant and batch size."""
+
+
+def grid_points(record: Record) -> dict[tuple[str, int], GridPoint]:
+    """Summarise every variant, in the order of the configuration, at every batch size, smallest first."""
+    found = {}
+    for point, runs in runs_at(record, variant=record.config["variants"], batch_size=_sizes(record)):
+        ended = [run.epochs for run in runs if run.status == "finished"]
+        found[point["variant"], point["batch_size"]] = GridPoint.of(
+            runs,
+            lambda run: _final_accuracy(record, run),
+            **point,
+            lr=runs[0].spec.lr if runs else 0.0,
+            images_per_second=spread(statistics.median(one.images_per_second for one in epochs) for epochs in ended),
+        )
+    return found
+
+
+def last_epochs(record: Record) -> int:
+    """Count the epochs whose median is a network's accuracy."""
+    return max(1, min(LAST, int(record.config["epochs"]) // 4))
+
+
+def _final_accuracy(record: Record, run: RunRecord) -> float:
+    return statistics.median(epoch.val_accuracy for epoch in run.epochs[-last_epochs(record) :])
+
+
+def _sizes(record: Record) -> list[int]:
+    return sorted(int(size) for size in record.config["batch_size"])
+
+
+# What the tables and the figure show.
+
+
+def _table(record: Record, grid: Grid, cell: Callable[[GridPoint], Cell]) -> Table:
+    """Lay out a row for each variant and a column for each batch size."""
+
+    def column(size: int) -> Callable[[str], Cell]:
+        return lambda variant: cell(grid[variant, size])
+
+    def name(variant: str) -> Cell:
+        return Cell(text=_name(variant), tone=f"series-{variants.index(variant) % SERIES}")
+
+    variants = [str(variant) for variant in record.config["variants"]]
+    return Table.of(variants, {"Variant": name, **{f"Batch {size:,}": column(size) for size in _sizes(record)}})
+
+
+def _name(variant: str) -> str:
+    return capital(find_recipe(variant).summary)
+
+
+def _accuracy(point: GridPoint) -> Cell:
+    waiting = "waiting" if point.waiting or not point.seeds else ""
+    words = [percent_spread(point.accuracy) if point.accuracy else "", point.exploded, waiting]
+    note = f"rate {rate(point.lr)}{'; ' if point.accuracy else ''}{spread_note(point.accuracy)}"
+    return Cell(text=", ".join(filter(None, words)), note=note, tone="bad" if point.exploded else "")
+
+
+def _speed(point: GridPoint) -> Cell:
+    value = point.images_per_second
+    return Cell(text=f"{number(value.mean)} /s" if value else NONE)
+
+
+def _figure(record: Record) -> Figure:
+    """Draw accuracy over the batch size, a line for each variant."""
+    variants = record.config["variants"]
+    runs = [run for _, found in runs_at(record, variant=variants, batch_size=_sizes(record)) for run in found]
+    rows = [_dot(record, run) for run in runs if run.status == "finished"]
+    sizes = sorted({row["images in a step"] for row in rows})
+    axes = {"x": "images in a step", "y": "accuracy", "hue": "variant", "order": list(map(_name, variants))}
+    return Figure(
+        name="accuracy",
+        title="Validation accuracy over the batch size",
+        caption="Median of the last epochs. Line: mean of the seeds. Band: lowest to highest.",
+        kind="lines",
+        data=rows,
+        options=axes | {"x_log": True, "x_values": sizes, "percent": True, "dots": True},
+    )
+
+
+def _dot(record: Record, run: RunRecord) -> dict[str, Any]:
+    accuracy = _final_accuracy(record, run)
+    return {"variant": _name(run.spec.variant), "images in a step": run.spec.batch_size, "accuracy": accuracy}
+
+
+# What is claimed.
+
+
+def _claims(record: Record, grid: Grid) -> Iterator[Claim]:
+    """Judge the whole recipe, then each step of it: met where the seeds' ranges are apart.
+
+    Where the whole recipe is at chance there is nothing that a step could hold up.
+    """
+    sizes, chance = _sizes(record), chance_of(record)
+    small, large = (
+        {f"the whole recipe at batch {size:,}": _known(grid, RECIPE, size)} for size in (sizes[0], sizes[-1])
+    )
+    yield unless_guessing(_held(grid, sizes), chance, small)
+    for variant, claim in EXPECTED.items():
+        yield unless_guessing(_of_step(grid, variant, claim, sizes[-1]), chance, large)
+
+
+def _held(grid: Grid, sizes: Sequence[int]) -> Claim:
+    claim = f"With the whole recipe {sizes[-1]:,} images a step reach what {sizes[0]:,} do, within {points(HELD)}."
+    small, large = (_known(grid, RECIPE, size) for size in (sizes[0], sizes[-1]))
+    if len(sizes) < 2:
+        return judge(claim, None, "There is one batch size.")
+    if not (small and large):
+        why = _why_absent(grid, RECIPE, sizes[-1] if small else sizes[0])
+        return judge(claim, None, f"{_name(RECIPE)}: {why}.")
+    lost = small.mean - large.mean
+    values = f"{percent(large.mean)} against {percent(small.mean)}: {points(lost)}"
+    return judge(claim, lost <= HELD, f"{values} {'behind' if lost > 0 else 'ahead'}.")
+
+
+def _of_step(grid: Grid, variant: str, claim: str, size: int) -> Claim:
+    """Judge whether a variant is worse than the whole recipe, or, of statistics frozen at the end, that it is not."""
+    whole, other = (_known(grid, name, size) for name in (RECIPE, variant))
+    point = grid.get((variant, size))
+    if whole and not other and variant != FROZEN and point and point.exploded and not point.waiting:
+        return judge(claim, True, "Its loss was no longer finite.")
+    if not (whole and other):
+        missing = variant if whole else RECIPE
+        return judge(claim, None, f"{_name(missing)}: {_why_absent(grid, missing, size)}.")
+    lost, apart = whole.mean - other.mean, are_apart(whole, other)
+    values = f"{percent(other.mean)} against {percent(whole.mean)} with the whole recipe"
+    overlap = "" if apart or min(whole.n, other.n) < 2 else "; the seeds' ranges overlap"
+    measured = f"{_name(variant)}: {values}, {points(lost)} {'less' if lost > 0 else 'more'}{overlap}."
+    return judge(claim, (apart and lost > 0) != (variant == FROZEN), measured)
+
+
+def _known(grid: Grid, variant: str, size: int) -> Spread | None:
+    """Look an accuracy up; None where it was not planned or no run of it has finished."""
+    return grid[variant, size].accuracy if (variant, size) in grid else None
+
+
+def _why_absent(grid: Grid, variant: str, size: int) -> str:
+    point = grid.get((variant, size))
+    if point is None or not point.seeds:
+        return "not trained"
+    return "not ended" if point.waiting else f"loss no longer finite at batch {size:,}"
+
+
+# What is said in sentences.
+
+
+def _headline(record: Record, grid: Grid) -> str:
+    """Say what the recipe reaches at the largest batch, and which variant is best or which step matters most there."""
+    sizes = _sizes(record)
+    small, large = (_known(grid, RECIPE, size) for size in (sizes[0], sizes[-1]))
+    if large is None:
+        return f"The recipe has no accuracy at the largest batch: {_why_absent(grid, RECIPE, sizes[-1])}"
+    if is_guessing(large, chance_of(record)):
+        return f"At batch {sizes[-1]:,} the whole recipe is no better than guessing: {percent(large.low)}"
+    found = {variant: _known(grid, variant, sizes[-1]) for variant in EXPECTED if variant != FROZEN}
+    apart = {variant: one.mean for variant, one in found.items() if one and are_apart(large, one)}
+    above = [variant for variant in apart if apart[variant] > large.mean]
+    steps = [variant for variant in apart if variant != PLAIN]  # which is no step
+    named = max(above, key=apart.__getitem__) if above else min(steps, key=apart.__getitem__, default=None)
+    claim = f"The recipe reaches {percent(large.mean)} at batch {sizes[-1]:,}"
+    beside = f", {percent(small.mean)} at {sizes[0]:,}" if small and len(sizes) > 1 else ""
+    other = f"; {find_recipe(named).summary} {percent(apart[named])}" if named else ""
+    return first_fitting(f"{claim}{beside}{other}", f"{claim}{other}", claim)
+
+
+def _lead(record: Record) -> str:
+    config = record.config
+    sizes, seeds = counted(len(config["batch_size"]), "batch size"), counted(len(config["seeds"]), "seed")
+    return (
+        f"{counted(len(config['variants']), 'variant')} of the recipe at {sizes}, {seeds} each: "
+        f"{counted(config['epochs'], 'epoch')} on {data_label(record)} for every network, so that all see the same "
+        "images as often."
+    )
+
+
+def _note(record: Record) -> str:
+    last = last_epochs(record)
+    median = "the last epoch" if last == 1 else f"the median of the last {last} epochs"
+    return f"Accuracy is that of {median}. {seeds_note(record)}"
+
+
+def _method(record: Record) -> list[str]:
+    config, workers = record.config, record.resolved.get("workers", 1)
+    return [
+        data_method(record),
+        *training_method(record),
+        f"The recipe: at batch B the rate is {rate(config['lr'])} · B / {config['reference_batch']} and rises to it "
+        f"from {rate(config['lr'])} over {counted(config['warm_up'], 'epoch')}; the weight of the last normalization "
+        "of every residual block starts at zero; normalizations and biases have no weight decay; batch norm normalizes "
+        f"{STATISTICS} images at a time. torch's momentum does not hold the rate, so it needs no correction as the "
+        "rate moves.",
+        "Without linear scaling the rate is that of the reference batch and needs no warm-up. Statistics of the whole "
+        f"batch are of what is in memory at once, at most {config['at_once']:,} images. Frozen at the end: batch norms "
+        f"normalize by their running statistics in the last {counted(config['freeze_last'], 'epoch')}.",
+        "Speed: training images per second, the median of a network's epochs, on "
+        f"{workers} worker{'' if workers == 1 else 's together'}.",
+    ]

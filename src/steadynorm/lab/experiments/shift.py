@@ -1,4 +1,4 @@
-"""Evaluate under shift: by running statistics of several decays, and by ways to adapt that need no gradient.
+"""Evaluate under shift: by running statistics of several decays, and by methods that adapt without a gradient.
 
 Question: which decay of the running statistics survives a shift of the data (0.9, 0.99, 0.5, self-tuned)? And may a
 network take its statistics from the shifted stream without ever being worse off than with the stored ones?
@@ -15,16 +15,16 @@ Cost: on two cores, the training (a minute an epoch of CIFAR-10), then some ten 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.adaptation import ADAPTATIONS, Calibration, calibrate, check_methods, judge_methods
+from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
 from steadynorm.lab.cells import Measure, measure_cells
 from steadynorm.lab.configuration import (
     TrainingConfig,
@@ -39,34 +39,68 @@ from steadynorm.lab.data import Images, evaluation_batches, first, take
 from steadynorm.lab.data.cifar10_c import CIFAR10_C, load_cifar10_c
 from steadynorm.lab.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from steadynorm.lab.data.streams import mix_domains, stream
+from steadynorm.lab.describe import (
+    all_measured,
+    data_label,
+    data_method,
+    measured,
+    method_label,
+    run_as_json,
+    training_method,
+)
 from steadynorm.lab.experiment import Task, run_experiment
-from steadynorm.lab.failure import UserError
 from steadynorm.lab.grid import train_grid
+from steadynorm.lab.judging import check_methods, judge_methods
 from steadynorm.lab.progress import Display
-from steadynorm.lab.records import Factor, Measurement, RunSpec
 from steadynorm.lab.several_decays import DECAYS, with_decay
 from steadynorm.lab.training import evaluate
+from steadynorm.reporting.chance import chance_of
+from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.numbers import NONE, SPACE, percent, points
+from steadynorm.reporting.records import CellRecord, Factor, Measurement, Record, RunSpec
+from steadynorm.reporting.report import Block, Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.seeds import Spread, mean, spread, spreads
+from steadynorm.reporting.words import capital, counted, listing, seeds_label
 
-__all__ = ["ARM", "CLEAN", "KINDS", "MIXED", "SWAPPED", "ShiftConfig", "run"]
+__all__ = ["ARM", "CLEAN", "KINDS", "MIXED", "SWAPPED", "ShiftConfig", "describe", "run"]
 
 ARM = "several_decays"
 CLEAN, SWAPPED, MIXED = "clean", "swapped_labels", "mixed"
 """Shown beside the corruptions: the images as they are; with labels 0 and 1 swapped; all corruptions at once."""
 KINDS = ("iid", "class_ordered", "bursts", "single_class", "one_by_one")
 """How images arrive; see :mod:`steadynorm.lab.data.streams`. The last is iid in batches of one."""
-CALIBRATION = 2000  # training images that the ways to adapt are calibrated on
+CALIBRATION = 2000  # training images that the methods are calibrated on
+NAMED = STORED, BATCH, GATE = "stored", "batch", "gate"
+"""Methods that the report names: the two extremes, and what chooses between them."""
+LIMIT = 0.005
+"""A method that loses more to the stored statistics on a stream is not safe there."""
+SHARE = 0.9
+"""Of batch statistics' gain, that the gate is to keep."""
+SAME = 0.01
+"""Changes of error that differ by less are called the same."""
+KIND_LABELS = {
+    "iid": "well mixed",
+    MIXED: "corruptions mixed",
+    "class_ordered": "class by class",
+    "bursts": "bursts",
+    "single_class": "single class",
+    "one_by_one": "one by one",
+}
+"""What kinds of streams are called, in the order in which they are shown."""
+SHIFT_LABELS = {CLEAN: "clean", SWAPPED: "labels 0 and 1 swapped", MIXED: "all corruptions"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftConfig(TrainingConfig):
-    """Train once, then evaluate under shift: by several decays' statistics, and by ways to adapt to the stream.
+    """Train once, then evaluate under shift: by several decays' statistics, and by methods that adapt to the stream.
 
     CIFAR-10-C's own files (gaussian_noise.npy and so on, with labels.npy) are used where --data-dir has them; without,
     the corruptions are made after them.
     """
 
     methods: tuple[str, ...] = tuple(ADAPTATIONS)
-    """Ways to choose the statistics of a test batch."""
+    """Methods that choose the statistics of a test batch."""
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
     """What is done to the test images."""
     severities: tuple[int, ...] = SEVERITIES
@@ -117,7 +151,7 @@ def _spec(config: ShiftConfig, seed: int) -> RunSpec:
 
 
 def _grid(config: ShiftConfig, seed: int) -> Iterator[dict[str, Factor]]:
-    """Give the cells of a seed: stored statistics of each decay, then the ways to adapt on each stream."""
+    """Give the cells of a seed: stored statistics of each decay, then the methods on each stream."""
     shifts: list[tuple[str, int]] = [(name, severity) for severity in config.severities for name in config.corruptions]
     for name, severity in [(CLEAN, 0), (SWAPPED, 0), *shifts]:
         yield {"part": "decays", "shift": name, "severity": severity, "seed": seed}
@@ -226,3 +260,441 @@ def _check(config: ShiftConfig) -> None:
     check_split(config.batch_size)
     check_at_least(config, (("stream_images", 1), ("stream_batch", 2), ("single_images", 1)))
     check_training(config)
+
+
+def describe(record: Record) -> Report:
+    """Say what a shift costs, and how much of that other statistics win back."""
+    found, decays = conditions(record, "stream"), conditions(record, "decays")
+    return Report(
+        headline=_headline(record, found),
+        lead=_lead(record),
+        table=_short_table(found),
+        sections=(
+            Section(title="Result", blocks=(Figures([*_gains(found)]), *_result(found))),
+            Section(
+                title="What was expected, and what was measured",
+                short="Expectations",
+                blocks=(Claims(_claims(record, found, decays)),),
+            ),
+            Section(title="Each corruption", short="Corruptions", blocks=(Figures([*_corruptions(found)]),)),
+            Section(title="Which decay survives", short="Decays", blocks=_decays(decays)),
+            Section(title="Every stream", blocks=tuple(_every_stream(found))),
+        ),
+        method=_method(record),
+        finished=all_measured(record),
+        findings=_findings(record, found, decays),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A shift of the images in one kind of stream, and the errors there; spreads are over the seeds."""
+
+    kind: str
+    """How images arrive; ``mixed`` where every batch holds all corruptions, empty where nothing adapts."""
+    shift: str
+    severity: int
+    images: int
+    """In the smallest stream of any seed."""
+    error: Mapping[str, Spread]
+    """Method, or decay of the stored statistics -> share of wrong predictions."""
+    gain: Mapping[str, Spread]
+    """Method -> error of the stored statistics less its own, seed by seed; empty without stored ones."""
+
+    @property
+    def shift_label(self) -> str:
+        """Name the shift."""
+        return SHIFT_LABELS.get(self.shift, self.shift.replace("_", " "))
+
+    @property
+    def label(self) -> str:
+        """Name the shift with its severity."""
+        return f"{self.shift_label} {self.severity}" if self.severity else self.shift_label
+
+
+def conditions(record: Record, part: str) -> list[Condition]:
+    """Collect what is measured in a part of the grid, in its order."""
+    grouped: dict[tuple[str, str, int], list[CellRecord]] = {}
+    for cell in record.cells:
+        if cell.factors["part"] == part and cell.is_measured:
+            shift = str(cell.factors["shift"])
+            kind = MIXED if shift == MIXED else str(cell.factors.get("kind", ""))
+            grouped.setdefault((kind, shift, int(cell.factors["severity"])), []).append(cell)
+    return [_condition(*place, cells) for place, cells in grouped.items()]
+
+
+def _condition(kind: str, shift: str, severity: int, cells: Sequence[CellRecord]) -> Condition:
+    errors = [{name: 1 - value for name, value in measured(cell, "accuracy").items()} for cell in cells]
+    gains = [{name: each[STORED] - error for name, error in each.items()} for each in errors if STORED in each]
+    return Condition(
+        kind=kind,
+        shift=shift,
+        severity=severity,
+        images=min(int(measured(cell, "images").get("", 0)) for cell in cells),
+        error=spreads(errors),
+        gain=spreads(gains),
+    )
+
+
+def kept_share(found: Iterable[Condition], method: str) -> float | None:
+    """Give the share of batch statistics' gain that a method keeps on corrupted, well-mixed streams of batches.
+
+    Returns:
+        sum of its gains over the sum of theirs, where theirs are positive; None where there are none.
+    """
+    gains = [one.gain for one in found if one.kind == "iid" and one.shift != CLEAN]
+    won = [gain for gain in gains if {method, BATCH} <= gain.keys() and gain[BATCH].mean > 0]
+    return sum(gain[method].mean for gain in won) / sum(gain[BATCH].mean for gain in won) if won else None
+
+
+def worst(found: Iterable[Condition], method: str) -> Condition | None:
+    """Find the stream on which a method loses most, or gains least, against the stored statistics."""
+    return min((one for one in found if method in one.gain), key=lambda one: one.gain[method].mean, default=None)
+
+
+def mean_error(found: Iterable[Condition], name: str) -> float:
+    """Average an error over conditions, each counting alike; NaN of none."""
+    return mean(one.error[name].mean for one in found if name in one.error)
+
+
+def _findings(record: Record, found: Sequence[Condition], decays: Sequence[Condition]) -> dict[str, Any]:
+    def of_method(one: Condition, method: str) -> dict[str, Any]:
+        return asdict(one) | {"method": method, "error": asdict(one.error[method]), "gain": asdict(one.gain[method])}
+
+    def of_stream(one: Condition) -> dict[str, Any]:
+        errors = {method: round(error.mean, 6) for method, error in one.error.items()}
+        gains = {method: [round(x, 6) for x in (gain.mean, gain.low, gain.high)] for method, gain in one.gain.items()}
+        return asdict(one) | {"n": max(error.n for error in one.error.values()), "error": errors, "gain": gains}
+
+    methods = [str(method) for method in record.config["methods"]]
+    return {
+        "limit": LIMIT,
+        "kept_share": {method: kept_share(found, method) for method in methods},
+        "worst": {method: of_method(one, method) for method in methods if (one := worst(found, method))},
+        "decays": [
+            {"decay": decay, "shift": one.shift, "severity": one.severity, "error": asdict(error)}
+            for one in decays
+            for decay, error in one.error.items()
+        ],
+        "streams": [of_stream(one) for one in found],
+        "runs": [run_as_json(run) for run in record.runs],
+    }
+
+
+# What the tables show.
+
+
+def _names(found: Iterable[Condition]) -> list[str]:
+    """List the methods, or decays, that were measured."""
+    return list(dict.fromkeys(name for one in found for name in one.error))
+
+
+def _by_kind(found: Sequence[Condition]) -> dict[str, list[Condition]]:
+    """Group streams by the name of their kind, in the order of the names."""
+    grouped = {label: [one for one in found if one.kind == kind] for kind, label in KIND_LABELS.items()}
+    return {label: here for label, here in grouped.items() if here}
+
+
+def _errors(found: Sequence[Condition]) -> Callable[[str], str]:
+    return lambda name: percent(mean_error(found, name))
+
+
+def _short_table(found: Sequence[Condition]) -> Table:
+    """Lay out what fits into a terminal: error where streams are well mixed, and what is kept and lost at most."""
+
+    def lost(method: str) -> str:
+        least = worst(found, method)
+        return f"{100 * least.gain[method].mean:+.1f}" if least else NONE
+
+    return Table.of(
+        _names(found),
+        {
+            "statistics": str,
+            "error, well mixed": _errors([one for one in found if one.kind == "iid"]),
+            "kept of batch's gain": lambda method: percent(kept_share(found, method), digits=0),
+            "at worst, points": lost,
+        },
+    )
+
+
+def _result(found: Sequence[Condition]) -> tuple[Block, ...]:
+    if not found:
+        return ()
+
+    def kept(method: str) -> str:
+        return NONE if method == STORED else percent(kept_share(found, method), digits=0)
+
+    table = Table.of(
+        _names(found),
+        {
+            "Statistics": lambda method: capital(method_label(method)),
+            **{capital(label): _errors(here) for label, here in _by_kind(found).items()},
+            "Of batch's gain kept": kept,
+            "Worst stream": partial(_worst_cell, found),
+        },
+    )
+    note = (
+        "Error, averaged over streams: clean and corrupted ones at every severity where they are well mixed, clean "
+        "ones and the hardest severity elsewhere. The last two columns compare with the stored statistics on the same "
+        "images: the share of batch statistics' gain on corrupted, well-mixed streams that is kept, and the stream on "
+        "which most is lost."
+    )
+    return table, Text(note)
+
+
+def _worst_cell(found: Sequence[Condition], method: str) -> Cell:
+    least = worst(found, method)
+    if least is None or method == STORED:
+        return Cell(text=NONE)
+    gain = least.gain[method].mean
+    note = f"{KIND_LABELS[least.kind]}, {least.label}"
+    return Cell(text=f"{100 * gain:+.1f}{SPACE}points", note=note, tone="bad" if gain < -LIMIT else "")
+
+
+def _every_stream(found: Sequence[Condition]) -> Iterator[Block]:
+    """Give a table of errors for each kind of stream."""
+    for label, here in _by_kind(found).items():
+        yield Text(f"{capital(label)}: error, in bold where it is lower than the stored statistics'.")
+        yield Table.of(
+            here,
+            {
+                "Shift": lambda one: Cell(text=capital(one.label), note=f"{one.images:,} images"),
+                **{capital(method_label(method)): partial(_error_cell, method) for method in _names(here)},
+            },
+        )
+
+
+def _error_cell(method: str, one: Condition) -> Cell:
+    gain = one.gain[method].mean if method in one.gain else 0.0
+    return Cell(text=percent(one.error[method].mean), tone="strong" if gain > 0 else "bad" if gain < -LIMIT else "")
+
+
+def _decays(decays: Sequence[Condition]) -> tuple[Block | None, ...]:
+    """Show the error of each decay's stored statistics: clean, with swapped labels, and by severity."""
+    if not decays:
+        return ()
+    rows = {capital(SHIFT_LABELS[name]): [one for one in decays if one.shift == name] for name in (CLEAN, SWAPPED)}
+    for severity in sorted({one.severity for one in decays if one.severity}):
+        rows[f"Corruptions, severity {severity}"] = [one for one in decays if one.severity == severity]
+
+    def error(decay: str) -> Callable[[str], str]:
+        return lambda row: percent(mean_error(rows[row], decay))
+
+    table = Table.of(rows, {"Shift": str, **{capital(_decay(name)): error(name) for name in _names(decays)}})
+    return Figures([*_by_severity(decays)]), table, _survivor(decays)
+
+
+def _decay(name: str) -> str:
+    return f"decay {name}" if name[0].isdigit() else "self-tuned momentum"
+
+
+# The figures; nothing before a value of theirs is measured.
+
+
+def _gains(found: Sequence[Condition]) -> Iterator[Figure]:
+    """Draw the gain of each method over the stored statistics, by kind of stream."""
+    rows = [
+        {"statistics": method_label(method), "stream": KIND_LABELS[one.kind], "gain": 100 * gain.mean}
+        for one in found
+        for method, gain in one.gain.items()
+        if method != STORED
+    ]
+    if rows:
+        yield Figure(
+            name="gains",
+            title="Gain over the stored statistics",
+            caption="Dot: mean of a kind's streams, clean and corrupted. Line: its worst to its best stream.",
+            kind="dot_ranges",
+            data=rows,
+            options={"rows": "statistics", "x": "gain", "x_title": "points", "signed": True}
+            | {"hue": "stream", "order": list(_by_kind(found))},
+        )
+
+
+def _corruptions(found: Sequence[Condition]) -> Iterator[Figure]:
+    """Draw the error under each corruption at its hardest on well-mixed streams."""
+    hardest = max((one.severity for one in found), default=0)
+    here = [one for one in found if one.kind == "iid" and one.severity in (0, hardest)]
+    rows = [
+        {"shift": one.shift_label, "statistics": method_label(method)}
+        | {"error": error.mean, "low": error.low, "high": error.high}
+        for one in here
+        for method, error in one.error.items()
+        if method in NAMED
+    ]
+    if rows:
+        yield Figure(
+            name="corruptions",
+            title=f"Error on well-mixed streams, severity {hardest}",
+            caption="Dot: mean of the seeds. Line: their lowest to highest error.",
+            kind="dot_ranges",
+            data=rows,
+            options={"rows": "shift", "x": "error", "ends": ("low", "high"), "percent": True}
+            | {"hue": "statistics", "order": [method_label(name) for name in NAMED if name in _names(here)]},
+        )
+
+
+def _by_severity(decays: Sequence[Condition]) -> Iterator[Figure]:
+    """Draw the error of each decay's stored statistics over the severity."""
+    names = _names(decays)
+    severities: dict[int, list[Condition]] = {}
+    for one in decays:
+        if one.shift != SWAPPED:
+            severities.setdefault(one.severity, []).append(one)
+    rows = [
+        {"decay": _decay(name), "severity": severity, "error": mean_error(here, name)}
+        for name in names
+        for severity, here in severities.items()
+    ]
+    if rows:
+        yield Figure(
+            name="decays",
+            title="Error of stored statistics by severity",
+            caption="Mean over corruptions and seeds.",
+            kind="lines",
+            data=rows,
+            options={"x": "severity", "x_title": "severity (0: clean)", "x_values": sorted(severities)}
+            | {"y": "error", "percent": True, "dots": True, "hue": "decay", "order": list(map(_decay, names))},
+        )
+
+
+# What is claimed.
+
+
+def _claims(record: Record, found: Sequence[Condition], decays: Sequence[Condition]) -> list[Claim]:
+    """Judge what was expected, in the order of the experiment's question."""
+    corrupted = [one for one in found if one.kind == "iid" and one.severity]
+    ordered = [one for one in found if one.kind == "class_ordered"]
+    judged = (
+        _swap_costs_the_same(decays),
+        _batch_and_stored(
+            "On corrupted, well-mixed streams a batch's own statistics err less than the stored ones.",
+            corrupted,
+            higher=False,
+        ),
+        _batch_and_stored("On streams ordered by class they err more.", ordered, higher=True),
+        _safe(found),
+        _keeps(found),
+    )
+    return [unless_guessing(item, chance_of(record), {"the network": _trained(record)}) for item in judged]
+
+
+def _swap_costs_the_same(decays: Sequence[Condition]) -> Claim:
+    """Judge by how much each decay's mean error grows where the labels of two classes are swapped."""
+    claim = "Swapping the labels of two classes costs every decay the same: no activation moves."
+    errors = {one.shift: one.error for one in decays}
+    clean, swapped = errors.get(CLEAN, {}), errors.get(SWAPPED, {})
+    changes = {name: error.mean - clean[name].mean for name, error in swapped.items() if name in clean}
+    if not changes:
+        return judge(claim, None, "It was not measured.")
+    texts = [f"{100 * change:+.1f} at {decay.replace('_', '-')}" for decay, change in changes.items()]
+    alike = max(changes.values()) - min(changes.values()) < SAME
+    return judge(claim, alike, f"Change of the error in points: {listing(texts)}.")
+
+
+def _batch_and_stored(claim: str, found: Sequence[Condition], *, higher: bool) -> Claim:
+    batch, stored = (spread([mean_error(found, method)]) for method in (BATCH, STORED))
+    return compare(
+        claim,
+        batch,
+        stored,
+        higher=higher,
+        what="mean error",
+        names=("by the batch", "by the stored ones"),
+        shown=percent,
+        absent="It was not measured.",
+    )
+
+
+def _safe(found: Sequence[Condition]) -> Claim:
+    claim = f"The gate loses at most {points(LIMIT)} to the stored statistics on any stream."
+    least = worst(found, GATE)
+    if least is None:
+        return judge(claim, None, "The gate was not measured.")
+    lost = [one for one in found if GATE in one.gain and one.gain[GATE].mean < -LIMIT]
+    text = (
+        f"At worst {100 * least.gain[GATE].mean:+.2f} points ({KIND_LABELS[least.kind]}, {least.label}); more than "
+        f"{points(LIMIT)} are lost on {len(lost)} of {len(found)} streams."
+    )
+    return judge(claim, not lost, text)
+
+
+def _keeps(found: Sequence[Condition]) -> Claim:
+    claim = f"It keeps {percent(SHARE, digits=0)} of what batch statistics win on corrupted, well-mixed streams."
+    share = kept_share(found, GATE)
+    if share is None:
+        return judge(claim, None, "The gate was not measured.")
+    return judge(claim, share >= SHARE, f"It keeps {percent(share, digits=0)}.")
+
+
+def _trained(record: Record) -> Spread | None:
+    """Give the accuracy of the networks after training, on the validation images as they are."""
+    return spread(run.epochs[-1].val_accuracy for run in record.runs if run.status == "finished" and run.epochs)
+
+
+# What is said in sentences.
+
+
+def _headline(record: Record, found: Sequence[Condition]) -> str:
+    trained, share, least = _trained(record), kept_share(found, GATE), worst(found, GATE)
+    if trained and is_guessing(trained, chance_of(record)):
+        return f"The network is no better than guessing ({percent(trained.low)}), so shift costs it nothing"
+    if share is None or least is None:
+        return "No corrupted stream has been measured with the gate yet"
+    gain = least.gain[GATE].mean
+    loses = "never loses" if gain >= 0 else f"loses up to {points(gain)}"
+    return f"The gate keeps {percent(share, digits=0)} of batch statistics' gain and {loses} to stored ones"
+
+
+def _survivor(decays: Sequence[Condition]) -> Text | None:
+    """Say which decay has the lowest error under corruption, and by how much; nothing before that is measured."""
+    corrupted = [one for one in decays if one.severity]
+    clean = next((one.error for one in decays if one.shift == CLEAN), None)
+    errors = {name: mean_error(corrupted, name) for name in _names(corrupted)}
+    if not errors or not clean:
+        return None
+    best, last = min(errors, key=errors.__getitem__), max(errors, key=errors.__getitem__)
+    return Text(
+        f"Under corruption the stored statistics of {_decay(best)} err least, {percent(errors[best])} on average, and "
+        f"those of {_decay(last)} most, {percent(errors[last])}: {points(errors[last] - errors[best])} apart, where "
+        f"the corruption itself costs {points(errors[best] - clean[best].mean)}."
+    )
+
+
+def _lead(record: Record) -> str:
+    config = record.config
+    return (
+        f"One network ({config['network']}) of batch norm, trained for {counted(config['epochs'], 'epoch')} on "
+        f"{data_label(record)}; {counted(len(config['corruptions']), 'corruption')}, streams of "
+        f"{config['stream_images']:,} images in batches of {config['stream_batch']}; "
+        f"{seeds_label(len(config['seeds']))}."
+    )
+
+
+def _method(record: Record) -> list[str]:
+    images = record.config["stream_images"]
+    return [
+        data_method(record),
+        *training_method(record),
+        "Running statistics take no part in training, so one training gives those of every decay: a decay of 0.9 is "
+        "torch's momentum of 0.1. The methods that adapt begin with those of decay 0.9.",
+        f"Corruptions: {_source(record)}. Streams: well mixed; every batch mixing all corruptions; class by class; "
+        "bursts of classes (Dirichlet shares, concentration 0.1); the images of one class, drawn at random; and well "
+        "mixed, one by one.",
+        "Statistics: stored; the batch's own; a prior of 16, the stored ones counting as 16 samples beside the "
+        "batch's; running statistics that go on following the stream by a decay or self-tuned, each batch seen before "
+        "it is predicted; gated layers, each for itself; and the gate, which decides for the whole network whether to "
+        "adapt. No method sees a label or takes a gradient, and all calibration is on training images.",
+        "Every method predicts the same images, so differences between methods are less noisy than the errors "
+        f"themselves: of {images:,} images, one image is {points(1 / images, digits=2)}.",
+    ]
+
+
+def _source(record: Record) -> str:
+    """Say whose corrupted images were shown."""
+    streams = [cell for cell in record.cells if cell.factors["part"] == "stream" and cell.factors["severity"]]
+    published = {value for cell in streams for value in measured(cell, "published").values()}
+    made = "made after CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv 1903.12261), which they are not"
+    if published == {1.0}:
+        return "CIFAR-10-C's own files"
+    return f"in part CIFAR-10-C's own files, else {made}" if len(published) > 1 else made

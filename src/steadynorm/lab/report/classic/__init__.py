@@ -1,1 +1,0 @@
-"""The report of the sigmoid network of batch norm's first figure."""

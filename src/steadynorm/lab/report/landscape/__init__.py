@@ -1,1 +1,0 @@
-"""The report of the loss around the weights."""

@@ -1,0 +1,112 @@
+"""Write what a report says: ``summary.json``, ``figures/``, ``report.html`` and ``report.ipynb``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.figures import PALETTE, Drawing, draw, live_script
+from steadynorm.reporting.files import write_bytes, write_text
+from steadynorm.reporting.notebook import NotebookFailure, as_text, execute, make_notebook
+from steadynorm.reporting.page import facts, render_page
+from steadynorm.reporting.place import check_inside, file_in
+from steadynorm.reporting.report import Figures, Report, Section, Text, as_json
+
+__all__ = ["Files", "write_report"]
+
+Files = Sequence[tuple[str, str]]
+"""Names in a directory and what they hold."""
+
+OF_ALL = (
+    ("report.ipynb", "this report as a notebook with its data inside, executed"),
+    ("summary.json", "the numbers above, for programs"),
+    ("figures/", "every figure as PNG and SVG"),
+)
+
+
+def write_report(
+    directory: Path, head: dict[str, Any], report: Report, *, files: Files, eyebrow: str, missing: str = ""
+) -> Path:
+    """Write a report into a directory. Each file is whole or absent, and writing again gives the same bytes.
+
+    Args:
+        directory: where it goes.
+        head: what the record says of itself: experiment, command, created, config, resolved, versions, machine.
+        report: what it says.
+        files: name in the directory -> what it holds, for the page's list; those written here are added.
+        eyebrow: line above the headline.
+        missing: what an incomplete record still lacks, as a sentence; nothing where it is complete.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        UserError: the directory has a link through which files elsewhere would be written; or the notebook could not
+            be executed, in which case everything else has been written.
+    """
+    check_inside(directory)
+    drawings = {figure.name: draw(figure) for figure in report.figures}
+    for one in drawings.values():
+        write_bytes(file_in(directory / "figures", f"{one.name}.png"), one.png)
+        write_text(file_in(directory / "figures", f"{one.name}.svg"), one.svg)
+    write_text(directory / "summary.json", json.dumps(as_json(head, report), indent=2, allow_nan=False) + "\n")
+    page = directory / "report.html"
+    write_text(page, _page(head, report, drawings, files=files, eyebrow=eyebrow, missing=missing))
+    _write_notebook(directory, head, report, page)
+    return page
+
+
+def _page(
+    head: dict[str, Any], report: Report, drawings: dict[str, Drawing], *, files: Files, eyebrow: str, missing: str
+) -> str:
+    """Make ``report.html``: one file that needs nothing else."""
+    method = Section(title="How it was measured", short="Method", blocks=[Text(line) for line in report.method])
+    parts = [section for section in (*report.sections, method) if section.shown]
+    setup = [
+        ("Configuration", facts(head["config"])),
+        ("What it became", facts(head["resolved"])),
+        ("Versions", facts(head["versions"])),
+        ("Machine", facts(head["machine"])),
+    ]
+    notice = {"text": missing, "command": f"steadynorm {head['experiment']} --resume DIR"} if missing else None
+
+    def drawn(block: Figures) -> list[Drawing]:
+        return [drawings[figure.name] for figure in block.items]
+
+    return render_page(
+        "report.html",
+        title=report.headline,
+        eyebrow=eyebrow,
+        lead=report.lead,
+        notice=notice,
+        sections=[
+            *((part.key, part.short or part.title) for part in parts),
+            ("setup", "Configuration"),
+            ("again", "Run it again"),
+        ],
+        parts=parts,
+        drawn=drawn,
+        setup=setup,
+        command=head["command"],
+        files=[*OF_ALL, *files],
+        version=head["versions"].get("steadynorm", ""),
+        created=head["created"][:10],
+        palette=PALETTE,
+        live=live_script() if drawings else "",
+    )
+
+
+def _write_notebook(directory: Path, head: dict[str, Any], report: Report, page: Path) -> None:
+    notebook = make_notebook(head, report)
+    try:
+        execute(notebook, directory)
+    except NotebookFailure as failure:
+        raise UserError(
+            f"{directory / 'report.ipynb'}: the notebook has to run once, got {failure}. "
+            f"It was written without results; the report itself is complete: {page}"
+        ) from failure
+    finally:
+        write_text(directory / "report.ipynb", as_text(notebook))

@@ -1,0 +1,61 @@
+"""Guessing: how accurate it is, and which networks are surely better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from steadynorm.reporting.records import Record
+
+__all__ = ["Chance", "chance_of", "most_frequent"]
+
+RISK = 1e-3
+"""Largest probability that guessing is called better than guessing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chance:
+    """Guessing on some images."""
+
+    share: float
+    """Its accuracy in [0, 1]: the share of the most frequent class."""
+    images: int
+    """That accuracies are measured on."""
+
+    def is_beaten(self, accuracy: float) -> bool:
+        """Whether a network of this accuracy is surely better than guessing.
+
+        It is where guessing would be right on as many of the n images with a probability of at most 0.001, by the
+        bound  exp(-n KL(a || p)),  KL(a || p) = a ln(a / p) + (1 - a) ln((1 - a) / (1 - p)),  on the tail of the
+        binomial distribution. Of several seeds each has to be.
+
+        Source: Chernoff 1952; Hoeffding 1963, theorem 1.
+        """
+        if not accuracy > self.share:
+            return False
+        return self.images * _divergence(accuracy, self.share) >= -math.log(RISK)
+
+
+def chance_of(record: Record) -> Chance:
+    """Say what guessing does on the validation images; records of earlier versions are taken to have equal classes.
+
+    An export's images are those that it was compared on, of ten classes.
+    """
+    if record.experiment == "export":
+        share = record.resolved.get("chance", 0.1)
+        return Chance(share=float(share), images=int(record.resolved["images"]))
+    classes = record.resolved["classes"]
+    share = record.resolved.get("chance", 1 / (classes if isinstance(classes, int) else len(classes)))
+    return Chance(share=float(share), images=int(record.resolved["validation_images"]))
+
+
+def most_frequent(labels: Tensor) -> float:
+    """Give the share of the most frequent class, from labels of shape (N,)."""
+    return (labels.bincount().max() / len(labels)).item()
+
+
+def _divergence(a: float, p: float) -> float:
+    """Kullback and Leibler's, of two coins, in nats."""
+    return sum(x * math.log(x / y) for x, y in ((a, p), (1 - a, 1 - p)) if x > 0)

@@ -1,0 +1,121 @@
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from steadynorm.adaptation import calibrate
+from steadynorm.adaptation.calibration import DISCOUNT, REPEATS, Calibration, _fit, _Trial, _trial_batches
+from steadynorm.adaptation.evidence import Votes, information
+from steadynorm.statistics import measure
+from steadynorm.statistics.noise import sample_noise
+from tests.support.adaptation import CLASSES, blob_network, blobs, calibration_batches
+from tests.support.surgery import assert_state_equal, snapshot
+
+HAND = Calibration(
+    images=10,
+    noise={},
+    usual_deviation={"a": 0.5, "b": 2.0, "c": 1.0},
+    slope=0.5,
+    intercept=0.25,
+    floor=1.0,
+    margin=0.0,
+)
+
+
+def test_shift_is_the_median_over_layers_in_units_of_the_usual() -> None:
+    assert HAND.shift({"a": 1.0, "b": 20.0, "c": 3.0}) == 3.0
+
+
+def test_shift_is_none_where_nothing_usually_deviates() -> None:
+    none = Calibration(**{**vars(HAND), "usual_deviation": {}})
+    assert none.shift({"a": 1.0}) == 0.0
+
+
+def test_gain_is_the_line_less_the_discounted_confidence() -> None:
+    # Two sure predictions of two classes tell ln 2; stored ones are 0.6 sure.
+    votes = Votes(images=2, probabilities=torch.tensor([1.0, 1.0]), entropy=0.0, confidence=1.2)
+    expected = 0.25 + 0.5 * 0.6931472 - (0.6 - DISCOUNT * 3)
+    assert HAND.gain(votes, {"a": 1.0, "b": 20.0, "c": 3.0}) == pytest.approx(expected, rel=1e-6)
+
+
+def test_noise_is_what_a_gated_layer_measures() -> None:
+    batches = calibration_batches(120)
+    expected = statistics.fmean(float(sample_noise(x, measure(x))) for x, _ in batches)
+    assert calibrate(blob_network(), batches, images=30).noise["0"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_are_mirrored() -> None:
+    model, seen = blob_network(), []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    (first, *_) = batches = calibration_batches(120)
+    calibrate(model, batches, images=30)
+    assert torch.equal(seen[0], first[0].flip(3))
+
+
+@pytest.mark.parametrize(("classes", "above"), [(1, False), (2, False), (CLASSES, True)])
+def test_the_floor_is_above_few_classes_and_below_all(classes: int, above: bool) -> None:
+    model, calibration = blob_network(), calibrate(blob_network(), calibration_batches(), images=60)
+    output = model.train()(blobs(60, classes=classes, seed=9)[0]).detach()
+    assert (information(Votes.of(output, output)) > calibration.floor) == above
+
+
+def trial(classes: int, *, sure: float, accuracy: float, deviation: float) -> _Trial:
+    """A batch of which the share ``sure`` is told apart into two classes, and the rest not at all."""
+    votes = Votes(images=1, probabilities=torch.tensor([0.5, 0.5]), entropy=(1 - sure) * math.log(2), confidence=0.5)
+    return _Trial(classes=classes, votes=votes, accuracy=accuracy, deviations={"a": deviation, "b": 0.0})
+
+
+def test_what_is_fitted_to_the_trials() -> None:
+    trials = [
+        trial(1, sure=0.0, accuracy=0.1, deviation=1.0),
+        trial(1, sure=0.2, accuracy=0.3, deviation=3.0),
+        trial(2, sure=0.4, accuracy=0.3, deviation=1.0),
+        trial(2, sure=0.6, accuracy=0.5, deviation=0.0),
+        trial(5, sure=0.8, accuracy=0.8, deviation=2.0),
+        trial(5, sure=1.0, accuracy=0.9, deviation=4.0),
+    ]
+    found = _fit(trials, 7, {"a": 0.5})
+    told = math.log(2) * np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    slope, intercept = np.polyfit(told, [0.1, 0.3, 0.3, 0.5, 0.8, 0.9], 1)
+    gains = intercept + slope * told[4:] - (0.5 - DISCOUNT * np.array([1.0, 2.0]))
+    assert (found.images, found.noise, found.usual_deviation) == (7, {"a": 0.5}, {"a": 2.0})
+    assert (found.slope, found.intercept) == (pytest.approx(slope, rel=1e-5), pytest.approx(intercept, rel=1e-5))
+    assert found.floor == pytest.approx(told[2:4].mean() + 3 * told[2:4].std(ddof=1), rel=1e-5)
+    assert found.margin == pytest.approx(gains.mean() + gains.std(ddof=1), rel=1e-5)
+
+
+def test_a_calibration_is_repeated_by_its_seed() -> None:
+    first, second, other = (
+        calibrate(blob_network(), calibration_batches(), images=60, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == second
+    assert first.floor != other.floor
+
+
+def test_trial_batches_are_of_one_to_all_classes() -> None:
+    labels = torch.arange(600) % CLASSES
+    batches = list(_trial_batches(labels, 60, torch.Generator().manual_seed(0)))
+    assert [count for count, _ in batches[::REPEATS]] == [1, 2, 3, 5, CLASSES]
+    assert all(len(torch.unique(labels[rows])) == count for count, rows in batches)
+    assert all(len(torch.unique(rows)) == 60 for _, rows in batches)
+
+
+def test_a_class_of_few_images_is_drawn_with_replacement() -> None:
+    labels = torch.arange(60) % CLASSES
+    batches = list(_trial_batches(labels, 60, torch.Generator().manual_seed(0)))
+    assert all(len(rows) == 60 and len(torch.unique(labels[rows])) == count for count, rows in batches)
+
+
+def test_the_model_is_untouched() -> None:
+    model = blob_network().train()
+    before = snapshot(model)
+    calibrate(model, calibration_batches(120), images=30)
+    assert_state_equal(model, before)
+
+
+@pytest.mark.parametrize("batches", [[], [blobs(60, classes=2)]])
+def test_fewer_than_three_classes_are_refused(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    with pytest.raises(ValueError, match="calibrate: there must be images of at least 3 classes, got"):
+        calibrate(blob_network(), batches)

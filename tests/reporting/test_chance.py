@@ -1,0 +1,31 @@
+import math
+
+import pytest
+
+from steadynorm.reporting.chance import Chance, chance_of
+from tests.support.records import record
+
+
+def tail(images: int, hits: int, share: float) -> float:
+    """Probability that guessing is right at least ``hits`` times, summed term by term."""
+    return sum(math.comb(images, k) * share**k * (1 - share) ** (images - k) for k in range(hits, images + 1))
+
+
+@pytest.mark.parametrize(("images", "share"), [(20, 0.1), (60, 0.1), (500, 0.1), (1000, 0.25)])
+def test_guessing_seldom_looks_better_than_guessing(images: int, share: float) -> None:
+    chance = Chance(share=share, images=images)
+    least = next(hits for hits in range(images + 1) if chance.is_beaten(hits / images))
+    assert 1e-5 < tail(images, least, share) <= 1e-3
+    assert all(chance.is_beaten(hits / images) for hits in range(least, images + 1))
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.1, 0.105, math.nan])
+def test_accuracy_about_that_of_guessing_is_not_better(accuracy: float) -> None:
+    assert not Chance(share=0.1, images=10_000).is_beaten(accuracy)
+
+
+def test_chance_is_the_share_of_the_most_frequent_class() -> None:
+    made = record(())
+    assert chance_of(made) == Chance(share=0.1, images=10_000)
+    made.resolved["chance"] = 0.4
+    assert chance_of(made) == Chance(share=0.4, images=10_000)
