@@ -1,5 +1,6 @@
 """What the Change of a conversion says that its user may not expect."""
 
+import copy
 import re
 
 import pytest
@@ -81,3 +82,27 @@ def test_masked_says_what_it_is_without_a_mask():
     assert notes_of(nn.BatchNorm1d(3), "masked_batch_norm") == (
         "plain batch norm wherever it is called without mask and lengths",
     )
+
+
+PER_PROCESS = "in training each process normalizes by its own batch"
+WITHOUT_MASK = "plain batch norm wherever it is called without mask and lengths"
+
+
+@pytest.mark.parametrize(
+    ("norm", "to", "options", "notes"),
+    [
+        (steadynorm.FrozenBatchNorm1d(3), "frozen_batch_norm", {"activation": "relu"}, []),
+        (steadynorm.FrozenBatchNorm1d(3), "batch_norm", {}, ["no longer frozen"]),
+        (steadynorm.GatedBatchNorm1d(3), "batch_norm", {}, ["evaluation does not look at the batch any more"]),
+        (steadynorm.MaskedBatchNorm1d(3), "batch_norm", {}, ["takes no mask any more"]),
+        (steadynorm.SyncBatchNorm(3), "batch_norm", {}, [PER_PROCESS]),
+        (nn.SyncBatchNorm(3), "batch_norm", {}, [PER_PROCESS]),
+        (steadynorm.SyncBatchNorm(3), "torch_sync_batch_norm", {}, []),
+        (nn.SyncBatchNorm(3), "sync_batch_norm", {}, []),
+        (steadynorm.SyncBatchNorm(3), "masked_batch_norm", {}, [WITHOUT_MASK]),
+    ],
+)
+def test_what_is_lost_is_said_and_what_stays_is_not(norm, to, options, notes):
+    model = nn.Sequential(copy.deepcopy(norm).eval())
+    found = notes_of(model, to, example=drawn(4, 3, 5, dtype=torch.float32), **options)
+    assert [note.partition(":")[0] for note in found] == notes
