@@ -84,6 +84,27 @@ def test_a_verb_that_runs_the_model_says_what_is_missing(make, message, verb):
     assert [type(each) for each in model] == classes  # a run would have given the lazy ones their parameters
 
 
+def test_buffers_alone_may_be_what_is_missing():
+    lazy, meta = network(), network()
+    lazy[1] = nn.LazyBatchNorm2d(affine=False).eval()
+    meta[4].running_var = meta[4].running_var.to("meta")
+    named = r"uninitialized parameters \(2\): '1\.running_mean', '1\.running_var'\. Run"
+    for model, what in ((lazy, named), (meta, r"tensors on the meta device \(1\): '4\.running_var'\. Load")):
+        with pytest.raises(ValueError, match=what):
+            surgery.recalibrate_(model, [X])
+
+
+@pytest.mark.parametrize(("count", "rest"), [(3, r"\. Load"), (4, r", \.\.\.\. Load")])
+def test_three_tensors_that_hold_nothing_are_named(count, rest):
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    for name in ("weight", "bias")[: count - 2]:
+        setattr(model[0], name, nn.Parameter(getattr(model[0], name).to("meta")))
+    for name in ("running_mean", "running_var"):
+        setattr(model[0], name, getattr(model[0], name).to("meta"))
+    with pytest.raises(ValueError, match=rf"meta device \({count}\): ('0\.\w+'(, )?){{3}}{rest}"):
+        surgery.recalibrate_(model, [X])
+
+
 @pytest.mark.parametrize("verb", EXAMPLES)
 @pytest.mark.parametrize(("make", "message"), [(lambda: network(nn.LazyConv2d), LAZY), (on_meta, META)])
 def test_an_example_is_not_run_on_what_holds_no_numbers(make, message, verb):
@@ -115,8 +136,14 @@ def test_a_norm_on_meta_changes_its_class_there_and_takes_no_numbers(verb):
 
 
 def test_no_snapshot_is_taken_of_a_norm_on_meta():
-    with pytest.raises(ValueError, match=r"statistics_of: statistics must hold numbers, got '4': its .* meta device"):
+    message = r"statistics_of: statistics must hold numbers, got '4': its .* meta device"
+    with pytest.raises(ValueError, match=message):
         surgery.statistics_of(on_meta())
+    for name in ("running_mean", "running_var"):
+        model = network()
+        setattr(model[4], name, getattr(model[4], name).to("meta"))
+        with pytest.raises(ValueError, match=message):
+            surgery.statistics_of(model)
 
 
 @pytest.mark.parametrize("make", [lazy_norm, on_meta, lambda: network(nn.LazyConv2d)])
