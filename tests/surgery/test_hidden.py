@@ -1,5 +1,6 @@
 """Batch norms that run but are no submodules are named by every verb."""
 
+import contextlib
 import copy
 import threading
 from functools import partial
@@ -212,6 +213,64 @@ def test_a_reference_to_the_parent_is_no_hidden_norm():
     model[0].parent = [model]
     assert held_norms(model) == {}
     assert held_norms(model[0]) == {}
+
+
+class Runner:
+    def __init__(self, norm):
+        self.norm = norm
+
+    def step(self, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(
+    ("hide", "path"),
+    [
+        (lambda norm: Runner(norm).step, "held.norm"),
+        (lambda norm: partial(lambda x, module: module(x), module=norm), "held(1)"),
+        (lambda norm: {"a": [{"b": norm}]}, "held['a'][0]['b']"),
+        (lambda norm: {"a": [{"b": (norm,)}]}, None),
+    ],
+    ids=["method", "keyword", "three deep", "four deep"],
+)
+def test_where_a_norm_is_looked_for(hide, path):
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    model.held = hide(nn.BatchNorm2d(3))
+    assert list(held_norms(model)) == [path] * (path is not None)
+
+
+def test_a_variable_without_a_value_yet_is_passed_over():
+    def run(x):
+        return later(norm(x))
+
+    norm, model = nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3))
+    model.run = run
+    assert list(held_norms(model)) == ["run.norm"]
+    later = nn.Identity()
+
+
+class Retries(nn.Module):
+    """Goes on behind a part that fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.picky = nn.BatchNorm2d(3), nn.Conv2d(5, 5, 1)
+
+    def forward(self, x):
+        with contextlib.suppress(RuntimeError):
+            x = self.picky(x)
+        return self.norm(x)
+
+
+def test_another_model_is_not_named_where_a_part_of_this_one_has_failed():
+    model, teacher = Retries(), nn.Sequential(nn.BatchNorm2d(3))
+    assert not surgery.recalibrate_(model, [X], forward=lambda model, x: model(x) - teacher(x)).refused
+
+
+def test_a_norm_that_runs_may_have_buffers_on_meta():
+    model = Net(in_class).eval()
+    Elsewhere.norm.num_batches_tracked = Elsewhere.norm.num_batches_tracked.to("meta")
+    assert list(hidden_in(surgery.recalibrate_(model, [X]))) == ["(beside the model)"]
 
 
 class Proxy:
