@@ -246,6 +246,24 @@ def test_a_norm_without_statistics_or_parameters_converts():
         close(model(drawn(4, 6, 5, 5)), expected)
 
 
+def test_statistics_that_were_kept_from_moving_stay_where_they_are():
+    model = chain(FOREIGN["timm, relu"])
+    model[1].track_running_stats = False
+    before = statistics_of(model)
+    convert_(model, "batch_norm")
+    model.train()(X)
+    after = statistics_of(model)
+    assert torch.equal(after["1.running_var"], before["1.running_var"])
+    assert not torch.equal(after["3.running_var"], before["3.running_var"])
+
+
+@pytest.mark.parametrize("to", ["batch_norm", "frozen_batch_norm", "torch_batch_norm"])
+def test_what_was_a_buffer_is_not_learned_unless_it_is_unfrozen(to):
+    model = chain(FROZEN["torchvision"])
+    convert_(model, to)
+    assert {each.requires_grad for at in (1, 3) for each in model[at].parameters()} == {False}
+
+
 def test_to_another_dtype_and_back_by_undo():
     model = chain(FROZEN["torchvision"])
     change = convert_(model, "batch_norm")

@@ -59,6 +59,7 @@ def test_the_tail_is_given_in_its_order():
         ([nn.LeakyReLU(0.1)], (False, None)),
         ([nn.ReLU6()], (False, None)),
         ([nn.Dropout(), nn.ReLU()], (False, None)),
+        ([nn.ReLU(), nn.GELU()], (False, None)),
     ],
 )
 def test_only_what_ours_compute_is_fused(tail, expected):

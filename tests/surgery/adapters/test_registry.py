@@ -65,6 +65,7 @@ def test_a_tail_may_be_a_function():
     [
         ({}, "a forward in evaluation is off by"),
         ({"tail": ["behind"], "eps": 1e-3}, "a forward in evaluation is off by"),
+        ({"tail": ["behind"], "eps": 1.1e-5}, "a forward in evaluation is off by"),
         ({"tail": ["behind"], "absolute_weight": True}, "a forward in evaluation is off by"),
         ({"tail": ["behind"], "like": "frozen_batch_norm"}, "a forward in training is off by"),
         ({"tail": ["behind"], "eps": "epsilon"}, "raises AttributeError"),
@@ -81,6 +82,15 @@ def test_a_class_that_differs_from_what_it_is_registered_as_is_named(options, wh
     assert why in refused[0].why
 
 
+def test_a_class_that_differs_by_little_is_named():
+    class Nearly(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) * 1.0001
+
+    register(Nearly)
+    assert "a forward in evaluation is off by 0.0001" in refusals(convert_, chain(Nearly), "batch_norm")[0].why
+
+
 def test_a_name_alone_is_not_believed():
     @look_like("somebody.FrozenBatchNorm2d")
     class Other(nn.Module):
@@ -94,6 +104,26 @@ def test_a_name_alone_is_not_believed():
             return x * self.weight.view(-1, 1, 1)  # leaves the statistics out
 
     assert "a forward in evaluation is off by" in refusals(fold_, chain(Other), X)[0].why
+
+
+def test_what_is_registered_goes_before_what_the_name_says():
+    cls = look_like("somebody.FrozenBatchNorm2d")(norm_act())
+    assert "a forward in" in refusals(fold_, chain(cls), X)[0].why
+    register(cls, tail=["behind"])
+    model = chain(cls)
+    expected = model(X)
+    assert len(fold_(model, X).changed) == 2
+    torch.testing.assert_close(model(X), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_class_that_is_registered_again_is_tried_again():
+    cls = norm_act()
+    register(cls)
+    assert "a forward in evaluation is off by" in refusals(fold_, chain(cls), X)[0].why
+    register(cls, tail=["behind"])
+    assert len(fold_(chain(cls), X).changed) == 2
+    register(cls, tail=["behind"], absolute_weight=True)
+    assert "a forward in evaluation is off by" in refusals(fold_, chain(cls), X)[0].why
 
 
 def test_looking_at_a_layer_leaves_it_alone():
