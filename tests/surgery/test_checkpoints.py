@@ -48,6 +48,7 @@ FORMS = {
     "module._orig_mod.": lambda net: prefixed("module._orig_mod.", net),
     "state_dict.model.": lambda net: {"state_dict": prefixed("model.", net), "epoch": 3},
     "model.": lambda net: {"model": net.state_dict(), "optimizer": {"state": {0: {"exp_avg": torch.zeros(4)}}}},
+    "checkpoint.model.state_dict.": lambda net: {"checkpoint": {"model": {"state_dict": net.state_dict()}}},
     "ema.module.": lambda net: {"ema": AveragedModel(net)},
     "ema_model.": lambda net: Holder(ema_model=net).state_dict(),
     "shadow.": lambda net: Holder(shadow=net).state_dict(),
@@ -93,6 +94,19 @@ def test_a_model_that_is_a_wrapper_takes_the_plain_names_of_what_it_holds():
     assert len(found.tensors) == 12
 
 
+def test_a_model_that_is_held_under_an_unusual_name_takes_no_plain_names():
+    model = Holder(encoder=network())
+    del model.step
+    with pytest.raises(ValueError, match=r"by the model's names, encoder\.0\.weight, .*got 0\.weight"):
+        state_for(model, network().state_dict(), verb="load")
+
+
+def test_names_that_are_one_without_a_wrappers_part_stay_two():
+    made = [randomize_(Holder(module=nn.Linear(2, 3), bias=nn.Parameter(torch.ones(3))), seed=at) for at in range(2)]
+    assert not torch.equal(made[0].bias, made[0].module.bias)
+    assert_is_state_of(state_for(made[1], made[0].state_dict(), verb="load"), made[0])
+
+
 @pytest.mark.parametrize(
     "counter", [torch.tensor([5]), np.array(5), np.array([5]), np.int64(5), 5, torch.tensor([[5]])], ids=repr
 )
@@ -116,6 +130,17 @@ def test_an_absent_or_empty_counter_is_not_missing(drop):
 def test_numpy_arrays_are_taken():
     found = state_for(network(seed=1), {name: each.numpy() for name, each in network().state_dict().items()}, verb="l")
     assert_is_state_of(found, network())
+
+
+@pytest.mark.parametrize("beside", [np.array(["cat", "dog"]), np.array([None]), np.array(3 + 4j)], ids=str)
+def test_arrays_that_are_no_numbers_are_passed_over(beside):
+    assert_is_state_of(state_for(network(seed=1), network().state_dict() | {"classes": beside}, verb="load"), network())
+
+
+@pytest.mark.parametrize("value", [None, 0.5, "none", {}], ids=repr)
+def test_statistics_that_are_no_numbers_are_passed_over(value):
+    loaded = network().state_dict() | {"config": {"running_mean": value}}
+    assert_is_state_of(state_for(network(seed=1), loaded, verb="load"), network())
 
 
 def test_what_is_missing_and_what_is_unknown_is_named_in_the_models_form():
@@ -144,6 +169,28 @@ def test_an_unusual_prefix_with_a_gap_is_not_believed():
     message = r"load: the checkpoint must have tensors by the model's names, 0\.weight, .*got encoder\.0\.weight"
     with pytest.raises(ValueError, match=message):
         state_for(network(), state, verb="load")
+
+
+def test_an_unusual_prefix_is_believed_in_the_models_shapes_alone():
+    wide = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Sequential(nn.BatchNorm2d(5)))
+    both = prefixed("teacher.", wide) | prefixed("student.", network())
+    found = state_for(network(seed=1), both, verb="load")
+    assert found.notes[0] == "names are taken without 'student.'"
+    with pytest.raises(ValueError, match=r"must have tensors by the model's names, .*got teacher\.0\.weight"):
+        state_for(network(), prefixed("teacher.", wide), verb="load")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_an_unusual_prefix_before_a_nested_tensor_is_not_believed():
+    state = {"encoder.weight": torch.nested.nested_tensor([torch.ones(2)] * 3), "encoder.bias": torch.ones(3)}
+    with pytest.raises(ValueError, match="must have tensors by the model's names"):
+        state_for(nn.Linear(2, 3), state, verb="load")
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_an_unusual_prefix_is_not_believed_of_a_model_without_shapes():
+    with pytest.raises(ValueError, match=r"must have tensors by the model's names, weight, bias, got encoder\.weight"):
+        state_for(nn.LazyLinear(3), prefixed("encoder.", nn.Linear(2, 3)), verb="load")
 
 
 @pytest.mark.parametrize("loaded", [{}, {"epoch": 3}, {"state_dict": {"a": {"b": {"c": {"0.weight": torch.ones(1)}}}}}])
