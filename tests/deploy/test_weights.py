@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from steadynorm.deploy import weights
 from steadynorm.deploy.source import load_source
 from steadynorm.deploy.weights import load_weights
 from steadynorm.reporting.failure import UserError
@@ -130,6 +131,23 @@ def test_of_several_weights_that_differ_one_must_be_chosen(tmp_path):
             load_weights(network(), tmp_path / "a.pth", key=key)
 
 
+def test_within_a_chosen_part_the_same_flag_is_not_proposed_again(tmp_path):
+    states = {"model": network().state_dict(), "ema": trained().state_dict()}
+    torch.save({"best": states}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"several that differ: model\., ema\.\. Give the one that is meant\.$"):
+        load_weights(network(), tmp_path / "a.pth", key="best")
+
+
+@pytest.mark.parametrize(("count", "rest"), [(3, ""), (5, " and 2 more")])
+def test_three_tensors_that_do_not_fit_are_named(tmp_path, count, rest):
+    state = trained().state_dict()
+    needed = [name for name in state if not name.endswith("num_batches_tracked")][:count]
+    torch.save({name: each for name, each in state.items() if name not in needed}, tmp_path / "a.pt")
+    named = "; ".join(f"{name} is missing" for name in needed[:3])
+    with pytest.raises(UserError, match=re.escape(f"does not fit the model: {named}{rest}.") + "$"):
+        load_weights(network(), tmp_path / "a.pt")
+
+
 class Hostile:
     def __init__(self, place):
         self.place = place
@@ -224,6 +242,12 @@ def test_a_compressed_archive_is_refused_before_it_fills_memory(tmp_path):
             archive.writestr(part.filename, parts.read(part))
     with pytest.raises(UserError, match=r"got a compressed archive, [\d,]+ bytes in [\d,]+\. Save the weights again"):
         load_weights(network(), bomb)
+
+
+def test_an_archive_as_torch_writes_it_is_read_at_any_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "COMPRESSED_BYTES", 0)
+    torch.save(trained().state_dict(), tmp_path / "a.pt")
+    assert "tensors read" in load_weights(network(), tmp_path / "a.pt")
 
 
 def test_a_pipe_is_refused_in_place_of_waiting_for_it(tmp_path):
