@@ -29,3 +29,11 @@ def test_chance_is_the_share_of_the_most_frequent_class() -> None:
     assert chance_of(made) == Chance(share=0.1, images=10_000)
     made.resolved["chance"] = 0.4
     assert chance_of(made) == Chance(share=0.4, images=10_000)
+
+
+@pytest.mark.parametrize("classes", [4, ["a", "b", "c", "d"]])
+def test_a_record_that_does_not_know_chance_has_equal_classes(classes: int | list[str]) -> None:
+    made = record(())
+    made.resolved.pop("chance", None)
+    made.resolved["classes"] = classes
+    assert chance_of(made).share == 0.25
