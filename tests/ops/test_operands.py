@@ -182,6 +182,20 @@ def test_the_one_call_refuses_what_a_rule_cannot_work_with(change, message):
         _numba.normalize(**one_call()["normalize"] | change)
 
 
+@pytest.mark.parametrize("absent", STORED)
+def test_batch_norm_is_refused_one_running_estimate_without_the_other(absent):
+    arguments = one_call()["normalize"] | {"rule": rules.BatchNorm(1e-5), "kept": torch.empty(2, C), "noise": None}
+    with pytest.raises(ValueError, match=f"must both be given, .* got BatchNorm without {absent}"):
+        _numba.normalize(**arguments | {absent: None})
+
+
+def test_noise_is_refused_of_one_sample():
+    arguments = one_call()["normalize"]
+    arguments |= {name: arguments[name][:1] for name in ("x_NCS", "residual_NCS")}
+    with pytest.raises(ValueError, match=rf"for noise be two or more, got shape \(1, {C}, {H}, {W}\)"):
+        _numba.normalize(**arguments)
+
+
 def test_chunks_of_samples_in_pieces_are_refused():
     arguments = one_call()["normalize"] | {"noise": None, "chunks": 2, "rule": rules.BatchNorm(1e-5)}
     arguments |= {"kept": torch.empty(6, C), "momentum": 0.0, "running_mean": None, "running_var": None}
