@@ -3,13 +3,14 @@
 import errno
 import importlib.util
 import os
+import sys
 import warnings
 from pathlib import Path
 
 import numba
 import pytest
 
-from steadynorm.ops import _numba_cache
+from steadynorm.ops import _numba_cache, _numba_kernels
 
 SOURCE = """
 from steadynorm.ops._numba_types import compiled
@@ -81,6 +82,49 @@ def test_code_is_not_taken_when_a_file_that_it_calls_has_changed(process, monkey
     second = process()
     second(3)
     assert hits_and_misses(second) == (0, 1)
+
+
+def test_code_depends_on_the_files_of_compiled_functions_and_on_what_they_import(monkeypatch):
+    modules = [module for name, module in sys.modules.items() if name.startswith("steadynorm.")]
+    values = [value for module in modules for value in vars(module).values()]
+    functions = [value.py_func for value in values if isinstance(value, numba.core.dispatcher.Dispatcher)]
+    files = {Path(function.__code__.co_filename) for function in functions}
+    lines = [line.split() for file in files for line in file.read_text().splitlines()]
+    imported = {line[1] for line in lines if line[:1] == ["from"] and line[1].startswith("steadynorm.")}
+    assert Path(_numba_kernels.__file__) in files and "steadynorm.statistics.noise" in imported
+    read = set()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path) or b"")
+    _numba_cache._sources.__wrapped__()
+    assert files | {Path(sys.modules[name].__file__) for name in imported} <= read
+
+
+def test_code_of_another_numba_is_not_taken(process, monkeypatch):
+    process()(3)
+    monkeypatch.setattr(numba, "__version__", "0.1")
+    second = process()
+    second(3)
+    assert hits_and_misses(second) == (0, 1)
+
+
+def test_a_damaged_file_that_cannot_be_removed_is_written_over(process, monkeypatch):
+    process()(3)
+    (path,) = process.files()
+    path.write_bytes(b"")
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **_: (_ for _ in ()).throw(PermissionError(errno.EACCES, "denied"))
+    )
+    assert process()(3) == 6
+    third = process()
+    assert third(3) == 6
+    assert hits_and_misses(third) == (1, 0)
+
+
+def test_all_code_of_a_function_can_be_thrown_away(process):
+    function = process()
+    function(3), function(1.5)
+    function._cache.flush()
+    assert process.files() == []
+    assert process()(3) == 6
 
 
 def test_a_full_disk_costs_one_warning_and_leaves_no_file(process, monkeypatch):
