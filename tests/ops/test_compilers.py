@@ -1,5 +1,6 @@
 """Where Numba or Triton is absent, broken or switched off, layers train by torch's kernels; one warning says why."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -86,7 +87,16 @@ def test_a_broken_numba_is_named_and_passed_over(fault, tmp_path):
     assert_falls_back(run_python(TRAIN, path=tmp_path), reason)
 
 
-@pytest.mark.parametrize("error", [ValueError("numpy.dtype size changed"), SystemError("initialization failed")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("numpy.dtype size changed"),
+        SystemError("initialization failed"),
+        TypeError("metaclass conflict"),
+        ImportError(),
+    ],
+    ids=repr,
+)
 def test_other_errors_of_an_import_are_named_too(error, monkeypatch):
     def fail():
         raise error
@@ -97,6 +107,17 @@ def test_other_errors_of_an_import_are_named_too(error, monkeypatch):
         reason = _compilers.why_unusable("numba")
     _compilers._try.cache_clear()
     assert reason == f"numba cannot be loaded ({type(error).__name__}: {error})"
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_loading_the_kernels_leaves_pythons_garbage_collector_as_it_was(collecting):
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        _compilers._load_numba.__wrapped__()
+        assert gc.isenabled() is collecting
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_switched_off_compilation_is_no_error():
