@@ -1,7 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
+import steadynorm
 from steadynorm.bench import warmup as command
 from steadynorm.bench.warmup import WarmupConfig, warmup
 from steadynorm.reporting.failure import UserError
@@ -29,6 +32,49 @@ def test_equal_kinds_of_two_shapes_are_one():
     assert (list(trials), small) == (
         ["BatchNorm2d relu float32 contiguous", "BatchNorm1d relu float32 channels_last"],
         [],
+    )
+
+
+def test_each_layout_of_each_rank_is_compiled_where_it_is_large_enough():
+    both = ("contiguous", "channels_last")
+    config = WarmupConfig(shapes=("64x64x1024", "32x64x16x16"), activations=("relu",), layouts=both)
+    assert [name.replace(" relu float32", "") for name in command._plan(config)[0]] == [
+        "BatchNorm1d contiguous",
+        "BatchNorm1d channels_last",
+        "BatchNorm2d contiguous",  # the other takes twice as many values
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "small"),
+    [
+        ({}, True),
+        ({"residual": True}, False),
+        ({"activations": ("relu",)}, False),
+        ({"layers": ("batch_renorm",)}, False),
+    ],
+    ids=str,
+)
+def test_what_is_fused_and_what_torch_has_no_layer_for_is_compiled_sooner(options, small):
+    config = replace(WarmupConfig(shapes=("16x16x32x24",), activations=("none",)), **options)
+    assert command._plan(config)[1] == ["16x16x32x24"] * small
+
+
+def test_what_is_compiled_is_what_its_name_says(monkeypatch):
+    seen = []
+    monkeypatch.setattr(steadynorm, "warmup", lambda layer, **given: seen.append((layer, given)) or [None])
+    kinds = {"layers": ("ghost_batch_norm",), "dtypes": ("bfloat16",), "layouts": ("channels_last",)}
+    trials, _ = command._plan(
+        WarmupConfig(shapes=("64x64x32x32",), activations=("none", "silu"), residual=True, **kinds)
+    )
+    for trial in trials.values():
+        trial()
+    assert list(trials) == [f"GhostBatchNorm2d {each} bfloat16 channels_last" for each in ("none", "silu")]
+    assert [(type(layer), layer.activation) for layer, _ in seen] == [
+        (steadynorm.GhostBatchNorm2d, activation) for activation in (None, "silu")
+    ]
+    assert all(
+        given == {"dtypes": (torch.bfloat16,), "layouts": ("channels_last",), "residual": True} for _, given in seen
     )
 
 
