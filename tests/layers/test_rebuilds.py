@@ -28,6 +28,25 @@ def test_torch_synchronises_none_that_fuses_an_activation(cls):
         nn.SyncBatchNorm.convert_sync_batchnorm(model_of(cls=cls))
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("convert_sync_batchnorm", r"surgery\.convert_\(model, 'sync_batch_norm'\)"),
+        ("convert_syncbn_model", r"surgery\.convert_\(model, 'sync_batch_norm'\)"),
+        ("freeze_batch_norm_2d", r"surgery\.freeze_\(model\)"),
+        ("_batchnorm_to_groupnorm", r"surgery\.convert_\(model, 'group_norm'\)"),
+    ],
+)
+def test_the_functions_of_others_are_known_by_name(name, instead):
+    def rebuild(layer):
+        return layer.affine
+
+    rebuild.__code__ = rebuild.__code__.replace(co_name=name)
+    with pytest.raises(TypeError, match=rf"BatchNorm2d: what is rebuilt by {name} must .* Use steadynorm\.{instead}"):
+        rebuild(steadynorm.BatchNorm2d(3, activation="relu"))
+    assert rebuild(steadynorm.BatchNorm2d(3)) is True
+
+
 def test_torch_synchronises_one_without_and_what_to_torch_gives():
     plain, torchs = model_of(None), model_of()
     expected = plain(X), torchs(X)
