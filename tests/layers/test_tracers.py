@@ -106,6 +106,11 @@ def test_a_scripted_layer_of_half_precision_evaluates_as_the_layer():
     torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
 
 
+def test_a_scripted_layer_has_its_own_eps():
+    layer = build("BatchNorm", eps=0.5).eval()
+    torch.testing.assert_close(torch.jit.script(layer)(X), layer(X))
+
+
 def test_synchronized_batch_norm_can_be_scripted_in_evaluation():
     layer = steadynorm.SyncBatchNorm(3).double().eval()
     torch.testing.assert_close(torch.jit.script(layer)(X), layer(X))
