@@ -263,6 +263,17 @@ def test_running_estimates_from_outside_are_refused_before_anything_moves(kind, 
         assert torch.equal(buffer, before[name]), name
 
 
+def test_running_estimates_of_an_outer_transform_are_outside_of_an_inner_one():
+    layer = steadynorm.BatchNorm1d(C).double()
+    buffers = {name: torch.stack((buffer, buffer)) for name, buffer in layer.named_buffers()}
+
+    def inner(buffers, x):
+        return torch.func.grad(lambda x: torch.func.functional_call(layer, buffers, (x,)).sum())(x)
+
+    with pytest.raises(RuntimeError, match=r"got running_mean from outside"):
+        torch.func.vmap(inner)(buffers, drawn(2, *SMALL))
+
+
 def test_a_window_of_batches_is_refused_before_anything_moves():
     layer = steadynorm.BatchNorm1d(C, update_every=2).double()
     with pytest.raises(RuntimeError, match=r"BatchNorm1d: .* no window of batches.*update_every=2. Use update_every=1"):

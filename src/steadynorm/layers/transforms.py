@@ -26,7 +26,7 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
         )
     level = torch._C._functorch.maybe_get_level
     for name, buffer in layer.named_buffers(recurse=False):
-        if buffer.numel() and (level(buffer) or 0) < (level(input) or 0):
+        if (level(buffer) or 0) < (level(input) or 0):
             raise RuntimeError(
                 f"{type(layer).__name__}: in training inside a transform of torch.func (grad, vjp, jvp, vmap, ...) the "
                 f"running estimates must be arguments of the transformed function, got {name} from outside. Pass the "
