@@ -51,6 +51,12 @@ def moved(**arguments):
     return dict(layer.named_buffers())
 
 
+def overflowed():
+    """Of a batch whose middle channel has a variance that does not fit float32."""
+    x = part_of(drawn(*SHAPE).float() * torch.tensor([1, 1e30, 1]).view(-1, 1))
+    return SyncBatchNorm(3)(x).detach()
+
+
 def checkpointed(use_reentrant):
     first, second = float64_layer(activation="silu"), float64_layer()
     x = part_of(drawn(*SHAPE)).requires_grad_()
@@ -140,6 +146,7 @@ def on_each_rank() -> dict[str, Any]:
         "others": of_a_group_of_others(),
         "nothing": nothing_anywhere(),
         "one value": one_value(),
+        "overflowed": overflowed(),
         "untracked": evaluated_without_estimates(),
         "data": without_a_gradient_of_x(),
         "refused": refused(),
@@ -202,6 +209,12 @@ def test_an_evaluation_without_running_estimates_is_of_each_rank_alone(ranks):
     for each, part in zip(ranks, drawn(*SHAPE).split(SIZES), strict=True):
         alone = float64_layer(steadynorm.BatchNorm1d, track_running_stats=False).eval()
         assert_close(each["untracked"], alone(part).detach())
+
+
+def test_no_rank_normalizes_a_batch_that_overflows_by_its_own_part(ranks):
+    whole = steadynorm.BatchNorm1d(3)(drawn(*SHAPE).float()).detach()
+    found = together([each["overflowed"] for each in ranks])
+    torch.testing.assert_close(found[:, ::2], whole[:, ::2])
 
 
 def test_input_without_a_gradient_needs_no_collective_backward(ranks):

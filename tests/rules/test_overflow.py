@@ -90,10 +90,47 @@ def test_channels_last_input_gives_channels_last_results():
     assert y.stride() == dx.stride() == x.stride()
 
 
+@overflow_is_expected
+@pytest.mark.parametrize("shape", [(8, 3, 5), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("kind", ["BatchRenorm", "GhostBatchNorm"])
+def test_the_result_lies_as_torchs_does(shape, kind):
+    options = {"ghost_batch_size": shape[0]} if kind == "GhostBatchNorm" else {}
+    norm = getattr(steadynorm, f"{kind}{len(shape) - 2}d")(3, **options)
+    for at in (1, 2):
+        x = wide(shape).movedim(at, -1).contiguous().movedim(-1, at)
+        expected = F.batch_norm(x, None, None, training=True).stride()
+        for residual in (None, drawn(*shape), drawn(*shape).movedim(1, -1).contiguous().movedim(-1, 1)):
+            with steadynorm.backend("reference"), pytest.warns(RuntimeWarning, match="must fit float32"):
+                assert norm(x, residual).stride() == expected
+
+
+@overflow_is_expected
+def test_a_residual_of_one_channel_does_not_decide_how_the_result_lies():
+    x, residual = 1e30 * drawn(6, 1, 5), drawn(5, 1, 6).permute(2, 1, 0)
+    with steadynorm.backend("reference"):
+        y = steadynorm.BatchRenorm1d(1)(x, residual)
+    assert y.stride() == F.batch_norm(x, None, None, training=True).stride()
+
+
 def test_the_warning_names_channels_and_remedy():
     with pytest.warns(RuntimeWarning, match=r"over 8 values in 2 of 3 channels \(1, 2\).*Scale the input down") as told:
         batch_norm(wide(SMALL), None, None, training=True)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(("channels", "listed"), [(5, r"\(1, 2, 3, 4\)"), (6, r"\(1, 2, 3, 4, \.\.\.\)")])
+def test_the_warning_lists_four_channels(channels, listed):
+    with pytest.warns(RuntimeWarning, match=f"in {channels - 1} of {channels} channels {listed}"):
+        batch_norm(wide((8, channels)), None, None, training=True)
+
+
+@pytest.mark.parametrize("shape", [SMALL, (8, 3, 40, 40)], ids=str)
+def test_float64_that_overflows_gives_what_torch_gives_and_no_advice_to_use_float64(shape):
+    x = drawn(*shape).double() * 1e200
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = batch_norm(x, None, None, training=True, activation="relu")
+    torch.testing.assert_close(y, F.relu(F.batch_norm(x, None, None, training=True)), equal_nan=True)
 
 
 @pytest.mark.parametrize(
