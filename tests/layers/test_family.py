@@ -167,6 +167,21 @@ def test_a_layer_compiles_in_one_graph_into_the_same_numbers(name, arguments):
     torch._dynamo.reset()
 
 
+@each_member
+@pytest.mark.parametrize("how", ["no_grad", "nothing requires a gradient"])
+def test_a_layer_compiles_in_one_graph_where_no_gradient_is_wanted(name, how):
+    layer = build(name, activation="silu").requires_grad_(how == "no_grad")
+    eager = copy.deepcopy(layer)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        x, residual = drawn(*SHAPE, seed=seed), drawn(*SHAPE, seed=9)
+        with torch.set_grad_enabled(how != "no_grad"):
+            assert_close(compiled(x, residual), eager(x, residual))
+        assert_same_state(layer, eager.state_dict())
+    torch._dynamo.reset()
+
+
 class Pair(nn.Module):
     def __init__(self, name, **arguments):
         super().__init__()

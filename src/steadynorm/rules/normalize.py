@@ -57,21 +57,28 @@ def normalize(
     if residual is x:  # Dynamo traces no function that is given one tensor twice
         residual = x.view_as(x)
     if stored is not None:
-        y, *_ = _apply()(x, residual, rule, activation, None, stored.mean, stored.var, *parameters)
+        y, *_ = _apply(x, residual, rule, activation, None, stored.mean, stored.var, *parameters)
         return y, stored
-    y, mean, var, *count = _apply()(x, residual, rule, activation, ranks, None, None, *parameters)
+    y, mean, var, *count = _apply(x, residual, rule, activation, ranks, None, None, *parameters)
     if ranks is None and is_looked_at(x) and not var.max().item() < math.inf:
         y = instead_of_overflow(y, x, ~var.isfinite(), rule, *parameters, residual=residual, activation=activation)
     return y, Moments(mean=mean, var=var, count=count[0] if count else _count(x))
 
 
-def _apply() -> Callable[..., tuple[Tensor, ...]]:
-    """Give ``_Normalize.apply``; where no compiler needs it, without the 50 µs that torch spends on signatures."""
-    if torch.compiler.is_compiling():
-        whole: Callable[..., tuple[Tensor, ...]] = _Normalize.apply
-        return whole
-    bare: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Normalize).apply
-    return bare
+def _apply(*arguments: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (as ``_Normalize`` has them)
+    """Call ``_Normalize.apply``; where no compiler needs it, without the 50 µs that torch spends on signatures."""
+    run: Callable[..., tuple[Tensor, ...]]
+    if not torch.compiler.is_compiling():
+        run = super(torch.autograd.Function, _Normalize).apply
+    elif torch.compiler.is_dynamo_compiling() and not _wants_gradient(arguments):
+        run = _Normalize.forward  # of apply Dynamo would hand it a context, which it does not take (torch 2.6 to 2.14)
+    else:
+        run = _Normalize.apply
+    return run(*arguments)
+
+
+def _wants_gradient(arguments: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
 
 
 def _count(x: Tensor) -> int:
