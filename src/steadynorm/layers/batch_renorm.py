@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation, batch_renorm
-from steadynorm.layers.running import Nonfinite, is_recomputing, may_be_recomputed
+from steadynorm.layers.running import Nonfinite
 from steadynorm.layers.shell import Shell
 from steadynorm.layers.state import Running
 from steadynorm.rules import is_transformed, renorm_bounds
@@ -61,15 +61,13 @@ class _BatchRenorm(Shell):
                 f"{name}: warmup_steps and ramp_steps count steps, at least 0, got {warmup_steps} and {ramp_steps}."
             )
         self.r_max, self.d_max, self.warmup_steps, self.ramp_steps = r_max, d_max, warmup_steps, ramp_steps
-        self._before: tuple[Tensor, Tensor, Tensor] | None = None
+        self._before = None
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         mean, var, step = self.running_mean, self.running_var, self.num_batches_tracked
-        if is_recomputing() and self._before is not None:
-            mean, var, step = self._before  # as they were when this batch came for the first time
-        elif not torch.compiler.is_compiling():
-            self._before = (mean.clone(), var.clone(), step.clone()) if may_be_recomputed() else None
+        mean, var, step = self._as_first_seen(mean, var, step)
+        if not torch.compiler.is_compiling():
             self._check_values(input, step)
         schedule = {"warmup_steps": self.warmup_steps, "ramp_steps": self.ramp_steps}
         stays = torch.compiler.is_compiling() or is_transformed() or not step.is_cpu

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation, gated_batch_norm
-from steadynorm.layers.running import Nonfinite, is_recomputing, may_be_recomputed
+from steadynorm.layers.running import Nonfinite, is_recomputing
 from steadynorm.layers.shell import Shell
 from steadynorm.layers.state import Running, normal_tensors
 from steadynorm.layers.transforms import check_is_tensor
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import statistics_dtype
+from steadynorm.statistics.noise import follow_noise_
 
 __all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]
 
@@ -73,24 +74,23 @@ class _GatedBatchNorm(Shell):
         self.register_parameter("confidence", confidence)
         self.noise: Tensor
         self.confidence: nn.Parameter | None
-        self._before: tuple[Tensor, Tensor, Tensor] | None = None
+        self._before = None
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None
-        stored = self.running_mean, self.running_var, self.noise
-        if is_recomputing() and self._before is not None:
-            stored = self._before  # as they were when this batch came for the first time
-        elif not torch.compiler.is_compiling():
-            self._before = (stored[0].clone(), stored[1].clone(), stored[2].clone()) if may_be_recomputed() else None
+        stored = self._as_first_seen(self.running_mean, self.running_var, self.noise)
         follows_noise, share = self._tracks() and not is_recomputing(), self._follow_at_once()
+        compiling = torch.compiler.is_compiling()
         y, moments = self._normalize(
             input,
             residual,
             stored,
             samples=self._draw_samples(input.shape[0]),
             momentum=share or 0.0,
-            noise_momentum=NOISE_MOMENTUM if follows_noise else 0.0,
+            noise_momentum=NOISE_MOMENTUM if follows_noise and not compiling else 0.0,
         )
+        if follows_noise and compiling and input.shape[0] > 1:  # of which stored may be a copy
+            follow_noise_(self.noise, input, moments, momentum=NOISE_MOMENTUM)
         if share is None:
             self._follow(moments)
         return y
@@ -104,7 +104,7 @@ class _GatedBatchNorm(Shell):
         self,
         input: Tensor,
         residual: Tensor | None,
-        stored: tuple[Tensor, Tensor, Tensor],
+        stored: tuple[Tensor, ...],
         **training: Any,  # noqa: ANN401 (what only training says to the function)
     ) -> tuple[Tensor, Moments]:
         mean, var, noise = stored

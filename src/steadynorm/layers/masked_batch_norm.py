@@ -119,6 +119,8 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         if self.training or (self.running_mean is None and self.running_var is None):
             self._fit_state()
             self._check_transform(input)
+            if torch.compiler.is_compiling():
+                return self._train_compiled(self._train_valid, input, valid, residual)
             return self._train_valid(input, valid, residual)
         # What stands elsewhere must not meet weight and activation, whose gradients it would reach.
         kept, added = (None if each is None else torch.where(valid, each, 0) for each in (input, residual))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from steadynorm.layers import recomputation
 from steadynorm.layers.state import BANK, Running, State, normal_tensors
-from steadynorm.ops.dispatch import compiled_self_tuned
+from steadynorm.ops.dispatch import compiled_self_tuned, unless_recomputing
 from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.self_tuned import learning_rate
@@ -21,19 +23,25 @@ _JUDGED = ("experts", "mass", "noise", "weights", "momenta")
 
 
 def is_recomputing() -> bool:
-    """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it."""
+    """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it.
+
+    False in a compiled graph, which may run for both: see :meth:`RunningEstimates._train_compiled`.
+    """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def may_be_recomputed() -> bool:
     """Whether this forward may be the first of two: nothing of it is kept for a backward, or not by torch itself.
 
-    False inside a transform, whose tensors must not be kept beyond it.
+    False inside a transform, whose tensors must not be kept beyond it, and in an export, which has no backward.
     """
     if is_transformed():
         return False
-    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return not torch.is_grad_enabled() or hooks is None or hooks(False) is not None
+    if not torch.compiler.is_compiling():
+        return not torch.is_grad_enabled() or not recomputation.TELLS_HOOKS or recomputation.saves_by_hooks()
+    if not recomputation.TELLS_HOOKS or torch.compiler.is_exporting():
+        return False
+    return recomputation.is_possible or not torch.is_grad_enabled()
 
 
 def check_count(what: str, number: int) -> None:
@@ -57,6 +65,36 @@ class RunningEstimates(State):
     if TYPE_CHECKING:  # as in State
         nonfinite: Nonfinite
         update_every: int
+        _before: tuple[Tensor, ...] | None
+
+    def _train_compiled(self, train: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
+        """Train in a graph that may run a second time for its batch, and let it move nothing then.
+
+        What is not compiled sees that by itself (:func:`is_recomputing`). A graph moves the state and puts it back.
+        """
+        if not (self._tracks() and recomputation.is_possible):
+            return train(*arguments)
+        stored = [each for each in (*self._buffers.values(), self._window, self._window_seen) if each is not None]
+        before = [each.clone() for each in stored]
+        y = train(*arguments)
+        with torch.no_grad():
+            for each, right in zip(stored, unless_recomputing(stored, before), strict=True):
+                each.copy_(right)
+        return y
+
+    def _as_first_seen(self, *stored: Tensor) -> tuple[Tensor, ...]:
+        """Give statistics that this forward reads; in a recomputation as they were when its batch came first."""
+        before = self._before
+        if is_recomputing() and before is not None:
+            return before
+        if not may_be_recomputed():
+            if before is not None:  # a compiler guards on attributes, and sets those that are assigned to each time
+                self._before = None
+        elif torch.compiler.is_compiling():
+            self._before = stored = tuple(unless_recomputing([*stored], [*(before or stored)]))
+        else:
+            self._before = tuple(each.clone() for each in stored)
+        return stored
 
     def _tracks(self) -> bool:
         """Whether this forward moves the running estimates, or would if it were not the second for its batch."""

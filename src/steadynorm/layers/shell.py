@@ -84,6 +84,8 @@ class Shell(RunningEstimates):
             check_is_tensor(self, input)
             self._fit_state()
             self._check_transform(input)
+            if torch.compiler.is_compiling():
+                return self._train_compiled(self._train, input, residual)
             return self._train(input, residual)
         return self._evaluate(input, residual)
 

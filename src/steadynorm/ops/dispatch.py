@@ -36,6 +36,7 @@ __all__ = [
     "transform",
     "transform_grad",
     "transform_sums",
+    "unless_recomputing",
     "unobserved",
     "why_unusable",
 ]
@@ -207,7 +208,7 @@ def compiled_self_tuned() -> ModuleType | None:
 
 
 _COMMON = "Tensor x, Tensor center, Tensor scale, Tensor shift, Tensor? residual, str? activation"
-_NAMES = ("moments", "transform", "transform_sums", "transform_grad", "snapshot")
+_NAMES = ("moments", "transform", "transform_sums", "transform_grad", "snapshot", "unless_recomputing")
 # A process can hold several copies of this module: one that was reloaded, or imported anew beside models of the first.
 # The first registers with torch, and what it registers calls the newest. Its library must live as long: a library takes
 # its operations with it, and a reload binds this name anew.
@@ -218,9 +219,9 @@ _library: torch.library.Library = (
 _here = sys.modules[__name__]
 
 
-def _define(name: str, signature: str, run: Callable[..., Any]) -> None:
+def _define(name: str, signature: str, run: Callable[..., Any], *tags: torch.Tag) -> None:
     if name not in _REGISTERED:
-        _library.define(f"{name}({signature}", tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+        _library.define(f"{name}({signature}", tags=(torch.Tag.pt2_compliant_tag, *tags))  # type: ignore[no-untyped-call]
         _library.impl(name, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
@@ -322,6 +323,28 @@ _define("snapshot", "Tensor x) -> Tensor", torch.clone)
 @_fake("snapshot")
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+def unless_recomputing(new: list[Tensor], old: list[Tensor]) -> list[Tensor]:
+    """Copy the new tensors; where this runs within a backward, the old ones, of the same shapes.
+
+    A compiled graph runs for a batch and again for its recomputation, so it must ask anew each time.
+    """
+    copied: list[Tensor] = torch.ops.steadynorm.unless_recomputing.default(new, old)
+    return copied
+
+
+def _unless_recomputing(new: list[Tensor], old: list[Tensor]) -> list[Tensor]:
+    return [each.clone() for each in (new if torch._C._current_graph_task_id() == -1 else old)]
+
+
+_not_recorded = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []  # since torch 2.9
+_define("unless_recomputing", "Tensor[] new, Tensor[] old) -> Tensor[]", _unless_recomputing, *_not_recorded)
+
+
+@_fake("unless_recomputing")
+def _(new: list[Tensor], _: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(each) for each in new]
 
 
 def _statistics_like(x: Tensor) -> tuple[Tensor, Tensor]:
