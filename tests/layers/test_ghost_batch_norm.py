@@ -6,6 +6,7 @@ from torch import nn
 
 import steadynorm
 from steadynorm.rules import chunk_count
+from steadynorm.rules.ghost_batch_norm import chunk_of_each
 from tests.support.family import build, torchs
 from tests.support.layers import drawn, each_shape
 
@@ -120,3 +121,12 @@ def test_a_chunk_of_no_number_of_samples_is_refused(size):
 def test_one_value_per_channel_is_refused_as_torch_does():
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training, got 1"):
         steadynorm.GhostBatchNorm1d(3, ghost_batch_size=2)(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("values", [1, 4])
+@pytest.mark.parametrize("ghost_batch_size", [1, 2, 3, 32])
+def test_a_record_cuts_the_chunks_that_the_layer_does(values, ghost_batch_size):
+    for samples in range(1, 70):
+        chunks = chunk_count(samples, values, ghost_batch_size)
+        expected = [chunk for chunk, part in enumerate(torch.arange(samples).tensor_split(chunks)) for _ in part]
+        assert chunk_of_each(samples, values, ghost_batch_size, torch.device("cpu")).tolist() == expected, samples

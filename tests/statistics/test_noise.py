@@ -53,6 +53,20 @@ def test_it_looks_at_four_samples_from_all_over_the_batch():
     assert torch.equal(sample_noise(x, moments), sample_noise(x[::16], moments))
 
 
+@pytest.mark.parametrize("samples", [2, 3])
+def test_it_looks_at_all_of_fewer_samples(samples):
+    x = drawn(samples, 32, 9)
+    expected = (x.mean(2).var(0) / measure(x).var).mean()
+    torch.testing.assert_close(sample_noise(x, measure(x)), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("x", [drawn(1, 32, 9), torch.ones(1, 32, 9)], ids=["varying", "constant"])
+def test_a_single_sample_tells_nothing(x):
+    noise = torch.full((1,), 0.5, dtype=x.dtype)
+    follow_noise_(noise, x, measure(x), momentum=0.25)
+    assert noise.item() == 0.5
+
+
 def test_a_running_noise_follows_by_its_momentum_and_not_what_is_not_finite():
     x, noise = drawn(64, 32, 9), torch.full((1,), 0.5, dtype=torch.float64)
     seen = sample_noise(x, measure(x))

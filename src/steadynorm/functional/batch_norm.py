@@ -16,6 +16,7 @@ from steadynorm.functional.checks import (
     normalize_nothing,
 )
 from steadynorm.functional.way import choose_way
+from steadynorm.ops.dispatch import is_recorded
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 from steadynorm.rules import (
     BatchNormRule,
@@ -92,7 +93,9 @@ def batch_norm(
     check_training(input, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)
-    how = choose_way(input, residual, activation, weight, bias, running_mean, running_var)
+    # torch's function takes a number, which a record would keep for all batches.
+    averages_all = momentum is None and running_mean is not None and is_recorded()
+    how = choose_way(input, residual, activation, weight, bias, running_mean, running_var, torchs_own=not averages_all)
     if how == "torch":
         y = _torch_batch_norm(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, eps)
         return _activate_(y if residual is None else y.add_(residual), activation)

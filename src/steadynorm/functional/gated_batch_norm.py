@@ -81,14 +81,13 @@ def gated_batch_norm(
     if residual is not None:
         check_residual(input, residual)
     rule, per_channel = GatedBatchNormRule(eps, gate), (weight, bias, running_mean, running_var)
-    noise_momentum = noise_momentum if input.shape[0] > 1 else 0.0
     noise_of_batch = noise.detach().reshape(()).to(running_mean.dtype) / (
         input.shape[0] if samples is None else samples
     )
     if (
         samples is None
-        and input.numel() > input.shape[1]
         and choose_way(input, residual, activation, *per_channel, noise, confidence, torchs_own=False) == "one call"
+        and input.numel() > input.shape[1]
     ):
         return normalize_in_one_call(
             input,
@@ -100,7 +99,7 @@ def gated_batch_norm(
             running_mean=running_mean,
             running_var=running_var,
             momentum=momentum,
-            noise=noise if noise_momentum else None,
+            noise=noise if noise_momentum and input.shape[0] > 1 else None,
             noise_momentum=noise_momentum,
             residual=residual,
             activation=activation,

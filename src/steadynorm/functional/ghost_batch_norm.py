@@ -7,8 +7,18 @@ from torch import Tensor
 
 from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
 from steadynorm.functional.way import choose_way
+from steadynorm.ops._layout import laid_out
+from steadynorm.ops.dispatch import is_recorded
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import BatchNormRule, chunk_count, cut, normalize, normalize_in_one_call
+from steadynorm.rules import (
+    BatchNormRule,
+    chunk_count,
+    cut,
+    is_transformed,
+    normalize,
+    normalize_chunks_of_any_number,
+    normalize_in_one_call,
+)
 from steadynorm.statistics import Moments, as_row, pool
 from steadynorm.statistics.moments import statistics_dtype
 
@@ -49,6 +59,16 @@ def ghost_batch_norm(
     if input.numel() == 0:
         nothing = input.new_zeros(channels, dtype=statistics_dtype(input.dtype))
         return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
+    if is_recorded():
+        return normalize_chunks_of_any_number(
+            input if is_transformed() else laid_out(input),
+            BatchNormRule(eps),
+            weight,
+            bias,
+            ghost_batch_size=ghost_batch_size,
+            residual=residual,
+            activation=activation,
+        )
     chunks = chunk_count(samples, input[0].numel() // channels, ghost_batch_size)
     if choose_way(input, residual, activation, weight, bias, torchs_own=False) == "one call":
         return normalize_in_one_call(

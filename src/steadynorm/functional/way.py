@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steadynorm.ops.dispatch import choose_backend
+from steadynorm.ops.dispatch import choose_backend, records_torchs_own
 from steadynorm.ops.reference import Activation
 from steadynorm.rules import is_transformed, takes_one_call
 
@@ -34,8 +34,8 @@ def choose_way(
         others: further numbers of the rule; the first arguments are those of the functions.
         torchs_own: whether torch has a function for it, which small tensors are better left to.
     """
-    recognised = torchs_own and torch._C._get_tracing_state() is not None  # in a trace torch's own operation is best
-    if torch.compiler.is_compiling() or (is_transformed() and not recognised):
+    recorded = torchs_own and records_torchs_own(x)
+    if (torch.compiler.is_compiling() or is_transformed()) and not recorded:
         return "rule"
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     per_channel = (running_mean, running_var, weight, bias, *others)
@@ -44,6 +44,8 @@ def choose_way(
             return "rule"
     if (running_mean is None) != (running_var is None) or (residual is not None and residual.dtype != x.dtype):
         return "rule"
+    if recorded:
+        return "torch"
     fused = activation is not None or residual is not None
     chosen = choose_backend(x, residual, fused=fused, torchs_own=torchs_own)
     if chosen == "numba" and takes_one_call(x, *per_channel):

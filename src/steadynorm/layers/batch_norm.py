@@ -11,6 +11,7 @@ from steadynorm.functional import batch_norm
 from steadynorm.layers.running import is_recomputing
 from steadynorm.layers.shell import Shell
 from steadynorm.statistics import Moments
+from steadynorm.statistics.moments import count_of
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -45,7 +46,7 @@ class _BatchNorm(Shell):
             num_batches_tracked=batches,
         )
         if follows_moments and mean is not None and var is not None:
-            count = input.numel() // max(input.shape[1], 1)
+            count = count_of(input)
             self._follow(Moments(mean=mean, var=var * ((count - 1) / max(count, 1)), count=count))
         return y
 

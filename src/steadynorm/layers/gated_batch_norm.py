@@ -12,6 +12,7 @@ from steadynorm.layers.running import Nonfinite, is_recomputing
 from steadynorm.layers.shell import Shell
 from steadynorm.layers.state import Running, normal_tensors
 from steadynorm.layers.transforms import check_is_tensor
+from steadynorm.ops.dispatch import is_recorded
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.noise import follow_noise_
@@ -124,13 +125,14 @@ class _GatedBatchNorm(Shell):
 
     def _draw_samples(self, available: int) -> int | Tensor | None:
         """Draw how many samples are to stand for this batch: now and then a power of two below all."""
-        if self.small_batch_probability == 0 or available < 2:
+        if self.small_batch_probability == 0:
             return None
         few = torch.rand(()) < self.small_batch_probability
-        some = 2 ** torch.randint((available - 1).bit_length(), ())
-        if torch.compiler.is_compiling():  # which computes the same for every draw
+        below = (2 ** torch.arange(63) < available).sum()
+        some = 2 ** (torch.rand(()) * below).long()
+        if torch.compiler.is_compiling() or is_recorded():  # where the same is computed for every draw
             return torch.where(few, some, available)
-        return int(some) if few else None
+        return int(some) if few and available > 1 else None
 
     def _new_extra(self, like: Tensor) -> dict[str, dict[str, Tensor]]:
         wide = statistics_dtype(like.dtype)

@@ -15,6 +15,7 @@ from steadynorm.layers.transforms import check_is_tensor
 from steadynorm.ops._layout import laid_out
 from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments
+from steadynorm.statistics.moments import as_tensor
 from steadynorm.statistics.ranks import Ranks
 
 __all__ = ["MaskedBatchNorm1d"]
@@ -148,7 +149,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         super()._follow(batch)
         counter = self.num_batches_tracked
         if counter is not None and self.update_every == 1 and self._tracks() and not is_recomputing():
-            counter.sub_((torch.as_tensor(batch.count, device=counter.device) == 0).to(counter.dtype))
+            counter.sub_((as_tensor(batch.count, batch.mean) == 0).to(counter))
 
     def extra_repr(self) -> str:
         """List torch's arguments, then ours."""

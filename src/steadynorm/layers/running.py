@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steadynorm.layers import recomputation
 from steadynorm.layers.state import BANK, Running, State, normal_tensors
-from steadynorm.ops.dispatch import compiled_self_tuned, unless_recomputing
+from steadynorm.ops.dispatch import compiled_self_tuned, is_recorded, unless_recomputing
 from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.self_tuned import learning_rate
@@ -154,7 +154,9 @@ class RunningEstimates(State):
 
         None where :meth:`_follow` is to be called, with the moments.
         """
-        if torch.compiler.is_compiling() or self._follows_moments() or not self._tracks() or is_recomputing():
+        if torch.compiler.is_compiling() or is_recorded():  # where a number would be that of every batch
+            return None
+        if self._follows_moments() or not self._tracks() or is_recomputing():
             return None
         if self.num_batches_tracked is None or self.running_mean is None:
             return None

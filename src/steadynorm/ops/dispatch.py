@@ -29,8 +29,10 @@ __all__ = [
     "compiled_self_tuned",
     "count_compilations",
     "explain_backend",
+    "is_recorded",
     "kernels_for",
     "moments",
+    "records_torchs_own",
     "smallest_for_numba",
     "snapshot",
     "transform",
@@ -162,6 +164,26 @@ def unobserved(x: Tensor) -> bool:
     )
 
 
+# torch 2.6 has one flag alone, and sets it for an export that is not strict.
+_EXPORTING = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag") else "_is_compiling_flag"
+
+
+def is_recorded() -> bool:
+    """Whether torch.export or torch.jit.trace writes down what runs: for other sizes, and for use without this package.
+
+    A number that depends on a size must be a tensor there, and no operation may be one of ours.
+    """
+    return getattr(torch.compiler, _EXPORTING) or torch._C._get_tracing_state() is not None
+
+
+def records_torchs_own(x: Tensor) -> bool:
+    """Whether to leave a record to torch's own batch norm, which its readers recognise, whatever the size.
+
+    Not where :func:`backend` asks for another implementation, which is the formulas then: none of ours can be recorded.
+    """
+    return is_recorded() and (_wanted == "torch" or (_wanted == "auto" and _is_clear(x)))
+
+
 def smallest_for_numba(x: Tensor, *, fused: bool) -> int:
     """Count the values from which the compiled kernels are the faster ones, for such a dtype and memory layout."""
     rows = x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
@@ -191,7 +213,11 @@ def _as_asked(wanted: Backend, x: Tensor, others: tuple[Tensor | None, ...]) -> 
 
 def _torch_for(x: Tensor, choice: Choice) -> Choice:
     """Give torch's own kernel, except where it is not to be trusted."""
-    return _AMBIGUOUS if 1 in x.shape[1:] and not x.is_contiguous() else choice
+    return choice if _is_clear(x) else _AMBIGUOUS
+
+
+def _is_clear(x: Tensor) -> bool:
+    return 1 not in x.shape[1:] or x.is_contiguous()
 
 
 def _module(name: Backend) -> ModuleType:
@@ -311,7 +337,7 @@ def snapshot(x: Tensor) -> Tensor:
     A compiler that splits the two saves as little as it can and computes the rest anew, a copy too: from the tensor
     as it is by then (seen with torch 2.13). An operation of our own it does not compute twice.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or is_recorded():
         return x.detach().clone()
     copied: Tensor = torch.ops.steadynorm.snapshot.default(x.detach())
     return copied

@@ -11,7 +11,7 @@ from steadynorm.ops import reference
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
-from steadynorm.statistics.moments import channel_sum, per_channel, statistics_dtype
+from steadynorm.statistics.moments import channel_sum, count_of, per_channel, statistics_dtype
 from steadynorm.statistics.ranks import Ranks, is_mapped_backward, pool_over
 
 __all__ = ["activated", "is_transformed", "moments_with_graph", "normalize_by_formulas", "transformed"]
@@ -54,7 +54,7 @@ def moments_with_graph(x: Tensor, ranks: Ranks | None = None) -> Moments:
         mean = var = channel_sum(x.to(statistics_dtype(x.dtype)))
     else:
         mean, var = reference.moments(x)
-    moments = Moments(mean=mean, var=var, count=x.numel() // x.shape[1])
+    moments = Moments(mean=mean, var=var, count=count_of(x))
     return moments if ranks is None else pool_over(ranks, moments)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steadynorm.ops._layout import format_of_result
-from steadynorm.rules.formulas import is_transformed
+from steadynorm.ops.reference import Activation
+from steadynorm.rules.batch_norm import BatchNormRule
+from steadynorm.rules.formulas import is_transformed, transformed
+from steadynorm.statistics import Moments, pool
+from steadynorm.statistics.moments import statistics_dtype, two_passes
 
-__all__ = ["chunk_count", "cut"]
+__all__ = ["chunk_count", "chunk_of_each", "cut", "normalize_chunks_of_any_number"]
 
 
 def chunk_count(samples: int, values_per_sample: int, ghost_batch_size: int) -> int:
@@ -47,3 +52,49 @@ def cut(x: Tensor, chunks: int) -> tuple[Tensor, ...]:
         return x.tensor_split(chunks)
     parts: tuple[Tensor, ...] = _Cut.apply(x, chunks)  # type: ignore[no-untyped-call]
     return parts
+
+
+def normalize_chunks_of_any_number(
+    x: Tensor,
+    rule: BatchNormRule,
+    *parameters: Tensor | None,
+    ghost_batch_size: int,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize every chunk by its own moments, in tensor operations that are the same for every N.
+
+    Args:
+        x: shape (N, C, ...); no Python number is taken from its shape.
+        rule: as for :func:`steadynorm.rules.normalize`, with its parameters, residual and activation.
+        ghost_batch_size: see :func:`chunk_count`.
+
+    Returns:
+        y in the shape and dtype of x; the moments of the whole batch, without gradient.
+    """
+    values = math.prod(x.shape[2:])
+    chunk = chunk_of_each(x.shape[0], values, ghost_batch_size, x.device)
+
+    def total(v: Tensor) -> Tensor:
+        """Sum over the chunk of each sample, (N, C)."""
+        of_samples = v.unsqueeze(2).sum(list(range(2, v.dim() + 1)))
+        return torch.zeros_like(of_samples).index_add(0, chunk, of_samples)[chunk]
+
+    counts = x.new_full((x.shape[0], 1), values, dtype=statistics_dtype(x.dtype))
+    mean, var = two_passes(x, total, total(counts))
+    y = transformed(
+        x, rule.forward(Moments(mean=mean, var=var, count=total(counts)), *parameters), residual, activation
+    )
+    whole, _ = pool(torch.stack((mean, var, counts.expand_as(mean)), 1).detach())
+    return y, whole
+
+
+def chunk_of_each(samples: int, values_per_sample: int, ghost_batch_size: int, device: torch.device) -> Tensor:
+    """Give the number of each sample's chunk, shape (N,): what :func:`chunk_count` and ``tensor_split`` come to."""
+    at = torch.arange(samples, device=device)
+    n, values = at.new_full((), samples), at.new_full((), values_per_sample)
+    fewest_samples = torch.where(values == 1, 2, 1)
+    chunks = torch.minimum(-(-n // ghost_batch_size), n // fewest_samples).clamp(min=1)
+    size, larger = n // chunks, n % chunks
+    rest = at - larger * (size + 1)  # the first ones have a sample more
+    return torch.where(rest < 0, at // (size + 1), larger + rest // size)

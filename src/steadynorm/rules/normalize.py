@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from steadynorm.ops._layout import laid_out
-from steadynorm.ops.dispatch import kernels_for
+from steadynorm.ops.dispatch import is_recorded, kernels_for
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.formulas import is_transformed, normalize_by_formulas
 from steadynorm.rules.overflow import instead_of_overflow, is_looked_at
 from steadynorm.rules.rule import Affine, Rule
 from steadynorm.statistics import Moments
+from steadynorm.statistics.moments import count_of
 from steadynorm.statistics.ranks import Ranks, merge_over, sum_over
 
 __all__ = ["differentiable_backward", "normalize"]
@@ -49,9 +50,11 @@ def normalize(
         y in the shape and dtype of x and the memory format of torch's batch norm, differentiable twice with respect to
         x, residual and parameters; and the moments that the rule was applied to, without gradient.
     """
-    if is_transformed():
+    recorded = is_recorded() and ranks is None
+    if is_transformed() or recorded:
+        values = laid_out(x) if recorded and not is_transformed() else x
         y, moments = normalize_by_formulas(
-            x, rule, *parameters, residual=residual, activation=activation, stored=stored, ranks=ranks
+            values, rule, *parameters, residual=residual, activation=activation, stored=stored, ranks=ranks
         )
         return y, Moments(mean=moments.mean.detach(), var=moments.var.detach(), count=moments.count)
     if residual is x:  # Dynamo traces no function that is given one tensor twice
@@ -62,7 +65,7 @@ def normalize(
     y, mean, var, *count = _apply(x, residual, rule, activation, ranks, None, None, *parameters)
     if ranks is None and is_looked_at(x) and not var.max().item() < math.inf:
         y = instead_of_overflow(y, x, ~var.isfinite(), rule, *parameters, residual=residual, activation=activation)
-    return y, Moments(mean=mean, var=var, count=count[0] if count else _count(x))
+    return y, Moments(mean=mean, var=var, count=count[0] if count else count_of(x))
 
 
 def _apply(*arguments: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (as ``_Normalize`` has them)
@@ -79,10 +82,6 @@ def _apply(*arguments: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (as ``_Normal
 
 def _wants_gradient(arguments: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
-
-
-def _count(x: Tensor) -> int:
-    return x.numel() // x.shape[1]
 
 
 FIRST_PARAMETER = 7
@@ -109,7 +108,7 @@ class _Normalize(torch.autograd.Function):
             mean, var = kernels.moments(x)
         else:
             mean, var = stored_mean.clone(), stored_var.clone()  # they may change before the backward
-        moments = Moments(mean=mean, var=var, count=_count(x))
+        moments = Moments(mean=mean, var=var, count=count_of(x))
         if ranks is not None:
             moments = merge_over(ranks, moments)
         affine = rule.forward(moments, *parameters)
@@ -131,7 +130,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (as above)
         x, residual, mean, var, count, *parameters = ctx.saved_tensors
-        moments = Moments(mean=mean, var=var, count=_count(x) if count is None else count)
+        moments = Moments(mean=mean, var=var, count=count_of(x) if count is None else count)
         if torch.is_grad_enabled() or is_transformed(dy):
             needed = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[FIRST_PARAMETER:])
             given = moments if ctx.stored else None

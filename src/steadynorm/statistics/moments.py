@@ -6,12 +6,23 @@ Shape letters, here and in the kernels: N batch, C channels, S flattened space. 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "centred", "channel_sum", "measure", "per_channel", "statistics_dtype"]
+__all__ = [
+    "Moments",
+    "as_tensor",
+    "centred",
+    "channel_sum",
+    "count_of",
+    "measure",
+    "per_channel",
+    "statistics_dtype",
+    "two_passes",
+]
 
 SHRINK = 2.0**-12
 """Values are summed in units of 1/SHRINK: a sum of up to 2²⁴ squares then fits where their mean does."""
@@ -104,25 +115,46 @@ def measure(x: Tensor) -> Moments:
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", corrected two-pass.
     """
-    count = x.numel() // x.shape[1] if x.shape[1] else 0
+    count = count_of(x)
     if count == 0:
         nothing = x.new_full(x.shape[1:2], math.nan, dtype=statistics_dtype(x.dtype))
         return Moments(mean=nothing, var=nothing.clone(), count=0)
+    mean, var = two_passes(x, channel_sum, count)
+    return Moments(mean=mean, var=var, count=count)
+
+
+def two_passes(x: Tensor, total: Callable[[Tensor], Tensor], count: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and biased variance as :func:`measure` does, by whatever sums are to be taken.
+
+    Args:
+        x: shape (N, C, ...).
+        total: sums values of x, to a shape that :func:`per_channel` takes.
+        count: how many values it sums, broadcasts to that shape; at least 1.
+    """
     x = x.to(statistics_dtype(x.dtype)) * SHRINK
-    mean = channel_sum(x) / count
+    mean = total(x) / count
     rest = x.sub_(per_channel(mean, x))
-    correction = channel_sum(rest) / count
-    squares = channel_sum(rest.pow_(2)) / count
+    correction = total(rest) / count
+    squares = total(rest.pow_(2)) / count
     # Where the squares are infinite their correction may be so as well, and the difference NaN.
     var = torch.where(squares.isinf(), squares, squares - correction.square())
     # An infinite mean has no correction, and is infinite in torch's estimate as well.
     mean = torch.where(correction.isfinite(), mean + correction, mean)
-    return Moments(mean=mean / SHRINK, var=var.clamp(min=0) / SHRINK**2, count=count)
+    return mean / SHRINK, var.clamp(min=0) / SHRINK**2
 
 
 def centred(x: Tensor, center: Tensor) -> Tensor:
     """Compute x − center in at least float32; a tensor of its own in the layout of x, free to be changed in place."""
     return x.to(statistics_dtype(x.dtype), copy=True).sub_(per_channel(center, x))
+
+
+def count_of(x: Tensor) -> int | Tensor:
+    """Count the values per channel; 0 without channels.
+
+    A tensor in torch.jit.trace, where sizes are tensors, of a dtype that divides as well as the statistics need.
+    """
+    count = x.numel() // max(x.shape[1], 1)
+    return count.to(statistics_dtype(x.dtype)) if isinstance(count, Tensor) else count
 
 
 def channel_sum(x: Tensor) -> Tensor:
@@ -131,8 +163,13 @@ def channel_sum(x: Tensor) -> Tensor:
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """View ``values`` of shape (C,) so that it broadcasts along dimension 1 of ``x``."""
-    return values.view(-1, *[1] * (x.dim() - 2))
+    """View ``values`` of shape (C,) or (N, C) so that it broadcasts to ``x`` of shape (N, C, ...)."""
+    return values.view(*values.shape, *[1] * (x.dim() - 2))
+
+
+def as_tensor(count: int | Tensor, like: Tensor) -> Tensor:
+    """Give a count in the dtype and on the device of ``like``; one that follows from a free size stays free."""
+    return count.to(like) if isinstance(count, Tensor) else like.new_full((), count)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.statistics.moments import Moments, statistics_dtype
+from steadynorm.statistics.moments import Moments
 
 __all__ = ["follow_noise_", "sample_noise", "standardized_distance"]
 
@@ -23,30 +23,35 @@ def sample_noise(x: Tensor, batch: Moments) -> Tensor:
     N·S values, as if neighbouring pixels knew nothing of each other, understates the noise many times over.
 
     Args:
-        x: shape (N, C, ...), N ≥ 2; four samples are looked at, spread over the batch.
+        x: shape (N, C, ...); four samples are looked at, spread over the batch, or all of fewer. N is a size that
+            tracers and exporters leave free.
         batch: the moments of x.
 
     Returns:
-        a tensor of one value, NaN where x has values that are no finite numbers; channels of variance 0 tell nothing,
-        and where there are no others it is 1.
+        a tensor of one value, NaN for a single sample and where x has values that are no finite numbers; channels of
+        variance 0 tell nothing, and where there are no others it is 1.
     """
-    picked = min(MOST_SAMPLES, x.shape[0])
-    # x[k] would fix k in an export by torch 2.6, where it follows from a batch size that is free; narrow does not.
-    some = torch.cat([x.narrow(0, k * x.shape[0] // picked, 1) for k in range(picked)])
-    means = some.flatten(2).mean(2, dtype=statistics_dtype(x.dtype)) if x.dim() > 2 else some
+    at = torch.arange(MOST_SAMPLES, device=x.device)
+    samples = at.new_full((), x.shape[0])
+    picked = samples.clamp(max=MOST_SAMPLES)
+    some = x.index_select(0, torch.where(at < picked, at * samples // picked, 0)).to(batch.var.dtype)
+    means = some.flatten(2).mean(2) if x.dim() > 2 else some
+    among = (at < picked).unsqueeze(1)
+    mean = torch.where(among, means, 0).sum(0) / picked
+    var = torch.where(among, means - mean, 0).square().sum(0) / (picked - 1)
     varies = batch.var != 0
-    ratio = torch.where(varies, means.to(batch.var.dtype).var(0) / batch.var, 0)
     told = varies.sum()
-    return torch.where(told > 0, ratio.sum() / told.clamp(min=1), 1)
+    noise = torch.where(varies, var / batch.var, 0).sum() / told.clamp(min=1)
+    return torch.where(samples > 1, torch.where(told > 0, noise, 1), torch.nan)
 
 
 @torch.no_grad()
 def follow_noise_(noise: Tensor, x: Tensor, batch: Moments, *, momentum: float) -> None:
-    """Let a running estimate of the noise follow a batch of two samples or more, in place.
+    """Let a running estimate of the noise follow a batch, in place.
 
         noise = (1 − momentum)·noise + momentum·sample_noise(x, batch)
 
-    A batch whose noise is not finite leaves it as it is.
+    A batch whose noise is not finite leaves it as it is, and so does a single sample.
     """
     seen = sample_noise(x, batch).to(noise.dtype)
     noise.copy_(torch.lerp(noise, torch.where(seen.isfinite(), seen, noise), momentum))

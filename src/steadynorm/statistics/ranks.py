@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from steadynorm.statistics.moments import Moments
+from steadynorm.statistics.moments import Moments, as_tensor
 
 __all__ = [
     "Ranks",
@@ -108,7 +108,7 @@ def pool_over(ranks: Ranks, batch: Moments) -> Moments:
     Mean and var of an empty batch must be finite, and come from the input, so that its rank takes part in the backward.
     """
     _refuse_forward_mode()
-    count = torch.as_tensor(batch.count, dtype=batch.mean.dtype, device=batch.mean.device)
+    count = as_tensor(batch.count, batch.mean)
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Pool.apply
     mean, var, total = apply(batch.mean, batch.var, count, ranks)
     return Moments(mean=mean, var=var, count=total)

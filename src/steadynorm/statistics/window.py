@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.statistics.moments import Moments
+from steadynorm.statistics.moments import Moments, as_tensor
 
 __all__ = ["as_row", "pool"]
 
 
 def as_row(batch: Moments) -> Tensor:
     """Put mean, var and count into one tensor of shape (3, C), a row of a window; a batch without values is all 0."""
-    count = torch.as_tensor(batch.count, dtype=batch.mean.dtype, device=batch.mean.device).expand_as(batch.mean)
+    count = as_tensor(batch.count, batch.mean).expand_as(batch.mean)
     row = torch.stack((batch.mean, batch.var, count))
     return torch.where(count > 0, row, 0)
 
