@@ -128,6 +128,21 @@ with RunDirectory(Path({str(tmp_path)!r})).lock():
         pass
 
 
+def test_what_a_killed_process_left_unfinished_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    left = [
+        ".runs.json.k3_x9abc.part",
+        "state/.a.safetensors.k3_x9abc.part",
+        "checkpoints/.b.safetensors.0aaaaaa_.part",
+    ]
+    kept = [".report.html.k3_x9abc.part", "figures/.a.png.k3_x9abc.part", "state/a.safetensors", ".part", "state/.part"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with RunDirectory(tmp_path).lock():  # a report, which may be on its way, does not hold it
+        assert not any((tmp_path / name).exists() for name in left)
+    assert all((tmp_path / name).exists() for name in kept)
+
+
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
 def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path, kind: str) -> None:
     (tmp_path / "precious").write_text("precious")

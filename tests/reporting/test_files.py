@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from steadynorm.reporting.files import atomic_path, write_text
+from steadynorm.reporting.files import atomic_path, meant_name, write_text
 
 
 def test_a_written_file_holds_the_text_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -66,3 +66,9 @@ def test_who_reads_the_old_file_keeps_it_whole(tmp_path: Path) -> None:
     with path.open() as reader:
         write_text(path, "newer")
         assert reader.read() == "old"
+
+
+def test_the_name_that_an_unfinished_file_was_to_take_is_told(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.b.txt") as temporary:
+        assert meant_name(temporary.name) == "a.b.txt"
+    assert [meant_name(name) for name in ("a.txt", ".lock", ".a.part", "a.k3_x9abc.part")] == [None] * 4

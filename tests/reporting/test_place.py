@@ -22,6 +22,13 @@ def test_what_does_not_count_may_be_there(tmp_path: Path) -> None:
         check_new(tmp_path)
 
 
+def test_what_a_killed_process_left_of_such_a_file_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".runs.json.k3_x9abc.part").touch()
+    check_new(tmp_path, may_hold=["runs.json"])
+    with pytest.raises(UserError, match=r"it holds '\.runs\.json\.k3_x9abc\.part'"):
+        check_new(tmp_path, may_hold=["metrics.csv"])
+
+
 @pytest.mark.parametrize("place", ["full", "full/inner/..", "full/link", "/"])
 def test_a_directory_with_other_files_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.workers import by_first, is_first, on_first
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.files import write_bytes, write_text
+from steadynorm.reporting.files import meant_name, write_bytes, write_text
 from steadynorm.reporting.place import check_inside, check_own_file, file_in
 from steadynorm.reporting.records import (
     CellRecord,
@@ -36,8 +36,10 @@ from steadynorm.reporting.records import (
 __all__ = ["BEGUN", "RunDirectory"]
 
 LOCK = ".lock"
-BEGUN = (LOCK, "runs.json", "metrics.csv", "gradient_norms.csv")
+BEGUN = (LOCK, "config.json", "runs.json", "metrics.csv", "gradient_norms.csv")
 """What a directory may hold in which an experiment was about to begin."""
+WRITTEN = {"": (*BEGUN, "cells.json", "measurements.csv"), "state": None, "checkpoints": None}
+"""Folder -> the files in it that only the holder of the lock writes; None are all."""
 
 
 class RunDirectory:
@@ -78,6 +80,15 @@ class RunDirectory:
                 "Wait for it to end, or give another --out."
             ) from None
         check_inside(self.path)
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a killed process had not written to its end: nobody writes these files but who holds the lock."""
+        for folder, names in WRITTEN.items():
+            for path in (self.path / folder).glob(".*.part"):
+                meant = meant_name(path.name)
+                if meant is not None and path.is_file() and (names is None or meant in names):
+                    path.unlink()
 
     @by_first
     def begin(self, record: Record) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_path", "write_bytes", "write_text"]
+__all__ = ["atomic_path", "meant_name", "write_bytes", "write_text"]
+
+_UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")
 
 
 @contextlib.contextmanager
@@ -35,6 +38,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def meant_name(name: str) -> str | None:
+    """Give the name that a file of :func:`atomic_path` was to take before its process was killed; None for others.
+
+    >>> meant_name(".runs.json.k3_x9abc.part")
+    'runs.json'
+    """
+    found = _UNFINISHED.fullmatch(name)
+    return None if found is None else found[1]
 
 
 @contextlib.contextmanager

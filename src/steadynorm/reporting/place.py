@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.files import meant_name
 
 __all__ = ["check_inside", "check_new", "check_own_file", "file_in"]
 
@@ -17,7 +18,7 @@ def check_new(place: Path, *, may_hold: Collection[str] = ()) -> None:
 
     Args:
         place: it need not exist.
-        may_hold: names that do not count.
+        may_hold: names that do not count, nor what is left of writing such a file.
 
     Raises:
         UserError: it is no directory, or one that is not empty.
@@ -28,7 +29,7 @@ def check_new(place: Path, *, may_hold: Collection[str] = ()) -> None:
         return
     if not place.is_dir():
         raise UserError(f"--out: {place} is a file. Give a new directory.")
-    others = sorted(path.name for path in place.iterdir() if path.name not in may_hold)
+    others = sorted(path.name for path in place.iterdir() if (meant_name(path.name) or path.name) not in may_hold)
     if others:
         raise UserError(f"--out: {place} must be new or empty, it holds {others[0]!r}. Give a new directory.")
 
