@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steadynorm import layers
 from steadynorm.layers import MaskedBatchNorm1d, NormAddActivation
 from steadynorm.ops.dispatch import choose_backend, is_usable
+from steadynorm.statistics.ranks import Ranks
 from tests.support.family import build
 from tests.support.layers import drawn, randomize_
 
@@ -252,6 +253,48 @@ def test_onnx_evaluates_at_every_batch_size(kind):
 
 def trace(layer: nn.Module, x: Tensor) -> object:
     return torch.jit.trace(layer, x, check_trace=False)
+
+
+def export(layer: nn.Module, x: Tensor) -> object:
+    return torch.export.export(layer, (x,), strict=False)
+
+
+def export_strictly(layer: nn.Module, x: Tensor) -> object:
+    return torch.export.export(layer, (x,), strict=True)
+
+
+RECORDERS = [
+    trace,
+    export,
+    pytest.param(export_strictly, marks=pytest.mark.skipif(torch.__version__ < "2.7", reason="as above")),
+]
+
+
+@pytest.mark.parametrize("record", RECORDERS)
+@pytest.mark.parametrize("name", ["BatchNorm", "GatedBatchNorm", "GhostBatchNorm"])
+def test_a_window_of_batches_is_refused_by_name(record, name):
+    layer = build(name, update_every=2)
+    with pytest.raises(RuntimeError, match=rf"{name}2d: .*no window.*got update_every=2. Use update_every=1, or call"):
+        record(layer, example("plain"))
+    assert layer.num_batches_tracked == 0
+    record(layer.eval(), example("plain"))
+
+
+@pytest.mark.parametrize("record", RECORDERS)
+@pytest.mark.parametrize("make_layer", [synchronized, lambda: Masked(synchronized=True)], ids=["plain", "masked"])
+def test_moments_over_several_ranks_are_refused_by_name(record, make_layer, monkeypatch):
+    monkeypatch.setattr("steadynorm.layers.sync_batch_norm.ranks_of", lambda *_: Ranks("two", 0, 2))
+    layer, x = make_layer(), example("masked") if make_layer is not synchronized else example("plain")
+    with pytest.raises(RuntimeError, match=r"\w+BatchNorm\w*: .*over several ranks .*torch.jit.trace .* \.eval\(\)"):
+        record(layer, x)
+    record(layer.eval(), x)
+
+
+def test_raising_for_a_batch_is_refused_by_name_in_a_trace():
+    layer = build("BatchRenorm", nonfinite="raise")
+    with pytest.raises(RuntimeError, match=r"BatchRenorm2d: .*torch.jit.trace .*got nonfinite='raise'. Use .*'skip'"):
+        trace(layer, example("renorm"))
+    trace(layer.eval(), example("renorm"))
 
 
 def test_a_trace_draws_anew_for_every_batch():

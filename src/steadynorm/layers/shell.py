@@ -14,6 +14,7 @@ from steadynorm.layers.running import Nonfinite, RunningEstimates
 from steadynorm.layers.scripting import check_scriptable, evaluate_scripted
 from steadynorm.layers.state import Running, normal_tensors
 from steadynorm.layers.transforms import check_is_tensor, check_statistics_take_part
+from steadynorm.ops.dispatch import is_recorded
 from steadynorm.rules import is_transformed
 
 __all__ = ["Shell"]
@@ -90,7 +91,7 @@ class Shell(RunningEstimates):
         return self._evaluate(input, residual)
 
     def _check_transform(self, input: Tensor) -> None:
-        if is_transformed() and self._tracks():
+        if (is_transformed() or is_recorded()) and self._tracks():
             check_statistics_take_part(self, input)
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from steadynorm.layers.batch_norm import _BatchNorm
 from steadynorm.layers.name import describe
 from steadynorm.layers.running import Nonfinite
 from steadynorm.layers.state import Running
+from steadynorm.layers.transforms import check_not_recorded
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.ranks import Ranks, check_agreement, ranks_of
 
@@ -32,10 +33,12 @@ class OverRanks(_BatchNorm):
         """Give the ranks to normalize over in this forward, having seen once that they agree; None for none."""
         if not self.training:
             return None
-        if torch.compiler.is_compiling():
-            return ranks_of(self.process_group)
-        ranks = ranks_of(self.process_group, partial(describe, self))
-        if ranks is not None:
+        compiled = torch.compiler.is_compiling()
+        ranks = ranks_of(self.process_group, None if compiled else partial(describe, self))
+        if ranks is None:
+            return None
+        check_not_recorded(self)
+        if not compiled:
             what = (input.shape[1], statistics_dtype(input.dtype))
             if (ranks.group, *what) not in self._agreed:
                 check_agreement(ranks, *what, input.device)

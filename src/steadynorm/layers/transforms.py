@@ -6,16 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional.checks import check_one_size
+from steadynorm.ops.dispatch import is_recorded
 
-__all__ = ["check_is_tensor", "check_statistics_take_part"]
+__all__ = ["check_is_tensor", "check_not_recorded", "check_statistics_take_part"]
 
 
 def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
-    """Raise RuntimeError where a transform's batch is to move running estimates that lie outside the transform.
+    """Raise RuntimeError where a batch is to move running estimates, and a transform or a record does not let it.
 
-    Their new values would leave the transform as a side effect, which torch.func does not allow; raised before
-    anything has moved.
+    Estimates outside a transform would get their new values as a side effect, which torch.func does not allow; raised
+    before anything has moved.
     """
+    if is_recorded():
+        _check_record(layer)
+        return
     if torch.compiler.is_compiling():  # Dynamo reads no level; the operations in place are refused by torch itself
         return
     if getattr(layer, "update_every", 1) > 1:
@@ -33,6 +37,39 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
                 "buffers in by torch.func.functional_call (mapped as well, for vmap), call .eval(), or build the layer "
                 "with track_running_stats=False."
             )
+
+
+def _check_record(layer: nn.Module) -> None:
+    """Refuse what a record of one forward cannot do for the next ones."""
+    name, every = type(layer).__name__, getattr(layer, "update_every", 1)
+    if every > 1:
+        _refuse(
+            f"{name}: in training under torch.export or torch.jit.trace there can be no window of batches, which is no "
+            f"part of the module's state, got update_every={every}. Use update_every=1, or call .eval()."
+        )
+    if getattr(layer, "nonfinite", "propagate") == "raise" and not torch.compiler.is_compiling():
+        _refuse(
+            f"{name}: in training under torch.jit.trace nothing can be raised for a later batch, got "
+            "nonfinite='raise'. Use nonfinite='skip', call .eval(), or use torch.export."
+        )
+
+
+def check_not_recorded(layer: nn.Module) -> None:
+    """Raise RuntimeError where torch.export or torch.jit.trace records a training forward over several ranks."""
+    if is_recorded():
+        _refuse(
+            f"{type(layer).__name__}: in training over several ranks a gradient must flow between them, which neither "
+            "torch.export nor torch.jit.trace records. Call .eval()."
+        )
+
+
+def _refuse(message: str) -> None:
+    raise RuntimeError(message)
+
+
+# Dynamo, by which a strict export looks at the layers, shows no message of what is raised in the code that it traces.
+# This is what torch.compiler.assume_constant_result does, which would import the compiler.
+vars(_refuse)["_dynamo_marked_constant"] = True
 
 
 def check_is_tensor(
