@@ -297,6 +297,16 @@ def test_raising_for_a_batch_is_refused_by_name_in_a_trace():
     trace(layer.eval(), example("renorm"))
 
 
+def test_an_exported_layer_raises_for_a_batch_that_is_not_finite():
+    layer, x = make("plain", True), example("plain")
+    layer.nonfinite = "raise"
+    module = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False).module()
+    module(torch.cat((x, x)))
+    with pytest.raises(RuntimeError, match=r"BatchNorm2d: with nonfinite='raise' a training batch must be finite"):
+        module(torch.cat((x, x / 0)))
+    assert torch.is_grad_enabled()
+
+
 def test_a_trace_draws_anew_for_every_batch():
     layer = build("GatedBatchNorm", gate=1.0, small_batch_probability=0.5)
     traced, x = trace(layer, example("gated")), drawn(64, 3, 2, 3)

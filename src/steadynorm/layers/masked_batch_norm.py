@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from steadynorm.functional import Activation, masked_batch_norm, valid_positions
 from steadynorm.functional.checks import check_residual
-from steadynorm.layers.running import Nonfinite, is_recomputing
+from steadynorm.layers.running import Nonfinite
 from steadynorm.layers.state import Running
 from steadynorm.layers.sync_batch_norm import OverRanks
 from steadynorm.layers.transforms import check_is_tensor
@@ -144,11 +144,10 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
     def _ranks(self, input: Tensor) -> Ranks | None:
         return super()._ranks(input) if self.synchronized else None
 
-    @torch.no_grad()
-    def _follow(self, batch: Moments) -> None:
-        super()._follow(batch)
+    def _move(self, batch: Moments) -> None:
+        super()._move(batch)
         counter = self.num_batches_tracked
-        if counter is not None and self.update_every == 1 and self._tracks() and not is_recomputing():
+        if counter is not None and self.update_every == 1:
             counter.sub_((as_tensor(batch.count, batch.mean) == 0).to(counter))
 
     def extra_repr(self) -> str:

@@ -105,12 +105,18 @@ class RunningEstimates(State):
         plain = self.update_every == 1 and self.nonfinite == "propagate" and self.running == "exponential"
         return not plain and self.running_mean is not None
 
-    @torch.no_grad()
     def _follow(self, batch: Moments) -> None:
         """Count a batch and let the running estimates follow, where it is due."""
         if not self._tracks() or is_recomputing():
             return
         self._check_channels(batch)
+        # Outside of no_grad: an exported module that raises within leaves the caller without gradients.
+        if self.nonfinite == "raise" and self.running_mean is not None:
+            self._check_finite(batch)
+        self._move(batch)
+
+    @torch.no_grad()
+    def _move(self, batch: Moments) -> None:
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if self.running_mean is None or self.running_var is None:
@@ -118,8 +124,6 @@ class RunningEstimates(State):
         if not self._follows_moments():
             follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
             return
-        if self.nonfinite == "raise":
-            self._check_finite(batch)
         if self._needs_no_window(batch):
             self._follow_one(batch)
         elif self.update_every == 1:
@@ -251,8 +255,6 @@ class RunningEstimates(State):
         if torch.compiler.is_compiling():
             torch._assert_async(finite, message)
         elif not finite:
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.sub_(1)
             raise RuntimeError(message)
 
     @staticmethod
