@@ -319,6 +319,32 @@ def test_an_unknown_option_leaves_the_model_alone():
     assert_state_equal(model, before)
 
 
+@each_kind
+def test_given_eps_and_momentum_take_the_place_of_the_old_ones(to):
+    model = mixed()
+    to_kind(model, to, eps=0.5, momentum=0.25)
+    assert {(model[place].eps, model[place].momentum) for place in (1, 8)} == {(0.5, 0.25)}
+
+
+def test_group_norm_takes_a_given_eps():
+    model = mixed()
+    convert_(model, "group_norm", eps=0.5)
+    assert model[1].eps == model[8].eps == 0.5
+
+
+@pytest.mark.parametrize(
+    "option", [{"affine": False}, {"device": "cpu"}, {"dtype": torch.float64}, {"num_features": 3}, {"bias": False}]
+)
+@pytest.mark.parametrize("to", ["frozen_batch_norm", "group_norm"])
+def test_what_the_old_layers_decide_is_no_option(to, option):
+    model = mixed()
+    before = snapshot(model)
+    (name,) = option
+    with pytest.raises(TypeError, match=rf"convert_: {name} is that of the layer which is converted"):
+        convert_(model, to, **option)
+    assert_state_equal(model, before)
+
+
 def test_batches_are_for_group_norm():
     with pytest.raises(ValueError, match="recalibrate_"):
         convert_(mixed(), "batch_norm", batches=[MIXED_INPUT])

@@ -134,3 +134,9 @@ def test_a_decay_that_is_no_number_is_refused(decay):
 @pytest.mark.parametrize("decay", [0, 1, np.float32(0.5), np.float64(0.5)])
 def test_whole_numbers_and_numpys_are_numbers(decay):
     assert param_groups(mixed(), decay)[0]["weight_decay"] == decay
+
+
+@pytest.mark.parametrize("model", [(parameter for parameter in mixed().parameters()), [nn.Linear(2, 2)], None])
+def test_a_model_that_is_none_is_refused(model):
+    with pytest.raises(TypeError, match=r"param_groups: model must be a torch.nn.Module, got .*\. Pass the model"):
+        param_groups(model, 0.1)

@@ -84,16 +84,17 @@ def convert_(
             synchronised layer does not tell its dimensions, or to see which layers are called with a residual.
         batches: for group and layer norm, a loader's: a tensor, ``(input, ...)`` or a mapping; run several times.
         forward: model and example or batch -> output, where the model is called otherwise.
-        options: keyword arguments of the new layer, as ``ghost_batch_size``; without them those that both kinds have
-            are carried over. Group norm takes ``num_groups``: None finds the most, up to 32, that divide the channels
-            and leave 16 of them to a group.
+        options: keyword arguments of the new layer, as ``ghost_batch_size`` or ``eps``; without them those that both
+            kinds have are carried over. Group norm takes ``num_groups``: None finds the most, up to 32, that divide the
+            channels and leave 16 of them to a group.
 
     Returns:
         the Change; its ``model`` is another module only where the root itself was converted.
 
     Raises:
         ValueError: no such kind; ``batches`` for a batch norm.
-        TypeError: an option that the layer does not know; a model that is wrapped or compiled.
+        TypeError: an option that the layer does not know, or that the old layer decides (channels, weight and bias,
+            device, dtype); a model that is wrapped or compiled.
         RuntimeError: with ``batches``, a batch norm is called from outside the submodules, and so runs on.
     """
     kind = find_kind(to)
@@ -102,6 +103,7 @@ def convert_(
             f"convert_: batches start group or layer norm; {kind.name} keeps the statistics that are there. "
             "Use recalibrate_ to measure them anew."
         )
+    _check_options(options)
     check_plain("convert_", model)
     given = None if batches is None else list(Batches(batches, "convert_"))
     with Journal("convert_", model) as journal:
@@ -112,6 +114,14 @@ def convert_(
         if given is None:
             return journal.finish()
         return journal.finish(**start_from_data(journal, reference, converted, given, forward))
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for name in ("num_features", "affine", "bias", "track_running_stats", "device", "dtype"):
+        if name in options:
+            raise TypeError(
+                f"convert_: {name} is that of the layer which is converted, got {name}={options[name]!r}. Leave it out."
+            )
 
 
 def to_torch_(

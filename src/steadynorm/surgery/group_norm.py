@@ -33,13 +33,16 @@ def groups_for(channels: int) -> int:
     return next((groups for groups in range(most, 1, -1) if channels % groups == 0), 1)
 
 
-def build_group_norm(old: Norm, *, layer_norm: bool, num_groups: int | None = None) -> tuple[nn.Module, list[str]]:
-    """Build group norm for a batch norm's channels, with its eps; weight and bias are not moved yet.
+def build_group_norm(
+    old: Norm, *, layer_norm: bool, num_groups: int | None = None, eps: float | None = None
+) -> tuple[nn.Module, list[str]]:
+    """Build group norm for a batch norm's channels; weight and bias are not moved yet.
 
     Args:
         old: the batch norm.
         layer_norm: whether all channels are one group.
         num_groups: None chooses by :func:`groups_for`.
+        eps: None is the batch norm's.
 
     Raises:
         ValueError: ``num_groups`` does not divide the channels.
@@ -53,7 +56,7 @@ def build_group_norm(old: Norm, *, layer_norm: bool, num_groups: int | None = No
         )
     weight = old._parameters.get("weight")
     like: dict[str, Any] = {} if weight is None else {"device": weight.device, "dtype": weight.dtype}
-    new = nn.GroupNorm(groups, channels, eps=old.eps, affine=weight is not None, **like)
+    new = nn.GroupNorm(groups, channels, eps=old.eps if eps is None else eps, affine=weight is not None, **like)
     notes = []
     if groups == channels:
         notes.append("each channel is a group of its own: of (N, C) input nothing but the bias is left")

@@ -44,7 +44,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         may be unfrozen. A group without parameters is left out.
 
     Raises:
-        TypeError: weight decay is no number; a boolean is none.
+        TypeError: the model is no module, as its parameters are none; weight decay is no number, as a boolean is none.
         ValueError: weight decay is negative, NaN or infinite.
 
     Source: He et al. 2019 (arXiv 1812.01187), section 3.1; Goyal et al. 2017 (arXiv 1706.02677), section 5.
@@ -53,6 +53,11 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
     [(1, 0.0005), (3, 0.0)]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"param_groups: model must be a torch.nn.Module, got {type(model).__name__}. Pass the model, not its "
+            "parameters: only modules tell which of them belong to a norm."
+        )
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, Real):
         raise TypeError(f"param_groups: weight_decay must be a number, such as 5e-4, got {weight_decay!r}.")
     if not (weight_decay >= 0 and math.isfinite(weight_decay)):

@@ -138,24 +138,23 @@ def why_not_rebuilt(module: Norm) -> str | None:
 def fresh_like(module: Norm, cls: type[nn.Module], **options: Any) -> nn.Module:  # noqa: ANN401 (the class's)
     """Build a layer of a class for as many channels, with torch's arguments of another batch norm, where that lies.
 
+    Options come before what the other batch norm has.
+
     Raises:
         ValueError: the class refuses these arguments.
         TypeError: the class does not know an option.
     """
     tensor = next((each for each in _state_of(module).values() if each is not None and each.is_floating_point()), None)
     parameter = module._parameters.get("weight")
-    where: dict[str, Any] = {}
+    like: dict[str, Any] = {
+        "eps": eps_of(module),
+        "momentum": getattr(module, "momentum", 0.1),
+        "affine": getattr(module, "weight", None) is not None,
+        "track_running_stats": module._buffers.get("running_mean") is not None,
+    }
     if tensor is not None:
-        where = {"device": tensor.device, "dtype": tensor.dtype if parameter is None else parameter.dtype}
-    return cls(
-        channels_of(module),
-        eps=eps_of(module),
-        momentum=getattr(module, "momentum", 0.1),
-        affine=getattr(module, "weight", None) is not None,
-        track_running_stats=module._buffers.get("running_mean") is not None,
-        **where,
-        **options,
-    )
+        like |= {"device": tensor.device, "dtype": tensor.dtype if parameter is None else parameter.dtype}
+    return cls(channels_of(module), **like | options)
 
 
 def move_state(module: Norm, new: nn.Module) -> list[str]:
