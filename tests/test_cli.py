@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from steadynorm import __version__, cli
+from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.reporting.failure import Interrupted, UserError
 from steadynorm.reporting.records import read_record
 from tests.support.experiments import on_tiny_data
@@ -119,8 +120,9 @@ def test_json_is_the_summary_alone(compared: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == json.loads((compared / "summary.json").read_text())
 
 
-def test_the_commands_are_these() -> None:
-    assert list(cli.COMMANDS) == list(FLAGS)
+def test_the_commands_are_these_and_further_experiments() -> None:
+    assert [name for name in cli.COMMANDS if name in FLAGS] == list(FLAGS)
+    assert cli.COMMANDS.keys() - FLAGS.keys() == EXPERIMENTS.keys() - FLAGS.keys()
 
 
 @pytest.mark.parametrize("command", FLAGS)

@@ -7,15 +7,8 @@ from typing import get_args
 import pytest
 
 from steadynorm import cli
+from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.reporting.report import Verdict
-
-EXPERIMENTS = [
-    name for name in cli.COMMANDS if name not in ("export", "report", "warmup") and not name.startswith("bench")
-]
-
-
-def test_these_are_the_experiments() -> None:
-    assert EXPERIMENTS == ["compare", "sweep", "shift", "stream", "scale", "landscape", "classic"]
 
 
 @pytest.mark.slow

@@ -25,10 +25,10 @@ from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.deploy.configuration import ExportConfig  # noqa: E402
 from steadynorm.deploy.pipeline import run_export  # noqa: E402
 from steadynorm.deploy.report import build_export_report, missed_target  # noqa: E402
-from steadynorm.lab.experiment import explain_stop  # noqa: E402
-from steadynorm.lab.experiments import classic, compare, landscape, scale, shift, stream, sweep  # noqa: E402
+from steadynorm.lab.experiment import Experiment, explain_stop  # noqa: E402
+from steadynorm.lab.experiments import EXPERIMENTS  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
-from steadynorm.lab.progress import Display, open_display  # noqa: E402
+from steadynorm.lab.progress import open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
 from steadynorm.reporting.printable import printable  # noqa: E402
@@ -46,15 +46,15 @@ class ReportConfig:
     """Print the summary as JSON on standard output."""
 
 
-def _experiment(run: Callable[[Any, Display], Path]) -> Callable[[Any], None]:
+def _command(experiment: Experiment[Any]) -> Callable[[Any], None]:
     """Make the command of an experiment: run it, and report it."""
 
     def command(config: Any) -> None:  # noqa: ANN401 (each experiment's own flags)
         reuse_memory()
         with joined(), open_display() as display:
-            directory = run(config, display)
+            directory = experiment.run(config, display)
             display.message("making the report")
-            with explain_stop(run.__module__.rpartition(".")[2], directory, display):
+            with explain_stop(experiment.name, directory, display):
                 page = on_first(lambda: build_report(directory))
         if is_first():
             _show(page, as_json=config.json)
@@ -78,13 +78,7 @@ def report(config: ReportConfig) -> None:
 
 # command -> (its flags, what it does)
 COMMANDS: dict[str, Command] = {
-    "compare": (compare.CompareConfig, _experiment(compare.run)),
-    "sweep": (sweep.SweepConfig, _experiment(sweep.run)),
-    "shift": (shift.ShiftConfig, _experiment(shift.run)),
-    "stream": (stream.StreamConfig, _experiment(stream.run)),
-    "scale": (scale.ScaleConfig, _experiment(scale.run)),
-    "landscape": (landscape.LandscapeConfig, _experiment(landscape.run)),
-    "classic": (classic.ClassicConfig, _experiment(classic.run)),
+    **{name: (one.config, _command(one)) for name, one in EXPERIMENTS.items()},
     "export": (ExportConfig, export),
     "report": (ReportConfig, report),
     "warmup": (WarmupConfig, warmup),

@@ -139,12 +139,12 @@ def test_a_directory_of_another_experiment_is_not_resumed(tmp_path: Path) -> Non
     record = replace(describe("compare", CONFIG, DATA), experiment="bake")
     RunDirectory(tmp_path).begin(record)
     with pytest.raises(UserError, match=f"--resume: {tmp_path} holds bake"):
-        compare.run(CompareConfig(resume=tmp_path), Recorder())
+        compare.EXPERIMENT.run(CompareConfig(resume=tmp_path), Recorder())
 
 
 def test_training_sees_the_first_images_only(tmp_path: Path) -> None:
     with on_tiny_data():
-        compare.run(
+        compare.EXPERIMENT.run(
             replace(TINY, arms=("none",), epochs=1, milestones=(), train_images=40, out=tmp_path / "a"), Recorder()
         )
     record = read_record(tmp_path / "a")
@@ -161,14 +161,14 @@ def test_what_torchrun_starts_again_goes_on_in_its_own_directory(
     short = replace(TINY, arms=("none",), out=tmp_path / "a")
     with on_tiny_data():
         with pytest.raises(KeyboardInterrupt):
-            compare.run(short, Recorder(fail_after_epoch=2, error=KeyboardInterrupt()))
+            compare.EXPERIMENT.run(short, Recorder(fail_after_epoch=2, error=KeyboardInterrupt()))
         with pytest.raises(UserError, match="holds an experiment already"):
-            compare.run(short, Recorder())
+            compare.EXPERIMENT.run(short, Recorder())
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         with pytest.raises(UserError, match="holds an experiment already"):
-            compare.run(replace(short, lr=0.01), Recorder())
+            compare.EXPERIMENT.run(replace(short, lr=0.01), Recorder())
         display = Recorder()
-        compare.run(short, display)
+        compare.EXPERIMENT.run(short, display)
     assert display.begun == [f"1/1 {read_record(tmp_path / 'a').runs[0].spec.name} 2 2"]
 
 
@@ -178,8 +178,8 @@ def test_workers_that_may_start_again_must_be_told_their_directory(
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with on_tiny_data():
         with pytest.raises(UserError, match="--out: must be given where torchrun may start the workers again"):
-            compare.run(replace(TINY, out=None), Recorder())
-        compare.run(replace(TINY, arms=("none",), epochs=1, milestones=(), out=tmp_path / "a"), Recorder())
+            compare.EXPERIMENT.run(replace(TINY, out=None), Recorder())
+        compare.EXPERIMENT.run(replace(TINY, arms=("none",), epochs=1, milestones=(), out=tmp_path / "a"), Recorder())
 
 
 def test_a_record_of_another_number_of_workers_is_refused() -> None:

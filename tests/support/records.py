@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from steadynorm.lab.report.build import REPORTS, build_report, head_of
+from steadynorm.lab.experiments import EXPERIMENTS
+from steadynorm.lab.report.build import build_report, head_of
 from steadynorm.reporting.records import (
     Epoch,
     LayerGradient,
@@ -110,7 +111,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def summary_json(record: Record) -> dict[str, Any]:
     """Give what ``summary.json`` would hold."""
-    return as_json(head_of(record), REPORTS[record.experiment](record))
+    return as_json(head_of(record), EXPERIMENTS[record.experiment].describe(record))
 
 
 def record(runs: Sequence[RunRecord], **changes: Any) -> Record:

@@ -1,4 +1,4 @@
-"""What the commands of all experiments share: configuration on disk, the start, the stop, and going on."""
+"""An experiment as an entry of the registry, and what all of them share: the start, the stop, and going on."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ from steadynorm.reporting.chance import most_frequent
 from steadynorm.reporting.failure import Interrupted, UserError, reason_of
 from steadynorm.reporting.place import check_new
 from steadynorm.reporting.records import Record, read_record
+from steadynorm.reporting.report import Report
 
 __all__ = [
+    "Experiment",
     "Task",
     "as_config",
     "check_same",
@@ -49,7 +51,6 @@ __all__ = [
     "describe",
     "explain_stop",
     "new_place",
-    "run_experiment",
     "stored_config",
 ]
 
@@ -78,54 +79,61 @@ class Task(Generic[ConfigT]):
         return dataclasses.replace(self, directory=directory, display=silent_display(), pool=None)
 
 
-def run_experiment(
-    name: str,
-    config: ConfigT,
-    display: Display,
-    *,
-    quick: Mapping[str, Any],
-    check: Callable[[ConfigT], None],
-    work: Callable[[Task[ConfigT]], None],
-) -> Path:
-    """Run an experiment, or the rest of it, in a run directory of its own.
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Generic[ConfigT]):
+    """An experiment: everything that its command, its report and its tests are made from."""
 
-    Args:
-        name: of the command.
-        config: its flags.
-        display: sees how it goes.
-        quick: what ``--quick`` sets where the user did not.
-        check: refuses flags that make no such experiment, before anything is written.
-        work: trains and measures; skips by itself what the directory knows.
+    name: str
+    """Of the command."""
+    config: type[ConfigT]
+    """Its flags; the docstring is the command's help."""
+    quick: Mapping[str, Any]
+    """What ``--quick`` sets where the user did not."""
+    check: Callable[[ConfigT], None]
+    """Refuses flags that make no such experiment, before anything is written."""
+    work: Callable[[Task[ConfigT]], None]
+    """Trains and measures; skips by itself what the run directory knows."""
+    describe: Callable[[Record], Report]
+    """Says what the report of a record shows, finished or not."""
 
-    Returns:
-        the run directory, with everything measured; the report is still to be made.
+    def run(self, config: ConfigT, display: Display) -> Path:
+        """Run the experiment, or the rest of it, in a run directory of its own.
 
-    Raises:
-        UserError: what was asked for cannot be done.
-    """
-    _check_workers(config)
-    place = on_first(lambda: config.resume or config.out or new_place(name))
-    config, stored = on_first(lambda: _begun_before(name, config, quick))
-    everywhere(lambda: check(config))
-    threads = stored.resolved["threads"] if stored is not None else _threads(config)
-    torch.set_num_threads(threads if config.on == "local" else min(threads, count_cores()))  # Ray's tasks set their own
-    dataset = everywhere(lambda: load_dataset(config.data, data_dir=config.data_dir, progress=display.message))
-    if config.train_images is not None:
-        dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
-    record = describe(name, config, dataset, threads=threads)
-    check_alike(record.resolved, what="Give all workers the same data and hardware.")
-    if stored is not None:
-        check_same(stored, record, display)
-    directory = RunDirectory(place)
-    with directory.lock():
-        if stored is None:
-            directory.begin(record)
-        with explain_stop(name, place, display, _where(config)):
-            _announce(record, config, place, display)
-            task = Task(config=config, record=record, dataset=dataset, directory=directory, display=display)
-            with _pool(config, threads, display) as pool, overflow_ignored():
-                work(dataclasses.replace(task, pool=pool))
-    return place
+        Args:
+            config: its flags.
+            display: sees how it goes.
+
+        Returns:
+            the run directory, with everything measured; the report is still to be made.
+
+        Raises:
+            UserError: what was asked for cannot be done.
+        """
+        _check_workers(config)
+        place = on_first(lambda: config.resume or config.out or new_place(self.name))
+        config, stored = on_first(lambda: _begun_before(self.name, config, self.quick))
+        everywhere(lambda: self.check(config))
+        threads = stored.resolved["threads"] if stored is not None else _threads(config)
+        torch.set_num_threads(
+            threads if config.on == "local" else min(threads, count_cores())
+        )  # Ray's tasks set theirs
+        dataset = everywhere(lambda: load_dataset(config.data, data_dir=config.data_dir, progress=display.message))
+        if config.train_images is not None:
+            dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
+        record = describe(self.name, config, dataset, threads=threads)
+        check_alike(record.resolved, what="Give all workers the same data and hardware.")
+        if stored is not None:
+            check_same(stored, record, display)
+        directory = RunDirectory(place)
+        with directory.lock():
+            if stored is None:
+                directory.begin(record)
+            with explain_stop(self.name, place, display, _where(config)):
+                _announce(record, config, place, display)
+                task = Task(config=config, record=record, dataset=dataset, directory=directory, display=display)
+                with _pool(config, threads, display) as pool, overflow_ignored():
+                    self.work(dataclasses.replace(task, pool=pool))
+        return place
 
 
 def _threads(config: ExperimentConfig) -> int:

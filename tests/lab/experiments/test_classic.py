@@ -52,7 +52,7 @@ def worker(how: str, place: str, threads: str) -> None:
 
 def run(config: ClassicConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        return read_record(classic.run(config, display or Recorder()))
+        return read_record(classic.EXPERIMENT.run(config, display or Recorder()))
 
 
 @pytest.fixture(scope="module")

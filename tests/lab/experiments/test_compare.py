@@ -19,7 +19,7 @@ from tests.support.experiments import TINY, Recorder, kill, on_tiny_data, tiny_d
 
 def run(config: CompareConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        return read_record(compare.run(config, display or Recorder()))
+        return read_record(compare.EXPERIMENT.run(config, display or Recorder()))
 
 
 class Slow(Recorder):
@@ -153,7 +153,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
     other.train.pixels.zero_()
     monkeypatch.setattr(experiment, "load_dataset", lambda name, **_: other)
     with pytest.raises(UserError, match="the data set is not the one"):
-        compare.run(CompareConfig(resume=place), Recorder())
+        compare.EXPERIMENT.run(CompareConfig(resume=place), Recorder())
 
 
 def test_resuming_uses_the_threads_that_the_experiment_began_with(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.reporting.records import Record, read_record
 from tests.support.experiments import Recorder, kill, on_tiny_data, without_times
 from tests.support.records import summary_json
@@ -44,11 +45,10 @@ class Waiting(Recorder):
 
 def run(name: str, display: Recorder, **changes: Any) -> Path:
     """Run or resume the tiny form of an experiment."""
-    module = importlib.import_module(f"steadynorm.lab.experiments.{name}")
     tiny = importlib.import_module(f"tests.lab.experiments.test_{name}").TINY
     config = type(tiny)(**changes) if "resume" in changes else replace(tiny, **PLANS[name][1], **changes)
     with on_tiny_data():
-        return module.run(config, display)
+        return EXPERIMENTS[name].run(config, display)
 
 
 def worker(name: str, how: str, place: str, threads: str) -> None:

@@ -23,7 +23,7 @@ STEPS = 12  # two epochs of 96 images in batches of 16
 
 def run(config: LandscapeConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        return read_record(landscape.run(config, display or Recorder()))
+        return read_record(landscape.EXPERIMENT.run(config, display or Recorder()))
 
 
 class Waiting(Recorder):
@@ -154,7 +154,7 @@ def test_training_is_that_of_the_comparison(tmp_path: Path) -> None:
     arms = ("batch_norm", "none")
     record = run(replace(TINY, arms=arms, epochs=4, milestones=(2, 3), out=tmp_path / "a"))
     with on_tiny_data():
-        compared = read_record(compare.run(replace(COMPARE, arms=arms, out=tmp_path / "b"), Recorder()))
+        compared = read_record(compare.EXPERIMENT.run(replace(COMPARE, arms=arms, out=tmp_path / "b"), Recorder()))
     for cell, other in zip(record.cells, compared.runs, strict=True):
         assert [value for _, value in measured(cell, "val_accuracy")] == [row.val_accuracy for row in other.epochs]
         assert [value for _, value in measured(cell, "val_loss")] == [row.val_loss for row in other.epochs]

@@ -21,12 +21,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from steadynorm.lab import ray_pool
-from steadynorm.lab.experiments import landscape, stream, sweep
+from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.lab.experiments.stream import StreamConfig
 from steadynorm.lab.experiments.sweep import SweepConfig
 from steadynorm.lab.progress import silent_display
-from steadynorm.lab.report.build import REPORTS
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Record, RunRecord, RunSpec, read_record
 from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
@@ -67,7 +66,6 @@ CELLS = LandscapeConfig(
     threads=1,
 )
 PORT = 26379  # of the cluster that is started here
-MODULES = {SweepConfig: sweep, StreamConfig: stream, LandscapeConfig: landscape}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +107,9 @@ def await_answer(port: int) -> None:
 
 
 def run(config: Any, display: Recorder | None = None) -> Record:
-    return read_record(MODULES[type(config)].run(config, display or Recorder()))
+    return read_record(
+        next(one for one in EXPERIMENTS.values() if one.config is type(config)).run(config, display or Recorder())
+    )
 
 
 def numbers(record: Record) -> Any:
@@ -129,7 +129,9 @@ def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(local: Pat
     display, place, expected = Recorder(), tmp_path / "a", read_record(local)
     found = run(replace(SWEEP, on="ray", out=place), display)
     assert numbers(found) == numbers(expected) and len(found.runs) > 8
-    assert {one.status for one in found.runs} == {"finished", "diverged"} and REPORTS["sweep"](found).finished
+    assert {one.status for one in found.runs} == {"finished", "diverged"} and EXPERIMENTS["sweep"].describe(
+        found
+    ).finished
     assert any(" at once, 1 thread each" in message for message in display.messages)
     both = [sorted((one / "checkpoints").iterdir()) for one in (place, local)]
     assert [path.name for path in both[0]] == [path.name for path in both[1]]

@@ -31,7 +31,7 @@ TINY = ScaleConfig(
 
 def run(config: ScaleConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        return read_record(scale.run(config, display or Recorder()))
+        return read_record(scale.EXPERIMENT.run(config, display or Recorder()))
 
 
 def test_every_variant_is_trained_at_every_batch_size(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ TINY = ShiftConfig(
 
 def run(config: ShiftConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        return read_record(shift.run(config, display or Recorder()))
+        return read_record(shift.EXPERIMENT.run(config, display or Recorder()))
 
 
 @pytest.fixture(scope="module")

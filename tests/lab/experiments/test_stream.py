@@ -25,7 +25,7 @@ TINY = StreamConfig(
 
 def run(config: StreamConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        return read_record(stream.run(config, display or Recorder()))
+        return read_record(stream.EXPERIMENT.run(config, display or Recorder()))
 
 
 @pytest.fixture(scope="module")

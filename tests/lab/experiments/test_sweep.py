@@ -16,7 +16,7 @@ TINY = SweepConfig(
 
 def run(config: SweepConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        return read_record(sweep.run(config, display or Recorder()))
+        return read_record(sweep.EXPERIMENT.run(config, display or Recorder()))
 
 
 def test_every_place_of_the_grid_is_trained_with_its_own_depth_and_batch_size(tmp_path: Path) -> None:

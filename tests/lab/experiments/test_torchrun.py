@@ -39,14 +39,14 @@ NUMBERS += ["grad_norm_mean", "grad_norm_p5", "grad_norm_p95"]
 def compared(config: CompareConfig, display: Recorder | None = None) -> RunRecord:
     """The one network of a comparison."""
     with on_tiny_data():
-        place = compare.run(config, display or Recorder())
+        place = compare.EXPERIMENT.run(config, display or Recorder())
     record: Record = on_first(lambda: read_record(place))
     return record.runs[0]
 
 
 def measured(config: LandscapeConfig, display: Recorder | None = None) -> Record:
     with on_tiny_data():
-        place = landscape.run(config, display or Recorder())
+        place = landscape.EXPERIMENT.run(config, display or Recorder())
     record: Record = on_first(lambda: read_record(place))
     return record
 
@@ -88,7 +88,7 @@ def _refused(action: Callable[[], object]) -> str:
 def _refused_on_one(name: str, instead: Callable[..., object]) -> str:
     """Let the workers see different things."""
     with mock.patch.object(experiment, name, instead), pytest.raises(UserError) as caught, backend("torch"):
-        compare.run(replace(SYNCHRONISED, out=Path("e")), Recorder())
+        compare.EXPERIMENT.run(replace(SYNCHRONISED, out=Path("e")), Recorder())
     return str(caught.value)
 
 

@@ -62,8 +62,7 @@ from steadynorm.lab.describe import (
     pair,
     plain_arm,
 )
-from steadynorm.lab.experiment import Task, run_experiment
-from steadynorm.lab.progress import Display
+from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.sigmoids import PERCENTILES, build_network, check_arms, inputs_in_training, percentiles, shifts
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, unless_guessing
@@ -77,7 +76,7 @@ from steadynorm.reporting.words import listing, seeds_label
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ClassicConfig", "describe", "measured_steps", "run"]
+__all__ = ["EXPERIMENT", "ClassicConfig", "measured_steps"]
 
 SHOWN_UNITS = 8  # have their percentiles kept at every measurement
 PARTS = 100  # of training, with a measurement behind each
@@ -113,11 +112,6 @@ class ClassicConfig(ExperimentConfig):
 
 
 QUICK: dict[str, Any] = {"steps": 2_000}
-
-
-def run(config: ClassicConfig, display: Display) -> Path:
-    """Run the experiment, or the rest of it; see :func:`steadynorm.lab.experiment.run_experiment`."""
-    return run_experiment("classic", config, display, quick=QUICK, check=_check, work=_work)
 
 
 def measured_steps(steps: int) -> list[int]:
@@ -665,3 +659,6 @@ def _method(record: Record) -> list[str]:
         "Measured before training, after each hundredth of it and, within the first, after 1, 2, 4, ... steps. The "
         "common accuracy of a seed is the lower of the two that batch norm and no normalization end with.",
     ]
+
+
+EXPERIMENT = Experiment(name="classic", config=ClassicConfig, quick=QUICK, check=_check, work=_work, describe=describe)

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from steadynorm.lab.configuration import (
@@ -49,9 +48,8 @@ from steadynorm.lab.describe import (
     run_as_json,
     training_method,
 )
-from steadynorm.lab.experiment import Task, run_experiment
+from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.grid import train_grid
-from steadynorm.lab.progress import Display
 from steadynorm.lab.training import Settings
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
@@ -71,7 +69,7 @@ from steadynorm.reporting.report import Block, Cell, Claim, Claims, Figure, Figu
 from steadynorm.reporting.seeds import Spread, are_apart, largest, mean, median, number_or_none, spread
 from steadynorm.reporting.words import capital, counted, listing, seeds_label
 
-__all__ = ["CompareConfig", "describe", "run"]
+__all__ = ["EXPERIMENT", "CompareConfig"]
 
 HELD_OUT = 0.1  # share of the training images that judges learning rates
 TUNING_SHARE = 4  # a tuning run takes this fraction of the epochs
@@ -127,11 +125,6 @@ class CompareConfig(TrainingConfig):
 
 
 QUICK: dict[str, Any] = {"epochs": 5, "milestones": (3, 4)}
-
-
-def run(config: CompareConfig, display: Display) -> Path:
-    """Run the experiment, or the rest of it; see :func:`steadynorm.lab.experiment.run_experiment`."""
-    return run_experiment("compare", config, display, quick=QUICK, check=_check, work=_work)
 
 
 def _work(task: Task[CompareConfig]) -> None:
@@ -903,3 +896,6 @@ def _method(record: Record) -> list[str]:
         "runs that finished.",
         *([tuned] if record.config["tune_lr"] else []),
     ]
+
+
+EXPERIMENT = Experiment(name="compare", config=CompareConfig, quick=QUICK, check=_check, work=_work, describe=describe)

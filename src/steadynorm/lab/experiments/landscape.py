@@ -9,6 +9,17 @@ batch norm with noise behind it, whose outputs are as unsteady as can be, trains
 1806.02375): without batch norm gradients are larger. All of these are in units of the weights, whose scale is free
 in front of a normalization; so everything is measured a second time with steps in proportion to the weights.
 
+Each (arm, seed) is a cell. Its measurements, quantity by quantity:
+
+- after an epoch: ``train_loss``, ``val_loss``, ``val_accuracy``;
+- at a probe: ``loss``, ``gradient_norm`` of all parameters, ``weight_norm`` of convolutions and linear layers,
+  ``learning_rate``, and in bfloat16 ``rounding``: the l2 distance of that gradient from the one in float32,
+  relative to it;
+- at a probe, ``gradient_norm`` and ``weight_norm`` of each convolution and linear layer, as subjects;
+- at a probe, with subjects ``rate 0.5`` and ``weights 0.01`` for the step lengths: ``eta``, ``loss``, ``change``,
+  ``cosine`` and ``smoothness`` of a :class:`steadynorm.lab.probe.Point`;
+- ``diverged``, once, at the step whose loss was not finite.
+
 Cost: a probe takes a gradient for each step length and one more, always in float32: about two seconds for eight lengths
 and 128 images on two cores, as much as twenty training steps in bfloat16.
 """
@@ -18,7 +29,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,12 +60,11 @@ from steadynorm.lab.describe import (
     pair,
     training_method,
 )
-from steadynorm.lab.experiment import Task, run_experiment
+from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.gradient_norms import watched_weights
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY, add_noise_
 from steadynorm.lab.probe import Slope, norm_of, probe, slope
-from steadynorm.lab.progress import Display
 from steadynorm.lab.training import Settings, autocast, evaluate, learning_rate, steps_per_epoch
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
@@ -69,7 +78,7 @@ from steadynorm.reporting.words import capital, counted, listing, seeds_label
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LandscapeConfig", "describe", "run"]
+__all__ = ["EXPERIMENT", "LandscapeConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +105,6 @@ class LandscapeConfig(TrainingConfig):
 
 
 QUICK: dict[str, Any] = {"epochs": 5, "widths": (8, 16, 32), "batch_size": 64, "probe_every": 20}
-
-
-def run(config: LandscapeConfig, display: Display) -> Path:
-    """Run the experiment, or the rest of it; see :func:`steadynorm.lab.experiment.run_experiment`.
-
-    Each (arm, seed) is a cell. Its measurements, quantity by quantity:
-
-    - after an epoch: ``train_loss``, ``val_loss``, ``val_accuracy``;
-    - at a probe: ``loss``, ``gradient_norm`` of all parameters, ``weight_norm`` of convolutions and linear layers,
-      ``learning_rate``, and in bfloat16 ``rounding``: the l2 distance of that gradient from the one in float32,
-      relative to it;
-    - at a probe, ``gradient_norm`` and ``weight_norm`` of each convolution and linear layer, as subjects;
-    - at a probe, with subjects ``rate 0.5`` and ``weights 0.01`` for the step lengths: ``eta``, ``loss``, ``change``,
-      ``cosine`` and ``smoothness`` of a :class:`steadynorm.lab.probe.Point`;
-    - ``diverged``, once, at the step whose loss was not finite.
-    """
-    return run_experiment("landscape", config, display, quick=QUICK, check=_check, work=_work)
 
 
 def _work(task: Task[LandscapeConfig]) -> None:
@@ -843,3 +835,8 @@ def _method(record: Record, arms: Sequence[ArmSummary]) -> list[str]:
 
 def _lengths(record: Record, unit: str) -> str:
     return listing([f"{length:g}" for length in record.config[f"{unit}_steps"]])
+
+
+EXPERIMENT = Experiment(
+    name="landscape", config=LandscapeConfig, quick=QUICK, check=_check, work=_work, describe=describe
+)

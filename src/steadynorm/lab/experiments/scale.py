@@ -18,7 +18,6 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from steadynorm.lab.configuration import (
@@ -45,9 +44,8 @@ from steadynorm.lab.describe import (
     seeds_note,
     training_method,
 )
-from steadynorm.lab.experiment import Task, run_experiment
+from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.grid import train_grid
-from steadynorm.lab.progress import Display
 from steadynorm.lab.recipe import RECIPES, find_recipe
 from steadynorm.lab.training import Settings
 from steadynorm.lab.workers import number_of_workers
@@ -60,7 +58,7 @@ from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Re
 from steadynorm.reporting.seeds import Spread, are_apart, spread
 from steadynorm.reporting.words import capital, counted, first_fitting
 
-__all__ = ["GridPoint", "ScaleConfig", "describe", "grid_points", "last_epochs", "run"]
+__all__ = ["EXPERIMENT", "GridPoint", "ScaleConfig", "grid_points", "last_epochs"]
 
 STATISTICS = 32  # images that the recipe normalizes together, as the arm ghost_batch_norm does
 SMALL, WHOLE = "ghost_batch_norm", "sync_batch_norm"
@@ -128,11 +126,6 @@ QUICK: dict[str, Any] = {
     "freeze_last": 2,
     "augment": "none",
 }
-
-
-def run(config: ScaleConfig, display: Display) -> Path:
-    """Run the experiment, or the rest of it; see :func:`steadynorm.lab.experiment.run_experiment`."""
-    return run_experiment("scale", config, display, quick=QUICK, check=_check, work=_work)
 
 
 def _work(task: Task[ScaleConfig]) -> None:
@@ -452,3 +445,6 @@ def _method(record: Record) -> list[str]:
         "Speed: training images per second, the median of a network's epochs, on "
         f"{workers} worker{'' if workers == 1 else 's together'}.",
     ]
+
+
+EXPERIMENT = Experiment(name="scale", config=ScaleConfig, quick=QUICK, check=_check, work=_work, describe=describe)

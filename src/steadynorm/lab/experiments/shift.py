@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,10 +47,9 @@ from steadynorm.lab.describe import (
     run_as_json,
     training_method,
 )
-from steadynorm.lab.experiment import Task, run_experiment
+from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.grid import train_grid
 from steadynorm.lab.judging import check_methods, judge_methods
-from steadynorm.lab.progress import Display
 from steadynorm.lab.several_decays import DECAYS, with_decay
 from steadynorm.lab.training import evaluate
 from steadynorm.reporting.chance import chance_of
@@ -63,7 +61,7 @@ from steadynorm.reporting.report import Block, Cell, Claim, Claims, Figure, Figu
 from steadynorm.reporting.seeds import Spread, mean, spread, spreads
 from steadynorm.reporting.words import capital, counted, listing, seeds_label
 
-__all__ = ["ARM", "CLEAN", "KINDS", "MIXED", "SWAPPED", "ShiftConfig", "describe", "run"]
+__all__ = ["ARM", "CLEAN", "EXPERIMENT", "KINDS", "MIXED", "SWAPPED", "ShiftConfig"]
 
 ARM = "several_decays"
 CLEAN, SWAPPED, MIXED = "clean", "swapped_labels", "mixed"
@@ -127,11 +125,6 @@ QUICK: dict[str, Any] = {
     "stream_batch": 50,
     "single_images": 20,
 }
-
-
-def run(config: ShiftConfig, display: Display) -> Path:
-    """Run the experiment, or the rest of it; see :func:`steadynorm.lab.experiment.run_experiment`."""
-    return run_experiment("shift", config, display, quick=QUICK, check=_check, work=_work)
 
 
 def _work(task: Task[ShiftConfig]) -> None:
@@ -698,3 +691,6 @@ def _source(record: Record) -> str:
     if published == {1.0}:
         return "CIFAR-10-C's own files"
     return f"in part CIFAR-10-C's own files, else {made}" if len(published) > 1 else made
+
+
+EXPERIMENT = Experiment(name="shift", config=ShiftConfig, quick=QUICK, check=_check, work=_work, describe=describe)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
@@ -51,10 +50,9 @@ from steadynorm.lab.describe import (
     run_as_json,
     training_method,
 )
-from steadynorm.lab.experiment import Task, run_experiment
+from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.grid import train_grid
 from steadynorm.lab.judging import check_methods, judge_methods
-from steadynorm.lab.progress import Display
 from steadynorm.lab.training import evaluate
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
@@ -65,7 +63,7 @@ from steadynorm.reporting.seeds import Spread, spread, spreads
 from steadynorm.reporting.words import capital, counted, listing, seeds_label
 from steadynorm.surgery import recalibrate_
 
-__all__ = ["DEFAULT_BUILD", "ORDERS", "STATELESS", "StreamConfig", "default_spec", "describe", "run", "single_spec"]
+__all__ = ["DEFAULT_BUILD", "EXPERIMENT", "ORDERS", "STATELESS", "StreamConfig", "default_spec", "single_spec"]
 
 DEFAULT_BUILD = "batch_norm"
 """The arm that is trained on whole batches, to be compared with."""
@@ -115,11 +113,6 @@ QUICK: dict[str, Any] = {
     "train_images": 512,
     "stream_images": 60,
 }
-
-
-def run(config: StreamConfig, display: Display) -> Path:
-    """Run the experiment, or the rest of it; see :func:`steadynorm.lab.experiment.run_experiment`."""
-    return run_experiment("stream", config, display, quick=QUICK, check=_check, work=_work)
 
 
 def _work(task: Task[StreamConfig]) -> None:
@@ -509,3 +502,6 @@ def _method(record: Record) -> list[str]:
         "build in evaluation. Class-ordered: all of one class, then all of another. A method that follows the stream "
         "sees an image before it predicts it. Calibration, where a method needs one, is on training images.",
     ]
+
+
+EXPERIMENT = Experiment(name="stream", config=StreamConfig, quick=QUICK, check=_check, work=_work, describe=describe)

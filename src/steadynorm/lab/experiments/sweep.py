@@ -19,7 +19,6 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, TypeVar
 
 from steadynorm.lab.configuration import (
@@ -52,9 +51,8 @@ from steadynorm.lab.describe import (
     seeds_note,
     training_method,
 )
-from steadynorm.lab.experiment import Task, run_experiment
+from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.grid import train_grid
-from steadynorm.lab.progress import Display
 from steadynorm.lab.stability import SEARCH_STEPS, Bracket, bracket, chance_in_search, next_rate, tried_rates
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
@@ -65,7 +63,7 @@ from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Re
 from steadynorm.reporting.seeds import are_apart
 from steadynorm.reporting.words import capital, counted, first_fitting, listing
 
-__all__ = ["GridPoint", "RateLimit", "SweepConfig", "describe", "grid_points", "rate_limits", "run"]
+__all__ = ["EXPERIMENT", "GridPoint", "RateLimit", "SweepConfig", "grid_points", "rate_limits"]
 
 Pair = tuple[str | None, str | None]
 """Batch norm and no normalization, where they are among the arms."""
@@ -106,11 +104,6 @@ QUICK: dict[str, Any] = {
     "milestones": (2,),
     "largest_rate": True,
 }
-
-
-def run(config: SweepConfig, display: Display) -> Path:
-    """Run the experiment, or the rest of it; see :func:`steadynorm.lab.experiment.run_experiment`."""
-    return run_experiment("sweep", config, display, quick=QUICK, check=_check, work=_work)
 
 
 def _work(task: Task[SweepConfig]) -> None:
@@ -490,3 +483,6 @@ def _method(record: Record) -> list[str]:
         "A run whose loss stops being finite is stopped and counted as exploded, at that step.",
         *([search] if record.config["largest_rate"] else []),
     ]
+
+
+EXPERIMENT = Experiment(name="sweep", config=SweepConfig, quick=QUICK, check=_check, work=_work, describe=describe)

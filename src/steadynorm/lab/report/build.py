@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from steadynorm.lab.describe import data_label
-from steadynorm.lab.experiments import classic, compare, landscape, scale, shift, stream, sweep
+from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Record, read_record
 from steadynorm.reporting.report import Report
 from steadynorm.reporting.words import listing
 
-__all__ = ["REPORTS", "build_report", "head_of", "write_record_report"]
-
-REPORTS: dict[str, Callable[[Record], Report]] = {
-    "compare": compare.describe,
-    "sweep": sweep.describe,
-    "scale": scale.describe,
-    "shift": shift.describe,
-    "stream": stream.describe,
-    "landscape": landscape.describe,
-    "classic": classic.describe,
-}
-"""What each experiment's report says, by the name of its command."""
+__all__ = ["build_report", "head_of", "write_record_report"]
 
 OF_ALL = (("config.json", "what was asked for, versions, machine"),)
 OF_RUNS = (
@@ -56,13 +45,13 @@ def build_report(directory: Path) -> Path:
             notebook could not be executed, in which case everything else has been written.
     """
     record = read_record(directory)
-    if record.experiment not in REPORTS:
+    if record.experiment not in EXPERIMENTS:
         raise UserError(
-            f"{directory}: a report needs the record of a known experiment ({', '.join(REPORTS)}), "
+            f"{directory}: a report needs the record of a known experiment ({', '.join(EXPERIMENTS)}), "
             f"got {record.experiment!r}. Use the version of steadynorm that wrote it."
         )
     files = [*(OF_RUNS if record.runs else ()), *(OF_CELLS if record.cells else ())]
-    return write_record_report(directory, record, REPORTS[record.experiment](record), files=files)
+    return write_record_report(directory, record, EXPERIMENTS[record.experiment].describe(record), files=files)
 
 
 def write_record_report(directory: Path, record: Record, report: Report, *, files: Sequence[tuple[str, str]]) -> Path:
