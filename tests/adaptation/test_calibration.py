@@ -1,12 +1,13 @@
 import math
 import statistics
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from steadynorm.adaptation import calibrate
-from steadynorm.adaptation.calibration import DISCOUNT, REPEATS, Calibration, _fit, _Trial, _trial_batches
+from steadynorm.adaptation.calibration import DISCOUNT, REPEATS, Calibration, _fit, _Trial, _trial_batches, _try
 from steadynorm.adaptation.evidence import Votes, information
 from steadynorm.statistics import measure
 from steadynorm.statistics.noise import sample_noise
@@ -119,3 +120,41 @@ def test_the_model_is_untouched() -> None:
 def test_fewer_than_three_classes_are_refused(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     with pytest.raises(ValueError, match="calibrate: there must be images of at least 3 classes, got"):
         calibrate(blob_network(), batches)
+
+
+def _infinite_weight(model: torch.nn.Sequential) -> None:
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.inf)
+
+
+def _wiped(model: torch.nn.Sequential) -> None:
+    next(model.buffers()).fill_(math.nan)
+
+
+@pytest.mark.parametrize("break_", [_infinite_weight, _wiped])
+def test_outputs_that_are_not_finite_are_refused(break_: Callable[[torch.nn.Sequential], None]) -> None:
+    model = blob_network()
+    break_(model)
+    with pytest.raises(ValueError, match=r"outputs by its stored statistics must be finite, but those of 120 of 120"):
+        calibrate(model, calibration_batches(120), images=30)
+
+
+def test_an_image_that_is_not_finite_is_refused() -> None:
+    batches = calibration_batches(120)
+    batches[0][0][3] = math.nan
+    with pytest.raises(ValueError, match=r"must be finite, but those of 1 of 120 images are not\. Check the images"):
+        calibrate(blob_network(), batches, images=30)
+
+
+def test_outputs_that_are_not_finite_by_batch_statistics_alone_are_refused() -> None:
+    model, (x, labels) = blob_network(), blobs(60)
+    stored = model(x)
+    _infinite_weight(model)
+    with pytest.raises(ValueError, match="outputs by batch statistics must be finite, but those of 60 of 60 images"):
+        _try(model, x, labels, stored, CLASSES)
+
+
+def test_labels_of_another_number_than_images_are_refused() -> None:
+    (x, labels), *others = calibration_batches(120)
+    with pytest.raises(ValueError, match=r"one label for each image, got labels of shape \(\d+,\) for images of shape"):
+        calibrate(blob_network(), [(x, labels[:-1]), *others], images=30)

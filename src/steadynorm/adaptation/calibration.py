@@ -94,9 +94,16 @@ def calibrate(
         seed: decides the trial batches.
 
     Raises:
-        ValueError: images of fewer than three classes; a batch norm without running estimates.
+        ValueError: images of fewer than three classes; a batch with more or fewer labels than images; a batch norm
+            without running estimates; outputs that are not finite.
     """
     kept = [(_mirrored(x), labels) for x, labels in batches]
+    for x, labels in kept:
+        if labels.shape != x.shape[:1]:
+            raise ValueError(
+                f"calibrate: a batch must have one label for each image, got labels of shape {tuple(labels.shape)} for "
+                f"images of shape {tuple(x.shape)}."
+            )
     classes = torch.unique(torch.cat([labels for _, labels in kept])) if kept else torch.empty(0)
     if len(classes) < 3:
         raise ValueError(
@@ -104,10 +111,20 @@ def calibrate(
             "images in random order."
         )
     noise, outputs = _by_stored(model, kept)
+    _check_finite(outputs, "by its stored statistics")
     x, labels = torch.cat([x for x, _ in kept]), torch.cat([labels for _, labels in kept])
     chosen = list(_trial_batches(labels, images, torch.Generator().manual_seed(seed)))
     trials = [_try(model, x[rows], labels[rows], outputs[rows], count) for count, rows in chosen]
     return _fit(trials, images, noise)
+
+
+def _check_finite(outputs: Tensor, how: str) -> None:
+    bad = int((~outputs.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise ValueError(
+            f"calibrate: the model's outputs {how} must be finite, but those of {bad} of {len(outputs)} images are "
+            "not. Check the images, the weights and the running statistics."
+        )
 
 
 def _mirrored(x: Tensor) -> Tensor:
@@ -150,6 +167,7 @@ def _try(model: nn.Module, x: Tensor, labels: Tensor, stored: Tensor, classes: i
 
     with normalizing_by(model, choose):
         batch = model(x)
+    _check_finite(batch, "by batch statistics")
     accuracy = float((batch.argmax(1) == labels).double().mean())
     deviations = deviation(moments, stored_moments(model))
     return _Trial(classes=classes, votes=Votes.of(stored, batch), accuracy=accuracy, deviations=deviations)
