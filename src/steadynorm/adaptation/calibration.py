@@ -41,7 +41,7 @@ class Calibration:
     images: int
     """In a trial batch, and in a window that is judged."""
     noise: dict[str, float]
-    """Layer -> variance of one image's mean beside that of its values, as a gated layer measures it in training."""
+    """Layer -> variance of one image's mean, relative to that of its values, as gated layers measure it."""
     usual_deviation: dict[str, float]
     """Layer -> deviation of a batch of one class, averaged; layers in which nothing deviates are not there."""
     slope: float
@@ -83,7 +83,7 @@ def calibrate(
 ) -> Calibration:
     """Measure a network on training images, in evaluation; it stays as it is.
 
-    The images are mirrored, left and right: a network that was trained without that has not learnt them by heart so.
+    The images are mirrored, left and right: a network that was trained without mirroring has not memorised those.
 
     Args:
         model: the network.

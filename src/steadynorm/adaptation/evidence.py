@@ -32,7 +32,7 @@ class Votes:
 
         Args:
             stored: logits by stored statistics, shape (N, classes).
-            batch: logits by batch statistics, likewise.
+            batch: logits by batch statistics, of the same shape.
         """
         probabilities = batch.float().softmax(1)
         return cls(

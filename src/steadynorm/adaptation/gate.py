@@ -26,12 +26,12 @@ HOLD_FLOOR, HOLD_MARGIN = 0.95, 0.5  # of what it takes to begin
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the stream has told up to a batch."""
+    """What the stream has shown up to a batch."""
 
     information: float
     """Of the predictions by batch statistics, in nats; averaged over the stream."""
     gain: float
-    """Accuracy by batch statistics less that by stored ones, estimated; averaged likewise."""
+    """Accuracy by batch statistics less that by stored ones, estimated; averaged in the same manner."""
     adapts: bool
     """Whether the batch was predicted by batch statistics."""
 
@@ -55,8 +55,8 @@ class Gate:
 
     Why: batch statistics remove what all images of a batch have in common. That is the shift where classes are mixed,
     and the class where they are not. I tells these apart, whether images are corrupted or not, because without their
-    class the images are spread over the others without confidence; it foretells the accuracy by batch statistics.
-    Confidence foretells that by stored ones, but too well under a shift, which s discounts: variances of most layers
+    class the images are spread over the others without confidence; it predicts the accuracy by batch statistics.
+    Confidence predicts that by stored ones, but too high under a shift, which s discounts: variances of most layers
     move then by more than the choice of classes moves them.
 
     Numbers other than these three are the network's own, from :func:`steadynorm.adaptation.calibrate`.

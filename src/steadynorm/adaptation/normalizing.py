@@ -40,7 +40,7 @@ def normalizing_by(model: nn.Module, choose: Choose) -> Iterator[None]:
 
 
 def stored_moments(model: nn.Module) -> dict[str, Moments]:
-    """Give copies of the running estimates by the layers' names; their count is 0, for nobody has counted.
+    """Give copies of the running estimates by the layers' names; their count is 0, which means unknown.
 
     Raises:
         ValueError: a layer has no running estimates.
@@ -65,7 +65,7 @@ def _stored(module: Norm) -> Moments:
 
 
 class _By:
-    """Stands for a batch norm's forward: evaluates it with other running estimates in their place."""
+    """Replaces a batch norm's forward: evaluates with other running estimates."""
 
     def __init__(self, module: Norm, name: str, choose: Choose) -> None:
         self.module, self.name, self.choose = module, name, choose

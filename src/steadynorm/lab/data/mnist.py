@@ -1,7 +1,7 @@
 """MNIST: 70,000 handwritten digits of 28 x 28 gray pixels, from its four files.
 
 Source: LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition"; the files'
-format, IDX, is described beside them.
+format, IDX, is described on the same page.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def load_mnist(data_dir: Path | None, progress: Callable[[str], None]) -> Datase
 
     Args:
         data_dir: a directory with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the two ``t10k-`` files,
-            each as it is or with ``.gz`` behind its name; in it, in ``raw`` or in ``MNIST/raw``.
+            each as it is or with ``.gz`` after its name; in it, in ``raw`` or in ``MNIST/raw``.
         progress: told what is read, a line at a time.
 
     Raises:
