@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from steadynorm.bench import agreement
-from steadynorm.bench.agreement import Agreement, check_agreement
+from steadynorm.bench.agreement import Agreement, check_agreement, difference_to_float64, relative_difference
 from steadynorm.bench.cases import Case
-from steadynorm.bench.sides import build_modules, make_inputs
+from steadynorm.bench.providers import Inputs, make_inputs, our_module, prepared, torch_module
 from steadynorm.ops import reference
 from tests.support.bench import SMALL_CASE, let_kernels_be
 
@@ -20,9 +20,13 @@ RESIDUAL_CASE = replace(SMALL_CASE, op="norm_relu_residual")
 
 
 def check(case: Case = RESIDUAL_CASE) -> Agreement:
+    return check_agreement(*compared(case), None if case.op == "norm" else "relu")
+
+
+def compared(case: Case = SMALL_CASE) -> tuple[nn.Module, nn.Module, Inputs]:
+    """Ours, torch's and inputs."""
     (inputs,) = make_inputs(case, CPU, sets=1)
-    modules = build_modules(case, CPU, compiled=False)
-    return check_agreement(modules["ours"], modules["torch"], inputs, None if case.op == "norm" else "relu")
+    return prepared(our_module(case), CPU), prepared(torch_module(case), CPU), inputs
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +86,9 @@ def test_a_wrong_kernel_is_found(
 
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
 def test_a_wrong_running_statistic_is_found(name: str) -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
-    modules = build_modules(SMALL_CASE, CPU, compiled=False)
-    modules["ours"].register_forward_hook(lambda module, *_: [getattr(module, name).mul_(1.01), None][1])
-    found = check_agreement(modules["ours"], modules["torch"], inputs, "relu")
+    ours, native, inputs = compared()
+    ours.register_forward_hook(lambda module, *_: [getattr(module, name).mul_(1.01), None][1])
+    found = check_agreement(ours, native, inputs, "relu")
     assert (found.agrees, found.what) == (False, name)
 
 
@@ -102,27 +105,24 @@ def test_nan_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["dtype", "strides"],
 )
 def test_another_dtype_or_layout_is_not_agreement(change: Callable[[Tensor], Tensor]) -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
-    modules = build_modules(SMALL_CASE, CPU, compiled=False)
-    modules["ours"].register_forward_hook(lambda module, given, y: change(y))
-    found = check_agreement(modules["ours"], modules["torch"], replace(inputs, dy=change(inputs.dy)), "relu")
+    ours, native, inputs = compared()
+    ours.register_forward_hook(lambda module, given, y: change(y))
+    found = check_agreement(ours, native, replace(inputs, dy=change(inputs.dy)), "relu")
     assert (found.agrees, found.what, found.error) == (False, "y", math.inf)
 
 
 def test_any_stride_of_a_dimension_of_size_one_is_agreement() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
-    modules = build_modules(SMALL_CASE, CPU, compiled=False)
-    modules["ours"].register_forward_hook(lambda module, given, y: y.as_strided(y.shape, (7, *y.stride()[1:])))
-    assert check_agreement(modules["ours"], modules["torch"], inputs, "relu").agrees
+    ours, native, inputs = compared()
+    ours.register_forward_hook(lambda module, given, y: y.as_strided(y.shape, (7, *y.stride()[1:])))
+    assert check_agreement(ours, native, inputs, "relu").agrees
 
 
 def test_the_inputs_are_left_as_they_are() -> None:
-    (inputs,), (untouched,) = (make_inputs(RESIDUAL_CASE, CPU, sets=1) for _ in range(2))
-    modules = build_modules(RESIDUAL_CASE, CPU, compiled=False)
-    check_agreement(modules["ours"], modules["torch"], inputs, "relu")
+    (ours, native, inputs), (_, _, untouched) = (compared(RESIDUAL_CASE) for _ in range(2))
+    check_agreement(ours, native, inputs, "relu")
     for name in ("x", "dy", "residual"):
         assert torch.equal(getattr(inputs, name), getattr(untouched, name))
-    assert [tensor.grad for tensor in (*inputs.given, *modules["ours"].parameters())] == [None] * 4
+    assert [tensor.grad for tensor in (*inputs.given, *ours.parameters())] == [None] * 4
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -198,3 +198,31 @@ def test_an_error_is_judged_by_what_is_allowed(error: float, allowed: float, agr
 def test_what_cannot_be_measured_is_the_worst(error: float, allowed: float) -> None:
     found = Agreement(what="y", error=error, allowed=allowed)
     assert (found.agrees, found.excess) == (False, math.inf)
+
+
+def test_a_layer_is_held_to_itself_in_float64_and_left_as_it_is() -> None:
+    ours, _, inputs = compared()
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
+    assert 0 < difference_to_float64(ours, inputs) < 1e-5
+    assert all(torch.equal(before[key], value) for key, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", ["result", "gradient", "number"])
+def test_a_layer_that_is_not_what_it_is_in_float64_is_found(wrong: str) -> None:
+    ours, _, inputs = compared()
+
+    def change(module: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        if y.dtype == torch.float64:
+            return y
+        if wrong == "gradient":
+            return y + 0.01 * (given[0] - given[0].detach())
+        return y * 1.001 if wrong == "result" else y * torch.nan
+
+    ours.register_forward_hook(change)
+    found = difference_to_float64(ours, inputs)
+    assert math.isnan(found) if wrong == "number" else found > 5e-4
+
+
+def test_a_difference_that_is_not_finite_is_infinite() -> None:
+    assert relative_difference((1.0, 1.0), (math.nan, 1.0)) == math.inf
+    assert relative_difference((1.0, 4.0), (1.1, 5.0)) == pytest.approx(0.25)

@@ -3,18 +3,12 @@ from typing import Any
 
 import torch
 
-from steadynorm.bench.cases import COPIES, SHAPES, Case, make_grid
+from steadynorm.bench.cases import COPIES, SHAPES, Case, GridFlags, Op, make_grid
 from steadynorm.lab.networks import build_network
 from steadynorm.layers import BatchNorm2d
 
-ALL: dict[str, Any] = {
-    "ops": ["norm_relu"],
-    "networks": ["cnn", "resnet50"],
-    "batches": (),
-    "dtypes": ["float32", "bfloat16"],
-    "layouts": ["contiguous", "channels_last"],
-    "max_mb": 128,
-}
+OPS: tuple[Op, ...] = ("norm_relu",)
+ALONE: dict[str, Any] = {"dtypes": ("float32",), "layouts": ("contiguous",)}
 
 
 def resnet50_norm_inputs(image: int = 224) -> list[tuple[int, int, int]]:
@@ -46,7 +40,7 @@ def test_the_shapes_of_the_cnn_are_those_of_the_labs_network() -> None:
 
 
 def test_the_default_batches_are_one_thirty_two_and_the_largest_that_fits() -> None:
-    cases, _ = make_grid(**ALL)
+    cases, _ = make_grid(OPS, GridFlags(), max_mb=128)
     batches: dict[tuple[int, ...], list[int]] = {}
     for case in cases:
         if (case.dtype, case.layout) == ("float32", "contiguous"):
@@ -57,35 +51,39 @@ def test_the_default_batches_are_one_thirty_two_and_the_largest_that_fits() -> N
 
 
 def test_the_largest_batch_is_one_of_five() -> None:
-    asked = ALL | {"networks": ["resnet50"], "dtypes": ["float32"], "layouts": ["contiguous"]}
-    first = [make_grid(**(asked | {"max_mb": bound}))[0][:3] for bound in (3, 30, 102.760448, 420, 830)]
+    flags = GridFlags(shapes=("resnet50",), **ALONE)
+    first = [make_grid(OPS, flags, max_mb=bound)[0][:3] for bound in (3, 30, 102.760448, 420, 830)]
     # An image is 3.2 MB, 32 are exactly the third bound.
     batches = [[case.shape[0] for case in cases if case.shape[1:] == (64, 112, 112)] for cases in first]
     assert batches == [[], [1, 8], [1, 32], [1, 32, 128], [1, 32, 256]]
 
 
 def test_the_default_grid_is_of_the_size_that_the_documentation_says() -> None:
-    cases, skipped = make_grid(**ALL)
-    assert (len(cases), skipped) == (168, [])
+    cases, skipped = make_grid(OPS, GridFlags(), max_mb=128)
+    assert (len(cases), skipped) == (168, {})
     assert len({case.label for case in cases}) == 168
 
 
 def test_every_combination_that_was_asked_for_is_there_once() -> None:
-    asked = ALL | {"ops": ["norm", "norm_relu_residual"], "batches": (2, 3), "networks": ["cnn"]}
-    cases, _ = make_grid(**asked)
-    expected = itertools.product(asked["ops"], asked["dtypes"], asked["layouts"], SHAPES["cnn"], asked["batches"])
+    ops: tuple[Op, ...] = ("norm", "norm_relu_residual")
+    cases, _ = make_grid(ops, GridFlags(shapes=("cnn",), batches=(2, 3)), max_mb=128)
+    kinds = itertools.product(ops, ("float32", "bfloat16"), ("contiguous", "channels_last"))
+    expected = [(*kind, shape, batch) for kind in kinds for shape in SHAPES["cnn"] for batch in (2, 3)]
     found = [(case.op, case.dtype, case.layout, case.shape[1:], case.shape[0]) for case in cases]
-    assert found == list(expected)
+    assert found == expected
     assert {case.network for case in cases} == {"cnn"}
 
 
-def test_what_is_too_large_is_skipped_by_name_and_reason() -> None:
-    asked = ALL | {"batches": (1, 2), "networks": ["cnn"], "dtypes": ["float32"], "layouts": ["contiguous"]}
-    cases, skipped = make_grid(**(asked | {"max_mb": 0.131072}))
-    assert [(one.case.shape, one.reason) for one in skipped] == [
-        ((2, 32, 32, 32), "x is larger than --max-mb 0.131072")
-    ]
-    assert (1, 32, 32, 32) in [case.shape for case in cases]  # exactly as large as allowed
+def test_what_is_too_large_or_too_small_is_skipped_with_the_reason() -> None:
+    flags = GridFlags(shapes=("cnn",), batches=(1, 2), **ALONE)
+    cases, skipped = make_grid(OPS, flags, max_mb=0.131072, min_mb=0.065536)
+    assert {case.shape: reason for case, reason in skipped.items()} == {
+        (2, 32, 32, 32): "x is larger than --max-mb 0.131072",
+        (1, 128, 8, 8): "x is smaller than --min-mb 0.065536",
+    }
+    shapes = [case.shape for case in cases]
+    assert (1, 32, 32, 32) in shapes  # exactly as large as allowed
+    assert (1, 64, 16, 16) in shapes  # exactly as small
 
 
 def test_the_least_traffic_counts_every_pass() -> None:

@@ -1,17 +1,16 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steadynorm import cli
-from steadynorm.bench import kernels, step
-from steadynorm.bench.commands import COMMANDS
-from steadynorm.bench.results import CaseResult
-from steadynorm.bench.step import NetworkResult
+from steadynorm.bench.commands import BENCHMARKS, COMMANDS
+from steadynorm.bench.kernels import Kernels
+from steadynorm.bench.record import Record
+from steadynorm.bench.step import Step
 from tests.support.bench import disagreeing, result
 
 EXTRAS = ("rich", "pyarrow", "PIL", "altair", "tensorboard", "jinja2", "nbformat", "huggingface_hub", "IPython")
@@ -27,13 +26,13 @@ def exit_status(*arguments: str) -> int:
     return 0
 
 
-def measure_as(monkeypatch: pytest.MonkeyPatch, found: CaseResult) -> None:
-    monkeypatch.setattr(kernels, "measure_case", lambda case, *_, **__: replace(found, case=case))
+def measure_as(monkeypatch: pytest.MonkeyPatch, row: Record) -> None:
+    monkeypatch.setattr(Kernels, "measure", lambda *_: row)
 
 
 def steps_as(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    found = NetworkResult(network="cnn", difference=0.5, agrees=True, norms={}, ours_over_torch=None)
-    monkeypatch.setattr(step, "measure_network", lambda *_: replace(found, **changes))
+    row = {"network": "cnn", "difference": 0.5, "agrees": True, "norms": {}, "ours_over_torch": None} | changes
+    monkeypatch.setattr(Step, "measure", lambda *_: row)
 
 
 def test_kernels_prints_a_row_for_each_case_and_a_summary(
@@ -110,13 +109,13 @@ def test_ctrl_c_is_exit_status_130_and_leaves_the_record(
 ) -> None:
     outcomes = iter([result(), KeyboardInterrupt()])
 
-    def measure(case: object, *_: object, **__: object) -> CaseResult:
+    def measure(*_: object) -> Record:
         outcome = next(outcomes)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(kernels, "measure_case", measure)
+    monkeypatch.setattr(Kernels, "measure", measure)
     assert exit_status(*TINY, "--out", str(tmp_path)) == 130
     (path,) = tmp_path.iterdir()
     assert capsys.readouterr().out.splitlines()[-1] == f"record: {path}"
@@ -136,6 +135,14 @@ runpy.run_module("steadynorm.bench", run_name="__main__")
     assert "norm_relu: 1 cases" in done.stdout
 
 
+def test_every_command_says_what_it_does_and_has_the_flags_of_its_benchmark() -> None:
+    assert list(COMMANDS) == [*dict.fromkeys(one.command for one in BENCHMARKS), "table"]
+    assert len({one.name for one in BENCHMARKS}) == len(BENCHMARKS)
+    for benchmark in BENCHMARKS:
+        assert COMMANDS[benchmark.command][0] is benchmark.flags
+        assert benchmark.flags.__doc__
+
+
 def test_python_m_has_the_same_commands() -> None:
     command = [sys.executable, "-m", "steadynorm.bench", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -149,8 +156,12 @@ def test_without_tyro_python_m_says_what_to_install() -> None:
     assert (done.returncode, done.stderr) == (1, "steadynorm: not installed: tyro. Run: pip install tyro\n")
 
 
-@pytest.mark.parametrize("module", ["kernels", "step", "table"])
-def test_the_core_of_the_bench_imports_neither_tyro_nor_rich(module: str) -> None:
-    code = f"import sys, steadynorm.bench.{module}; print([n for n in ('tyro', 'rich') if n in sys.modules])"
+def test_the_benchmarks_import_neither_tyro_nor_rich() -> None:
+    modules = ["inference", "kernels", "layers", "step", "table", "workers"]
+    code = f"""
+import importlib, sys
+for name in {modules}: importlib.import_module(f"steadynorm.bench.{{name}}")
+print([name for name in ("tyro", "rich", "pandas") if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -1,25 +1,25 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from steadynorm import cli
 from steadynorm.bench import layers
+from steadynorm.bench.agreement import difference_to_float64
 from steadynorm.bench.cases import Case
-from steadynorm.bench.layers import BUILD, LIMITS, LayerResult, LayersConfig, difference, measure_case, run
-from steadynorm.bench.sides import make_inputs
-from steadynorm.bench.table import markdown
-from steadynorm.bench.timing import Sample, Spread
+from steadynorm.bench.commands import table_of
+from steadynorm.bench.layers import BUILD, LIMITS, Layers, LayersFlags
+from steadynorm.bench.providers import make_inputs, prepared
+from steadynorm.bench.record import Record
 from steadynorm.layers import BatchNorm2d
-from steadynorm.reporting.failure import UserError
-from tests.support.bench import SMALL_CASE, Lines, let_kernels_be
+from tests.support.bench import SMALL_CASE, Lines, let_kernels_be, times_as
 
 CPU = torch.device("cpu")
-TINY = LayersConfig(
+TINY = LayersFlags(
     shapes=("cnn",),
     batches=(1,),
     dtypes=("float32",),
@@ -32,31 +32,29 @@ TINY = LayersConfig(
 LABEL = "norm_relu 1x64x16x16 float32 contiguous"
 
 
-def times_as(monkeypatch: pytest.MonkeyPatch, ms: dict[str, float]) -> None:
-    """Let every layer take the milliseconds given for it."""
-    monkeypatch.setattr(layers, "WARM_UP", 0)
-    monkeypatch.setattr(
-        layers,
-        "interleave",
-        lambda works, clock, *, seconds: {name: [Sample(parts_ms=(ms[name],), host_ms=0.0)] * 3 for name in works},
-    )
-
-
 def results_as(monkeypatch: pytest.MonkeyPatch, **over_plain: float) -> None:
     """Let every case have these ratios; NaN for a layer that disagrees."""
 
-    def measure(case: Case, names: tuple[str, ...], *_: Any, **__: Any) -> dict[str, LayerResult]:
-        return {
-            name: LayerResult(
-                difference=0.5 if ratio != ratio else 1e-7,
-                agrees=ratio == ratio,
-                ms=Spread(median=2.0 * ratio, p20=1.0, p80=3.0) if ratio == ratio else None,
-                over_plain=ratio if ratio == ratio else None,
-            )
+    def measure(self: Layers, case: Case, *_: Any) -> Record:
+        found = {
+            name: {
+                "difference": 0.5 if ratio != ratio else 1e-7,
+                "agrees": ratio == ratio,
+                "ms": {"median": 2.0 * ratio, "p20": 1.0, "p80": 3.0} if ratio == ratio else None,
+                "over_plain": ratio if ratio == ratio else None,
+            }
             for name, ratio in {"batch_norm": 1.0, **over_plain}.items()
         }
+        return {"case": case.label, "x_bytes": case.x_bytes, "layers": found}
 
-    monkeypatch.setattr(layers, "measure_case", measure)
+    monkeypatch.setattr(Layers, "measure", measure)
+
+
+def measure(names: Sequence[Any]) -> Record:
+    row = Layers().measure(SMALL_CASE, replace(TINY, layers=tuple(names)), {"device": "cpu", "cache_bytes": 1})
+    assert (row["case"], row["x_bytes"]) == (SMALL_CASE.label, SMALL_CASE.x_bytes)
+    found: Record = row["layers"]
+    return found
 
 
 @pytest.fixture
@@ -67,51 +65,55 @@ def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("reference_kernels")
 def test_every_layer_is_timed_beside_plain_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     ms = dict(zip(BUILD, (2.0, 3.0, 4.0, 5.0, 1.0), strict=True))
-    times_as(monkeypatch, ms)
-    found = measure_case(SMALL_CASE, tuple(LIMITS), CPU, seconds=1.0)
-    assert all(one.agrees for one in found.values())
-    assert {name: one.over_plain for name, one in found.items()} == {name: each / 2 for name, each in ms.items()}
+    times_as(monkeypatch, layers, ms)
+    found = measure(tuple(LIMITS))
+    assert all(one["agrees"] for one in found.values())
+    assert {name: one["over_plain"] for name, one in found.items()} == {name: each / 2 for name, each in ms.items()}
 
 
 @pytest.mark.usefixtures("reference_kernels")
-def test_the_times_are_of_forward_and_backward() -> None:
-    found = measure_case(SMALL_CASE, ("batch_renorm",), CPU, seconds=1e-6)
-    assert all(one.ms is not None and one.ms.median > 0 for one in found.values())
+def test_the_times_are_of_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    right = layers.quantiles
+    monkeypatch.setattr(layers, "quantiles", lambda values: (seen.append(len(values)), right(values))[1])
+    assert all(one["ms"]["median"] > 0 for one in measure(("batch_renorm",)).values())
+    assert seen == [7, 7]
 
 
 @pytest.mark.usefixtures("reference_kernels")
-@pytest.mark.parametrize("wrong", ["result", "gradient", "number"])
-def test_a_layer_that_disagrees_with_itself_in_float64_is_not_timed(
-    wrong: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_layer_that_disagrees_with_itself_in_float64_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(BatchNorm2d):
         def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
             y = super().forward(input)
-            if input.dtype == torch.float64:
-                return y
-            if wrong == "gradient":
-                return y + 0.01 * (input - input.detach())
-            return y * 1.001 if wrong == "result" else y * torch.nan
+            return y if input.dtype == torch.float64 else y * 1.001
 
-    times_as(monkeypatch, {"batch_norm": 1.0})
+    times_as(monkeypatch, layers, {"batch_norm": 1.0})
     monkeypatch.setitem(BUILD, "batch_renorm", lambda channels: Wrong(channels, activation="relu"))
-    found = measure_case(SMALL_CASE, ("batch_renorm",), CPU, seconds=1.0)["batch_renorm"]
-    assert (found.agrees, found.ms, found.over_plain) == (False, None, None)
+    found = measure(("batch_renorm",))["batch_renorm"]
+    assert (found["agrees"], found["ms"], found["over_plain"]) == (False, None, None)
+
+
+@pytest.mark.usefixtures("reference_kernels")
+def test_beside_a_plain_batch_norm_that_disagrees_nothing_has_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = layers.difference_to_float64
+    monkeypatch.setattr(
+        layers, "difference_to_float64", lambda module, x: 1.0 if type(module) is BatchNorm2d else right(module, x)
+    )
+    found = measure(("batch_renorm",))
+    assert [(one["agrees"], one["over_plain"]) for one in found.values()] == [(False, None), (True, None)]
 
 
 @pytest.mark.parametrize("name", BUILD)
 @pytest.mark.usefixtures("reference_kernels")
 def test_in_float32_the_difference_is_rounding(name: str) -> None:
     (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
-    module = layers._build(name, 128, CPU)
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    assert difference(module, inputs) < 1e-5
-    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    module = prepared(BUILD[name](128), CPU, estimates=True)
+    assert difference_to_float64(module, inputs) < 1e-5
 
 
 def test_what_is_outside_the_bounds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     results_as(monkeypatch, batch_renorm=1.0)
-    record = run(replace(TINY, layers=("batch_renorm",)), Lines())
+    record = Layers().run(replace(TINY, layers=("batch_renorm",)), Lines())
     assert [one["case"] for one in record["cases"]] == [LABEL]
     assert record["skipped"] == [
         "norm_relu 1x32x32x32 float32 contiguous: x is larger than --max-mb 0.1",
@@ -122,8 +124,7 @@ def test_what_is_outside_the_bounds_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_summary_has_the_median_the_most_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     results_as(monkeypatch, batch_renorm=1.25, frozen_batch_norm=0.5)
     shown = Lines()
-    record = run(replace(TINY, layers=("batch_renorm", "frozen_batch_norm")), shown)
-    assert record["complete"]
+    record = Layers().run(replace(TINY, layers=("batch_renorm", "frozen_batch_norm")), shown)
     assert record["summary"]["batch_renorm"] == {
         "cases": 1,
         "median": 1.25,
@@ -139,9 +140,9 @@ def test_a_summary_has_the_median_the_most_and_where(monkeypatch: pytest.MonkeyP
 def test_from_eight_megabytes_on_limits_are_held(ratio: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     results_as(monkeypatch, gated_batch_norm=ratio)
     config = replace(TINY, layers=("gated_batch_norm",), batches=(128,), min_mb=8.0, max_mb=64.0)
-    record = run(config, Lines())
+    record = Layers().run(config, Lines())
     assert record["summary"]["gated_batch_norm"]["met"] is met
-    assert layers.layer_lines(record)[0].endswith(f"limit 1.15 {'met' if met else 'not met'}")
+    assert Layers().closing(record)[0].endswith(f"limit 1.15 {'met' if met else 'not met'}")
 
 
 def test_what_disagrees_is_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,41 +157,9 @@ def test_what_disagrees_is_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_the_record_is_kept_and_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results_as(monkeypatch, ghost_batch_norm=1.125)
-    run(replace(TINY, layers=("ghost_batch_norm",), out=tmp_path), Lines())
+    Layers().run(replace(TINY, layers=("ghost_batch_norm",), out=tmp_path), Lines())
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("bench_layers_cpu_")
-    rows = markdown(json.loads(path.read_text())).splitlines()
+    rows = table_of(json.loads(path.read_text())).splitlines()
     assert rows[0].startswith("Norm and ReLU, forward and backward, inputs from 0.04 to 0.1 MB; ")
     assert rows[-1] == f"| ghost_batch_norm | 1 | 1.12 | 1.12 | {LABEL} |"
-
-
-def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results_as(monkeypatch, batch_renorm=1.0)
-    first = layers.measure_case
-
-    def second(case: Case, *given: Any, **named: Any) -> dict[str, LayerResult]:
-        if case.layout == "channels_last":
-            raise KeyboardInterrupt
-        return first(case, *given, **named)
-
-    monkeypatch.setattr(layers, "measure_case", second)
-    config = replace(TINY, layers=("batch_renorm",), layouts=("contiguous", "channels_last"), out=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, Lines())
-    (path,) = tmp_path.iterdir()
-    record = json.loads(path.read_text())
-    assert (record["complete"], len(record["cases"])) == (False, 1)
-
-
-def test_what_measures_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="--seconds: must be positive"):
-        run(replace(TINY, seconds=0.0), Lines())
-
-
-def test_every_layer_begins_with_numbers_that_a_rule_can_tell_apart() -> None:
-    for name in BUILD:
-        module = layers._build(name, 16, CPU)
-        assert isinstance(module, nn.Module)
-        assert module.training
-        for key in ("weight", "bias", "running_mean", "running_var"):
-            assert getattr(module, key).unique().numel() == 16

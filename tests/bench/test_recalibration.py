@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from steadynorm.bench import recalibration
-from steadynorm.bench.recalibration import RecalibrationConfig, recalibration_lines, run
+from steadynorm.bench.commands import table_of
+from steadynorm.bench.recalibration import Recalibration, RecalibrationConfig, recalibration_lines
 from steadynorm.bench.record import read_record
-from steadynorm.bench.table import markdown
 from steadynorm.lab.data import load_dataset
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.run_directory import save_tensors
@@ -39,8 +39,8 @@ def config(checkpoint, **changed):
 
 def test_accuracy_goes_with_the_statistics_and_comes_back(checkpoint, tmp_path):
     display = Lines()
-    record = run(config(checkpoint, out=tmp_path), display)
-    assert record["command"] == f"steadynorm bench recalibration {checkpoint} --images 20 500 --draws 2 --device cpu"
+    record = Recalibration().run(config(checkpoint, out=tmp_path), display)
+    assert record["command"] == f"steadynorm bench recalibration --device cpu {checkpoint} --images 20 500 --draws 2"
     assert record["wiped"] < record["original"] - 10
     few, many = record["rows"]
     assert min(many["ours"]) > record["original"] - 3
@@ -48,7 +48,7 @@ def test_accuracy_goes_with_the_statistics_and_comes_back(checkpoint, tmp_path):
     assert all(len(row[key]) == 2 for row in record["rows"] for key in ("ours", "update_bn", "passes", "seconds"))
     assert [line.split()[0] for line in display.lines] == ["20", "500", "record:"]
     (path,) = tmp_path.iterdir()
-    table = markdown(read_record(path)).splitlines()
+    table = table_of(read_record(path)).splitlines()
     assert table[0].startswith(
         f"Original {record['original']:.2f} %, statistics wiped {record['wiped']:.2f} %; mean of 2"
     )
@@ -80,7 +80,7 @@ def test_that_no_number_is_enough_is_said():
 @pytest.mark.parametrize("images", [(1,), (100, 10**9)])
 def test_numbers_of_images_that_there_are_not_are_refused(checkpoint, images):
     with pytest.raises(UserError, match="--images: from 2 to the"):
-        run(config(checkpoint, images=images), Lines())
+        Recalibration().run(config(checkpoint, images=images), Lines())
 
 
 def test_a_network_without_batch_norm_is_refused(tmp_path):
@@ -88,7 +88,7 @@ def test_a_network_without_batch_norm_is_refused(tmp_path):
     metadata = {"arm": "none", "network": "cnn", "depth": "2", "widths": "4"}
     save_tensors(tmp_path / "a.safetensors", model.state_dict(), metadata)
     with pytest.raises(UserError, match="nothing to recalibrate"):
-        run(config(tmp_path / "a.safetensors"), Lines())
+        Recalibration().run(config(tmp_path / "a.safetensors"), Lines())
 
 
 def test_draws_are_of_different_images_and_the_same_again():

@@ -8,9 +8,9 @@ import torch
 
 import steadynorm
 from steadynorm.bench import record as record_module
-from steadynorm.bench.kernels import KernelsConfig
-from steadynorm.bench.record import begin_record, check_config, keep_record, read_record, write_record
-from steadynorm.bench.step import StepConfig
+from steadynorm.bench.kernels import KernelsFlags
+from steadynorm.bench.record import begin_record, keep_record, read_record, write_record
+from steadynorm.bench.step import StepFlags
 from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines
 
@@ -19,7 +19,7 @@ MADE = {"bench": "kernels", "device": "cpu", "created": "2026-03-01T23:59:59+00:
 
 
 def test_a_record_says_where_with_what_and_when_it_was_measured() -> None:
-    head = begin_record("kernels", KernelsConfig(), CPU)
+    head = begin_record("kernels", "kernels", KernelsFlags(), CPU)
     assert (head["bench"], head["device"], head["threads"]) == ("kernels", "cpu", torch.get_num_threads())
     assert set(head["versions"]) == {"python", "steadynorm", "torch", "numpy", "numba", "triton"}
     assert head["versions"]["torch"] == torch.__version__
@@ -31,25 +31,25 @@ def test_a_record_says_where_with_what_and_when_it_was_measured() -> None:
 
 def test_the_process_that_measures_reuses_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_module, "reuse_memory", lambda: "asked")
-    assert begin_record("step", StepConfig(), CPU)["allocator_reuses_memory"] == "asked"
+    assert begin_record("step", "step", StepFlags(), CPU)["allocator_reuses_memory"] == "asked"
 
 
 def test_the_command_has_every_flag_that_decides_what_is_measured() -> None:
-    config = KernelsConfig(op=("norm", "norm_relu"), max_mb=2.5, compile=True, out=Path("x"), json=True)
-    assert begin_record("kernels", config, CPU)["command"] == (
+    config = KernelsFlags(op=("norm", "norm_relu"), max_mb=2.5, compile=True, out=Path("x"), json=True)
+    assert begin_record("kernels", "kernels", config, CPU)["command"] == (
         "steadynorm bench kernels --op norm norm_relu --max-mb 2.5 --compile"
     )
-    assert begin_record("step", StepConfig(), CPU)["command"] == "steadynorm bench step"
+    assert begin_record("step", "step", StepFlags(), CPU)["command"] == "steadynorm bench step"
 
 
 def test_the_configuration_is_recorded_as_json_has_it() -> None:
-    stored = json.loads(json.dumps(begin_record("kernels", KernelsConfig(out=Path("a/b")), CPU)["config"]))
+    stored = json.loads(json.dumps(begin_record("kernels", "kernels", KernelsFlags(out=Path("a/b")), CPU)["config"]))
     assert (stored["out"], stored["seconds"], stored["dtypes"]) == ("a/b", 0.5, ["float32", "bfloat16"])
 
 
 def test_a_package_that_is_not_there_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_module, "PACKAGES", ("no-such-package", "torch"))
-    versions = begin_record("kernels", KernelsConfig(), CPU)["versions"]
+    versions = begin_record("kernels", "kernels", KernelsFlags(), CPU)["versions"]
     assert versions["no-such-package"] is None
     assert versions["torch"] is not None
 
@@ -74,9 +74,9 @@ def test_the_commit_is_that_of_the_running_code(tmp_path: Path, monkeypatch: pyt
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "x")
     commit = git(tmp_path, "rev-parse", "--short=12", "HEAD").strip()
-    assert begin_record("kernels", KernelsConfig(), CPU)["commit"] == commit
+    assert begin_record("kernels", "kernels", KernelsFlags(), CPU)["commit"] == commit
     (code / "__init__.py").write_text("changed")
-    assert begin_record("kernels", KernelsConfig(), CPU)["commit"] == f"{commit}-dirty"
+    assert begin_record("kernels", "kernels", KernelsFlags(), CPU)["commit"] == f"{commit}-dirty"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -86,12 +86,12 @@ def test_code_that_merely_lies_in_somebody_elses_repository_has_no_commit(
     git(tmp_path, "init")
     git(tmp_path, "commit", "--allow-empty", "-m", "x")
     fake_code(tmp_path / "site-packages" / "steadynorm", monkeypatch)
-    assert begin_record("kernels", KernelsConfig(), CPU)["commit"] is None
+    assert begin_record("kernels", "kernels", KernelsFlags(), CPU)["commit"] is None
 
 
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert begin_record("kernels", KernelsConfig(), CPU)["commit"] is None
+    assert begin_record("kernels", "kernels", KernelsFlags(), CPU)["commit"] is None
 
 
 def test_the_code_that_is_asked_about_is_the_package() -> None:
@@ -127,34 +127,6 @@ def test_what_is_no_record_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.json: is not the record of a bench"):
         read_record(tmp_path / "x.json")
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (KernelsConfig(op=()), "--op: at least one value is needed"),
-        (KernelsConfig(dtypes=("float32", "float32")), "--dtypes: every value may appear once, got float32 float32"),
-        (KernelsConfig(batches=(8, 0)), "--batches: must be positive, got 0"),
-        (KernelsConfig(max_mb=-1.0), r"--max-mb: must be positive, got -1\.0"),
-        (KernelsConfig(seconds=float("nan")), "--seconds: must be positive, got nan"),
-        (KernelsConfig(threads=0), "--threads: must be positive, got 0"),
-        (KernelsConfig(threads=100_000), r"--threads: must be at most the \d+ cores .*, got 100000"),
-        (StepConfig(batch=0), "--batch: must be positive, got 0"),
-    ],
-)
-def test_what_measures_nothing_is_refused(config: object, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_config(config)
-
-
-def test_the_defaults_are_not_refused() -> None:
-    check_config(KernelsConfig())
-    check_config(StepConfig())
-
-
-def test_the_directory_is_made_before_anything_is_measured(tmp_path: Path) -> None:
-    check_config(KernelsConfig(out=tmp_path / "a" / "b"))
-    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_record_holds_five_digits_of_a_number_and_a_case_per_line(tmp_path: Path) -> None:

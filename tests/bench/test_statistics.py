@@ -8,8 +8,8 @@ from torch import Tensor
 
 from steadynorm import cli
 from steadynorm.bench import statistics
-from steadynorm.bench.statistics import LayerErrors, StatisticsConfig, errors, follow, run
-from steadynorm.bench.table import markdown
+from steadynorm.bench.commands import table_of
+from steadynorm.bench.statistics import LayerErrors, Statistics, StatisticsConfig, errors, follow
 from steadynorm.layers import BatchNorm2d
 from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines
@@ -97,7 +97,7 @@ def test_what_goes_into_a_layer_is_kept() -> None:
 
 def test_every_layer_of_a_training_is_followed() -> None:
     shown = Lines()
-    record = run(TINY, shown)
+    record = Statistics().run(TINY, shown)
     assert [(one["layer"], one["channels"]) for one in record["layers"]] == [
         (f"norm{at}", channels) for at, channels in enumerate((32, 32, 64, 64, 128, 128), start=1)
     ]
@@ -138,9 +138,9 @@ def test_a_record_has_averages_the_worst_layer_and_whether_that_will_do(
     )
     assert found["average"] == pytest.approx([(0.98 + worst) / 2, 0.95])
     assert (found["worst"], found["met"]) == ([worst, 1.0], met)
-    rows = markdown(record).splitlines()
+    rows = table_of(record).splitlines()
     assert "cnn on shapes, batch 128, rate 0.1, 500 steps; " in rows[0]
-    assert rows[-1] == f"| norm1 | 8 | 0.5 | 0.25 | {worst:.3f} | 1.000 | 3.0 | 2.0 |"
+    assert rows[-1] == f"| norm1 | 8 | 0.5, 0.25 | {worst:.3f}, 1.000 | 3.0, 2.0 |"
     lines = capsys.readouterr().out.splitlines()
     expected = "best momentum 0.5, 0.25  self-tuned 0.980, 0.900  torch's 0.1 3.00, 2.00"
     assert lines[0].split(maxsplit=3) == ["norm1", "8", "channels", expected]
@@ -149,9 +149,9 @@ def test_a_record_has_averages_the_worst_layer_and_whether_that_will_do(
 
 def test_a_seed_may_be_0_and_not_below() -> None:
     with pytest.raises(UserError, match="--seed: must be at least 0, got -1"):
-        run(replace(TINY, seed=-1), Lines())
+        Statistics().run(replace(TINY, seed=-1), Lines())
 
 
 def test_one_step_foretells_nothing() -> None:
     with pytest.raises(UserError, match="at least 2, got 1"):
-        run(replace(TINY, steps=1), Lines())
+        Statistics().run(replace(TINY, steps=1), Lines())

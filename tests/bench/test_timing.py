@@ -2,13 +2,22 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from steadynorm.bench import timing
-from steadynorm.bench.sides import Mark
-from steadynorm.bench.timing import Sample, cache_bytes, interleave, make_clock, make_step_clock, spread
+from steadynorm.bench.timing import (
+    Mark,
+    Provider,
+    Sample,
+    cache_bytes,
+    make_clock,
+    make_step_clock,
+    quantiles,
+    time_providers,
+)
 
 CPU = torch.device("cpu")
 
@@ -19,21 +28,39 @@ def mark_thrice(mark: Mark) -> None:
 
 
 class CountingClock:
-    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
-        work(lambda: None)
+    def measure(self, provider: Provider) -> list[Sample]:
+        provider(lambda: None)
         return [Sample(parts_ms=(1.0, 2.0), host_ms=3.0)]
 
 
-def order_of(names: str, *, seconds: float) -> str:
+def order_of(names: str, **given: Any) -> str:
+    """Give the order behind the warm-up: three calls of each."""
     ran: list[str] = []
-    works = {name: lambda mark, name=name: ran.append(name) for name in names}
-    samples = interleave(works, CountingClock(), seconds=seconds)
-    assert {name: len(found) for name, found in samples.items()} == {name: ran.count(name) for name in names}
-    return "".join(ran)
+    providers: dict[str, Provider] = {name: lambda mark, name=name: ran.append(name) for name in names}  # type: ignore[misc]
+    samples = time_providers(providers, CountingClock(), **given)
+    assert {name: len(found) for name, found in samples.items()} == {name: ran.count(name) - 3 for name in names}
+    assert "".join(ran[: 3 * len(names)]) == 3 * names
+    return "".join(ran[3 * len(names) :])
 
 
-def test_each_round_begins_one_side_further_on() -> None:
+def test_each_round_begins_one_provider_further_on() -> None:
     assert order_of("abc", seconds=0) == "abcbcacab" * 2 + "abc"
+
+
+def test_without_a_provider_nothing_is_timed() -> None:
+    assert order_of("", seconds=10) == ""
+
+
+def test_several_processes_decide_together_whether_another_round_begins() -> None:
+    asked: list[bool] = []
+    wishes = iter([True, True, False])
+
+    def decide(more: bool) -> bool:
+        asked.append(more)
+        return next(wishes)
+
+    assert order_of("ab", seconds=0, least_rounds=2, decide=decide) == "abba" * 2
+    assert asked == [False] * 3
 
 
 def test_rounds_go_on_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +150,8 @@ def test_the_gpus_clocks_give_times(make: Callable[[torch.device], timing.Clock]
     assert all(0 < sample.total_ms < 1000 for sample in make(x.device).measure(work))
 
 
-def test_a_spread_is_the_median_with_two_percentiles() -> None:
-    found = spread([float(value) for value in range(10, -1, -1)])
-    assert (found.p20, found.median, found.p80) == (2.0, 5.0, 8.0)
+def test_quantiles_are_the_median_with_two_percentiles() -> None:
+    assert quantiles([float(value) for value in range(10, -1, -1)]) == {"p20": 2.0, "median": 5.0, "p80": 8.0}
 
 
 def make_cache(place: Path, *, cpu: int, index: int, level: int, size: str, shared: str) -> None:

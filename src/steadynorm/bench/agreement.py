@@ -1,19 +1,20 @@
-"""No speed without agreement: ours is held to the float64 reference on the very case that is timed."""
+"""No speed without agreement: on the very case that is timed, results are held to those in float64."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from steadynorm.bench.sides import Inputs
+from steadynorm.bench.providers import Inputs
 from steadynorm.ops import reference
 from steadynorm.ops.reference import Activation
 
-__all__ = ["Agreement", "check_agreement"]
+__all__ = ["Agreement", "check_agreement", "difference_to_float64", "relative_difference"]
 
 EPS, MOMENTUM = 1e-5, 0.1  # defaults of the layers
 KINK_MARGIN = 0.05  # where y before the ReLU is nearer to 0, rounding may decide what its slope is
@@ -35,7 +36,7 @@ class Agreement:
 
     @property
     def agrees(self) -> bool:
-        """Whether it is within; NaN is not."""
+        """True if it is within; NaN is not."""
         return self.error <= self.allowed
 
     @property
@@ -50,7 +51,7 @@ class Agreement:
 def check_agreement(ours: nn.Module, native: nn.Module, inputs: Inputs, activation: Activation | None) -> Agreement:
     """Compare y, every gradient and both running statistics after one training step.
 
-    The gradient that goes in is zero where the slope of the activation hangs on rounding.
+    The gradient that goes in is zero where the slope of the activation depends on rounding.
 
     Args:
         ours: changed by the step, like ``native``: torch's own layer, with equal parameters.
@@ -65,7 +66,7 @@ def check_agreement(ours: nn.Module, native: nn.Module, inputs: Inputs, activati
         for channels in _chunks(problem.x):
             pre = _forward(problem.of(channels), None)[0]
             inputs.dy[:, channels].masked_fill_(pre.abs() < KINK_MARGIN, 0)
-    found, measure = _one_step(ours, inputs), _one_step(native, inputs)
+    found, measure = (_one_step(module, inputs) | _running(module) for module in (ours, native))
     sizes: dict[str, Tensor] = {}
     for channels in _chunks(problem.x):
         for what, (truth, size) in _expected(problem.of(channels), activation).items():
@@ -73,6 +74,31 @@ def check_agreement(ours: nn.Module, native: nn.Module, inputs: Inputs, activati
             largest = torch.stack([*errors, size.abs().max()])
             sizes[what] = torch.maximum(sizes.get(what, largest), largest)  # which hands NaN on
     return max((_judge(what, found[what], measure[what], sizes[what]) for what in sizes), key=lambda one: one.excess)
+
+
+@torch.no_grad()
+def difference_to_float64(module: nn.Module, inputs: Inputs) -> float:
+    """Give the largest difference between a layer's training step and its own in float64, over the largest value.
+
+    The gradient that goes in is zero where the slope of the activation depends on rounding.
+
+    Args:
+        module: left as it is.
+        inputs: likewise.
+    """
+    wide, x = copy.deepcopy(module).double(), inputs.x.detach().double()
+    dy = inputs.dy * (copy.deepcopy(wide)(x).abs() > KINK_MARGIN)
+    found = _one_step(copy.deepcopy(module), replace(inputs, dy=dy))
+    expected = _one_step(wide, replace(inputs, x=x.requires_grad_(), dy=dy.double()))
+    tiny = torch.finfo(torch.float32).tiny
+    errors = [(found[what] - truth).abs().max() / truth.abs().max().clamp(min=tiny) for what, truth in expected.items()]
+    return float(torch.stack(errors).max())  # NaN is the largest
+
+
+def relative_difference(native: Sequence[float], ours: Sequence[float]) -> float:
+    """Give the largest relative difference of numbers in float32; infinite where one is not finite."""
+    found = [abs(b - a) / abs(a) for a, b in zip(native, ours, strict=True)]
+    return max(found) if all(map(math.isfinite, found)) else math.inf
 
 
 def _judge(what: str, ours: Tensor, native: Tensor, sizes: Tensor) -> Agreement:
@@ -122,14 +148,19 @@ def _take(tensor: Tensor, channels: slice) -> Tensor:
 
 @torch.enable_grad()
 def _one_step(module: nn.Module, inputs: Inputs) -> Results:
-    """Give what a step leaves, by name."""
+    """Give y and the gradients of input, residual, weight and bias, by name."""
     y = module(*inputs.given)
     leaves = {"dx": inputs.x} | ({} if inputs.residual is None else {"d_residual": inputs.residual})
-    leaves |= dict(zip(("dweight", "dbias"), module.parameters(), strict=True))
+    parameters = {path.rpartition(".")[2]: one for path, one in module.named_parameters() if one.requires_grad}
+    # A gate's confidence is left out: its gradient is a sum that nearly cancels.
+    leaves |= {f"d{name}": parameters[name] for name in ("weight", "bias") if name in parameters}
     gradients = torch.autograd.grad(y, list(leaves.values()), inputs.dy)
+    return {"y": y.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
+def _running(module: nn.Module) -> Results:
     buffers = {path.rpartition(".")[2]: buffer for path, buffer in module.named_buffers()}
-    running = {name: buffers[name] for name in ("running_mean", "running_var")}
-    return {"y": y.detach()} | dict(zip(leaves, gradients, strict=True)) | running
+    return {name: buffers[name] for name in ("running_mean", "running_var")}
 
 
 def _forward(problem: _Problem, activation: Activation | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

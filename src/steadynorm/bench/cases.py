@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from typing import Literal
 
 import torch
 
-__all__ = ["BATCHES", "COPIES", "SHAPES", "Case", "DType", "Layout", "Network", "Op", "Skipped", "make_grid"]
+from steadynorm.bench.benchmark import Flags
+
+__all__ = ["BIG_MB", "COPIES", "SHAPES", "Case", "DType", "GridFlags", "Layout", "Network", "Op", "make_grid"]
 
 Op = Literal["norm", "norm_relu", "norm_relu_residual"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -45,6 +48,9 @@ SHAPES: dict[Network, tuple[tuple[int, int, int], ...]] = {
     ),
 }
 """The distinct inputs (C, H, W) of a network's batch norms."""
+
+BIG_MB = {"cpu": 8, "cuda": 64}
+"""Size of x from which memory's bandwidth decides and not the cost of starting; 10⁶ bytes."""
 
 BATCHES = (1, 8, 32, 128, 256)
 USUAL_BATCHES = (1, 32)  # measured by default, beside the largest batch that the bound on memory allows
@@ -84,50 +90,45 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A case that was asked for and is not measured."""
+class GridFlags(Flags):
+    """Which inputs."""
 
-    case: Case
-    reason: str
+    shapes: tuple[Network, ...] = ("cnn", "resnet50")
+    """Whose norm inputs: the lab's cnn on 32x32 images, ResNet-50 on 224x224 images."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes; default: 1, 32 and the largest of 1, 8, 32, 128, 256 that --max-mb allows for the shape."""
+    dtypes: tuple[DType, ...] = ("float32", "bfloat16")
+    """Of the input; parameters and statistics are float32, as under autocast."""
+    layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
+    """Of the input."""
 
 
 def make_grid(
-    *,
-    ops: Sequence[Op],
-    networks: Sequence[Network],
-    batches: Sequence[int],
-    dtypes: Sequence[DType],
-    layouts: Sequence[Layout],
-    max_mb: float,
-) -> tuple[list[Case], list[Skipped]]:
+    ops: Sequence[Op], flags: GridFlags, *, max_mb: float, min_mb: float = 0.0
+) -> tuple[list[Case], dict[Case, str]]:
     """Combine everything with everything.
 
     Args:
-        ops: outermost in the order of the result; then dtypes, layouts, networks, shapes, batches.
-        networks: whose shapes.
-        batches: N; none stand for 1, 32 and the largest of 1, 8, 32, 128, 256 under the bound.
-        dtypes: of x.
-        layouts: of x.
-        max_mb: bound on the size of x in 10⁶ bytes.
+        ops: outermost in the order of the result.
+        flags: then dtypes, layouts, networks, shapes, batches.
+        max_mb: upper bound on the size of x in 10⁶ bytes.
+        min_mb: lower bound.
 
     Returns:
-        what to measure, and what the bound leaves out.
+        what to measure, and case -> reason of what the bounds leave out.
     """
-    every = [
-        Case(op=op, network=network, shape=(batch, *shape), dtype=dtype, layout=layout)
-        for op in ops
-        for dtype in dtypes
-        for layout in layouts
-        for network in networks
-        for shape in SHAPES[network]
-        for batch in batches or _usual_batches(shape, dtype, max_mb)
-    ]
-    reason = f"x is larger than --max-mb {max_mb:g}"
-    fits = [case.x_bytes <= max_mb * 1e6 for case in every]
-    return (
-        [case for case, small in zip(every, fits, strict=True) if small],
-        [Skipped(case=case, reason=reason) for case, small in zip(every, fits, strict=True) if not small],
-    )
+    cases, skipped = [], {}
+    for op, dtype, layout, network in itertools.product(ops, flags.dtypes, flags.layouts, flags.shapes):
+        for shape in SHAPES[network]:
+            for batch in flags.batches or _usual_batches(shape, dtype, max_mb):
+                case = Case(op=op, network=network, shape=(batch, *shape), dtype=dtype, layout=layout)
+                if case.x_bytes > max_mb * 1e6:
+                    skipped[case] = f"x is larger than --max-mb {max_mb:g}"
+                elif case.x_bytes < min_mb * 1e6:
+                    skipped[case] = f"x is smaller than --min-mb {min_mb:g}"
+                else:
+                    cases.append(case)
+    return cases, skipped
 
 
 def _usual_batches(shape: tuple[int, int, int], dtype: DType, max_mb: float) -> list[int]:

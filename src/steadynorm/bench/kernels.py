@@ -11,157 +11,191 @@ Cost: the default grid takes about ten minutes on two cores.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
-from torch import nn
 
 from steadynorm.bench.agreement import check_agreement
-from steadynorm.bench.cases import Case, DType, Layout, Network, Op, Skipped, make_grid
+from steadynorm.bench.benchmark import Benchmark, Contents
+from steadynorm.bench.cases import COPIES, Case, GridFlags, Op, make_grid
 from steadynorm.bench.display import Display
 from steadynorm.bench.memory import peak_bytes, saved_bytes
-from steadynorm.bench.record import Record, begin_record, check_config, keep_record
-from steadynorm.bench.results import CaseResult, case_to_json, make_side_result
-from steadynorm.bench.sides import Inputs, Mark, build_modules, copy_input, forward_backward, make_inputs
-from steadynorm.bench.summary import summarize
-from steadynorm.bench.table import case_row, header
-from steadynorm.bench.timing import cache_bytes, interleave, make_clock
-from steadynorm.lab.machine import choose_device
+from steadynorm.bench.providers import copy, forward_backward, make_inputs, our_module, prepared, torch_module
+from steadynorm.bench.record import Record
+from steadynorm.bench.summary import summarize, summary_lines
+from steadynorm.bench.table import show
+from steadynorm.bench.timing import Sample, cache_bytes, make_clock, quantiles, time_providers
 from steadynorm.ops.dispatch import explain_backend
-from steadynorm.ops.reference import Activation
 
-__all__ = ["KernelsConfig", "run"]
+__all__ = ["Kernels", "KernelsFlags"]
 
 MAX_MB = {"cpu": 128.0, "cuda": 1024.0}
-WARM_UP = 3
+OPS = {"norm": "norm", "norm_relu": "norm, ReLU", "norm_relu_residual": "norm, residual, ReLU"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelsConfig:
+class KernelsFlags(GridFlags):
     """Time norm layers alone, forward and backward: a memory copy, torch's own, ours.
 
-    Each case first holds ours to the float64 reference, and shows no speed where they disagree. Sides are
+    Each case first holds ours to the float64 reference, and shows no speed where they disagree. Providers are
     interleaved in one process. Default: about ten minutes on two cores.
     """
 
     op: tuple[Op, ...] = ("norm_relu",)
     """What is timed: the norm alone, with a ReLU, with a residual and a ReLU."""
-    shapes: tuple[Network, ...] = ("cnn", "resnet50")
-    """Whose norm inputs: the lab's cnn on 32x32 images, ResNet-50 on 224x224 images."""
-    batches: tuple[int, ...] = ()
-    """Batch sizes; default: 1, 32 and the largest of 1, 8, 32, 128, 256 that --max-mb allows for the shape."""
-    dtypes: tuple[DType, ...] = ("float32", "bfloat16")
-    """Of the input; parameters and statistics are float32, as under autocast."""
-    layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
-    """Of the input."""
     max_mb: float | None = None
     """Skip inputs above this many 10^6 bytes; default: 128 on a CPU, 1024 on a GPU."""
     compile: bool = False
     """Time torch.compile of torch's layers as well; needs a C++ compiler on a CPU, and seconds per case."""
     seconds: float = 0.5
     """Time spent on the rounds of a case; at least seven rounds are made."""
-    threads: int | None = None
-    """Threads of all sides; default: torch's own choice."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-    out: Path | None = None
-    """Directory for the record, bench_kernels_DEVICE_DATE.json; none is ever overwritten."""
-    json: bool = False
-    """Print the record as JSON on standard output."""
 
 
-def run(config: KernelsConfig, display: Display) -> Record:
-    """Measure every case of the grid.
+class Kernels(Benchmark[KernelsFlags, Case]):
+    """A row has all of the case, agreement, backend and reason, every provider under ``sides``, and the ratios."""
+
+    name = command = "kernels"
+    summary = "Time the layers alone."
+    rows = "cases"
+    flags = KernelsFlags
+
+    def plan(self, config: KernelsFlags, head: Record, display: Display) -> Sequence[Case]:
+        """Give the grid, say what it leaves out, and name the columns of the rows."""
+        max_mb = MAX_MB[head["device"]] if config.max_mb is None else config.max_mb
+        cases, skipped = make_grid(config.op, config, max_mb=max_mb)
+        head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
+        head["skipped"] = [
+            {"case": case.label} | dataclasses.asdict(case) | {"reason": reason} for case, reason in skipped.items()
+        ]
+        for case, reason in skipped.items():
+            display.line(f"skipped: {case.label}: {reason}")
+        compiled = f"{'compile':>9}" if config.compile else ""
+        display.line(
+            f"{'milliseconds, forward and backward':62}{'MB':>7}{'copy':>9}{'torch':>9}{compiled}{'ours':>9}"
+            f"  {'(p20-p80)':21}{'ratio':>7}{'floor':>7}  {'peak MB, torch':>14}{'ours':>7}  backend"
+        )
+        return cases
+
+    def label(self, case: Case) -> str:
+        """Name the case."""
+        return case.label
+
+    def measure(self, case: Case, config: KernelsFlags, head: Record) -> Record:
+        """Hold ours to the reference, then time all providers, then look at their memory."""
+        if config.compile:
+            torch.compiler.reset()  # else a new shape would be compiled for all shapes, and more slowly
+        device = torch.device(head["device"])
+        sets = make_inputs(case, device, sets=1 + head["cache_bytes"] // case.x_bytes)
+        modules = {"torch": prepared(torch_module(case), device)}
+        if config.compile:
+            modules["compile"] = prepared(torch_module(case), device)
+            modules["compile"].compile(dynamic=False)
+        modules["ours"] = prepared(our_module(case), device)
+        fused = case.op != "norm"
+        agreement = check_agreement(modules["ours"], modules["torch"], sets[0], "relu" if fused else None)
+        row = (
+            {"case": case.label}
+            | dataclasses.asdict(case)
+            | {"x_bytes": case.x_bytes, "agreement": {"agrees": agreement.agrees} | dataclasses.asdict(agreement)}
+            | dataclasses.asdict(explain_backend(sets[0].x, sets[0].residual, fused=fused))
+        )
+        if not agreement.agrees:
+            return row | {"sides": {}}
+        feed = itertools.cycle(sets)
+        layers = {name: forward_backward(module, feed) for name, module in modules.items()}
+        samples = time_providers({"copy": copy(feed)} | layers, make_clock(device), seconds=config.seconds)
+        sides = {"copy": _side(samples["copy"], floor_bytes=2 * case.x_bytes)}
+        for name, module in modules.items():
+            memory = {"peak_bytes": peak_bytes(layers[name], device), "saved": saved_bytes(module, sets[0])}
+            sides[name] = _side(samples[name], floor_bytes=case.floor_bytes) | memory
+        return row | {"sides": sides} | ratios(case.op, sides)
+
+    def lines(self, row: Record) -> list[str]:
+        """Show medians, torch's time over ours, share of the byte floor, peak memory."""
+        shape = "x".join(map(str, row["shape"]))
+        start = f"{row['op']:19}{shape:18}{row['dtype']:10}{row['layout']:15}{row['x_bytes'] / 1e6:7.1f}"
+        if not row["sides"]:
+            wrong = row["agreement"]
+            return [
+                f"{start}  disagrees: {wrong['what']} is off by {wrong['error']:.3g}, allowed {wrong['allowed']:.3g}"
+            ]
+        sides = row["sides"]
+        times = "".join(
+            f"{sides[name]['ms']['median']:9.3f}" for name in ("copy", "torch", "compile", "ours") if name in sides
+        )
+        spread = f"({sides['ours']['ms']['p20']:.3f}-{sides['ours']['ms']['p80']:.3f})"
+        peaks = [f"{sides[name]['peak_bytes'] / 1e6:.1f}" for name in ("torch", "ours")]
+        return [
+            f"{start}{times}  {spread:21}{row['ratio']:6.2f}x{row['floor_share']:7.0%}"
+            f"  {peaks[0]:>14}{peaks[1]:>7}  {row['backend']}"
+        ]
+
+    def summarize(self, rows: Sequence[Record], head: Record) -> Record:
+        """Give groups of cases, targets, and what is unsteady or disagrees."""
+        return {"summary": summarize(rows, head["device"])}
+
+    def closing(self, record: Record) -> list[str]:
+        """Show the summary."""
+        return summary_lines(record["summary"], cases=len(record["cases"]))
+
+    def disagreeing(self, record: Record) -> Sequence[str]:
+        """Name the cases whose results are not the reference's."""
+        names: list[str] = record["summary"]["disagreeing"]
+        return names
+
+    def table(self, record: Record) -> Contents:
+        """Show each group of cases."""
+        summary = record["summary"]
+        parts = sorted(summary["parts"] + summary["whole"], key=lambda part: str(part["op"]))
+        big = f"{parts[0]['big_mb']} MB" if parts else ""
+        columns = {
+            "forward and backward of": lambda part: OPS[part["op"]],
+            "input": lambda part: f"{part['dtype']}, {part['layout'].replace('_', '-')}" if part["dtype"] else "all",
+            "cases": show("cases"),
+            "speed, torch eager = 1": show("ratio", ".2f"),
+            "least": show("least_ratio.value", ".2f"),
+            "torch.compile = 1": show("ratio_to_compile", ".2f"),
+            f"least from {big}": show("least_big_ratio.value", ".2f"),
+            f"share of the byte floor from {big}, least": show("least_big_share.value", ".0%"),
+        }
+        if all(part["ratio_to_compile"] is None for part in parts):
+            del columns["torch.compile = 1"]
+        return "Geometric means over the grid", parts, columns
+
+
+def ratios(op: Op, sides: Record) -> Record:
+    """Give what follows from a case's times.
 
     Returns:
-        the record, which has been written where ``out`` says so; a run that is interrupted writes what it has.
-
-    Raises:
-        UserError: what was asked for cannot be done.
+        torch's time over ours, torch.compile's over ours (None where it was not measured), and the time that the least
+        traffic takes at the speed of the copy, as a share of ours.
     """
-    check_config(config)
-    device = choose_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    cases, skipped = make_grid(
-        ops=config.op,
-        networks=config.shapes,
-        batches=config.batches,
-        dtypes=config.dtypes,
-        layouts=config.layouts,
-        max_mb=MAX_MB[device.type] if config.max_mb is None else config.max_mb,
-    )
-    head = begin_record("kernels", config, device) | {"cache_bytes": cache_bytes(device)}
-    for one in skipped:
-        display.line(f"skipped: {one.case.label}: {one.reason}")
-    display.line(header(with_compile=config.compile))
-    results: list[CaseResult] = []
-    try:
-        for number, case in enumerate(cases, start=1):
-            display.doing(case.label, number=number, of=len(cases))
-            results.append(measure_case(case, device, compiled=config.compile, seconds=config.seconds))
-            display.line(case_row(results[-1]))
-    except KeyboardInterrupt:
-        _finish(head, config, results, skipped, display, complete=False)
-        raise
-    return _finish(head, config, results, skipped, display, complete=True)
-
-
-def measure_case(case: Case, device: torch.device, *, compiled: bool, seconds: float) -> CaseResult:
-    """Hold ours to the reference, then time all sides, then look at their memory."""
-    if compiled:
-        torch.compiler.reset()  # else a new shape would be compiled for all shapes, and more slowly
-    inputs = make_inputs(case, device, sets=1 + cache_bytes(device) // case.x_bytes)
-    modules = build_modules(case, device, compiled=compiled)
-    activation: Activation | None = None if case.op == "norm" else "relu"
-    agreement = check_agreement(modules["ours"], modules["torch"], inputs[0], activation)
-    backend = explain_backend(inputs[0].x, inputs[0].residual, fused=case.op != "norm")
-    if not agreement.agrees:
-        return CaseResult(case=case, backend=backend, agreement=agreement, sides={})
-    works = _works(modules, itertools.cycle(inputs))
-    for _ in range(WARM_UP):
-        for work in works.values():
-            work(lambda: None)
-    samples = interleave(works, make_clock(device), seconds=seconds)
-    sides = {"copy": make_side_result(samples["copy"], floor_bytes=2 * case.x_bytes)}
-    for name, module in modules.items():
-        sides[name] = make_side_result(
-            samples[name],
-            floor_bytes=case.floor_bytes,
-            peak_bytes=peak_bytes(functools.partial(works[name], lambda: None), device),
-            saved=saved_bytes(module, inputs[0]),
-        )
-    return CaseResult(case=case, backend=backend, agreement=agreement, sides=sides)
-
-
-def _works(modules: dict[str, nn.Module], feed: Iterator[Inputs]) -> dict[str, Callable[[Mark], None]]:
-    """Let every call, of whichever side, take the next inputs: those that were touched longest ago."""
-
-    def work(module: nn.Module) -> Callable[[Mark], None]:
-        return lambda mark: forward_backward(module, next(feed), mark)
-
-    return {"copy": lambda mark: copy_input(next(feed), mark)} | {name: work(m) for name, m in modules.items()}
-
-
-def _finish(
-    head: Record,
-    config: KernelsConfig,
-    results: Sequence[CaseResult],
-    skipped: Sequence[Skipped],
-    display: Display,
-    *,
-    complete: bool,
-) -> Record:
-    """Complete the record, and write it where there is something to write."""
-    record = head | {
-        "complete": complete,
-        "summary": dataclasses.asdict(summarize(results, head["device"])),
-        "skipped": [dataclasses.asdict(one.case) | {"reason": one.reason} for one in skipped],
-        "cases": [case_to_json(result) for result in results],
+    ms = {name: side["ms"]["median"] for name, side in sides.items()}
+    return {
+        "ratio": ms["torch"] / ms["ours"],
+        "ratio_to_compile": ms["compile"] / ms["ours"] if "compile" in ms else None,
+        "floor_share": COPIES[op] * ms["copy"] / ms["ours"],
     }
-    return keep_record(config.out if results else None, record, display)
+
+
+def _side(samples: Sequence[Sample], *, floor_bytes: int) -> Record:
+    """Give one provider's times: forward and backward together and apart; on a GPU, time on the device.
+
+    ``gb_per_s`` is 10⁹ bytes per second that would be moved if nothing beyond the floor were.
+    """
+    ms = quantiles([sample.total_ms for sample in samples])
+    parts = np.median([sample.parts_ms for sample in samples], axis=0).tolist()
+    forward, backward = parts if len(parts) == 2 else (None, None)
+    return {
+        "ms": ms,
+        "forward_ms": forward,
+        "backward_ms": backward,
+        "host_ms": float(np.median([sample.host_ms for sample in samples])),
+        "samples": len(samples),
+        "gb_per_s": floor_bytes / ms["median"] / 1e6,
+        "peak_bytes": None,
+        "saved": None,
+    }

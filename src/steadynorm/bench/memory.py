@@ -7,21 +7,21 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from steadynorm.bench.sides import Inputs
+from steadynorm.bench.providers import Inputs
+from steadynorm.bench.timing import Provider
 
 __all__ = ["Saved", "peak_bytes", "saved_bytes"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Saved:
+class Saved(TypedDict):
     """What autograd keeps between forward and backward, each storage counted once."""
 
     new_bytes: int
@@ -30,20 +30,20 @@ class Saved:
     """Input, residual, parameters and buffers among what is kept."""
 
 
-def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
-    """Give the most memory that torch held at a time while ``work`` ran, above what it held before.
+def peak_bytes(provider: Provider, device: torch.device) -> int:
+    """Give the most memory that torch held at a time while a provider ran, above what it held before.
 
-    Exact on both devices; what is allocated behind torch's back is not seen.
+    Exact on both devices; what is allocated without torch is not seen.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        work()
+        provider(lambda: None)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
+        provider(lambda: None)
     held = peak = 0
     for change in _allocations(watched):
         held += change
@@ -65,14 +65,14 @@ def saved_bytes(module: nn.Module, inputs: Inputs) -> Saved:
         tensors = (*inputs.given, *module.parameters(), *module.buffers())
         given = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         del y
-    given_bytes = sum(size for place, size in kept.items() if place in given)
+    given_bytes = sum(size for address, size in kept.items() if address in given)
     return Saved(new_bytes=sum(kept.values()) - given_bytes, given_bytes=given_bytes)
 
 
 def _allocations(watched: profile) -> list[int]:
     """Give the size of every allocation, and of every release as a negative number, in order of time."""
-    with tempfile.TemporaryDirectory() as place, _quiet_stderr():
-        path = Path(place) / "trace.json"
+    with tempfile.TemporaryDirectory() as directory, _quiet_stderr():
+        path = Path(directory) / "trace.json"
         watched.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     changes = [event for event in events if event.get("name") == "[memory]"]
@@ -83,12 +83,12 @@ def _allocations(watched: profile) -> list[int]:
 def _quiet_stderr() -> Iterator[None]:
     """Send the process's standard error nowhere: torch's profiler announces itself there, whatever Python says."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    original = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)

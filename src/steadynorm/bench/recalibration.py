@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,16 +22,16 @@ import tyro
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from steadynorm.bench.benchmark import Benchmark, Contents, Flags
 from steadynorm.bench.display import Display
-from steadynorm.bench.record import Record, begin_record, check_config, keep_record
+from steadynorm.bench.record import Record
 from steadynorm.lab.data import Dataset, Images, load_dataset
 from steadynorm.lab.data.batches import evaluation_batches
-from steadynorm.lab.machine import choose_device
 from steadynorm.reporting.failure import UserError
 from steadynorm.surgery import recalibrate_
 from steadynorm.surgery.sites import batch_norms_of
 
-__all__ = ["RecalibrationConfig", "Row", "recalibration_lines", "run"]
+__all__ = ["Recalibration", "RecalibrationConfig", "Row", "recalibration_lines"]
 
 WITHIN = 0.2
 """Points of accuracy that may be missing."""
@@ -39,7 +39,7 @@ EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecalibrationConfig:
+class RecalibrationConfig(Flags):
     """Wipe a checkpoint's running statistics and measure them anew from some training images.
 
     Beside it torch.optim.swa_utils.update_bn does the same with the same batches.
@@ -57,12 +57,6 @@ class RecalibrationConfig:
     """Images per batch; what is left over is a smaller one."""
     draws: int = 3
     """How often the training images are drawn anew."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-    out: Path | None = None
-    """Directory for the record, bench_recalibration_DEVICE_DATE.json; none is ever overwritten."""
-    json: bool = False
-    """Print the record as JSON on standard output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,29 +72,64 @@ class Row:
     seconds: list[float]
 
 
-def run(config: RecalibrationConfig, display: Display) -> Record:
-    """Measure; see :func:`steadynorm.bench.kernels.run`."""
-    from steadynorm.lab.checkpoint import load_checkpoint  # needs a package that no other bench does
+class Recalibration(Benchmark[RecalibrationConfig, int]):
+    """A row has one number of images."""
 
-    check_config(config)
-    device = choose_device(config.device)
-    model = load_checkpoint(config.checkpoint).model.to(device)
-    if not batch_norms_of(model):
-        raise UserError(f"{config.checkpoint}: its network has no batch norm, so there is nothing to recalibrate.")
-    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.line)
-    if not 1 < min(config.images) <= max(config.images) <= len(dataset.train):
-        raise UserError(f"--images: from 2 to the {len(dataset.train)} training images, got {config.images}.")
-    head = begin_record("recalibration", config, device)
-    original = _accuracy(model, dataset, device)
-    wiped = _wiped(model)
-    head |= {"original": original, "wiped": _accuracy(wiped, dataset, device), "validation": len(dataset.validation)}
-    rows: list[Row] = []
-    for number, count in enumerate(config.images, start=1):
-        display.doing(f"{count} images", number=number, of=len(config.images))
-        rows.append(_measure(wiped, dataset, count, config, device))
-        display.line(_line(rows[-1], original))
-    record = head | {"within": WITHIN, "rows": [dataclasses.asdict(row) for row in rows]}
-    return keep_record(config.out, record, display)
+    name = command = "recalibration"
+    summary = "Measure a checkpoint's running statistics anew."
+    rows = "rows"
+    flags = RecalibrationConfig
+
+    def plan(self, config: RecalibrationConfig, head: Record, display: Display) -> Sequence[int]:
+        """Load network and data, and measure the accuracy with and without the original statistics."""
+        from steadynorm.lab.checkpoint import load_checkpoint  # needs a package that no other bench does
+
+        device = torch.device(head["device"])
+        model = load_checkpoint(config.checkpoint).model.to(device)
+        if not batch_norms_of(model):
+            raise UserError(f"{config.checkpoint}: its network has no batch norm, so there is nothing to recalibrate.")
+        self.dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.line)
+        count = len(self.dataset.train)
+        if not 1 < min(config.images) <= max(config.images) <= count:
+            raise UserError(f"--images: from 2 to the {count} training images, got {config.images}.")
+        self.wiped = _wiped(model)
+        head["original"] = _accuracy(model, self.dataset, device)
+        head |= {
+            "wiped": _accuracy(self.wiped, self.dataset, device),
+            "validation": len(self.dataset.validation),
+            "within": WITHIN,
+        }
+        return config.images
+
+    def label(self, case: int) -> str:
+        """Name the number."""
+        return f"{case} images"
+
+    def measure(self, case: int, config: RecalibrationConfig, head: Record) -> Record:
+        """Recalibrate from so many images."""
+        row = _measure(self.wiped, self.dataset, case, config, torch.device(head["device"]))
+        return dataclasses.asdict(row) | {"original": head["original"]}
+
+    def lines(self, row: Record) -> list[str]:
+        """Show accuracies beside the original one."""
+        return [_line(row)]
+
+    def closing(self, record: Record) -> list[str]:
+        """Name the least number of images that is enough."""
+        return recalibration_lines(record)
+
+    def table(self, record: Record) -> Contents:
+        """Show each number of images."""
+        columns: dict[str, Callable[[Record], str]] = {
+            "training images": lambda row: str(row["images"]),
+            "recalibrate_, accuracy": lambda row: _range(row["ours"]),
+            "torch's update_bn": lambda row: _range(row["update_bn"]),
+            "passes": lambda row: str(max(row["passes"])),
+            "seconds": lambda row: f"{_mean(row['seconds']):.1f}",
+        }
+        before = f"Original {record['original']:.2f} %, statistics wiped {record['wiped']:.2f} %"
+        what = f"{before}; mean of {record['config']['draws']} draws, lowest to highest"
+        return what, record["rows"], columns
 
 
 def recalibration_lines(record: Record) -> list[str]:
@@ -154,10 +183,16 @@ def _accuracy(model: nn.Module, dataset: Dataset, device: torch.device) -> float
     return 100 * hits / len(dataset.validation)
 
 
-def _line(row: Row, original: float) -> str:
-    ours, torchs = (f"{_mean(each):6.2f} % ({_mean(each) - original:+.2f})" for each in (row.ours, row.update_bn))
-    seconds = _mean(row.seconds)
-    return f"{row.images:6} images: ours {ours}, update_bn {torchs}; {max(row.passes)} passes, {seconds:.1f} s"
+def _line(row: Record) -> str:
+    ours, torchs = (
+        f"{_mean(row[who]):6.2f} % ({_mean(row[who]) - row['original']:+.2f})" for who in ("ours", "update_bn")
+    )
+    costs = f"{max(row['passes'])} passes, {_mean(row['seconds']):.1f} s"
+    return f"{row['images']:6} images: ours {ours}, update_bn {torchs}; {costs}"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{_mean(values):.2f} % ({min(values):.2f} to {max(values):.2f})"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""The record of a run: where, with what and when it was measured, in a file that no later run overwrites."""
+"""The record of a run: where, with what and when it was measured, in a file of its own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 
 from steadynorm import __version__
 from steadynorm.bench.display import Display
-from steadynorm.lab.machine import choose_threads, describe_machine, reuse_memory
+from steadynorm.lab.machine import describe_machine, reuse_memory
 from steadynorm.reporting.failure import UserError
 
-__all__ = ["Record", "begin_record", "check_config", "keep_record", "read_record", "write_record"]
+__all__ = ["Record", "begin_record", "flag", "keep_record", "read_record", "write_record"]
 
 PACKAGES = ("torch", "numpy", "numba", "triton")
 NOT_MEASURED = ("out", "json")  # where results go and how they are shown
@@ -27,44 +27,24 @@ NOT_MEASURED = ("out", "json")  # where results go and how they are shown
 Record = dict[str, Any]
 
 
-def check_config(config: Any) -> None:  # noqa: ANN401 (any bench's dataclass)
-    """Refuse what measures nothing, and make the directory of the record while nothing is lost yet.
-
-    Raises:
-        UserError: so it is.
-    """
-    for field in dataclasses.fields(config):
-        name, value = _flag(field.name), getattr(config, field.name)
-        if isinstance(value, tuple):
-            if field.default and not value:
-                raise UserError(f"{name}: at least one value is needed.")
-            if len(set(value)) < len(value):
-                raise UserError(f"{name}: every value may appear once, got {' '.join(map(str, value))}.")
-        for one in value if isinstance(value, tuple) else (value,):
-            if not isinstance(one, int | float) or isinstance(one, bool):
-                continue
-            if field.name == "seed" and one < 0:
-                raise UserError(f"{name}: must be at least 0, got {one}.")
-            if field.name != "seed" and not one > 0:
-                raise UserError(f"{name}: must be positive, got {one}.")
-    if getattr(config, "threads", None) is not None:
-        choose_threads(config.threads)
-    if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
-
-
-def begin_record(bench: str, config: Any, device: torch.device) -> Record:  # noqa: ANN401 (any bench's dataclass)
+def begin_record(
+    bench: str,
+    command: str,
+    config: Any,  # noqa: ANN401 (any command's dataclass)
+    device: torch.device,
+) -> Record:
     """Make the head of a record, and let the process reuse memory as every command does.
 
     Args:
-        bench: ``kernels`` or ``step``.
+        bench: name of the benchmark.
+        command: ``steadynorm bench COMMAND`` repeats it.
         config: a dataclass of flags, all with defaults.
-        device: what was measured on.
+        device: what is measured on.
     """
     return {
         "bench": bench,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _command(bench, config),
+        "command": _command(command, config),
         "commit": _commit(),
         "device": device.type,
         "threads": torch.get_num_threads(),
@@ -79,7 +59,7 @@ def begin_record(bench: str, config: Any, device: torch.device) -> Record:  # no
 
 
 def write_record(directory: Path, record: Record) -> Path:
-    """Write ``bench_<bench>_<device>_<yyyymmdd>.json``, with a number behind it where that is there already."""
+    """Write ``bench_<bench>_<device>_<yyyymmdd>.json``, with a number after it where that file exists."""
     directory.mkdir(parents=True, exist_ok=True)
     name = f"bench_{record['bench']}_{record['device']}_{datetime.fromisoformat(record['created']):%Y%m%d}"
     number = 1
@@ -123,7 +103,7 @@ def read_record(path: Path) -> Record:
     """Read a record back.
 
     Raises:
-        UserError: the file is none.
+        UserError: the file is not the record of a bench.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -134,9 +114,9 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def _command(bench: str, config: Any) -> str:  # noqa: ANN401 (as above)
+def _command(command: str, config: Any) -> str:  # noqa: ANN401 (as above)
     """Give the shell command that repeats the measurement."""
-    words = ["steadynorm", "bench", bench]
+    words = ["steadynorm", "bench", command]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == field.default or field.name in NOT_MEASURED:
@@ -144,13 +124,14 @@ def _command(bench: str, config: Any) -> str:  # noqa: ANN401 (as above)
         if "Positional" in str(field.type):
             words.append(str(value))
             continue
-        words.append(_flag(field.name))
+        words.append(flag(field.name))
         if not isinstance(value, bool):
             words += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
     return shlex.join(words)
 
 
-def _flag(field: str) -> str:
+def flag(field: str) -> str:
+    """Give the flag of a field."""
     return f"--{field.replace('_', '-')}"
 
 

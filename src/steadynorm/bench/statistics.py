@@ -1,4 +1,4 @@
-"""Follow the batch statistics of a real training, and compare what foretells the next batch.
+"""Follow the batch statistics of a real training, and compare what predicts the next batch.
 
 Question: how near do running statistics that tune themselves come to the best fixed momentum, known in hindsight?
 
@@ -10,7 +10,7 @@ Cost: a minute and a half for 500 steps of the cnn on two cores.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,15 +21,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from steadynorm.bench.benchmark import Benchmark, Contents, Flags
 from steadynorm.bench.display import Display
-from steadynorm.bench.record import Record, begin_record, check_config, keep_record
-from steadynorm.lab.machine import choose_device, choose_precision
+from steadynorm.bench.record import Record
+from steadynorm.lab.machine import choose_precision
 from steadynorm.lab.networks import build_network
 from steadynorm.ops.dispatch import moments
 from steadynorm.reporting.failure import UserError
 from steadynorm.statistics import Moments, SelfTuned, follow_
 
-__all__ = ["LayerErrors", "StatisticsConfig", "errors", "follow", "run", "statistics_lines"]
+__all__ = ["LayerErrors", "Statistics", "StatisticsConfig", "errors", "follow", "statistics_lines"]
 
 Array = NDArray[np.float64]
 
@@ -46,10 +47,10 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsConfig:
+class StatisticsConfig(Flags):
     """Log every layer's batch statistics while a network trains, then follow them in several ways.
 
-    Each way foretells the next batch's mean and variance. Its squared error is told as a multiple of that of the best
+    Each way predicts the next batch's mean and variance. Its squared error is told as a multiple of that of the best
     fixed momentum, which is chosen in hindsight for every layer, for the mean and for the variance.
     """
 
@@ -69,12 +70,6 @@ class StatisticsConfig:
     """Of weights and order."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-    out: Path | None = None
-    """Directory for the record, bench_statistics_DEVICE_DATE.json; none is ever overwritten."""
-    json: bool = False
-    """Print the record as JSON on standard output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,44 +80,67 @@ class LayerErrors:
     channels: int
     best_momentum: tuple[float, float]
     best_error: tuple[float, float]
-    """Mean over batches and channels of (foretold − seen)², in variances, and in squared variances."""
+    """Mean over batches and channels of (predicted − seen)², in variances, and in squared variances."""
     self_tuned: tuple[float, float]
     """Error over the best one."""
     torchs: tuple[float, float]
     """Likewise, of momentum 0.1."""
 
 
-def run(config: StatisticsConfig, display: Display) -> Record:
-    """Train and log, then follow.
+class Statistics(Benchmark[StatisticsConfig, tuple[str, Tensor, int]]):
+    """A row has one layer's errors."""
 
-    Returns:
-        the record, which has been written where ``out`` says so.
+    name = command = "statistics"
+    summary = "Follow the batch statistics of a training."
+    rows = "layers"
+    flags = StatisticsConfig
 
-    Raises:
-        UserError: what was asked for cannot be done.
-    """
-    check_config(config)
-    if config.steps < 2:
-        raise UserError(f"--steps: the first batch is foretold by nothing, so at least 2, got {config.steps}.")
-    device = choose_device(config.device)
-    head = begin_record("statistics", config, device) | {"precision": choose_precision(config.precision, device)}
-    logs = _log(config, device, head["precision"], display)
-    layers = []
-    for number, (name, (log, count)) in enumerate(logs.items(), start=1):
-        display.doing(f"following {name}", number=number, of=len(logs))
-        layers.append(errors(name, log, count))
-        display.line(_line(layers[-1]))
-    worst = [max(layer.self_tuned[at] for layer in layers) for at in range(2)]
-    record = head | {
-        "self_tuned": {
-            "average": [float(np.mean([layer.self_tuned[at] for layer in layers])) for at in range(2)],
-            "worst": worst,
-            "limit": AT_MOST,
-            "met": max(worst) <= AT_MOST,
-        },
-        "layers": [dataclasses.asdict(layer) for layer in layers],
-    }
-    return keep_record(config.out, record, display)
+    def plan(self, config: StatisticsConfig, head: Record, display: Display) -> Sequence[tuple[str, Tensor, int]]:
+        """Train and log."""
+        if config.steps < 2:
+            raise UserError(f"--steps: the first batch is predicted by nothing, so at least 2, got {config.steps}.")
+        device = torch.device(head["device"])
+        head["precision"] = choose_precision(config.precision, device)
+        logs = _log(config, device, head["precision"], display)
+        return [(name, log, count) for name, (log, count) in logs.items()]
+
+    def label(self, case: tuple[str, Tensor, int]) -> str:
+        """Name the layer."""
+        return f"following {case[0]}"
+
+    def measure(self, case: tuple[str, Tensor, int], config: StatisticsConfig, head: Record) -> Record:
+        """Follow the statistics of a layer."""
+        return dataclasses.asdict(errors(*case))
+
+    def lines(self, row: Record) -> list[str]:
+        """Show a layer."""
+        return [_line(LayerErrors(**row))]
+
+    def summarize(self, rows: Sequence[Record], head: Record) -> Record:
+        """Compare self-tuned statistics with their limit."""
+        found = np.array([row["self_tuned"] for row in rows]).reshape(-1, 2)
+        if not len(found):
+            return {}
+        average, worst = found.mean(0).tolist(), found.max(0).tolist()
+        return {"self_tuned": {"average": average, "worst": worst, "limit": AT_MOST, "met": max(worst) <= AT_MOST}}
+
+    def closing(self, record: Record) -> list[str]:
+        """Show the comparison."""
+        return statistics_lines(record)
+
+    def table(self, record: Record) -> Contents:
+        """Show each layer."""
+        config = record["config"]
+        run = f"batch {config['batch']}, rate {config['lr']:g}, {config['steps']} steps"
+        what = "Squared error of predicting the next batch's statistics, that of the best fixed momentum being 1"
+        columns: dict[str, Callable[[Record], str]] = {
+            "layer": lambda row: row["layer"],
+            "channels": lambda row: str(row["channels"]),
+            "best momentum: mean, variance": lambda row: "{:.2g}, {:.2g}".format(*row["best_momentum"]),
+            "self-tuned": lambda row: "{:.3f}, {:.3f}".format(*row["self_tuned"]),
+            "0.1": lambda row: "{:.1f}, {:.1f}".format(*row["torchs"]),
+        }
+        return f"{what}; {config['network']} on {config['data']}, {run}", record["layers"], columns
 
 
 def errors(name: str, log: Tensor, count: int) -> LayerErrors:
@@ -137,8 +155,8 @@ def errors(name: str, log: Tensor, count: int) -> LayerErrors:
     unit = _smooth(seen[:, 1])
     units = np.stack([unit, unit**2], 1)
 
-    def error(foretold: Array) -> Array:
-        squared: Array = ((foretold[1:] - seen[1:]) ** 2 / units[1:]).mean((0, 2))
+    def error(predicted: Array) -> Array:
+        squared: Array = ((predicted[1:] - seen[1:]) ** 2 / units[1:]).mean((0, 2))
         return squared
 
     fixed = np.stack([error(follow(log, count, momentum=momentum)) for momentum in MOMENTA])
@@ -157,7 +175,7 @@ def errors(name: str, log: Tensor, count: int) -> LayerErrors:
 def follow(
     log: Tensor, count: int, *, momentum: float | None = None, from_torchs_start: bool = False
 ) -> NDArray[np.float64]:
-    """Give what is foretold of every batch before it is seen, shape (T, 2, C); of the first, without meaning.
+    """Give what is predicted of every batch before it is seen, shape (T, 2, C); of the first, without meaning.
 
     Args:
         log: as for :func:`errors`.
@@ -168,9 +186,9 @@ def follow(
     state = SelfTuned.begin(log.shape[2], dtype=torch.float64)
     mean, var = torch.zeros(2, log.shape[2], dtype=torch.float64)
     var += 1
-    foretold, weight = torch.empty_like(log), 0.0
+    predicted, weight = torch.empty_like(log), 0.0
     for step, (batch_mean, batch_var) in enumerate(log):
-        foretold[step] = torch.stack((mean, var))
+        predicted[step] = torch.stack((mean, var))
         batch = Moments(mean=batch_mean, var=batch_var * ((count - 1) / count), count=count)
         if momentum is None:
             state = state.follow(batch)
@@ -178,7 +196,7 @@ def follow(
             continue
         weight = (1 - momentum) * weight + momentum
         follow_(mean, var, batch, momentum=momentum if from_torchs_start else momentum / weight)
-    result: NDArray[np.float64] = foretold.numpy()
+    result: NDArray[np.float64] = predicted.numpy()
     return result
 
 

@@ -1,103 +1,173 @@
-"""What all cases come to, and whether it is what was aimed at."""
+"""What all cases of ``kernels`` come to, and whether the targets are reached."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from steadynorm.bench.cases import DType, Layout, Op
-from steadynorm.bench.results import CaseResult
-from steadynorm.bench.targets import BIG_MB, Verdict, geometric_mean, judge_targets
+from steadynorm.bench.cases import BIG_MB
+from steadynorm.bench.record import Record
 
-__all__ = ["Extreme", "Picture", "Summary", "summarize"]
+__all__ = ["geometric_mean", "judge", "summarize", "summary_lines"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Extreme:
-    """The smallest value, and where."""
-
-    value: float
-    case: str
+Rows = Sequence[Record]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """What some of the cases come to, of one operation; ratios are torch's time over ours."""
-
-    op: Op
-    dtype: DType | None
-    """None where all are taken together, like ``layout``."""
-    layout: Layout | None
-    cases: int
-    ratio: float
-    """Geometric mean."""
-    ratio_to_compile: float | None
-    least_ratio: Extreme
-    big_mb: int
-    """From which size of x on a case is big, in 10⁶ bytes."""
-    big_cases: int
-    least_big_ratio: Extreme | None
-    """None where no case is big."""
-    least_big_share: Extreme | None
-    """Share of the byte floor."""
+@dataclass(frozen=True)
+class _Target:
+    op: str
+    what: str
+    at_least: float
+    select: Callable[[Record], bool]
+    measure: Callable[[Rows], float]
+    goal: float | None = None
+    """What would be better still."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The end of a run."""
-
-    disagreeing: list[str]
-    """Cases without speeds."""
-    unsteady: list[str]
-    """Cases of which some side's 80th percentile is over twice its 20th: the machine had other things to do."""
-    whole: list[Picture]
-    """One per operation."""
-    parts: list[Picture]
-    """One per operation, dtype and layout."""
-    verdicts: list[Verdict]
-
-
-def summarize(results: Sequence[CaseResult], device: str) -> Summary:
-    """Summarize all results of one device."""
-    agreeing = [result for result in results if result.sides]
-    ops = list(dict.fromkeys(result.case.op for result in agreeing))
-    kinds = list(dict.fromkeys((one.case.op, one.case.dtype, one.case.layout) for one in agreeing))
-    return Summary(
-        disagreeing=[result.case.label for result in results if not result.sides],
-        unsteady=[result.case.label for result in results if _is_unsteady(result)],
-        whole=[_picture(agreeing, device, op, None, None) for op in ops],
-        parts=[_picture(agreeing, device, *kind) for kind in kinds],
-        verdicts=judge_targets(agreeing, device),
-    )
+def summarize(rows: Rows, device: str) -> Record:
+    """Summarize the rows of one device; a case that disagrees is named and counts nowhere else."""
+    timed = [row for row in rows if row["sides"]]
+    ops = dict.fromkeys(row["op"] for row in timed)
+    kinds = dict.fromkeys((row["op"], row["dtype"], row["layout"]) for row in timed)
+    return {
+        "disagreeing": [row["case"] for row in rows if not row["sides"]],
+        "unsteady": [row["case"] for row in rows if _is_unsteady(row)],
+        "whole": [_group(timed, device, op, None, None) for op in ops],
+        "parts": [_group(timed, device, *kind) for kind in kinds],
+        "verdicts": judge(timed, device),
+    }
 
 
-def _picture(results: Sequence[CaseResult], device: str, op: Op, dtype: DType | None, layout: Layout | None) -> Picture:
+def judge(rows: Rows, device: str) -> list[Record]:
+    """Compare the rows of one device with its targets; a target without a case is left out."""
+    verdicts = []
+    for target in TARGETS[device]:
+        selected = [row for row in rows if row["op"] == target.op and target.select(row)]
+        if selected:
+            found = target.measure(selected)
+            verdicts.append(
+                {
+                    "op": target.op,
+                    "what": target.what,
+                    "at_least": target.at_least,
+                    "goal": target.goal,
+                    "found": found,
+                    "met": found >= target.at_least,
+                }
+            )
+    return verdicts
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Give the mean of ratios: twice as fast and half as fast come to 1."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
+
+
+def summary_lines(summary: Record, *, cases: int) -> list[str]:
+    """Say in a few lines what the cases come to."""
+    lines = []
+    for part in summary["whole"]:
+        text = f"{part['op']}: {part['cases']} cases, geometric mean {part['ratio']:.2f}x torch"
+        if part["ratio_to_compile"] is not None:
+            text += f" and {part['ratio_to_compile']:.2f}x torch.compile"
+        lines.append(f"{text}, least {_at(part['least_ratio'], '.2f', 'x')}")
+        if part["big_cases"]:
+            ratio, share = _at(part["least_big_ratio"], ".2f", "x"), _at(part["least_big_share"], ".0%", "")
+            lines.append(f"  from {part['big_mb']} MB ({part['big_cases']} cases): least {ratio}")
+            lines.append(f"  likewise: least share of the byte floor {share}")
+    for one in summary["verdicts"]:
+        goal = "" if one["goal"] is None else f" (goal {one['goal']:g})"
+        state = "met" if one["met"] else "not met"
+        found = f"{one['op']}: {one['what']} {one['found']:.2f}, at least {one['at_least']:g}{goal}"
+        lines.append(f"target {state:7}  {found}")
+    if summary["unsteady"]:
+        count = len(summary["unsteady"])
+        lines.append(f"unsteady, p80 over twice p20, in {count} of {cases} cases: measure again on a quiet machine")
+    return lines + [f"disagrees with the reference, no speed: {label}" for label in summary["disagreeing"]]
+
+
+def _group(rows: Rows, device: str, op: str, dtype: str | None, layout: str | None) -> Record:
+    """Say what some of the cases come to; without dtype and layout all of the operation are taken together."""
     wanted = [
-        one
-        for one in results
-        if one.case.op == op and dtype in (None, one.case.dtype) and layout in (None, one.case.layout)
+        row for row in rows if row["op"] == op and dtype in (None, row["dtype"]) and layout in (None, row["layout"])
     ]
-    big = [result for result in wanted if result.case.x_bytes >= BIG_MB[device] * 1e6]
-    to_compile = [result.ratio_to_compile for result in wanted if result.ratio_to_compile is not None]
-    return Picture(
-        op=op,
-        dtype=dtype,
-        layout=layout,
-        cases=len(wanted),
-        ratio=geometric_mean([result.ratio for result in wanted]),
-        ratio_to_compile=geometric_mean(to_compile) if to_compile else None,
-        least_ratio=_least(wanted, lambda result: result.ratio),
-        big_mb=BIG_MB[device],
-        big_cases=len(big),
-        least_big_ratio=_least(big, lambda result: result.ratio) if big else None,
-        least_big_share=_least(big, lambda result: result.floor_share) if big else None,
-    )
+    big = [row for row in wanted if _is_big(row, device)]
+    to_compile = [row["ratio_to_compile"] for row in wanted if row["ratio_to_compile"] is not None]
+    return {
+        "op": op,
+        "dtype": dtype,
+        "layout": layout,
+        "cases": len(wanted),
+        "ratio": geometric_mean([row["ratio"] for row in wanted]),
+        "ratio_to_compile": geometric_mean(to_compile) if to_compile else None,
+        "least_ratio": _least(wanted, "ratio"),
+        "big_mb": BIG_MB[device],
+        "big_cases": len(big),
+        "least_big_ratio": _least(big, "ratio"),
+        "least_big_share": _least(big, "floor_share"),
+    }
 
 
-def _is_unsteady(result: CaseResult) -> bool:
-    return any(side.ms.p80 > 2 * side.ms.p20 for side in result.sides.values())
+def _is_unsteady(row: Record) -> bool:
+    """Say whether some provider's 80th percentile is over twice its 20th: the machine had other things to do."""
+    return any(side["ms"]["p80"] > 2 * side["ms"]["p20"] for side in row["sides"].values())
 
 
-def _least(results: Sequence[CaseResult], measure: Callable[[CaseResult], float]) -> Extreme:
-    result = min(results, key=measure)
-    return Extreme(value=measure(result), case=result.case.label)
+def _is_big(row: Record, device: str) -> bool:
+    return bool(row["x_bytes"] >= BIG_MB[device] * 1e6)
+
+
+def _least(rows: Rows, key: str) -> Record | None:
+    """Give the smallest value, and where."""
+    row = min(rows, key=lambda row: float(row[key]), default=None)
+    return row and {"value": row[key], "case": row["case"]}
+
+
+def _at(least: Record, form: str, unit: str) -> str:
+    return f"{least['value']:{form}}{unit} at {least['case']}"
+
+
+def _all(row: Record) -> bool:
+    return True
+
+
+def _big(row: Record) -> bool:
+    return _is_big(row, "cpu")
+
+
+def _big_bfloat16(row: Record) -> bool:
+    """Select bfloat16, channels-last, big for a GPU."""
+    return _is_big(row, "cuda") and (row["dtype"], row["layout"]) == ("bfloat16", "channels_last")
+
+
+def _big_bfloat16_compiled(row: Record) -> bool:
+    return _big_bfloat16(row) and row["ratio_to_compile"] is not None
+
+
+def _mean_ratio(rows: Rows) -> float:
+    return geometric_mean([row["ratio"] for row in rows])
+
+
+def _smallest(key: str) -> Callable[[Rows], float]:
+    return lambda rows: min(row[key] for row in rows)
+
+
+TARGETS = {
+    "cpu": [
+        _Target("norm", "geometric mean of the ratio", 2.2, _all, _mean_ratio),
+        _Target("norm_relu", "geometric mean of the ratio", 3.5, _all, _mean_ratio, 4.5),
+        _Target("norm_relu", "smallest ratio", 1.0, _all, _smallest("ratio")),
+        _Target("norm_relu", "smallest ratio from 8 MB", 2.5, _big, _smallest("ratio")),
+        _Target("norm_relu", "smallest share of the byte floor from 8 MB", 0.5, _big, _smallest("floor_share"), 0.7),
+    ],
+    "cuda": [
+        _Target(op, f"smallest {what}", at_least, select, _smallest(key))
+        for op in ("norm_relu", "norm_relu_residual")
+        for what, at_least, select, key in (
+            ("ratio, bfloat16 channels_last from 64 MB", 2.0, _big_bfloat16, "ratio"),
+            ("ratio to torch.compile, of the same", 1.0, _big_bfloat16_compiled, "ratio_to_compile"),
+            ("share of the byte floor, of the same", 0.8, _big_bfloat16, "floor_share"),
+        )
+    ],
+}

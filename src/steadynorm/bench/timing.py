@@ -1,4 +1,4 @@
-"""How time is taken: sides interleaved in rounds, medians with 20th and 80th percentile."""
+"""How time is taken: providers interleaved in rounds, medians with 20th and 80th percentile."""
 
 from __future__ import annotations
 
@@ -7,35 +7,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
 
-from steadynorm.bench.sides import Mark
-
 __all__ = [
-    "LEAST_ROUNDS",
     "Clock",
+    "Mark",
+    "Provider",
+    "Quantiles",
     "Sample",
-    "Spread",
     "cache_bytes",
-    "interleave",
     "make_clock",
     "make_step_clock",
-    "spread",
+    "quantiles",
+    "time_providers",
 ]
 
 LEAST_ROUNDS = 7
+WARM_UP = 3
 CPUS = Path("/sys/devices/system/cpu")
 USUAL_CACHE = 64 << 20  # where the system does not say
 CALLS_PER_SAMPLE = 10  # on a GPU, where one call is too short to wait for
 CYCLES_PER_SECOND = 2e9  # of a GPU, rather too many: the queue must not run dry
 
+Mark = Callable[[], None]
+"""Called where a timed part begins or ends."""
 
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Milliseconds."""
+Provider = Callable[[Mark], None]
+"""One of those that are compared: does its work once, with a mark where each timed part begins and at the end."""
+
+
+class Quantiles(TypedDict):
+    """Milliseconds, as a record holds them."""
 
     median: float
     p20: float
@@ -60,17 +65,17 @@ class Sample:
 class Clock(Protocol):
     """How one device tells the time."""
 
-    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
-        """Run ``work`` once or more often, timed from mark to mark."""
+    def measure(self, provider: Provider) -> list[Sample]:
+        """Run a provider once or more often, timed from mark to mark."""
         ...
 
 
 class _CpuClock:
     """Wall-clock time of a single call."""
 
-    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
+    def measure(self, provider: Provider) -> list[Sample]:
         marks: list[int] = []
-        work(lambda: marks.append(time.perf_counter_ns()))
+        provider(lambda: marks.append(time.perf_counter_ns()))
         parts = tuple((end - start) / 1e6 for start, end in pairwise(marks))
         return [Sample(parts_ms=parts, host_ms=sum(parts))]
 
@@ -85,13 +90,13 @@ class _CudaClock:
     def __init__(self) -> None:
         self.queueing = 0.02
 
-    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
+    def measure(self, provider: Provider) -> list[Sample]:
         torch.cuda.synchronize()
         torch.cuda._sleep(int(1.5 * self.queueing * CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
         events: list[list[torch.cuda.Event]] = [[] for _ in range(CALLS_PER_SAMPLE)]
         start = time.perf_counter()
         for marks in events:
-            work(lambda marks=marks: _record(marks))  # type: ignore[misc]
+            provider(lambda marks=marks: _record(marks))  # type: ignore[misc]
         self.queueing = time.perf_counter() - start
         torch.cuda.synchronize()
         host_ms = self.queueing * 1e3 / len(events)
@@ -108,23 +113,23 @@ def _elapsed(marks: Sequence[torch.cuda.Event]) -> tuple[float, ...]:
     return tuple(start.elapsed_time(end) for start, end in pairwise(marks))
 
 
-def make_clock(device: torch.device) -> Clock:
-    """Give the clock of a device."""
-    return _CudaClock() if device.type == "cuda" else _CpuClock()
-
-
 class _CudaWallClock:
-    """Wall-clock time of several calls on end, waited for at the end only, as a training loop does."""
+    """Wall-clock time of several calls in a row, waited for at the end only, as a training loop does."""
 
-    def measure(self, work: Callable[[Mark], None]) -> list[Sample]:
+    def measure(self, provider: Provider) -> list[Sample]:
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(CALLS_PER_SAMPLE):
-            work(lambda: None)
+            provider(lambda: None)
         queued = time.perf_counter()
         torch.cuda.synchronize()
         ms = (time.perf_counter() - start) * 1e3 / CALLS_PER_SAMPLE
         return [Sample(parts_ms=(ms,), host_ms=(queued - start) * 1e3 / CALLS_PER_SAMPLE)]
+
+
+def make_clock(device: torch.device) -> Clock:
+    """Give the clock of a device."""
+    return _CudaClock() if device.type == "cuda" else _CpuClock()
 
 
 def make_step_clock(device: torch.device) -> Clock:
@@ -132,30 +137,42 @@ def make_step_clock(device: torch.device) -> Clock:
     return _CudaWallClock() if device.type == "cuda" else _CpuClock()
 
 
-def interleave(sides: Mapping[str, Callable[[Mark], None]], clock: Clock, *, seconds: float) -> dict[str, list[Sample]]:
-    """Time every side once a round, each round beginning one side further on.
+def time_providers(
+    providers: Mapping[str, Provider],
+    clock: Clock,
+    *,
+    seconds: float,
+    least_rounds: int = LEAST_ROUNDS,
+    decide: Callable[[bool], bool] = bool,
+) -> dict[str, list[Sample]]:
+    """Warm all providers up, then time each once a round, every round beginning one provider further on.
 
-    What else the machine does, and how warm it is, then weighs on all sides alike.
+    Other load on the machine, and its warmth, then weigh on all alike.
 
     Args:
-        sides: what to run, by name.
-        clock: of the device it runs on.
-        seconds: after which no further round begins, once there are seven.
+        providers: by name.
+        clock: of the device they run on.
+        seconds: no further round begins after them, once the least number is made.
+        least_rounds: that number.
+        decide: told whether this process would begin another round, says whether all do.
     """
-    samples: dict[str, list[Sample]] = {name: [] for name in sides}
-    names, rounds, start = list(sides), 0, time.perf_counter()
-    while rounds < LEAST_ROUNDS or time.perf_counter() - start < seconds:
+    for _ in range(WARM_UP):
+        for provider in providers.values():
+            provider(lambda: None)
+    samples: dict[str, list[Sample]] = {name: [] for name in providers}
+    names, rounds, start = list(providers), 0, time.perf_counter()
+    while names and (rounds < least_rounds or decide(time.perf_counter() - start < seconds)):
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
-            samples[name] += clock.measure(sides[name])
+            samples[name] += clock.measure(providers[name])
         rounds += 1
     return samples
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quantiles(values: Sequence[float]) -> Quantiles:
     """Give the median with the 20th and 80th percentile."""
     low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
-    return Spread(median=middle, p20=low, p80=high)
+    return Quantiles(median=middle, p20=low, p80=high)
 
 
 def cache_bytes(device: torch.device) -> int:
