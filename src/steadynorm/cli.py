@@ -22,8 +22,7 @@ from rich.console import Console  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
-from steadynorm.deploy.configuration import ExportConfig  # noqa: E402
-from steadynorm.deploy.pipeline import run_export  # noqa: E402
+from steadynorm.deploy.command import ExportConfig, run_export  # noqa: E402
 from steadynorm.deploy.report import build_export_report, missed_target  # noqa: E402
 from steadynorm.lab.experiment import Experiment, explain_stop  # noqa: E402
 from steadynorm.lab.experiments import EXPERIMENTS  # noqa: E402

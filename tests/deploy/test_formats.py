@@ -24,11 +24,11 @@ REQUEST = Request(model=nn.Identity(), example=torch.zeros(2, 3, 4, 4), calibrat
     ],
 )
 def test_an_exporter_that_fails_halfway_leaves_no_file(failure, raised, text, tmp_path):
-    def write_half(request, path):
+    def write_half(request, quantize, path):
         path.write_bytes(b"half")
         raise failure
 
-    form = replace(FORMATS["onnx"], writers={"none": write_half})
+    form = replace(FORMATS["onnx"], writer=write_half)
     with pytest.raises(raised, match=text):
         form.write(REQUEST, "none", tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())

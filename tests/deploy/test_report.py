@@ -48,6 +48,9 @@ def test_accuracy_is_judged_of_models_that_are_surely_better_than_guessing(
 def test_the_records_in_docs_are_said_as_before(name: str) -> None:
     content = content_of(f"export_{name}_cpu_20261123")
     outcome = content["outcome"]
+    for one in outcome["artifacts"]:
+        if one["latency"]:
+            one["latency"]["p95"] = None  # which the records do not have
     artifacts = tuple(
         Artifact(**one | {"latency": Latency(**one["latency"]) if one["latency"] else None})
         for one in outcome["artifacts"]

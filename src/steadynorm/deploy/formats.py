@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from steadynorm.deploy.graphs import check_graph, norms_in, norms_in_onnx, norms_in_program, norms_in_script
 from steadynorm.reporting.failure import UserError, one_line
 
-__all__ = ["FORMATS", "Format", "Request"]
+__all__ = ["FORMATS", "QUANTIZATIONS", "Format", "Request"]
 
+QUANTIZATIONS = ("none", "dynamic", "static")
+"""dynamic: weights beforehand and activations as they come; static: both beforehand."""
 INSTALL = "Run: pip install 'steadynorm[deploy]'"
 
 
@@ -46,18 +48,17 @@ class Format:
     suffix: str
     serving: str
     """File that shows how it is served."""
-    needs: tuple[str, ...]
+    writer: Callable[[Request, str, Path], str]
+    """Writes a file, quantised as the name says, and says what it holds, in a sentence."""
+    needs: tuple[str, ...] = ()
     """Packages to write and to serve it, beyond torch."""
-    writers: dict[str, Callable[[Request, Path], str]]
-    """Way of quantising (none; dynamic: weights beforehand and activations as they come; static: both beforehand) ->
-    writes a file and says what it holds, in a sentence."""
-    lacking: dict[str, str]
-    """Way of quantising that it has not -> why, and what to take."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """Quantisation that it does not have -> why, and what to take."""
     compiles: bool = False
     """Whether a C++ compiler is needed."""
 
     def absent(self) -> str:
-        """Say what is missing on this machine, nothing where all is there."""
+        """Say what this machine lacks; nothing if it lacks nothing."""
         missing = [name for name in self.needs if find_spec(name) is None]
         if missing:
             return f"not installed: {', '.join(missing)}. {INSTALL}"
@@ -72,11 +73,13 @@ class Format:
             what it holds, in a sentence.
 
         Raises:
-            UserError: the format cannot hold this model; nothing is written.
+            UserError: the format has no such quantisation, or cannot hold this model; nothing is written.
         """
+        if quantize in self.lacking:
+            raise UserError(self.lacking[quantize])
         try:
             with _quiet(), torch.no_grad():
-                return self.writers[quantize](request, path)
+                return self.writer(request, quantize, path)
         except (UserError, OSError):  # of a full disk it is not the format's fault
             path.unlink(missing_ok=True)
             raise
@@ -85,27 +88,10 @@ class Format:
             raise UserError(f"{self.title} cannot hold this model: {one_line(error)}.") from error
 
 
-def _write_script(request: Request, path: Path) -> str:
-    return _save_script(request.model, request, path)
-
-
-def _write_script_dynamic(request: Request, path: Path) -> str:
-    linear = [module for module in request.model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise UserError(
-            "dynamic quantisation covers linear layers, of which the model has none. Take --quantize static."
-        )
-    kept = sum(parameter.numel() for parameter in request.model.parameters())
-    share = sum(module.weight.numel() for module in linear) / kept
-    quantised = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-        deepcopy(request.model), {nn.Linear}, dtype=torch.qint8
-    )
-    note = _save_script(quantised, request, path)
-    layers = "one linear layer" if len(linear) == 1 else f"{len(linear)} linear layers"
-    return f"{layers.capitalize()} in int8, {_percent(share)} of the parameters; convolutions stay float. {note}"
-
-
-def _save_script(model: nn.Module, request: Request, path: Path) -> str:
+def _write_script(request: Request, quantize: str, path: Path) -> str:
+    model, note = request.model, ""
+    if quantize == "dynamic":
+        model, note = _quantised_linear(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         traced = torch.jit.freeze(torch.jit.trace(model, request.example))  # type: ignore[no-untyped-call]
@@ -113,41 +99,45 @@ def _save_script(model: nn.Module, request: Request, path: Path) -> str:
     branches = len({(one.filename, one.lineno) for one in mine})  # the trace is checked, so each comes twice
     check_graph(norms_in_script(traced), norms_in(request.model), what="the TorchScript")
     traced.save(str(path))
-    note = "Traced and frozen. torch marks TorchScript deprecated: prefer torch.export."
+    note += "Traced and frozen. torch marks TorchScript deprecated: prefer torch.export."
     if branches:
         places = "one place" if branches == 1 else f"{branches} places"
         note += f" The model decides by its data in {places}; the trace holds what the example led to."
     return note
 
 
-def _write_program(request: Request, path: Path) -> str:
-    torch.export.save(_program(request.model, request), path)
+def _quantised_linear(model: nn.Module) -> tuple[nn.Module, str]:
+    """Quantise a copy's linear layers by torch, and say how much of the model they are."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError("dynamic quantisation covers linear layers, of which the model has none. Take static.")
+    share = sum(module.weight.numel() for module in linear) / sum(each.numel() for each in model.parameters())
+    quantised = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        deepcopy(model), {nn.Linear}, dtype=torch.qint8
+    )
+    layers = "One linear layer" if len(linear) == 1 else f"{len(linear)} linear layers"
+    return quantised, f"{layers} in int8, {100 * share:.2g} % of the parameters; convolutions stay float. "
+
+
+def _write_program(request: Request, quantize: str, path: Path) -> str:
+    torch.export.save(_program(request, quantize), path)
+    if quantize == "static":
+        return "Weights and activations in int8; runs by torch's reference operations, so it is not faster than float."
     return "An exported program; it runs by torch's own operations."
 
 
-def _write_program_static(request: Request, path: Path) -> str:
-    torch.export.save(_program(_quantised(request), request), path)
-    return "Weights and activations in int8; runs by torch's reference operations, so it is not faster than float."
-
-
-def _write_compiled(request: Request, path: Path) -> str:
-    _compile(_program(request.model, request), path)
-    return "Compiled for this kind of processor."
-
-
-def _write_compiled_static(request: Request, path: Path) -> str:
-    _compile(_program(_quantised(request), request), path)
-    return "Weights and activations in int8, compiled for this kind of processor."
-
-
-def _compile(program: torch.export.ExportedProgram, path: Path) -> None:
+def _write_compiled(request: Request, quantize: str, path: Path) -> str:
     from torch._inductor import aoti_compile_and_package, config
 
     with config.patch({"freezing": True}):
-        aoti_compile_and_package(program, package_path=str(path))
+        aoti_compile_and_package(_program(request, quantize), package_path=str(path))
+    if quantize == "static":
+        return "Weights and activations in int8, compiled for this kind of processor."
+    return "Compiled for this kind of processor."
 
 
-def _program(model: nn.Module, request: Request) -> torch.export.ExportedProgram:
+def _program(request: Request, quantize: str) -> torch.export.ExportedProgram:
+    model = _quantised(request) if quantize == "static" else request.model
     program = torch.export.export(model, (request.example,), dynamic_shapes=_free_batch())
     ours = [str(node.target) for node in program.graph.nodes if str(node.target).startswith("steadynorm")]
     if ours:
@@ -168,14 +158,29 @@ def _quantised(request: Request) -> nn.Module:
 
     quantizer = X86InductorQuantizer()
     quantizer.set_global(get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(_program(request.model, request).module(), quantizer)
+    prepared = prepare_pt2e(_program(request, "none").module(), quantizer)
     for images in request.calibration:
         prepared(images)
     converted: nn.Module = convert_pt2e(prepared)
     return converted
 
 
-def _write_onnx(request: Request, path: Path) -> str:
+def _write_onnx(request: Request, quantize: str, path: Path) -> str:
+    if quantize == "none":
+        return _write_float_onnx(request, path)
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    plain, ready = path.with_name(f"{path.stem}.float.onnx"), path.with_name(f"{path.stem}.ready.onnx")
+    try:
+        _write_float_onnx(request, plain)
+        quant_pre_process(plain, ready)
+        return (_quantise_onnx_linear if quantize == "dynamic" else _quantise_onnx)(request, ready, path)
+    finally:
+        plain.unlink(missing_ok=True)
+        ready.unlink(missing_ok=True)
+
+
+def _write_float_onnx(request: Request, path: Path) -> str:
     torch.onnx.export(
         request.model,
         (request.example,),
@@ -194,15 +199,14 @@ def _write_onnx(request: Request, path: Path) -> str:
     return f"Opset {opset}, by torch's exporter."
 
 
-def _write_onnx_dynamic(request: Request, path: Path) -> str:
+def _quantise_onnx_linear(request: Request, source: Path, path: Path) -> str:
     from onnxruntime.quantization import quantize_dynamic
 
-    with _float_onnx(request, path) as source:
-        quantize_dynamic(source, path, op_types_to_quantize=["MatMul", "Gemm"])
+    quantize_dynamic(source, path, op_types_to_quantize=["MatMul", "Gemm"])
     return "Linear layers in int8; convolutions stay float."
 
 
-def _write_onnx_static(request: Request, path: Path) -> str:
+def _quantise_onnx(request: Request, source: Path, path: Path) -> str:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -213,43 +217,27 @@ def _write_onnx_static(request: Request, path: Path) -> str:
             images = next(self.rest, None)
             return None if images is None else {"images": images.numpy()}
 
-    with _float_onnx(request, path) as source:
-        quantize_static(
-            source,
-            path,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            reduce_range=not _sums_int8_exactly(),
-        )
+    quantize_static(
+        source,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        reduce_range=not _sums_int8_exactly(),
+    )
     return "Weights and activations in int8, by ONNX Runtime; weights per channel."
 
 
 def _sums_int8_exactly() -> bool:
-    """Whether the processor adds products of int8 in 32 bits: older x86 ones saturate at 16, which 7-bit weights avoid.
+    """Tell whether the processor adds products of int8 in 32 bits; older x86 ones saturate at 16, 7-bit weights do not.
 
     Source: ONNX Runtime's documentation of quantisation, "When to use reduce-range".
     """
     from steadynorm.ops._lanes import has_feature
 
     return platform.machine() not in ("x86_64", "AMD64") or has_feature("avx512vnni") or has_feature("avxvnni")
-
-
-@contextmanager
-def _float_onnx(request: Request, path: Path) -> Iterator[Path]:
-    """Give the file that ONNX Runtime quantises: written, simplified, and removed at the end."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    plain, ready = path.with_name(f"{path.stem}.float.onnx"), path.with_name(f"{path.stem}.ready.onnx")
-    try:
-        _write_onnx(request, plain)
-        quant_pre_process(plain, ready)
-        yield ready
-    finally:
-        plain.unlink(missing_ok=True)
-        ready.unlink(missing_ok=True)
 
 
 def _free_batch() -> tuple[dict[int, Any]]:
@@ -277,37 +265,29 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
-
-
 _TORCH_DYNAMIC = "torch's dynamic quantisation is made for eager modules. Take torchscript or onnx."
+_TORCH_STATIC = "torch quantises convolutions through torch.export. Take torch-export, aotinductor or onnx."
 
 FORMATS: dict[str, Format] = {
     "torchscript": Format(
         title="TorchScript",
         suffix=".pt",
         serving="torchscript.py",
-        needs=(),
-        writers={"none": _write_script, "dynamic": _write_script_dynamic},
-        lacking={
-            "static": "torch quantises convolutions through torch.export. Take torch-export, aotinductor or onnx."
-        },
+        writer=_write_script,
+        lacking={"static": _TORCH_STATIC},
     ),
     "torch-export": Format(
         title="torch.export",
         suffix=".pt2",
         serving="torch_export.py",
-        needs=(),
-        writers={"none": _write_program, "static": _write_program_static},
+        writer=_write_program,
         lacking={"dynamic": _TORCH_DYNAMIC},
     ),
     "aotinductor": Format(
         title="AOTInductor",
         suffix=".pt2",
         serving="aotinductor.py",
-        needs=(),
-        writers={"none": _write_compiled, "static": _write_compiled_static},
+        writer=_write_compiled,
         lacking={"dynamic": _TORCH_DYNAMIC},
         compiles=True,
     ),
@@ -315,9 +295,8 @@ FORMATS: dict[str, Format] = {
         title="ONNX Runtime",
         suffix=".onnx",
         serving="onnx.py",
+        writer=_write_onnx,
         needs=("onnx", "onnxruntime", "onnxscript"),
-        writers={"none": _write_onnx, "dynamic": _write_onnx_dynamic, "static": _write_onnx_static},
-        lacking={},
     ),
 }
 """By the name that --format takes."""

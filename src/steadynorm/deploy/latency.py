@@ -85,5 +85,5 @@ def _in_turns(
 
 
 def _latency(ms: Sequence[float]) -> Latency:
-    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
-    return Latency(requests=len(ms), p50=p50, p90=p90, p99=p99)
+    p50, p90, p95, p99 = np.percentile(ms, (50, 90, 95, 99)).tolist()
+    return Latency(requests=len(ms), p50=p50, p90=p90, p95=p95, p99=p99)

@@ -5,230 +5,329 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steadynorm.deploy.configuration import ExportConfig, check_config, chosen_formats, is_own_data, with_data
-from steadynorm.deploy.formats import FORMATS, Request
+from steadynorm.deploy.formats import FORMATS, QUANTIZATIONS, Request
 from steadynorm.deploy.latency import measure
 from steadynorm.deploy.processes import Server
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import Artifact, Outcome, write_outcome
-from steadynorm.deploy.source import Source, as_logits, load_source
-from steadynorm.lab.data import Dataset, Images, evaluation_batches, first, load_dataset
-from steadynorm.lab.experiment import as_config, command_of, new_place
-from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
-from steadynorm.lab.progress import Display
-from steadynorm.reporting.chance import most_frequent
-from steadynorm.reporting.failure import UserError, one_line
-from steadynorm.reporting.records import Record, write_config
+from steadynorm.deploy.source import as_logits
+from steadynorm.deploy.weights import load_weights
+from steadynorm.lab.machine import count_cores
+from steadynorm.reporting.failure import UserError, check_known, one_line, reason_of
 from steadynorm.surgery import NothingDoneError, Refused, fold_, to_torch_
+from steadynorm.surgery.flow.trial import run
 
-__all__ = ["EAGER", "FOLDED", "run_export"]
+__all__ = ["EAGER", "FOLDED", "TOLERANCE", "Progress", "export", "new_directory", "plans"]
 
 EAGER = Artifact(name="eager torch", format="eager", quantize="none", note="The model as it was trained.")
 FOLDED = Artifact(name="eager torch, folded", format="folded", quantize="none", note="Batch norms in the weights.")
-RUNTIMES = ("torchao", "onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 """Largest error of a float file, relative to the largest magnitude of an output."""
 BATCH = 64
+CALIBRATION_BATCH = 16
 IMAGES = "images.npy"
 
 
+class Progress(Protocol):
+    """Where an export reports to."""
+
+    def message(self, text: str) -> None:
+        """Say one line that stays."""
+        ...
+
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        """Note that file ``number`` of ``of`` is begun."""
+        ...
+
+    def end_cell(self, name: str) -> None:
+        """Note that the file is made, or refused."""
+        ...
+
+
+def export(
+    model: nn.Module,
+    images: Tensor | Sequence[Tensor],
+    *,
+    out: str | Path,
+    formats: str | Sequence[str] | None = None,
+    quantize: str | Sequence[str] = "none",
+    weights: str | Path | None = None,
+    weights_key: str | None = None,
+    calibration: Tensor | Sequence[Tensor] | None = None,
+    labels: Tensor | None = None,
+    max_drop: float = 1.0,
+    requests: int = 0,
+    batch_sizes: Sequence[int] = (),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Fold, export and quantise a trained model, and prove that each file answers as the model does.
+
+    Each file is read again by a fresh process that cannot import steadynorm, and answers ``images`` there. A float
+    file that is off by more than 1e-4 of the largest output is not kept, nor is a quantised one that costs more than
+    ``max_drop``; why stands in :attr:`Artifact.refused`. The model is left as it is: modes, buffers, hooks, random
+    numbers.
+
+    Args:
+        model: in evaluation mode, on any device; takes one float32 tensor of shape (N, ...) and gives logits of shape
+            (N, classes), an object with ``logits``, or a tuple that begins with them. The files are for a CPU.
+        images: inputs to compare on, one batch or several. Files keep the shape behind N; N stays free.
+        out: new or empty directory for the files and ``artifacts.json``. On an exception nothing is left there.
+        formats: of ``torchscript``, ``torch-export``, ``aotinductor``, ``onnx``. Default: all that this machine can
+            write.
+        quantize: of ``none``, ``dynamic`` (linear layers in int8), ``static`` (convolutions too).
+        weights: file to load into the model's copy, ``.safetensors`` or of ``torch.save``; no pickled code is run.
+        weights_key: where in that file they are, such as ``ema``. Default: found by the model's names.
+        calibration: inputs in which static quantisation sees the ranges of activations. Default: ``images``.
+        labels: classes of ``images``, int64 of shape (N,); without them the share of images that keep the model's
+            class takes the place of accuracy.
+        max_drop: percentage points that quantising may cost.
+        requests: timed requests of one image to each file, beside eager torch; 0 times nothing. Eager torch has a
+            process of its own as well, so the model's class must then be importable.
+        batch_sizes: images in a request, for the throughput.
+        threads: of a request. Default: torch's number.
+        progress: is told what happens.
+
+    Returns:
+        the files, their agreement with the model, their latency, and why others were refused.
+
+    Raises:
+        UserError: an argument cannot be used, the model is not ready (see :func:`check_ready`), or no file could be
+            made.
+        OSError: the disk takes no more.
+
+    Example: ``export(model, images, out="served", formats="onnx").of("onnx").relative_error``
+    """
+    planned = plans(formats, quantize)
+    inputs = _inputs(images, "images")
+    ranges = inputs if calibration is None else _inputs(calibration, "calibration")
+    if labels is not None and labels.shape != inputs.shape[:1]:
+        raise UserError(f"labels: must be one for each of {len(inputs)} images, got shape {tuple(labels.shape)}.")
+    if threads is not None and not 1 <= threads <= count_cores():
+        raise UserError(f"threads: must be 1 to {count_cores()}, the cores that this process may use, got {threads}.")
+    progress = progress or _Silent()
+    with (
+        new_directory(Path(out), name="out") as directory,
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.ExitStack() as servers,
+        torch.random.fork_rng(devices=()),
+    ):
+        copy = _copied(model)
+        read = "" if weights is None else load_weights(copy, Path(weights), key=weights_key, options=WEIGHTS)
+        norms = check_ready(copy)
+        copy = as_logits(copy, inputs[:2])
+        folded, number, steps = _folded(copy, inputs[:8])
+        progress.message(" ".join(steps))
+        comparison = _Comparison(
+            scratch=Path(scratch),
+            threads=threads or min(torch.get_num_threads(), count_cores()),
+            labels=None if labels is None else labels.numpy(),
+            expected=_eager_outputs(copy, inputs),
+            max_drop=max_drop,
+        )
+        np.save(comparison.images, inputs.numpy())
+        eager = [(EAGER, copy), (FOLDED, folded)][: 2 if number else 1]
+        timed = {
+            one.name: servers.enter_context(_eager_server(each, comparison)) for one, each in eager if requests > 0
+        }
+        found = [_compared(one, _eager_outputs(each, inputs), comparison) for one, each in eager]
+        request = Request(
+            model=folded,
+            example=inputs[[0, min(1, len(inputs) - 1)]],
+            calibration=torch.split(ranges, CALIBRATION_BATCH),
+        )
+        found += _make_all(planned, request, comparison, directory, progress)
+        if requests > 0:
+            for one in found:
+                if one.file:
+                    timed[one.name] = servers.enter_context(_server(directory / one.file, one, comparison))
+            progress.message(f"timing {requests:,} requests to each of {len(timed)}, in turn")
+            found = measure(found, timed, images=comparison.images, requests=requests, batch_sizes=batch_sizes)
+        outcome = Outcome(
+            model=type(model).__name__,
+            parameters=sum(parameter.numel() for parameter in copy.parameters()),
+            norms=norms,
+            steps=tuple(filter(None, (read, *steps))),
+            artifacts=tuple(found),
+            directory=directory,
+        )
+        write_outcome(outcome)
+    return replace(outcome, directory=Path(out))
+
+
+WEIGHTS = ("weights", "weights_key")
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Bench:
+class _Comparison:
     """What files are compared on, and how they are served."""
 
     scratch: Path
-    """Where processes meet: images.npy is float32 of shape (N, 3, H, W)."""
+    """Where processes meet."""
     threads: int
     """Of each process."""
     labels: NDArray[np.int64] | None
-    """None where the model's classes are not the data's."""
+    """None if the model's classes are not the data's."""
     expected: NDArray[np.float32]
     """The eager model's outputs."""
+    max_drop: float
+    """Percentage points that quantising may cost."""
 
     @property
     def images(self) -> Path:
-        """What every process is asked with."""
+        """What every process is asked with: an array, float32."""
         return self.scratch / IMAGES
 
 
-def run_export(config: ExportConfig, display: Display) -> Path:
-    """Export a model.
+class _Silent:
+    """Nothing."""
 
-    Returns:
-        the directory that holds the files and their record; the report is still to be made.
+    def message(self, text: str) -> None:
+        pass
+
+    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+        pass
+
+    def end_cell(self, name: str) -> None:
+        pass
+
+
+def plans(
+    formats: str | Sequence[str] | None,
+    quantize: str | Sequence[str],
+    options: tuple[str, str] = ("formats", "quantize"),
+) -> list[tuple[str, str]]:
+    """Give every format and quantisation to make.
+
+    Args:
+        formats: names; None is all that this machine can write.
+        quantize: names.
+        options: what errors call the two above.
 
     Raises:
-        UserError: it cannot be done; then no directory is left behind.
+        UserError: a name is unknown, a format cannot be written here, or none has such a quantisation.
     """
-    check_config(config)
-    place = config.out or new_place("export")
-    if place.exists() or place.is_symlink():
-        raise UserError(f"--out: {place} exists already. Give a new directory.")
-    config, is_own = with_data(config), is_own_data(config)
-    assert config.data is not None
-    threads = choose_threads(config.threads)
-    source, norms = _loaded(config, display)
-    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
-    chosen = first(dataset.validation, config.images)
-    images = _scaled(chosen, dataset, config.input_size)
-    model = as_logits(source.model, images[:2])
-    folded, number, steps = _folded(model, images[:8])
-    display.message(" ".join(steps))
-    calibration = torch.split(_scaled(first(dataset.train, config.calibration_images), dataset, config.input_size), 16)
-    request = Request(model=folded, example=images[:2].clone(), calibration=calibration)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _new_directory(place) as directory, tempfile.TemporaryDirectory() as scratch:
-        paths = {EAGER.name: _pickled(model, Path(scratch) / "eager.pt")}
-        if number:
-            paths[FOLDED.name] = _pickled(folded, Path(scratch) / "folded.pt")
-        np.save(Path(scratch) / IMAGES, images.numpy())
-        expected = _answers(paths[EAGER.name], _serving(EAGER), Path(scratch), threads)
-        unscored = _why_unscored(dataset, expected.shape[1], is_own=is_own)
-        if unscored:
-            display.message(unscored)
-        labels = None if unscored else chosen.labels.numpy()
-        bench = _Bench(scratch=Path(scratch), threads=threads, labels=labels, expected=expected)
-        found = [_compared(EAGER, expected, bench)]
-        if number:
-            answers = _answers(paths[FOLDED.name], _serving(FOLDED), Path(scratch), threads)
-            found.append(_compared(FOLDED, answers, bench))
-        found += _make_all(request, bench, directory, config, display)
-        paths |= {one.name: directory / one.file for one in found if one.file}
-        display.message(f"timing {config.requests:,} requests to each of {len(paths)}, in turn")
-        outcome = Outcome(
-            model=source.name,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            norms=norms,
-            steps=tuple(filter(None, (source.weights, *steps, unscored))),
-            artifacts=tuple(_timed(found, paths, bench, config)),
-        )
-        write_config(directory, _record(config, threads=threads, labels=chosen.labels))
-        write_outcome(directory, outcome)
-    return place
+    chosen, ways = _names(formats), _names(quantize)
+    check_known(options[0], chosen, FORMATS, what="format")
+    check_known(options[1], ways, QUANTIZATIONS, what="quantisation")
+    if not ways:
+        raise UserError(f"{options[1]}: must be one at least of {', '.join(QUANTIZATIONS)}, got nothing.")
+    for name in chosen:
+        if why := FORMATS[name].absent():
+            raise UserError(f"{options[0]} {name}: {why}")
+    chosen = chosen or [name for name, one in FORMATS.items() if not one.absent()]
+    if all(way in FORMATS[name].lacking for name in chosen for way in ways):
+        one = FORMATS[chosen[0]]
+        raise UserError(f"{options[1]} {ways[0]}: {one.title} has none: {one.lacking[ways[0]]}")
+    return [(name, way) for name in chosen for way in ways]
 
 
-def _loaded(config: ExportConfig, display: Display) -> tuple[Source, int]:
-    """Load the model and say what it is; with the number of its batch norms."""
-    source = load_source(config.source, weights=config.weights, key=config.weights_key)
-    if source.weights:
-        display.message(source.weights)
-    norms = check_ready(source.model)
-    display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
-    return source, norms
+def _names(given: str | Sequence[str] | None) -> list[str]:
+    return list(dict.fromkeys((given,) if isinstance(given, str) else given or ()))
+
+
+def _inputs(batches: Tensor | Sequence[Tensor], name: str) -> Tensor:
+    """Join batches of inputs on the CPU."""
+    parts = [batches] if isinstance(batches, Tensor) else list(batches)
+    for each in parts or (None,):
+        if not isinstance(each, Tensor) or each.dtype != torch.float32 or each.dim() < 2:
+            got = f"{each.dtype} of shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            raise UserError(f"{name}: must be float32 tensors of shape (N, ...), got {got}.")
+    shapes = dict.fromkeys(tuple(each.shape[1:]) for each in parts)
+    if len(shapes) > 1:
+        raise UserError(f"{name}: batches must have one shape behind N, got {' and '.join(map(str, shapes))}.")
+    whole = torch.cat([each.detach().cpu() for each in parts])
+    if not len(whole):
+        raise UserError(f"{name}: must hold one at least, got shape {tuple(whole.shape)}.")
+    return whole.contiguous()
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model).cpu()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UserError(f"the model cannot be copied: {one_line(error)}.") from error
 
 
 def _make_all(
-    request: Request, bench: _Bench, directory: Path, config: ExportConfig, display: Display
+    planned: Sequence[tuple[str, str]],
+    request: Request,
+    comparison: _Comparison,
+    directory: Path,
+    progress: Progress,
 ) -> list[Artifact]:
-    """Write every format in every way.
+    """Make every file.
 
     Raises:
-        UserError: none could be written.
+        UserError: none could be made.
     """
-    plans = [(name, way) for name in chosen_formats(config) for way in dict.fromkeys(config.quantize)]
     made = []
-    for number, (name, way) in enumerate(plans, start=1):
-        artifact = Artifact(name=f"{FORMATS[name].title}{_suffix(way)}", format=name, quantize=way)
-        display.begin_cell(artifact.name, number=number, of=len(plans))
+    for number, (name, way) in enumerate(planned, start=1):
+        suffix = "" if way == "none" else f", {way} int8"
+        artifact = Artifact(name=f"{FORMATS[name].title}{suffix}", format=name, quantize=way)
+        progress.begin_cell(artifact.name, number=number, of=len(planned))
         try:
-            artifact = _make(artifact, request, bench, directory, max_drop=config.max_drop)
+            artifact = _make(artifact, request, comparison, directory)
         except UserError as error:
             artifact = replace(artifact, refused=str(error))
-            display.message(f"  no {artifact.name}: {error}")
-        display.end_cell(artifact.name)
+            progress.message(f"  no {artifact.name}: {error}")
+        progress.end_cell(artifact.name)
         made.append(artifact)
     if not any(one.file for one in made):
         raise UserError(f"nothing could be exported: {made[0].name}: {made[0].refused}")
     return made
 
 
-def _make(artifact: Artifact, request: Request, bench: _Bench, directory: Path, *, max_drop: float) -> Artifact:
+def _make(artifact: Artifact, request: Request, comparison: _Comparison, directory: Path) -> Artifact:
     """Write a file and compare what a fresh process makes of it.
 
     Raises:
         UserError: there is no such file, or it does not answer as the model does; then it is removed.
     """
     form = FORMATS[artifact.format]
-    if artifact.quantize not in form.writers:
-        raise UserError(form.lacking[artifact.quantize])
     path = directory / f"model-{artifact.format}-{artifact.quantize}{form.suffix}"
     note = form.write(request, artifact.quantize, path)
+    outputs = comparison.scratch / "outputs.npy"
     try:
-        answers = _answers(path, form.serving, bench.scratch, bench.threads)
+        with _server(path, artifact, comparison) as server:
+            server.ask("predict", images=str(comparison.images), outputs=str(outputs), batch=BATCH)
         artifact = replace(artifact, file=path.name, note=note, mib=path.stat().st_size / 2**20)
-        artifact = _compared(artifact, answers, bench)
-        _check(artifact, bench, max_drop=max_drop)
+        artifact = _compared(artifact, np.load(outputs), comparison)
+        _check(artifact, comparison)
     except UserError:
         path.unlink()
         raise
     return artifact
 
 
-def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Record:
-    runtimes = {name: found for name in RUNTIMES if (found := _version(name))}
-    return Record(
-        experiment="export",
-        command=command_of("export", config),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=as_config(config) | {"quick": False},
-        resolved={
-            "format": chosen_formats(config),
-            "threads": threads,
-            "images": len(labels),
-            "chance": most_frequent(labels),
-        },
-        versions=describe_versions() | runtimes,
-        machine=describe_machine(torch.device("cpu")),
-    )
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(package)
-    return None
-
-
-def _timed(artifacts: list[Artifact], paths: dict[str, Path], bench: _Bench, config: ExportConfig) -> list[Artifact]:
-    """Time what there is, each in a process that has done nothing else."""
-    with contextlib.ExitStack() as servers:
-        running = {
-            one.name: servers.enter_context(_server(paths[one.name], _serving(one), bench.threads))
-            for one in artifacts
-            if one.name in paths
-        }
-        return measure(artifacts, running, images=bench.images, requests=config.requests, batch_sizes=config.batch_size)
-
-
-def _compared(artifact: Artifact, answers: NDArray[np.float32], bench: _Bench) -> Artifact:
-    error = float(np.abs(answers - bench.expected).max())
-    top, expected = answers.argmax(1), bench.expected.argmax(1)
+def _compared(artifact: Artifact, answers: NDArray[np.float32], comparison: _Comparison) -> Artifact:
+    error = float(np.abs(answers - comparison.expected).max())
+    top, expected = answers.argmax(1), comparison.expected.argmax(1)
     return replace(
         artifact,
         largest_error=error,
-        relative_error=error / max(float(np.abs(bench.expected).max()), 1e-30),
+        relative_error=error / max(float(np.abs(comparison.expected).max()), 1e-30),
         agreement=float((top == expected).mean()),
-        accuracy=None if bench.labels is None else float((top == bench.labels).mean()),
+        accuracy=None if comparison.labels is None else float((top == comparison.labels).mean()),
     )
 
 
-def _check(artifact: Artifact, bench: _Bench, *, max_drop: float) -> None:
-    """Refuse a file that answers otherwise than the model.
+def _check(artifact: Artifact, comparison: _Comparison) -> None:
+    """Check that a file answers as the model does.
 
     Raises:
-        UserError: it does.
+        UserError: it does not.
     """
     assert artifact.relative_error is not None and artifact.agreement is not None
     if not np.isfinite(artifact.relative_error):
@@ -239,13 +338,13 @@ def _check(artifact: Artifact, bench: _Bench, *, max_drop: float) -> None:
                 f"its outputs are off by {artifact.relative_error:.1g} of the largest, more than {TOLERANCE:g}."
             )
         return
-    if artifact.accuracy is None or bench.labels is None:
+    if artifact.accuracy is None or comparison.labels is None:
         drop, what = 1 - artifact.agreement, "% of the images get another class than from the model"
     else:
-        drop = float((bench.expected.argmax(1) == bench.labels).mean()) - artifact.accuracy
+        drop = float((comparison.expected.argmax(1) == comparison.labels).mean()) - artifact.accuracy
         what = "points of accuracy lost"
-    if round(100 * drop, 9) > max_drop:  # 0.01 is not quite a hundredth
-        raise UserError(f"{100 * drop:.1f} {what}, more than --max-drop {max_drop:g}.")
+    if round(100 * drop, 9) > comparison.max_drop:  # 0.01 is not quite a hundredth
+        raise UserError(f"{100 * drop:.1f} {what}, more than the max drop of {comparison.max_drop:g}.")
 
 
 def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int, list[str]]:
@@ -281,59 +380,53 @@ def _to_torch(model: nn.Module) -> tuple[nn.Module, int]:
     return change.model, len(change.changed)
 
 
-def _why_unscored(dataset: Dataset, outputs: int, *, is_own: bool) -> str:
-    """Say why agreement with the model takes the place of accuracy, nothing where it does not."""
-    if outputs != len(dataset.classes):
-        why = f"the model has {outputs} outputs, {dataset.name} {len(dataset.classes)} classes"
-    elif not is_own:
-        why = f"{dataset.name} is not known to hold the model's classes; if another --data does, give it"
-    else:
-        return ""
-    return f"Accuracy is not measured: {why}. Files are compared by their agreement with the model."
+def _eager_outputs(model: nn.Module, images: Tensor) -> NDArray[np.float32]:
+    outputs: NDArray[np.float32] = torch.cat([run(model, part) for part in torch.split(images, BATCH)]).numpy()
+    return outputs
 
 
-def _scaled(images: Images, dataset: Dataset, size: tuple[int, int]) -> Tensor:
-    """Normalize images as in training and scale them, by bilinear interpolation."""
-    parts = evaluation_batches(images, dataset=dataset, batch_size=256, device=torch.device("cpu"))
-    whole = torch.cat([part for part, _ in parts]).contiguous(memory_format=torch.contiguous_format)
-    if tuple(whole.shape[2:]) == tuple(size):
-        return whole
-    return F.interpolate(whole, size=size, mode="bilinear", align_corners=False, antialias=True)
+def _eager_server(model: nn.Module, comparison: _Comparison) -> Server:
+    """Serve a torch module by a process that may import this package.
 
-
-def _pickled(model: nn.Module, path: Path) -> Path:
+    Raises:
+        UserError: the model cannot be pickled, or not be read there.
+    """
+    path = comparison.scratch / "eager.pt"
+    advice = "Define its class in a module that can be imported."
     try:
         torch.save(model, path)
+        return Server(path, serving="eager.py", threads=comparison.threads, own=True)
     except OSError:
         raise
+    except UserError as error:
+        raise UserError(f"{error} {advice}") from error
     except Exception as error:
-        raise UserError(f"the model cannot be pickled for a process of its own: {one_line(error)}.") from error
-    return path
+        raise UserError(f"the model cannot be pickled for a process of its own: {one_line(error)}. {advice}") from error
 
 
-def _serving(artifact: Artifact) -> str:
-    return FORMATS[artifact.format].serving if artifact.format in FORMATS else "eager.py"
-
-
-def _server(path: Path, serving: str, threads: int) -> Server:
-    return Server(path, serving=serving, threads=threads, own=serving == "eager.py")
-
-
-def _answers(path: Path, serving: str, scratch: Path, threads: int) -> NDArray[np.float32]:
-    with _server(path, serving, threads) as server:
-        server.ask("predict", images=str(scratch / IMAGES), outputs=str(scratch / "outputs.npy"), batch=BATCH)
-    answers: NDArray[np.float32] = np.load(scratch / "outputs.npy")
-    return answers
-
-
-def _suffix(way: str) -> str:
-    return "" if way == "none" else f", {way} int8"
+def _server(path: Path, artifact: Artifact, comparison: _Comparison) -> Server:
+    return Server(path, serving=FORMATS[artifact.format].serving, threads=comparison.threads)
 
 
 @contextlib.contextmanager
-def _new_directory(place: Path) -> Iterator[Path]:
-    """Give a directory that takes its name when the block ends; on an exception nothing is left."""
-    directory = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+def new_directory(place: Path, *, name: str) -> Iterator[Path]:
+    """Give a directory that takes its name when the block ends; on an exception nothing is left.
+
+    Args:
+        place: what it will be; there is nothing yet, or an empty directory, which is filled.
+        name: of the option, for errors.
+
+    Raises:
+        UserError: something is there, or nothing can be written.
+    """
+    ready = place.is_dir() and not place.is_symlink() and not any(place.iterdir())
+    if not ready and (place.exists() or place.is_symlink()):
+        raise UserError(f"{name}: {place} exists already. Give a new directory.")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    except OSError as error:
+        raise UserError(f"{name}: {place} cannot be written: {reason_of(error)}.") from error
     try:
         yield directory
         directory.chmod(0o755)

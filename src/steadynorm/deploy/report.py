@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from steadynorm.deploy.formats import FORMATS
 from steadynorm.deploy.pipeline import EAGER, TOLERANCE
 from steadynorm.deploy.processes import serving_snippet
-from steadynorm.deploy.results import FILE, Artifact, Outcome, read_outcome
+from steadynorm.deploy.results import FILE, Artifact, Outcome, as_content, read_outcome
 from steadynorm.lab.describe import data_label
 from steadynorm.lab.report import write_record_report
 from steadynorm.reporting.chance import chance_of
@@ -88,7 +87,7 @@ def describe(record: Record, outcome: Outcome) -> Report:
         ),
         method=_method(record),
         finished=True,
-        findings={"outcome": asdict(outcome)},
+        findings={"outcome": as_content(outcome)},
     )
 
 
@@ -116,7 +115,7 @@ def _claims(record: Record, outcome: Outcome, eager: Artifact) -> Iterator[Claim
         claim = f"The best file is at least {FASTER:g} times as fast as eager torch with its batch norms."
         yield judge(claim, _p50(eager) / _p50(best) >= FASTER, f"{best.name}: {_times(best, eager)}.")
     for one in outcome.artifacts:
-        if one.quantize != "static" or "static" not in FORMATS[one.format].writers:
+        if one.quantize != "static" or "static" in FORMATS[one.format].lacking:
             continue
         if eager.accuracy is None:
             measured = f"{percent(one.agreement)} of the images keep the model's class."

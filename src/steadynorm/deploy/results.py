@@ -1,17 +1,16 @@
-"""What an export found, as it lies on disk."""
+"""What an export made and found, and its record on disk."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.files import write_text
 
-__all__ = ["Artifact", "Latency", "Outcome", "read_outcome", "write_outcome"]
+__all__ = ["Artifact", "Latency", "Outcome", "as_content", "read_outcome", "write_outcome"]
 
 FILE = "artifacts.json"
 
@@ -24,22 +23,24 @@ class Latency:
     p50: float
     p90: float
     p99: float
+    p95: float | None = None
+    """None in a record that was written before it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One way to serve the model: a file, or eager torch for comparison."""
+    """A file that serves the model, or eager torch for comparison."""
 
     name: str
-    """Format and way of quantising, for people."""
+    """Format and quantisation, for people."""
     format: str
     quantize: str
     file: str = ""
-    """Name in the directory; empty of what is not kept."""
+    """Name in the directory; empty if there is no file."""
     note: str = ""
     """What it holds."""
     refused: str = ""
-    """Why there is no such file, or none any more."""
+    """Why there is no file."""
     mib: float | None = None
     """Size of the file."""
     load_ms: float | None = None
@@ -53,7 +54,7 @@ class Artifact:
     accuracy: float | None = None
     """Share of images; None where the model's classes are not the data's."""
     latency: Latency | None = None
-    images_per_second: dict[str, float] = dataclasses.field(default_factory=dict)
+    images_per_second: dict[str, float] = field(default_factory=dict)
     """Batch size -> median."""
     peak_mib: float | None = None
     """Most memory of a process that answered single images, the runtime included."""
@@ -61,7 +62,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Everything that an export found."""
+    """Everything that an export made and found."""
 
     model: str
     """What was exported."""
@@ -71,12 +72,36 @@ class Outcome:
     steps: tuple[str, ...]
     """What was done before the first file was written, a sentence each."""
     artifacts: tuple[Artifact, ...]
-    """Eager torch first, then every format and way."""
+    """Eager torch first, then every format and quantisation."""
+    directory: Path = Path()
+    """Where the files are; not part of the record."""
+
+    def of(self, format: str, quantize: str = "none") -> Artifact:
+        """Give the artifact of a format and quantisation.
+
+        Raises:
+            KeyError: the export was not asked for it.
+        """
+        for one in self.artifacts:
+            if (one.format, one.quantize) == (format, quantize):
+                return one
+        raise KeyError((format, quantize))
+
+    def path(self, artifact: Artifact) -> Path | None:
+        """Give the path of an artifact's file, None if it has none."""
+        return self.directory / artifact.file if artifact.file else None
 
 
-def write_outcome(directory: Path, outcome: Outcome) -> None:
-    """Write ``artifacts.json``."""
-    write_text(directory / FILE, json.dumps(dataclasses.asdict(outcome), indent=2) + "\n")
+def as_content(outcome: Outcome) -> dict[str, Any]:
+    """Give an outcome as JSON has it."""
+    content = asdict(outcome)
+    del content["directory"]
+    return content
+
+
+def write_outcome(outcome: Outcome) -> None:
+    """Write ``artifacts.json`` beside the files."""
+    write_text(outcome.directory / FILE, json.dumps(as_content(outcome), indent=2) + "\n")
 
 
 def read_outcome(directory: Path) -> Outcome:
@@ -91,6 +116,7 @@ def read_outcome(directory: Path) -> Outcome:
             Artifact(**one | {"latency": None if one["latency"] is None else Latency(**one["latency"])})
             for one in content.pop("artifacts")
         ]
-        return Outcome(**content | {"artifacts": tuple(artifacts), "steps": tuple(content["steps"])})
+        changed = {"artifacts": tuple(artifacts), "steps": tuple(content["steps"]), "directory": directory}
+        return Outcome(**content | changed)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{directory / FILE}: is not the record of an export ({error}).") from error

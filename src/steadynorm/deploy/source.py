@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from steadynorm.deploy.weights import load_weights
-from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.reporting.failure import UserError, one_line
+from steadynorm.surgery.flow.trial import run
 
 __all__ = ["Logits", "Source", "as_logits", "is_built", "load_source"]
 
@@ -82,6 +82,8 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None) -> S
             )
         if weights is not None:
             raise UserError(f"--weights: {what} is a checkpoint, which holds its own. Drop the flag.")
+        from steadynorm.lab.checkpoint import load_checkpoint
+
         found = load_checkpoint(Path(what))
         return Source(model=found.model, name=f"{found.network} with {found.arm.replace('_', ' ')}")
     module, _, function = what.partition(":")
@@ -90,30 +92,47 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None) -> S
     return Source(model=model, name=what, weights=read)
 
 
-def as_logits(model: nn.Module, example: Tensor) -> nn.Module:
+def as_logits(model: nn.Module, example: Tensor, *, advice: str = "") -> nn.Module:
     """Wrap a model whose output is no tensor.
 
+    Args:
+        model: is run without a trace.
+        example: images.
+        advice: what to do if the model does not take them.
+
     Raises:
-        UserError: it does not take the example, or gives nothing of shape (N, classes).
+        UserError: it needs more than one input, does not take the example, or gives nothing of shape (N, classes).
     """
+    needed = _needed_inputs(model)
+    if len(needed) > 1:
+        raise UserError(
+            f"the model needs {len(needed)} inputs ({', '.join(needed)}), and a file takes one. "
+            "Wrap it in a module that makes the others."
+        )
+    wrapped = model
     try:
-        with torch.no_grad():
-            output = model(example)
-            if isinstance(output, Tensor):
-                wrapped: nn.Module = model
-            else:
-                wrapped = Logits(model)
-                output = wrapped(example)
+        output = run(wrapped, example)
+        if not isinstance(output, Tensor):
+            wrapped = Logits(model)
+            output = run(wrapped, example)
     except Exception as error:
         size = "x".join(str(each) for each in example.shape[1:])
-        raise UserError(
-            f"the model does not take images of {size}: {one_line(error)}. "
-            "Give the size it was made for by --input-size."
-        ) from error
+        told = f"the model does not take images of {size}: {one_line(error)}. {advice}"
+        raise UserError(told.rstrip()) from error
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(example):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"the model must give a row of numbers for each image, got {shape} for {len(example)} images.")
     return wrapped
+
+
+def _needed_inputs(model: nn.Module) -> list[str]:
+    """Name the arguments that a forward has no default for."""
+    try:
+        found = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # of a script
+        return []
+    needed = (each for each in found if each.default is each.empty)
+    return [each.name for each in needed if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
 def _build(module: str, function: str) -> nn.Module:

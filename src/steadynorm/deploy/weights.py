@@ -34,7 +34,10 @@ COMPRESSED_BYTES = 2**26
 """That an archive may have beyond its own size; torch.save compresses nothing, and TorchScript its code alone."""
 
 
-def load_weights(model: nn.Module, path: Path, *, key: str | None = None) -> str:
+FLAGS = ("--weights", "--weights-key")
+
+
+def load_weights(model: nn.Module, path: Path, *, key: str | None = None, options: tuple[str, str] = FLAGS) -> str:
     """Load a file of weights into a model, in place.
 
     Understood are ``.safetensors`` and what ``torch.save`` wrote (``.pt``, ``.pth``, ``.ckpt``, ``.bin``): a state
@@ -45,6 +48,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None) -> str
         model: is left as it is where the file does not fit.
         path: of the file.
         key: where in the file the weights are, with a dot between nested keys; None finds them.
+        options: what errors call the two above.
 
     Returns:
         what was read, how its names were understood, and what was left; a sentence.
@@ -53,12 +57,14 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None) -> str
         UserError: the file cannot be read without running pickled code, lacks a tensor of the model's or has it in
             another shape, or several parts of it fit and differ.
     """
-    where = f"--weights: {path}"
-    loaded = _part(_read(path, where), key, where)
+    where = f"{options[0]}: {path}"
+    loaded = _part(_read(path, where), key, f"{options[1]}: {path}")
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{where}: must hold a state dict, got {type(loaded).__name__}.")
     try:
         state = state_for(model, loaded, verb=where)
     except ValueError as error:
-        choice = " by --weights-key" if key is None and "is meant" in str(error) else ""
+        choice = f" by {options[1]}" if key is None and "is meant" in str(error) else ""
         raise UserError(f"{str(error).rstrip('.')}{choice}.") from error
     own = model.state_dict()
     _check_fit(state, own, where)
@@ -121,14 +127,12 @@ def _why_unread(error: Exception) -> str:
     return f"is no file of weights, or not a whole one ({told}). Give what torch.save or safetensors wrote."
 
 
-def _part(loaded: Any, key: str | None, where: str) -> Mapping[str, Any]:  # noqa: ANN401 (what a file held)
+def _part(loaded: Any, key: str | None, where: str) -> Any:  # noqa: ANN401 (what a file held)
     for name in [] if key is None else key.split("."):
         if not isinstance(loaded, Mapping) or name not in loaded:
             names = _some([str(each) for each in loaded] if isinstance(loaded, Mapping) else [])
-            raise UserError(f"--weights-key: {where.partition(' ')[2]} has no {key!r}. At {name!r} it has {names}.")
+            raise UserError(f"{where} has no {key!r}. At {name!r} it has {names}.")
         loaded = loaded[name]
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{where}: must hold a state dict, got {type(loaded).__name__}.")
     return loaded
 
 

@@ -1,0 +1,230 @@
+"""``steadynorm export``: what it can be told, and the export of a model on images of the lab."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from steadynorm.deploy.pipeline import export, new_directory, plans
+from steadynorm.deploy.readiness import check_ready
+from steadynorm.deploy.results import write_outcome
+from steadynorm.deploy.source import as_logits, is_built, load_source
+from steadynorm.lab.configuration import check_at_least
+from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, first, load_dataset
+from steadynorm.lab.experiment import as_config, command_of, new_place
+from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
+from steadynorm.lab.progress import Display
+from steadynorm.reporting.chance import most_frequent
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record, read_config, write_config
+
+__all__ = ["ExportConfig", "check_config", "is_own_data", "run_export", "with_data"]
+
+OPTIONS = ("--format", "--quantize")
+RUNTIMES = ("torchao", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Fold, export and quantise a trained model, prove that the files answer as it does, and time them beside it.
+
+    Every file is read again in a fresh process that cannot import steadynorm.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")]
+    """A checkpoint of an experiment, or a function that builds a model in evaluation mode."""
+    weights: Path | None = None
+    """Weights for a built model: .safetensors, or what torch.save wrote (a state dict, or a checkpoint that holds one);
+    no pickled code is run. Default: as it is built."""
+    weights_key: str | None = None
+    """Where in that file they are, such as ema; default: found by the model's names."""
+    format: tuple[Literal["torchscript", "torch-export", "aotinductor", "onnx"], ...] | None = None
+    """Default: every one that this machine can write."""
+    quantize: tuple[Literal["none", "dynamic", "static"], ...] = ("none", "dynamic", "static")
+    """dynamic: linear layers in int8; static: convolutions too. Each where the format has it."""
+    input_size: tuple[int, int] = (32, 32)
+    """Height and width of the images; those of --data are scaled to it."""
+    target_p50_ms: float | None = None
+    """Exit with status 1 unless half of the requests to the best file end within so many milliseconds."""
+    max_drop: float = 1.0
+    """Percentage points of accuracy (without one: of images that get another class than from the model) that quantising
+    may cost; a file that loses more is not kept."""
+    data: Literal["shapes", "cifar10"] | None = None
+    """Images for calibration and comparison; default: those that the checkpoint was trained on, else shapes, on which
+    no accuracy is measured, since their classes are not the model's."""
+    data_dir: Path | None = None
+    """Where CIFAR-10 lies, as for an experiment; default: where it lay in training, else the Hugging Face hub."""
+    images: int = 1000
+    """Validation images on which a file is compared with the model."""
+    calibration_images: int = 256
+    """Training images for static quantisation."""
+    requests: int = 500
+    """Timed requests of one image to each file."""
+    batch_size: tuple[int, ...] = (1, 8, 64)
+    """Images in a request, for the throughput."""
+    threads: int | None = None
+    """Of a request; default: all cores."""
+    out: Path | None = None
+    """New directory for everything that is written; default: runs/export-DATE-TIME."""
+    json: bool = False
+    """Print the summary as JSON on standard output."""
+
+
+def run_export(config: ExportConfig, display: Display) -> Path:
+    """Export a model.
+
+    Returns:
+        the directory that holds the files and their record; the report is still to be made.
+
+    Raises:
+        UserError: it cannot be done; then no directory is left behind.
+    """
+    check_config(config)
+    place = config.out or new_place("export")
+    if place.exists() or place.is_symlink():
+        raise UserError(f"--out: {place} exists already. Give a new directory.")
+    config, is_own = with_data(config), is_own_data(config)
+    assert config.data is not None
+    threads = choose_threads(config.threads)
+    source = load_source(config.source, weights=config.weights, key=config.weights_key)
+    if source.weights:
+        display.message(source.weights)
+    norms = check_ready(source.model)
+    display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
+    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
+    chosen = first(dataset.validation, config.images)
+    images = _scaled(chosen, dataset, config.input_size)
+    model = as_logits(source.model, images[:2], advice="Give the size it was made for by --input-size.")
+    with torch.no_grad():
+        outputs = model(images[:1]).shape[1]
+    unscored = _why_unscored(dataset, outputs, is_own=is_own)
+    if unscored:
+        display.message(unscored)
+    with new_directory(place, name="--out") as directory:
+        outcome = export(
+            model,
+            images,
+            out=directory,
+            formats=config.format,
+            quantize=config.quantize,
+            calibration=_scaled(first(dataset.train, config.calibration_images), dataset, config.input_size),
+            labels=None if unscored else chosen.labels,
+            max_drop=config.max_drop,
+            requests=config.requests,
+            batch_sizes=config.batch_size,
+            threads=threads,
+            progress=display,
+        )
+        steps = tuple(filter(None, (source.weights, *outcome.steps, unscored)))
+        write_outcome(replace(outcome, model=source.name, steps=steps))
+        write_config(directory, _record(config, threads=threads, labels=chosen.labels))
+    return place
+
+
+def check_config(config: ExportConfig) -> None:
+    """Refuse flags that ask for nothing that can be done.
+
+    Raises:
+        UserError: so they do.
+    """
+    check_at_least(config, (("images", 2), ("calibration_images", 2), ("requests", 1)))
+    if config.threads is not None:
+        check_at_least(config, (("threads", 1),))
+    for name, values in (("--input-size", config.input_size), ("--batch-size", config.batch_size)):
+        if not values or min(values) < 1:
+            raise UserError(f"{name}: must be at least 1, got {' '.join(map(str, values)) or 'nothing'}.")
+    for name, value in (("--target-p50-ms", config.target_p50_ms), ("--max-drop", config.max_drop)):
+        if value is not None and not value >= 0:
+            raise UserError(f"{name}: must be at least 0, got {value}.")
+    if config.weights_key is not None and config.weights is None:
+        raise UserError("--weights-key: says where in a file of weights they are. Give the file by --weights.")
+    plans(config.format, config.quantize, OPTIONS)
+
+
+def with_data(config: ExportConfig) -> ExportConfig:
+    """Settle which images are used: those that were asked for, else those of the run that a checkpoint lies in.
+
+    Raises:
+        UserError: --data-dir would not be read.
+    """
+    trained = _trained_on(config)
+    if config.data is None and trained is None:
+        config = replace(config, data="shapes")
+    elif config.data is None and trained is not None:
+        kept = trained.get("data_dir")
+        place = config.data_dir or (None if kept is None else Path(kept))
+        config = replace(config, data=trained["data"], data_dir=place)
+    assert config.data is not None
+    check_data_dir(config.data, config.data_dir)
+    return config
+
+
+def is_own_data(config: ExportConfig) -> bool:
+    """Tell whether the images are of the model's classes: it was trained on them, or the user chose them for it."""
+    trained = _trained_on(config)
+    return config.data is not None if trained is None else config.data in (None, trained["data"])
+
+
+def _trained_on(config: ExportConfig) -> Mapping[str, Any] | None:
+    """Give the configuration of the run that a checkpoint lies in; None for a built model and a copied checkpoint."""
+    if is_built(config.source):
+        return None
+    try:
+        trained = read_config(Path(config.source).parent.parent).config
+    except (UserError, OSError):
+        return None
+    return trained if "data" in trained else None
+
+
+def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Record:
+    runtimes = {name: found for name in RUNTIMES if (found := _version(name))}
+    return Record(
+        experiment="export",
+        command=command_of("export", config),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=as_config(config) | {"quick": False},
+        resolved={
+            "format": list(dict(plans(config.format, config.quantize, OPTIONS))),
+            "threads": threads,
+            "images": len(labels),
+            "chance": most_frequent(labels),
+        },
+        versions=describe_versions() | runtimes,
+        machine=describe_machine(torch.device("cpu")),
+    )
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return None
+
+
+def _why_unscored(dataset: Dataset, outputs: int, *, is_own: bool) -> str:
+    """Say why agreement with the model takes the place of accuracy, nothing where it does not."""
+    if outputs != len(dataset.classes):
+        why = f"the model has {outputs} outputs, {dataset.name} {len(dataset.classes)} classes"
+    elif not is_own:
+        why = f"{dataset.name} is not known to hold the model's classes; if another --data does, give it"
+    else:
+        return ""
+    return f"Accuracy is not measured: {why}. Files are compared by their agreement with the model."
+
+
+def _scaled(images: Images, dataset: Dataset, size: tuple[int, int]) -> Tensor:
+    """Normalize images as in training and scale them, by bilinear interpolation."""
+    parts = evaluation_batches(images, dataset=dataset, batch_size=256, device=torch.device("cpu"))
+    whole = torch.cat([part for part, _ in parts]).contiguous(memory_format=torch.contiguous_format)
+    if tuple(whole.shape[2:]) == tuple(size):
+        return whole
+    return F.interpolate(whole, size=size, mode="bilinear", align_corners=False, antialias=True)
