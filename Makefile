@@ -2,15 +2,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test test-versions check gpu format clean
+.PHONY: compare test test-slow test-versions check gpu format clean
 
 # Idle threads sleep: on a machine that has other work, those that wait would take the time of those that work.
 compare: $(READY)  ## train the article's network with and without batch norm on the embedded data
 	OMP_WAIT_POLICY=passive $(BIN)/steadynorm compare
 
 # Two processes on two cores; idle threads sleep, or those of one process would keep the other's from working.
-test: $(READY)  ## run every test
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+test: $(READY)  ## run the tests, but those that are slow by nature
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)  ## run the others: whole experiments, exports of every format, clusters, models of other packages
+	$(PYTEST) -m slow
 
 # The oldest torch that the package promises, one between (on Python 3.13), and the newest, in environments of their own;
 # `make test` runs on the one of constraints.txt.
