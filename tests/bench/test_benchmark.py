@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadynorm.bench.benchmark import Benchmark, Contents, Flags, check_config
+from steadynorm.bench.benchmark import Benchmark, Flags, check_config
 from steadynorm.bench.display import Display
 from steadynorm.bench.kernels import KernelsFlags
 from steadynorm.bench.record import Record, read_record
@@ -20,37 +20,36 @@ class SquaresFlags(Flags):
     numbers: tuple[int, ...] = (2, 3)
 
 
-class Squares(Benchmark[SquaresFlags, int]):
-    """Ctrl-C comes at ``stop_at``."""
+def _plan(config: SquaresFlags, head: Record, display: Display) -> Sequence[int]:
+    display.message("the plan")
+    head["count"] = len(config.numbers)
+    return config.numbers
 
-    name, command, summary, rows, flags = "squares", "square", "Square.", "squares", SquaresFlags
-    stop_at: int | None = None
 
-    def plan(self, config: SquaresFlags, head: Record, display: Display) -> Sequence[int]:
-        display.line("the plan")
-        head["count"] = len(config.numbers)
-        return config.numbers
+def squares(stop_at: int | None = None) -> Benchmark[SquaresFlags, int]:
+    """A benchmark at which Ctrl-C comes with a number."""
 
-    def label(self, case: int) -> str:
-        return f"number {case}"
-
-    def measure(self, case: int, config: SquaresFlags, head: Record) -> Record:
-        if case == self.stop_at:
+    def measure(case: int, config: SquaresFlags, head: Record) -> Record:
+        if case == stop_at:
             raise KeyboardInterrupt
         return {"square": case**2, "of": head["count"]}
 
-    def lines(self, row: Record) -> list[str]:
-        return [f"square {row['square']}", "and a second line"]
-
-    def summarize(self, rows: Sequence[Record], head: Record) -> Record:
-        return {"sum": sum(row["square"] for row in rows)}
-
-    def table(self, record: Record) -> Contents:
-        return "", (), {}
+    return Benchmark(
+        name="squares",
+        command="square",
+        flags=SquaresFlags,
+        rows="squares",
+        plan=_plan,
+        label=lambda case: f"number {case}",
+        measure=measure,
+        lines=lambda row: [f"square {row['square']}", "and a second line"],
+        summarize=lambda rows, head: {"sum": sum(row["square"] for row in rows)},
+        table=lambda record: ("", (), {}),
+    )
 
 
 def test_the_record_holds_head_plan_rows_and_summary() -> None:
-    record = Squares().run(SquaresFlags(), Lines())
+    record = squares().run(SquaresFlags(), Lines())
     assert (record["bench"], record["command"]) == ("squares", "steadynorm bench square")
     assert (record["count"], record["complete"], record["sum"]) == (2, True, 13)
     assert record["squares"] == [{"square": 4, "of": 2}, {"square": 9, "of": 2}]
@@ -58,7 +57,7 @@ def test_the_record_holds_head_plan_rows_and_summary() -> None:
 
 def test_every_row_is_shown_when_it_is_measured() -> None:
     display = Lines()
-    Squares().run(SquaresFlags(), display)
+    squares().run(SquaresFlags(), display)
     second = "and a second line"
     assert display.lines == ["the plan", "square 4", second, "square 9", second]
     assert display.done == [("number 2", 1, 2), ("number 3", 2, 2)]
@@ -68,16 +67,15 @@ def test_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     monkeypatch.setattr(machine, "count_cores", lambda: before + 1)
     try:
-        assert Squares().run(SquaresFlags(threads=before + 1), Lines())["threads"] == before + 1
+        assert squares().run(SquaresFlags(threads=before + 1), Lines())["threads"] == before + 1
     finally:
         torch.set_num_threads(before)
 
 
 def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
-    squares, display = Squares(), Lines()
-    squares.stop_at = 3
+    display = Lines()
     with pytest.raises(KeyboardInterrupt):
-        squares.run(SquaresFlags(out=tmp_path), display)
+        squares(stop_at=3).run(SquaresFlags(out=tmp_path), display)
     (path,) = tmp_path.iterdir()
     record = read_record(path)
     assert (record["complete"], record["squares"], record["sum"]) == (False, [{"square": 4, "of": 2}], 4)
@@ -85,23 +83,21 @@ def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_interrupted_at_once_writes_nothing(tmp_path: Path) -> None:
-    squares = Squares()
-    squares.stop_at = 2
     with pytest.raises(KeyboardInterrupt):
-        squares.run(SquaresFlags(out=tmp_path), Lines())
+        squares(stop_at=2).run(SquaresFlags(out=tmp_path), Lines())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_records_of_two_runs_lie_side_by_side(tmp_path: Path) -> None:
     for _ in range(2):
-        Squares().run(SquaresFlags(out=tmp_path), Lines())
+        squares().run(SquaresFlags(out=tmp_path), Lines())
     assert len(list(tmp_path.glob("bench_squares_*.json"))) == 2
 
 
 def test_what_measures_nothing_is_refused_first() -> None:
     display = Lines()
     with pytest.raises(UserError, match="--numbers: at least one"):
-        Squares().run(SquaresFlags(numbers=()), display)
+        squares().run(SquaresFlags(numbers=()), display)
     assert display.lines == []
 
 

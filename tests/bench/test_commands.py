@@ -1,16 +1,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steadynorm import cli
+from steadynorm.bench import commands, kernels, step
 from steadynorm.bench.commands import BENCHMARKS, COMMANDS
-from steadynorm.bench.kernels import Kernels
 from steadynorm.bench.record import Record
-from steadynorm.bench.step import Step
 from tests.support.bench import disagreeing, result
 
 EXTRAS = ("rich", "pyarrow", "PIL", "altair", "tensorboard", "jinja2", "nbformat", "huggingface_hub", "IPython")
@@ -27,12 +27,13 @@ def exit_status(*arguments: str) -> int:
 
 
 def measure_as(monkeypatch: pytest.MonkeyPatch, row: Record) -> None:
-    monkeypatch.setattr(Kernels, "measure", lambda *_: row)
+    made_up = replace(kernels.BENCHMARK, measure=lambda *_: row)
+    monkeypatch.setattr(commands, "BENCHMARKS", [made_up])
 
 
 def steps_as(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     row = {"network": "cnn", "difference": 0.5, "agrees": True, "norms": {}, "ours_over_torch": None} | changes
-    monkeypatch.setattr(Step, "measure", lambda *_: row)
+    monkeypatch.setattr(commands, "BENCHMARKS", [replace(step.BENCHMARK, measure=lambda *_: row)])
 
 
 def test_kernels_prints_a_row_for_each_case_and_a_summary(
@@ -115,7 +116,7 @@ def test_ctrl_c_is_exit_status_130_and_leaves_the_record(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(Kernels, "measure", measure)
+    monkeypatch.setattr(commands, "BENCHMARKS", [replace(kernels.BENCHMARK, measure=measure)])
     assert exit_status(*TINY, "--out", str(tmp_path)) == 130
     (path,) = tmp_path.iterdir()
     assert capsys.readouterr().out.splitlines()[-1] == f"record: {path}"
@@ -136,10 +137,10 @@ runpy.run_module("steadynorm.bench", run_name="__main__")
 
 
 def test_every_command_says_what_it_does_and_has_the_flags_of_its_benchmark() -> None:
-    assert list(COMMANDS) == [*dict.fromkeys(one.command for one in BENCHMARKS), "table"]
+    assert list(COMMANDS) == [*dict.fromkeys(one.command or one.name for one in BENCHMARKS), "table"]
     assert len({one.name for one in BENCHMARKS}) == len(BENCHMARKS)
     for benchmark in BENCHMARKS:
-        assert COMMANDS[benchmark.command][0] is benchmark.flags
+        assert COMMANDS[benchmark.command or benchmark.name][0] is benchmark.flags
         assert benchmark.flags.__doc__
 
 

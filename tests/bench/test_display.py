@@ -14,8 +14,8 @@ class Terminal(io.StringIO):
 
 def shown(stream: io.StringIO) -> str:
     with open_display(stream) as display:
-        display.doing("norm_relu 1x2x3x4", number=2, of=5)
-        display.line("a [bold]line[/bold] that is much longer than a terminal is wide " + "x" * 80)
+        display.begin("norm_relu 1x2x3x4", number=2, of=5)
+        display.message("a [bold]line[/bold] that is much longer than a terminal is wide " + "x" * 80)
     return stream.getvalue()
 
 
@@ -39,7 +39,7 @@ def test_nothing_is_drawn_while_something_is_measured(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm")
     threads = threading.active_count()
     with open_display(Terminal()) as display:
-        display.doing("norm_relu 1x2x3x4", number=2, of=5)
+        display.begin("norm_relu 1x2x3x4", number=2, of=5)
         assert threading.active_count() == threads
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from steadynorm.bench import inference
 from steadynorm.bench.commands import COMMANDS, table_of
-from steadynorm.bench.inference import Inference
+from steadynorm.bench.inference import BENCHMARK
 from steadynorm.bench.record import Record, read_record
 from steadynorm.bench.step import StepFlags
 from steadynorm.bench.timing import Provider
@@ -25,7 +25,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure(config: StepFlags = TINY) -> Record:
-    return Inference().measure("resnet20", config, {"device": "cpu", "precision": "fp32"})
+    return BENCHMARK.measure("resnet20", config, {"device": "cpu", "precision": "fp32"})
 
 
 @pytest.mark.usefixtures("made_up")
@@ -44,7 +44,7 @@ def test_ours_is_folded_where_torchs_is_not_asked_for() -> None:
 
 def test_a_norm_that_cannot_be_folded_is_refused() -> None:
     with pytest.raises(UserError, match="--norms must have torch_batch_norm or batch_norm"):
-        Inference().run(replace(TINY, norms=("none", "group_norm")), Lines())
+        BENCHMARK.run(replace(TINY, norms=("none", "group_norm")), Lines())
 
 
 def test_all_networks_are_really_timed_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_all_networks_are_really_timed_in_evaluation(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("made_up")
 def test_each_provider_is_a_line_and_folding_another() -> None:
-    assert Inference().lines(measure() | {"largest_relative_error": 2e-7}) == [
+    assert BENCHMARK.lines(measure() | {"largest_relative_error": 2e-7}) == [
         "resnet20  none                   4.00 ms (4.00-4.00)         1.00 of none",
         "resnet20  torch_batch_norm      10.00 ms (10.00-10.00)       2.50 of none",
         "resnet20  batch_norm             8.00 ms (8.00-8.00)         2.00 of none",
@@ -76,7 +76,7 @@ def test_each_provider_is_a_line_and_folding_another() -> None:
 
 @pytest.mark.usefixtures("made_up")
 def test_the_record_is_kept_and_makes_a_table(tmp_path: Path) -> None:
-    Inference().run(replace(TINY, out=tmp_path), Lines())
+    BENCHMARK.run(replace(TINY, out=tmp_path), Lines())
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("bench_inference_cpu_")
     record = read_record(path)

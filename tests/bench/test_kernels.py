@@ -10,7 +10,7 @@ import torch
 
 from steadynorm.bench import kernels, timing
 from steadynorm.bench.cases import Case
-from steadynorm.bench.kernels import Kernels, KernelsFlags, ratios
+from steadynorm.bench.kernels import BENCHMARK, KernelsFlags, ratios
 from steadynorm.bench.providers import Inputs
 from steadynorm.bench.record import Record
 from steadynorm.bench.timing import Provider, Sample
@@ -28,7 +28,7 @@ SAMPLES = [Sample(parts_ms=(1.0 * k, 3.0 * k), host_ms=0.5 * k) for k in (1, 2, 
 
 
 def measure(case: Case = SMALL_CASE, device: str = "cpu", **changes: Any) -> Record:
-    return Kernels().measure(case, replace(FLAGS, **changes), {"device": device, "cache_bytes": CACHE})
+    return BENCHMARK.measure(case, replace(FLAGS, **changes), {"device": device, "cache_bytes": CACHE})
 
 
 def test_a_row_has_all_of_the_case_and_every_provider(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_case_is_measured_on_a_gpu(layout: Any) -> None:
 
 def plan(flags: KernelsFlags, device: str = "cpu") -> tuple[list[Case], Record, Lines]:
     display, head = Lines(), {"device": device}
-    return list(Kernels().plan(flags, head, display)), head, display
+    return list(BENCHMARK.plan(flags, head, display)), head, display
 
 
 def test_what_is_skipped_is_said_and_recorded_and_the_columns_are_named() -> None:
@@ -189,17 +189,17 @@ def test_inputs_are_bounded_by_default(device: str, largest: float, monkeypatch:
 def test_a_run_measures_every_case_and_sums_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "cache_bytes", lambda device: CACHE)
     display = Lines()
-    record = Kernels().run(FLAGS, display)
+    record = BENCHMARK.run(FLAGS, display)
     assert display.done == [(SMALL_CASE.label, 1, 1)]
     assert (record["summary"]["whole"][0]["cases"], record["cache_bytes"]) == (1, CACHE)
-    assert Kernels().closing(record)[0].startswith("norm_relu: 1 cases, geometric mean ")
+    assert BENCHMARK.closing(record)[0].startswith("norm_relu: 1 cases, geometric mean ")
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_line_stands_under_its_header(compiled: bool) -> None:
     _, _, display = plan(replace(FLAGS, compile=compiled))
     row = result(copy=1.5, torch=12.0, ours=6.0, compile=9.0 if compiled else None)
-    head, (line,) = display.lines[-1], Kernels().lines(row)
+    head, (line,) = display.lines[-1], BENCHMARK.lines(row)
     shown = {"MB": "12.8", "copy": "1.500", "torch": "12.000", "ours": "6.000", "ratio": "2.00x"}
     for name, value in (shown | ({"compile": "9.000"} if compiled else {})).items():
         assert head.index(name) + len(name) == line.index(f" {value}") + 1 + len(value)
@@ -212,6 +212,6 @@ def test_a_line_stands_under_its_header(compiled: bool) -> None:
 
 
 def test_a_case_that_disagrees_shows_the_difference_and_no_speed() -> None:
-    (line,) = Kernels().lines(disagreeing())
+    (line,) = BENCHMARK.lines(disagreeing())
     assert line.endswith("disagrees: dx is off by 0.25, allowed 2e-06")
     assert line.startswith("norm_relu          32x512x14x14")

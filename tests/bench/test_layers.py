@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from steadynorm import cli
-from steadynorm.bench import layers
+from steadynorm.bench import commands, layers
 from steadynorm.bench.agreement import difference_to_float64
+from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.cases import Case
 from steadynorm.bench.commands import table_of
-from steadynorm.bench.layers import BUILD, LIMITS, Layers, LayersFlags
+from steadynorm.bench.layers import BENCHMARK, BUILD, LIMITS, LayersFlags
 from steadynorm.bench.providers import make_inputs, prepared
 from steadynorm.bench.record import Record
 from steadynorm.layers import BatchNorm2d
@@ -32,10 +33,10 @@ TINY = LayersFlags(
 LABEL = "norm_relu 1x64x16x16 float32 contiguous"
 
 
-def results_as(monkeypatch: pytest.MonkeyPatch, **over_plain: float) -> None:
+def results_as(**over_plain: float) -> Benchmark[LayersFlags, Case]:
     """Let every case have these ratios; NaN for a layer that disagrees."""
 
-    def measure(self: Layers, case: Case, *_: Any) -> Record:
+    def measure(case: Case, *_: Any) -> Record:
         found = {
             name: {
                 "difference": 0.5 if ratio != ratio else 1e-7,
@@ -47,11 +48,11 @@ def results_as(monkeypatch: pytest.MonkeyPatch, **over_plain: float) -> None:
         }
         return {"case": case.label, "x_bytes": case.x_bytes, "layers": found}
 
-    monkeypatch.setattr(Layers, "measure", measure)
+    return replace(BENCHMARK, measure=measure)
 
 
 def measure(names: Sequence[Any]) -> Record:
-    row = Layers().measure(SMALL_CASE, replace(TINY, layers=tuple(names)), {"device": "cpu", "cache_bytes": 1})
+    row = BENCHMARK.measure(SMALL_CASE, replace(TINY, layers=tuple(names)), {"device": "cpu", "cache_bytes": 1})
     assert (row["case"], row["x_bytes"]) == (SMALL_CASE.label, SMALL_CASE.x_bytes)
     found: Record = row["layers"]
     return found
@@ -111,9 +112,8 @@ def test_in_float32_the_difference_is_rounding(name: str) -> None:
     assert difference_to_float64(module, inputs) < 1e-5
 
 
-def test_what_is_outside_the_bounds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    results_as(monkeypatch, batch_renorm=1.0)
-    record = Layers().run(replace(TINY, layers=("batch_renorm",)), Lines())
+def test_what_is_outside_the_bounds_is_named() -> None:
+    record = results_as(batch_renorm=1.0).run(replace(TINY, layers=("batch_renorm",)), Lines())
     assert [one["case"] for one in record["cases"]] == [LABEL]
     assert record["skipped"] == [
         "norm_relu 1x32x32x32 float32 contiguous: x is larger than --max-mb 0.1",
@@ -121,10 +121,11 @@ def test_what_is_outside_the_bounds_is_named(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
-def test_a_summary_has_the_median_the_most_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    results_as(monkeypatch, batch_renorm=1.25, frozen_batch_norm=0.5)
+def test_a_summary_has_the_median_the_most_and_where() -> None:
     shown = Lines()
-    record = Layers().run(replace(TINY, layers=("batch_renorm", "frozen_batch_norm")), shown)
+    record = results_as(batch_renorm=1.25, frozen_batch_norm=0.5).run(
+        replace(TINY, layers=("batch_renorm", "frozen_batch_norm")), shown
+    )
     assert record["summary"]["batch_renorm"] == {
         "cases": 1,
         "median": 1.25,
@@ -137,16 +138,15 @@ def test_a_summary_has_the_median_the_most_and_where(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(1.15, True), (1.16, False)])
-def test_from_eight_megabytes_on_limits_are_held(ratio: float, met: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    results_as(monkeypatch, gated_batch_norm=ratio)
+def test_from_eight_megabytes_on_limits_are_held(ratio: float, met: bool) -> None:
     config = replace(TINY, layers=("gated_batch_norm",), batches=(128,), min_mb=8.0, max_mb=64.0)
-    record = Layers().run(config, Lines())
+    record = results_as(gated_batch_norm=ratio).run(config, Lines())
     assert record["summary"]["gated_batch_norm"]["met"] is met
-    assert Layers().closing(record)[0].endswith(f"limit 1.15 {'met' if met else 'not met'}")
+    assert BENCHMARK.closing(record)[0].endswith(f"limit 1.15 {'met' if met else 'not met'}")
 
 
 def test_what_disagrees_is_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    results_as(monkeypatch, batch_renorm=float("nan"))
+    monkeypatch.setattr(commands, "BENCHMARKS", [results_as(batch_renorm=float("nan"))])
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", "layers", "--layers", "batch_renorm", "--shapes", "cnn", "--dtypes", "float32"])
     assert stop.value.code == 1
@@ -155,9 +155,8 @@ def test_what_disagrees_is_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys
     assert "disagrees with float64, no speed: batch_renorm on norm_relu 128x32x32x32 float32 contiguous" in printed
 
 
-def test_the_record_is_kept_and_becomes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results_as(monkeypatch, ghost_batch_norm=1.125)
-    Layers().run(replace(TINY, layers=("ghost_batch_norm",), out=tmp_path), Lines())
+def test_the_record_is_kept_and_becomes_a_table(tmp_path: Path) -> None:
+    results_as(ghost_batch_norm=1.125).run(replace(TINY, layers=("ghost_batch_norm",), out=tmp_path), Lines())
     (path,) = tmp_path.iterdir()
     assert path.name.startswith("bench_layers_cpu_")
     rows = table_of(json.loads(path.read_text())).splitlines()

@@ -5,7 +5,7 @@ import torch
 
 from steadynorm.bench import recalibration
 from steadynorm.bench.commands import table_of
-from steadynorm.bench.recalibration import Recalibration, RecalibrationConfig, recalibration_lines
+from steadynorm.bench.recalibration import BENCHMARK, RecalibrationConfig, recalibration_lines
 from steadynorm.bench.record import read_record
 from steadynorm.lab.data import load_dataset
 from steadynorm.lab.networks import build_network
@@ -39,7 +39,7 @@ def config(checkpoint, **changed):
 
 def test_accuracy_goes_with_the_statistics_and_comes_back(checkpoint, tmp_path):
     display = Lines()
-    record = Recalibration().run(config(checkpoint, out=tmp_path), display)
+    record = BENCHMARK.run(config(checkpoint, out=tmp_path), display)
     assert record["command"] == f"steadynorm bench recalibration --device cpu {checkpoint} --images 20 500 --draws 2"
     assert record["wiped"] < record["original"] - 10
     few, many = record["rows"]
@@ -80,7 +80,7 @@ def test_that_no_number_is_enough_is_said():
 @pytest.mark.parametrize("images", [(1,), (100, 10**9)])
 def test_numbers_of_images_that_there_are_not_are_refused(checkpoint, images):
     with pytest.raises(UserError, match="--images: from 2 to the"):
-        Recalibration().run(config(checkpoint, images=images), Lines())
+        BENCHMARK.run(config(checkpoint, images=images), Lines())
 
 
 def test_a_network_without_batch_norm_is_refused(tmp_path):
@@ -88,7 +88,7 @@ def test_a_network_without_batch_norm_is_refused(tmp_path):
     metadata = {"arm": "none", "network": "cnn", "depth": "2", "widths": "4"}
     save_tensors(tmp_path / "a.safetensors", model.state_dict(), metadata)
     with pytest.raises(UserError, match="nothing to recalibrate"):
-        Recalibration().run(config(tmp_path / "a.safetensors"), Lines())
+        BENCHMARK.run(config(tmp_path / "a.safetensors"), Lines())
 
 
 def test_draws_are_of_different_images_and_the_same_again():

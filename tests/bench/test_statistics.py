@@ -9,7 +9,7 @@ from torch import Tensor
 from steadynorm import cli
 from steadynorm.bench import statistics
 from steadynorm.bench.commands import table_of
-from steadynorm.bench.statistics import LayerErrors, Statistics, StatisticsConfig, errors, follow
+from steadynorm.bench.statistics import BENCHMARK, LayerErrors, StatisticsConfig, errors, follow
 from steadynorm.layers import BatchNorm2d
 from steadynorm.reporting.failure import UserError
 from tests.support.bench import Lines
@@ -97,7 +97,7 @@ def test_what_goes_into_a_layer_is_kept() -> None:
 
 def test_every_layer_of_a_training_is_followed() -> None:
     shown = Lines()
-    record = Statistics().run(TINY, shown)
+    record = BENCHMARK.run(TINY, shown)
     assert [(one["layer"], one["channels"]) for one in record["layers"]] == [
         (f"norm{at}", channels) for at, channels in enumerate((32, 32, 64, 64, 128, 128), start=1)
     ]
@@ -149,9 +149,9 @@ def test_a_record_has_averages_the_worst_layer_and_whether_that_will_do(
 
 def test_a_seed_may_be_0_and_not_below() -> None:
     with pytest.raises(UserError, match="--seed: must be at least 0, got -1"):
-        Statistics().run(replace(TINY, seed=-1), Lines())
+        BENCHMARK.run(replace(TINY, seed=-1), Lines())
 
 
 def test_one_step_foretells_nothing() -> None:
     with pytest.raises(UserError, match="at least 2, got 1"):
-        Statistics().run(replace(TINY, steps=1), Lines())
+        BENCHMARK.run(replace(TINY, steps=1), Lines())

@@ -7,7 +7,7 @@ import torch
 
 from steadynorm.bench import step
 from steadynorm.bench.record import Record
-from steadynorm.bench.step import Step, StepFlags
+from steadynorm.bench.step import BENCHMARK, StepFlags
 from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.ops import reference
 from tests.support.bench import Lines, let_kernels_be, times_as
@@ -26,7 +26,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure(config: StepFlags = TINY) -> Record:
-    return Step().measure("resnet20", config, {"device": "cpu", "precision": "fp32"})
+    return BENCHMARK.measure("resnet20", config, {"device": "cpu", "precision": "fp32"})
 
 
 @pytest.mark.usefixtures("made_up")
@@ -66,14 +66,14 @@ def test_a_network_whose_losses_or_gradients_disagree_is_not_timed(
     monkeypatch.setattr(step, "time_providers", None)
     row = measure()
     assert (row["agrees"], row["norms"], row["ours_over_torch"]) == (False, {}, None)
-    (line,) = Step().lines(row)
+    (line,) = BENCHMARK.lines(row)
     assert line.startswith("resnet20: disagrees: loss or gradients are off by 0.")
-    assert Step().disagreeing({"networks": [row]}) == ["resnet20"]
+    assert BENCHMARK.disagreeing({"networks": [row]}) == ["resnet20"]
 
 
 @pytest.mark.usefixtures("made_up")
 def test_each_norm_is_a_line_and_the_comparison_another() -> None:
-    assert Step().lines(measure()) == [
+    assert BENCHMARK.lines(measure()) == [
         "resnet20  none                   4.00 ms (4.00-4.00)         1.00 of none  peak 0.0 MB",
         "resnet20  torch_batch_norm      10.00 ms (10.00-10.00)       2.50 of none  peak 0.0 MB",
         "resnet20  batch_norm             5.00 ms (5.00-5.00)         1.25 of none  peak 0.0 MB",
@@ -86,7 +86,7 @@ def test_the_norms_are_those_of_compare() -> None:
 
 
 def test_the_record_holds_every_network_really_timed() -> None:
-    record = Step().run(TINY, Lines())
+    record = BENCHMARK.run(TINY, Lines())
     assert (record["bench"], record["complete"], record["precision"]) == ("step", True, "fp32")
     (row,) = json.loads(json.dumps(record))["networks"]
     assert row["agrees"] and 0 <= row["difference"] < 1e-3
@@ -96,13 +96,11 @@ def test_the_record_holds_every_network_really_timed() -> None:
         assert one["ms"]["median"] > 0 and one["peak_bytes"] > 0
 
 
-def test_the_networks_are_measured_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_networks_are_measured_in_order() -> None:
     seen: list[Any] = []
     row = {"network": "made up", "agrees": True, "norms": {}, "ours_over_torch": None}
-    monkeypatch.setattr(
-        Step, "measure", lambda self, case, config, head: (seen.append((case, head["precision"])), row)[1]
-    )
+    made_up = replace(BENCHMARK, measure=lambda case, _, head: (seen.append((case, head["precision"])), row)[1])
     display = Lines()
-    Step().run(StepFlags(precision="bf16", device="cpu"), display)
+    made_up.run(StepFlags(precision="bf16", device="cpu"), display)
     assert seen == [("cnn", "bf16"), ("resnet20", "bf16")]
     assert display.done == [("cnn", 1, 2), ("resnet20", 2, 2)]

@@ -27,17 +27,16 @@ def mark_thrice(mark: Mark) -> None:
         mark()
 
 
-class CountingClock:
-    def measure(self, provider: Provider) -> list[Sample]:
-        provider(lambda: None)
-        return [Sample(parts_ms=(1.0, 2.0), host_ms=3.0)]
+def counting_clock(provider: Provider) -> list[Sample]:
+    provider(lambda: None)
+    return [Sample(parts_ms=(1.0, 2.0), host_ms=3.0)]
 
 
 def order_of(names: str, **given: Any) -> str:
     """Give the order behind the warm-up: three calls of each."""
     ran: list[str] = []
     providers: dict[str, Provider] = {name: lambda mark, name=name: ran.append(name) for name in names}  # type: ignore[misc]
-    samples = time_providers(providers, CountingClock(), **given)
+    samples = time_providers(providers, counting_clock, **given)
     assert {name: len(found) for name, found in samples.items()} == {name: ran.count(name) - 3 for name in names}
     assert "".join(ran[: 3 * len(names)]) == 3 * names
     return "".join(ran[3 * len(names) :])
@@ -73,13 +72,13 @@ def test_rounds_go_on_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_cpu_clock_gives_the_time_from_mark_to_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([5_000_000, 7_000_000, 12_500_000])
     monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: next(times))
-    (sample,) = make_clock(CPU).measure(mark_thrice)
+    (sample,) = make_clock(CPU)(mark_thrice)
     assert sample.parts_ms == (2.0, 5.5)
     assert (sample.total_ms, sample.host_ms) == (7.5, 7.5)
 
 
 def test_whole_steps_on_a_cpu_are_timed_like_anything_else() -> None:
-    assert type(make_step_clock(CPU)) is type(make_clock(CPU))
+    assert make_step_clock(CPU) is make_clock(CPU)
 
 
 class FakeCuda:
@@ -113,7 +112,7 @@ class FakeCuda:
 def test_the_cuda_clock_queues_calls_behind_a_spinning_device(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda(monkeypatch)
     clock = make_clock(torch.device("cuda"))
-    samples = clock.measure(mark_thrice)
+    samples = clock(mark_thrice)
     assert fake.log == ["wait", "spin", *["event"] * 30, "wait"]
     assert [sample.parts_ms for sample in samples] == [(1.0, 1.0)] * 10
     assert samples[0].host_ms == pytest.approx(1.0)
@@ -123,14 +122,14 @@ def test_the_device_spins_longer_than_queueing_took_the_last_time(monkeypatch: p
     fake = FakeCuda(monkeypatch)
     clock = make_clock(torch.device("cuda"))
     for _ in range(2):
-        clock.measure(lambda mark: None)
+        clock(lambda mark: None)
     assert fake.slept[0] > 2e9 * 0.02
     assert fake.slept[1] == pytest.approx(2e9 * 0.01 * 1.5)
 
 
 def test_whole_steps_on_a_gpu_are_waited_for_after_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda(monkeypatch)
-    (sample,) = make_step_clock(torch.device("cuda")).measure(lambda mark: fake.log.append("step"))
+    (sample,) = make_step_clock(torch.device("cuda"))(lambda mark: fake.log.append("step"))
     assert fake.log == ["wait", *["step"] * 10, "wait"]
     assert sample.total_ms == pytest.approx(2.0)  # two looks at the clock apart
     assert sample.host_ms == pytest.approx(1.0)
@@ -147,7 +146,7 @@ def test_the_gpus_clocks_give_times(make: Callable[[torch.device], timing.Clock]
         x.add_(1)
         mark()
 
-    assert all(0 < sample.total_ms < 1000 for sample in make(x.device).measure(work))
+    assert all(0 < sample.total_ms < 1000 for sample in make(x.device)(work))
 
 
 def test_quantiles_are_the_median_with_two_percentiles() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from steadynorm.bench.commands import table_of
 from steadynorm.bench.record import read_record
-from steadynorm.bench.workers import Workers, WorkersFlags, differences, fit
+from steadynorm.bench.workers import BENCHMARK, WorkersFlags, differences, fit
 from tests.support.bench import Lines
 
 
@@ -34,7 +34,7 @@ def test_differences_are_those_of_paired_rounds() -> None:
 def test_two_workers_are_timed_in_all_three_forms_and_the_record_is_kept(tmp_path: Path) -> None:
     shown = Lines()
     config = WorkersFlags(workers=(1, 2), batch=4, precision="fp32", seconds=0.2, out=tmp_path)
-    record = Workers().run(config, shown)
+    record = BENCHMARK.run(config, shown)
     one, two = record["costs"]
     assert (one["workers"], two["workers"]) == (1, 2)
     for each in (one, two):
@@ -48,7 +48,7 @@ def test_two_workers_are_timed_in_all_three_forms_and_the_record_is_kept(tmp_pat
     (path,) = tmp_path.glob("bench_workers_cpu_*.json")
     assert read_record(path)["costs"][1]["workers"] == 2
     assert table_of(record).count("\n| 2 | ") == 1
-    assert len(Workers().closing(record)) == 2 and "2 workers: " in shown.lines[1]
+    assert len(BENCHMARK.closing(record)) == 2 and "2 workers: " in shown.lines[1]
 
 
 def test_the_share_of_each_is_beside_the_first() -> None:
@@ -56,7 +56,7 @@ def test_the_share_of_each_is_beside_the_first() -> None:
         {"workers": 2, "images_per_second": {"synchronised": 200.0}},
         {"workers": 4, "images_per_second": {"synchronised": 300.0}},
     ]
-    assert Workers().closing({"costs": costs}) == [
+    assert BENCHMARK.closing({"costs": costs}) == [
         "2 workers: 200 images/s synchronised, 100 % of the first's for each",
         "4 workers: 300 images/s synchronised, 75 % of the first's for each",
     ]

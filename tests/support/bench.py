@@ -31,11 +31,11 @@ class Lines:
         self.lines: list[str] = []
         self.done: list[tuple[str, int, int]] = []
 
-    def line(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.lines.append(text)
 
-    def doing(self, text: str, *, number: int, of: int) -> None:
-        self.done.append((text, number, of))
+    def begin(self, name: str, *, number: int, of: int) -> None:
+        self.done.append((name, number, of))
 
 
 def let_kernels_be(monkeypatch: pytest.MonkeyPatch, **wrong: Callable[..., Any]) -> None:

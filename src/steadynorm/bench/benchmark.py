@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
 from steadynorm.bench.display import Display
-from steadynorm.bench.record import Record, begin_record, flag, keep_record
+from steadynorm.bench.record import Record, begin_record, flag, write_record
 from steadynorm.lab.machine import choose_device, choose_threads
 from steadynorm.reporting.failure import UserError
 
@@ -40,58 +39,39 @@ FlagsT = TypeVar("FlagsT", bound=Flags)
 CaseT = TypeVar("CaseT")
 
 
-class Benchmark(ABC, Generic[FlagsT, CaseT]):
-    """One benchmark. A row is what was measured on a case, as the record holds it; everything shown is made of rows."""
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Generic[FlagsT, CaseT]):
+    """A benchmark: everything that its command, its records, its table and its tests are made from.
 
-    name: ClassVar[str]
+    A row is what was measured on a case, as the record holds it; everything shown is made of rows.
+    """
+
+    name: str
     """Of its records."""
-    command: ClassVar[str]
-    """``steadynorm bench COMMAND``."""
-    summary: ClassVar[str]
-    """In a few words, for help."""
-    rows: ClassVar[str]
-    """Key of the record that has the rows."""
+    command: str = ""
+    """``steadynorm bench COMMAND``; default: its name."""
     flags: type[FlagsT]
-
-    def serves(self, config: Flags) -> bool:
-        """Say whether the flags ask for this benchmark."""
-        return type(config) is self.flags
-
-    @abstractmethod
-    def plan(self, config: FlagsT, head: Record, display: Display) -> Sequence[CaseT]:
-        """Give the cases; add what else the record says of them to its head, and show it.
-
-        Raises:
-            UserError: the cases cannot be measured.
-        """
-
-    @abstractmethod
-    def measure(self, case: CaseT, config: FlagsT, head: Record) -> Record:
-        """Give the row of a case: first whether results agree, and speeds only where they do."""
-
-    @abstractmethod
-    def lines(self, row: Record) -> list[str]:
-        """Show a row."""
-
-    @abstractmethod
-    def table(self, record: Record) -> Contents:
-        """Give what :func:`steadynorm.bench.table.markdown` makes a page's table of."""
-
-    def label(self, case: CaseT) -> str:
-        """Name a case while it is measured."""
-        return str(case)
-
-    def summarize(self, rows: Sequence[Record], head: Record) -> Record:
-        """Give what the rows come to, as further entries of the record."""
-        return {}
-
-    def closing(self, record: Record) -> list[str]:
-        """Give the lines after the last row."""
-        return []
-
-    def disagreeing(self, record: Record) -> Sequence[str]:
-        """Name the cases whose results disagree."""
-        return ()
+    """The docstring is the command's help."""
+    serves: Callable[[FlagsT], bool] = lambda config: True
+    """Of several benchmarks with these flags, which one is asked for."""
+    rows: str
+    """Key of the record that has the rows."""
+    plan: Callable[[FlagsT, Record, Display], Sequence[CaseT]]
+    """Gives the cases; adds what else the record says of them to its head, and shows it."""
+    label: Callable[[CaseT], str] = str
+    """Names a case while it is measured."""
+    measure: Callable[[CaseT, FlagsT, Record], Record]
+    """Gives the row of a case, with the head of the record: first whether results agree, and speeds only if they do."""
+    lines: Callable[[Record], list[str]]
+    """Shows a row."""
+    summarize: Callable[[Sequence[Record], Record], Record] = lambda rows, head: {}
+    """Gives what the rows come to, as further entries of the record."""
+    closing: Callable[[Record], list[str]] = lambda record: []
+    """Shows the record's summary, after the last row."""
+    disagreeing: Callable[[Record], Sequence[str]] = lambda record: ()
+    """Names the cases whose results disagree."""
+    table: Callable[[Record], Contents]
+    """Gives what :func:`steadynorm.bench.table.markdown` makes a page's table of."""
 
     def run(self, config: FlagsT, display: Display) -> Record:
         """Measure every case.
@@ -106,15 +86,15 @@ class Benchmark(ABC, Generic[FlagsT, CaseT]):
         device = choose_device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        head = begin_record(self.name, self.command, config, device)
+        head = begin_record(self.name, self.command or self.name, config, device)
         cases = self.plan(config, head, display)
         rows: list[Record] = []
         try:
             for number, case in enumerate(cases, start=1):
-                display.doing(self.label(case), number=number, of=len(cases))
+                display.begin(self.label(case), number=number, of=len(cases))
                 rows.append(self.measure(case, config, head))
                 for line in self.lines(rows[-1]):
-                    display.line(line)
+                    display.message(line)
         except KeyboardInterrupt:
             self._finish(head, rows, config.out, display, complete=False)
             raise
@@ -124,7 +104,9 @@ class Benchmark(ABC, Generic[FlagsT, CaseT]):
         self, head: Record, rows: Sequence[Record], out: Path | None, display: Display, *, complete: bool
     ) -> Record:
         record = head | {"complete": complete} | self.summarize(rows, head) | {self.rows: rows}
-        return keep_record(out if rows else None, record, display)
+        if out is not None and rows:
+            display.message(f"record: {write_record(out, record)}")
+        return record
 
 
 def check_config(config: Any) -> None:  # noqa: ANN401 (any command's dataclass)

@@ -10,17 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from steadynorm.bench import inference, kernels, layers, recalibration, statistics, step, workers
 from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.display import open_display
-from steadynorm.bench.inference import Inference
-from steadynorm.bench.kernels import Kernels
-from steadynorm.bench.layers import Layers
-from steadynorm.bench.recalibration import Recalibration
 from steadynorm.bench.record import Record, read_record
-from steadynorm.bench.statistics import Statistics
-from steadynorm.bench.step import Step
 from steadynorm.bench.table import markdown
-from steadynorm.bench.workers import Workers
 from steadynorm.commands import Command
 from steadynorm.reporting.failure import UserError
 
@@ -30,14 +24,8 @@ SUMMARY = "Speed and memory of the layers beside torch's own."
 DISAGREES = 1
 """Exit status where ours is not what the reference says; nothing is timed there."""
 
-BENCHMARKS: tuple[Benchmark[Any, Any], ...] = (
-    Kernels(),
-    Layers(),
-    Step(),
-    Inference(),
-    Statistics(),
-    Recalibration(),
-    Workers(),
+BENCHMARKS: tuple[Benchmark[Any, Any], ...] = tuple(
+    module.BENCHMARK for module in (kernels, layers, step, inference, statistics, recalibration, workers)
 )
 """All of them; command line, help, tables and tests are made from this list."""
 
@@ -67,7 +55,7 @@ def table_of(record: Record) -> str:
 
 def _measure(config: Flags) -> int:
     """Run the benchmark that has these flags; with --json standard output holds the record alone."""
-    benchmark = next(one for one in BENCHMARKS if one.serves(config))
+    benchmark = next(one for one in BENCHMARKS if one.flags is type(config) and one.serves(config))
     with open_display(sys.stderr if config.json else sys.stdout) as display:
         record = benchmark.run(config, display)
     if config.json:
@@ -81,5 +69,5 @@ def _table(config: TableConfig) -> None:
     print(table_of(read_record(config.record)), end="")
 
 
-COMMANDS: dict[str, Command] = {one.command: (one.flags, _measure) for one in BENCHMARKS}
+COMMANDS: dict[str, Command] = {one.command or one.name: (one.flags, _measure) for one in BENCHMARKS}
 COMMANDS["table"] = (TableConfig, _table)

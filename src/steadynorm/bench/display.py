@@ -13,11 +13,11 @@ __all__ = ["Display", "open_display"]
 class Display(Protocol):
     """Where a bench reports to."""
 
-    def line(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Say one line that stays."""
         ...
 
-    def doing(self, text: str, *, number: int, of: int) -> None:
+    def begin(self, name: str, *, number: int, of: int) -> None:
         """Note that piece ``number`` of ``of`` is being measured."""
         ...
 
@@ -38,10 +38,10 @@ class _Plain:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def line(self, text: str) -> None:
+    def message(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
-    def doing(self, text: str, *, number: int, of: int) -> None:
+    def begin(self, name: str, *, number: int, of: int) -> None:
         pass
 
 
@@ -57,10 +57,10 @@ def _bar(stream: TextIO) -> Iterator[Display]:
         task = progress.add_task("")
 
         class _Bar:
-            def line(self, text: str) -> None:
+            def message(self, text: str) -> None:
                 console.print(text, markup=False, soft_wrap=True)
 
-            def doing(self, text: str, *, number: int, of: int) -> None:
-                progress.update(task, total=of, completed=number - 1, description=text, refresh=True)
+            def begin(self, name: str, *, number: int, of: int) -> None:
+                progress.update(task, total=of, completed=number - 1, description=name, refresh=True)
 
         yield _Bar()

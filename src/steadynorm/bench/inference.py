@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from steadynorm.bench.benchmark import Benchmark, Contents, Flags
+from steadynorm.bench.benchmark import Benchmark, Contents
 from steadynorm.bench.display import Display
 from steadynorm.bench.providers import build_network, draw_images, inference
 from steadynorm.bench.record import Record
@@ -25,73 +25,62 @@ from steadynorm.lab.machine import choose_precision
 from steadynorm.reporting.failure import UserError
 from steadynorm.surgery import fold_
 
-__all__ = ["Inference"]
+__all__ = ["BENCHMARK"]
 
 FOLDED = "folded"
 
 
-class Inference(Benchmark[StepFlags, str]):
-    """A row has a network's times under ``ms``, and what folding gave and changed."""
+def _plan(config: StepFlags, head: Record, display: Display) -> Sequence[str]:
+    head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
+    if not {TORCHS, OURS} & set(config.norms):
+        raise UserError("--inference: --norms must have torch_batch_norm or batch_norm, which is what is folded.")
+    return config.networks
 
-    name, command = "inference", "step"
-    summary = "Time forwards in evaluation."
-    rows = "networks"
-    flags = StepFlags
 
-    def serves(self, config: Flags) -> bool:
-        """Say whether forwards are asked for."""
-        return isinstance(config, StepFlags) and config.inference
+def _measure(case: str, config: StepFlags, head: Record) -> Record:
+    """Fold torch's network, or ours where torch's is not asked for, and time it beside all others.
 
-    def plan(self, config: StepFlags, head: Record, display: Display) -> Sequence[str]:
-        """Give the networks."""
-        head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
-        if not {TORCHS, OURS} & set(config.norms):
-            raise UserError("--inference: --norms must have torch_batch_norm or batch_norm, which is what is folded.")
-        return config.networks
+    Folding is held to its tolerance in float32, whatever the precision of the forwards.
+    """
+    device = torch.device(head["device"])
+    x, _ = draw_images(config.batch, device)
+    source = TORCHS if TORCHS in config.norms else OURS
+    norms = {norm: norm for norm in config.norms} | {FOLDED: source}
+    models = {name: _in_evaluation(build_network(case, norm, device), x) for name, norm in norms.items()}
+    change = fold_(models[FOLDED], x)
+    providers = {name: inference(model, x, head["precision"]) for name, model in models.items()}
+    samples = time_providers(providers, make_step_clock(device), seconds=config.seconds)
+    ms = {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
+    return {
+        "network": case,
+        "folded_from": source,
+        "folded": len(change.changed),
+        "largest_relative_error": change.measured["largest_relative_error"],
+        "ms": ms,
+        "samples": len(samples[FOLDED]),
+        "speedup": ms[source]["median"] / ms[FOLDED]["median"],
+        "over_none": {name: each["median"] / ms["none"]["median"] for name, each in ms.items() if "none" in ms},
+    }
 
-    def measure(self, case: str, config: StepFlags, head: Record) -> Record:
-        """Fold torch's network, or ours where torch's is not asked for, and time it beside all others.
 
-        Folding is held to its tolerance in float32, whatever the precision of the forwards.
-        """
-        device = torch.device(head["device"])
-        x, _ = draw_images(config.batch, device)
-        source = TORCHS if TORCHS in config.norms else OURS
-        norms = {norm: norm for norm in config.norms} | {FOLDED: source}
-        models = {name: _in_evaluation(build_network(case, norm, device), x) for name, norm in norms.items()}
-        change = fold_(models[FOLDED], x)
-        providers = {name: inference(model, x, head["precision"]) for name, model in models.items()}
-        samples = time_providers(providers, make_step_clock(device), seconds=config.seconds)
-        ms = {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
-        return {
-            "network": case,
-            "folded_from": source,
-            "folded": len(change.changed),
-            "largest_relative_error": change.measured["largest_relative_error"],
-            "ms": ms,
-            "samples": len(samples[FOLDED]),
-            "speedup": ms[source]["median"] / ms[FOLDED]["median"],
-            "over_none": {name: each["median"] / ms["none"]["median"] for name, each in ms.items() if "none" in ms},
-        }
+def _lines(row: Record) -> list[str]:
+    """Show medians, times over the one without normalization, what folding gives."""
+    lines = [network_line(row["network"], name, ms, row["over_none"].get(name)) for name, ms in row["ms"].items()]
+    lines.append(
+        f"{row['network']:10}folding {row['folded']} norms of {row['folded_from']}: {row['speedup']:.2f} times as"
+        f" fast, largest error {row['largest_relative_error']:.1e} of the largest output"
+    )
+    return lines
 
-    def lines(self, row: Record) -> list[str]:
-        """Show medians, times over the one without normalization, what folding gives."""
-        lines = [network_line(row["network"], name, ms, row["over_none"].get(name)) for name, ms in row["ms"].items()]
-        lines.append(
-            f"{row['network']:10}folding {row['folded']} norms of {row['folded_from']}: {row['speedup']:.2f} times as"
-            f" fast, largest error {row['largest_relative_error']:.1e} of the largest output"
-        )
-        return lines
 
-    def table(self, record: Record) -> Contents:
-        """Show each network."""
-        columns = {"one forward of": show("network")}
-        columns |= {f"{name}, ms": show(f"ms.{name}.median", ".2f") for name in (*record["config"]["norms"], FOLDED)}
-        columns["speed of folded, unfolded = 1"] = show("speedup", ".2f")
-        columns["largest error"] = show("largest_relative_error", ".1e")
-        what = f"Evaluation, {record['config']['batch']} images, {record['precision']}, channels-last"
-        folded = record["networks"][0]["folded_from"] if record["networks"] else ""
-        return f"{what}; {folded} folded", record["networks"], columns
+def _table(record: Record) -> Contents:
+    columns = {"one forward of": show("network")}
+    columns |= {f"{name}, ms": show(f"ms.{name}.median", ".2f") for name in (*record["config"]["norms"], FOLDED)}
+    columns["speed of folded, unfolded = 1"] = show("speedup", ".2f")
+    columns["largest error"] = show("largest_relative_error", ".1e")
+    what = f"Evaluation, {record['config']['batch']} images, {record['precision']}, channels-last"
+    folded = record["networks"][0]["folded_from"] if record["networks"] else ""
+    return f"{what}; {folded} folded", record["networks"], columns
 
 
 @torch.no_grad()
@@ -99,3 +88,17 @@ def _in_evaluation(model: nn.Module, x: Tensor) -> nn.Module:
     """Give a network statistics of its own, by one training forward, and put it into evaluation."""
     model.train()(x)
     return model.eval()
+
+
+BENCHMARK = Benchmark(
+    name="inference",
+    flags=StepFlags,
+    rows="networks",
+    command="step",
+    serves=lambda config: config.inference,
+    plan=_plan,
+    measure=_measure,
+    lines=_lines,
+    table=_table,
+)
+"""A row has a network's times under ``ms``, and what folding gave and changed."""

@@ -30,7 +30,7 @@ from steadynorm.bench.table import show
 from steadynorm.bench.timing import Sample, cache_bytes, make_clock, quantiles, time_providers
 from steadynorm.ops.dispatch import explain_backend
 
-__all__ = ["Kernels", "KernelsFlags"]
+__all__ = ["BENCHMARK", "KernelsFlags"]
 
 MAX_MB = {"cpu": 128.0, "cuda": 1024.0}
 OPS = {"norm": "norm", "norm_relu": "norm, ReLU", "norm_relu_residual": "norm, residual, ReLU"}
@@ -54,116 +54,91 @@ class KernelsFlags(GridFlags):
     """Time spent on the rounds of a case; at least seven rounds are made."""
 
 
-class Kernels(Benchmark[KernelsFlags, Case]):
-    """A row has all of the case, agreement, backend and reason, every provider under ``sides``, and the ratios."""
+def _plan(config: KernelsFlags, head: Record, display: Display) -> Sequence[Case]:
+    """Give the grid, say what it leaves out, and name the columns of the rows."""
+    max_mb = MAX_MB[head["device"]] if config.max_mb is None else config.max_mb
+    cases, skipped = make_grid(config.op, config, max_mb=max_mb)
+    head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
+    head["skipped"] = [
+        {"case": case.label} | dataclasses.asdict(case) | {"reason": reason} for case, reason in skipped.items()
+    ]
+    for case, reason in skipped.items():
+        display.message(f"skipped: {case.label}: {reason}")
+    compiled = f"{'compile':>9}" if config.compile else ""
+    display.message(
+        f"{'milliseconds, forward and backward':62}{'MB':>7}{'copy':>9}{'torch':>9}{compiled}{'ours':>9}"
+        f"  {'(p20-p80)':21}{'ratio':>7}{'floor':>7}  {'peak MB, torch':>14}{'ours':>7}  backend"
+    )
+    return cases
 
-    name = command = "kernels"
-    summary = "Time the layers alone."
-    rows = "cases"
-    flags = KernelsFlags
 
-    def plan(self, config: KernelsFlags, head: Record, display: Display) -> Sequence[Case]:
-        """Give the grid, say what it leaves out, and name the columns of the rows."""
-        max_mb = MAX_MB[head["device"]] if config.max_mb is None else config.max_mb
-        cases, skipped = make_grid(config.op, config, max_mb=max_mb)
-        head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
-        head["skipped"] = [
-            {"case": case.label} | dataclasses.asdict(case) | {"reason": reason} for case, reason in skipped.items()
-        ]
-        for case, reason in skipped.items():
-            display.line(f"skipped: {case.label}: {reason}")
-        compiled = f"{'compile':>9}" if config.compile else ""
-        display.line(
-            f"{'milliseconds, forward and backward':62}{'MB':>7}{'copy':>9}{'torch':>9}{compiled}{'ours':>9}"
-            f"  {'(p20-p80)':21}{'ratio':>7}{'floor':>7}  {'peak MB, torch':>14}{'ours':>7}  backend"
-        )
-        return cases
+def _measure(case: Case, config: KernelsFlags, head: Record) -> Record:
+    """Hold ours to the reference, then time all providers, then look at their memory."""
+    if config.compile:
+        torch.compiler.reset()  # else a new shape would be compiled for all shapes, and more slowly
+    device = torch.device(head["device"])
+    sets = make_inputs(case, device, sets=1 + head["cache_bytes"] // case.x_bytes)
+    modules = {"torch": prepared(torch_module(case), device)}
+    if config.compile:
+        modules["compile"] = prepared(torch_module(case), device)
+        modules["compile"].compile(dynamic=False)
+    modules["ours"] = prepared(our_module(case), device)
+    fused = case.op != "norm"
+    agreement = check_agreement(modules["ours"], modules["torch"], sets[0], "relu" if fused else None)
+    row = (
+        {"case": case.label}
+        | dataclasses.asdict(case)
+        | {"x_bytes": case.x_bytes, "agreement": {"agrees": agreement.agrees} | dataclasses.asdict(agreement)}
+        | dataclasses.asdict(explain_backend(sets[0].x, sets[0].residual, fused=fused))
+    )
+    if not agreement.agrees:
+        return row | {"sides": {}}
+    feed = itertools.cycle(sets)
+    layers = {name: forward_backward(module, feed) for name, module in modules.items()}
+    samples = time_providers({"copy": copy(feed)} | layers, make_clock(device), seconds=config.seconds)
+    sides = {"copy": _side(samples["copy"], floor_bytes=2 * case.x_bytes)}
+    for name, module in modules.items():
+        memory = {"peak_bytes": peak_bytes(layers[name], device), "saved": saved_bytes(module, sets[0])}
+        sides[name] = _side(samples[name], floor_bytes=case.floor_bytes) | memory
+    return row | {"sides": sides} | ratios(case.op, sides)
 
-    def label(self, case: Case) -> str:
-        """Name the case."""
-        return case.label
 
-    def measure(self, case: Case, config: KernelsFlags, head: Record) -> Record:
-        """Hold ours to the reference, then time all providers, then look at their memory."""
-        if config.compile:
-            torch.compiler.reset()  # else a new shape would be compiled for all shapes, and more slowly
-        device = torch.device(head["device"])
-        sets = make_inputs(case, device, sets=1 + head["cache_bytes"] // case.x_bytes)
-        modules = {"torch": prepared(torch_module(case), device)}
-        if config.compile:
-            modules["compile"] = prepared(torch_module(case), device)
-            modules["compile"].compile(dynamic=False)
-        modules["ours"] = prepared(our_module(case), device)
-        fused = case.op != "norm"
-        agreement = check_agreement(modules["ours"], modules["torch"], sets[0], "relu" if fused else None)
-        row = (
-            {"case": case.label}
-            | dataclasses.asdict(case)
-            | {"x_bytes": case.x_bytes, "agreement": {"agrees": agreement.agrees} | dataclasses.asdict(agreement)}
-            | dataclasses.asdict(explain_backend(sets[0].x, sets[0].residual, fused=fused))
-        )
-        if not agreement.agrees:
-            return row | {"sides": {}}
-        feed = itertools.cycle(sets)
-        layers = {name: forward_backward(module, feed) for name, module in modules.items()}
-        samples = time_providers({"copy": copy(feed)} | layers, make_clock(device), seconds=config.seconds)
-        sides = {"copy": _side(samples["copy"], floor_bytes=2 * case.x_bytes)}
-        for name, module in modules.items():
-            memory = {"peak_bytes": peak_bytes(layers[name], device), "saved": saved_bytes(module, sets[0])}
-            sides[name] = _side(samples[name], floor_bytes=case.floor_bytes) | memory
-        return row | {"sides": sides} | ratios(case.op, sides)
+def _lines(row: Record) -> list[str]:
+    """Show medians, torch's time over ours, share of the byte floor, peak memory."""
+    shape = "x".join(map(str, row["shape"]))
+    start = f"{row['op']:19}{shape:18}{row['dtype']:10}{row['layout']:15}{row['x_bytes'] / 1e6:7.1f}"
+    if not row["sides"]:
+        wrong = row["agreement"]
+        return [f"{start}  disagrees: {wrong['what']} is off by {wrong['error']:.3g}, allowed {wrong['allowed']:.3g}"]
+    sides = row["sides"]
+    times = "".join(
+        f"{sides[name]['ms']['median']:9.3f}" for name in ("copy", "torch", "compile", "ours") if name in sides
+    )
+    spread = f"({sides['ours']['ms']['p20']:.3f}-{sides['ours']['ms']['p80']:.3f})"
+    peaks = [f"{sides[name]['peak_bytes'] / 1e6:.1f}" for name in ("torch", "ours")]
+    return [
+        f"{start}{times}  {spread:21}{row['ratio']:6.2f}x{row['floor_share']:7.0%}"
+        f"  {peaks[0]:>14}{peaks[1]:>7}  {row['backend']}"
+    ]
 
-    def lines(self, row: Record) -> list[str]:
-        """Show medians, torch's time over ours, share of the byte floor, peak memory."""
-        shape = "x".join(map(str, row["shape"]))
-        start = f"{row['op']:19}{shape:18}{row['dtype']:10}{row['layout']:15}{row['x_bytes'] / 1e6:7.1f}"
-        if not row["sides"]:
-            wrong = row["agreement"]
-            return [
-                f"{start}  disagrees: {wrong['what']} is off by {wrong['error']:.3g}, allowed {wrong['allowed']:.3g}"
-            ]
-        sides = row["sides"]
-        times = "".join(
-            f"{sides[name]['ms']['median']:9.3f}" for name in ("copy", "torch", "compile", "ours") if name in sides
-        )
-        spread = f"({sides['ours']['ms']['p20']:.3f}-{sides['ours']['ms']['p80']:.3f})"
-        peaks = [f"{sides[name]['peak_bytes'] / 1e6:.1f}" for name in ("torch", "ours")]
-        return [
-            f"{start}{times}  {spread:21}{row['ratio']:6.2f}x{row['floor_share']:7.0%}"
-            f"  {peaks[0]:>14}{peaks[1]:>7}  {row['backend']}"
-        ]
 
-    def summarize(self, rows: Sequence[Record], head: Record) -> Record:
-        """Give groups of cases, targets, and what is unsteady or disagrees."""
-        return {"summary": summarize(rows, head["device"])}
-
-    def closing(self, record: Record) -> list[str]:
-        """Show the summary."""
-        return summary_lines(record["summary"], cases=len(record["cases"]))
-
-    def disagreeing(self, record: Record) -> Sequence[str]:
-        """Name the cases whose results are not the reference's."""
-        names: list[str] = record["summary"]["disagreeing"]
-        return names
-
-    def table(self, record: Record) -> Contents:
-        """Show each group of cases."""
-        summary = record["summary"]
-        parts = sorted(summary["parts"] + summary["whole"], key=lambda part: str(part["op"]))
-        big = f"{parts[0]['big_mb']} MB" if parts else ""
-        columns = {
-            "forward and backward of": lambda part: OPS[part["op"]],
-            "input": lambda part: f"{part['dtype']}, {part['layout'].replace('_', '-')}" if part["dtype"] else "all",
-            "cases": show("cases"),
-            "speed, torch eager = 1": show("ratio", ".2f"),
-            "least": show("least_ratio.value", ".2f"),
-            "torch.compile = 1": show("ratio_to_compile", ".2f"),
-            f"least from {big}": show("least_big_ratio.value", ".2f"),
-            f"share of the byte floor from {big}, least": show("least_big_share.value", ".0%"),
-        }
-        if all(part["ratio_to_compile"] is None for part in parts):
-            del columns["torch.compile = 1"]
-        return "Geometric means over the grid", parts, columns
+def _table(record: Record) -> Contents:
+    summary = record["summary"]
+    parts = sorted(summary["parts"] + summary["whole"], key=lambda part: str(part["op"]))
+    big = f"{parts[0]['big_mb']} MB" if parts else ""
+    columns = {
+        "forward and backward of": lambda part: OPS[part["op"]],
+        "input": lambda part: f"{part['dtype']}, {part['layout'].replace('_', '-')}" if part["dtype"] else "all",
+        "cases": show("cases"),
+        "speed, torch eager = 1": show("ratio", ".2f"),
+        "least": show("least_ratio.value", ".2f"),
+        "torch.compile = 1": show("ratio_to_compile", ".2f"),
+        f"least from {big}": show("least_big_ratio.value", ".2f"),
+        f"share of the byte floor from {big}, least": show("least_big_share.value", ".0%"),
+    }
+    if all(part["ratio_to_compile"] is None for part in parts):
+        del columns["torch.compile = 1"]
+    return "Geometric means over the grid", parts, columns
 
 
 def ratios(op: Op, sides: Record) -> Record:
@@ -199,3 +174,19 @@ def _side(samples: Sequence[Sample], *, floor_bytes: int) -> Record:
         "peak_bytes": None,
         "saved": None,
     }
+
+
+BENCHMARK = Benchmark(
+    name="kernels",
+    flags=KernelsFlags,
+    rows="cases",
+    plan=_plan,
+    label=lambda case: case.label,
+    measure=_measure,
+    lines=_lines,
+    summarize=lambda rows, head: {"summary": summarize(rows, head["device"])},
+    closing=lambda record: summary_lines(record["summary"], cases=len(record["cases"])),
+    disagreeing=lambda record: record["summary"]["disagreeing"],
+    table=_table,
+)
+"""A row has all of the case, agreement, backend and reason, every provider under ``sides``, and the ratios."""

@@ -28,7 +28,7 @@ from steadynorm.bench.table import show
 from steadynorm.bench.timing import cache_bytes, make_clock, quantiles, time_providers
 from steadynorm.layers import BatchNorm2d, BatchRenorm2d, FrozenBatchNorm2d, GatedBatchNorm2d, GhostBatchNorm2d
 
-__all__ = ["Layers", "LayersFlags"]
+__all__ = ["BENCHMARK", "LayersFlags"]
 
 Name = Literal["batch_renorm", "gated_batch_norm", "ghost_batch_norm", "frozen_batch_norm"]
 
@@ -66,98 +66,83 @@ class LayersFlags(GridFlags):
     """Time spent on the rounds of a case; at least seven rounds are made."""
 
 
-class Layers(Benchmark[LayersFlags, Case]):
-    """A row has under ``layers`` each layer's difference to float64, its time and that over plain batch norm's."""
+def _plan(config: LayersFlags, head: Record, display: Display) -> Sequence[Case]:
+    cases, skipped = make_grid(("norm_relu",), config, max_mb=config.max_mb, min_mb=config.min_mb)
+    head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
+    head["skipped"] = [f"{case.label}: {reason}" for case, reason in skipped.items()]
+    return cases
 
-    name = command = "layers"
-    summary = "Time the family's layers beside plain batch norm."
-    rows = "cases"
-    flags = LayersFlags
 
-    def plan(self, config: LayersFlags, head: Record, display: Display) -> Sequence[Case]:
-        """Give the grid."""
-        cases, skipped = make_grid(("norm_relu",), config, max_mb=config.max_mb, min_mb=config.min_mb)
-        head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
-        head["skipped"] = [f"{case.label}: {reason}" for case, reason in skipped.items()]
-        return cases
-
-    def label(self, case: Case) -> str:
-        """Name the case."""
-        return case.label
-
-    def measure(self, case: Case, config: LayersFlags, head: Record) -> Record:
-        """Hold every layer to itself in float64, then time those that agree."""
-        device = torch.device(head["device"])
-        sets = make_inputs(case, device, sets=1 + head["cache_bytes"] // case.x_bytes)
-        names = (PLAIN, *config.layers)
-        modules = {name: prepared(BUILD[name](case.shape[1]), device, estimates=True) for name in names}
-        differences = {name: difference_to_float64(module, sets[0]) for name, module in modules.items()}
-        feed = itertools.cycle(sets)
-        agreeing = [name for name in names if differences[name] <= SAME[case.torch_dtype]]
-        providers = {name: forward_backward(modules[name], feed) for name in agreeing}
-        samples = time_providers(providers, make_clock(device), seconds=config.seconds)
-        ms = {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
-        layers = {
-            name: {
-                "difference": differences[name],
-                "agrees": name in ms,
-                "ms": ms.get(name),
-                "over_plain": ms[name]["median"] / ms[PLAIN]["median"] if {name, PLAIN} <= set(ms) else None,
-            }
-            for name in names
+def _measure(case: Case, config: LayersFlags, head: Record) -> Record:
+    """Hold every layer to itself in float64, then time those that agree."""
+    device = torch.device(head["device"])
+    sets = make_inputs(case, device, sets=1 + head["cache_bytes"] // case.x_bytes)
+    names = (PLAIN, *config.layers)
+    modules = {name: prepared(BUILD[name](case.shape[1]), device, estimates=True) for name in names}
+    differences = {name: difference_to_float64(module, sets[0]) for name, module in modules.items()}
+    feed = itertools.cycle(sets)
+    agreeing = [name for name in names if differences[name] <= SAME[case.torch_dtype]]
+    providers = {name: forward_backward(modules[name], feed) for name in agreeing}
+    samples = time_providers(providers, make_clock(device), seconds=config.seconds)
+    ms = {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
+    layers = {
+        name: {
+            "difference": differences[name],
+            "agrees": name in ms,
+            "ms": ms.get(name),
+            "over_plain": ms[name]["median"] / ms[PLAIN]["median"] if {name, PLAIN} <= set(ms) else None,
         }
-        return {"case": case.label, "x_bytes": case.x_bytes, "layers": layers}
+        for name in names
+    }
+    return {"case": case.label, "x_bytes": case.x_bytes, "layers": layers}
 
-    def lines(self, row: Record) -> list[str]:
-        """Show plain batch norm's time, and the others' over it."""
-        line = f"{row['case']:52}{row['x_bytes'] / 1e6:7.1f} MB"
-        if plain := row["layers"][PLAIN]["ms"]:
-            line += f"{plain['median']:9.3f} ms ({plain['p20']:.3f}-{plain['p80']:.3f})"
-        for name, layer in row["layers"].items():
-            if not layer["agrees"]:
-                line += f"  {name} disagrees: off by {layer['difference']:.3g}"
-            elif name != PLAIN and layer["over_plain"] is not None:
-                line += f"  {name} {layer['over_plain']:.2f}"
-        return [line]
 
-    def summarize(self, rows: Sequence[Record], head: Record) -> Record:
-        """Give each layer's ratios over the cases, and which layers disagree where."""
-        layers = [(name, layer, row["case"]) for row in rows for name, layer in row["layers"].items()]
-        return {
-            "summary": {name: _summary(name, rows, head["device"]) for name in head["config"]["layers"]},
-            "disagreeing": [f"{name} on {case}" for name, layer, case in layers if not layer["agrees"]],
-        }
+def _lines(row: Record) -> list[str]:
+    """Show plain batch norm's time, and the others' over it."""
+    line = f"{row['case']:52}{row['x_bytes'] / 1e6:7.1f} MB"
+    if plain := row["layers"][PLAIN]["ms"]:
+        line += f"{plain['median']:9.3f} ms ({plain['p20']:.3f}-{plain['p80']:.3f})"
+    for name, layer in row["layers"].items():
+        if not layer["agrees"]:
+            line += f"  {name} disagrees: off by {layer['difference']:.3g}"
+        elif name != PLAIN and layer["over_plain"] is not None:
+            line += f"  {name} {layer['over_plain']:.2f}"
+    return [line]
 
-    def closing(self, record: Record) -> list[str]:
-        """Show the summary."""
-        lines = []
-        for name, one in record["summary"].items():
-            if one["cases"] == 0:
-                continue
-            limit = "" if one["limit"] is None else f", limit {one['limit']:g} {'met' if one['met'] else 'not met'}"
-            lines.append(
-                f"{name:18} {one['median']:.2f} of plain batch norm by the median of {one['cases']} cases, "
-                f"at most {one['most']:.2f} at {one['most_at']}{limit}"
-            )
-        return lines + [f"disagrees with float64, no speed: {label}" for label in record["disagreeing"]]
 
-    def disagreeing(self, record: Record) -> Sequence[str]:
-        """Name the layers that are not what they are in float64, and on which case."""
-        names: list[str] = record["disagreeing"]
-        return names
+def _summarize(rows: Sequence[Record], head: Record) -> Record:
+    """Give each layer's ratios over the cases, and which layers disagree where."""
+    layers = [(name, layer, row["case"]) for row in rows for name, layer in row["layers"].items()]
+    return {
+        "summary": {name: _summary(name, rows, head["device"]) for name in head["config"]["layers"]},
+        "disagreeing": [f"{name} on {case}" for name, layer, case in layers if not layer["agrees"]],
+    }
 
-    def table(self, record: Record) -> Contents:
-        """Show each layer."""
-        config = record["config"]
-        what = f"Norm and ReLU, forward and backward, inputs from {config['min_mb']:g} to {config['max_mb']:g} MB"
-        columns = {
-            "layer": show("layer"),
-            "cases": show("cases"),
-            "time, plain batch norm = 1: median": show("median", ".2f"),
-            "most": show("most", ".2f"),
-            "at": show("most_at"),
-        }
-        return what, [{"layer": name} | one for name, one in record["summary"].items()], columns
+
+def _closing(record: Record) -> list[str]:
+    lines = []
+    for name, one in record["summary"].items():
+        if one["cases"] == 0:
+            continue
+        limit = "" if one["limit"] is None else f", limit {one['limit']:g} {'met' if one['met'] else 'not met'}"
+        lines.append(
+            f"{name:18} {one['median']:.2f} of plain batch norm by the median of {one['cases']} cases, "
+            f"at most {one['most']:.2f} at {one['most_at']}{limit}"
+        )
+    return lines + [f"disagrees with float64, no speed: {label}" for label in record["disagreeing"]]
+
+
+def _table(record: Record) -> Contents:
+    config = record["config"]
+    what = f"Norm and ReLU, forward and backward, inputs from {config['min_mb']:g} to {config['max_mb']:g} MB"
+    columns = {
+        "layer": show("layer"),
+        "cases": show("cases"),
+        "time, plain batch norm = 1: median": show("median", ".2f"),
+        "most": show("most", ".2f"),
+        "at": show("most_at"),
+    }
+    return what, [{"layer": name} | one for name, one in record["summary"].items()], columns
 
 
 def _summary(name: str, rows: Sequence[Record], device: str) -> Record:
@@ -174,3 +159,19 @@ def _summary(name: str, rows: Sequence[Record], device: str) -> Record:
         "limit": limit,
         "met": None if limit is None or not big else max(big) <= limit,
     }
+
+
+BENCHMARK = Benchmark(
+    name="layers",
+    flags=LayersFlags,
+    rows="cases",
+    plan=_plan,
+    label=lambda case: case.label,
+    measure=_measure,
+    lines=_lines,
+    summarize=_summarize,
+    closing=_closing,
+    disagreeing=lambda record: record["disagreeing"],
+    table=_table,
+)
+"""A row has under ``layers`` each layer's difference to float64, its time and that over plain batch norm's."""

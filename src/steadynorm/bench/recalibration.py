@@ -10,12 +10,11 @@ Cost: some three minutes on two cores.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import tyro
@@ -31,7 +30,7 @@ from steadynorm.reporting.failure import UserError
 from steadynorm.surgery import recalibrate_
 from steadynorm.surgery.sites import batch_norms_of
 
-__all__ = ["Recalibration", "RecalibrationConfig", "Row", "recalibration_lines"]
+__all__ = ["BENCHMARK", "RecalibrationConfig", "recalibration_lines"]
 
 WITHIN = 0.2
 """Points of accuracy that may be missing."""
@@ -59,77 +58,61 @@ class RecalibrationConfig(Flags):
     """How often the training images are drawn anew."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One number of images; accuracies in percent of the validation images, one for each draw."""
-
+class _Case(NamedTuple):
     images: int
-    ours: list[float]
-    update_bn: list[float]
-    passes: list[int]
-    standard_error: list[float]
-    """Largest of any estimate, in standard deviations of the channel."""
-    seconds: list[float]
+    wiped: nn.Module
+    dataset: Dataset
 
 
-class Recalibration(Benchmark[RecalibrationConfig, int]):
-    """A row has one number of images."""
+def _plan(config: RecalibrationConfig, head: Record, display: Display) -> Sequence[_Case]:
+    """Load network and data, and measure the accuracy with and without the original statistics."""
+    from steadynorm.lab.checkpoint import load_checkpoint  # needs a package that no other bench does
 
-    name = command = "recalibration"
-    summary = "Measure a checkpoint's running statistics anew."
-    rows = "rows"
-    flags = RecalibrationConfig
+    device = torch.device(head["device"])
+    model = load_checkpoint(config.checkpoint).model.to(device)
+    if not batch_norms_of(model):
+        raise UserError(f"{config.checkpoint}: its network has no batch norm, so there is nothing to recalibrate.")
+    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
+    count = len(dataset.train)
+    if not 1 < min(config.images) <= max(config.images) <= count:
+        raise UserError(f"--images: from 2 to the {count} training images, got {config.images}.")
+    wiped = _wiped(model)
+    head["original"], head["wiped"] = (_accuracy(each, dataset, device) for each in (model, wiped))
+    head |= {"validation": len(dataset.validation), "within": WITHIN}
+    return [_Case(images, wiped, dataset) for images in config.images]
 
-    def plan(self, config: RecalibrationConfig, head: Record, display: Display) -> Sequence[int]:
-        """Load network and data, and measure the accuracy with and without the original statistics."""
-        from steadynorm.lab.checkpoint import load_checkpoint  # needs a package that no other bench does
 
-        device = torch.device(head["device"])
-        model = load_checkpoint(config.checkpoint).model.to(device)
-        if not batch_norms_of(model):
-            raise UserError(f"{config.checkpoint}: its network has no batch norm, so there is nothing to recalibrate.")
-        self.dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.line)
-        count = len(self.dataset.train)
-        if not 1 < min(config.images) <= max(config.images) <= count:
-            raise UserError(f"--images: from 2 to the {count} training images, got {config.images}.")
-        self.wiped = _wiped(model)
-        head["original"] = _accuracy(model, self.dataset, device)
-        head |= {
-            "wiped": _accuracy(self.wiped, self.dataset, device),
-            "validation": len(self.dataset.validation),
-            "within": WITHIN,
-        }
-        return config.images
+def _measure(case: _Case, config: RecalibrationConfig, head: Record) -> Record:
+    """Give accuracies in percent of the validation images, passes, standard errors and seconds, one for each draw."""
+    device = torch.device(head["device"])
+    row: Record = {"images": case.images, "original": head["original"]}
+    row |= {key: [] for key in ("ours", "update_bn", "passes", "standard_error", "seconds")}
+    for seed in range(config.draws):
+        batches = _draw(case.dataset, case.images, config.batch, seed, device)
+        model = copy.deepcopy(case.wiped)
+        start = time.perf_counter()
+        found = recalibrate_(model, batches).measured
+        row["seconds"].append(time.perf_counter() - start)
+        row["passes"].append(int(found["passes"]))
+        row["standard_error"].append(found["standard_error"])
+        row["ours"].append(_accuracy(model, case.dataset, device))
+        model = copy.deepcopy(case.wiped)
+        update_bn(batches, model)
+        row["update_bn"].append(_accuracy(model, case.dataset, device))
+    return row
 
-    def label(self, case: int) -> str:
-        """Name the number."""
-        return f"{case} images"
 
-    def measure(self, case: int, config: RecalibrationConfig, head: Record) -> Record:
-        """Recalibrate from so many images."""
-        row = _measure(self.wiped, self.dataset, case, config, torch.device(head["device"]))
-        return dataclasses.asdict(row) | {"original": head["original"]}
-
-    def lines(self, row: Record) -> list[str]:
-        """Show accuracies beside the original one."""
-        return [_line(row)]
-
-    def closing(self, record: Record) -> list[str]:
-        """Name the least number of images that is enough."""
-        return recalibration_lines(record)
-
-    def table(self, record: Record) -> Contents:
-        """Show each number of images."""
-        columns: dict[str, Callable[[Record], str]] = {
-            "training images": lambda row: str(row["images"]),
-            "recalibrate_, accuracy": lambda row: _range(row["ours"]),
-            "torch's update_bn": lambda row: _range(row["update_bn"]),
-            "passes": lambda row: str(max(row["passes"])),
-            "seconds": lambda row: f"{_mean(row['seconds']):.1f}",
-        }
-        before = f"Original {record['original']:.2f} %, statistics wiped {record['wiped']:.2f} %"
-        what = f"{before}; mean of {record['config']['draws']} draws, lowest to highest"
-        return what, record["rows"], columns
+def _table(record: Record) -> Contents:
+    columns: dict[str, Callable[[Record], str]] = {
+        "training images": lambda row: str(row["images"]),
+        "recalibrate_, accuracy": lambda row: _range(row["ours"]),
+        "torch's update_bn": lambda row: _range(row["update_bn"]),
+        "passes": lambda row: str(max(row["passes"])),
+        "seconds": lambda row: f"{_mean(row['seconds']):.1f}",
+    }
+    before = f"Original {record['original']:.2f} %, statistics wiped {record['wiped']:.2f} %"
+    what = f"{before}; mean of {record['config']['draws']} draws, lowest to highest"
+    return what, record["rows"], columns
 
 
 def recalibration_lines(record: Record) -> list[str]:
@@ -141,23 +124,6 @@ def recalibration_lines(record: Record) -> list[str]:
     else:
         lines.append(f"not within {record['within']} points of the original with any of these numbers of images")
     return lines
-
-
-def _measure(wiped: nn.Module, dataset: Dataset, count: int, config: RecalibrationConfig, device: torch.device) -> Row:
-    row = Row(images=count, ours=[], update_bn=[], passes=[], standard_error=[], seconds=[])
-    for seed in range(config.draws):
-        batches = _draw(dataset, count, config.batch, seed, device)
-        model = copy.deepcopy(wiped)
-        start = time.perf_counter()
-        found = recalibrate_(model, batches).measured
-        row.seconds.append(time.perf_counter() - start)
-        row.passes.append(int(found["passes"]))
-        row.standard_error.append(found["standard_error"])
-        row.ours.append(_accuracy(model, dataset, device))
-        model = copy.deepcopy(wiped)
-        update_bn(batches, model)
-        row.update_bn.append(_accuracy(model, dataset, device))
-    return row
 
 
 def _draw(dataset: Dataset, count: int, batch: int, seed: int, device: torch.device) -> list[Tensor]:
@@ -183,12 +149,12 @@ def _accuracy(model: nn.Module, dataset: Dataset, device: torch.device) -> float
     return 100 * hits / len(dataset.validation)
 
 
-def _line(row: Record) -> str:
+def _lines(row: Record) -> list[str]:
     ours, torchs = (
         f"{_mean(row[who]):6.2f} % ({_mean(row[who]) - row['original']:+.2f})" for who in ("ours", "update_bn")
     )
     costs = f"{max(row['passes'])} passes, {_mean(row['seconds']):.1f} s"
-    return f"{row['images']:6} images: ours {ours}, update_bn {torchs}; {costs}"
+    return [f"{row['images']:6} images: ours {ours}, update_bn {torchs}; {costs}"]
 
 
 def _range(values: Sequence[float]) -> str:
@@ -197,3 +163,17 @@ def _range(values: Sequence[float]) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+BENCHMARK = Benchmark(
+    name="recalibration",
+    flags=RecalibrationConfig,
+    rows="rows",
+    plan=_plan,
+    label=lambda case: f"{case.images} images",
+    measure=_measure,
+    lines=_lines,
+    closing=recalibration_lines,
+    table=_table,
+)
+"""A row has one number of images."""

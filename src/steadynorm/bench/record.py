@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from steadynorm import __version__
-from steadynorm.bench.display import Display
 from steadynorm.lab.machine import describe_machine, reuse_memory
 from steadynorm.reporting.failure import UserError
 
-__all__ = ["Record", "begin_record", "flag", "keep_record", "read_record", "write_record"]
+__all__ = ["Record", "begin_record", "flag", "read_record", "write_record"]
 
 PACKAGES = ("torch", "numpy", "numba", "triton")
 NOT_MEASURED = ("out", "json")  # where results go and how they are shown
@@ -92,13 +91,6 @@ def _lay_out(record: Record) -> str:
     return "{\n" + ",\n".join(items) + "\n}"
 
 
-def keep_record(directory: Path | None, record: Record, display: Display) -> Record:
-    """Write the record where that is asked for, say where, and give it back."""
-    if directory is not None:
-        display.line(f"record: {write_record(directory, record)}")
-    return record
-
-
 def read_record(path: Path) -> Record:
     """Read a record back.
 
@@ -107,7 +99,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not the record of a bench: {error}.") from error
     if not isinstance(record, dict) or "bench" not in record:
         raise UserError(f"{path}: is not the record of a bench. Give a file that --out has written.")

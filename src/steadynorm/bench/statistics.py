@@ -30,7 +30,7 @@ from steadynorm.ops.dispatch import moments
 from steadynorm.reporting.failure import UserError
 from steadynorm.statistics import Moments, SelfTuned, follow_
 
-__all__ = ["LayerErrors", "Statistics", "StatisticsConfig", "errors", "follow", "statistics_lines"]
+__all__ = ["BENCHMARK", "LayerErrors", "StatisticsConfig", "errors", "follow", "statistics_lines"]
 
 Array = NDArray[np.float64]
 
@@ -87,60 +87,36 @@ class LayerErrors:
     """Likewise, of momentum 0.1."""
 
 
-class Statistics(Benchmark[StatisticsConfig, tuple[str, Tensor, int]]):
-    """A row has one layer's errors."""
+def _plan(config: StatisticsConfig, head: Record, display: Display) -> Sequence[tuple[str, Tensor, int]]:
+    """Train and log."""
+    if config.steps < 2:
+        raise UserError(f"--steps: the first batch is predicted by nothing, so at least 2, got {config.steps}.")
+    device = torch.device(head["device"])
+    head["precision"] = choose_precision(config.precision, device)
+    logs = _log(config, device, head["precision"], display)
+    return [(name, log, count) for name, (log, count) in logs.items()]
 
-    name = command = "statistics"
-    summary = "Follow the batch statistics of a training."
-    rows = "layers"
-    flags = StatisticsConfig
 
-    def plan(self, config: StatisticsConfig, head: Record, display: Display) -> Sequence[tuple[str, Tensor, int]]:
-        """Train and log."""
-        if config.steps < 2:
-            raise UserError(f"--steps: the first batch is predicted by nothing, so at least 2, got {config.steps}.")
-        device = torch.device(head["device"])
-        head["precision"] = choose_precision(config.precision, device)
-        logs = _log(config, device, head["precision"], display)
-        return [(name, log, count) for name, (log, count) in logs.items()]
+def _summarize(rows: Sequence[Record], head: Record) -> Record:
+    found = np.array([row["self_tuned"] for row in rows]).reshape(-1, 2)
+    if not len(found):
+        return {}
+    average, worst = found.mean(0).tolist(), found.max(0).tolist()
+    return {"self_tuned": {"average": average, "worst": worst, "limit": AT_MOST, "met": max(worst) <= AT_MOST}}
 
-    def label(self, case: tuple[str, Tensor, int]) -> str:
-        """Name the layer."""
-        return f"following {case[0]}"
 
-    def measure(self, case: tuple[str, Tensor, int], config: StatisticsConfig, head: Record) -> Record:
-        """Follow the statistics of a layer."""
-        return dataclasses.asdict(errors(*case))
-
-    def lines(self, row: Record) -> list[str]:
-        """Show a layer."""
-        return [_line(LayerErrors(**row))]
-
-    def summarize(self, rows: Sequence[Record], head: Record) -> Record:
-        """Compare self-tuned statistics with their limit."""
-        found = np.array([row["self_tuned"] for row in rows]).reshape(-1, 2)
-        if not len(found):
-            return {}
-        average, worst = found.mean(0).tolist(), found.max(0).tolist()
-        return {"self_tuned": {"average": average, "worst": worst, "limit": AT_MOST, "met": max(worst) <= AT_MOST}}
-
-    def closing(self, record: Record) -> list[str]:
-        """Show the comparison."""
-        return statistics_lines(record)
-
-    def table(self, record: Record) -> Contents:
-        """Show each layer."""
-        config = record["config"]
-        run = f"batch {config['batch']}, rate {config['lr']:g}, {config['steps']} steps"
-        what = "Squared error of predicting the next batch's statistics, that of the best fixed momentum being 1"
-        columns: dict[str, Callable[[Record], str]] = {
-            "layer": lambda row: row["layer"],
-            "channels": lambda row: str(row["channels"]),
-            "best momentum: mean, variance": lambda row: "{:.2g}, {:.2g}".format(*row["best_momentum"]),
-            "self-tuned": lambda row: "{:.3f}, {:.3f}".format(*row["self_tuned"]),
-            "0.1": lambda row: "{:.1f}, {:.1f}".format(*row["torchs"]),
-        }
-        return f"{what}; {config['network']} on {config['data']}, {run}", record["layers"], columns
+def _table(record: Record) -> Contents:
+    config = record["config"]
+    run = f"batch {config['batch']}, rate {config['lr']:g}, {config['steps']} steps"
+    what = "Squared error of predicting the next batch's statistics, that of the best fixed momentum being 1"
+    columns: dict[str, Callable[[Record], str]] = {
+        "layer": lambda row: row["layer"],
+        "channels": lambda row: str(row["channels"]),
+        "best momentum: mean, variance": lambda row: "{:.2g}, {:.2g}".format(*row["best_momentum"]),
+        "self-tuned": lambda row: "{:.3f}, {:.3f}".format(*row["self_tuned"]),
+        "0.1": lambda row: "{:.1f}, {:.1f}".format(*row["torchs"]),
+    }
+    return f"{what}; {config['network']} on {config['data']}, {run}", record["layers"], columns
 
 
 def errors(name: str, log: Tensor, count: int) -> LayerErrors:
@@ -227,7 +203,7 @@ def _log(
     """Train, and give the statistics of every batch norm's batches with the number of values per channel."""
     from steadynorm.lab.data import batches, load_dataset  # which need packages that no other bench does
 
-    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.line)
+    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
     torch.manual_seed(config.seed)
     model = build_network(
         config.network, arm="batch_norm", depth=DEPTH, widths=WIDTHS, classes=CLASSES, seed=config.seed
@@ -252,7 +228,7 @@ def _log(
             augment="none",
             device=device,
         ):
-            display.doing("training", number=step + 1, of=config.steps)
+            display.begin("training", number=step + 1, of=config.steps)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = model(x).float()
             optimizer.zero_grad()
@@ -288,3 +264,18 @@ def _smooth(values: Array) -> Array:
 def _pair(values: Array | list[float]) -> tuple[float, float]:
     mean, var = (float(value) for value in values)
     return mean, var
+
+
+BENCHMARK = Benchmark(
+    name="statistics",
+    flags=StatisticsConfig,
+    rows="layers",
+    plan=_plan,
+    label=lambda case: f"following {case[0]}",
+    measure=lambda case, config, head: dataclasses.asdict(errors(*case)),
+    lines=lambda row: [_line(LayerErrors(**row))],
+    summarize=_summarize,
+    closing=statistics_lines,
+    table=_table,
+)
+"""A row has one layer's errors."""

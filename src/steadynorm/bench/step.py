@@ -27,7 +27,7 @@ from steadynorm.bench.table import show
 from steadynorm.bench.timing import Quantiles, make_step_clock, quantiles, time_providers
 from steadynorm.lab.machine import choose_precision
 
-__all__ = ["Step", "StepFlags", "network_line"]
+__all__ = ["BENCHMARK", "StepFlags", "network_line"]
 
 Norm = Literal[
     "none",
@@ -71,87 +71,71 @@ class StepFlags(Flags):
     """Time spent on the rounds of a network; at least seven rounds are made."""
 
 
-class Step(Benchmark[StepFlags, str]):
-    """A row has a network's steps under ``norms``, and how far torch's and ours differ."""
+def _plan(config: StepFlags, head: Record, display: Display) -> Sequence[str]:
+    head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
+    return config.networks
 
-    name = command = "step"
-    summary = "Time whole training steps, or forwards."
-    rows = "networks"
-    flags = StepFlags
 
-    def serves(self, config: Flags) -> bool:
-        """Say whether steps are asked for."""
-        return isinstance(config, StepFlags) and not config.inference
-
-    def plan(self, config: StepFlags, head: Record, display: Display) -> Sequence[str]:
-        """Give the networks."""
-        head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
-        return config.networks
-
-    def measure(self, case: str, config: StepFlags, head: Record) -> Record:
-        """Hold ours to torch's batch norm, then time all norms, then look at their memory."""
-        device = torch.device(head["device"])
-        x, labels = draw_images(config.batch, device)
-        models: dict[str, nn.Module] = {norm: build_network(case, norm, device) for norm in config.norms}
-        difference = None
-        if {TORCHS, OURS} <= set(models):
-            difference = relative_difference(*(_loss_and_norm(models[norm], x, labels) for norm in (TORCHS, OURS)))
-        agrees = difference is None or difference <= SAME
-        row: Record = {
-            "network": case,
-            "difference": difference,
-            "agrees": agrees,
-            "norms": {},
-            "ours_over_torch": None,
+def _measure(case: str, config: StepFlags, head: Record) -> Record:
+    """Hold ours to torch's batch norm, then time all norms, then look at their memory."""
+    device = torch.device(head["device"])
+    x, labels = draw_images(config.batch, device)
+    models: dict[str, nn.Module] = {norm: build_network(case, norm, device) for norm in config.norms}
+    difference = None
+    if {TORCHS, OURS} <= set(models):
+        difference = relative_difference(*(_loss_and_norm(models[norm], x, labels) for norm in (TORCHS, OURS)))
+    agrees = difference is None or difference <= SAME
+    row: Record = {
+        "network": case,
+        "difference": difference,
+        "agrees": agrees,
+        "norms": {},
+        "ours_over_torch": None,
+    }
+    if not agrees:
+        return row
+    steps = {norm: train_step(model, x, labels, head["precision"]) for norm, model in models.items()}
+    samples = time_providers(steps, make_step_clock(device), seconds=config.seconds)
+    norms: Record = {
+        norm: {
+            "ms": quantiles([sample.total_ms for sample in taken]),
+            "samples": len(taken),
+            "peak_bytes": peak_bytes(steps[norm], device),
         }
-        if not agrees:
-            return row
-        steps = {norm: train_step(model, x, labels, head["precision"]) for norm, model in models.items()}
-        samples = time_providers(steps, make_step_clock(device), seconds=config.seconds)
-        norms: Record = {
-            norm: {
-                "ms": quantiles([sample.total_ms for sample in taken]),
-                "samples": len(taken),
-                "peak_bytes": peak_bytes(steps[norm], device),
-            }
-            for norm, taken in samples.items()
+        for norm, taken in samples.items()
+    }
+    for one in norms.values():
+        one["over_none"] = one["ms"]["median"] / norms["none"]["ms"]["median"] if "none" in norms else None
+    if difference is not None:
+        row["ours_over_torch"] = {
+            "time": norms[OURS]["ms"]["median"] / norms[TORCHS]["ms"]["median"],
+            "peak_bytes": norms[OURS]["peak_bytes"] / norms[TORCHS]["peak_bytes"],
         }
-        for one in norms.values():
-            one["over_none"] = one["ms"]["median"] / norms["none"]["ms"]["median"] if "none" in norms else None
-        if difference is not None:
-            row["ours_over_torch"] = {
-                "time": norms[OURS]["ms"]["median"] / norms[TORCHS]["ms"]["median"],
-                "peak_bytes": norms[OURS]["peak_bytes"] / norms[TORCHS]["peak_bytes"],
-            }
-        return row | {"norms": norms}
+    return row | {"norms": norms}
 
-    def lines(self, row: Record) -> list[str]:
-        """Show medians, times over the one without normalization, peak memory."""
-        if not row["agrees"]:
-            return [f"{row['network']}: disagrees: loss or gradients are off by {row['difference']:.3g} of torch's"]
-        lines = []
-        for norm, step in row["norms"].items():
-            line = network_line(row["network"], norm, step["ms"], step["over_none"])
-            lines.append(f"{line}  peak {step['peak_bytes'] / 1e6:.1f} MB")
-        if ratios := row["ours_over_torch"]:
-            lines.append(
-                f"{row['network']:10}ours over torch's: time {ratios['time']:.3f},"
-                f" peak memory {ratios['peak_bytes']:.3f}"
-            )
-        return lines
 
-    def disagreeing(self, record: Record) -> Sequence[str]:
-        """Name the networks whose loss or gradients are not torch's."""
-        return [row["network"] for row in record["networks"] if not row["agrees"]]
+def _lines(row: Record) -> list[str]:
+    """Show medians, times over the one without normalization, peak memory."""
+    if not row["agrees"]:
+        return [f"{row['network']}: disagrees: loss or gradients are off by {row['difference']:.3g} of torch's"]
+    lines = []
+    for norm, step in row["norms"].items():
+        line = network_line(row["network"], norm, step["ms"], step["over_none"])
+        lines.append(f"{line}  peak {step['peak_bytes'] / 1e6:.1f} MB")
+    if ratios := row["ours_over_torch"]:
+        lines.append(
+            f"{row['network']:10}ours over torch's: time {ratios['time']:.3f}, peak memory {ratios['peak_bytes']:.3f}"
+        )
+    return lines
 
-    def table(self, record: Record) -> Contents:
-        """Show each network."""
-        config = record["config"]
-        columns = {"one training step of": show("network")}
-        columns |= {f"{norm}, ms": show(f"norms.{norm}.ms.median", ".1f") for norm in config["norms"]}
-        columns["ours over torch's: time"] = show("ours_over_torch.time", ".2f")
-        columns["peak memory"] = show("ours_over_torch.peak_bytes", ".2f")
-        return f"Batch {config['batch']}, {record['precision']}, channels-last", record["networks"], columns
+
+def _table(record: Record) -> Contents:
+    config = record["config"]
+    columns = {"one training step of": show("network")}
+    columns |= {f"{norm}, ms": show(f"norms.{norm}.ms.median", ".1f") for norm in config["norms"]}
+    columns["ours over torch's: time"] = show("ours_over_torch.time", ".2f")
+    columns["peak memory"] = show("ours_over_torch.peak_bytes", ".2f")
+    return f"Batch {config['batch']}, {record['precision']}, channels-last", record["networks"], columns
 
 
 def network_line(network: str, provider: str, ms: Quantiles, over_none: float | None) -> str:
@@ -166,3 +150,17 @@ def _loss_and_norm(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, 
     loss = F.cross_entropy(model(x), labels)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return loss.item(), torch.nn.utils.get_total_norm(gradients).item()
+
+
+BENCHMARK = Benchmark(
+    name="step",
+    flags=StepFlags,
+    rows="networks",
+    serves=lambda config: not config.inference,
+    plan=_plan,
+    measure=_measure,
+    lines=_lines,
+    disagreeing=lambda record: [row["network"] for row in record["networks"] if not row["agrees"]],
+    table=_table,
+)
+"""A row has a network's steps under ``norms``, and how far torch's and ours differ."""

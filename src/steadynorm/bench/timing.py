@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -62,22 +62,38 @@ class Sample:
         return sum(self.parts_ms)
 
 
-class Clock(Protocol):
-    """How one device tells the time."""
-
-    def measure(self, provider: Provider) -> list[Sample]:
-        """Run a provider once or more often, timed from mark to mark."""
-        ...
+Clock = Callable[[Provider], list[Sample]]
+"""How a device tells the time: runs a provider once or more often, timed from mark to mark."""
 
 
-class _CpuClock:
-    """Wall-clock time of a single call."""
+def make_clock(device: torch.device) -> Clock:
+    """Give the clock of a device."""
+    return _CudaClock() if device.type == "cuda" else _cpu_clock
 
-    def measure(self, provider: Provider) -> list[Sample]:
-        marks: list[int] = []
-        provider(lambda: marks.append(time.perf_counter_ns()))
-        parts = tuple((end - start) / 1e6 for start, end in pairwise(marks))
-        return [Sample(parts_ms=parts, host_ms=sum(parts))]
+
+def make_step_clock(device: torch.device) -> Clock:
+    """Give the clock for whole steps: Python's time counts on every device."""
+    return _cuda_wall_clock if device.type == "cuda" else _cpu_clock
+
+
+def _cpu_clock(provider: Provider) -> list[Sample]:
+    """Time a single call."""
+    marks: list[int] = []
+    provider(lambda: marks.append(time.perf_counter_ns()))
+    parts = tuple((end - start) / 1e6 for start, end in pairwise(marks))
+    return [Sample(parts_ms=parts, host_ms=sum(parts))]
+
+
+def _cuda_wall_clock(provider: Provider) -> list[Sample]:
+    """Time several calls in a row, waited for at the end only, as a training loop does."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(CALLS_PER_SAMPLE):
+        provider(lambda: None)
+    queued = time.perf_counter()
+    torch.cuda.synchronize()
+    ms = (time.perf_counter() - start) * 1e3 / CALLS_PER_SAMPLE
+    return [Sample(parts_ms=(ms,), host_ms=(queued - start) * 1e3 / CALLS_PER_SAMPLE)]
 
 
 class _CudaClock:
@@ -90,7 +106,7 @@ class _CudaClock:
     def __init__(self) -> None:
         self.queueing = 0.02
 
-    def measure(self, provider: Provider) -> list[Sample]:
+    def __call__(self, provider: Provider) -> list[Sample]:
         torch.cuda.synchronize()
         torch.cuda._sleep(int(1.5 * self.queueing * CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
         events: list[list[torch.cuda.Event]] = [[] for _ in range(CALLS_PER_SAMPLE)]
@@ -100,41 +116,14 @@ class _CudaClock:
         self.queueing = time.perf_counter() - start
         torch.cuda.synchronize()
         host_ms = self.queueing * 1e3 / len(events)
-        return [Sample(parts_ms=_elapsed(marks), host_ms=host_ms) for marks in events]
+        parts = [tuple(start.elapsed_time(end) for start, end in pairwise(marks)) for marks in events]
+        return [Sample(parts_ms=each, host_ms=host_ms) for each in parts]
 
 
 def _record(marks: list[torch.cuda.Event]) -> None:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     marks.append(event)
-
-
-def _elapsed(marks: Sequence[torch.cuda.Event]) -> tuple[float, ...]:
-    return tuple(start.elapsed_time(end) for start, end in pairwise(marks))
-
-
-class _CudaWallClock:
-    """Wall-clock time of several calls in a row, waited for at the end only, as a training loop does."""
-
-    def measure(self, provider: Provider) -> list[Sample]:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(CALLS_PER_SAMPLE):
-            provider(lambda: None)
-        queued = time.perf_counter()
-        torch.cuda.synchronize()
-        ms = (time.perf_counter() - start) * 1e3 / CALLS_PER_SAMPLE
-        return [Sample(parts_ms=(ms,), host_ms=(queued - start) * 1e3 / CALLS_PER_SAMPLE)]
-
-
-def make_clock(device: torch.device) -> Clock:
-    """Give the clock of a device."""
-    return _CudaClock() if device.type == "cuda" else _CpuClock()
-
-
-def make_step_clock(device: torch.device) -> Clock:
-    """Give the clock for whole steps: Python's time counts on every device."""
-    return _CudaWallClock() if device.type == "cuda" else _CpuClock()
 
 
 def time_providers(
@@ -164,7 +153,7 @@ def time_providers(
     while names and (rounds < least_rounds or decide(time.perf_counter() - start < seconds)):
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
-            samples[name] += clock.measure(providers[name])
+            samples[name] += clock(providers[name])
         rounds += 1
     return samples
 

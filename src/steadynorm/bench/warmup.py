@@ -62,15 +62,15 @@ def warmup(config: WarmupConfig) -> None:
         raise UserError(f"the compiled kernels must be usable, but {reason}")
     with open_display(sys.stderr if config.json else sys.stdout) as display:
         for shape in small:
-            display.line(f"{shape}: too small for the CPU kernels; torch's own run there")
+            display.message(f"{shape}: too small for the CPU kernels; torch's own run there")
         for number, (name, trial) in enumerate(trials.items(), start=1):
-            display.doing(name, number=number, of=len(trials))
+            display.begin(name, number=number, of=len(trials))
             result = trial()
             taken = f"{result.functions} functions compiled" if result.functions else "was on disk"
-            display.line(f"[{number}/{len(trials)}] {name}: {taken}, {result.seconds:.1f} s")
+            display.message(f"[{number}/{len(trials)}] {name}: {taken}, {result.seconds:.1f} s")
             done.append(asdict(result) | {"name": name, "number": number, "of": len(trials)})
         total = sum(each["seconds"] for each in done)
-        display.line(f"{sum(each['functions'] for each in done)} functions compiled in {total:.1f} s")
+        display.message(f"{sum(each['functions'] for each in done)} functions compiled in {total:.1f} s")
     if config.json:
         print(json.dumps({"compiled": done, "too_small": small, "seconds": total}, indent=1))
 

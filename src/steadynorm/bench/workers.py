@@ -31,7 +31,7 @@ from steadynorm.bench.timing import Mark, Provider, Sample, quantiles, time_prov
 from steadynorm.lab.machine import Precision, choose_precision
 from steadynorm.lab.workers import average_gradients_, gathered, joined, number_of_workers
 
-__all__ = ["Workers", "WorkersFlags", "fit"]
+__all__ = ["BENCHMARK", "WorkersFlags", "fit"]
 
 PROVIDERS: dict[str, tuple[str, bool]] = {  # name -> norm, whether gradients are averaged
     "apart": ("batch_norm", False),
@@ -67,83 +67,68 @@ class WorkersFlags(Flags):
     """auto: cuda where there is one; then a GPU for each worker."""
 
 
-class Workers(Benchmark[WorkersFlags, int]):
-    """A row has one number of workers; times are of the slowest worker of each round, in milliseconds.
+def _plan(config: WorkersFlags, head: Record, display: Display) -> Sequence[int]:
+    """Give the numbers of workers, and tell the size of the network."""
+    model = build_network(config.network, "sync_batch_norm", torch.device("cpu"))
+    head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
+    head["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    head["norms"] = sum(type(module).__name__ == "SyncBatchNorm" for module in model.modules())
+    return config.workers
 
-    ``gradients_ms`` is what averaging the gradients adds to a step, ``statistics_ms`` what synchronising the statistics
-    adds to that; ``all_reduce`` is fitted to all-reduces of 256 bytes to 16 MB, None for one worker.
-    """
 
-    name = command = "workers"
-    summary = "Time training on several workers."
-    rows = "costs"
-    flags = WorkersFlags
+def _measure(case: int, config: WorkersFlags, head: Record) -> Record:
+    """Start the workers, as torchrun does, and put together what they found."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    def plan(self, config: WorkersFlags, head: Record, display: Display) -> Sequence[int]:
-        """Give the numbers of workers, and tell the size of the network."""
-        model = build_network(config.network, "sync_batch_norm", torch.device("cpu"))
-        head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
-        head["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        head["norms"] = sum(type(module).__name__ == "SyncBatchNorm" for module in model.modules())
-        return config.workers
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=case,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    ms, sizes = elastic_launch(launch, _work)(config, head["device"], head["precision"])[0]
+    return {
+        "workers": case,
+        "step_ms": {name: quantiles(each) for name, each in ms.items()},
+        "images_per_second": {name: 1e3 * config.batch * case / statistics.median(each) for name, each in ms.items()},
+        "gradients_ms": quantiles(differences(ms["gradients"], ms["apart"])),
+        "statistics_ms": quantiles(differences(ms["synchronised"], ms["gradients"])),
+        "all_reduce": fit([4 * size for size in sizes], list(sizes.values())) if sizes else None,
+    }
 
-    def label(self, case: int) -> str:
-        """Name the number."""
-        return f"{case} worker{'' if case == 1 else 's'}"
 
-    def measure(self, case: int, config: WorkersFlags, head: Record) -> Record:
-        """Start the workers, as torchrun does, and put together what they found."""
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def _lines(row: Record) -> list[str]:
+    """Show images per second, and what each agreement adds to a step."""
+    speeds = "  ".join(f"{name} {speed:,.0f}" for name, speed in row["images_per_second"].items())
+    added = ", ".join(f"{what} {row[f'{what}_ms']['median']:+.1f} ms" for what in ("gradients", "statistics"))
+    return [f"{row['workers']} workers: images/s {speeds}; in a step: {added}"]
 
-        launch = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=case,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-        )
-        ms, sizes = elastic_launch(launch, _work)(config, head["device"], head["precision"])[0]
-        return {
-            "workers": case,
-            "step_ms": {name: quantiles(each) for name, each in ms.items()},
-            "images_per_second": {
-                name: 1e3 * config.batch * case / statistics.median(each) for name, each in ms.items()
-            },
-            "gradients_ms": quantiles(differences(ms["gradients"], ms["apart"])),
-            "statistics_ms": quantiles(differences(ms["synchronised"], ms["gradients"])),
-            "all_reduce": fit([4 * size for size in sizes], list(sizes.values())) if sizes else None,
-        }
 
-    def lines(self, row: Record) -> list[str]:
-        """Show images per second, and what each agreement adds to a step."""
-        speeds = "  ".join(f"{name} {speed:,.0f}" for name, speed in row["images_per_second"].items())
-        added = ", ".join(f"{what} {row[f'{what}_ms']['median']:+.1f} ms" for what in ("gradients", "statistics"))
-        return [f"{row['workers']} workers: images/s {speeds}; in a step: {added}"]
+def _closing(record: Record) -> list[str]:
+    """Show each worker's share of the first number's speed."""
+    lines, first = [], record["costs"][0]
+    for row in record["costs"]:
+        speed, alone = (one["images_per_second"]["synchronised"] for one in (row, first))
+        share = (speed / row["workers"]) / (alone / first["workers"])
+        each = f"{100 * share:.0f} % of the first's for each"
+        lines.append(f"{row['workers']} workers: {speed:,.0f} images/s synchronised, {each}")
+    return lines
 
-    def closing(self, record: Record) -> list[str]:
-        """Show each worker's share of the first number's speed."""
-        lines, first = [], record["costs"][0]
-        for row in record["costs"]:
-            speed, alone = (one["images_per_second"]["synchronised"] for one in (row, first))
-            share = (speed / row["workers"]) / (alone / first["workers"])
-            each = f"{100 * share:.0f} % of the first's for each"
-            lines.append(f"{row['workers']} workers: {speed:,.0f} images/s synchronised, {each}")
-        return lines
 
-    def table(self, record: Record) -> Contents:
-        """Show each number of workers."""
-        columns = {
-            "workers": show("workers"),
-            "images/s apart": show("images_per_second.apart", ",.0f"),
-            "gradients averaged": show("images_per_second.gradients", ",.0f"),
-            "synchronised": show("images_per_second.synchronised", ",.0f"),
-            "gradients, ms a step": lambda row: _range(row["gradients_ms"]),
-            "statistics": lambda row: _range(row["statistics_ms"]),
-        }
-        config = record["config"]
-        what = f"{config['network']}, {config['batch']} images on each worker, {record['precision']}"
-        return f"{what}; median (p20 to p80)", record["costs"], columns
+def _table(record: Record) -> Contents:
+    columns = {
+        "workers": show("workers"),
+        "images/s apart": show("images_per_second.apart", ",.0f"),
+        "gradients averaged": show("images_per_second.gradients", ",.0f"),
+        "synchronised": show("images_per_second.synchronised", ",.0f"),
+        "gradients, ms a step": lambda row: _range(row["gradients_ms"]),
+        "statistics": lambda row: _range(row["statistics_ms"]),
+    }
+    config = record["config"]
+    what = f"{config['network']}, {config['batch']} images on each worker, {record['precision']}"
+    return f"{what}; median (p20 to p80)", record["costs"], columns
 
 
 def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Record:
@@ -172,12 +157,9 @@ def differences(more: Sequence[float], less: Sequence[float]) -> list[float]:
     return [one - other for one, other in zip(more, less, strict=True)]
 
 
-class _SlowestWorker:
-    """The clock of several workers: wall-clock time of a call, averaged over a few that all begin together."""
-
-    def measure(self, provider: Provider) -> list[Sample]:
-        ms = _slowest(provider, repeats=STEPS) * 1e3
-        return [Sample(parts_ms=(ms,), host_ms=ms)]
+def _clock(provider: Provider) -> list[Sample]:
+    ms = _slowest(provider, repeats=STEPS) * 1e3
+    return [Sample(parts_ms=(ms,), host_ms=ms)]
 
 
 def _work(config: WorkersFlags, device: str, precision: Precision) -> tuple[dict[str, list[float]], dict[int, float]]:
@@ -197,7 +179,7 @@ def _work(config: WorkersFlags, device: str, precision: Precision) -> tuple[dict
         }
         samples = time_providers(
             steps,
-            _SlowestWorker(),
+            _clock,
             seconds=config.seconds,
             least_rounds=LEAST_ROUNDS,
             decide=lambda more: max(gathered(more)),
@@ -232,3 +214,20 @@ def _slowest(provider: Provider, *, repeats: int = 1) -> float:
 
 def _range(ms: Record) -> str:
     return f"{ms['median']:.1f} ({ms['p20']:.1f} to {ms['p80']:.1f})"
+
+
+BENCHMARK = Benchmark(
+    name="workers",
+    flags=WorkersFlags,
+    rows="costs",
+    plan=_plan,
+    label=lambda count: f"{count} worker{'' if count == 1 else 's'}",
+    measure=_measure,
+    lines=_lines,
+    closing=_closing,
+    table=_table,
+)
+"""A row has one number of workers; times are of the slowest worker of each round, in milliseconds.
+
+    ``gradients_ms`` is what averaging the gradients adds to a step, ``statistics_ms`` what synchronising the statistics
+    adds to that; ``all_reduce`` is fitted to all-reduces of 256 bytes to 16 MB, None for one worker."""
