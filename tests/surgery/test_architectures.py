@@ -143,7 +143,7 @@ def _there_and_back(model, verb):
         freeze_(model)
         unfreeze_(model)
     else:
-        ours = isinstance(batch_norms_of(model)[0].module, steadynorm.layers.shell.Shell)
+        ours = isinstance(batch_norms_of(model)[0].module, steadynorm.layers.base.BatchNormBase)
         for to in ("torch_batch_norm", "batch_norm") if ours else ("batch_norm", "torch_batch_norm"):
             convert_(model, to, example=None if not ours else torch.zeros(1, 3, 32, 32).double())
 

@@ -306,10 +306,10 @@ def test_a_self_tuned_layer_and_a_window_begin_anew():
     for seed in range(4):
         model(drawn(5, 3, seed=seed))
     change = recalibrate_(model, [drawn(5, 3, seed=9)])
-    fresh = layers.BatchNorm1d(3, running="self_tuned").double()
-    for name, tensor in fresh._new_bank().items():
-        assert torch.equal(getattr(model[0], f"_bank_{name}"), tensor)
-    assert (model[1]._window_at, int(model[1]._window_seen)) == (0, 0)
+    fresh = layers.BatchNorm1d(3, running="self_tuned", dtype=torch.float64)
+    for name, tensor in fresh.batch_memory().bank.items():
+        assert torch.equal(model[0].get_buffer(name), tensor)
+    assert (model[1].batch_memory().position, model[1].batch_memory().window) == (0, ())
     assert any("begins anew" in note for note in change.changed[0].notes)
 
 

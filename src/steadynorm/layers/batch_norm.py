@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import batch_norm
+from steadynorm.layers.base import BatchNormBase
 from steadynorm.layers.running import is_recomputing
-from steadynorm.layers.shell import Shell
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import count_of
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
-class _BatchNorm(Shell):
+class _BatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`BatchNorm2d`."""
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         mean, var, batches, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
-        follows_moments = self._follows_moments() and self._tracks()
+        follows_moments = self._needs_moments() and self._tracks()
         if not self._tracks():
             mean = var = None
         elif mean is not None and var is not None and (follows_moments or is_recomputing()):
@@ -47,7 +47,7 @@ class _BatchNorm(Shell):
         )
         if follows_moments and mean is not None and var is not None:
             count = count_of(input)
-            self._follow(Moments(mean=mean, var=var * ((count - 1) / max(count, 1)), count=count))
+            self._update_running(Moments(mean=mean, var=var * ((count - 1) / max(count, 1)), count=count))
         return y
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import Activation, batch_renorm
-from steadynorm.layers.running import Nonfinite
-from steadynorm.layers.shell import Shell
-from steadynorm.layers.state import Running
+from steadynorm.functional import batch_renorm
+from steadynorm.layers.base import BatchNormBase, Options
 from steadynorm.rules import is_transformed, renorm_bounds
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
 
 
-class _BatchRenorm(Shell):
+class _BatchRenorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`BatchRenorm2d`."""
+
+    _statistics_are = "running statistics to correct by"
 
     def __init__(
         self,
@@ -31,29 +33,10 @@ class _BatchRenorm(Shell):
         d_max: float = 5.0,
         warmup_steps: int = 5_000,
         ramp_steps: int = 35_000,
-        bias: bool = True,
-        activation: Activation | None = None,
-        nonfinite: Nonfinite = "propagate",
-        update_every: int = 1,
-        running: Running = "exponential",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            nonfinite=nonfinite,
-            update_every=update_every,
-            running=running,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         name = type(self).__name__
-        if not self.track_running_stats:
-            raise ValueError(f"{name}: there must be running statistics to correct by, got track_running_stats=False.")
         if not (r_max >= 1 and d_max >= 0):
             raise ValueError(f"{name}: r_max must be at least 1 and d_max at least 0, got {r_max} and {d_max}.")
         if warmup_steps < 0 or ramp_steps < 0:
@@ -74,7 +57,7 @@ class _BatchRenorm(Shell):
         at = step if stays else int(step)  # which spares tensor operations
         bounds = renorm_bounds(at, **schedule, r_max=self.r_max, d_max=self.d_max)
         r_max, d_max = (torch.as_tensor(bound, dtype=mean.dtype) for bound in bounds)
-        share = self._follow_at_once()
+        share = self._count_batch()
         y, moments = batch_renorm(
             input,
             mean,
@@ -88,7 +71,7 @@ class _BatchRenorm(Shell):
             momentum=share or 0.0,
         )
         if share is None:
-            self._follow(moments)
+            self._update_running(moments)
         return y
 
     def _check_values(self, input: Tensor, step: Tensor) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import Activation, frozen_batch_norm
-from steadynorm.layers.running import Nonfinite
-from steadynorm.layers.shell import Shell
-from steadynorm.layers.state import Running
+from steadynorm.functional import frozen_batch_norm
+from steadynorm.layers.base import BatchNormBase, Options
 
 __all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 
 
-class _FrozenBatchNorm(Shell):
+class _FrozenBatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`FrozenBatchNorm2d`."""
 
     _is_frozen = True
+    _statistics_are = "statistics to freeze"
 
     def __init__(
         self,
@@ -29,30 +30,9 @@ class _FrozenBatchNorm(Shell):
         dtype: torch.dtype | None = None,
         *,
         freeze_affine: bool = True,
-        bias: bool = True,
-        activation: Activation | None = None,
-        nonfinite: Nonfinite = "propagate",
-        update_every: int = 1,
-        running: Running = "exponential",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            nonfinite=nonfinite,
-            update_every=update_every,
-            running=running,
-        )
-        if not self.track_running_stats:
-            raise ValueError(
-                f"{type(self).__name__}: there must be statistics to freeze, got track_running_stats=False."
-            )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         for parameter in self.parameters(recurse=False):
             parameter.requires_grad_(not freeze_affine)
 

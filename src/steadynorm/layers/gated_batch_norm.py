@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import Activation, gated_batch_norm
-from steadynorm.layers.running import Nonfinite, is_recomputing
-from steadynorm.layers.shell import Shell
-from steadynorm.layers.state import Running, normal_tensors
-from steadynorm.layers.transforms import check_is_tensor
+from steadynorm.functional import gated_batch_norm
+from steadynorm.layers.base import BatchNormBase, Options
+from steadynorm.layers.running import is_recomputing
+from steadynorm.layers.state import normal_tensors
+from steadynorm.layers.tracers import check_is_tensor
 from steadynorm.ops.dispatch import is_recorded
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import statistics_dtype
@@ -22,10 +22,11 @@ __all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]
 NOISE_MOMENTUM = 0.05
 
 
-class _GatedBatchNorm(Shell):
+class _GatedBatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`GatedBatchNorm2d`."""
 
     _can_be_scripted = False
+    _statistics_are = "running statistics to blend with"
 
     def __init__(
         self,
@@ -40,29 +41,10 @@ class _GatedBatchNorm(Shell):
         gate: float | None = None,
         learn_confidence: bool = True,
         small_batch_probability: float = 0.0,
-        bias: bool = True,
-        activation: Activation | None = None,
-        nonfinite: Nonfinite = "propagate",
-        update_every: int = 1,
-        running: Running = "exponential",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            nonfinite=nonfinite,
-            update_every=update_every,
-            running=running,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         name = type(self).__name__
-        if not self.track_running_stats:
-            raise ValueError(f"{name}: there must be running statistics to blend with, got track_running_stats=False.")
         for what, value in (("gate", gate), ("small_batch_probability", small_batch_probability)):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}: {what} must be in [0, 1], got {value}.")
@@ -80,7 +62,7 @@ class _GatedBatchNorm(Shell):
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None
         stored = self._as_first_seen(self.running_mean, self.running_var, self.noise)
-        follows_noise, share = self._tracks() and not is_recomputing(), self._follow_at_once()
+        follows_noise, share = self._tracks() and not is_recomputing(), self._count_batch()
         compiling = torch.compiler.is_compiling()
         y, moments = self._normalize(
             input,
@@ -93,7 +75,7 @@ class _GatedBatchNorm(Shell):
         if follows_noise and compiling and input.shape[0] > 1:  # of which stored may be a copy
             follow_noise_(self.noise, input, moments, momentum=NOISE_MOMENTUM)
         if share is None:
-            self._follow(moments)
+            self._update_running(moments)
         return y
 
     def _evaluate(self, input: Tensor, residual: Tensor | None) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import Activation, ghost_batch_norm
-from steadynorm.layers.running import Nonfinite, check_count
-from steadynorm.layers.shell import Shell
-from steadynorm.layers.state import Running
+from steadynorm.functional import ghost_batch_norm
+from steadynorm.layers.base import BatchNormBase, Options
+from steadynorm.layers.running import check_count
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
 
-class _GhostBatchNorm(Shell):
+class _GhostBatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`GhostBatchNorm2d`."""
 
     def __init__(
@@ -27,26 +28,9 @@ class _GhostBatchNorm(Shell):
         dtype: torch.dtype | None = None,
         *,
         ghost_batch_size: int,
-        bias: bool = True,
-        activation: Activation | None = None,
-        nonfinite: Nonfinite = "propagate",
-        update_every: int = 1,
-        running: Running = "exponential",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            nonfinite=nonfinite,
-            update_every=update_every,
-            running=running,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         check_count(f"{type(self).__name__}: ghost_batch_size counts samples", ghost_batch_size)
         self.ghost_batch_size = ghost_batch_size
 
@@ -59,7 +43,7 @@ class _GhostBatchNorm(Shell):
             residual=residual,
             activation=self.activation,
         )
-        self._follow(moments)
+        self._update_running(moments)
         return y
 
     def extra_repr(self) -> str:

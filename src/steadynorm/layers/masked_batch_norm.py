@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from steadynorm.functional import Activation, masked_batch_norm, valid_positions
+from steadynorm.functional import masked_batch_norm, valid_positions
 from steadynorm.functional.checks import check_residual
-from steadynorm.layers.running import Nonfinite
-from steadynorm.layers.state import Running
+from steadynorm.layers.base import Options
 from steadynorm.layers.sync_batch_norm import OverRanks
-from steadynorm.layers.transforms import check_is_tensor
+from steadynorm.layers.tracers import check_is_tensor
 from steadynorm.ops._layout import laid_out
 from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments
@@ -67,26 +68,9 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         *,
         synchronized: bool = False,
         process_group: dist.ProcessGroup | None = None,
-        bias: bool = True,
-        activation: Activation | None = None,
-        nonfinite: Nonfinite = "propagate",
-        update_every: int = 1,
-        running: Running = "exponential",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            nonfinite=nonfinite,
-            update_every=update_every,
-            running=running,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.synchronized = synchronized or process_group is not None
         self.process_group = process_group
         self._agreed = set()
@@ -138,7 +122,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
             activation=self.activation,
             ranks=self._ranks(input),
         )
-        self._follow(moments)
+        self._update_running(moments)
         return y
 
     def _ranks(self, input: Tensor) -> Ranks | None:

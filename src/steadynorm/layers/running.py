@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from steadynorm.layers import recomputation
-from steadynorm.layers.state import BANK, Running, State, normal_tensors
+from steadynorm.layers.state import BANK, NormState, Running, normal_tensors
 from steadynorm.ops.dispatch import compiled_self_tuned, is_recorded, unless_recomputing
 from steadynorm.rules import is_transformed
 from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
 from steadynorm.statistics.self_tuned import learning_rate
 
-__all__ = ["Nonfinite", "RunningEstimates", "check_count", "is_recomputing", "may_be_recomputed"]
+__all__ = ["Nonfinite", "RunningStatistics", "check_count", "is_recomputing", "may_be_recomputed"]
 
 Nonfinite = Literal["propagate", "skip", "raise"]
 _JUDGED = ("experts", "mass", "noise", "weights", "momenta")
@@ -25,7 +25,7 @@ _JUDGED = ("experts", "mass", "noise", "weights", "momenta")
 def is_recomputing() -> bool:
     """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it.
 
-    False in a compiled graph, which may run for both: see :meth:`RunningEstimates._train_compiled`.
+    False in a compiled graph, which may run for both: see :meth:`RunningStatistics._train_compiled`.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -59,10 +59,10 @@ def _is_finite(batch: Moments) -> Tensor:
     return batch.mean.isfinite().all() & batch.var.isfinite().all()
 
 
-class RunningEstimates(State):
+class RunningStatistics(NormState):
     """How the running estimates of a layer follow its batches."""
 
-    if TYPE_CHECKING:  # as in State
+    if TYPE_CHECKING:  # as in NormState
         nonfinite: Nonfinite
         update_every: int
         _before: tuple[Tensor, ...] | None
@@ -100,12 +100,26 @@ class RunningEstimates(State):
         """Whether this forward moves the running estimates, or would if it were not the second for its batch."""
         return self.training and self.track_running_stats
 
-    def _follows_moments(self) -> bool:
-        """Whether more than a weight decides how the estimates follow, so that the moments themselves are wanted."""
+    def _needs_moments(self) -> bool:
+        """Whether more than a momentum decides how the estimates follow, so that the moments themselves are wanted."""
         plain = self.update_every == 1 and self.nonfinite == "propagate" and self.running == "exponential"
         return not plain and self.running_mean is not None
 
-    def _follow(self, batch: Moments) -> None:
+    def _count_batch(self) -> float | None:
+        """Count a batch, and give its weight in the running estimates if that is all that decides how they follow.
+
+        None where :meth:`_update_running` is to be called, with the moments.
+        """
+        if torch.compiler.is_compiling() or is_recorded():  # where a number would be that of every batch
+            return None
+        if self._needs_moments() or not self._tracks() or is_recomputing():
+            return None
+        if self.num_batches_tracked is None or self.running_mean is None:
+            return None
+        self.num_batches_tracked.add_(1)
+        return float(self._weight_of(1))
+
+    def _update_running(self, batch: Moments) -> None:
         """Count a batch and let the running estimates follow, where it is due."""
         if not self._tracks() or is_recomputing():
             return
@@ -117,89 +131,46 @@ class RunningEstimates(State):
 
     @torch.no_grad()
     def _move(self, batch: Moments) -> None:
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        if self.running_mean is None or self.running_var is None:
+        counter, mean, var = self.num_batches_tracked, self.running_mean, self.running_var
+        if counter is not None:
+            counter.add_(1)
+        if mean is None or var is None:
             return
-        if not self._follows_moments():
-            follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
-            return
-        if self._needs_no_window(batch):
-            self._follow_one(batch)
-        elif self.update_every == 1:
-            self._follow_window(as_row(batch)[None])
+        if self.update_every > 1:
+            self._add_to_window(batch)
+        elif self._needs_moments() and (torch.compiler.is_compiling() or not _is_readable(self, batch)):
+            self._move_by_window(as_row(batch)[None])
+        elif self.nonfinite == "skip" and not _is_finite(batch):
+            if counter is not None:
+                counter.sub_(1)
+        elif self._self_tunes():
+            self._tune(batch)
         else:
-            self._gather(batch)
+            follow_(mean, var, batch, momentum=self._weight_of(1))
 
-    def _gather(self, batch: Moments) -> None:
+    def _add_to_window(self, batch: Moments) -> None:
         """Put a batch into the window, and let the estimates follow once it is full."""
         if self._window is None or self._window_seen is None:
-            self._make_window(batch.mean)
+            with normal_tensors():
+                self._window = batch.mean.new_zeros(self.update_every, 3, batch.mean.numel())
+                self._window_seen = torch.zeros((), dtype=torch.int64, device=batch.mean.device)
         window, seen = self._window, self._window_seen
-        assert window is not None and seen is not None
         seen.add_(1)
         if torch.compiler.is_compiling():  # no attribute changes there, so that one graph serves all batches
             at = (seen - 1) % self.update_every
             window.index_copy_(0, at.view(1), as_row(batch)[None])
-            self._follow_window(window, at == self.update_every - 1)
+            self._move_by_window(window, at == self.update_every - 1)
             return
         window[self._window_at].copy_(as_row(batch))
         self._window_at = (self._window_at + 1) % self.update_every
         if self._window_at == 0:
-            self._follow_window(window)
+            self._move_by_window(window)
 
-    def _make_window(self, mean: Tensor) -> None:
-        with normal_tensors():
-            self._window = mean.new_zeros(self.update_every, 3, mean.numel())
-            self._window_seen = torch.zeros((), dtype=torch.int64, device=mean.device)
+    def _move_by_window(self, window: Tensor, due: Tensor | None = None) -> None:
+        """Move the running estimates by all batches of the window at once; where ``due`` is false, by none.
 
-    def _follow_at_once(self) -> float | None:
-        """Count a batch, and give its weight in the running estimates if that is all that decides how they follow.
-
-        None where :meth:`_follow` is to be called, with the moments.
+        Of a single batch, shape (1, 3, C), this is what :meth:`_move` does, without reading a value on the host.
         """
-        if torch.compiler.is_compiling() or is_recorded():  # where a number would be that of every batch
-            return None
-        if self._follows_moments() or not self._tracks() or is_recomputing():
-            return None
-        if self.num_batches_tracked is None or self.running_mean is None:
-            return None
-        self.num_batches_tracked.add_(1)
-        return float(self._weight_of(1))
-
-    def _needs_no_window(self, batch: Moments) -> bool:
-        """Whether one batch moves the estimates, and to look at its values waits for no other device."""
-        alone = self.update_every == 1 and isinstance(batch.count, int) and not torch.compiler.is_compiling()
-        return alone and (self.nonfinite != "skip" or batch.mean.is_cpu)
-
-    def _follow_one(self, batch: Moments) -> None:
-        """Do for a single batch what :meth:`_follow_window` does for several, in fewer operations."""
-        assert self.running_mean is not None and self.running_var is not None
-        if self.nonfinite == "skip" and not _is_finite(batch):
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.sub_(1)
-        elif self._self_tunes():
-            self._tune(batch)
-        else:
-            follow_(self.running_mean, self.running_var, batch, momentum=self._weight_of(1))
-
-    def _tune(self, batch: Moments) -> None:
-        """Let the bank of momenta follow a single batch, and the estimates the bank."""
-        assert self.running_mean is not None and self.running_var is not None
-        assert isinstance(batch.count, int)
-        state = self._bank()
-        bank = [getattr(state, name) for name in _JUDGED]
-        stored, numbers = (self.running_mean, self.running_var), (batch.mean, batch.var)
-        compiled = compiled_self_tuned()
-        if compiled is not None and batch.count > 1 and compiled.takes(bank, *stored, *numbers):
-            step = int(state.step.add_(1))
-            compiled.follow_(bank, step, learning_rate(batch.mean.numel()), *numbers, batch.count, *stored)
-            return
-        for running, new in zip(stored, self._follow_by_bank(batch), strict=True):
-            running.copy_(new)
-
-    def _follow_window(self, window: Tensor, due: Tensor | None = None) -> None:
-        """Move the running estimates by all batches of the window at once; where ``due`` is false, by none."""
         assert self.running_mean is not None and self.running_var is not None
         if self.nonfinite == "skip":
             fine = window.isfinite().all(2).all(1)
@@ -209,17 +180,31 @@ class RunningEstimates(State):
         batch, filled = pool(window)
         if self._self_tunes():
             assert isinstance(batch.count, Tensor)
-            mean, var = self._follow_by_bank(Moments(mean=batch.mean, var=batch.var, count=batch.count[0]), due)
+            mean, var = self._move_bank(Moments(mean=batch.mean, var=batch.var, count=batch.count[0]), due)
         else:
             mean, var = self.running_mean.clone(), self.running_var.clone()
             follow_(mean, var, batch, momentum=self._weight_of(filled.sum()))
         for stored, new in ((self.running_mean, mean), (self.running_var, var)):
             stored.copy_(new if due is None else torch.where(due, new, stored))
 
+    def _tune(self, batch: Moments) -> None:
+        """Let the bank of momenta follow a single batch, and the estimates the bank."""
+        assert self.running_mean is not None and self.running_var is not None and isinstance(batch.count, int)
+        state = self._bank()
+        bank = [getattr(state, name) for name in _JUDGED]
+        stored, numbers = (self.running_mean, self.running_var), (batch.mean, batch.var)
+        compiled = compiled_self_tuned()
+        if compiled is not None and batch.count > 1 and compiled.takes(bank, *stored, *numbers):
+            step = int(state.step.add_(1))
+            compiled.follow_(bank, step, learning_rate(batch.mean.numel()), *numbers, batch.count, *stored)
+            return
+        for running, new in zip(stored, self._move_bank(batch), strict=True):
+            running.copy_(new)
+
     def _bank(self) -> SelfTuned:
         return SelfTuned(**{name: getattr(self, f"_bank_{name}") for name in BANK})
 
-    def _follow_by_bank(self, batch: Moments, due: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _move_bank(self, batch: Moments, due: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the bank of momenta by a batch, where that is due, and give what it estimates."""
         stored = self._bank()
         moved = stored.follow(batch)
@@ -257,10 +242,17 @@ class RunningEstimates(State):
         elif not finite:
             raise RuntimeError(message)
 
-    @staticmethod
-    def _check_following(name: str, nonfinite: Nonfinite, update_every: int, running: Running) -> None:
-        if nonfinite not in get_args(Nonfinite):
-            raise ValueError(f"{name}: nonfinite must be one of {get_args(Nonfinite)}, got {nonfinite!r}.")
-        if running not in get_args(Running):
-            raise ValueError(f"{name}: running must be one of {get_args(Running)}, got {running!r}.")
+    def _check_options(self, nonfinite: Nonfinite, update_every: int, running: Running) -> None:
+        name = type(self).__name__
+        for what, given, known in (
+            ("nonfinite", nonfinite, get_args(Nonfinite)),
+            ("running", running, get_args(Running)),
+        ):
+            if given not in known:
+                raise ValueError(f"{name}: {what} must be one of {known}, got {given!r}.")
         check_count(f"{name}: update_every counts forwards", update_every)
+
+
+def _is_readable(layer: RunningStatistics, batch: Moments) -> bool:
+    """Whether the layer can look at a batch's values without waiting for another device."""
+    return isinstance(batch.count, int) and (layer.nonfinite != "skip" or batch.mean.is_cpu)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -16,7 +16,7 @@ from steadynorm.statistics import SelfTuned
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.self_tuned import NUM_EXPERTS
 
-__all__ = ["BANK", "GATE", "Running", "State", "batch_norm_state", "normal_tensors"]
+__all__ = ["BANK", "GATE", "BatchMemory", "NormState", "Running", "batch_norm_state", "normal_tensors", "on_copies"]
 
 Running = Literal["exponential", "self_tuned"]
 BANK = tuple(field.name for field in fields(SelfTuned))
@@ -24,7 +24,9 @@ BANK = tuple(field.name for field in fields(SelfTuned))
 GATE = ("noise", "confidence")
 """Names of the buffer and the parameter of a gated layer."""
 _BANK_KEYS = tuple(f"_bank_{name}" for name in BANK)
-_FOLLOWING_STATISTICS = frozenset(("_window", "_window_seen", *_BANK_KEYS, "noise"))
+_WINDOW = ("_window", "_window_seen")
+_FOLLOWING_STATISTICS = frozenset((*_WINDOW, *_BANK_KEYS, "noise"))
+_WIDE = (torch.float32, torch.float64)
 
 
 def normal_tensors() -> AbstractContextManager[None]:
@@ -63,7 +65,50 @@ def batch_norm_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-class State(nn.modules.batchnorm._NormBase):
+@contextmanager
+def on_copies(module: nn.Module) -> Iterator[None]:
+    """Let forwards of a batch norm, torch's or ours, change copies of its state; afterwards it is as it was.
+
+    Args:
+        module: its buffers, mode and attributes come back, the same objects.
+    """
+    attributes, buffers = dict(vars(module)), dict(module._buffers)
+    module._buffers.update({name: None if each is None else each.clone() for name, each in buffers.items()})
+    for name in _WINDOW:
+        if attributes.get(name) is not None:
+            vars(module)[name] = attributes[name].clone()
+    if "_before" in attributes:  # of an earlier batch; a second forward for this one finds what the first one found
+        vars(module)["_before"] = None
+    try:
+        yield
+    finally:
+        module._buffers.update(buffers)
+        for name in vars(module).keys() - attributes.keys():
+            del vars(module)[name]
+        vars(module).update(attributes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchMemory:
+    """Copies of what a layer knows of its last batches, beside the running estimates.
+
+    Args:
+        window: moments of the batches since the estimates last moved, shape (k, 3, C), and how many batches there have
+            been, shape (); empty without a window.
+        position: row of the window for the next batch.
+        bank: state of self-tuned statistics, by the name of its buffer; empty without.
+    """
+
+    window: tuple[Tensor, ...]
+    position: int
+    bank: dict[str, Tensor]
+
+    def is_finite(self) -> bool:
+        """Tell whether none of it would make the running estimates NaN or infinite."""
+        return all(bool(each.isfinite().all()) for each in (*self.window, *self.bank.values()))
+
+
+class NormState(nn.modules.batchnorm._NormBase):
     """State of a layer: torch's, a window of batches and a bank of momenta.
 
     The bank, and what a gated layer adds, are keys of the state dict. The window is no buffer: it holds the batches
@@ -76,25 +121,94 @@ class State(nn.modules.batchnorm._NormBase):
         _window_seen: Tensor | None
         _window_at: int
 
+    @torch.no_grad()
+    def forget_batches_(self) -> None:
+        """Begin the window and the bank of momenta anew, for running estimates that were set to other numbers.
+
+        The next batch is then the first in its window, and of self-tuned statistics it takes the place of the
+        estimates. Running estimates, counter and a gate's noise stay.
+        """
+        self._begin_window()
+        if self._self_tunes():
+            self._begin_bank()
+
+    @torch.no_grad()
+    def batch_memory(self) -> BatchMemory:
+        """Copy window and bank, for :meth:`restore_batch_memory_`."""
+        window = (self._window, self._window_seen)
+        return BatchMemory(
+            window=tuple(each.clone() for each in window if each is not None),
+            position=self._window_at,
+            bank={name: each.clone() for name in _BANK_KEYS if (each := self._buffers.get(name)) is not None},
+        )
+
+    @torch.no_grad()
+    def restore_batch_memory_(self, memory: BatchMemory) -> None:
+        """Put back a window and a bank that :meth:`batch_memory` gave; a bank is written in place."""
+        with normal_tensors():
+            self._window, self._window_seen = [each.clone() for each in memory.window] or (None, None)
+            self._window_at = memory.position
+            for name, value in memory.bank.items():
+                self.get_buffer(name).copy_(value)
+
+    @torch.no_grad()
+    def shift_batch_memory_(self, shift: Tensor) -> None:
+        """Let window and bank be those of input that was higher by a constant in each channel.
+
+        Args:
+            shift: shape (C,), added to every mean; in float64 rounding is once only.
+        """
+        for kept in (self._window, self._buffers.get("_bank_experts")):
+            if kept is not None:  # means first: shape (batches, 3, C) or (momenta, 2, C)
+                kept[:, 0].copy_(kept[:, 0].to(shift) + shift)
+
+    @torch.no_grad()
+    def reset_running_stats(self) -> None:
+        """Set the statistics to mean 0 and variance 1, and forget the batches kept beside them."""
+        super().reset_running_stats()
+        if "_window_at" in vars(self):  # not while torch's constructor runs
+            self.forget_batches_()
+
+    def reset_parameters(self) -> None:
+        """Set the statistics to mean 0 and variance 1, weight to 1 and bias to 0."""
+        self.reset_running_stats()
+        if self.affine:
+            nn.init.ones_(self.weight)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
+
+    def widen_statistics_(self, before: Mapping[str, Tensor | None] | None = None) -> None:
+        """Store buffers in at least float32, as every layer of the family keeps its statistics.
+
+        Args:
+            before: buffers as they were before a conversion has narrowed them; their numbers are taken where given.
+        """
+        for name, now in list(self._buffers.items()):
+            if now is None or not now.is_floating_point() or now.dtype == statistics_dtype(now.dtype):
+                continue
+            source = None if before is None else before.get(name)
+            source = now if source is None or source.is_meta else source
+            setattr(self, name, source.to(device=now.device, dtype=statistics_dtype(now.dtype)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert as torch does, except that no conversion narrows the statistics below float32."""
+        before = dict(self._buffers)
+        with normal_tensors():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self.widen_statistics_(before)
+        if self.running_mean is not None and self._window is not None and self._window.is_meta:
+            self._begin_window()
+        return self
+
     def _self_tunes(self) -> bool:
         return self.running == "self_tuned" and self.running_mean is not None
 
     def _new_bank(self, like: Tensor | None = None) -> dict[str, Tensor]:
-        """Give the state of self-tuned statistics before the first batch, by name.
-
-        Args:
-            like: a running mean, whose size, device and dtype tell theirs; None is the layer's own.
-        """
+        """Give self-tuned statistics before the first batch, by buffer, for a running mean like this or the own one."""
         like = self.running_mean if like is None else like
         assert like is not None
         bank = SelfTuned.begin(like.numel(), dtype=statistics_dtype(like.dtype), device=like.device)
-        return {name: getattr(bank, name) for name in BANK}
-
-    def _new_extra(self, like: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Give what the layer keeps beyond torch's keys as it begins: by what it is, then by key."""
-        if not self._self_tunes():
-            return {}
-        return {"bank of momenta": {f"_bank_{name}": tensor for name, tensor in self._new_bank(like).items()}}
+        return {f"_bank_{name}": getattr(bank, name) for name in BANK}
 
     def _begin_window(self) -> None:
         self._window_at = 0
@@ -102,12 +216,17 @@ class State(nn.modules.batchnorm._NormBase):
 
     def _begin_bank(self) -> None:
         """Set the bank to its beginning, in the same tensors where they have the right size."""
-        for name, tensor in self._new_bank().items():
-            stored = self._buffers.get(f"_bank_{name}")
-            if stored is not None and stored.shape == tensor.shape:
-                stored.copy_(tensor)
-            else:
-                self.register_buffer(f"_bank_{name}", tensor)
+        with normal_tensors():
+            for name, fresh in self._new_bank().items():
+                stored = self._buffers.get(name)
+                if stored is not None and stored.shape == fresh.shape:
+                    stored.copy_(fresh)
+                else:
+                    self.register_buffer(name, fresh)
+
+    def _new_extra(self, like: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Give what the layer keeps beyond torch's keys as it begins: by what it is, then by key."""
+        return {"bank of momenta": self._new_bank(like)} if self._self_tunes() else {}
 
     def _fit_state(self) -> None:
         """Let what is kept follow statistics that were replaced by hand, in size, device and dtype.
@@ -119,7 +238,7 @@ class State(nn.modules.batchnorm._NormBase):
             return
         if mean.dtype != statistics_dtype(mean.dtype):
             with normal_tensors():
-                self._keep_statistics_wide({})
+                self.widen_statistics_()
         channels, dtype = mean.numel(), statistics_dtype(mean.dtype)
         wrong: dict[str, str] = {}
         window = ("_window", self._window), ("_window_seen", self._window_seen)
@@ -127,21 +246,18 @@ class State(nn.modules.batchnorm._NormBase):
             if kept is None or name not in _FOLLOWING_STATISTICS:
                 continue
             if misfit := _misfit(name, kept, channels):
-                wrong.setdefault("_window" if name == "_window" else "_bank_experts", misfit)
+                wrong.setdefault("window of batches" if name == "_window" else "bank of momenta", misfit)
             elif kept.device != mean.device or (kept.is_floating_point() and kept.dtype != dtype):
                 with normal_tensors():
                     setattr(self, name, kept.to(mean.device, dtype if kept.is_floating_point() else kept.dtype))
         if wrong:
-            self._begin_anew(wrong, channels)
-
-    def _begin_anew(self, wrong: dict[str, str], channels: int) -> None:
-        # A compiler traces no search for the model's name of the layer.
-        layer = f"{type(self).__name__}({self.num_features})" if torch.compiler.is_compiling() else describe(self)
-        _warn_of_width(layer, " and ".join(_KEPT[name] for name in wrong), next(iter(wrong.values())), channels)
-        if "_window" in wrong:
-            self._begin_window()
-        if "_bank_experts" in wrong:
-            with normal_tensors():
+            # A compiler traces no search for the model's name of the layer.
+            compiling = torch.compiler.is_compiling()
+            layer = f"{type(self).__name__}({self.num_features})" if compiling else describe(self)
+            _warn_of_width(layer, " and ".join(wrong), next(iter(wrong.values())), channels)
+            if "window of batches" in wrong:
+                self._begin_window()
+            if "bank of momenta" in wrong:
                 self._begin_bank()
 
     def _load_from_state_dict(
@@ -160,7 +276,7 @@ class State(nn.modules.batchnorm._NormBase):
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )
-            self._keep_statistics_wide({})
+            self.widen_statistics_()
         self._begin_window()
 
     def _completed(
@@ -182,48 +298,6 @@ class State(nn.modules.batchnorm._NormBase):
                 _warn_once(load, what, f"{type(self).__name__}({self.num_features}) {prefix[:-1]!r}", fresh)
             added |= {prefix + name: tensor for name, tensor in fresh.items()}
         return {**state_dict, **added}
-
-    @torch.no_grad()
-    def reset_running_stats(self) -> None:
-        """Set the statistics to mean 0 and variance 1, and begin anew what is kept beside them."""
-        super().reset_running_stats()
-        if "_window_at" not in vars(self):  # while torch's constructor runs
-            return
-        self._begin_window()
-        if self._self_tunes():
-            with normal_tensors():
-                self._begin_bank()
-
-    def reset_parameters(self) -> None:
-        """Set the statistics to mean 0 and variance 1, weight to 1 and bias to 0."""
-        self.reset_running_stats()
-        if self.affine:
-            nn.init.ones_(self.weight)
-            if self.bias is not None:
-                nn.init.zeros_(self.bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Convert as torch does, except that no conversion narrows the statistics below float32."""
-        before = dict(self._buffers)
-        with normal_tensors():
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            self._keep_statistics_wide(before)
-        if self.running_mean is not None and self._window is not None and self._window.is_meta:
-            self._begin_window()
-        return self
-
-    def _keep_statistics_wide(self, before: dict[str, Tensor | None]) -> None:
-        """Store buffers in at least float32, with the numbers from before a conversion where they are given."""
-        for name, now in list(self._buffers.items()):
-            if now is None or not now.is_floating_point() or now.dtype == statistics_dtype(now.dtype):
-                continue
-            source = before.get(name)
-            source = now if source is None or source.is_meta else source
-            setattr(self, name, source.to(device=now.device, dtype=statistics_dtype(now.dtype)))
-
-
-_WIDE = (torch.float32, torch.float64)
-_KEPT = {"_window": "window of batches", "_bank_experts": "bank of momenta"}
 
 
 def _misfit(name: str, kept: Tensor, channels: int) -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from steadynorm.functional import Activation, sync_batch_norm
+from steadynorm.functional import sync_batch_norm
+from steadynorm.layers.base import Options
 from steadynorm.layers.batch_norm import _BatchNorm
 from steadynorm.layers.name import describe
-from steadynorm.layers.running import Nonfinite
-from steadynorm.layers.state import Running
-from steadynorm.layers.transforms import check_not_recorded
+from steadynorm.layers.tracers import check_not_recorded
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.ranks import Ranks, check_agreement, ranks_of
 
@@ -57,7 +56,7 @@ class OverRanks(_BatchNorm):
             residual=residual,
             activation=self.activation,
         )
-        self._follow(moments)
+        self._update_running(moments)
         return y
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,27 +115,9 @@ class SyncBatchNorm(OverRanks, nn.modules.batchnorm._BatchNorm):
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: Activation | None = None,
-        nonfinite: Nonfinite = "propagate",
-        update_every: int = 1,
-        running: Running = "exponential",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            nonfinite=nonfinite,
-            update_every=update_every,
-            running=running,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.process_group = process_group
         self._agreed = set()
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from steadynorm.layers.shell import Shell
+from steadynorm.layers.base import BatchNormBase
 from steadynorm.ops.dispatch import backend, count_compilations
 
 __all__ = ["Compiled", "MemoryLayout", "warmup"]
@@ -61,14 +61,14 @@ def warmup(
         ValueError: the model has no layer of this package, or a dtype that the kernels do not take.
         RuntimeError: Numba cannot be used, with the reason.
     """
-    kinds = {_kind(layer): layer for layer in model.modules() if isinstance(layer, Shell)}
+    kinds = {_kind(layer): layer for layer in model.modules() if isinstance(layer, BatchNormBase)}
     if not kinds:
         raise ValueError(f"warmup: the model must have layers of steadynorm, got {type(model).__name__} with none.")
     trials = [(layer, dtype, layout) for layer in kinds.values() for dtype in dtypes for layout in layouts]
     return _try_all(trials, residual)
 
 
-def _try_all(trials: list[tuple[Shell, torch.dtype, MemoryLayout]], residual: bool) -> Iterator[Compiled]:
+def _try_all(trials: list[tuple[BatchNormBase, torch.dtype, MemoryLayout]], residual: bool) -> Iterator[Compiled]:
     for number, (layer, dtype, layout) in enumerate(trials, start=1):
         begin = time.perf_counter()
         with backend("numba"), count_compilations() as counted:
@@ -78,13 +78,13 @@ def _try_all(trials: list[tuple[Shell, torch.dtype, MemoryLayout]], residual: bo
         yield Compiled(name=name, number=number, of=len(trials), functions=len(counted), seconds=seconds)
 
 
-def _kind(layer: Shell) -> tuple[object, ...]:
+def _kind(layer: BatchNormBase) -> tuple[object, ...]:
     """Name what the compiled code of a layer depends on, and a little more."""
     parameters = tuple(name for name, tensor in layer._parameters.items() if tensor is not None)
     return type(layer), layer.activation, parameters, layer.running_mean is None, layer.update_every, layer.running
 
 
-def _input(layer: Shell, dtype: torch.dtype, layout: MemoryLayout) -> Tensor:
+def _input(layer: BatchNormBase, dtype: torch.dtype, layout: MemoryLayout) -> Tensor:
     dimensions = next((int(name[-2]) for name in (type(layer).__name__,) if name.endswith("d")), 2)
     space = (SPACE,) * (0 if (dimensions, layout) == (1, "channels_last") else dimensions)
     shape = (2, layer.num_features, *space)
@@ -94,7 +94,7 @@ def _input(layer: Shell, dtype: torch.dtype, layout: MemoryLayout) -> Tensor:
     return x.requires_grad_()
 
 
-def _train_copy(layer: Shell, x: Tensor, residual: bool) -> None:
+def _train_copy(layer: BatchNormBase, x: Tensor, residual: bool) -> None:
     trial = copy.deepcopy(layer).to("cpu").float().train()
     y = trial(x, x.detach().clone()) if residual else trial(x)
     y.backward(torch.ones_like(y))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from steadynorm.layers.state import on_copies
 from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
 from steadynorm.surgery.sites import Site, Where, sites_of
 
@@ -130,23 +131,10 @@ class _Aside:
         return torch.compiler.disable(self._run)(*arguments, **named)  # type: ignore[no-untyped-call, unused-ignore]
 
     def _run(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
-        module = self.module
-        attributes, buffers = dict(vars(module)), dict(module._buffers)
-        module._buffers.update({name: None if each is None else each.clone() for name, each in buffers.items()})
-        for name in ("_window", "_window_seen"):  # of ours: no buffers, and written in place
-            if attributes.get(name) is not None:
-                vars(module)[name] = attributes[name].clone()
-        if self.training is not None:
-            module.training = self.training
-        if "_before" in attributes:  # of an earlier batch; a second forward for this one finds what the first one found
-            vars(module)["_before"] = None
-        try:
-            return type(module).forward(module, *arguments, **named)
-        finally:
-            module._buffers.update(buffers)
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
+        with on_copies(self.module):
+            if self.training is not None:
+                self.module.training = self.training
+            return type(self.module).forward(self.module, *arguments, **named)
 
 
 @contextmanager

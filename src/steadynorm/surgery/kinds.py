@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from steadynorm import layers
-from steadynorm.layers.shell import Shell
+from steadynorm.layers.base import BatchNormBase
 from steadynorm.surgery.adapters.builtin import register_builtin
 from steadynorm.surgery.adapters.probe import disagreement
 from steadynorm.surgery.adapters.registry import Adapter, adapter_for
@@ -230,12 +230,12 @@ def why_unknown(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a script, whose forward cannot be looked into." if hasattr(module, "running_mean") else None
     cls = listed_class(type(module))
-    if (isinstance(module, _BatchNorm | Shell) or cls is not None) and "forward" in vars(module):
+    if (isinstance(module, _BatchNorm | BatchNormBase) or cls is not None) and "forward" in vars(module):
         return "its forward has been replaced on the instance, so what it computes is not known."
     adapter = adapter_of(module)
     if adapter is not None:
         return f"it is not what its class is registered as: {disagreement(module, adapter)}."
-    if isinstance(module, _BatchNorm | Shell):
+    if isinstance(module, _BatchNorm | BatchNormBase):
         return f"it is a subclass of batch norm that overrides {', '.join(_own_names(type(module)))}. {_REGISTER}"
     if isinstance(module, _InstanceNorm):
         tracks = _tensor(module, "running_mean") is not None
@@ -284,7 +284,7 @@ def _changes_forward(cls: type[nn.Module], base: type[nn.Module]) -> bool:
 
 def _own_names(cls: type[nn.Module]) -> list[str]:
     """Name what keeps a subclass from counting as its parent."""
-    base = next(each for each in cls.__mro__ if each in _OF_CLASS or each in (_BatchNorm, Shell))
+    base = next(each for each in cls.__mro__ if each in _OF_CLASS or each in (_BatchNorm, BatchNormBase))
     return sorted(set(overridden(cls, base)) - _BESIDE_FORWARD)
 
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation
+from steadynorm.layers.base import BatchNormBase
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, NormAddActivation
-from steadynorm.layers.shell import Shell
 from steadynorm.layers.state import normal_tensors
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.surgery.change import Journal
@@ -167,10 +167,10 @@ def move_state(module: Norm, new: nn.Module) -> list[str]:
     for table in ("_parameters", "_buffers"):
         entries = getattr(new, table)
         for name, value in getattr(module, table).items():
-            if name in entries and (name in _STATE or _continues(name, value, entries[name])):
+            if name in entries and (name in _STATE or _fits(value, entries[name])):
                 entries[name] = value
-    if isinstance(new, Shell):
-        new._keep_statistics_wide({})
+    if isinstance(new, BatchNormBase):
+        new.widen_statistics_()
     elif "running_mean" in new._buffers:
         notes += _narrow_statistics(new)
     for name in ("affine", "track_running_stats"):
@@ -208,7 +208,7 @@ def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
                 with normal_tensors():
                     module._buffers[name] = now if left.get(name) is mine else now.to(mine.dtype)
             elif now is None and moved and weight is not None:  # the successor had none, so nothing has moved it
-                wide = statistics_dtype(weight.dtype) if isinstance(module, Shell) else weight.dtype
+                wide = statistics_dtype(weight.dtype) if isinstance(module, BatchNormBase) else weight.dtype
                 with normal_tensors():
                     module._buffers[name] = mine.to(weight.device, wide if mine.is_floating_point() else mine.dtype)
 
@@ -262,11 +262,9 @@ def _state_of(module: nn.Module) -> dict[str, Tensor | None]:
     return {**module._parameters, **module._buffers}
 
 
-def _continues(name: str, value: Tensor | None, fresh: Tensor | None) -> bool:
-    """Whether state beyond torch's goes on in a new layer; a window of batches begins anew."""
-    if value is None or fresh is None or name.startswith("_window"):
-        return False
-    return value.shape == fresh.shape
+def _fits(value: Tensor | None, fresh: Tensor | None) -> bool:
+    """Whether state beyond torch's goes on in a new layer."""
+    return value is not None and fresh is not None and value.shape == fresh.shape
 
 
 def _narrow_statistics(new: nn.Module) -> list[str]:
@@ -284,7 +282,7 @@ def _names(cls: Any) -> frozenset[str]:  # noqa: ANN401 (any batch norm's class)
     """Give what a layer of a class has from its constructor; anything else has been put there by somebody."""
     needed: dict[str, Any] = {"ghost_batch_size": 1} if "Ghost" in cls.__name__ else {}
     made: list[Any] = [cls(1, **needed)]
-    if issubclass(cls, Shell):
+    if issubclass(cls, BatchNormBase):
         made.append(cls(1, running="self_tuned", **needed))
     return frozenset(name for each in made for name in (*vars(each), *each._parameters, *each._buffers)) | {
         ORIGIN,

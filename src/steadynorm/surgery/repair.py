@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steadynorm.layers.base import BatchNormBase
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Batches, Forward, feed
 from steadynorm.surgery.change import Change, Journal
@@ -133,10 +134,7 @@ def _noise_repaired(journal: Journal, module: Norm) -> list[str]:
 
 def _keeps_nonfinite(module: Norm) -> bool:
     """Whether a window or a bank would spoil the running estimates at the next batch."""
-    kept = [each for name, each in module._buffers.items() if name.startswith("_bank") and each is not None]
-    if getattr(module, "_window", None) is not None:
-        kept.append(module._window)
-    return not all(bool(each.isfinite().all()) for each in kept)
+    return isinstance(module, BatchNormBase) and not module.batch_memory().is_finite()
 
 
 def _recalibrate(

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from steadynorm.layers.base import BatchNormBase
 from steadynorm.surgery.batches import Batch, Forward
 from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.estimation.write_statistics import edit_batch_memory_
 from steadynorm.surgery.flow.dataflow import Flow, trace
 from steadynorm.surgery.flow.links import Link, link_before, why_not_alone
 from steadynorm.surgery.flow.trial import check_agreement, run
@@ -128,36 +130,25 @@ def _why_needed(flow: Flow, link: Link, *, frozen: bool) -> str:
         return f"several channels of {name!r} are one of its, and their biases differ."
     if (kind.name == "frozen_batch_norm" or frozen) and bias.requires_grad:
         return f"its statistics are frozen, so that the bias of {name!r} is learned: set its requires_grad to False."
-    for statistic in _means_of(norm):
+    for statistic in norm.buffers():
         if len(flow.owners_of(statistic)) > 1:
             return f"its statistics are those of {', '.join(map(repr, flow.owners_of(statistic)))} too."
     return ""
 
 
 def _strip(journal: Journal, norm: str, link: Link) -> None:
-    layer = link.layer.module
-    bias = layer._parameters["bias"]
+    layer, norm_module = link.layer.module, link.norm.module
+    bias, mean = layer._parameters["bias"], norm_module._buffers.get("running_mean")
     assert bias is not None
     wide = bias.detach().cpu().double()
     moved = torch.empty_like(wide).index_copy_(0, link.channels, wide)
-    for statistic in _means_of(link.norm.module):
-        _subtract(journal, statistic, moved)
+    if mean is not None:
+        journal.write_(mean, (mean.detach().cpu().double() - moved).to(mean))
+        if isinstance(norm_module, BatchNormBase):
+            edit_batch_memory_(journal, norm_module, lambda: norm_module.shift_batch_memory_(-moved))
     journal.set_entry(layer._parameters, "bias", None)
     notes = ["an optimizer made before still holds the bias; make it anew"]
     if not kind_of(link.norm.module)[0].evaluates_as_batch_norm:
         notes.append("the gate lets stored statistics in, so the bias had a gradient; the norm's own bias has it too")
-    after = "without one" + (f", moved into the running mean of {norm!r}" if _means_of(link.norm.module) else "")
+    after = "without one" + ("" if mean is None else f", moved into the running mean of {norm!r}")
     journal.note_changed(link.layer.name, f"{label(layer)} with a bias", after, *notes)
-
-
-def _means_of(norm: nn.Module) -> list[Tensor]:
-    """Give the tensors of a batch norm that hold means of its input: those of ours beyond torch's as well."""
-    found = [getattr(norm, name, None) for name in ("running_mean", "_bank_experts", "_window")]
-    return [each for each in found if each is not None]
-
-
-def _subtract(journal: Journal, statistic: Tensor, moved: Tensor) -> None:
-    """Subtract from the means in a statistic: shape (C,), or (batches or momenta, 2 or 3, C) with the means first."""
-    value = statistic.detach().to("cpu", torch.float64, copy=True)
-    (value if value.dim() == 1 else value[:, 0]).sub_(moved)
-    journal.write_(statistic, value.to(dtype=statistic.dtype, device=statistic.device))

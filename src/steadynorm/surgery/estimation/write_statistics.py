@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from steadynorm.layers.shell import Shell
+from steadynorm.layers.base import BatchNormBase
 from steadynorm.surgery.change import Journal
 from steadynorm.surgery.checkpoints import why_no_numbers
 from steadynorm.surgery.kinds import Norm
 
-__all__ = ["MEAN", "VAR", "begin_anew_", "summary", "why_not_writable", "write_statistics_"]
+__all__ = ["MEAN", "VAR", "begin_anew_", "edit_batch_memory_", "summary", "why_not_writable", "write_statistics_"]
 
 MEAN, VAR = "running_mean", "running_var"
 
@@ -74,19 +76,25 @@ def begin_anew_(journal: Journal, module: Norm) -> list[str]:
     Returns:
         notes on what goes with that.
     """
-    if not isinstance(module, Shell):
+    if not isinstance(module, BatchNormBase):
         return []
-    if module._window is not None and module._window_seen is not None:
-        at = module._window_at
-        journal.write_(module._window, module._window)  # what undo needs: the next batches come to stand there
-        journal.write_(module._window_seen, torch.zeros_like(module._window_seen))
-        # Not set_attribute, by which undo would be refused once the next batch has moved it.
-        journal.edit(lambda: setattr(module, "_window_at", 0), lambda: setattr(module, "_window_at", at), lambda: True)
-    if not module._self_tunes():
+    edit_batch_memory_(journal, module, module.forget_batches_)
+    if module.running != "self_tuned":
         return []
-    for name, tensor in module._new_bank().items():
-        journal.write_(getattr(module, f"_bank_{name}"), tensor)
     return ["it tunes its momentum itself, and begins anew: the next training batch takes the place of these numbers"]
+
+
+def edit_batch_memory_(journal: Journal, module: BatchNormBase, edit: Callable[[], None]) -> None:
+    """Change what a layer of ours knows of its last batches, so that undo brings it back.
+
+    Args:
+        journal: of the verb.
+        module: with running estimates.
+        edit: does it.
+    """
+    before = module.batch_memory()
+    # The next batches change it as well, so it fits whatever is there.
+    journal.edit(edit, lambda: module.restore_batch_memory_(before), lambda: True)
 
 
 def summary(mean: Tensor, var: Tensor) -> str:

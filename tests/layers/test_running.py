@@ -1,12 +1,10 @@
 """When the running estimates move: batches that are not finite, windows of several batches, recomputation."""
 
-import inspect
 import math
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import steadynorm
@@ -211,43 +209,6 @@ def test_a_compiled_layer_keeps_its_windows_where_batches_are_skipped():
         compiled(x), eager(x)
         assert_statistics(layer, statistics(eager))
     torch._dynamo.reset()
-
-
-NORMS = [name for name in steadynorm.layers.__all__ if name[0].isupper() and name != "NormAddActivation"]
-
-
-@pytest.mark.parametrize("name", NORMS)
-def test_a_constructor_shows_all_its_arguments_in_torchs_order(name):
-    found = inspect.signature(getattr(steadynorm.layers, name)).parameters
-    theirs = nn.SyncBatchNorm if name == "SyncBatchNorm" else nn.BatchNorm2d
-    torchs_own = [each for each in inspect.signature(theirs).parameters if each != "bias"]
-    positional = [key for key, each in found.items() if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    assert positional == torchs_own
-    for key, each in inspect.signature(steadynorm.BatchNorm2d).parameters.items():
-        assert (found[key].kind, found[key].default, found[key].annotation) == (
-            each.kind,
-            each.default,
-            each.annotation,
-        )
-    assert not {each.kind for each in found.values()} & {
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.VAR_KEYWORD,
-    }
-
-
-@pytest.mark.parametrize("name", NORMS)
-def test_every_argument_reaches_the_layer(name):
-    more = {"ghost_batch_size": 2} if "Ghost" in name else {}
-    ours = {"activation": "silu", "nonfinite": "skip", "update_every": 4, "running": "self_tuned"}
-    layer = getattr(steadynorm.layers, name)(3, eps=0.5, momentum=0.25, bias=False, dtype=torch.float64, **ours, **more)
-    assert (layer.num_features, layer.eps, layer.momentum, layer.weight.dtype) == (3, 0.5, 0.25, torch.float64)
-    assert layer.bias is None and {key: getattr(layer, key) for key in ours} == ours
-    assert "activation='silu', nonfinite='skip', update_every=4, running='self_tuned'" in repr(layer)
-
-
-def test_the_repr_leaves_out_how_the_estimates_follow_where_that_is_as_in_torch():
-    assert repr(steadynorm.BatchNorm2d(3)).endswith(", activation=None)")
-    assert repr(steadynorm.BatchNorm2d(3, running="self_tuned")).endswith(", activation=None, running='self_tuned')")
 
 
 def test_a_batch_counts_once_under_selective_checkpointing():

@@ -1,29 +1,45 @@
-"""What the family's layers share: torch's constructor and forward."""
+"""What the layers share: torch's constructor and forward."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, Self
+from functools import update_wrapper
+from types import FunctionType
+from typing import Any, Never, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from steadynorm.functional import Activation, batch_norm, check_activation
 from steadynorm.layers.rebuilds import CheckedAffine
-from steadynorm.layers.running import Nonfinite, RunningEstimates
-from steadynorm.layers.scripting import check_scriptable, evaluate_scripted
+from steadynorm.layers.running import Nonfinite, RunningStatistics
 from steadynorm.layers.state import Running, normal_tensors
-from steadynorm.layers.transforms import check_is_tensor, check_statistics_take_part
+from steadynorm.layers.tracers import (
+    check_is_tensor,
+    check_scriptable,
+    check_statistics_take_part,
+    evaluate_scripted,
+)
 from steadynorm.ops.dispatch import is_recorded
 from steadynorm.rules import is_transformed
 
-__all__ = ["Shell"]
+__all__ = ["BatchNormBase", "Options"]
 
 _TORCH_HAS_BIAS = "bias" in inspect.signature(nn.BatchNorm2d.__init__).parameters  # since 2.13
 
 
-class Shell(RunningEstimates):
-    """A layer of the family; a subclass says how it trains.
+class Options(TypedDict, total=False):
+    """Keyword arguments of every layer beyond torch's positional ones, see :class:`steadynorm.BatchNorm2d`."""
+
+    bias: bool
+    activation: Activation | None
+    nonfinite: Nonfinite
+    update_every: int
+    running: Running
+
+
+class BatchNormBase(RunningStatistics):
+    """A layer; a subclass says how it trains, and may have options of its own.
 
     For the arguments see :class:`steadynorm.BatchNorm2d`.
     """
@@ -31,7 +47,14 @@ class Shell(RunningEstimates):
     affine = CheckedAffine()
     _can_be_scripted = True
     _is_frozen = False  # whether training is evaluation
+    _statistics_are = ""  # what a layer cannot do without running statistics
     __constants__ = [*nn.BatchNorm2d.__constants__, "activation", "_is_frozen"]  # noqa: RUF012 (torch reads a plain list)
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        """Let the constructors of this package show all arguments, and name the class in Python's errors."""
+        super().__init_subclass__(**arguments)
+        if cls.__module__.startswith("steadynorm."):  # a copied constructor would hide those of other bases
+            _name_constructor(cls)
 
     def __init__(
         self,
@@ -48,9 +71,15 @@ class Shell(RunningEstimates):
         nonfinite: Nonfinite = "propagate",
         update_every: int = 1,
         running: Running = "exponential",
+        **unknown: Never,
     ) -> None:
+        name = type(self).__name__
+        for key in unknown:
+            raise TypeError(f"{name}.__init__() got an unexpected keyword argument {key!r}")
         check_activation(activation)
-        self._check_following(type(self).__name__, nonfinite, update_every, running)
+        self._check_options(nonfinite, update_every, running)
+        if self._statistics_are and not track_running_stats:
+            raise ValueError(f"{name}: there must be {self._statistics_are}, got track_running_stats=False.")
         with_bias: dict[str, Any] = {"bias": bias} if _TORCH_HAS_BIAS else {}
         with normal_tensors():
             super().__init__(
@@ -62,10 +91,8 @@ class Shell(RunningEstimates):
             self.nonfinite = nonfinite
             self.update_every = update_every
             self.running = running
-            self._keep_statistics_wide({})
-            self._begin_window()
-            if self._self_tunes():
-                self._begin_bank()
+            self.widen_statistics_()
+            self.forget_batches_()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalize, add, activate.
@@ -147,3 +174,21 @@ class Shell(RunningEstimates):
         if statistics is None or stored is None or stored.dtype == statistics.dtype:
             return weight, bias
         return weight.to(statistics.dtype), None if bias is None else bias.to(statistics.dtype)
+
+
+def _name_constructor(cls: type[BatchNormBase]) -> None:
+    """Give a class a constructor under its own name, with the shared options among its arguments."""
+    init: Any = cls.__init__
+    if "__init__" not in vars(cls):
+        own: Any = FunctionType(init.__code__, init.__globals__, None, init.__defaults__, init.__closure__)
+        own.__kwdefaults__ = init.__kwdefaults__
+        init = update_wrapper(own, init)
+        init.__qualname__ = f"{cls.__qualname__}.__init__"
+        cls.__init__ = init  # type: ignore[method-assign]
+    shown = {name: each for name, each in inspect.signature(init).parameters.items() if each.kind is not _REST}
+    shared = {name: each for name, each in _SIGNATURE.parameters.items() if name in Options.__annotations__}
+    init.__signature__ = _SIGNATURE.replace(parameters=list((shown | shared).values()))
+
+
+_REST = inspect.Parameter.VAR_KEYWORD
+_SIGNATURE = inspect.signature(BatchNormBase.__init__)
