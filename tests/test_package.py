@@ -14,6 +14,7 @@ import steadynorm.layers
 import steadynorm.rules
 import steadynorm.statistics
 import steadynorm.surgery
+from steadynorm.layers.kinds import BATCH_NORMS
 
 OPTIONAL = (
     "altair",
@@ -40,9 +41,7 @@ def imported_by(statement: str) -> set[str]:
 
 
 def test_public_names_are_the_documented_ones():
-    families = ("BatchNorm", "BatchRenorm", "FrozenBatchNorm", "GatedBatchNorm", "GhostBatchNorm")
-    layers = [f"{name}{dimensions}d" for name in families for dimensions in (1, 2, 3)]
-    layers += ["MaskedBatchNorm1d", "SyncBatchNorm"]
+    layers = sorted(cls.__name__ for kind in BATCH_NORMS.values() if kind.ours for cls in kind.classes.values())
     assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend", "surgery", "warmup"]
 
 

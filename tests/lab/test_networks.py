@@ -76,7 +76,7 @@ def test_a_residual_block_adds_its_input_halved_and_widened_where_it_must() -> N
 
 
 def test_an_unknown_arm_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'batchnorm'.*batch_norm, none"):
+    with pytest.raises(UserError, match=r"'batchnorm'.*batch_norm, .*none"):
         build(arm="batchnorm")
 
 

@@ -8,20 +8,26 @@ import pytest
 from torch import nn
 
 from steadynorm import layers
+from steadynorm.layers.kinds import BATCH_NORMS
 from tests.support.layers import CHANNELS, make_native, randomize_
 
 __all__ = ["FOLLOWING", "MEMBERS", "build", "each_batch_norm_in_evaluation", "each_follower", "each_member", "torchs"]
 
-MEMBERS: dict[str, dict[str, Any]] = {
-    "BatchNorm": {},
-    "BatchRenorm": {"warmup_steps": 1, "ramp_steps": 2},
-    "FrozenBatchNorm": {"freeze_affine": False},
-    "GatedBatchNorm": {},
-    "GhostBatchNorm": {"ghost_batch_size": 2},
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "batch_renorm": {"warmup_steps": 1, "ramp_steps": 2},
+    "frozen_batch_norm": {"freeze_affine": False},
+    "ghost_batch_norm": {"ghost_batch_size": 2},
 }
+"""Arguments that let a small test see what a kind does."""
+_KINDS = {
+    kind.classes[1].__name__.removesuffix("1d"): kind
+    for kind in BATCH_NORMS.values()
+    if kind.ours and len(kind.classes) == 3
+}
+MEMBERS = {name: _EXAMPLES.get(kind.name, {}) for name, kind in _KINDS.items()}
 """Class name without its number of dimensions -> keyword arguments."""
-EVALUATING_AS_BATCH_NORM = [name for name in MEMBERS if name != "GatedBatchNorm"]
-FOLLOWING = [name for name in MEMBERS if name != "FrozenBatchNorm"]
+EVALUATING_AS_BATCH_NORM = [name for name, kind in _KINDS.items() if kind.evaluates_as_batch_norm]
+FOLLOWING = [name for name, kind in _KINDS.items() if not kind.is_frozen]
 
 each_batch_norm_in_evaluation = pytest.mark.parametrize("name", EVALUATING_AS_BATCH_NORM)
 each_member = pytest.mark.parametrize("name", MEMBERS)

@@ -9,8 +9,8 @@ from torch import nn
 import steadynorm
 from steadynorm import layers
 from steadynorm.layers import NormAddActivation
+from steadynorm.layers.kinds import BATCH_NORMS
 from steadynorm.surgery import convert_
-from steadynorm.surgery.kinds import BATCH_NORMS
 from tests.support.layers import drawn, make_native, randomize_
 from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, refusals, snapshot
 

@@ -59,6 +59,11 @@ class _GatedBatchNorm(BatchNormBase):
         self.confidence: nn.Parameter | None
         self._before = None
 
+    @property
+    def learn_confidence(self) -> bool:
+        """Whether the confidence is a parameter."""
+        return self.confidence is not None
+
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None
         stored = self._as_first_seen(self.running_mean, self.running_var, self.noise)
@@ -135,7 +140,7 @@ class _GatedBatchNorm(BatchNormBase):
     def extra_repr(self) -> str:
         """List torch's arguments, then ours."""
         return (
-            f"{super().extra_repr()}, gate={self.gate}, learn_confidence={self.confidence is not None}, "
+            f"{super().extra_repr()}, gate={self.gate}, learn_confidence={self.learn_confidence}, "
             f"small_batch_probability={self.small_batch_probability}"
         )
 

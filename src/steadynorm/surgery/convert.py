@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import nn
 
 from steadynorm.functional import Activation
+from steadynorm.layers.kinds import BATCH_NORMS, KINDS, Kind
 from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.layers.state import normal_tensors
 from steadynorm.surgery.adapters.known_form import known_form
@@ -18,9 +19,6 @@ from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.group_norm import Reference, build_group_norm, start_from_data
 from steadynorm.surgery.kinds import (
-    BATCH_NORMS,
-    KINDS,
-    Kind,
     adapter_of,
     evaluation_of,
     find_kind,
@@ -75,10 +73,9 @@ def convert_(
     Args:
         model: the root, not wrapped or compiled yet. torch's batch norms and ours are converted; subclasses that nobody
             knows are refused by name.
-        to: a layer's class, which stands for its whole family (1d, 2d, 3d), or its name: ``batch_norm``,
-            ``batch_renorm``, ``frozen_batch_norm``, ``gated_batch_norm``, ``ghost_batch_norm``, ``masked_batch_norm``,
-            ``sync_batch_norm``, ``torch_batch_norm``, ``torch_sync_batch_norm``, ``group_norm``, ``layer_norm`` (over
-            channels and positions of a sample: group norm with one group).
+        to: a layer's class, which stands for its whole family (1d, 2d, 3d), or its name in
+            :data:`steadynorm.layers.kinds.KINDS`: ``batch_norm``, ``ghost_batch_norm``, ``torch_batch_norm``, ... or
+            ``group_norm``, ``layer_norm`` (over channels and positions of a sample: group norm with one group).
         where: qualified name and module -> whether to convert it; None takes all.
         example: what the model is called with (a tensor; a tuple or mapping of its arguments), to run it where a
             synchronised layer does not tell its dimensions, or to see which layers are called with a residual.

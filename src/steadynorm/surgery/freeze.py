@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from steadynorm.layers.kinds import BATCH_NORMS
 from steadynorm.surgery.batches import Batch, Forward
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.convert import rebuild_
 from steadynorm.surgery.dimensions import Dimensions
-from steadynorm.surgery.kinds import BATCH_NORMS, kind_of, label
+from steadynorm.surgery.kinds import kind_of, label
 from steadynorm.surgery.rebuild import FLAGS, ORIGIN, Origin, freeze_affine_
 from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 

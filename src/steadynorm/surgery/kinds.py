@@ -7,7 +7,6 @@ may do more than that, and rebuilt as its parent it would lose its activation, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,17 +15,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from steadynorm import layers
 from steadynorm.layers.base import BatchNormBase
+from steadynorm.layers.kinds import BATCH_NORMS, KINDS, Kind
 from steadynorm.surgery.adapters.builtin import register_builtin
 from steadynorm.surgery.adapters.probe import disagreement
 from steadynorm.surgery.adapters.registry import Adapter, adapter_for
 
 __all__ = [
-    "BATCH_NORMS",
-    "KINDS",
     "Evaluation",
-    "Kind",
     "Norm",
     "adapter_of",
     "channels_of",
@@ -47,69 +43,9 @@ Norm = Any
 """A module that is known to have the attributes of a norm."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A family of layers: one class for each number of spatial dimensions, or one for all.
-
-    Args:
-        name: by which :func:`steadynorm.surgery.convert_` knows it.
-        classes: number of spatial dimensions (1, 2, 3) -> class; 0 for a class that takes any.
-        ours: whether its layers fuse residual and activation, and know the options of ours.
-        evaluates_as_batch_norm: whether its evaluation is batch norm's by the running estimates.
-        needs_statistics: whether it is nothing without running statistics.
-    """
-
-    name: str
-    classes: Mapping[int, type[nn.Module]]
-    ours: bool = True
-    evaluates_as_batch_norm: bool = True
-    needs_statistics: bool = False
-
-    def class_for(self, dimensions: int | None) -> type[nn.Module] | None:
-        """Give the class for so many spatial dimensions, None where there is none, or none is known."""
-        return self.classes.get(0) or self.classes.get(dimensions or -1)
-
-
-def _ours(prefix: str) -> dict[int, type[nn.Module]]:
-    return {dimensions: getattr(layers, f"{prefix}{dimensions}d") for dimensions in (1, 2, 3)}
-
-
-BATCH_NORMS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind(name="batch_norm", classes=_ours("BatchNorm")),
-        Kind(name="batch_renorm", classes=_ours("BatchRenorm"), needs_statistics=True),
-        Kind(name="frozen_batch_norm", classes=_ours("FrozenBatchNorm"), needs_statistics=True),
-        Kind(
-            name="gated_batch_norm",
-            classes=_ours("GatedBatchNorm"),
-            evaluates_as_batch_norm=False,
-            needs_statistics=True,
-        ),
-        Kind(name="ghost_batch_norm", classes=_ours("GhostBatchNorm")),
-        Kind(name="masked_batch_norm", classes={1: layers.MaskedBatchNorm1d}),
-        Kind(name="sync_batch_norm", classes={0: layers.SyncBatchNorm}),
-        Kind(
-            name="torch_batch_norm",
-            classes={1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
-            ours=False,
-        ),
-        Kind(name="torch_sync_batch_norm", classes={0: nn.SyncBatchNorm}, ours=False),
-    )
-}
-"""Every kind of batch norm, by name."""
-KINDS: dict[str, Kind] = BATCH_NORMS | {
-    kind.name: kind
-    for kind in (
-        Kind(name="group_norm", classes={0: nn.GroupNorm}, ours=False, evaluates_as_batch_norm=False),
-        Kind(name="layer_norm", classes={0: nn.LayerNorm}, ours=False, evaluates_as_batch_norm=False),
-    )
-}
-"""Every kind that a batch norm can become, by name."""
-
 _OF_CLASS = {cls: (kind, dimensions) for kind in KINDS.values() for dimensions, cls in kind.classes.items()}
 _FOREIGN = {
-    like: replace(BATCH_NORMS[name], classes={}, ours=False)
+    like: replace(BATCH_NORMS[name], classes={})
     for like, name in (
         ("batch_norm", "torch_batch_norm"),
         ("sync_batch_norm", "torch_sync_batch_norm"),

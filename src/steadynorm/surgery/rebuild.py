@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from steadynorm.functional import Activation
 from steadynorm.layers.base import BatchNormBase
+from steadynorm.layers.kinds import Kind
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, NormAddActivation
 from steadynorm.layers.state import normal_tensors
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.surgery.change import Journal
-from steadynorm.surgery.kinds import Kind, Norm, channels_of, eps_of, kind_of, listed_class, overridden
+from steadynorm.surgery.kinds import Norm, channels_of, eps_of, kind_of, listed_class, overridden
 
 __all__ = [
     "DIMENSIONS",
@@ -43,16 +45,6 @@ FLAGS = "_frozen_affine"
 """Attribute of a layer whose weight and bias are frozen: which of them required a gradient."""
 DIMENSIONS = "_spatial_dimensions"
 """Attribute of a synchronised layer: how many it had. A plain number, so that torch's own can be pickled without us."""
-_FOLLOWING = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "batch_renorm": {"r_max": 3.0, "d_max": 5.0, "warmup_steps": 5_000, "ramp_steps": 35_000},
-    "gated_batch_norm": {"gate": None, "small_batch_probability": 0.0},
-    "ghost_batch_norm": {"ghost_batch_size": None},
-    "masked_batch_norm": {"synchronized": False, "process_group": None},
-    "sync_batch_norm": {"process_group": None},
-    "torch_sync_batch_norm": {"process_group": None},
-}
-"""Keyword arguments of a kind that are attributes of its layers as well, with their defaults."""
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HOOKS = (
     "_backward_pre_hooks",
@@ -96,27 +88,19 @@ class Origin:
 
 def options_of(module: nn.Module) -> dict[str, Any]:
     """Give the keyword arguments beyond torch's with which a batch norm would be built as it is."""
-    kind = kind_of(module)[0]
-    names = {**(_FOLLOWING if kind.ours else {}), **_OPTIONS.get(kind.name, {})}
-    found = {name: getattr(module, name) for name in names}
-    if kind.name == "gated_batch_norm":
-        found["learn_confidence"] = module.confidence is not None
-    return found
+    return {name: getattr(module, name) for name in kind_of(module)[0].options() if hasattr(module, name)}
 
 
 def carried_options(module: nn.Module, kind: Kind) -> tuple[dict[str, Any], list[str]]:
     """Give those options that another kind takes as well, and a note for each set one that it does not."""
-    own, known = options_of(module), _OPTIONS.get(kind.name, {}) | (_FOLLOWING if kind.ours else {})
-    if kind is kind_of(module)[0]:
-        return own, []
-    defaults = _OPTIONS.get(kind_of(module)[0].name, {}) | _FOLLOWING
+    own, defaults, known = options_of(module), kind_of(module)[0].options(), kind.options()
     carried = {name: value for name, value in own.items() if name in known}
-    if kind.name == "frozen_batch_norm":  # remembers what it was, see Origin
+    if kind.is_frozen:  # remembers what it was, see Origin
         return carried, []
     lost = [
         f"{name}={value!r} is not known there"
         for name, value in own.items()
-        if name not in carried and value is not None and value != defaults.get(name, True)
+        if name not in known and value is not None and value != defaults[name]
     ]
     return carried, lost
 
@@ -280,10 +264,10 @@ def _narrow_statistics(new: nn.Module) -> list[str]:
 @functools.cache
 def _names(cls: Any) -> frozenset[str]:  # noqa: ANN401 (any batch norm's class)
     """Give what a layer of a class has from its constructor; anything else has been put there by somebody."""
-    needed: dict[str, Any] = {"ghost_batch_size": 1} if "Ghost" in cls.__name__ else {}
-    made: list[Any] = [cls(1, **needed)]
+    needed = {name: 1 for name, each in inspect.signature(cls).parameters.items() if each.default is each.empty}
+    made: list[Any] = [cls(**needed)]
     if issubclass(cls, BatchNormBase):
-        made.append(cls(1, running="self_tuned", **needed))
+        made.append(cls(running="self_tuned", **needed))
     return frozenset(name for each in made for name in (*vars(each), *each._parameters, *each._buffers)) | {
         ORIGIN,
         DIMENSIONS,

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from steadynorm import layers
-from steadynorm.surgery.adapters.registry import Like
-from steadynorm.surgery.kinds import adapter_of
+from steadynorm.layers.kinds import BATCH_NORMS
+from steadynorm.surgery.kinds import adapter_of, kind_of
 from steadynorm.surgery.rebuild import fresh_like, move_attributes, share_hooks
 
 __all__ = ["known_form"]
 
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_CLASSES: dict[Like, tuple[type[nn.Module], ...]] = {
-    "batch_norm": (nn.BatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
-    "sync_batch_norm": (nn.SyncBatchNorm,) * 4,
-    "frozen_batch_norm": (
-        layers.FrozenBatchNorm2d,
-        layers.FrozenBatchNorm1d,
-        layers.FrozenBatchNorm2d,
-        layers.FrozenBatchNorm3d,
-    ),
-}
-"""By the number of spatial dimensions; the class stands for the state only, and never runs."""
 _OF_MODULES = frozenset(vars(nn.Module()))
 _OF_ADAPTERS = frozenset(("act_name", "act_param", "activation", "activation_param"))
 
@@ -41,7 +29,10 @@ def known_form(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Module]]:
     adapter = adapter_of(module)
     if adapter is None:
         return module, {}
-    new = fresh_like(module, _CLASSES[adapter.like][adapter.dimensions])
+    # The class stands for the state only, and never runs.
+    cls = BATCH_NORMS[kind_of(module)[0].name].class_for(adapter.dimensions or 2)
+    assert cls is not None
+    new = fresh_like(module, cls)
     _share_state(module, new)
     if adapter.like != "frozen_batch_norm":
         new.track_running_stats = getattr(module, "track_running_stats", new.track_running_stats)

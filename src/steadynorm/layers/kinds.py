@@ -1,0 +1,176 @@
+"""The kinds of norm: for each its classes, how it trains and evaluates, and what it needs.
+
+To add a norm, add its entry here. Conversion, the arms of ``steadynorm compare``, the table in ``docs/family.md`` and
+the tests of the family all read this list.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from steadynorm.layers.base import BatchNormBase
+from steadynorm.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from steadynorm.layers.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from steadynorm.layers.frozen_batch_norm import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
+from steadynorm.layers.gated_batch_norm import GatedBatchNorm1d, GatedBatchNorm2d, GatedBatchNorm3d
+from steadynorm.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from steadynorm.layers.masked_batch_norm import MaskedBatchNorm1d
+from steadynorm.layers.sync_batch_norm import SyncBatchNorm
+
+__all__ = ["BATCH_NORMS", "KINDS", "Kind"]
+
+
+def _no_options(batches: int) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A family of layers: one class for each number of spatial dimensions, or one for all.
+
+    Args:
+        name: by which :func:`steadynorm.surgery.convert_` and the arms of experiments know it.
+        classes: number of spatial dimensions (1, 2, 3) -> class; 0 for a class that takes any.
+        training: what it normalizes by in training.
+        evaluation: what it normalizes by in evaluation.
+        purpose: what it is for.
+        evaluates_as_batch_norm: whether its evaluation is batch norm's by the running estimates.
+        trains_by_running: whether training reads the running estimates, which must then be those of the batch before.
+        arm: number of batches in a training -> options with which experiments build it.
+    """
+
+    name: str
+    classes: Mapping[int, type[nn.Module]]
+    training: str
+    evaluation: str = "as batch norm"
+    purpose: str = ""
+    evaluates_as_batch_norm: bool = True
+    trains_by_running: bool = False
+    arm: Callable[[int], Mapping[str, Any]] = _no_options
+
+    @property
+    def ours(self) -> bool:
+        """Whether its layers fuse residual and activation, and know the options of ours."""
+        return any(issubclass(cls, BatchNormBase) for cls in self.classes.values())
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it is nothing without running statistics."""
+        return any(getattr(cls, "_statistics_are", "") for cls in self.classes.values())
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no batch moves its running estimates."""
+        return any(getattr(cls, "_is_frozen", False) for cls in self.classes.values())
+
+    def class_for(self, dimensions: int | None) -> type[nn.Module] | None:
+        """Give the class for so many spatial dimensions, None where there is none, or none is known."""
+        return self.classes.get(0) or self.classes.get(dimensions or -1)
+
+    def options(self) -> dict[str, Any]:
+        """Give the arguments of its classes that torch's batch norm does not have, with their defaults.
+
+        None stands for one that must be given. Bias and activation are not among them.
+        """
+        return {
+            name: None if each.default is each.empty else each.default
+            for cls in self.classes.values()
+            for name, each in inspect.signature(cls).parameters.items()
+            if name not in _TORCHS
+        }
+
+
+_TORCHS = {*inspect.signature(nn.BatchNorm2d).parameters, "bias", "activation"}
+
+
+BATCH_NORMS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="batch_norm",
+            classes={1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d},
+            training="the batch's moments",
+            evaluation="the running estimates",
+            purpose="batches of 16 and more that look alike",
+        ),
+        Kind(
+            name="batch_renorm",
+            classes={1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d},
+            training="the batch's moments, corrected towards the running ones within bounds",
+            purpose="small batches; samples that depend on each other",
+            trains_by_running=True,
+            # Batch norm for a sixteenth of the training, with the last bounds from the middle on.
+            arm=lambda batches: {"warmup_steps": batches // 16, "ramp_steps": batches * 7 // 16},
+        ),
+        Kind(
+            name="gated_batch_norm",
+            classes={1: GatedBatchNorm1d, 2: GatedBatchNorm2d, 3: GatedBatchNorm3d},
+            training="between running and batch moments, as far as the batch is believed",
+            evaluation="the same",
+            purpose="batches of any size, one sample included; shifted data",
+            evaluates_as_batch_norm=False,
+            trains_by_running=True,
+        ),
+        Kind(
+            name="ghost_batch_norm",
+            classes={1: GhostBatchNorm1d, 2: GhostBatchNorm2d, 3: GhostBatchNorm3d},
+            training="moments of chunks of the batch",
+            purpose="large batches that should train as small ones do",
+            arm=lambda batches: {"ghost_batch_size": 32},
+        ),
+        Kind(
+            name="sync_batch_norm",
+            classes={0: SyncBatchNorm},
+            training="the moments of all ranks' batches",
+            purpose="several workers with few samples each",
+        ),
+        Kind(
+            name="masked_batch_norm",
+            classes={1: MaskedBatchNorm1d},
+            training="the moments of what is not padding",
+            evaluation="as batch norm, padding left as it is",
+            purpose="sequences of unequal length",
+        ),
+        Kind(
+            name="frozen_batch_norm",
+            classes={1: FrozenBatchNorm1d, 2: FrozenBatchNorm2d, 3: FrozenBatchNorm3d},
+            training="the stored statistics",
+            purpose="fine-tuning; batches too small to tell anything",
+            trains_by_running=True,
+            arm=lambda batches: {"freeze_affine": False},
+        ),
+        Kind(
+            name="torch_batch_norm",
+            classes={1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
+            training="the batch's moments",
+        ),
+        Kind(
+            name="torch_sync_batch_norm",
+            classes={0: nn.SyncBatchNorm},
+            training="the moments of all ranks' batches",
+        ),
+    )
+}
+"""Every kind of batch norm, by name."""
+KINDS: dict[str, Kind] = BATCH_NORMS | {
+    "group_norm": Kind(
+        name="group_norm",
+        classes={0: nn.GroupNorm},
+        training="moments of a sample's group of channels",
+        evaluation="the same",
+        evaluates_as_batch_norm=False,
+    ),
+    "layer_norm": Kind(
+        name="layer_norm",
+        classes={0: nn.LayerNorm},
+        training="moments of a sample",
+        evaluation="the same",
+        evaluates_as_batch_norm=False,
+    ),
+}
+"""Every kind that a batch norm can become, by name."""
