@@ -14,36 +14,26 @@ from numba import njit
 
 from steadynorm.ops import _lanes, _numba, _numba_kernels, _numba_lines, _numba_threads, _numba_types, reference
 from tests.support import oracle
-from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, Case, make_inputs
+from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, Case, each_compiled, make_inputs
 from tests.support.kernels import assert_kernels_are_as_accurate_as_torchs, gradients_by_kernels
 
 SUPPORTED = [case for case in (*CASES, *LONG_CASES) if _numba.obstacle(make_inputs(case).x) is None]
-each_supported_case = pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.id)
 
 
 def test_all_of_the_case_table_but_float64_is_supported():
     assert {case.id for case in CASES} - {case.id for case in SUPPORTED} == {"float64"}
 
 
-@each_supported_case
-@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
-def test_relu_is_as_accurate_as_torchs(case, with_residual):
+@each_compiled
+def test_all_is_as_accurate_as_torchs(case, activation, with_residual):
     inputs = make_inputs(case)
-    residual = inputs.residual if with_residual else None
-    assert_kernels_are_as_accurate_as_torchs(_numba, inputs, residual, "relu")
-
-
-# Each dtype in each layout, once: compiling takes seconds.
-@pytest.mark.parametrize("activation", [None, "leaky_relu", "silu"])
-@pytest.mark.parametrize("case", LONG_CASES[:6], ids=lambda case: case.id)
-def test_every_activation_is_as_accurate_as_torchs(case, activation):
-    inputs = make_inputs(case)
-    assert_kernels_are_as_accurate_as_torchs(_numba, inputs, inputs.residual, activation)
+    assert_kernels_are_as_accurate_as_torchs(_numba, inputs, inputs.residual if with_residual else None, activation)
 
 
 @pytest.mark.parametrize("case", FAULTY_CASES, ids=lambda case: case.id)
 def test_a_value_that_is_no_number_spoils_its_own_channel_only(case):
-    results = gradients_by_kernels(_numba, make_inputs(case), None, "relu")
+    inputs = make_inputs(case)
+    results = gradients_by_kernels(_numba, inputs, inputs.residual, "relu")
     finite = results["dx"].isfinite().transpose(0, 1).flatten(1)
     assert finite[0].all() and finite[2].all()
     assert not finite[1].any()
@@ -289,6 +279,7 @@ if __name__ == "__main__":
     assert result.stdout == "0\n", result.stderr
 
 
+@pytest.mark.slow
 def test_a_later_process_compiles_nothing_and_the_first_one_says_so_once(tmp_path):
     code = """
 import logging
@@ -302,6 +293,7 @@ print(sum(len(f.stats.cache_misses) for f in (kernels.normalize, kernels.normali
     assert first[0].startswith("compiling the CPU kernels for this machine")
 
 
+@pytest.mark.slow
 def test_no_place_to_keep_compiled_code_is_no_error():
     locked = "import numba.core.caching as c; c.CacheImpl._locator_classes = []\n"
     result = subprocess.run(

@@ -13,7 +13,7 @@ from steadynorm.ops.reference import ACTIVATIONS
 from steadynorm.rules import BatchNormRule, normalize_in_one_call, takes_one_call
 from steadynorm.rules.one_call import _OneCall
 from tests.support import oracle
-from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, make_inputs
+from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, each_compiled, make_inputs, reads_residual
 from tests.support.kernels import assert_as_accurate_as_torchs
 
 SUPPORTED = [case for case in (*CASES, *LONG_CASES) if _numba.obstacle(make_inputs(case).x) is None]
@@ -43,13 +43,14 @@ def gradients_of(y, inputs, dy, **options):
     return dict(zip(named, torch.autograd.grad(y, list(named.values()), dy, **options), strict=True))
 
 
-def assert_accurate(case, with_residual, activation):
+@each_compiled
+def test_all_is_as_accurate_as_torchs(case, activation, with_residual):
     inputs = make_inputs(case)
     given = {"x": inputs.x, "weight": inputs.weight, "bias": inputs.bias}
     given |= {"residual": inputs.residual} if with_residual else {}
     given = {name: tensor.clone().requires_grad_() for name, tensor in given.items()}
     given["x"] = inputs.x.requires_grad_()  # a clone would not lie as it does
-    y = call(**given, activation=activation)
+    y = call(**given, activation=activation, running=estimates(case) if activation == "relu" else (None, None))
     gradients = {f"d{name}": gradient for name, gradient in gradients_of(y, given, inputs.dy).items()}
     inputs.x.requires_grad_(False)
     residual = inputs.residual if with_residual else None
@@ -57,27 +58,24 @@ def assert_accurate(case, with_residual, activation):
     assert (y.shape, y.dtype) == (inputs.x.shape, inputs.x.dtype)
 
 
-@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.id)
-@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
-def test_relu_is_as_accurate_as_torchs(case, with_residual):
-    assert_accurate(case, with_residual, "relu")
+def estimates(case):
+    return torch.linspace(-1, 1, case.shape[1]), torch.linspace(0.5, 2, case.shape[1])
 
 
-# Each dtype in each layout, once: compiling takes seconds.
-@pytest.mark.parametrize("activation", [None, "leaky_relu", "silu"])
-@pytest.mark.parametrize("case", LONG_CASES[:6], ids=lambda case: case.id)
-def test_every_activation_is_as_accurate_as_torchs(case, activation):
-    assert_accurate(case, True, activation)
+def given_with_relu(case):
+    """What the kernels above were compiled for."""
+    inputs = make_inputs(case)
+    residual = inputs.residual if reads_residual(case)[-1] else None
+    return {"weight": inputs.weight, "bias": inputs.bias, "residual": residual, "activation": "relu"}
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.id)
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0])
 def test_running_estimates_are_as_accurate_as_torchs(case, momentum):
     x = make_inputs(case).x
-    start = torch.linspace(-1, 1, x.shape[1]), torch.linspace(0.5, 2, x.shape[1])
-    ours, native = ([tensor.clone() for tensor in start] for _ in range(2))
+    start, ours, native = (estimates(case) for _ in range(3))
     by_torch(x, running=native, momentum=momentum)
-    call(x, running=ours, momentum=momentum)
+    call(x, **given_with_relu(case), running=ours, momentum=momentum)
     batch = oracle.batch_norm(x)
     for before, now, now_native, new in zip(start, ours, native, (batch.mean, batch.var_unbiased), strict=True):
         expected = (1 - momentum) * oracle.to_numpy(before) + momentum * new
@@ -91,7 +89,7 @@ def test_a_value_that_is_no_number_comes_out_as_torchs(case):
     for function in (call, by_torch):
         running = torch.zeros(3), torch.ones(3)
         leaf = x.clone().requires_grad_()
-        y = function(leaf, activation="relu", running=running)
+        y = function(leaf, **given_with_relu(case), running=running)
         found.append((y.detach(), *torch.autograd.grad(y, leaf, dy), *running))
     for ours, native in zip(*found, strict=True):
         assert torch.equal(ours.isnan(), native.isnan())

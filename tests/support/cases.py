@@ -13,14 +13,17 @@ from tests.support import oracle
 
 __all__ = [
     "CASES",
+    "COMPILED",
     "FAULTY_CASES",
     "KINK_MARGIN",
     "LONG_CASES",
     "Case",
     "Inputs",
     "each_case",
+    "each_compiled",
     "each_faulty_case",
     "make_inputs",
+    "reads_residual",
 ]
 
 Layout = Literal["contiguous", "channels_last", "transposed", "sliced", "expanded"]
@@ -94,6 +97,38 @@ LONG_CASES = (
     Case(id="wide-rows-bfloat16", shape=(7, 261, 31, 5), layout="channels_last", dtype=torch.bfloat16),
 )
 
+
+def reads_residual(case: Case) -> tuple[bool, ...]:
+    """Say with which residuals a case is tested by relu: with and without, or one of them in half precision."""
+    if case.dtype == torch.float32:
+        return (False, True)
+    return ((case.dtype == torch.bfloat16) != (case.layout == "channels_last"),)
+
+
+_LONG = {case.id.removeprefix("long-"): case for case in LONG_CASES}
+COMPILED: tuple[tuple[Case, str | None, bool], ...] = (
+    *((case, "relu", residual) for case in (*CASES, *LONG_CASES) for residual in reads_residual(case)),
+    (_LONG["planes"], None, True),
+    (_LONG["planes"], "leaky_relu", False),
+    (_LONG["planes"], "silu", True),
+    (_LONG["rows"], None, False),
+    (_LONG["rows"], "leaky_relu", True),
+    (_LONG["rows"], "silu", False),
+    (_LONG["planes-bfloat16"], "leaky_relu", False),
+    (_LONG["rows-bfloat16"], None, True),
+    (_LONG["rows-bfloat16"], "silu", True),
+    (_LONG["planes-float16"], None, True),
+    (_LONG["planes-float16"], "silu", False),
+    (_LONG["rows-float16"], "leaky_relu", True),
+)
+"""Case, activation, whether there is a residual: what kernels are tested on that are compiled for each of them.
+
+Every two values of dtype, layout, activation and residual meet (a test counts them). That suffices: a kernel is put
+together of reading a dtype, walking a layout, an activation in float32, and a residual or none, each written once. All
+four together would be half as many kernels again, and those of half precision compile for half a minute; without relu
+they are slow tests.
+"""
+
 FAULTY_CASES = tuple(
     Case(id=f"{name}-{dtype}".replace("torch.", ""), shape=(4, 3, 5), fault=fault, dtype=dtype)
     for name, fault in (("nan", float("nan")), ("inf", float("inf")), ("minus-inf", -float("inf")))
@@ -101,6 +136,18 @@ FAULTY_CASES = tuple(
 )
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+each_compiled = pytest.mark.parametrize(
+    ("case", "activation", "with_residual"),
+    [
+        pytest.param(
+            *one,
+            id=f"{one[0].id}-{one[1]}-{'residual' if one[2] else 'plain'}",
+            marks=pytest.mark.slow if one[0].dtype != torch.float32 and one[1] != "relu" else (),
+        )
+        for one in COMPILED
+        if one[0].dtype != torch.float64  # which no compiled kernel takes
+    ],
+)
 each_faulty_case = pytest.mark.parametrize("case", FAULTY_CASES, ids=lambda case: case.id)
 
 
