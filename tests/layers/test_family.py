@@ -147,8 +147,11 @@ def test_a_saved_state_can_be_loaded_as_tensors_alone(name):
 @each_member
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"update_every": 2, "nonfinite": "skip"}, {"running": "self_tuned"}],
-    ids=["plain", "window", "self-tuned"],
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"update_every": 2, "nonfinite": "skip"}, id="window", marks=pytest.mark.slow),
+        pytest.param({"running": "self_tuned"}, id="self-tuned", marks=pytest.mark.slow),
+    ],
 )
 def test_a_layer_compiles_in_one_graph_into_the_same_numbers(name, arguments):
     layer = build(name, activation="silu", **arguments)
@@ -167,6 +170,7 @@ def test_a_layer_compiles_in_one_graph_into_the_same_numbers(name, arguments):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @each_member
 @pytest.mark.parametrize("how", ["no_grad", "nothing requires a gradient"])
 def test_a_layer_compiles_in_one_graph_where_no_gradient_is_wanted(name, how):

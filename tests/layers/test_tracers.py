@@ -60,6 +60,7 @@ def test_an_export_leaves_the_batch_size_free(name, training):
         torch.testing.assert_close(exported.get_buffer(buffer), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_two_gated_layers_compile_with_dynamic_shapes():
     model = nn.Sequential(build("GatedBatchNorm"), build("GatedBatchNorm"))

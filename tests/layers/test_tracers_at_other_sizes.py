@@ -79,9 +79,16 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 # One value per channel, which plain batch norm cannot normalize, is not among them.
 SIZES = ((9, 4, 5), (1, 2, 3), (2, 2, 3), (5, 2, 7), (3, 3, 3), (7, 6, 2), (33, 2, 3), (6, 2, 3))
 OTHER_EVALUATIONS = ("without statistics", "gated", "gated, fused", "ghost", "masked", "lengths")
+AT_ONCE = [(kind, True) for kind in ("fused", "self-tuned", "renorm", "gated", "ghost", "masked")] + [("gated", False)]
+"""One of each class; the others are slow."""
 LIKE_OTHERS = ("gated by a number", "gated, self-tuned", "ghost, self-tuned", "masked, self-tuned")
-EXPORTED = [(kind, True) for kind in KINDS if kind not in LIKE_OTHERS] + [(kind, False) for kind in OTHER_EVALUATIONS]
-"""What is exported here: that takes a second each."""
+EXPORTED = [
+    pytest.param(kind, training, marks=() if (kind, training) in AT_ONCE else pytest.mark.slow)
+    for training in (True, False)
+    for kind in KINDS
+    if (kind not in LIKE_OTHERS if training else kind in OTHER_EVALUATIONS)
+]
+"""What is exported here: that takes seconds each."""
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_mode = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 
@@ -163,10 +170,7 @@ def test_an_export_holds_for_every_size(kind, training):
     assert_does_as(eager, module, batches(kind), module)
 
 
-@pytest.mark.parametrize(
-    ("kind", "training"),
-    [(kind, True) for kind in ("fused", "self-tuned", "renorm", "gated", "ghost", "masked")] + [("gated", False)],
-)
+@pytest.mark.parametrize(("kind", "training"), AT_ONCE)
 def test_an_export_holds_no_operation_of_our_own(kind, training):
     exported = torch.export.export(make(kind, training), (example(kind),), strict=False)
     graphs = [module for module in exported.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
@@ -177,6 +181,7 @@ def test_an_export_holds_no_operation_of_our_own(kind, training):
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 does not tell a strict export from a compiler")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fused", "self-tuned", "renorm", "gated", "ghost", "masked"])
 def test_a_strict_export_trains_at_every_size(kind):
     layer, x = make(kind, True), example(kind)
@@ -209,6 +214,7 @@ def test_a_trace_made_of_a_large_batch_holds_for_small_ones():
     assert_does_as(eager, traced, [x.float() for x in batches("plain")], traced, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gated, small batches", "ghost", "self-tuned", "renorm", "masked"])
 def test_two_layers_in_a_row_compile_with_dynamic_shapes(kind):
     # What comes from a norm has the same moments in every batch, which tells self-tuned statistics nothing.
@@ -230,6 +236,7 @@ def test_one_compiled_graph_serves_every_batch_size(kind):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["without statistics", "gated, fused", "gated, self-tuned", "ghost", "lengths"])
 def test_onnx_evaluates_at_every_batch_size(kind):
     pytest.importorskip("onnxscript")

@@ -150,6 +150,7 @@ def real(tmp_path_factory):
         return _load(REAL)
 
 
+@pytest.mark.slow
 def test_the_real_data_set_has_its_published_sizes(real):
     assert real.train.pixels.shape == (50_000, 3, 32, 32)
     assert real.validation.pixels.shape == (10_000, 3, 32, 32)
@@ -160,6 +161,7 @@ def test_the_real_data_set_is_balanced(real):
     assert real.validation.labels.bincount().tolist() == [1_000] * 10
 
 
+@pytest.mark.slow
 def test_the_real_data_set_has_its_published_channel_means(real):
     means = [real.train.pixels[:, channel].double().mean().item() / 255 for channel in range(3)]
     assert means == pytest.approx([0.491, 0.482, 0.447], abs=0.001)

@@ -185,6 +185,7 @@ def test_a_resume_skips_measured_cells_and_gives_the_same_numbers(tmp_path: Path
     assert measured(again) == measured(undisturbed)
 
 
+@pytest.mark.slow
 def test_an_experiment_killed_at_any_moment_resumes_to_the_same_tables(tmp_path: Path, undisturbed: Record) -> None:
     """Killed by SIGKILL twice, in the first or the second cell that each process goes through."""
     place, moments = tmp_path / "a", random.Random(0)

@@ -69,6 +69,7 @@ def test_an_interrupted_comparison_resumes_to_the_same_numbers(tmp_path: Path, u
     assert same(run(CompareConfig(resume=place)), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_comparison_killed_at_any_moment_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
     """Killed by SIGKILL three times, at random moments of the two of eight epochs that each process goes through."""
     place, moments = tmp_path / "a", random.Random(0)

@@ -71,6 +71,7 @@ def tables(record: Record) -> dict[str, Any]:
     return summary_json(untimed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_a_killed_experiment_resumes_to_the_tables_of_an_undisturbed_one(name: str, tmp_path: Path) -> None:
     undisturbed = read_record(run(name, Recorder(), out=tmp_path / "undisturbed"))

@@ -31,6 +31,7 @@ from steadynorm.reporting.records import Record, RunRecord, RunSpec, read_record
 from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # a cluster starts in seconds
 
 SWEEP = SweepConfig(
     lr=(0.05, 1e12),

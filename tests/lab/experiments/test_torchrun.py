@@ -27,6 +27,7 @@ from steadynorm.reporting.records import Epoch, Record, RunRecord, read_record
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
 from tests.support.ranks import on_ranks
 
+pytestmark = pytest.mark.slow  # workers start in seconds
 SYNCHRONISED = replace(TINY, arms=("sync_batch_norm",), epochs=3, milestones=(2,), accumulate=2, augment="crop-flip")
 PER_WORKER = replace(TINY, arms=("batch_norm",), epochs=4, batch_size=64)
 CELLS = LandscapeConfig(
