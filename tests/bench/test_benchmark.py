@@ -12,6 +12,7 @@ from steadynorm.bench.record import Record, read_record
 from steadynorm.bench.step import StepFlags
 from steadynorm.lab import machine
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.report import Table
 from tests.support.bench import Lines
 
 
@@ -44,7 +45,7 @@ def squares(stop_at: int | None = None) -> Benchmark[SquaresFlags, int]:
         measure=measure,
         lines=lambda row: [f"square {row['square']}", "and a second line"],
         summarize=lambda rows, head: {"sum": sum(row["square"] for row in rows)},
-        table=lambda record: ("", (), {}),
+        table=lambda record: ("", Table(columns=(), rows=())),
     )
 
 

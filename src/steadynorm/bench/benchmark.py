@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -14,8 +14,9 @@ from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record, begin_record, flag, write_record
 from steadynorm.lab.machine import choose_device, choose_threads
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.report import Table
 
-__all__ = ["Benchmark", "Contents", "Flags", "check_config"]
+__all__ = ["Benchmark", "Flags", "check_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,6 @@ class Flags:
     json: bool = False
     """Print the record as JSON on standard output."""
 
-
-Contents = tuple[str, Iterable[Any], Mapping[str, Callable[[Any], str]]]
-"""What a table shows, an item for each row, and head -> what the column shows of an item."""
 
 FlagsT = TypeVar("FlagsT", bound=Flags)
 CaseT = TypeVar("CaseT")
@@ -70,8 +68,8 @@ class Benchmark(Generic[FlagsT, CaseT]):
     """Shows the record's summary, after the last row."""
     disagreeing: Callable[[Record], Sequence[str]] = lambda record: ()
     """Names the cases whose results disagree."""
-    table: Callable[[Record], Contents]
-    """Gives what :func:`steadynorm.bench.table.markdown` makes a page's table of."""
+    table: Callable[[Record], tuple[str, Table]]
+    """Gives what a page shows of a record: a few words on it, and a table."""
 
     def run(self, config: FlagsT, display: Display) -> Record:
         """Measure every case.

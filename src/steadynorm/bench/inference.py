@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from steadynorm.bench.benchmark import Benchmark, Contents
+from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.display import Display
 from steadynorm.bench.providers import build_network, draw_images, inference
 from steadynorm.bench.record import Record
@@ -23,6 +23,7 @@ from steadynorm.bench.table import show
 from steadynorm.bench.timing import make_step_clock, quantiles, time_providers
 from steadynorm.lab.machine import choose_precision
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.report import Table
 from steadynorm.surgery import fold_
 
 __all__ = ["BENCHMARK"]
@@ -73,14 +74,14 @@ def _lines(row: Record) -> list[str]:
     return lines
 
 
-def _table(record: Record) -> Contents:
+def _table(record: Record) -> tuple[str, Table]:
     columns = {"one forward of": show("network")}
     columns |= {f"{name}, ms": show(f"ms.{name}.median", ".2f") for name in (*record["config"]["norms"], FOLDED)}
     columns["speed of folded, unfolded = 1"] = show("speedup", ".2f")
     columns["largest error"] = show("largest_relative_error", ".1e")
     what = f"Evaluation, {record['config']['batch']} images, {record['precision']}, channels-last"
     folded = record["networks"][0]["folded_from"] if record["networks"] else ""
-    return f"{what}; {folded} folded", record["networks"], columns
+    return f"{what}; {folded} folded", Table.of(record["networks"], columns)
 
 
 @torch.no_grad()

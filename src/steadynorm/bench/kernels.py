@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from steadynorm.bench.agreement import check_agreement
-from steadynorm.bench.benchmark import Benchmark, Contents
+from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.cases import COPIES, Case, GridFlags, Op, make_grid
 from steadynorm.bench.display import Display
 from steadynorm.bench.memory import peak_bytes, saved_bytes
@@ -29,6 +29,7 @@ from steadynorm.bench.summary import summarize, summary_lines
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Sample, cache_bytes, make_clock, quantiles, time_providers
 from steadynorm.ops.dispatch import explain_backend
+from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "KernelsFlags"]
 
@@ -122,7 +123,7 @@ def _lines(row: Record) -> list[str]:
     ]
 
 
-def _table(record: Record) -> Contents:
+def _table(record: Record) -> tuple[str, Table]:
     summary = record["summary"]
     parts = sorted(summary["parts"] + summary["whole"], key=lambda part: str(part["op"]))
     big = f"{parts[0]['big_mb']} MB" if parts else ""
@@ -138,7 +139,7 @@ def _table(record: Record) -> Contents:
     }
     if all(part["ratio_to_compile"] is None for part in parts):
         del columns["torch.compile = 1"]
-    return "Geometric means over the grid", parts, columns
+    return "Geometric means over the grid", Table.of(parts, columns)
 
 
 def ratios(op: Op, sides: Record) -> Record:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from steadynorm.bench.agreement import difference_to_float64
-from steadynorm.bench.benchmark import Benchmark, Contents
+from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.cases import BIG_MB, Case, GridFlags, make_grid
 from steadynorm.bench.display import Display
 from steadynorm.bench.providers import forward_backward, make_inputs, prepared
@@ -27,6 +27,7 @@ from steadynorm.bench.record import Record
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import cache_bytes, make_clock, quantiles, time_providers
 from steadynorm.layers import BatchNorm2d, BatchRenorm2d, FrozenBatchNorm2d, GatedBatchNorm2d, GhostBatchNorm2d
+from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "LayersFlags"]
 
@@ -132,7 +133,7 @@ def _closing(record: Record) -> list[str]:
     return lines + [f"disagrees with float64, no speed: {label}" for label in record["disagreeing"]]
 
 
-def _table(record: Record) -> Contents:
+def _table(record: Record) -> tuple[str, Table]:
     config = record["config"]
     what = f"Norm and ReLU, forward and backward, inputs from {config['min_mb']:g} to {config['max_mb']:g} MB"
     columns = {
@@ -142,7 +143,7 @@ def _table(record: Record) -> Contents:
         "most": show("most", ".2f"),
         "at": show("most_at"),
     }
-    return what, [{"layer": name} | one for name, one in record["summary"].items()], columns
+    return what, Table.of([{"layer": name} | one for name, one in record["summary"].items()], columns)
 
 
 def _summary(name: str, rows: Sequence[Record], device: str) -> Record:

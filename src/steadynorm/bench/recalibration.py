@@ -21,12 +21,13 @@ import tyro
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from steadynorm.bench.benchmark import Benchmark, Contents, Flags
+from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record
 from steadynorm.lab.data import Dataset, Images, load_dataset
 from steadynorm.lab.data.batches import evaluation_batches
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.report import Table
 from steadynorm.surgery import recalibrate_
 from steadynorm.surgery.sites import batch_norms_of
 
@@ -102,7 +103,7 @@ def _measure(case: _Case, config: RecalibrationConfig, head: Record) -> Record:
     return row
 
 
-def _table(record: Record) -> Contents:
+def _table(record: Record) -> tuple[str, Table]:
     columns: dict[str, Callable[[Record], str]] = {
         "training images": lambda row: str(row["images"]),
         "recalibrate_, accuracy": lambda row: _range(row["ours"]),
@@ -112,7 +113,7 @@ def _table(record: Record) -> Contents:
     }
     before = f"Original {record['original']:.2f} %, statistics wiped {record['wiped']:.2f} %"
     what = f"{before}; mean of {record['config']['draws']} draws, lowest to highest"
-    return what, record["rows"], columns
+    return what, Table.of(record["rows"], columns)
 
 
 def recalibration_lines(record: Record) -> list[str]:

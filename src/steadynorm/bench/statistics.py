@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steadynorm.bench.benchmark import Benchmark, Contents, Flags
+from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record
 from steadynorm.lab.machine import choose_precision
 from steadynorm.lab.networks import build_network
 from steadynorm.ops.dispatch import moments
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.report import Table
 from steadynorm.statistics import Moments, SelfTuned, follow_
 
 __all__ = ["BENCHMARK", "LayerErrors", "StatisticsConfig", "errors", "follow", "statistics_lines"]
@@ -105,7 +106,7 @@ def _summarize(rows: Sequence[Record], head: Record) -> Record:
     return {"self_tuned": {"average": average, "worst": worst, "limit": AT_MOST, "met": max(worst) <= AT_MOST}}
 
 
-def _table(record: Record) -> Contents:
+def _table(record: Record) -> tuple[str, Table]:
     config = record["config"]
     run = f"batch {config['batch']}, rate {config['lr']:g}, {config['steps']} steps"
     what = "Squared error of predicting the next batch's statistics, that of the best fixed momentum being 1"
@@ -116,7 +117,7 @@ def _table(record: Record) -> Contents:
         "self-tuned": lambda row: "{:.3f}, {:.3f}".format(*row["self_tuned"]),
         "0.1": lambda row: "{:.1f}, {:.1f}".format(*row["torchs"]),
     }
-    return f"{what}; {config['network']} on {config['data']}, {run}", record["layers"], columns
+    return f"{what}; {config['network']} on {config['data']}, {run}", Table.of(record["layers"], columns)
 
 
 def errors(name: str, log: Tensor, count: int) -> LayerErrors:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.bench.agreement import relative_difference
-from steadynorm.bench.benchmark import Benchmark, Contents, Flags
+from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.display import Display
 from steadynorm.bench.memory import peak_bytes
 from steadynorm.bench.providers import build_network, draw_images, train_step
@@ -26,6 +26,7 @@ from steadynorm.bench.record import Record
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Quantiles, make_step_clock, quantiles, time_providers
 from steadynorm.lab.machine import choose_precision
+from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "StepFlags", "network_line"]
 
@@ -129,13 +130,13 @@ def _lines(row: Record) -> list[str]:
     return lines
 
 
-def _table(record: Record) -> Contents:
+def _table(record: Record) -> tuple[str, Table]:
     config = record["config"]
     columns = {"one training step of": show("network")}
     columns |= {f"{norm}, ms": show(f"norms.{norm}.ms.median", ".1f") for norm in config["norms"]}
     columns["ours over torch's: time"] = show("ours_over_torch.time", ".2f")
     columns["peak memory"] = show("ours_over_torch.peak_bytes", ".2f")
-    return f"Batch {config['batch']}, {record['precision']}, channels-last", record["networks"], columns
+    return f"Batch {config['batch']}, {record['precision']}, channels-last", Table.of(record["networks"], columns)
 
 
 def network_line(network: str, provider: str, ms: Quantiles, over_none: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from steadynorm.bench.record import Record
@@ -11,16 +11,8 @@ from steadynorm.reporting.report import Table
 __all__ = ["markdown", "show"]
 
 
-def markdown(record: Record, what: str, items: Iterable[Any], columns: Mapping[str, Callable[[Any], str]]) -> str:
-    """Write a table in Markdown, under a line that says what it shows, where and when it was measured.
-
-    Args:
-        record: where the items come from.
-        what: it shows.
-        items: one for each row.
-        columns: head -> what the column shows of an item.
-    """
-    table = Table.of(items, columns)
+def markdown(record: Record, what: str, table: Table) -> str:
+    """Write a table in Markdown, under a line that says what it shows, where and when it was measured."""
     machine, versions = record["machine"], record["versions"]
     where = machine["accelerator"] or f"{machine['processor']}, {record['threads']} threads"
     rows = [list(table.columns), ["---"] * len(table.columns), *([cell.text for cell in row] for row in table.rows)]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from steadynorm.bench.benchmark import Benchmark, Contents, Flags
+from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.display import Display
 from steadynorm.bench.providers import build_network, draw_images, train_step
 from steadynorm.bench.record import Record
@@ -30,6 +30,7 @@ from steadynorm.bench.table import show
 from steadynorm.bench.timing import Mark, Provider, Sample, quantiles, time_providers
 from steadynorm.lab.machine import Precision, choose_precision
 from steadynorm.lab.workers import average_gradients_, gathered, joined, number_of_workers
+from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "WorkersFlags", "fit"]
 
@@ -117,7 +118,7 @@ def _closing(record: Record) -> list[str]:
     return lines
 
 
-def _table(record: Record) -> Contents:
+def _table(record: Record) -> tuple[str, Table]:
     columns = {
         "workers": show("workers"),
         "images/s apart": show("images_per_second.apart", ",.0f"),
@@ -128,7 +129,7 @@ def _table(record: Record) -> Contents:
     }
     config = record["config"]
     what = f"{config['network']}, {config['batch']} images on each worker, {record['precision']}"
-    return f"{what}; median (p20 to p80)", record["costs"], columns
+    return f"{what}; median (p20 to p80)", Table.of(record["costs"], columns)
 
 
 def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Record:
