@@ -13,7 +13,7 @@ from steadynorm.ops.reference import ACTIVATIONS
 from steadynorm.rules import BatchNormRule, normalize_in_one_call, takes_one_call
 from steadynorm.rules.one_call import _OneCall
 from tests.support import oracle
-from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, each_compiled, make_inputs, reads_residual
+from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, compiled, each_compiled, make_inputs, reads_residual
 from tests.support.kernels import assert_as_accurate_as_torchs
 
 SUPPORTED = [case for case in (*CASES, *LONG_CASES) if _numba.obstacle(make_inputs(case).x) is None]
@@ -69,7 +69,7 @@ def given_with_relu(case):
     return {"weight": inputs.weight, "bias": inputs.bias, "residual": residual, "activation": "relu"}
 
 
-@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [compiled(case) for case in SUPPORTED])
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0])
 def test_running_estimates_are_as_accurate_as_torchs(case, momentum):
     x = make_inputs(case).x

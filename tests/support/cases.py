@@ -19,6 +19,7 @@ __all__ = [
     "LONG_CASES",
     "Case",
     "Inputs",
+    "compiled",
     "each_case",
     "each_compiled",
     "each_faulty_case",
@@ -125,8 +126,7 @@ COMPILED: tuple[tuple[Case, str | None, bool], ...] = (
 
 Every two values of dtype, layout, activation and residual meet (a test counts them). That suffices: a kernel is put
 together of reading a dtype, walking a layout, an activation in float32, and a residual or none, each written once. All
-four together would be half as many kernels again, and those of half precision compile for half a minute; without relu
-they are slow tests.
+four together would be half as many kernels again, and those of half precision compile for half a minute.
 """
 
 FAULTY_CASES = tuple(
@@ -136,14 +136,19 @@ FAULTY_CASES = tuple(
 )
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+
+
+def compiled(case: Case, activation: str | None = "relu", *more: object, id: str = "") -> object:
+    """Make a parameter of a test whose kernel compiles for long in half precision, above all over rows."""
+    rows, half = case.layout == "channels_last", case.dtype != torch.float32
+    long = activation != "relu" or rows if half else rows and activation in (None, "silu")
+    return pytest.param(case, *more, id=id or case.id, marks=pytest.mark.slow if long else ())
+
+
 each_compiled = pytest.mark.parametrize(
     ("case", "activation", "with_residual"),
     [
-        pytest.param(
-            *one,
-            id=f"{one[0].id}-{one[1]}-{'residual' if one[2] else 'plain'}",
-            marks=pytest.mark.slow if one[0].dtype != torch.float32 and one[1] != "relu" else (),
-        )
+        compiled(*one[:2], *one[1:], id=f"{one[0].id}-{one[1]}-{'residual' if one[2] else 'plain'}")
         for one in COMPILED
         if one[0].dtype != torch.float64  # which no compiled kernel takes
     ],
