@@ -132,10 +132,10 @@ def run_export(config: ExportConfig, display: Display) -> Path:
 
 
 def check_config(config: ExportConfig) -> None:
-    """Refuse flags that ask for nothing that can be done.
+    """Check the flags.
 
     Raises:
-        UserError: so they do.
+        UserError: a number is out of range, a format cannot be written here, or flags contradict each other.
     """
     check_at_least(config, (("images", 2), ("calibration_images", 2), ("requests", 1)))
     if config.threads is not None:
@@ -152,7 +152,7 @@ def check_config(config: ExportConfig) -> None:
 
 
 def with_data(config: ExportConfig) -> ExportConfig:
-    """Settle which images are used: those that were asked for, else those of the run that a checkpoint lies in.
+    """Choose the images: those that were asked for, else those of the run that a checkpoint belongs to.
 
     Raises:
         UserError: --data-dir would not be read.
@@ -176,7 +176,7 @@ def is_own_data(config: ExportConfig) -> bool:
 
 
 def _trained_on(config: ExportConfig) -> Mapping[str, Any] | None:
-    """Give the configuration of the run that a checkpoint lies in; None for a built model and a copied checkpoint."""
+    """Give the configuration of the run that a checkpoint belongs to; None without one."""
     if is_built(config.source):
         return None
     try:
@@ -211,7 +211,7 @@ def _version(package: str) -> str | None:
 
 
 def _why_unscored(dataset: Dataset, outputs: int, *, is_own: bool) -> str:
-    """Say why agreement with the model takes the place of accuracy, nothing where it does not."""
+    """Say why agreement with the model replaces accuracy; nothing if accuracy is measured."""
     if outputs != len(dataset.classes):
         why = f"the model has {outputs} outputs, {dataset.name} {len(dataset.classes)} classes"
     elif not is_own:

@@ -41,7 +41,7 @@ def norms_in(model: nn.Module) -> list[tuple[float, float | None]]:
 
 
 def check_graph(nodes: list[Norm], expected: list[tuple[float, float | None]], *, what: str) -> int:
-    """Refuse a graph that would train, or whose batch norms have other constants than the model's.
+    """Check that a graph does not train and that its batch norms have the model's constants.
 
     Args:
         nodes: of the graph.
@@ -52,7 +52,7 @@ def check_graph(nodes: list[Norm], expected: list[tuple[float, float | None]], *
         the number of batch norms in the graph. It may be less than the model's: an exporter may fold some.
 
     Raises:
-        UserError: so it is.
+        UserError: a node is in training mode, or a batch norm has another eps or momentum.
     """
     training = [node.operation for node in nodes if node.training]
     if training:

@@ -141,7 +141,9 @@ def export(
         timed = {
             one.name: servers.enter_context(_eager_server(each, comparison)) for one, each in eager if requests > 0
         }
-        found = [_compared(one, _eager_outputs(each, inputs), comparison) for one, each in eager]
+        found = [_compared(EAGER, comparison.expected, comparison)]
+        if number:
+            found.append(_compared(FOLDED, _eager_outputs(folded, inputs), comparison))
         request = Request(
             model=folded,
             example=inputs[[0, min(1, len(inputs) - 1)]],
@@ -191,7 +193,7 @@ class _Comparison:
 
 
 class _Silent:
-    """Nothing."""
+    """Shows nothing."""
 
     def message(self, text: str) -> None:
         pass

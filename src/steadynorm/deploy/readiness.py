@@ -50,7 +50,7 @@ def check_ready(model: nn.Module) -> int:
 
 
 def _fault_of(norm: nn.Module) -> str:
-    """Say what is wrong with a batch norm, nothing where it is sound."""
+    """Say what is wrong with a batch norm; nothing if it is sound."""
     kind, _ = kind_of(norm)
     if not kind.evaluates_as_batch_norm:
         return "its evaluation depends on the batch. Turn it into batch norm first: surgery.convert_(model, ...)."
@@ -64,7 +64,7 @@ def _fault_of(norm: nn.Module) -> str:
 
 
 def _fault_of_statistics(module: nn.Module) -> str:
-    """Say what is wrong with running statistics, nothing where they are sound, or not there."""
+    """Say what is wrong with running statistics; nothing if they are sound or absent."""
     mean, var = (getattr(module, name, None) for name in ("running_mean", "running_var"))
     if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
         return ""
