@@ -31,6 +31,7 @@ def test_differences_are_those_of_paired_rounds() -> None:
     assert differences([3.0, 5.0], [1.0, 4.0]) == [2.0, 1.0]
 
 
+@pytest.mark.slow
 def test_two_workers_are_timed_in_all_three_forms_and_the_record_is_kept(tmp_path: Path) -> None:
     shown = Lines()
     config = WorkersFlags(workers=(1, 2), batch=4, precision="fp32", seconds=0.2, out=tmp_path)

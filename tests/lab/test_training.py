@@ -347,6 +347,7 @@ def test_a_state_of_another_network_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_equal_runs_leave_checkpoints_of_equal_bytes(tmp_path: Path) -> None:
     spec = replace(SPEC, arm="gated_batch_norm", epochs=1)
     for name in "ab":

@@ -41,6 +41,7 @@ def _full_disk() -> None:
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 def test_what_fails_on_one_worker_fails_on_all(tmp_path: Path) -> None:
     for found in on_ranks(messages, 2, tmp_path):
         assert found == [
@@ -68,6 +69,7 @@ def conversation() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_workers_tell_each_other(tmp_path: Path) -> None:
     for rank, found in enumerate(on_ranks(conversation, 3, tmp_path)):
         assert found["who"] == (rank, 3, rank == 0)
@@ -116,6 +118,7 @@ def settled() -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_workers_and_the_same_on_each(tmp_path: Path) -> None:
     """The expectation is the law of total variance, written down here for two workers of one weight."""
     first, second = on_ranks(settled, 2, tmp_path)

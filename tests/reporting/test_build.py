@@ -118,6 +118,7 @@ def test_tuned_rates_have_a_picture_and_a_table(full):
     assert set(json.loads((full / "summary.json").read_text())["pictures"]) == {"shared", "tuned"}
 
 
+@pytest.mark.slow
 def test_building_again_gives_the_same_bytes(tmp_path):
     example_record(tmp_path, count=3, seeds=2)
     build_report(tmp_path)

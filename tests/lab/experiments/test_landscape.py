@@ -199,6 +199,7 @@ def test_an_interrupted_experiment_resumes_to_the_same_numbers(tmp_path: Path, u
     assert same(run(LandscapeConfig(resume=place)), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
     place = tmp_path / "a"
     kill(worker, place, undisturbed.resolved["threads"])
