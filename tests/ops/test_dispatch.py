@@ -13,8 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import steadynorm
 from steadynorm import BatchNorm2d, backend, explain_backend
-from steadynorm.functional import way
-from steadynorm.ops import _numba, dispatch, reference
+from steadynorm.ops import _numba, dispatch, reference, registration
 from steadynorm.ops.dispatch import choose_backend, smallest_for_numba
 
 BIG = torch.zeros(8, 16, 128, 128)
@@ -79,7 +78,7 @@ def test_a_norm_with_nothing_to_fuse_is_torchs_up_to_twice_the_size():
 def test_a_layer_says_whether_it_fuses(arguments, fused, monkeypatch):
     x = SMALL_X.clone()
     said = []
-    monkeypatch.setattr(way, "choose_backend", lambda *_, fused, **__: said.append(fused) or "torch")
+    monkeypatch.setattr(dispatch, "choose_backend", lambda *_, fused, **__: said.append(fused) or "torch")
     arguments = {name: x if value is None else value for name, value in arguments.items()}
     steadynorm.batch_norm(x, None, None, training=True, **arguments)
     assert said == [fused]
@@ -170,7 +169,7 @@ def test_small_tensors_do_not_pay_for_numba():
 
 def test_every_kernel_of_the_reference_has_a_door():
     kernels = {"moments", "transform", "transform_sums", "transform_grad"}
-    for module in (dispatch, reference, _numba):
+    for module in (registration, reference, _numba):
         assert kernels <= set(module.__all__)
 
 
@@ -189,14 +188,14 @@ def test_kernels_are_called_directly_only_where_nobody_looks_on(watch):
     seen = []
 
     def look(x):
-        seen.append(dispatch.kernels_for(x))
+        seen.append(registration.kernels_for(x))
         return x * 1
 
     with torch.no_grad():
         look(SMALL_X)
         watch(look)
     assert seen[0] is reference
-    assert all(kernels is dispatch for kernels in seen[1:])
+    assert all(kernels is registration for kernels in seen[1:])
     assert len(seen) > 1
 
 
@@ -226,7 +225,7 @@ def test_the_registered_operations_keep_torchs_contract(name, dtype, channels_la
 
 @pytest.mark.parametrize("name", ["moments", "transform", "transform_sums", "transform_grad"])
 def test_the_door_gives_what_the_reference_gives(name):
-    ours, expected = (getattr(module, name)(*arguments_of(name)) for module in (dispatch, reference))
+    ours, expected = (getattr(module, name)(*arguments_of(name)) for module in (registration, reference))
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
@@ -236,24 +235,24 @@ def doubles(*shapes):
 
 
 def test_moments_are_differentiable_by_themselves():
-    assert torch.autograd.gradcheck(dispatch.moments, doubles((5, 3, 4)))
-    assert torch.autograd.gradgradcheck(dispatch.moments, doubles((5, 3, 4)))
+    assert torch.autograd.gradcheck(registration.moments, doubles((5, 3, 4)))
+    assert torch.autograd.gradgradcheck(registration.moments, doubles((5, 3, 4)))
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_a_transform_is_differentiable_by_itself(with_residual):
     shapes = [(5, 3, 4), (3,), (3,), (3,)] + [(5, 3, 4)] * with_residual
     function = (
-        (lambda *a: dispatch.transform(*a, "silu"))
+        (lambda *a: registration.transform(*a, "silu"))
         if with_residual
-        else (lambda *a: dispatch.transform(*a, None, "silu"))
+        else (lambda *a: registration.transform(*a, None, "silu"))
     )
     assert torch.autograd.gradcheck(function, doubles(*shapes))
 
 
 def test_a_derivative_too_many_is_refused():
     x, *numbers = doubles((5, 3, 4), (3,), (3,), (3,))
-    gradient = torch.autograd.grad(dispatch.transform(x, *numbers, None, "silu").sum(), x, create_graph=True)[0]
+    gradient = torch.autograd.grad(registration.transform(x, *numbers, None, "silu").sum(), x, create_graph=True)[0]
     with pytest.raises(NotImplementedError, match="must be the last derivative"):
         gradient.sum().backward()
 
@@ -332,7 +331,7 @@ def test_a_compiled_channels_last_model_is_not_copied_into_another_layout():
 
 
 def test_tracers_see_operations_not_constants():
-    graph = make_fx(lambda x: dispatch.transform(x, *NUMBERS[:3], None, "relu"))(SMALL_X)
+    graph = make_fx(lambda x: registration.transform(x, *NUMBERS[:3], None, "relu"))(SMALL_X)
     assert "steadynorm.transform" in graph.code
     with torch.no_grad():
         graph = make_fx(lambda x: steadynorm.batch_norm(x, None, None, training=True) * 1)(BIG)
@@ -344,7 +343,7 @@ def test_autocast_changes_no_dtype():
     with torch.autocast("cpu", torch.bfloat16), backend("reference"):
         for x in (SMALL_X, SMALL_X.bfloat16()):
             assert layer(x).dtype == nn.BatchNorm2d(3)(x).dtype == x.dtype
-        assert dispatch.transform(SMALL_X, *NUMBERS[:3], None, None).dtype == torch.float32
+        assert registration.transform(SMALL_X, *NUMBERS[:3], None, None).dtype == torch.float32
 
 
 def test_vmap_of_a_layer_in_evaluation_is_torchs():

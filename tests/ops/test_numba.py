@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from steadynorm.ops import _lanes, _numba, _numba_kernels, _numba_lines, _numba_threads, _numba_types, reference
+from steadynorm.ops import _numba, _numba_kernels, _numba_layout, _numba_simd, _numba_threads, _numba_types, reference
 from tests.support import oracle
 from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, Case, each_compiled, make_inputs
 from tests.support.kernels import assert_kernels_are_as_accurate_as_torchs, gradients_by_kernels
 
-SUPPORTED = [case for case in (*CASES, *LONG_CASES) if _numba.obstacle(make_inputs(case).x) is None]
+SUPPORTED = [case for case in (*CASES, *LONG_CASES) if _numba.unsupported_reason(make_inputs(case).x) is None]
 
 
 def test_all_of_the_case_table_but_float64_is_supported():
@@ -74,9 +74,9 @@ def through_memory(values, dtype):
 
     @njit
     def run(values, stored, back):
-        for at in range(0, values.size, _lanes.LANES):
-            _lanes.store(stored, at, _lanes.load(values, at))
-            _lanes.store(back, at, _lanes.load(stored, at))
+        for at in range(0, values.size, _numba_simd.LANES):
+            _numba_simd.store(stored, at, _numba_simd.load(values, at))
+            _numba_simd.store(back, at, _numba_simd.load(stored, at))
 
     stored, back = np.empty(values.size, dtype), np.empty(values.size, np.float32)
     run(values, stored, back)
@@ -86,9 +86,9 @@ def through_memory(values, dtype):
 @pytest.mark.parametrize("native", [False, True], ids=["by-integers", "by-instruction"])
 def test_bfloat16_is_rounded_as_torch_rounds_it(native, monkeypatch):
     """A million random bit patterns: infinite, NaN and ties among them. An instruction takes subnormals for 0."""
-    if native and not _lanes.has_feature("avx512bf16"):
+    if native and not _numba_simd.has_feature("avx512bf16"):
         pytest.skip("the processor has no instruction for it")
-    monkeypatch.setattr(_lanes, "has_feature", lambda name: native)
+    monkeypatch.setattr(_numba_simd, "has_feature", lambda name: native)
     patterns = np.random.default_rng(0).integers(0, 2**32, 2**20, dtype=np.uint32)
     patterns[: 2**16] = (patterns[: 2**16] & 0xFFFF0000) | 0x8000  # ties
     patterns[:4] = (0x7F800000, 0xFF800000, 0x7FC00000, 0x00000001)
@@ -114,8 +114,8 @@ def test_exp_is_exact_to_three_units_in_the_last_place():
 
     @njit
     def run(x, y):
-        for at in range(0, x.size, _lanes.LANES):
-            _lanes.store(y, at, exp(_lanes.load(x, at)))
+        for at in range(0, x.size, _numba_simd.LANES):
+            _numba_simd.store(y, at, exp(_numba_simd.load(x, at)))
 
     y = np.empty_like(x)
     run(x, y)
@@ -161,7 +161,7 @@ def test_a_wide_result_is_written_past_the_caches(monkeypatch):
             assert _numba._streams(layout, inputs.x, None)
             assert not _numba._streams(layout, torch.empty(65)[1:])
             assert_kernels_are_as_accurate_as_torchs(_numba, inputs, None, "relu")
-    assert not _numba._streams(_numba_lines.Planes(5, 31), inputs.x)
+    assert not _numba._streams(_numba_layout.Planes(5, 31), inputs.x)
 
 
 def test_thread_counts_of_torch_and_numba_stay_as_they_were():

@@ -38,7 +38,7 @@ def followed(batches, counts=None):
     for step, (mean, var) in enumerate(batches):
         count = COUNT if counts is None else counts[step]
         state = state.follow(Moments(mean=mean, var=var, count=count))
-        compiled.follow_(bank, step + 1, learning_rate(C), mean.float(), var.float(), count, *running)
+        compiled.update_running_(bank, step + 1, learning_rate(C), mean.float(), var.float(), count, *running)
     return [*(getattr(state, name) for name in JUDGED), *state.estimate()], [*bank, *running]
 
 
@@ -83,7 +83,7 @@ def test_a_layer_follows_as_the_same_layer_in_float64():
 
 def test_a_layer_takes_the_compiled_call_where_it_may(monkeypatch):
     layer, calls = BatchNorm2d(6, running="self_tuned"), []
-    monkeypatch.setattr(compiled, "follow_", lambda *given: calls.append(given))
+    monkeypatch.setattr(compiled, "update_running_", lambda *given: calls.append(given))
     layer(torch.randn(4, 6, 5, 5))
     assert len(calls) == 1
     with backend("reference"):

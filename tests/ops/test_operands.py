@@ -6,7 +6,8 @@ from torch import nn
 
 import steadynorm
 from steadynorm.ops import _numba, _numba_self_tuned, reference
-from steadynorm.ops import _numba_rules as rules
+from steadynorm.ops._numba_batch_norm import BatchNorm
+from steadynorm.ops._numba_gated_batch_norm import Gated
 from steadynorm.statistics import SelfTuned
 
 N, C, H, W = 4, 6, 5, 3
@@ -41,10 +42,10 @@ def four_kernels():
     }
 
 
-def one_call():
+def fused():
     common = {"x_NCS": x_like(), "residual_NCS": x_like(), "activation": "relu", "chunks": 1}
-    common |= {"rule": rules.Gated(1e-5, 0.1, 0.0, 0.0, 0.0), "weight": per_channel(), "bias": per_channel()}
-    common |= {"kept": torch.rand(4, C)}
+    common |= {"rule": Gated(1e-5, 0.1, 0.0, 0.0, 0.0), "weight": per_channel(), "bias": per_channel()}
+    common |= {"saved": torch.rand(4, C)}
     stored = {"running_mean": per_channel(), "running_var": per_channel(), "momentum": 0.1}
     return {
         "normalize": common | stored | {"noise": torch.ones(()), "noise_momentum": 0.1},
@@ -93,10 +94,10 @@ def assert_refused(module, entry, arguments, name):
             pytest.fail(f"{name} was {way}")
 
 
-@pytest.mark.parametrize(("entry", "name"), each_tensor(four_kernels() | one_call()))
+@pytest.mark.parametrize(("entry", "name"), each_tensor(four_kernels() | fused()))
 def test_a_tensor_that_does_not_fit_is_refused_by_name(entry, name, monkeypatch):
     monkeypatch.setattr(_numba, "run", lambda *_: pytest.fail("compiled code has seen it"))
-    assert_refused(_numba, entry, (four_kernels() | one_call())[entry], name)
+    assert_refused(_numba, entry, (four_kernels() | fused())[entry], name)
 
 
 @pytest.mark.parametrize("size", [(N, C, H - 1, W), (N, C + 1, H, W)], ids=["height", "channels"])
@@ -111,11 +112,11 @@ def test_an_input_of_another_size_than_the_others_is_refused(size):
 
 
 @pytest.mark.parametrize("way", ["float64", "half", "other signs", "gaps"])
-@pytest.mark.parametrize(("entry", "name"), each_tensor(one_call()))
+@pytest.mark.parametrize(("entry", "name"), each_tensor(fused()))
 def test_the_one_call_reads_numbers_where_they_lie_or_refuses_them(entry, name, way):
     if name == "noise" and way == "gaps":  # it has one value
         return
-    arguments, plain = one_call()[entry], {}
+    arguments, plain = fused()[entry], {}
     for key, value in arguments.items():
         plain[key] = value.clone() if isinstance(value, torch.Tensor) else value
     arguments[name] = of_another_form(arguments[name])[way]
@@ -147,18 +148,18 @@ def test_an_input_whose_signs_are_kept_apart_is_read_right():
 
 
 def test_triton_leaves_such_an_input_to_others():
-    assert triton_kernels().obstacle(torch._neg_view(torch.randn(N, C, H, W))) is not None
+    assert triton_kernels().unsupported_reason(torch._neg_view(torch.randn(N, C, H, W))) is not None
 
 
 @pytest.mark.parametrize("size", [(0, C, H), (N, 0, H), (N, C, 0), (N,)], ids=str)
 def test_an_input_without_values_or_channels_is_left_to_others(size):
-    assert "empty or has no channels" in _numba.obstacle(torch.empty(size))
+    assert "empty or has no channels" in _numba.unsupported_reason(torch.empty(size))
     with pytest.raises(ValueError, match=r"moments: input must .* empty or has no channels"):
         _numba.moments(torch.empty(size))
 
 
 def test_memory_that_was_freed_is_not_read():
-    arguments = one_call()["normalize"]
+    arguments = fused()["normalize"]
     arguments["weight"].untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="must have memory"):
         _numba.normalize(**arguments)
@@ -179,26 +180,26 @@ def test_memory_that_was_freed_is_not_read():
 )
 def test_the_one_call_refuses_what_a_rule_cannot_work_with(change, message):
     with pytest.raises(ValueError, match=message):
-        _numba.normalize(**one_call()["normalize"] | change)
+        _numba.normalize(**fused()["normalize"] | change)
 
 
 @pytest.mark.parametrize("absent", STORED)
 def test_batch_norm_is_refused_one_running_estimate_without_the_other(absent):
-    arguments = one_call()["normalize"] | {"rule": rules.BatchNorm(1e-5), "kept": torch.empty(2, C), "noise": None}
+    arguments = fused()["normalize"] | {"rule": BatchNorm(1e-5), "saved": torch.empty(2, C), "noise": None}
     with pytest.raises(ValueError, match=f"must both be given, .* got BatchNorm without {absent}"):
         _numba.normalize(**arguments | {absent: None})
 
 
 def test_noise_is_refused_of_one_sample():
-    arguments = one_call()["normalize"]
+    arguments = fused()["normalize"]
     arguments |= {name: arguments[name][:1] for name in ("x_NCS", "residual_NCS")}
     with pytest.raises(ValueError, match=rf"for noise be two or more, got shape \(1, {C}, {H}, {W}\)"):
         _numba.normalize(**arguments)
 
 
 def test_chunks_of_samples_in_pieces_are_refused():
-    arguments = one_call()["normalize"] | {"noise": None, "chunks": 2, "rule": rules.BatchNorm(1e-5)}
-    arguments |= {"kept": torch.empty(6, C), "momentum": 0.0, "running_mean": None, "running_var": None}
+    arguments = fused()["normalize"] | {"noise": None, "chunks": 2, "rule": BatchNorm(1e-5)}
+    arguments |= {"saved": torch.empty(6, C), "momentum": 0.0, "running_mean": None, "running_var": None}
     _numba.normalize(**arguments)
     arguments["x_NCS"] = arguments["x_NCS"].transpose(0, 1).contiguous().transpose(0, 1)
     with pytest.raises(ValueError, match="one behind the other"):
@@ -206,7 +207,7 @@ def test_chunks_of_samples_in_pieces_are_refused():
 
 
 def test_one_value_per_channel_moves_no_estimate():
-    arguments = one_call()["normalize"] | {"noise": None, "x_NCS": torch.randn(1, C), "residual_NCS": None}
+    arguments = fused()["normalize"] | {"noise": None, "x_NCS": torch.randn(1, C), "residual_NCS": None}
     with pytest.raises(ValueError, match=r"momentum must be 0 for one value per channel, got 0\.1"):
         _numba.normalize(**arguments)
 
@@ -224,8 +225,8 @@ def test_a_bank_that_does_not_fit_is_refused(name, monkeypatch):
         tensors[name] = wrong(tensors[name])[way]
         bank, (mean, var, *stored) = list(tensors.values())[:5], list(tensors.values())[5:]
         assert not _numba_self_tuned.takes(bank, mean, var, *stored)
-        with pytest.raises(ValueError, match=r"follow_: a bank of K momenta .* must have shapes"):
-            _numba_self_tuned.follow_(bank, 1, 0.1, mean, var, 10, *stored)
+        with pytest.raises(ValueError, match=r"update_running_: a bank of K momenta .* must have shapes"):
+            _numba_self_tuned.update_running_(bank, 1, 0.1, mean, var, 10, *stored)
 
 
 @pytest.mark.parametrize("width", [4, 12])

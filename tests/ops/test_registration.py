@@ -9,6 +9,7 @@ ANEW = {
     "reload": """
 import importlib, steadynorm.ops.dispatch
 importlib.reload(steadynorm.ops.dispatch)
+importlib.reload(steadynorm.ops.registration)
 importlib.reload(steadynorm)
 """,
     "import": """

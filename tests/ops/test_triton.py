@@ -97,11 +97,11 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_dense_tensors_of_up_to_32_bits_are_supported(case, device):
     inputs = make_inputs(case)
-    assert (_triton.obstacle(inputs.x.to(device), inputs.dy, None) is None) == (case.id not in UNSUPPORTED)
+    assert (_triton.unsupported_reason(inputs.x.to(device), inputs.dy, None) is None) == (case.id not in UNSUPPORTED)
 
 
 @pytest.mark.parametrize(
-    ("x", "others", "obstacle"),
+    ("x", "others", "unsupported_reason"),
     [
         (torch.zeros(2, 3, 4).to("meta"), (), "it is not a dense tensor in the memory of a GPU"),
         (torch.zeros(2, 3, 4, dtype=torch.int32), (), "torch.int32 is not float32, bfloat16 or float16"),
@@ -111,17 +111,17 @@ def test_dense_tensors_of_up_to_32_bits_are_supported(case, device):
     ],
     ids=["meta", "integers", "other-dtype", "strided", "empty"],
 )
-def test_what_stands_against_other_tensors_is_said(device, x, others, obstacle):
-    assert _triton.obstacle(x if x.is_meta else x.to(device), *others) == obstacle
+def test_what_stands_against_other_tensors_is_said(device, x, others, unsupported_reason):
+    assert _triton.unsupported_reason(x if x.is_meta else x.to(device), *others) == unsupported_reason
 
 
 @pytest.mark.parametrize(("name", "limit"), [("MOST_VALUES", 24), ("MOST_PER_CHANNEL", 8)])
 def test_tensors_whose_rows_32_bits_cannot_number_are_not_supported(monkeypatch, device, name, limit):
     x = torch.zeros(2, 3, 4, device=device)
     monkeypatch.setattr(_triton, name, limit + 1)
-    assert _triton.obstacle(x) is None
+    assert _triton.unsupported_reason(x) is None
     monkeypatch.setattr(_triton, name, limit)
-    assert _triton.obstacle(x) == "it has more values than 32 bits can number the rows of"
+    assert _triton.unsupported_reason(x) == "it has more values than 32 bits can number the rows of"
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=by_id)

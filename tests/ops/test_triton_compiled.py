@@ -71,7 +71,7 @@ with mock.patch.multiple(_triton, _launch=compile_only, _programs_at_once=lambda
         _triton.transform(x, *numbers[:3], residual, activation)
         _triton.transform_sums(x, x, *numbers[:3], residual, activation)
         _triton.transform_grad(x, x, *numbers[:3], residual, activation, *numbers[3:])
-    supported = _triton.obstacle(x) is None
+    supported = _triton.unsupported_reason(x) is None
 print(json.dumps(found | {"supported": supported}))
 """
 

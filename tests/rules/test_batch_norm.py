@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from steadynorm.rules import Affine, BatchNormRule
+from steadynorm.rules import BatchNormRule, CenterScaleShift
 from steadynorm.statistics import Moments
 
 CHANNELS = 5
@@ -23,7 +23,7 @@ def arguments(with_weight: bool, with_bias: bool) -> tuple[Moments, torch.Tensor
 @pytest.mark.parametrize("eps", [1e-5, 0.3])
 def test_backward_is_the_gradient_of_the_forward(with_weight, with_bias, eps):
     moments, *parameters = arguments(with_weight, with_bias)
-    upstream = Affine(drawn(4), drawn(5), drawn(6))
+    upstream = CenterScaleShift(drawn(4), drawn(5), drawn(6))
     leaves = [
         None if tensor is None else tensor.clone().requires_grad_()
         for tensor in (moments.mean, moments.var, *parameters)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from steadynorm.rules import Affine, BatchNormRule, GatedBatchNormRule
+from steadynorm.rules import BatchNormRule, CenterScaleShift, GatedBatchNormRule
 from steadynorm.rules.gated_batch_norm import gate
 from steadynorm.statistics import Moments
 
@@ -23,7 +23,7 @@ def arguments(*, with_weight: bool = True, with_bias: bool = True, far: float = 
 @pytest.mark.parametrize("fixed_gate", [None, 0.0, 0.3, 1.0])
 def test_backward_is_the_gradient_of_the_forward(with_weight, with_bias, fixed_gate):
     moments, parameters = arguments(with_weight=with_weight, with_bias=with_bias)
-    upstream = Affine(drawn(4), drawn(5), drawn(6))
+    upstream = CenterScaleShift(drawn(4), drawn(5), drawn(6))
     rule = GatedBatchNormRule(1e-2, fixed_gate)
     mean, var = moments.mean.clone().requires_grad_(), moments.var.clone().requires_grad_()
     learned = [None if p is None else p.clone().requires_grad_() for p in (*parameters[:2], parameters[5])]

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from steadynorm.ops.reference import ACTIVATIONS
 from steadynorm.rules import BatchNormRule, normalize
-from steadynorm.rules.rule import Affine
+from steadynorm.rules.rule import CenterScaleShift
 from tests.support import oracle
 from tests.support.cases import each_case, make_inputs
 
@@ -186,7 +186,7 @@ class Elsewhere:
     """A rule whose center is not the mean but half of it: scale = weight·var, shift = bias."""
 
     def forward(self, moments, *parameters):
-        return Affine(moments.mean / 2, parameters[0] * moments.var, parameters[1])
+        return CenterScaleShift(moments.mean / 2, parameters[0] * moments.var, parameters[1])
 
     def backward(self, gradient, moments, *parameters):
         d_var = gradient.scale * parameters[0]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from steadynorm.statistics import Moments, measure
-from steadynorm.statistics.noise import follow_noise_, sample_noise, standardized_distance
+from steadynorm.statistics.noise import sample_noise, standardized_distance, update_noise_
 from tests.support.layers import drawn
 
 
@@ -63,17 +63,17 @@ def test_it_looks_at_all_of_fewer_samples(samples):
 @pytest.mark.parametrize("x", [drawn(1, 32, 9), torch.ones(1, 32, 9)], ids=["varying", "constant"])
 def test_a_single_sample_tells_nothing(x):
     noise = torch.full((1,), 0.5, dtype=x.dtype)
-    follow_noise_(noise, x, measure(x), momentum=0.25)
+    update_noise_(noise, x, measure(x), momentum=0.25)
     assert noise.item() == 0.5
 
 
 def test_a_running_noise_follows_by_its_momentum_and_not_what_is_not_finite():
     x, noise = drawn(64, 32, 9), torch.full((1,), 0.5, dtype=torch.float64)
     seen = sample_noise(x, measure(x))
-    follow_noise_(noise, x, measure(x), momentum=0.25)
+    update_noise_(noise, x, measure(x), momentum=0.25)
     torch.testing.assert_close(noise, (0.75 * 0.5 + 0.25 * seen).view(1))
     before = noise.clone()
-    follow_noise_(noise, x * float("inf"), measure(x), momentum=0.25)
+    update_noise_(noise, x * float("inf"), measure(x), momentum=0.25)
     assert torch.equal(noise, before)
 
 

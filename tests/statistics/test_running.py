@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from steadynorm.statistics import Moments, exponential, follow_, weight_of
+from steadynorm.statistics import Moments, exponential, update_running_, weight_of
 
 BATCHES = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -82,7 +82,7 @@ def test_nan_stays_nan_in_its_own_channel():
 @pytest.mark.parametrize("count", [5, torch.tensor(5)], ids=["number", "tensor"])
 def test_following_blends_the_mean_and_the_unbiased_variance(count):
     mean, var = torch.tensor([1.0]), torch.tensor([2.0])
-    follow_(mean, var, Moments(mean=torch.tensor([3.0]), var=torch.tensor([8.0]), count=count), momentum=0.25)
+    update_running_(mean, var, Moments(mean=torch.tensor([3.0]), var=torch.tensor([8.0]), count=count), momentum=0.25)
     assert mean.tolist() == [1.5]
     assert var.tolist() == [4.0]  # 0.75·2 + 0.25·8·5/4
 
@@ -90,7 +90,7 @@ def test_following_blends_the_mean_and_the_unbiased_variance(count):
 @pytest.mark.parametrize("count", [0, torch.tensor(0)], ids=["number", "tensor"])
 def test_no_values_move_nothing(count):
     mean, var, nothing = torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([float("nan")])
-    follow_(mean, var, Moments(mean=nothing, var=nothing, count=count), momentum=0.25)
+    update_running_(mean, var, Moments(mean=nothing, var=nothing, count=count), momentum=0.25)
     assert mean.tolist() == [1.0]
     assert var.tolist() == [2.0]
 
@@ -103,7 +103,7 @@ def test_single_values_teach_the_variance_on_average(momentum, count):
     mean, var = torch.zeros(20_000, dtype=torch.float64), torch.ones(20_000, dtype=torch.float64)
     for _ in range(int(12 / momentum)):
         value = torch.randn(20_000, generator=generator, dtype=torch.float64) * 3 + 7
-        follow_(mean, var, Moments(mean=value, var=torch.zeros_like(value), count=count), momentum=momentum)
+        update_running_(mean, var, Moments(mean=value, var=torch.zeros_like(value), count=count), momentum=momentum)
     assert mean.mean().item() == pytest.approx(7, rel=0.01)
     assert var.mean().item() == pytest.approx(9, rel=0.02)
 

@@ -12,7 +12,7 @@ from steadynorm.adaptation.calibration import Calibration
 from steadynorm.adaptation.gate import Gate
 from steadynorm.adaptation.normalizing import normalizing_by
 from steadynorm.layers import GatedBatchNorm1d, GatedBatchNorm2d, GatedBatchNorm3d
-from steadynorm.statistics import Moments, SelfTuned, follow_, measure
+from steadynorm.statistics import Moments, SelfTuned, measure, update_running_
 from steadynorm.surgery import convert_
 from steadynorm.surgery.batches import evaluating
 
@@ -129,7 +129,7 @@ class Exponential:
         if name not in self._running:
             self._running[name] = Moments(mean=stored.mean.clone(), var=stored.var.clone(), count=0)
         running = self._running[name]
-        follow_(running.mean, running.var, measure(input), momentum=1 - self.decay)
+        update_running_(running.mean, running.var, measure(input), momentum=1 - self.decay)
         return running
 
 

@@ -26,10 +26,10 @@ from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record
 from steadynorm.lab.machine import choose_precision
 from steadynorm.lab.networks import build_network
-from steadynorm.ops.dispatch import moments
+from steadynorm.ops.registration import moments
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.report import Table
-from steadynorm.statistics import Moments, SelfTuned, follow_
+from steadynorm.statistics import Moments, SelfTuned, update_running_
 
 __all__ = ["BENCHMARK", "LayerErrors", "StatisticsConfig", "errors", "follow", "statistics_lines"]
 
@@ -172,7 +172,7 @@ def follow(
             mean, var = state.estimate()
             continue
         weight = (1 - momentum) * weight + momentum
-        follow_(mean, var, batch, momentum=momentum if from_torchs_start else momentum / weight)
+        update_running_(mean, var, batch, momentum=momentum if from_torchs_start else momentum / weight)
     result: NDArray[np.float64] = predicted.numpy()
     return result
 

@@ -235,7 +235,7 @@ def _sums_int8_exactly() -> bool:
 
     Source: ONNX Runtime's documentation of quantisation, "When to use reduce-range".
     """
-    from steadynorm.ops._lanes import has_feature
+    from steadynorm.ops._numba_simd import has_feature
 
     return platform.machine() not in ("x86_64", "AMD64") or has_feature("avx512vnni") or has_feature("avxvnni")
 

@@ -1,6 +1,6 @@
 """Stateless entry points: signatures as ``torch.nn.functional`` has them, with our extras keyword-only."""
 
-from steadynorm.functional.batch_norm import batch_norm
+from steadynorm.functional.batch_norm import batch_norm, batch_norm_with_moments
 from steadynorm.functional.batch_renorm import batch_renorm
 from steadynorm.functional.checks import check_activation
 from steadynorm.functional.frozen_batch_norm import frozen_batch_norm
@@ -13,6 +13,7 @@ from steadynorm.ops.reference import Activation
 __all__ = [
     "Activation",
     "batch_norm",
+    "batch_norm_with_moments",
     "batch_renorm",
     "check_activation",
     "frozen_batch_norm",

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steadynorm.functional.checks import (
-    check_activation,
-    check_evaluation,
-    check_residual,
-    check_training,
-    normalize_nothing,
-)
-from steadynorm.functional.way import choose_way
-from steadynorm.ops.dispatch import is_recorded
-from steadynorm.ops.reference import LEAKY_SLOPE, Activation
+from steadynorm.functional.checks import check_evaluation, check_training, normalize_nothing
+from steadynorm.ops.dispatch import choose_path
+from steadynorm.ops.observers import is_recomputing, is_recorded, is_transformed
+from steadynorm.ops.reference import ACTIVATIONS, Activation
 from steadynorm.rules import (
     BatchNormRule,
     activated,
     instead_of_overflow,
     is_looked_at,
-    is_transformed,
     normalize,
-    normalize_in_one_call,
+    normalize_fused,
 )
-from steadynorm.statistics import follow_, weight_of
+from steadynorm.statistics import Moments, update_running_, weight_of
+from steadynorm.statistics.moments import count_of, statistics_dtype
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "batch_norm_with_moments", "evaluate"]
 
 
 def batch_norm(
@@ -79,43 +74,92 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; torch.nn.functional.batch_norm.
     """
-    check_activation(activation)
-    if isinstance(input, Tensor) and isinstance(residual, Tensor):  # torch.fx traces with proxies, which have no shape
-        check_residual(input, residual)
     if not training:
-        if eps < 0:  # older torch gives NaN
-            raise ValueError(f"batch_norm: eps must be non-negative, but got {eps}.")
-        if isinstance(input, Tensor):
-            check_evaluation(input, (running_mean, running_var, weight, bias))
-        # torch's own function: compilers, exporters and quantisers recognise it.
-        y = F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-        return activated(_added(y, residual), activation)
-    check_training(input, eps, (running_mean, running_var, weight, bias))
+        return evaluate("batch_norm", input, running_mean, running_var, weight, bias, eps, residual, activation)
+    check_training("batch_norm", input, residual, activation, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
-        return normalize_nothing(input, weight, bias, residual)
+        return normalize_nothing(input, weight, bias, residual)[0]
     # torch's function takes a number, which a record would keep for all batches.
     averages_all = momentum is None and running_mean is not None and is_recorded()
-    how = choose_way(input, residual, activation, weight, bias, running_mean, running_var, torchs_own=not averages_all)
-    if how == "torch":
-        y = _torch_batch_norm(input, running_mean, running_var, weight, bias, momentum, num_batches_tracked, eps)
-        return _activate_(y if residual is None else y.add_(residual), activation)
-    if how == "one call":
-        return normalize_in_one_call(
+    path = choose_path(
+        input, residual, activation, weight, bias, running_mean, running_var, torchs_own=not averages_all
+    )
+    if path == "torch":
+        share = _share(running_mean, momentum, num_batches_tracked)
+        return _by_torch(input, running_mean, running_var, weight, bias, share, eps, residual, activation)
+    rule = BatchNormRule(eps)
+    if path == "fused":
+        return normalize_fused(
             input,
-            BatchNormRule(eps),
+            rule,
             weight,
             bias,
             residual=residual,
             activation=activation,
             running_mean=running_mean,
             running_var=running_var,
-            momentum=_factor(running_mean, momentum, num_batches_tracked),
+            momentum=_share(running_mean, momentum, num_batches_tracked),
         )[0]
-    y, moments = normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
+    y, moments = normalize(input, rule, weight, bias, residual=residual, activation=activation)
     if running_mean is not None and running_var is not None:
-        share = weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=running_mean.dtype)
-        follow_(running_mean, running_var, moments, momentum=share)
+        new = weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=running_mean.dtype)
+        update_running_(running_mean, running_var, moments, momentum=new)
     return y
+
+
+def batch_norm_with_moments(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize a training batch as :func:`batch_norm` does, and give its moments.
+
+    Args:
+        input: shape (N, C, ...), as for :func:`batch_norm`.
+        weight: as for :func:`batch_norm`, and the others.
+
+    Returns:
+        y as of :func:`batch_norm`; the batch's moments, without gradient.
+
+    Raises:
+        as :func:`batch_norm` in training.
+    """
+    check_training("batch_norm", input, residual, activation, eps, (None, None, weight, bias))
+    if input.numel() == 0:
+        return normalize_nothing(input, weight, bias, residual)
+    path = choose_path(input, residual, activation, weight, bias)
+    if path == "fused":
+        return normalize_fused(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
+    if path == "composed":
+        return normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
+    # torch gives a batch's moments only as running estimates, with the unbiased variance. In a recomputation selective
+    # checkpointing knows the operations of the first forward alone.
+    with torch._C._DisableTorchDispatch() if is_recomputing() else nullcontext():
+        mean, var = input.new_zeros((2, input.shape[1]), dtype=statistics_dtype(input.dtype)).unbind()
+    y = _by_torch(input, mean, var, weight, bias, 1.0, eps, residual, activation)
+    count = count_of(input)
+    return y, Moments(mean=mean, var=var * ((count - 1) / count), count=count)
+
+
+def evaluate(
+    where: str,
+    input: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    activation: Activation | None,
+) -> Tensor:
+    """Normalize by stored statistics: torch's own function, which compilers, exporters and quantisers recognise."""
+    check_evaluation(where, input, residual, activation, eps, (mean, var, weight, bias))
+    y = F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
+    return activated(_added(y, residual), activation)
 
 
 def _added(y: Tensor, residual: Tensor | None) -> Tensor:
@@ -131,39 +175,39 @@ def _added(y: Tensor, residual: Tensor | None) -> Tensor:
     return y + residual if is_transformed() else y.add_(residual)
 
 
-def _activate_(pre: Tensor, activation: Activation | None) -> Tensor:
-    """Activate in place where the derivative can be told from the result."""
-    if activation == "relu":
-        return pre.relu_()
-    return F.leaky_relu_(pre, LEAKY_SLOPE) if activation == "leaky_relu" else activated(pre, activation)
-
-
-def _factor(running_mean: Tensor | None, momentum: float | None, num_batches_tracked: Tensor | None) -> float:
+def _share(running_mean: Tensor | None, momentum: float | None, num_batches_tracked: Tensor | None) -> float:
     """Give the weight of this batch in the running estimates."""
     if running_mean is None:
         return 0.0
     return float(weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=torch.float64))
 
 
-def _torch_batch_norm(
+def _by_torch(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    momentum: float | None,
-    num_batches_tracked: Tensor | None,
+    share: float,
     eps: float,
+    residual: Tensor | None,
+    activation: Activation | None,
 ) -> Tensor:
-    """Call torch's training function, on the CPU the part of it that also gives 1/√(var + eps), to be looked at."""
-    factor = _factor(running_mean, momentum, num_batches_tracked)
+    """Train by torch's own function, and add and activate in place where the derivative follows from the result."""
     if running_mean is not None and running_var is not None and running_mean.requires_grad | running_var.requires_grad:
         # torch refuses them; ours are no part of the graph.
         running_mean, running_var = running_mean.detach(), running_var.detach()
     # What F.batch_norm checks has been checked.
-    if is_looked_at(x):
-        y, _, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps)
-        if rstd.min().item() > 0:
-            return y
-        return instead_of_overflow(y, x, ~(rstd > 0), BatchNormRule(eps), weight, bias)
-    return torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, torch.backends.cudnn.enabled)
+    if is_looked_at(x):  # the part of it that also gives 1/√(var + eps)
+        y, _, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, share, eps)
+        if not rstd.min().item() > 0:
+            y = instead_of_overflow(y, x, ~(rstd > 0), BatchNormRule(eps), weight, bias)
+    else:
+        cudnn = torch.backends.cudnn.enabled
+        y = torch.batch_norm(x, weight, bias, running_mean, running_var, True, share, eps, cudnn)
+    if residual is not None:
+        y = y.add_(residual)
+    if activation is None:
+        return y
+    function = ACTIVATIONS[activation]
+    return function.apply_(y) if function.from_result else function.apply(y)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
-from steadynorm.functional.way import choose_way
-from steadynorm.ops.dispatch import snapshot
+from steadynorm.functional.checks import check_training, normalize_nothing
+from steadynorm.ops.dispatch import choose_path
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import BatchRenormRule, normalize, normalize_in_one_call
-from steadynorm.statistics import Moments, follow_
+from steadynorm.ops.registration import snapshot
+from steadynorm.rules import BatchRenormRule, normalize, normalize_fused
+from steadynorm.statistics import Moments, update_running_
 from steadynorm.statistics.running import check_momentum
 
 __all__ = ["batch_renorm"]
@@ -39,7 +38,7 @@ def batch_renorm(
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        running_mean: μ, shape (C,); changed in place by a momentum, as :func:`steadynorm.statistics.follow_` has it.
+        running_mean: μ, shape (C,); changed in place by a momentum, see :func:`steadynorm.statistics.update_running_`.
         running_var: likewise.
         weight: as for :func:`batch_norm`, and the others.
         momentum: weight of this batch in the running estimates, which follow after; 0 leaves them as they are.
@@ -57,20 +56,17 @@ def batch_renorm(
 
     Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1. Its r and d, of which one finds the inverse written.
     """
-    check_activation(activation)
     check_momentum(momentum)
-    check_training(input, eps, (running_mean, running_var, weight, bias), fewest=1)
+    parameters = (running_mean, running_var, weight, bias)
+    check_training("batch_renorm", input, residual, activation, eps, parameters, fewest=1)
     if input.numel() == 0:
-        nothing = torch.zeros_like(running_mean)
-        return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
-    if residual is not None:
-        check_residual(input, residual)
+        return normalize_nothing(input, weight, bias, residual)
     rule, per_channel = BatchRenormRule(eps), (weight, bias, running_mean, running_var)
     if (
         input.numel() > input.shape[1]
-        and choose_way(input, residual, activation, *per_channel, torchs_own=False) == "one call"
+        and choose_path(input, residual, activation, *per_channel, torchs_own=False) == "fused"
     ):
-        return normalize_in_one_call(
+        return normalize_fused(
             input,
             rule,
             weight,
@@ -86,5 +82,5 @@ def batch_renorm(
     stored = map(snapshot, (running_mean, running_var, r_max, d_max))  # which have moved on before the backward
     y, moments = normalize(input, rule, weight, bias, *stored, residual=residual, activation=activation)
     if momentum:
-        follow_(running_mean, running_var, moments, momentum=momentum)
+        update_running_(running_mean, running_var, moments, momentum=momentum)
     return y, moments

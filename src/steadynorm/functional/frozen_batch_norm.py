@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.functional.batch_norm import batch_norm
-from steadynorm.functional.checks import check_activation, check_training
-from steadynorm.functional.way import choose_way
+from steadynorm.functional.batch_norm import evaluate
+from steadynorm.functional.checks import check_training
+from steadynorm.ops.dispatch import choose_path
 from steadynorm.ops.reference import Activation
 from steadynorm.rules import BatchNormRule, normalize
 from steadynorm.statistics import Moments
@@ -48,14 +48,13 @@ def frozen_batch_norm(
     """
     inputs = (input, residual, weight, bias)
     wanted = isinstance(input, Tensor) and _differentiates(*inputs) and input.numel() > 0  # torch.fx has proxies
-    if wanted and choose_way(input, residual, activation, mean, var, weight, bias) == "one call":
-        check_activation(activation)
-        check_training(input, eps, (mean, var, weight, bias), fewest=1)
+    if wanted and choose_path(input, residual, activation, mean, var, weight, bias) == "fused":
+        check_training("frozen_batch_norm", input, residual, activation, eps, (mean, var, weight, bias), fewest=1)
         stored = Moments(mean=mean, var=var, count=1)
         return normalize(
             input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation, stored=stored
         )[0]
-    return batch_norm(input, mean, var, weight, bias, eps=eps, residual=residual, activation=activation)
+    return evaluate("frozen_batch_norm", input, mean, var, weight, bias, eps, residual, activation)
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:

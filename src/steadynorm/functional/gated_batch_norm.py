@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_gate, check_residual, check_training, normalize_nothing
-from steadynorm.functional.way import choose_way
+from steadynorm.functional.checks import check_gate, check_training, normalize_nothing
 from steadynorm.ops._layout import laid_out
-from steadynorm.ops.dispatch import snapshot
+from steadynorm.ops.dispatch import choose_path
+from steadynorm.ops.observers import is_transformed
 from steadynorm.ops.reference import Activation
+from steadynorm.ops.registration import snapshot
 from steadynorm.rules import (
     GatedBatchNormRule,
-    is_transformed,
     moments_with_graph,
     normalize,
-    normalize_in_one_call,
+    normalize_fused,
     transformed,
 )
-from steadynorm.statistics import Moments, follow_, measure, pool
+from steadynorm.statistics import Moments, measure, pool, update_running_
 from steadynorm.statistics.moments import statistics_dtype
-from steadynorm.statistics.noise import follow_noise_
+from steadynorm.statistics.noise import update_noise_
 from steadynorm.statistics.running import check_momentum
 
 __all__ = ["gated_batch_norm"]
@@ -50,7 +50,7 @@ def gated_batch_norm(
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        running_mean: shape (C,); changed in place by a momentum, as :func:`steadynorm.statistics.follow_` has it.
+        running_mean: shape (C,); changed in place by a momentum, see :func:`steadynorm.statistics.update_running_`.
         running_var: likewise.
         weight: as for :func:`batch_norm`, and the others.
         noise: variance of one sample's mean in units of the variance of its values, a positive tensor of one value;
@@ -71,25 +71,22 @@ def gated_batch_norm(
         RuntimeError: noise or confidence of another size.
         otherwise as :func:`batch_norm` in training, except that one value per channel is enough.
     """
-    check_activation(activation)
     check_momentum(momentum)
-    check_training(input, eps, (running_mean, running_var, weight, bias), fewest=1)
-    check_gate(noise, confidence)
+    parameters = (running_mean, running_var, weight, bias)
+    check_training("gated_batch_norm", input, residual, activation, eps, parameters, fewest=1)
+    check_gate("gated_batch_norm", noise, confidence)
     if input.numel() == 0:
-        nothing = torch.zeros_like(running_mean)
-        return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
-    if residual is not None:
-        check_residual(input, residual)
+        return normalize_nothing(input, weight, bias, residual)
     rule, per_channel = GatedBatchNormRule(eps, gate), (weight, bias, running_mean, running_var)
     noise_of_batch = noise.detach().reshape(()).to(running_mean.dtype) / (
         input.shape[0] if samples is None else samples
     )
     if (
         samples is None
-        and choose_way(input, residual, activation, *per_channel, noise, confidence, torchs_own=False) == "one call"
+        and choose_path(input, residual, activation, *per_channel, noise, confidence, torchs_own=False) == "fused"
         and input.numel() > input.shape[1]
     ):
-        return normalize_in_one_call(
+        return normalize_fused(
             input,
             rule,
             weight,
@@ -106,17 +103,17 @@ def gated_batch_norm(
         )
     # The running estimates will have moved on before the backward.
     stored = map(snapshot, (running_mean, running_var, noise_of_batch))
-    parameters = (weight, bias, *stored, confidence)
+    inputs = (weight, bias, *stored, confidence)
     if samples is None:
-        y, moments = normalize(input, rule, *parameters, residual=residual, activation=activation)
+        y, moments = normalize(input, rule, *inputs, residual=residual, activation=activation)
     else:
-        affine = rule.forward(_moments_of_first(input, samples), *parameters)
+        affine = rule.forward(_moments_of_first(input, samples), *inputs)
         values = input if is_transformed() else laid_out(input)
         y, moments = transformed(values, affine, residual, activation), measure(input.detach())
     if noise_momentum:
-        follow_noise_(noise, input, moments, momentum=noise_momentum)
+        update_noise_(noise, input, moments, momentum=noise_momentum)
     if momentum:
-        follow_(running_mean, running_var, moments, momentum=momentum)
+        update_running_(running_mean, running_var, moments, momentum=momentum)
     return y, moments
 
 

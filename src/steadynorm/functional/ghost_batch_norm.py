@@ -5,22 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
-from steadynorm.functional.way import choose_way
+from steadynorm.functional.checks import check_training, normalize_nothing
 from steadynorm.ops._layout import laid_out
-from steadynorm.ops.dispatch import is_recorded
+from steadynorm.ops.dispatch import choose_path
+from steadynorm.ops.observers import is_recorded, is_transformed
 from steadynorm.ops.reference import Activation
 from steadynorm.rules import (
     BatchNormRule,
     chunk_count,
     cut,
-    is_transformed,
     normalize,
     normalize_chunks_of_any_number,
-    normalize_in_one_call,
+    normalize_fused,
 )
 from steadynorm.statistics import Moments, as_row, pool
-from steadynorm.statistics.moments import statistics_dtype
 
 __all__ = ["ghost_batch_norm"]
 
@@ -51,14 +49,10 @@ def ghost_batch_norm(
 
     Source: Hoffer, Hubara & Soudry 2017 (arXiv 1705.08741), Alg. 1.
     """
-    check_activation(activation)
-    if residual is not None:
-        check_residual(input, residual)
-    check_training(input, eps, (None, None, weight, bias))
+    check_training("ghost_batch_norm", input, residual, activation, eps, (None, None, weight, bias))
     samples, channels = input.shape[:2]
     if input.numel() == 0:
-        nothing = input.new_zeros(channels, dtype=statistics_dtype(input.dtype))
-        return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
+        return normalize_nothing(input, weight, bias, residual)
     if is_recorded():
         return normalize_chunks_of_any_number(
             input if is_transformed() else laid_out(input),
@@ -70,8 +64,8 @@ def ghost_batch_norm(
             activation=activation,
         )
     chunks = chunk_count(samples, input[0].numel() // channels, ghost_batch_size)
-    if choose_way(input, residual, activation, weight, bias, torchs_own=False) == "one call":
-        return normalize_in_one_call(
+    if choose_path(input, residual, activation, weight, bias, torchs_own=False) == "fused":
+        return normalize_fused(
             input, BatchNormRule(eps), weight, bias, chunks=chunks, residual=residual, activation=activation
         )
     residuals = [None] * chunks if residual is None else cut(residual, chunks)

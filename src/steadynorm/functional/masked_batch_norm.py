@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_one_size, check_residual, check_training
+from steadynorm.functional.checks import check_one_size, check_training
 from steadynorm.ops._layout import laid_out
+from steadynorm.ops.observers import is_transformed
 from steadynorm.ops.reference import Activation
-from steadynorm.rules import BatchNormRule, activated, is_transformed
+from steadynorm.rules import BatchNormRule, activated
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import channel_sum, per_channel, statistics_dtype
 from steadynorm.statistics.ranks import Ranks, pool_over
@@ -30,7 +31,7 @@ def valid_positions(input: Tensor, mask: Tensor | None, lengths: Tensor | None) 
     """
     for what, tensor in (("input", input), ("mask", mask), ("lengths", lengths)):
         if tensor is not None:
-            check_one_size(what, tensor)
+            check_one_size("masked_batch_norm", what, tensor)
     samples = (input.shape[0], *input.shape[2:])
     if mask is not None and lengths is None:
         if mask.dtype != torch.bool or mask.shape != samples:
@@ -81,10 +82,7 @@ def masked_batch_norm(
     Raises:
         as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias there.
     """
-    check_activation(activation)
-    if residual is not None:
-        check_residual(input, residual)
-    check_training(input, eps, (None, None, weight, bias), fewest=1)
+    check_training("masked_batch_norm", input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     input = input if is_transformed() else laid_out(input)
     xc, moments = _centred(input, valid, ranks)
     affine = BatchNormRule(eps).forward(moments, weight, bias)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from steadynorm.functional.checks import check_activation, check_residual, check_training, normalize_nothing
+from steadynorm.functional.checks import check_training, normalize_nothing
 from steadynorm.ops.reference import Activation
 from steadynorm.rules import BatchNormRule, normalize
 from steadynorm.statistics import Moments
-from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.statistics.ranks import Ranks
 
 __all__ = ["sync_batch_norm"]
@@ -45,11 +44,7 @@ def sync_batch_norm(
         RuntimeError: a rank has not taken part within the process group's timeout.
         otherwise as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias.
     """
-    check_activation(activation)
-    if residual is not None:
-        check_residual(input, residual)
-    check_training(input, eps, (None, None, weight, bias), fewest=1)
+    check_training("sync_batch_norm", input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     if input.shape[1] == 0:  # nothing to tell each other
-        nothing = input.new_zeros(0, dtype=statistics_dtype(input.dtype))
-        return normalize_nothing(input, weight, bias, residual), Moments(mean=nothing, var=nothing, count=0)
+        return normalize_nothing(input, weight, bias, residual)
     return normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation, ranks=ranks)

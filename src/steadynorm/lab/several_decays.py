@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.layers import BatchNorm2d
-from steadynorm.statistics import follow_, measure
+from steadynorm.statistics import measure, update_running_
 
 __all__ = ["DECAYS", "SeveralDecays", "with_decay"]
 
@@ -42,7 +42,7 @@ class SeveralDecays(nn.Module):
         if self.training:
             moments = measure(input.detach())
             for mean, var, decay in zip(self.means, self.vars, DECAYS, strict=True):
-                follow_(mean, var, moments, momentum=1 - decay)
+                update_running_(mean, var, moments, momentum=1 - decay)
         y: Tensor = self.norm(input, residual)
         return y
 

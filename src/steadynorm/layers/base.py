@@ -20,8 +20,7 @@ from steadynorm.layers.tracers import (
     check_statistics_take_part,
     evaluate_scripted,
 )
-from steadynorm.ops.dispatch import is_recorded
-from steadynorm.rules import is_transformed
+from steadynorm.ops.observers import is_recorded, is_transformed
 
 __all__ = ["BatchNormBase", "Options"]
 
@@ -76,7 +75,7 @@ class BatchNormBase(RunningStatistics):
         name = type(self).__name__
         for key in unknown:
             raise TypeError(f"{name}.__init__() got an unexpected keyword argument {key!r}")
-        check_activation(activation)
+        check_activation(name, activation)
         self._check_options(nonfinite, update_every, running)
         if self._statistics_are and not track_running_stats:
             raise ValueError(f"{name}: there must be {self._statistics_are}, got track_running_stats=False.")

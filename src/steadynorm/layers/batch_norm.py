@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import torch
 from torch import Tensor, nn
 
-from steadynorm.functional import batch_norm
+from steadynorm.functional import batch_norm, batch_norm_with_moments
 from steadynorm.layers.base import BatchNormBase
-from steadynorm.layers.running import is_recomputing
-from steadynorm.statistics import Moments
-from steadynorm.statistics.moments import count_of
+from steadynorm.ops.observers import is_recomputing
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -20,24 +15,28 @@ class _BatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`BatchNorm2d`."""
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        mean, var, batches, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
-        follows_moments = self._needs_moments() and self._tracks()
+        # By their dictionary, and once each: torch's search for an attribute takes a microsecond.
+        buffers, momentum = self._buffers, self.momentum
+        mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        weight, bias = self._parameters_for(mean)
         if not self._tracks():
             mean = var = None
-        elif mean is not None and var is not None and (follows_moments or is_recomputing()):
-            # The moments themselves are wanted, or nothing; what autograd saves stays alike.
-            # In a repetition selective checkpointing knows the first forward's operations alone.
-            with torch._C._DisableTorchDispatch() if is_recomputing() else nullcontext():
-                mean, var, momentum = torch.zeros_like(mean), torch.zeros_like(var), 1.0
+        elif mean is not None and var is not None and (self._needs_moments() or is_recomputing()):
+            y, moments = batch_norm_with_moments(
+                input, weight, bias, self.eps, residual=residual, activation=self.activation
+            )
+            self._update_running(moments)
+            return y
         elif batches is not None:
             batches.add_(1)
         elif momentum is None:
             momentum = 0.0
-        y = batch_norm(
+        return batch_norm(
             input,
             mean,
             var,
-            *self._parameters_for(self.running_mean),
+            weight,
+            bias,
             training=True,
             momentum=momentum,
             eps=self.eps,
@@ -45,10 +44,6 @@ class _BatchNorm(BatchNormBase):
             activation=self.activation,
             num_batches_tracked=batches,
         )
-        if follows_moments and mean is not None and var is not None:
-            count = count_of(input)
-            self._update_running(Moments(mean=mean, var=var * ((count - 1) / max(count, 1)), count=count))
-        return y
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from steadynorm.functional import batch_renorm
 from steadynorm.layers.base import BatchNormBase, Options
-from steadynorm.rules import is_transformed, renorm_bounds
+from steadynorm.ops.observers import is_transformed
+from steadynorm.rules import renorm_bounds
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
 
@@ -109,7 +110,7 @@ class BatchRenorm2d(_BatchRenorm, nn.BatchNorm2d):
     where its counter stands, and no state is added. Evaluation is batch norm's.
 
     After the warm-up one value per channel is enough. It moves the running variance by its squared distance from the
-    running mean, see :func:`steadynorm.statistics.follow_`.
+    running mean, see :func:`steadynorm.statistics.update_running_`.
 
     Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
 

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from steadynorm.functional import gated_batch_norm
 from steadynorm.layers.base import BatchNormBase, Options
-from steadynorm.layers.running import is_recomputing
 from steadynorm.layers.state import normal_tensors
 from steadynorm.layers.tracers import check_is_tensor
-from steadynorm.ops.dispatch import is_recorded
+from steadynorm.ops.observers import is_recomputing, is_recorded
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import statistics_dtype
-from steadynorm.statistics.noise import follow_noise_
+from steadynorm.statistics.noise import update_noise_
 
 __all__ = ["GatedBatchNorm1d", "GatedBatchNorm2d", "GatedBatchNorm3d"]
 
@@ -78,7 +77,7 @@ class _GatedBatchNorm(BatchNormBase):
             noise_momentum=NOISE_MOMENTUM if follows_noise and not compiling else 0.0,
         )
         if follows_noise and compiling and input.shape[0] > 1:  # of which stored may be a copy
-            follow_noise_(self.noise, input, moments, momentum=NOISE_MOMENTUM)
+            update_noise_(self.noise, input, moments, momentum=NOISE_MOMENTUM)
         if share is None:
             self._update_running(moments)
         return y

@@ -14,7 +14,7 @@ from steadynorm.layers.base import Options
 from steadynorm.layers.sync_batch_norm import OverRanks
 from steadynorm.layers.tracers import check_is_tensor
 from steadynorm.ops._layout import laid_out
-from steadynorm.rules import is_transformed
+from steadynorm.ops.observers import is_transformed
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import as_tensor
 from steadynorm.statistics.ranks import Ranks
@@ -34,7 +34,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
     in the window). Without mask and lengths this is :class:`steadynorm.BatchNorm1d`.
 
     No value of mask or lengths is read by the host. So one valid value per channel, which has no variance, is not
-    refused: its y is the bias, and it moves the running variance as :func:`steadynorm.statistics.follow_` says.
+    refused: its y is the bias, and it moves the running variance as :func:`steadynorm.statistics.update_running_` says.
 
     Takes the arguments of :class:`steadynorm.BatchNorm1d`, and keyword-only:
 
@@ -100,7 +100,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         self._check_input_dim(input)
         valid = valid_positions(input, mask, lengths)
         if residual is not None:
-            check_residual(input, residual)
+            check_residual(type(self).__name__, input, residual)
         if self.training or (self.running_mean is None and self.running_var is None):
             self._fit_state()
             self._check_transform(input)

@@ -40,7 +40,7 @@ class NormAddActivation(nn.Module):
 
     def __init__(self, norm: nn.Module, activation: Activation | None = None) -> None:
         super().__init__()
-        check_activation(activation)
+        check_activation("NormAddActivation", activation)
         self.norm = norm
         self.activation = ACTIVATION_MODULES[activation]()
         name_state_as_the_norms(self)

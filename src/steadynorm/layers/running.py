@@ -11,23 +11,16 @@ from torch import Tensor
 
 from steadynorm.layers import recomputation
 from steadynorm.layers.state import BANK, NormState, Running, normal_tensors
-from steadynorm.ops.dispatch import compiled_self_tuned, is_recorded, unless_recomputing
-from steadynorm.rules import is_transformed
-from steadynorm.statistics import Moments, SelfTuned, as_row, follow_, pool, weight_of
+from steadynorm.ops.dispatch import compiled_self_tuned
+from steadynorm.ops.observers import is_recomputing, is_recorded, is_transformed
+from steadynorm.ops.registration import unless_recomputing
+from steadynorm.statistics import Moments, SelfTuned, as_row, pool, update_running_, weight_of
 from steadynorm.statistics.self_tuned import learning_rate
 
-__all__ = ["Nonfinite", "RunningStatistics", "check_count", "is_recomputing", "may_be_recomputed"]
+__all__ = ["Nonfinite", "RunningStatistics", "check_count", "may_be_recomputed"]
 
 Nonfinite = Literal["propagate", "skip", "raise"]
 _JUDGED = ("experts", "mass", "noise", "weights", "momenta")
-
-
-def is_recomputing() -> bool:
-    """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it.
-
-    False in a compiled graph, which may run for both: see :meth:`RunningStatistics._train_compiled`.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def may_be_recomputed() -> bool:
@@ -70,7 +63,7 @@ class RunningStatistics(NormState):
     def _train_compiled(self, train: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
         """Train in a graph that may run a second time for its batch, and let it move nothing then.
 
-        What is not compiled sees that by itself (:func:`is_recomputing`). A graph moves the state and puts it back.
+        What is not compiled sees that by itself (``is_recomputing``). A graph moves the state and puts it back.
         """
         if not (self._tracks() and recomputation.is_possible):
             return train(*arguments)
@@ -146,7 +139,7 @@ class RunningStatistics(NormState):
         elif self._self_tunes():
             self._tune(batch)
         else:
-            follow_(mean, var, batch, momentum=self._weight_of(1))
+            update_running_(mean, var, batch, momentum=self._weight_of(1))
 
     def _add_to_window(self, batch: Moments) -> None:
         """Put a batch into the window, and let the estimates follow once it is full."""
@@ -183,7 +176,7 @@ class RunningStatistics(NormState):
             mean, var = self._move_bank(Moments(mean=batch.mean, var=batch.var, count=batch.count[0]), due)
         else:
             mean, var = self.running_mean.clone(), self.running_var.clone()
-            follow_(mean, var, batch, momentum=self._weight_of(filled.sum()))
+            update_running_(mean, var, batch, momentum=self._weight_of(filled.sum()))
         for stored, new in ((self.running_mean, mean), (self.running_var, var)):
             stored.copy_(new if due is None else torch.where(due, new, stored))
 
@@ -196,7 +189,7 @@ class RunningStatistics(NormState):
         compiled = compiled_self_tuned()
         if compiled is not None and batch.count > 1 and compiled.takes(bank, *stored, *numbers):
             step = int(state.step.add_(1))
-            compiled.follow_(bank, step, learning_rate(batch.mean.numel()), *numbers, batch.count, *stored)
+            compiled.update_running_(bank, step, learning_rate(batch.mean.numel()), *numbers, batch.count, *stored)
             return
         for running, new in zip(stored, self._move_bank(batch), strict=True):
             running.copy_(new)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.functional.checks import check_one_size
-from steadynorm.ops.dispatch import is_recorded
+from steadynorm.ops.observers import is_recorded
 
 __all__ = [
     "check_is_tensor",
@@ -94,7 +94,7 @@ def check_is_tensor(
         ValueError: a nested or sparse tensor.
     """
     if isinstance(input, Tensor):
-        check_one_size("input", input)
+        check_one_size(type(layer).__name__, "input", input)
     elif isinstance(input, torch.fx.Proxy):
         raise TypeError(
             f"{type(layer).__name__}: torch.fx.symbolic_trace must not go into a layer that looks at its batch, got a "

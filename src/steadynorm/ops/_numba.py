@@ -19,11 +19,11 @@ from torch import Tensor
 
 from steadynorm.ops import _numba_kernels as kernels
 from steadynorm.ops import _numba_types as kinds
-from steadynorm.ops._lanes import LANES, has_feature
 from steadynorm.ops._layout import like
-from steadynorm.ops._numba_lines import Layout, Planes, Rows
+from steadynorm.ops._numba_layout import Layout, Planes, Rows
 from steadynorm.ops._numba_operands import check_rule, check_stored
 from steadynorm.ops._numba_rules import Rule
+from steadynorm.ops._numba_simd import LANES, has_feature
 from steadynorm.ops._numba_threads import is_forked, run, start
 from steadynorm.ops._operands import address, check_numbers, check_operands
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
@@ -32,11 +32,11 @@ __all__ = [
     "moments",
     "normalize",
     "normalize_grad",
-    "obstacle",
     "start",
     "transform",
     "transform_grad",
     "transform_sums",
+    "unsupported_reason",
 ]
 
 STREAM = 8 << 20
@@ -75,7 +75,7 @@ class _SayOnce(event.Listener):  # type: ignore[misc]
 event.register("numba:compile", _SayOnce())
 
 
-def obstacle(x: Tensor, *others: Tensor | None) -> str | None:
+def unsupported_reason(x: Tensor, *others: Tensor | None) -> str | None:
     """Say why these kernels cannot take such tensors; None where they can."""
     if is_forked():
         return "the process was forked from one that had loaded the kernels, whose threads it does not have"
@@ -229,7 +229,7 @@ def normalize(
     momentum: float,
     noise: Tensor | None,
     noise_momentum: float,
-    kept: Tensor,
+    saved: Tensor,
 ) -> Tensor:
     """Normalize a batch in one call: moments, rule, running estimates, transform.
 
@@ -242,14 +242,14 @@ def normalize(
             are several, or there is noise, x is contiguous or channels-last.
         weight: float32, shape (C,), contiguous; None counts as 1.
         bias: likewise; None counts as 0.
-        running_mean: what the rule looks at beside the batch, as weight; then it follows in place. None where there is
+        running_mean: what the rule reads beside the batch, as weight; then updated in place. None where there is
             none.
         running_var: likewise; it follows by the unbiased variance.
         momentum: weight of this batch in them; 0 leaves them as they are, and must be 0 for one value per channel.
         noise: float32, one value, which follows in place; None where there is none.
         noise_momentum: weight of this batch in it.
-        kept: written, what :func:`normalize_grad` wants to know: float32, contiguous, with C columns and as many rows
-            as :func:`steadynorm.ops._numba_rules.kept_rows` says. They are mean and biased variance of the batch;
+        saved: written, what :func:`normalize_grad` wants to know: float32, contiguous, with C columns and as many rows
+            as :func:`steadynorm.ops._numba_rules.saved_rows` says. They are mean and biased variance of the batch;
             running mean and variance, as a rule that looks at them has seen them; mean and variance of each chunk,
             where there are several.
 
@@ -257,7 +257,7 @@ def normalize(
         y in the shape, dtype and memory format of x.
     """
     _check("normalize", x_NCS, {"residual": residual_NCS})
-    check_rule("normalize", x_NCS, rule, chunks, kept, {"weight": weight, "bias": bias})
+    check_rule("normalize", x_NCS, rule, chunks, saved, {"weight": weight, "bias": bias})
     check_stored(x_NCS, rule, chunks, {"running_mean": running_mean, "running_var": running_var}, momentum, noise)
     x_NCS, layout = _laid_out(x_NCS)
     residual_NCS, y_NCS = like(residual_NCS, x_NCS), torch.empty_like(x_NCS)
@@ -279,7 +279,7 @@ def normalize(
         momentum,
         address(noise),
         noise_momentum,
-        address(kept),
+        address(saved),
         address(residual_NCS),
         address(y_NCS),
         _streams(layout, y_NCS),
@@ -296,21 +296,21 @@ def normalize_grad(
     chunks: int,
     weight: Tensor | None,
     bias: Tensor | None,
-    kept: Tensor,
+    saved: Tensor,
     confidence: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Differentiate :func:`normalize` in one call: sums, the rule's gradient, the transform's.
 
     Args:
         dy_NCS: gradient of y, in the dtype of x.
-        kept: what ``normalize`` has written; the other arguments are as there.
+        saved: what ``normalize`` has written; the other arguments are as there.
         confidence: of the gate, float32, shape (3,), whose gradient is wanted; None where there is none.
 
     Returns:
         dx; d_residual, None without a residual; d_weight, d_bias and d_confidence, None where there is none.
     """
     _check("normalize_grad", x_NCS, {"dy": dy_NCS, "residual": residual_NCS})
-    check_rule("normalize_grad", x_NCS, rule, chunks, kept, {"weight": weight, "bias": bias})
+    check_rule("normalize_grad", x_NCS, rule, chunks, saved, {"weight": weight, "bias": bias})
     if confidence is not None:
         check_numbers("normalize_grad", (3,), {"confidence": confidence})
     x_NCS, layout = _laid_out(x_NCS)
@@ -332,7 +332,7 @@ def normalize_grad(
         address(x_NCS),
         address(weight),
         address(bias),
-        address(kept),
+        address(saved),
         address(residual_NCS),
         address(dx_NCS),
         address(d_residual_NCS),
@@ -376,7 +376,7 @@ def _inner(x: Tensor) -> int | None:
 
 
 def _together(*per_channel: Tensor) -> Tensor:
-    """Put numbers per channel behind each other."""
+    """Put numbers per channel one after the other."""
     together = torch.cat(per_channel)
     return together if together.dtype == torch.float32 else together.float()
 

@@ -98,7 +98,7 @@ class _Files:
 def _sources() -> str:
     """Digest the files that the kernels are compiled from: each calls functions of the others."""
     here = Path(__file__).parent
-    files = [here / "_lanes.py", here.parent / "statistics" / "noise.py", *sorted(here.glob("_numba_*.py"))]
+    files = [here.parent / "statistics" / "noise.py", *sorted(here.glob("_numba_*.py"))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 

@@ -8,8 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from steadynorm.ops._numba_lines import Layout
-from steadynorm.ops._numba_rules import Known, Rule, gate_gradient, kept_rows, stored_rows, terms, to_moments, weigh
+from steadynorm.ops._numba_layout import Layout
+from steadynorm.ops._numba_rules import (
+    ChannelMoments,
+    Rule,
+    affine_of,
+    gate_of,
+    mixture,
+    moment_gradients,
+    reads_running,
+    saved_rows,
+    write_confidence_gradient,
+)
 from steadynorm.ops._numba_sums import Sums, measure, sample_means, total_sums
 from steadynorm.ops._numba_types import Activation, Array, Dtype, array, compiled, floats, inline, part
 from steadynorm.ops._numba_write import Grad, Transform, write
@@ -101,12 +111,12 @@ def grad(
 
 @inline
 def _fill_affine(
-    rule: Rule, known: Known, gate: float, weight: Array | None, bias: Array | None, numbers: Array
+    rule: Rule, moments: ChannelMoments, gate: float, weight: Array | None, bias: Array | None, numbers: Array
 ) -> None:
     """Write center, scale = weight·factor and shift = bias + weight·offset."""
-    channels = known.mean.size
+    channels = moments.mean.size
     for channel in range(channels):
-        center, scale, shift = terms(rule, known, gate, channel)
+        center, scale, shift = affine_of(rule, moments, gate, channel)
         if weight is not None:
             scale *= weight[channel]
             shift *= weight[channel]
@@ -118,7 +128,7 @@ def _fill_affine(
 
 
 @inline
-def _follow(running: Array | None, batch: Array, correction: float, momentum: float) -> None:
+def _update_running(running: Array | None, batch: Array, correction: float, momentum: float) -> None:
     """Write running = (1 − momentum)·running + momentum·correction·batch."""
     if running is not None:
         for channel in range(batch.size):
@@ -134,40 +144,34 @@ def _put_all(target: Array | None, values: Array) -> None:
 
 @inline
 def _chunk(samples: int, chunks: int, chunk: int) -> tuple[int, int]:
-    """Give the first sample of a chunk and the first behind it; the first chunks are the larger ones."""
+    """Give the first sample of a chunk and the first after it; the first chunks are the larger ones."""
     size, larger = samples // chunks, samples % chunks
     first = chunk * size + min(chunk, larger)
     return first, first + size + (1 if chunk < larger else 0)
 
 
 @inline
-def _known(rule: Rule, kept: Array, channels: int, chunks: int, chunk: int) -> Known:
-    """Find what is known of a chunk among the kept rows: those of the batch, of the rule, of each chunk if several."""
-    at = 0 if chunks == 1 else 2 + stored_rows(rule) + 2 * chunk
-    return Known(
-        kept[at * channels : (at + 1) * channels],
-        kept[(at + 1) * channels : (at + 2) * channels],
-        kept[2 * channels : 3 * channels],
-        kept[3 * channels : 4 * channels],
+def _moments_of(rule: Rule, saved: Array, channels: int, chunks: int, chunk: int) -> ChannelMoments:
+    """Find the moments of a chunk among the saved rows, whose order :func:`saved_rows` tells."""
+    at = 0 if chunks == 1 else 2 + (2 if reads_running(rule) else 0) + 2 * chunk
+    return ChannelMoments(
+        saved[at * channels : (at + 1) * channels],
+        saved[(at + 1) * channels : (at + 2) * channels],
+        saved[2 * channels : 3 * channels],
+        saved[3 * channels : 4 * channels],
     )
 
 
 @inline
-def _pool(kept: Array, rule: Rule, channels: int, samples: int, chunks: int) -> None:
-    """Write the moments of all chunks together: Σcount·mean/Σcount, and with them Σcount·(var + (mean − their mean)²).
-
-    Source: Chan, Golub & LeVeque 1983.
-    """
+def _merge_chunks(saved: Array, rule: Rule, channels: int, samples: int, chunks: int) -> None:
+    """Write the moments of all chunks together."""
     for channel in range(channels):
         mean, var = 0.0, 0.0
         for chunk in range(chunks):
-            known, (first, last) = _known(rule, kept, channels, chunks, chunk), _chunk(samples, chunks, chunk)
-            mean += known.mean[channel] * ((last - first) / samples)
-        for chunk in range(chunks):
-            known, (first, last) = _known(rule, kept, channels, chunks, chunk), _chunk(samples, chunks, chunk)
-            apart = known.mean[channel] - mean
-            var += (known.var[channel] + apart * apart) * ((last - first) / samples)
-        kept[channel], kept[channels + channel] = mean, var
+            moments, (first, last) = _moments_of(rule, saved, channels, chunks, chunk), _chunk(samples, chunks, chunk)
+            share = (last - first) / last  # of all samples so far
+            mean, var = mixture(mean, var, float(moments.mean[channel]), float(moments.var[channel]), share)
+        saved[channel], saved[channels + channel] = mean, var
 
 
 @inline
@@ -178,24 +182,26 @@ def _copy(source: Array | None, target: Array) -> None:
 
 
 @compiled
-def _follow_noise(noise: Array | None, momentum: float, x: Array, layout: Layout, known: Known, samples: int) -> None:
-    """Let the noise of one sample follow, as ``statistics/noise.py`` says."""
+def _update_noise(
+    noise: Array | None, momentum: float, x: Array, layout: Layout, moments: ChannelMoments, samples: int
+) -> None:
+    """Update the noise of one sample as ``statistics/noise.py`` says."""
     if noise is None:
         return
     channels = layout.channels
     picked = min(MOST_SAMPLES, samples)
     numbers = np.zeros(3 * channels, np.float32)
-    _copy(known.mean, numbers[:channels])
+    _copy(moments.mean, numbers[:channels])
     apart = sample_means(x, layout, numbers, samples, picked)
     ratio, told = 0.0, 0
     for channel in range(channels):
-        if known.var[channel] != 0:
+        if moments.var[channel] != 0:
             mean, square = 0.0, 0.0
             for k in range(picked):
                 mean += apart[k, channel] / picked
             for k in range(picked):
                 square += (apart[k, channel] - mean) ** 2
-            ratio += square / (picked - 1) / known.var[channel]
+            ratio += square / (picked - 1) / moments.var[channel]
             told += 1
     seen = ratio / told if told else 1.0
     if np.isfinite(seen):
@@ -208,7 +214,7 @@ def normalize(
     layout: Layout,
     activation: Activation,
     rule: Rule,
-    samples: int,  # which lie one behind the other where there are chunks
+    samples: int,  # which lie one after the other where there are chunks
     chunks: int,  # parts of the batch that are normalized each by itself; 1 where estimates follow
     size: int,
     x: int,
@@ -219,7 +225,7 @@ def normalize(
     momentum: float,  # weight of this batch in them
     noise: int | None,  # one number; changed
     noise_momentum: float,  # weight of this batch in it
-    kept: int,  # shape (rows, C): moments of the batch, running ones as the rule sees them, each chunk's; written
+    saved: int,  # shape (rows, C): moments of the batch, running ones as the rule sees them, each chunk's; written
     residual: int | None,  # as x
     y: int,  # as x; written
     streaming: bool,
@@ -228,57 +234,57 @@ def normalize(
     """Measure the moments, apply the rule and transform, chunk by chunk; let the running estimates follow."""
     channels, per_sample = layout.channels, size // samples
     inputs = array(dtype, x, size), array(dtype, residual, size), array(dtype, y, size)
-    rows, numbers = floats(kept, kept_rows(rule, chunks) * channels), np.empty(3 * channels, np.float32)
-    if stored_rows(rule):
+    rows, numbers = floats(saved, saved_rows(rule, chunks) * channels), np.empty(3 * channels, np.float32)
+    if reads_running(rule):
         _copy(floats(running_mean, channels), rows[2 * channels :])
         _copy(floats(running_var, channels), rows[3 * channels :])
     for chunk in range(chunks):
         first, last = _chunk(samples, chunks, chunk)
         first, last = first * per_sample, last * per_sample
-        known = _known(rule, rows, channels, chunks, chunk)
-        measure(inputs[0][first:last], layout, known.mean, known.var, blocks)
-        gate, _ = weigh(rule, known)
-        _fill_affine(rule, known, gate, floats(weight, channels), floats(bias, channels), numbers)
+        moments = _moments_of(rule, rows, channels, chunks, chunk)
+        measure(inputs[0][first:last], layout, moments.mean, moments.var, blocks)
+        gate, _ = gate_of(rule, moments)
+        _fill_affine(rule, moments, gate, floats(weight, channels), floats(bias, channels), numbers)
         task = Transform(inputs[0][first:last], part(inputs[1], first, last), numbers, inputs[2][first:last])
         write(task, activation, layout, streaming, blocks)
     if chunks > 1:
-        _pool(rows, rule, channels, samples, chunks)
-    whole, count = _known(rule, rows, channels, 1, 0), size // channels
-    _follow_noise(floats(noise, 1), noise_momentum, inputs[0], layout, whole, samples)
+        _merge_chunks(rows, rule, channels, samples, chunks)
+    whole, count = _moments_of(rule, rows, channels, 1, 0), size // channels
+    _update_noise(floats(noise, 1), noise_momentum, inputs[0], layout, whole, samples)
     if momentum != 0.0:
-        _follow(floats(running_mean, channels), whole.mean, 1.0, momentum)
-        _follow(floats(running_var, channels), whole.var, count / (count - 1), momentum)
+        _update_running(floats(running_mean, channels), whole.mean, 1.0, momentum)
+        _update_running(floats(running_var, channels), whole.var, count / (count - 1), momentum)
 
 
 @inline
 def _fill_gradient(
-    rule: Rule, known: Known, weight: Array | None, totals: Array, count: int, sums: Array, numbers: Array
+    rule: Rule, moments: ChannelMoments, weight: Array | None, totals: Array, count: int, sums: Array, numbers: Array
 ) -> tuple[float, float, float]:
     """Write a, b and c of dx = a·dy′ + b·(x − center) + c; add to the sums, which are Σd_weight and Σd_bias.
 
     Returns:
         gate, what it was computed from, and the gradient with respect to it.
     """
-    channels = known.mean.size
-    gate, ratio = weigh(rule, known)
+    channels = moments.mean.size
+    gate, ratio = gate_of(rule, moments)
     d_gate = 0.0
     for channel in range(channels):
-        center, factor, offset = terms(rule, known, gate, channel)
+        center, factor, offset = affine_of(rule, moments, gate, channel)
         gamma = 1.0 if weight is None else weight[channel]
         sum_dy, sum_dy_xc = totals[0, channel], totals[1, channel]
         sums[0, channel] += factor * sum_dy_xc
         if offset != 0.0:
             sums[0, channel] += offset * sum_dy
         sums[1, channel] += sum_dy
-        d_mean, d_var, d_gate_here = to_moments(
-            rule, known, gate, channel, factor, -gamma * factor * sum_dy, gamma * sum_dy_xc
+        d_mean, d_var, d_gate_here = moment_gradients(
+            rule, moments, gate, channel, factor, -gamma * factor * sum_dy, gamma * sum_dy_xc
         )
         d_gate += d_gate_here
         numbers[3 * channels + channel] = gamma * factor
         numbers[4 * channels + channel] = 2.0 * d_var / count
         numbers[5 * channels + channel] = d_mean / count
-        if center != known.mean[channel]:
-            numbers[5 * channels + channel] += 2.0 * d_var / count * (center - known.mean[channel])
+        if center != moments.mean[channel]:
+            numbers[5 * channels + channel] += 2.0 * d_var / count * (center - moments.mean[channel])
     return gate, ratio, d_gate
 
 
@@ -295,7 +301,7 @@ def normalize_grad(
     x: int,
     weight: int | None,  # shape (C,)
     bias: int | None,  # likewise
-    kept: int,  # what normalize has written
+    saved: int,  # what normalize has written
     residual: int | None,  # as x
     dx: int,  # as x; written
     d_residual: int | None,  # likewise
@@ -313,20 +319,20 @@ def normalize_grad(
     channels, per_sample = layout.channels, size // samples
     inputs = array(dtype, dy, size), array(dtype, x, size), array(dtype, residual, size)
     results = array(dtype, dx, size), array(dtype, d_residual, size)
-    rows, numbers = floats(kept, kept_rows(rule, chunks) * channels), np.empty(6 * channels, np.float32)
+    rows, numbers = floats(saved, saved_rows(rule, chunks) * channels), np.empty(6 * channels, np.float32)
     sums = np.zeros((2, channels))
     for chunk in range(chunks):
         first, last = _chunk(samples, chunks, chunk)
         first, last = first * per_sample, last * per_sample
-        known = _known(rule, rows, channels, chunks, chunk)
+        moments = _moments_of(rule, rows, channels, chunks, chunk)
         parts = inputs[0][first:last], inputs[1][first:last], part(inputs[2], first, last)
-        gate, _ = weigh(rule, known)
-        _fill_affine(rule, known, gate, floats(weight, channels), floats(bias, channels), numbers)
+        gate, _ = gate_of(rule, moments)
+        _fill_affine(rule, moments, gate, floats(weight, channels), floats(bias, channels), numbers)
         totals = total_sums(Sums(parts[0], parts[1], parts[2], numbers), activation, layout, blocks)
         gate, ratio, d_gate = _fill_gradient(
-            rule, known, floats(weight, channels), totals, (last - first) // channels, sums, numbers
+            rule, moments, floats(weight, channels), totals, (last - first) // channels, sums, numbers
         )
-        gate_gradient(rule, gate, ratio, d_gate, floats(d_rule, 3))
+        write_confidence_gradient(rule, gate, ratio, d_gate, floats(d_rule, 3))
         task = Grad(parts[0], parts[1], parts[2], numbers, results[0][first:last], part(results[1], first, last))
         write(task, activation, layout, streaming, blocks)
     _put_all(floats(d_weight, channels), sums[0])

@@ -6,32 +6,32 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from steadynorm.ops._numba_rules import Rule, kept_rows, stored_rows
+from steadynorm.ops._numba_rules import Rule, reads_running, saved_rows
 from steadynorm.ops._operands import check_numbers
 
 __all__ = ["check_rule", "check_stored"]
 
 
 def check_rule(
-    where: str, x: Tensor, rule: Rule, chunks: int, kept: Tensor, parameters: Mapping[str, Tensor | None]
+    where: str, x: Tensor, rule: Rule, chunks: int, saved: Tensor, parameters: Mapping[str, Tensor | None]
 ) -> None:
-    """Raise unless the numbers per channel, and those that are kept, have the sizes that a rule looks at."""
+    """Raise unless the numbers per channel, and those that are saved, have the sizes that a rule reads."""
     samples, channels = x.shape[:2]
     if not 1 <= chunks <= samples:
         raise ValueError(f"steadynorm.ops.{where}: chunks must be between 1 and the {samples} samples, got {chunks}.")
     if chunks > 1 and not _is_sample_by_sample(x):
         raise _in_pieces(where, x)
     check_numbers(where, (channels,), parameters)
-    check_numbers(where, (kept_rows(rule, chunks), channels), {"kept": kept})
+    check_numbers(where, (saved_rows(rule, chunks), channels), {"saved": saved})
 
 
 def check_stored(
     x: Tensor, rule: Rule, chunks: int, running: Mapping[str, Tensor | None], momentum: float, noise: Tensor | None
 ) -> None:
-    """Raise unless running estimates and noise, which are changed, are what a rule looks at."""
+    """Raise unless running estimates and noise, which are changed, are what a rule reads."""
     check_numbers("normalize", (x.shape[1],), running)
     absent = [name for name, tensor in running.items() if tensor is None]
-    if len(absent) == 1 or (absent and stored_rows(rule)):
+    if len(absent) == 1 or (absent and reads_running(rule)):
         raise ValueError(
             f"steadynorm.ops.normalize: running_mean and running_var must both be given, or for batch norm neither, "
             f"got {type(rule).__name__} without {' and '.join(absent)}."
@@ -50,6 +50,6 @@ def _is_sample_by_sample(x: Tensor) -> bool:
 
 def _in_pieces(where: str, x: Tensor) -> ValueError:
     return ValueError(
-        f"steadynorm.ops.{where}: for chunks or noise the samples must lie one behind the other, and for noise be two "
+        f"steadynorm.ops.{where}: for chunks or noise the samples must lie one after the other, and for noise be two "
         f"or more, got shape {tuple(x.shape)} with strides {x.stride()}. Pass a contiguous or channels-last input."
     )

@@ -1,224 +1,157 @@
-"""Rules as compiled code: numbers per channel, in float64, between the kernels of one call.
+"""What a compiled rule is, and how the kernels call one: numbers per channel, in float64, between the kernels.
 
-They are those of ``steadynorm.rules``, told by type as an activation is. A rule turns a channel's moments, the batch's
-and the stored ones, into (x − center)·factor·weight + offset·weight + bias; and gradients with respect to that into
-gradients with respect to the batch's mean and variance.
+Each compiled rule stands in the file of its name: that of ``rules/batch_norm.py`` in ``_numba_batch_norm.py``. A rule
+turns a channel's moments, the batch's and the stored ones, into (x − center)·factor·weight + offset·weight + bias; and
+gradients with respect to that into gradients with respect to the batch's mean and variance. Its type chooses the
+functions while a kernel is compiled.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from steadynorm.ops._numba_types import Array, Type, choose_inline, inline
 
 __all__ = [
-    "BatchNorm",
-    "Blend",
-    "Gated",
-    "Known",
-    "Renorm",
+    "ChannelMoments",
+    "Form",
     "Rule",
-    "gate_gradient",
-    "kept_rows",
-    "stored_rows",
-    "terms",
-    "to_moments",
-    "weigh",
+    "affine_of",
+    "define",
+    "gate_of",
+    "mixture",
+    "moment_gradients",
+    "reads_running",
+    "saved_rows",
+    "write_confidence_gradient",
 ]
 
-FARTHEST = 80.0
-"""Largest exponent by which confidence moves the odds, as in ``rules/gated_batch_norm.py``."""
+Rule = Any
+"""A NamedTuple of numbers, float64, that :func:`define` knows."""
 
 
-class BatchNorm(NamedTuple):
-    """Batch norm, by the batch's moments."""
-
-    eps: float
-
-
-class Renorm(NamedTuple):
-    """Batch renorm: corrected towards the stored moments within bounds."""
-
-    eps: float
-    r_max: float
-    d_max: float
-
-
-class Blend(NamedTuple):
-    """Moments of a mixture of the stored distribution and the batch's, of a given weight."""
-
-    eps: float
-    gate: float
-
-
-class Gated(NamedTuple):
-    """Likewise, the weight being computed."""
-
-    eps: float
-    noise: float
-    constant: float  # the three of the confidence
-    by_ratio: float
-    by_count: float
-
-
-Rule = BatchNorm | Renorm | Blend | Gated
-
-
-class Known(NamedTuple):
+class ChannelMoments(NamedTuple):
     """Moments per channel, float32."""
 
     mean: Array
     var: Array
-    stored_mean: Array  # empty, or without meaning, where the rule does not look at it
+    stored_mean: Array  # empty, or without meaning, where the rule does not read it
     stored_var: Array  # likewise
 
 
-def stored_rows(rule: Rule) -> int:
-    """Count the rows of numbers per channel that are kept because the rule looks at the running estimates."""
-    return 0 if isinstance(rule, BatchNorm) else 2
+def _whole_gate(rule: Rule, moments: ChannelMoments) -> tuple[float, float]:
+    return 1.0, 0.0
 
 
-@choose_inline(stored_rows)
-def _stored_rows_of(rule: Type) -> Callable[..., int]:
-    rows = 0 if rule.instance_class is BatchNorm else 2
-    return lambda rule: rows
+def _of_own_variance(
+    rule: Rule, moments: ChannelMoments, gate: float, channel: int, factor: float, d_center: float, d_factor: float
+) -> tuple[float, float, float]:
+    """Differentiate the batch's mean as center, and constant/√(var + eps) as factor."""
+    return d_center, -0.5 * d_factor * factor / (moments.var[channel] + rule.eps), 0.0
 
 
-def kept_rows(rule: Rule, chunks: int) -> int:
-    """Count the rows that a call keeps for its gradient: moments of the batch, stored ones, each chunk's if several."""
-    return 2 + stored_rows(rule) + (0 if chunks == 1 else 2 * chunks)
+def _no_confidence(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array | None) -> None:
+    return None
 
 
-@choose_inline(kept_rows)
-def _kept_rows_of(rule: Type, chunks: Type) -> Callable[..., int]:
-    return lambda rule, chunks: 2 + stored_rows(rule) + (0 if chunks == 1 else 2 * chunks)
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The functions of a compiled rule; the arguments are those of the functions of the same name below."""
+
+    reads_running: bool
+    """Whether it reads the running estimates, which are then saved as it has seen them."""
+    affine_of: Callable[..., tuple[float, float, float]]
+    gate_of: Callable[..., tuple[float, float]] = _whole_gate
+    moment_gradients: Callable[..., tuple[float, float, float]] = _of_own_variance
+    write_confidence_gradient: Callable[..., None] = _no_confidence
 
 
-def weigh(rule: Rule, known: Known) -> tuple[float, float]:
+_forms: dict[type, Form] = {}
+
+
+def define(rule: type, form: Form) -> None:
+    """Let the kernels take a rule."""
+    _forms[rule] = form
+
+
+def reads_running(rule: Rule) -> bool:
+    """Whether the rule reads the running estimates."""
+    return _forms[type(rule)].reads_running
+
+
+@choose_inline(reads_running)
+def _reads_running(rule: Type) -> Callable[..., bool]:
+    result = _forms[rule.instance_class].reads_running
+    return lambda rule: result
+
+
+def saved_rows(rule: Rule, chunks: int) -> int:
+    """Count the rows that a call saves for its gradient: moments of the batch, stored ones, each chunk's if several."""
+    return 2 + (2 if reads_running(rule) else 0) + (0 if chunks == 1 else 2 * chunks)
+
+
+@choose_inline(saved_rows)
+def _saved_rows(rule: Type, chunks: Type) -> Callable[..., int]:
+    return lambda rule, chunks: 2 + (2 if reads_running(rule) else 0) + (0 if chunks == 1 else 2 * chunks)
+
+
+def gate_of(rule: Rule, moments: ChannelMoments) -> tuple[float, float]:
     """Give the weight of the batch in the mixture, and what it was computed from: distance² / noise."""
     raise NotImplementedError
 
 
-@choose_inline(weigh)
-def _weigh_by(rule: Type, known: Type) -> Callable[..., tuple[float, float]]:
-    if rule.instance_class is Gated:
-        return lambda rule, known: _gate(rule, known)
-    if rule.instance_class is Blend:
-        return lambda rule, known: (rule.gate, 0.0)
-    return lambda rule, known: (1.0, 0.0)
+@choose_inline(gate_of)
+def _gate_of(rule: Type, moments: Type) -> Callable[..., tuple[float, float]]:
+    return _forms[rule.instance_class].gate_of
 
 
-@inline
-def _gate(rule: Gated, known: Known) -> tuple[float, float]:
-    distance, fine = 0.0, 0
-    for channel in range(known.mean.size):
-        apart = float(known.mean[channel]) - float(known.stored_mean[channel])
-        squared = apart * apart / (known.stored_var[channel] + rule.eps)
-        if np.isfinite(squared):
-            distance += squared
-            fine += 1
-    ratio = distance / max(fine, 1) / rule.noise
-    exponent = rule.constant + rule.by_ratio * math.log(max(ratio, 1e-6)) - rule.by_count * math.log(rule.noise)
-    odds = max(ratio - 1.0, 0.0) * math.exp(min(max(exponent, -FARTHEST), FARTHEST))
-    return odds / (1.0 + odds), ratio
-
-
-def terms(rule: Rule, known: Known, gate: float, channel: int) -> tuple[float, float, float]:
+def affine_of(rule: Rule, moments: ChannelMoments, gate: float, channel: int) -> tuple[float, float, float]:
     """Give a channel's center, factor and offset."""
     raise NotImplementedError
 
 
-@choose_inline(terms)
-def _terms_of(rule: Type, known: Type, gate: Type, channel: Type) -> Callable[..., tuple[float, float, float]]:
-    if rule.instance_class is BatchNorm:
-        return lambda rule, known, gate, channel: (
-            known.mean[channel],
-            1.0 / math.sqrt(known.var[channel] + rule.eps),
-            0.0,
-        )
-    if rule.instance_class is Renorm:
-        return lambda rule, known, gate, channel: _renorm_terms(rule, known, channel)
-    return lambda rule, known, gate, channel: _blend_terms(rule, known, gate, channel)
+@choose_inline(affine_of)
+def _affine_of(rule: Type, moments: Type, gate: Type, channel: Type) -> Callable[..., tuple[float, float, float]]:
+    return _forms[rule.instance_class].affine_of
 
 
-@inline
-def _clip(value: float, low: float, high: float) -> float:
-    """NaN stays NaN."""
-    return low if value < low else high if value > high else value
-
-
-@inline
-def _renorm_terms(rule: Renorm, known: Known, channel: int) -> tuple[float, float, float]:
-    std, stored_std = math.sqrt(known.var[channel] + rule.eps), math.sqrt(known.stored_var[channel] + rule.eps)
-    r = _clip(std / stored_std, 1.0 / rule.r_max, rule.r_max)
-    apart = float(known.mean[channel]) - float(known.stored_mean[channel])
-    return known.mean[channel], r / std, _clip(apart / stored_std, -rule.d_max, rule.d_max)
-
-
-@inline
-def _blend_terms(rule: Blend | Gated, known: Known, gate: float, channel: int) -> tuple[float, float, float]:
-    rest, apart = 1.0 - gate, float(known.mean[channel]) - float(known.stored_mean[channel])
-    center = rest * known.stored_mean[channel] + gate * known.mean[channel]
-    var = rest * known.stored_var[channel] + gate * known.var[channel] + gate * rest * apart * apart
-    return center, 1.0 / math.sqrt(var + rule.eps), 0.0
-
-
-def to_moments(
-    rule: Rule, known: Known, gate: float, channel: int, factor: float, d_center: float, d_factor: float
+def moment_gradients(
+    rule: Rule, moments: ChannelMoments, gate: float, channel: int, factor: float, d_center: float, d_factor: float
 ) -> tuple[float, float, float]:
     """Give the gradients with respect to mean, variance and gate.
 
     Args:
-        factor: from :func:`terms`.
+        factor: from :func:`affine_of`.
         d_center: gradient with respect to the center.
         d_factor: gradient with respect to the factor.
     """
     raise NotImplementedError
 
 
-@choose_inline(to_moments)
-def _to_moments_of(
-    rule: Type, known: Type, gate: Type, channel: Type, factor: Type, d_center: Type, d_factor: Type
+@choose_inline(moment_gradients)
+def _moment_gradients(
+    rule: Type, moments: Type, gate: Type, channel: Type, factor: Type, d_center: Type, d_factor: Type
 ) -> Callable[..., tuple[float, float, float]]:
-    if rule.instance_class in (BatchNorm, Renorm):
-        return lambda rule, known, gate, channel, factor, d_center, d_factor: (
-            d_center,
-            -0.5 * d_factor * factor / (known.var[channel] + rule.eps),
-            0.0,
-        )
-    return lambda rule, known, gate, channel, factor, d_center, d_factor: _to_blended(
-        known, gate, channel, d_center, -0.5 * d_factor * factor * factor * factor
-    )
+    return _forms[rule.instance_class].moment_gradients
 
 
-@inline
-def _to_blended(known: Known, gate: float, channel: int, d_center: float, d_var: float) -> tuple[float, float, float]:
-    apart = float(known.mean[channel]) - float(known.stored_mean[channel])
-    change = float(known.var[channel]) - float(known.stored_var[channel]) + (1.0 - 2.0 * gate) * apart * apart
-    d_mean = gate * d_center + 2.0 * gate * (1.0 - gate) * apart * d_var
-    return d_mean, gate * d_var, d_center * apart + d_var * change
-
-
-def gate_gradient(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array | None) -> None:
+def write_confidence_gradient(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array | None) -> None:
     """Write the gradient with respect to the confidence."""
     raise NotImplementedError
 
 
-@choose_inline(gate_gradient)
-def _gate_gradient_of(rule: Type, gate: Type, ratio: Type, d_gate: Type, target: Type) -> Callable[..., None]:
-    if rule.instance_class is Gated:
-        return lambda rule, gate, ratio, d_gate, target: _to_confidence(rule, gate, ratio, d_gate, target)
-    return lambda rule, gate, ratio, d_gate, target: None
+@choose_inline(write_confidence_gradient)
+def _write_confidence_gradient(rule: Type, gate: Type, ratio: Type, d_gate: Type, target: Type) -> Callable[..., None]:
+    return _forms[rule.instance_class].write_confidence_gradient
 
 
 @inline
-def _to_confidence(rule: Gated, gate: float, ratio: float, d_gate: float, target: Array | None) -> None:
-    if target is not None:
-        slope = d_gate * gate * (1.0 - gate)
-        target[0] = slope
-        target[1] = slope * math.log(max(ratio, 1e-6))
-        target[2] = -slope * math.log(rule.noise)
+def mixture(mean: float, var: float, other_mean: float, other_var: float, share: float) -> tuple[float, float]:
+    """Give the moments of a mixture that draws from the other with probability ``share`` and else from the first.
+
+    As :func:`steadynorm.statistics.moments.mixture`.
+    """
+    rest, apart = 1.0 - share, other_mean - mean
+    return rest * mean + share * other_mean, rest * var + share * other_var + rest * share * apart * apart

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from steadynorm.ops._numba_types import Array, compiled, inline
 
-__all__ = ["follow_", "takes"]
+__all__ = ["takes", "update_running_"]
 
 
 def takes(bank: Sequence[Tensor], *per_channel: Tensor) -> bool:
@@ -28,7 +28,7 @@ def takes(bank: Sequence[Tensor], *per_channel: Tensor) -> bool:
     )
 
 
-def follow_(
+def update_running_(
     bank: Sequence[Tensor],
     step: int,
     learning_rate: float,
@@ -58,8 +58,8 @@ def follow_(
     shapes = [array.shape for array in arrays]
     if not _fit(shapes):
         raise ValueError(
-            "steadynorm.ops.follow_: a bank of K momenta for C channels must have shapes (K, 2, C), (K, 2, 1), (2, C), "
-            f"(K, 2) and (K, 1, 1) beside statistics of shape (C,), got {shapes}. Begin a new bank."
+            "steadynorm.ops.update_running_: a bank of K momenta for C channels must have shapes (K, 2, C), (K, 2, 1), "
+            f"(2, C), (K, 2) and (K, 1, 1) beside statistics of shape (C,), got {shapes}. Begin a new bank."
         )
     _follow(*arrays, 2.0 / step, learning_rate, float(count))
     increment_version((*bank[:-1], running_mean, running_var))

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from steadynorm.ops._lanes import LANES, fill, keep, load, store, total, where
-from steadynorm.ops._numba_lines import (
+from steadynorm.ops._numba_layout import (
     GROUP,
     Layout,
     Rows,
@@ -24,13 +23,14 @@ from steadynorm.ops._numba_lines import (
     steps,
     three_numbers,
 )
+from steadynorm.ops._numba_simd import LANES, fill, keep, load, store, total, where
 from steadynorm.ops._numba_types import (
     Activation,
     Array,
     Identity,
     Type,
     Vector,
-    behind,
+    activation_backward,
     choose,
     compiled,
     inline,
@@ -65,7 +65,7 @@ def _terms(task: Sums, activation: Activation, numbers: Vector, at: int, count: 
     center, scale, shift = numbers
     xc = read(task.x, at, count) - center
     pre = pre_activation(xc, scale, shift, task.residual, at, count)
-    dpre = behind(activation, _upstream(task.dy, xc, at, count), pre)
+    dpre = activation_backward(activation, _upstream(task.dy, xc, at, count), pre)
     return dpre, dpre * xc
 
 

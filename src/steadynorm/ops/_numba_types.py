@@ -15,8 +15,8 @@ from numba import carray, njit
 from numba.core.types import none
 from numba.extending import overload
 
-from steadynorm.ops._lanes import fill, pointer_to, power_of_two, where
 from steadynorm.ops._numba_cache import keep_compiled
+from steadynorm.ops._numba_simd import fill, pointer_to, power_of_two, where
 
 __all__ = [
     "Activation",
@@ -32,8 +32,8 @@ __all__ = [
     "Type",
     "Vector",
     "activate",
+    "activation_backward",
     "array",
-    "behind",
     "choose",
     "choose_inline",
     "compiled",
@@ -46,7 +46,7 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Vector = Any
-"""Sixteen float32 numbers, see _lanes.py."""
+"""Sixteen float32 numbers, see _numba_simd.py."""
 Type = Any
 """What Numba knows of an argument while it compiles."""
 
@@ -155,24 +155,24 @@ def _activation(activation: Type, pre: Type) -> Callable[..., Any]:
     return implementations[activation.instance_class]
 
 
-def behind(activation: Activation, dy: Vector, pre: Vector) -> Vector:
+def activation_backward(activation: Activation, dy: Vector, pre: Vector) -> Vector:
     """Give dy′ = dy·activation′(pre)."""
     raise NotImplementedError
 
 
-@choose_inline(behind)
+@choose_inline(activation_backward)
 def _derivative(activation: Type, dy: Type, pre: Type) -> Callable[..., Any]:
     implementations: dict[type, Callable[..., Any]] = {
         Identity: lambda activation, dy, pre: dy,
         Relu: lambda activation, dy, pre: where(pre <= fill(0.0), fill(0.0), dy),
         LeakyRelu: lambda activation, dy, pre: where(pre > fill(0.0), dy, dy * fill(activation.slope)),
-        Silu: lambda activation, dy, pre: _behind_silu(dy, pre),
+        Silu: lambda activation, dy, pre: _silu_backward(dy, pre),
     }
     return implementations[activation.instance_class]
 
 
 @inline
-def _behind_silu(dy: Vector, pre: Vector) -> Vector:
+def _silu_backward(dy: Vector, pre: Vector) -> Vector:
     sigmoid = fill(1.0) / (fill(1.0) + exp(fill(0.0) - pre))
     return dy * sigmoid * (fill(1.0) + pre * (fill(1.0) - sigmoid))
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from numba import prange
 
-from steadynorm.ops._lanes import LANES, drain
-from steadynorm.ops._numba_lines import (
+from steadynorm.ops._numba_layout import (
     GROUP,
     Layout,
     Rows,
@@ -19,13 +18,14 @@ from steadynorm.ops._numba_lines import (
     steps,
     three_numbers,
 )
+from steadynorm.ops._numba_simd import LANES, drain
 from steadynorm.ops._numba_types import (
     Activation,
     Array,
     Type,
     Vector,
     activate,
-    behind,
+    activation_backward,
     choose,
     choose_inline,
     inline,
@@ -103,7 +103,7 @@ def _grad_some(task: Grad, activation: Activation, numbers: Vector, at: int, cou
     (center, scale, shift), (a, b, c) = numbers
     xc = read(task.x, at, count) - center
     pre = pre_activation(xc, scale, shift, task.residual, at, count)
-    dpre = behind(activation, read(task.dy, at, count), pre)
+    dpre = activation_backward(activation, read(task.dy, at, count), pre)
     _put_if_wanted(task.d_residual, at, dpre, count, streaming)
     put(task.dx, at, a * dpre + (b * xc + c), count, streaming)
 

@@ -11,19 +11,23 @@ __all__ = ["address", "check_numbers", "check_operands"]
 
 
 def check_operands(
-    where: str, x: Tensor, obstacle: str | None, beside: Mapping[str, Tensor | None], per_channel: Mapping[str, Tensor]
+    where: str,
+    x: Tensor,
+    unsupported_reason: str | None,
+    beside: Mapping[str, Tensor | None],
+    per_channel: Mapping[str, Tensor],
 ) -> None:
     """Raise ValueError unless the tensors fit each other, whatever their strides.
 
     Args:
         where: names the kernel in the error.
         x: the input, shape (N, C, ...).
-        obstacle: why the kernel cannot take x, None where it can.
+        unsupported_reason: why the kernel cannot take x, None where it can.
         beside: by name, tensors of the shape and device of x.
         per_channel: by name, floating tensors of shape (C,) on the device of x; they are copied and converted.
     """
-    if obstacle is not None:
-        raise _misfit(where, "input", f"be one that these kernels take, but {obstacle}", x)
+    if unsupported_reason is not None:
+        raise _misfit(where, "input", f"be one that these kernels take, but {unsupported_reason}", x)
     shape, device = x.shape, x.device
     for name, tensor in beside.items():
         if tensor is not None and (tensor.shape != shape or tensor.device != device):

@@ -32,7 +32,7 @@ from steadynorm.ops._layout import like
 from steadynorm.ops._operands import check_operands
 from steadynorm.ops.reference import Activation
 
-__all__ = ["moments", "obstacle", "transform", "transform_grad", "transform_sums"]
+__all__ = ["moments", "transform", "transform_grad", "transform_sums", "unsupported_reason"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,7 +52,7 @@ STEPS = 4
 """Tiles among which a program shares the finding of every column's channel."""
 
 
-def obstacle(x: Tensor, *others: Tensor | None) -> str | None:
+def unsupported_reason(x: Tensor, *others: Tensor | None) -> str | None:
     """Say why these kernels cannot take such tensors; None where they can.
 
     The others may have other strides than x; they are copied then.
@@ -76,7 +76,7 @@ def obstacle(x: Tensor, *others: Tensor | None) -> str | None:
 
 def _check(where: str, x: Tensor, beside: Mapping[str, Tensor | None], per_channel: Mapping[str, Tensor]) -> None:
     """Raise unless a kernel can walk the memory of such tensors."""
-    check_operands(where, x, obstacle(x, *beside.values()), beside, per_channel)
+    check_operands(where, x, unsupported_reason(x, *beside.values()), beside, per_channel)
 
 
 def moments(x_NCS: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def _activate(pre: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
 
 
 @jit
-def _behind(dy: tl.tensor, pre: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
+def _activation_backward(dy: tl.tensor, pre: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
     """Give dy·activation′(pre)."""
     result = dy
     if ACTIVATION == "relu":
@@ -248,7 +248,7 @@ def transform_sums(
         pre = xc * factor + offset
         if residual is not None:
             pre += _read(residual, here, inside, "")
-        dpre = tl.where(inside, _behind(_read(dy, here, inside, ""), pre, ACTIVATION), 0.0)
+        dpre = tl.where(inside, _activation_backward(_read(dy, here, inside, ""), pre, ACTIVATION), 0.0)
         first += dpre
         second += dpre * xc
     place = slot * shares + share
@@ -364,7 +364,7 @@ def transform_grad(
         pre = xc * factor + offset
         if residual is not None:
             pre += _read(residual, place, inside, "evict_first")
-        dpre = _behind(_read(dy, place, inside, "evict_first"), pre, ACTIVATION)
+        dpre = _activation_backward(_read(dy, place, inside, "evict_first"), pre, ACTIVATION)
         if d_residual is not None:
             tl.store(d_residual + place, dpre, mask=inside)
         tl.store(dx + place, slope_dy * dpre + slope_xc * xc + constant, mask=inside)

@@ -5,7 +5,7 @@ moments into three numbers per channel; ``transform`` applies them:
 
     y = activation( (x − center)·scale + shift + residual )
 
-The backward reads twice as well. With dy′ = dy·activation′(…) the gradient behind the activation,
+The backward reads twice as well. With dy′ = dy·activation′(…) the gradient before the activation,
 ``transform_sums`` gives Σdy′ and Σdy′·(x − center) per channel, the rule turns them into three more numbers,
 and ``transform_grad`` applies those:
 
@@ -21,7 +21,7 @@ come back in the dtype and memory format of x.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ def transform(
     """
     y_NCS = _shifted_(centred(x_NCS, center).mul_(per_channel(scale, x_NCS)), shift, residual_NCS)
     if activation is not None:
-        y_NCS = ACTIVATIONS[activation][0](y_NCS)
+        y_NCS = ACTIVATIONS[activation].apply_(y_NCS)
     return y_NCS.to(x_NCS.dtype)
 
 
@@ -90,7 +90,7 @@ def transform_sums(
         sum_dy, sum_dy_xc: shape (C,), float32 (float64 for float64 input).
     """
     xc_NCS = centred(x_NCS, center)
-    dpre_NCS = _behind_activation(dy_NCS, xc_NCS, scale, shift, residual_NCS, activation)
+    dpre_NCS = _activation_backward(dy_NCS, xc_NCS, scale, shift, residual_NCS, activation)
     return channel_sum(dpre_NCS), channel_sum(xc_NCS.mul_(dpre_NCS))
 
 
@@ -117,7 +117,7 @@ def transform_grad(
         dx in the dtype of x, and d_residual in the dtype of residual, None without one.
     """
     dx_NCS = centred(x_NCS, center)
-    dpre_NCS = _behind_activation(dy_NCS, dx_NCS, scale, shift, residual_NCS, activation)
+    dpre_NCS = _activation_backward(dy_NCS, dx_NCS, scale, shift, residual_NCS, activation)
     d_residual = None if residual_NCS is None else torch.empty_like(x_NCS, dtype=residual_NCS.dtype).copy_(dpre_NCS)
     dx_NCS.mul_(per_channel(b, x_NCS)).add_(dpre_NCS.mul_(per_channel(a, x_NCS))).add_(per_channel(c, x_NCS))
     return dx_NCS.to(x_NCS.dtype), d_residual
@@ -129,7 +129,7 @@ def _shifted_(scaled_NCS: Tensor, shift: Tensor, residual_NCS: Tensor | None) ->
     return scaled_NCS if residual_NCS is None else scaled_NCS.add_(residual_NCS)
 
 
-def _behind_activation(
+def _activation_backward(
     dy_NCS: Tensor,
     xc_NCS: Tensor,
     scale: Tensor,
@@ -141,39 +141,39 @@ def _behind_activation(
     if activation is None:
         return dy_NCS.to(xc_NCS.dtype, copy=True)
     pre_NCS = _shifted_(xc_NCS * per_channel(scale, xc_NCS), shift, residual_NCS)
-    return ACTIVATIONS[activation][1](dy_NCS.to(xc_NCS.dtype), pre_NCS)
+    return ACTIVATIONS[activation].backward(dy_NCS.to(xc_NCS.dtype), pre_NCS)
 
 
-def _leaky_relu_(pre: Tensor) -> Tensor:
-    return F.leaky_relu(pre, LEAKY_SLOPE, inplace=True)
+class ActivationFunction(NamedTuple):
+    """An activation and its derivative."""
 
-
-def _silu_(pre: Tensor) -> Tensor:
-    return F.silu(pre, inplace=True)
+    apply: Callable[[Tensor], Tensor]
+    apply_: Callable[[Tensor], Tensor]
+    """In place."""
+    backward: Callable[[Tensor, Tensor], Tensor]
+    """From dy and pre, dy·activation′(pre)."""
+    from_result: bool
+    """Whether the derivative follows from the result, so that autograd lets it run in place."""
 
 
 # The derivatives are torch's own one-pass operations: a product with the boolean mask pre > 0 takes four times as long.
-def _relu_backward(dy: Tensor, pre: Tensor) -> Tensor:
-    """Dy where pre > 0, else 0."""
-    gradient: Tensor = torch.ops.aten.threshold_backward(dy, pre, 0)
-    return gradient
-
-
-def _leaky_relu_backward(dy: Tensor, pre: Tensor) -> Tensor:
-    """Dy where pre > 0, else dy·slope."""
-    gradient: Tensor = torch.ops.aten.leaky_relu_backward(dy, pre, LEAKY_SLOPE, False)
-    return gradient
-
-
-def _silu_backward(dy: Tensor, pre: Tensor) -> Tensor:
-    """Dy·σ·(1 + pre·(1 − σ)) with σ = sigmoid(pre)."""
-    gradient: Tensor = torch.ops.aten.silu_backward(dy, pre)
-    return gradient
-
-
-# name -> (activation, in place; its backward: dy and pre -> dy·activation′(pre))
-ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "relu": (torch.relu_, _relu_backward),
-    "leaky_relu": (_leaky_relu_, _leaky_relu_backward),
-    "silu": (_silu_, _silu_backward),
+ACTIVATIONS: dict[Activation, ActivationFunction] = {
+    "relu": ActivationFunction(
+        apply=F.relu,
+        apply_=torch.relu_,
+        backward=lambda dy, pre: torch.ops.aten.threshold_backward(dy, pre, 0),
+        from_result=True,
+    ),
+    "leaky_relu": ActivationFunction(
+        apply=lambda pre: F.leaky_relu(pre, LEAKY_SLOPE),
+        apply_=lambda pre: F.leaky_relu(pre, LEAKY_SLOPE, inplace=True),
+        backward=lambda dy, pre: torch.ops.aten.leaky_relu_backward(dy, pre, LEAKY_SLOPE, False),
+        from_result=True,
+    ),
+    "silu": ActivationFunction(  # dy·σ·(1 + pre·(1 − σ)) with σ = sigmoid(pre)
+        apply=F.silu,
+        apply_=lambda pre: F.silu(pre, inplace=True),
+        backward=lambda dy, pre: torch.ops.aten.silu_backward(dy, pre),
+        from_result=False,
+    ),
 }

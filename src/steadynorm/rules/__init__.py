@@ -2,18 +2,19 @@
 
 from steadynorm.rules.batch_norm import BatchNormRule
 from steadynorm.rules.batch_renorm import BatchRenormRule, renorm_bounds
-from steadynorm.rules.formulas import activated, is_transformed, moments_with_graph, transformed
+from steadynorm.rules.formulas import activated, moments_with_graph, transformed
+from steadynorm.rules.fused import normalize_fused
 from steadynorm.rules.gated_batch_norm import GatedBatchNormRule
 from steadynorm.rules.ghost_batch_norm import chunk_count, cut, normalize_chunks_of_any_number
 from steadynorm.rules.normalize import normalize
-from steadynorm.rules.one_call import normalize_in_one_call, takes_one_call
 from steadynorm.rules.overflow import instead_of_overflow, is_looked_at
-from steadynorm.rules.rule import Affine, Rule
+from steadynorm.rules.rule import CenterScaleShift, FusedRule, Rule
 
 __all__ = [
-    "Affine",
     "BatchNormRule",
     "BatchRenormRule",
+    "CenterScaleShift",
+    "FusedRule",
     "GatedBatchNormRule",
     "Rule",
     "activated",
@@ -21,12 +22,10 @@ __all__ = [
     "cut",
     "instead_of_overflow",
     "is_looked_at",
-    "is_transformed",
     "moments_with_graph",
     "normalize",
     "normalize_chunks_of_any_number",
-    "normalize_in_one_call",
+    "normalize_fused",
     "renorm_bounds",
-    "takes_one_call",
     "transformed",
 ]

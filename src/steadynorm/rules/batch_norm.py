@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steadynorm.rules.rule import Affine
+from steadynorm.ops.dispatch import compiled_rule
+from steadynorm.rules.rule import CenterScaleShift
 from steadynorm.statistics import Moments
 
 __all__ = ["BatchNormRule"]
@@ -23,17 +25,23 @@ class BatchNormRule:
     """
 
     eps: float
+    reads_running: ClassVar = False
+    learns: ClassVar = False
 
-    def forward(self, moments: Moments, *parameters: Tensor | None) -> Affine:
+    def compiled(self, *_: Tensor | None) -> Any:  # noqa: ANN401 (as the protocol has it)
+        """Give the form that the kernels take."""
+        return compiled_rule("batch_norm").BatchNorm(float(self.eps))
+
+    def forward(self, moments: Moments, *parameters: Tensor | None) -> CenterScaleShift:
         """Give center, scale and shift; ``parameters`` are weight and bias."""
         weight, bias = parameters
         rstd = torch.rsqrt(moments.var + self.eps)
         scale = rstd if weight is None else rstd * weight
         shift = torch.zeros_like(rstd) if bias is None else bias.to(rstd.dtype)
-        return Affine(moments.mean, scale, shift)
+        return CenterScaleShift(moments.mean, scale, shift)
 
     def backward(
-        self, gradient: Affine, moments: Moments, *parameters: Tensor | None
+        self, gradient: CenterScaleShift, moments: Moments, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Differentiate the forward by hand.
 

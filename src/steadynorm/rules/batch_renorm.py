@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steadynorm.rules.rule import Affine
+from steadynorm.ops.dispatch import compiled_rule
+from steadynorm.rules.rule import CenterScaleShift
 from steadynorm.statistics import Moments
 
 __all__ = ["BatchRenormRule", "renorm_bounds"]
@@ -51,8 +53,16 @@ class BatchRenormRule:
     """
 
     eps: float
+    reads_running: ClassVar = True
+    learns: ClassVar = False
 
-    def forward(self, moments: Moments, *parameters: Tensor | None) -> Affine:
+    def compiled(self, *own: Tensor | None) -> Any:  # noqa: ANN401 (as the protocol has it)
+        """Give the form that the kernels take; ``own`` are r_max and d_max."""
+        r_max, d_max = own
+        assert r_max is not None and d_max is not None
+        return compiled_rule("batch_renorm").BatchRenorm(float(self.eps), float(r_max), float(d_max))
+
+    def forward(self, moments: Moments, *parameters: Tensor | None) -> CenterScaleShift:
         """Give center, scale and shift."""
         weight, bias, *stored = parameters
         rstd = torch.rsqrt(moments.var + self.eps)
@@ -60,10 +70,10 @@ class BatchRenormRule:
         scale, shift = rstd * r, d
         if weight is not None:
             scale, shift = scale * weight, shift * weight
-        return Affine(moments.mean, scale, shift if bias is None else shift + bias)
+        return CenterScaleShift(moments.mean, scale, shift if bias is None else shift + bias)
 
     def backward(
-        self, gradient: Affine, moments: Moments, *parameters: Tensor | None
+        self, gradient: CenterScaleShift, moments: Moments, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Differentiate the forward by hand.
 

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from steadynorm.ops import reference
-from steadynorm.ops.reference import LEAKY_SLOPE, Activation
-from steadynorm.rules.rule import Affine, Rule
+from steadynorm.ops.reference import ACTIVATIONS, Activation
+from steadynorm.rules.rule import CenterScaleShift, Rule
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import channel_sum, count_of, per_channel, statistics_dtype
-from steadynorm.statistics.ranks import Ranks, is_mapped_backward, pool_over
+from steadynorm.statistics.ranks import Ranks, pool_over
 
-__all__ = ["activated", "is_transformed", "moments_with_graph", "normalize_by_formulas", "transformed"]
-
-
-def is_transformed(gradient: Tensor | None = None) -> bool:
-    """Say whether this is inside a transform of torch.func or torch.jit.trace, or forward-mode derivatives are taken.
-
-    Kernels see the values of a tensor, not what a transform adds to it; an autograd function hides from a transform
-    what its backward needs, and TorchScript cannot hold one. So nothing but tensor operations runs there.
-
-    Args:
-        gradient: in a backward, the one that has come in: ``is_grads_batched`` maps over it by a vmap of its own.
-    """
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-        or (gradient is not None and is_mapped_backward(gradient))
-    )
+__all__ = ["activated", "moments_with_graph", "normalize_by_formulas", "transformed"]
 
 
 def normalize_by_formulas(
@@ -58,7 +38,7 @@ def moments_with_graph(x: Tensor, ranks: Ranks | None = None) -> Moments:
     return moments if ranks is None else pool_over(ranks, moments)
 
 
-def transformed(x: Tensor, affine: Affine, residual: Tensor | None, activation: Activation | None) -> Tensor:
+def transformed(x: Tensor, affine: CenterScaleShift, residual: Tensor | None, activation: Activation | None) -> Tensor:
     """Compute what :func:`steadynorm.ops.reference.transform` does, with nothing in place.
 
     Under vmap an operation in place refuses a mapped scale beside an input that is not mapped.
@@ -70,8 +50,4 @@ def transformed(x: Tensor, affine: Affine, residual: Tensor | None, activation: 
 
 def activated(pre: Tensor, activation: Activation | None) -> Tensor:
     """Apply an activation, not in place."""
-    if activation == "relu":
-        return F.relu(pre)
-    if activation == "leaky_relu":
-        return F.leaky_relu(pre, LEAKY_SLOPE)
-    return F.silu(pre) if activation == "silu" else pre
+    return pre if activation is None else ACTIVATIONS[activation].apply(pre)

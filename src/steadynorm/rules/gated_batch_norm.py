@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steadynorm.rules.rule import Affine
+from steadynorm.ops.dispatch import compiled_rule
+from steadynorm.rules.rule import CenterScaleShift
 from steadynorm.statistics import Moments
 from steadynorm.statistics.noise import standardized_distance
 
@@ -65,18 +67,34 @@ class GatedBatchNormRule:
 
     eps: float
     fixed_gate: float | None = None
+    reads_running: ClassVar = True
 
-    def forward(self, moments: Moments, *parameters: Tensor | None) -> Affine:
+    @property
+    def learns(self) -> bool:
+        """Whether the confidence has a gradient."""
+        return self.fixed_gate is None
+
+    def compiled(self, *own: Tensor | None) -> Any:  # noqa: ANN401 (as the protocol has it)
+        """Give the form that the kernels take; ``own`` are noise and confidence."""
+        noise, confidence = own
+        forms = compiled_rule("gated_batch_norm")
+        if self.fixed_gate is not None:
+            return forms.GatedByConstant(float(self.eps), float(self.fixed_gate))
+        assert noise is not None
+        weights = (0.0, 0.0, 0.0) if confidence is None else confidence.tolist()
+        return forms.Gated(float(self.eps), float(noise), *weights)
+
+    def forward(self, moments: Moments, *parameters: Tensor | None) -> CenterScaleShift:
         """Give center, scale and shift."""
         weight, bias, *gating = parameters
         g, stored = self._gate(moments, *gating)
         mixed = stored.blend(moments, weight=g)
         rstd = torch.rsqrt(mixed.var + self.eps)
         scale = rstd if weight is None else rstd * weight
-        return Affine(mixed.mean, scale, torch.zeros_like(rstd) if bias is None else bias.to(rstd.dtype))
+        return CenterScaleShift(mixed.mean, scale, torch.zeros_like(rstd) if bias is None else bias.to(rstd.dtype))
 
     def backward(
-        self, gradient: Affine, moments: Moments, *parameters: Tensor | None
+        self, gradient: CenterScaleShift, moments: Moments, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Differentiate the forward by hand.
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from steadynorm.ops._layout import format_of_result
+from steadynorm.ops.observers import is_transformed
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.batch_norm import BatchNormRule
-from steadynorm.rules.formulas import is_transformed, transformed
+from steadynorm.rules.formulas import transformed
 from steadynorm.statistics import Moments, pool
 from steadynorm.statistics.moments import statistics_dtype, two_passes
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from steadynorm.ops._layout import laid_out
-from steadynorm.ops.dispatch import is_recorded, kernels_for
+from steadynorm.ops.observers import is_recorded, is_transformed
 from steadynorm.ops.reference import Activation
-from steadynorm.rules.formulas import is_transformed, normalize_by_formulas
+from steadynorm.ops.registration import kernels_for
+from steadynorm.rules.formulas import normalize_by_formulas
 from steadynorm.rules.overflow import instead_of_overflow, is_looked_at
-from steadynorm.rules.rule import Affine, Rule
+from steadynorm.rules.rule import CenterScaleShift, Rule
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import count_of
 from steadynorm.statistics.ranks import Ranks, merge_over, sum_over
@@ -145,7 +146,7 @@ class _Normalize(torch.autograd.Function):
             sum_dy, sum_dy_xc = kernels.transform_sums(
                 dy, x, affine.center, affine.scale, affine.shift, residual, ctx.activation
             )
-            gradient = Affine(-affine.scale * sum_dy, sum_dy_xc, sum_dy)
+            gradient = CenterScaleShift(-affine.scale * sum_dy, sum_dy_xc, sum_dy)
             d_mean, d_var, d_parameters = ctx.rule.backward(gradient, moments, *parameters)
         if ctx.stored:  # no value of x moves them
             d_mean = d_var = torch.zeros_like(mean)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steadynorm.ops._layout import laid_out
-from steadynorm.ops.dispatch import unobserved
+from steadynorm.ops.observers import unobserved
 from steadynorm.ops.reference import Activation
 from steadynorm.rules.formulas import normalize_by_formulas
 from steadynorm.rules.ghost_batch_norm import cut

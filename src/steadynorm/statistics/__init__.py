@@ -1,8 +1,8 @@
 """What a batch's moments are and how stored ones follow them: pure functions on tensors."""
 
 from steadynorm.statistics.moments import Moments, measure
-from steadynorm.statistics.running import exponential, follow_, weight_of
+from steadynorm.statistics.running import exponential, update_running_, weight_of
 from steadynorm.statistics.self_tuned import SelfTuned
 from steadynorm.statistics.window import as_row, pool
 
-__all__ = ["Moments", "SelfTuned", "as_row", "exponential", "follow_", "measure", "pool", "weight_of"]
+__all__ = ["Moments", "SelfTuned", "as_row", "exponential", "measure", "pool", "update_running_", "weight_of"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steadynorm.statistics.moments import Moments
 
-__all__ = ["follow_noise_", "sample_noise", "standardized_distance"]
+__all__ = ["sample_noise", "standardized_distance", "update_noise_"]
 
 MOST_SAMPLES = 4
 """Samples that :func:`sample_noise` looks at; with C channels it errs by some √(2/(3·C)) of its value."""
@@ -46,7 +46,7 @@ def sample_noise(x: Tensor, batch: Moments) -> Tensor:
 
 
 @torch.no_grad()
-def follow_noise_(noise: Tensor, x: Tensor, batch: Moments, *, momentum: float) -> None:
+def update_noise_(noise: Tensor, x: Tensor, batch: Moments, *, momentum: float) -> None:
     """Let a running estimate of the noise follow a batch, in place.
 
         noise = (1 − momentum)·noise + momentum·sample_noise(x, batch)

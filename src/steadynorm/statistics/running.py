@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steadynorm.statistics.moments import Moments
 
-__all__ = ["check_momentum", "exponential", "follow_", "weight_of"]
+__all__ = ["check_momentum", "exponential", "update_running_", "weight_of"]
 
 
 def check_momentum(momentum: float) -> None:
@@ -79,7 +79,7 @@ def weight_of(
 
 
 @torch.no_grad()
-def follow_(running_mean: Tensor, running_var: Tensor, batch: Moments, *, momentum: float | Tensor) -> None:
+def update_running_(running_mean: Tensor, running_var: Tensor, batch: Moments, *, momentum: float | Tensor) -> None:
     """Let running estimates follow a batch, in place.
 
         running_mean = (1 − momentum)·running_mean + momentum·mean

@@ -8,8 +8,8 @@ import torch
 import steadynorm
 from steadynorm import backend
 from steadynorm.functional import batch_renorm, gated_batch_norm, ghost_batch_norm
-from steadynorm.rules import BatchRenormRule, GatedBatchNormRule, normalize_in_one_call
-from steadynorm.rules.one_call import _OneCall
+from steadynorm.rules import BatchRenormRule, GatedBatchNormRule, normalize_fused
+from steadynorm.rules.fused import _Fused
 from steadynorm.statistics import measure
 from steadynorm.statistics.noise import sample_noise
 
@@ -80,7 +80,7 @@ def test_it_is_the_rule_in_float64(member, layout, dtype, rtol):
     given, dy = drawn(member, dtype, layout)
     with backend("numba"):
         found = trained(member, given, dy)
-    assert type(found["y"].grad_fn) is _OneCall._backward_cls
+    assert type(found["y"].grad_fn) is _Fused._backward_cls
     assert (found["y"].dtype, found["y"].stride()) == (dtype, given["x"].stride())
     assert_close(found, trained(member, as_float64(given), dy.double()), rtol)
 
@@ -243,7 +243,7 @@ def test_a_layer_trains_in_one_call_to_what_its_rule_gives(name):
     for seed in range(3):
         x = torch.randn(N, C, 8, 8, generator=torch.Generator().manual_seed(seed)) + seed
         y = layer(x)
-        assert type(y.grad_fn) is _OneCall._backward_cls
+        assert type(y.grad_fn) is _Fused._backward_cls
         torch.testing.assert_close(y.double(), other(x.double()), rtol=1e-4, atol=1e-5)
     for (key, ours), theirs in zip(layer.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=key)
@@ -255,7 +255,7 @@ def test_one_value_per_channel_is_left_to_the_rule(member):
     given["x"], given["residual"] = given["x"][:, :, :1, :1], given["residual"][:, :, :1, :1]
     with backend("numba"):
         y, _ = member(**given, momentum=0.1)
-    assert type(y.grad_fn) is not _OneCall._backward_cls
+    assert type(y.grad_fn) is not _Fused._backward_cls
     assert given["var"].isfinite().all()
 
 
@@ -265,7 +265,7 @@ def test_only_the_inputs_and_numbers_per_channel_are_kept_for_the_backward(rule)
     own = [torch.tensor(2.0), torch.tensor(3.0)] if isinstance(rule, BatchRenormRule) else [NOISE, None]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        normalize_in_one_call(
+        normalize_fused(
             given["x"], rule, given["weight"], given["bias"], *own, running_mean=given["mean"], running_var=given["var"]
         )
     large = [tensor for tensor in kept if tensor.numel() > 4 * C]

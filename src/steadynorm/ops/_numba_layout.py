@@ -1,4 +1,4 @@
-"""How the compiled kernels walk memory: lines of numbers, read one behind the other, sixteen at a time.
+"""How the compiled kernels walk memory: lines of numbers, read one after the other, sixteen at a time.
 
 Numba compiles a version per type of the arguments, so what the code depends on is told by a type: the layout, the
 activation, an absent residual.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from steadynorm.ops._lanes import LANES, fill, load, load_some, store, store_some, stream
+from steadynorm.ops._numba_simd import LANES, fill, load, load_some, store, store_some, stream
 from steadynorm.ops._numba_types import Array, Type, Vector, choose_inline, inline
 
 __all__ = [
@@ -102,5 +102,5 @@ def steps(x: Array, layout: Layout, groups: int) -> tuple[int, int]:
 
 @inline
 def next_channel(channel: int, layout: Layout) -> int:
-    """Give the channel of the plane behind; a division for each would take as long as a short plane."""
+    """Give the channel of the next plane; a division for each would take as long as a short plane."""
     return channel + 1 if channel + 1 < layout.channels else 0

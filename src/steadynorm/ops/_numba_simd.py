@@ -165,7 +165,7 @@ def total(typing: Code, values: Code) -> Typing:
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> Code:
         function = _llvm(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", ir.FloatType(), [ir.FloatType(), FLOATS])
-        # In pairs, not one behind the other: 4 steps instead of 16.
+        # In pairs, not one after the other: 4 steps instead of 16.
         return builder.call(function, [ir.Constant(ir.FloatType(), -0.0), arguments[0]], fastmath=("reassoc",))
 
     return types.float32(lanes), emit

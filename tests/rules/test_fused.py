@@ -9,14 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadynorm import BatchNorm2d, backend, functional
 from steadynorm.ops import _numba
+from steadynorm.ops.dispatch import choose_path, is_fusable
 from steadynorm.ops.reference import ACTIVATIONS
-from steadynorm.rules import BatchNormRule, normalize_in_one_call, takes_one_call
-from steadynorm.rules.one_call import _OneCall
+from steadynorm.rules import BatchNormRule, normalize_fused
+from steadynorm.rules.fused import _Fused
 from tests.support import oracle
 from tests.support.cases import CASES, FAULTY_CASES, LONG_CASES, compiled, each_compiled, make_inputs, reads_residual
 from tests.support.kernels import assert_as_accurate_as_torchs
 
-SUPPORTED = [case for case in (*CASES, *LONG_CASES) if _numba.obstacle(make_inputs(case).x) is None]
+SUPPORTED = [case for case in (*CASES, *LONG_CASES) if _numba.unsupported_reason(make_inputs(case).x) is None]
 X = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0))
 DY = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(1))
 
@@ -24,7 +25,7 @@ DY = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(1))
 def call(x, weight=None, bias=None, residual=None, activation=None, running=(None, None), momentum=0.1):
     running = dict(zip(("running_mean", "running_var"), running, strict=True))
     common = {"residual": residual, "activation": activation, "momentum": momentum}
-    return normalize_in_one_call(x, BatchNormRule(oracle.EPS), weight, bias, **running, **common)[0]
+    return normalize_fused(x, BatchNormRule(oracle.EPS), weight, bias, **running, **common)[0]
 
 
 def by_torch(x, weight=None, bias=None, residual=None, activation=None, running=(None, None), momentum=0.1):
@@ -224,9 +225,9 @@ class Wrapped(torch.Tensor):
 
 
 def test_a_layer_trains_in_one_call_unless_somebody_looks_on():
-    assert type(train().grad_fn) is _OneCall._backward_cls
+    assert type(train().grad_fn) is _Fused._backward_cls
     with Watching():
-        assert type(train().grad_fn) is not _OneCall._backward_cls
+        assert type(train().grad_fn) is not _Fused._backward_cls
 
 
 @pytest.mark.parametrize(
@@ -235,10 +236,13 @@ def test_a_layer_trains_in_one_call_unless_somebody_looks_on():
     ids=["with-gaps", "subclass", "elsewhere"],
 )
 def test_what_the_call_cannot_take_is_left_to_the_rule(odd):
-    assert takes_one_call(X, torch.ones(3), nn.Parameter(torch.ones(3)), None)
+    assert is_fusable(torch.ones(3), nn.Parameter(torch.ones(3)), None)
     for at in range(3):
-        assert not takes_one_call(X, *[None] * at, odd)
-    assert not takes_one_call(X.as_subclass(Wrapped), None)
+        assert not is_fusable(*[None] * at, odd)
+    with backend("numba"):
+        assert choose_path(X, None, None, torch.ones(3), None) == "fused"
+        assert choose_path(X, None, None, odd, None) == "composed"
+        assert choose_path(X.as_subclass(Wrapped), None, None, None, None) == "composed"
 
 
 @pytest.mark.parametrize("given", [0, 1])
