@@ -9,7 +9,7 @@ gradients of the merged mean and var, on which every rank's result depends.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from steadynorm.statistics.moments import Moments, as_tensor
+from steadynorm.statistics.moments import Moments, as_tensor, merge
 
 __all__ = [
     "Ranks",
@@ -68,12 +68,7 @@ def ranks_of(process_group: dist.ProcessGroup | None = None, describe: Callable[
 
 
 def merge_over(ranks: Ranks, batch: Moments) -> Moments:
-    """Merge the moments of all ranks, without gradient; for unequal and zero counts as well.
-
-        n = Σ n_r        s_r = n_r / n        mean = Σ s_r·mean_r        var = Σ s_r·(var_r + (mean_r − mean)²)
-
-    Exact but for the rounding of each mean_r, by which var is off by up to 2·|mean_r − mean| times half a unit in the
-    last place of mean_r: in float32, at |mean| = 10⁴ std and with mean_r half a std from mean, by 5·10⁻⁴ of itself.
+    """Merge the moments of all ranks, without gradient; see :func:`steadynorm.statistics.moments.merge`.
 
     Args:
         ranks: every one of them must call this.
@@ -81,8 +76,6 @@ def merge_over(ranks: Ranks, batch: Moments) -> Moments:
 
     Returns:
         the same on every rank, with a tensor of one value as count; mean 0, var 0, count 0 where no rank has a value.
-
-    Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance".
     """
     channels = batch.mean.numel()
     if isinstance(batch.count, Tensor):
@@ -93,13 +86,7 @@ def merge_over(ranks: Ranks, batch: Moments) -> Moments:
         packed = torch.cat((batch.mean, batch.var, batch.mean.new_full((1,), batch.count)))
     gathered = gather_over(ranks, packed).view(ranks.size, -1)
     means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
-    count = counts.sum()
-    shares = counts / count.clamp(min=1)
-    rough = (shares * means).sum(0)
-    # Shares are rounded: of a large mean they lose a few digits, of the distances from it nothing that counts.
-    correction = (shares * (means - rough)).sum(0)
-    mean = torch.where(correction.isnan(), rough, rough + correction)
-    return Moments(mean=mean, var=(shares * (variances + (means - mean).square())).sum(0), count=count)
+    return replace(merge(means, variances, counts), count=counts.sum())
 
 
 def pool_over(ranks: Ranks, batch: Moments) -> Moments:

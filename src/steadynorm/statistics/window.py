@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.statistics.moments import Moments, as_tensor
+from steadynorm.statistics.moments import Moments, as_tensor, merge
 
 __all__ = ["as_row", "pool"]
 
@@ -18,21 +18,13 @@ def as_row(batch: Moments) -> Tensor:
 
 
 def pool(window: Tensor) -> tuple[Moments, Tensor]:
-    """Join the batches of a window; see :meth:`Moments.merge`.
-
-        mean = Σ count_i·mean_i / Σ count_i        var = Σ count_i·(var_i + (mean_i − mean)²) / Σ count_i
+    """Join the batches of a window; see :func:`steadynorm.statistics.moments.merge`.
 
     Args:
         window: shape (k, 3, C), see :func:`as_row`.
 
     Returns:
         the moments of all values together, and of which batches there were any, shape (k,).
-
-    Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance".
     """
     means, variances, counts = window.unbind(1)
-    count = counts.sum(0)
-    shares = counts / count.clamp(min=1)
-    mean = (shares * means).sum(0)
-    var = (shares * (variances + (means - mean).square())).sum(0)
-    return Moments(mean=mean, var=var, count=count), (counts > 0).any(1)
+    return merge(means, variances, counts), (counts > 0).any(1)

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from steadynorm.statistics.moments import mixture
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.estimation.one_pass import Target
 from steadynorm.surgery.estimation.team import Team
@@ -13,7 +14,7 @@ from steadynorm.surgery.estimation.write_statistics import summary, write_statis
 from steadynorm.surgery.kinds import channels_of, eps_of, label
 from steadynorm.surgery.runnable import why_not_readable
 from steadynorm.surgery.sites import Where, batch_norms_of
-from steadynorm.surgery.statistics import merged, shares_of
+from steadynorm.surgery.statistics import shares_of
 
 __all__ = ["reconcile_statistics_"]
 
@@ -94,7 +95,7 @@ def _reconcile(journal: Journal, team: Team, targets: list[Target], weight: floa
         if bool((means == means[0]).all() & (variances == variances[0]).all() & (each == each[0]).all()):
             continue
         before = target.stored()
-        mean, var = merged(means, variances, shares)
+        mean, var = mixture(means, variances, shares.unsqueeze(1))
         notes = write_statistics_(journal, target.module, mean, var, batches=int(each.max()))
         after = target.stored()
         apart = float(((means - mean).abs() / (var + eps_of(target.module)).sqrt()).max())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steadynorm.statistics.moments import mixture
 from steadynorm.surgery.batches import unwrapped
 from steadynorm.surgery.change import Change, Journal
 from steadynorm.surgery.checkpoints import NamedState, state_for
@@ -26,7 +27,6 @@ __all__ = [
     "copy_statistics_",
     "load_statistics_",
     "merge_statistics",
-    "merged",
     "shares_of",
     "statistics_of",
 ]
@@ -162,24 +162,10 @@ def merge_statistics(
             means, variances = (
                 torch.stack([one[_key(name, what)].to(first.device) for one in statistics]) for what in (MEAN, VAR)
             )
-            mean, var = merged(means.double(), variances.double(), shares.to(first.device))
+            mean, var = mixture(means.double(), variances.double(), shares.to(first.device).unsqueeze(1))
             new = mean if kind == MEAN else var
         result[key] = new.view(first.shape).to(first.dtype)
     return result
-
-
-def merged(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Give mean and variance of a mixture, by the law of total variance; around the first, so that equals stay equal.
-
-    Args:
-        means: shape (R, K), float64.
-        variances: likewise.
-        shares: shape (R,), float64, with sum 1.
-    """
-    shares = shares.unsqueeze(1)
-    mean = means[0] + (shares * (means - means[0])).sum(0)
-    var = variances[0] + (shares * (variances - variances[0] + (means - mean).square())).sum(0)
-    return mean, var
 
 
 def _load(journal: Journal, model: nn.Module, loaded: Mapping[str, Any] | nn.Module, where: Where | None) -> None:
