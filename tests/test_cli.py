@@ -75,14 +75,13 @@ def test_compare_leaves_everything_in_its_directory(compared: Path) -> None:
     runs = ("batch_norm-lr0.05-seed0", "none-lr0.05-seed0")
     assert {path.name for path in compared.iterdir()} == {
         ".lock",
+        "cells.json",
         "checkpoints",
         "config.json",
         "figures",
-        "gradient_norms.csv",
-        "metrics.csv",
+        "measurements.csv",
         "report.html",
         "report.ipynb",
-        "runs.json",
         "state",
         "summary.json",
         "tensorboard",
@@ -94,14 +93,14 @@ def test_compare_leaves_everything_in_its_directory(compared: Path) -> None:
 def test_the_recorded_command_repeats_the_run(compared: Path, tmp_path: Path) -> None:
     _, *arguments = read_record(compared).command.split()
     assert exit_status(*arguments, "--out", str(tmp_path / "b")) == 0
-    first, second = (read_record(place).runs for place in (compared, tmp_path / "b"))
-    assert [run.epochs[-1].train_loss for run in first] == [run.epochs[-1].train_loss for run in second]
+    first, second = (read_record(place).cells for place in (compared, tmp_path / "b"))
+    assert [run.last("train_loss") for run in first] == [run.last("train_loss") for run in second]
 
 
 def test_report_rebuilds_from_the_records_alone_and_json_is_the_summary_alone(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("config.json", "runs.json", "metrics.csv", "gradient_norms.csv"):
+    for name in ("config.json", "cells.json", "measurements.csv"):
         (tmp_path / name).write_bytes((compared / name).read_bytes())
     assert exit_status("report", str(tmp_path), "--json") == 0
     assert capsys.readouterr().out == (compared / "summary.json").read_text()

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 __all__ = ["main"]
 
-NEEDED = ["PIL", "altair", "filelock", "huggingface_hub", "ipykernel", "jinja2", "nbclient", "nbformat", "pandas"]
-NEEDED += ["pyarrow", "rich", "safetensors", "sklearn", "tensorboard", "tyro", "vl_convert"]
+NEEDED = ["PIL", "altair", "filelock", "huggingface_hub", "ipykernel", "jinja2", "msgspec", "nbclient"]
+NEEDED += ["nbformat", "pandas", "pyarrow", "rich", "safetensors", "sklearn", "tensorboard", "tyro", "vl_convert"]
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(f"steadynorm: not installed: {', '.join(missing)}. Run: pip install 'steadynorm[lab]'")
 
@@ -27,10 +27,10 @@ from steadynorm.deploy.report import build_export_report, missed_target  # noqa:
 from steadynorm.lab.experiment import Experiment, explain_stop  # noqa: E402
 from steadynorm.lab.experiments import EXPERIMENTS  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
-from steadynorm.lab.progress import open_display  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
 from steadynorm.reporting.printable import printable  # noqa: E402
+from steadynorm.reporting.progress import open_display  # noqa: E402
 from steadynorm.reporting.records import read_config  # noqa: E402
 from steadynorm.reporting.results import read_summary, results_table, verdict_lines  # noqa: E402
 
@@ -50,7 +50,7 @@ def _command(experiment: Experiment[Any]) -> Callable[[Any], None]:
 
     def command(config: Any) -> None:  # noqa: ANN401 (each experiment's own flags)
         reuse_memory()
-        with joined(), open_display() as display:
+        with joined(), open_display(shown=is_first()) as display:
             directory = experiment.run(config, display)
             display.message("making the report")
             with explain_stop(experiment.name, directory, display):

@@ -9,8 +9,8 @@ from steadynorm.bench.recalibration import BENCHMARK, RecalibrationConfig, recal
 from steadynorm.bench.record import read_record
 from steadynorm.lab.data import load_dataset
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.run_directory import save_tensors
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.run_directory import save_tensors
 from tests.support.bench import Lines
 
 

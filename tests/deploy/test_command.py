@@ -18,8 +18,8 @@ from steadynorm.deploy.processes import SERVING, Server
 from steadynorm.deploy.report import best_of, build_export_report, describe, missed_target
 from steadynorm.deploy.results import read_outcome
 from steadynorm.lab.data import first, load_dataset
-from steadynorm.lab.progress import silent_display
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.progress import silent_display
 from steadynorm.reporting.records import Record, read_config, write_config
 from tests.support.deploy import save_checkpoint
 from tests.support.experiments import Recorder

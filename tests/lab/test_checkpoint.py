@@ -5,9 +5,9 @@ from safetensors.torch import save_file
 from steadynorm.lab import checkpoint
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.run_directory import save_tensors
 from steadynorm.layers import batch_norm_state
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.run_directory import save_tensors
 from tests.support.layers import randomize_
 
 METADATA = {"arm": "gated_batch_norm", "network": "cnn", "depth": "3", "widths": "4 8"}

@@ -5,11 +5,11 @@ import pytest
 
 from steadynorm.lab.configuration import (
     ExperimentConfig,
-    TrainingConfig,
+    OneRateConfig,
     check_experiment,
     check_lists,
+    check_one_rate,
     check_rates,
-    check_training,
     prepared,
     quickened,
 )
@@ -59,42 +59,42 @@ def test_what_no_experiment_can_do_is_refused(changes: dict[str, object], messag
 )
 def test_what_no_training_can_do_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_training(replace(TrainingConfig(), **changes))
+        check_one_rate(replace(OneRateConfig(), **changes))
 
 
 def test_quick_replaces_what_was_not_set() -> None:
-    config = TrainingConfig(quick=True, widths=(8, 8))
+    config = OneRateConfig(quick=True, widths=(8, 8))
     assert quickened(config, {"epochs": 2, "widths": (4,)}) == replace(config, epochs=2)
 
 
 def test_without_quick_nothing_is_replaced() -> None:
-    assert quickened(TrainingConfig(), {"epochs": 2}).epochs == 20
+    assert quickened(OneRateConfig(), {"epochs": 2}).epochs == 20
 
 
 def test_quick_beside_other_data_is_refused() -> None:
     with pytest.raises(UserError, match="--quick: runs on the embedded data, got --data cifar10"):
-        quickened(TrainingConfig(quick=True, data="cifar10"), {})
+        quickened(OneRateConfig(quick=True, data="cifar10"), {})
 
 
 def test_default_milestones_that_are_not_reached_are_left_out() -> None:
-    assert prepared(TrainingConfig(epochs=12), {}).milestones == (10,)
-    assert prepared(TrainingConfig(quick=True, epochs=3), {"milestones": (2, 3)}).milestones == (2,)
-    assert prepared(TrainingConfig(epochs=12, milestones=(11, 15)), {}).milestones == (11, 15)  # to be refused
-    assert prepared(TrainingConfig(epochs=12, given=("--milestones",)), {}).milestones == (10, 15)  # likewise
+    assert prepared(OneRateConfig(epochs=12), {}).milestones == (10,)
+    assert prepared(OneRateConfig(quick=True, epochs=3), {"milestones": (2, 3)}).milestones == (2,)
+    assert prepared(OneRateConfig(epochs=12, milestones=(11, 15)), {}).milestones == (11, 15)  # to be refused
+    assert prepared(OneRateConfig(epochs=12, given=("--milestones",)), {}).milestones == (10, 15)  # likewise
 
 
 def test_what_only_the_cnn_has_is_left_alone_where_another_network_is_trained() -> None:
     quick = {"widths": (4,), "depth": 3, "epochs": 2}
-    config = prepared(TrainingConfig(quick=True, network="resnet20"), quick)
+    config = prepared(OneRateConfig(quick=True, network="resnet20"), quick)
     assert (config.widths, config.depth, config.epochs) == ((32, 64, 128), 6, 2)
-    small = prepared(TrainingConfig(quick=True, widths=(8,)), {"network": "cnn"})
+    small = prepared(OneRateConfig(quick=True, widths=(8,)), {"network": "cnn"})
     assert small.widths == (8,)
 
 
 @pytest.mark.parametrize(
     ("config", "flags"),
     [
-        (TrainingConfig(network="resnet20", depth=8), "--depth"),
+        (OneRateConfig(network="resnet20", depth=8), "--depth"),
         (SweepConfig(network="resnet20", depth=(6, 12)), "--depth"),
         (ScaleConfig(widths=(8, 16)), "--widths"),
     ],

@@ -2,24 +2,23 @@
 
 import math
 from dataclasses import replace
-from operator import attrgetter
 
-from steadynorm.lab.describe import arm_cell, curves, few_arms, measured, measurements, pair, training_method
-from steadynorm.reporting.records import CellRecord, Measurement, RunRecord
+from steadynorm.lab.describe import arm_cell, curves, few_arms, measurements, pair, training_method
+from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.report import Figure
 from tests.support.records import config, record, run
 
 
-def drawn(*runs: RunRecord, epochs: int = 4) -> Figure:
+def drawn(*runs: Cell, epochs: int = 4) -> Figure:
     return curves(
         {"a": runs},
-        attrgetter("grad_norm_mean"),
+        "grad_norm_mean",
         name="a",
         title="A",
         caption="",
         order=["a"],
         config=config(epochs=epochs, milestones=[2, 9]),
-        steps=(attrgetter("grad_norm_p5"), attrgetter("grad_norm_p95")),
+        steps=("grad_norm_p5", "grad_norm_p95"),
     )
 
 
@@ -63,10 +62,10 @@ def test_how_many_workers_shared_the_batches_is_said_where_there_were_several():
 
 def test_the_values_of_a_quantity_are_told_apart_by_subject():
     rows = [("stored", "accuracy", 0.5), ("gate", "accuracy", 0.6), ("", "images", 9.0)]
-    cell = CellRecord(
+    cell = Cell(
         factors={}, measurements=tuple(Measurement(subject=one, quantity=of, value=value) for one, of, value in rows)
     )
-    assert measured(cell, "accuracy") == {"stored": 0.5, "gate": 0.6}
+    assert cell.values("accuracy") == {"stored": 0.5, "gate": 0.6}
 
 
 def test_an_arm_has_the_color_of_its_line_also_behind_other_lines():
@@ -93,8 +92,8 @@ def test_every_number_of_a_measured_cell_is_a_row():
         Measurement(quantity="loss", value=math.nan),
     )
     cells = (
-        CellRecord(factors={"arm": "a", "seed": 1}, measurements=rows, seconds=1.0),
-        CellRecord(factors={"arm": "b", "seed": 1}),
+        Cell(factors={"arm": "a", "seed": 1}, status="finished", measurements=rows, seconds=1.0),
+        Cell(factors={"arm": "b", "seed": 1}),
     )
     found = measurements(replace(record([]), cells=cells)).to_dict("records")
     assert found[0] == {"arm": "a", "seed": 1, "subject": "unit 0", "step": 3, "quantity": "p50", "value": 0.5}

@@ -7,12 +7,12 @@ import torch
 from steadynorm.lab import experiment
 from steadynorm.lab.configuration import quickened
 from steadynorm.lab.data import Images, first
-from steadynorm.lab.experiment import check_same, describe, explain_stop, stored_config
+from steadynorm.lab.experiment import check_same, explain_stop, new_record, stored_config
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig
-from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.reporting.failure import Interrupted, UserError
 from steadynorm.reporting.records import read_record
+from steadynorm.reporting.run_directory import RunDirectory
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset
 
 DATA = tiny_dataset()
@@ -29,28 +29,28 @@ CONFIG = CompareConfig(
 
 
 def test_the_command_repeats_the_experiment() -> None:
-    assert describe("compare", CONFIG, DATA).command == (
+    assert new_record("compare", CONFIG, DATA).command == (
         "steadynorm compare --seeds 1 2 --data cifar10 --data-dir 'some where' --lr 0.03 --arms none --tune-lr 0.1 0.3"
     )
 
 
 def test_a_flag_without_a_value_is_in_the_command() -> None:
-    assert describe("compare", CompareConfig(quick=True), DATA).command == "steadynorm compare --quick"
+    assert new_record("compare", CompareConfig(quick=True), DATA).command == "steadynorm compare --quick"
 
 
 def test_the_stored_configuration_comes_back() -> None:
-    record = describe("compare", CONFIG, DATA)
+    record = new_record("compare", CONFIG, DATA)
     assert stored_config(CompareConfig(resume=Path("x")), record) == replace(CONFIG, out=None, json=False)
 
 
 def test_the_data_may_have_moved_since() -> None:
-    record = describe("compare", CONFIG, DATA)
+    record = new_record("compare", CONFIG, DATA)
     moved = stored_config(CompareConfig(resume=Path("x"), data_dir=Path("new")), record)
     assert moved.data_dir == Path("new")
 
 
 def test_flags_beside_resume_are_refused_by_name() -> None:
-    record = describe("compare", CONFIG, DATA)
+    record = new_record("compare", CONFIG, DATA)
     with pytest.raises(
         UserError, match=r"--resume: continues with the stored configuration\. Drop --batch-size --lr\."
     ):
@@ -58,7 +58,7 @@ def test_flags_beside_resume_are_refused_by_name() -> None:
 
 
 def test_a_default_that_is_given_beside_resume_is_refused_too() -> None:
-    record = describe("compare", CONFIG, DATA)
+    record = new_record("compare", CONFIG, DATA)
     given = CompareConfig(resume=Path("x"), given=("--json", "--lr", "--resume"))
     with pytest.raises(UserError, match=r"--resume: continues with the stored configuration\. Drop --lr\."):
         stored_config(given, record)
@@ -69,14 +69,14 @@ def test_a_default_that_is_given_beside_quick_counts_and_is_in_the_command() -> 
     quick = {"epochs": 5, "depth": 2}
     config = quickened(CompareConfig(quick=True, given=("--epochs", "--quick")), quick)
     assert (config.epochs, config.depth) == (CompareConfig().epochs, 2)
-    assert describe("compare", config, DATA).command == "steadynorm compare --quick --epochs 20 --depth 2"
+    assert new_record("compare", config, DATA).command == "steadynorm compare --quick --epochs 20 --depth 2"
 
 
 def test_other_data_are_refused() -> None:
-    record = describe("compare", CONFIG, DATA)
+    record = new_record("compare", CONFIG, DATA)
     DATA.train.pixels[0, 0, 0, 0] ^= 1
     try:
-        changed = describe("compare", CONFIG, DATA)
+        changed = new_record("compare", CONFIG, DATA)
     finally:
         DATA.train.pixels[0, 0, 0, 0] ^= 1
     with pytest.raises(UserError, match="the data set is not the one"):
@@ -87,20 +87,20 @@ def test_other_data_are_refused() -> None:
 def test_other_labels_are_other_data(split: str) -> None:
     images = getattr(DATA, split)
     swapped = replace(DATA, **{split: replace(images, labels=images.labels.flip(0))})
-    first, second = (describe("compare", CONFIG, data).resolved["data_sha256"] for data in (DATA, swapped))
+    first, second = (new_record("compare", CONFIG, data).resolved["data_sha256"] for data in (DATA, swapped))
     assert first != second
 
 
 @pytest.mark.parametrize("name", ["precision", "device"])
 def test_other_arithmetic_is_refused(name: str) -> None:
-    record = describe("compare", CONFIG, DATA)
+    record = new_record("compare", CONFIG, DATA)
     other = replace(record, resolved=record.resolved | {name: "other"})
     with pytest.raises(UserError, match=f"the experiment began with {name} other"):
         check_same(other, record, Recorder())
 
 
 def test_other_versions_are_said_and_allowed() -> None:
-    record, display = describe("compare", CONFIG, DATA), Recorder()
+    record, display = new_record("compare", CONFIG, DATA), Recorder()
     check_same(record, record, display)
     assert display.messages == []
     check_same(replace(record, versions={"torch": "1"}), record, display)
@@ -111,7 +111,7 @@ def test_an_interrupt_says_how_to_resume() -> None:
     display = Recorder()
     with pytest.raises(Interrupted), explain_stop("compare", Path("a b"), display):
         raise KeyboardInterrupt
-    assert display.messages == ["interrupted; continue behind what is finished with: steadynorm compare --resume 'a b'"]
+    assert display.messages == ["interrupted; continue after what is finished with: steadynorm compare --resume 'a b'"]
 
 
 def test_a_full_disk_says_how_to_resume() -> None:
@@ -122,7 +122,7 @@ def test_a_full_disk_says_how_to_resume() -> None:
 
 def test_the_record_says_what_auto_became(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment, "choose_precision", lambda wanted, device: f"{wanted} on {device}")
-    resolved = describe("compare", replace(CONFIG, device="cpu"), DATA).resolved
+    resolved = new_record("compare", replace(CONFIG, device="cpu"), DATA).resolved
     assert resolved["precision"] == "auto on cpu"
     assert resolved["threads"] == torch.get_num_threads()
     assert (resolved["train_images"], resolved["validation_images"]) == (96, 30)
@@ -132,11 +132,11 @@ def test_the_record_says_what_auto_became(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_record_says_how_accurate_guessing_is() -> None:
     labels = torch.tensor([0, 1, 2, 1, 1])
     validation = Images(pixels=torch.zeros(5, 3, 32, 32, dtype=torch.uint8), labels=labels)
-    assert describe("compare", CONFIG, replace(DATA, validation=validation)).resolved["chance"] == pytest.approx(0.6)
+    assert new_record("compare", CONFIG, replace(DATA, validation=validation)).resolved["chance"] == pytest.approx(0.6)
 
 
 def test_a_directory_of_another_experiment_is_not_resumed(tmp_path: Path) -> None:
-    record = replace(describe("compare", CONFIG, DATA), experiment="bake")
+    record = replace(new_record("compare", CONFIG, DATA), experiment="bake")
     RunDirectory(tmp_path).begin(record)
     with pytest.raises(UserError, match=f"--resume: {tmp_path} holds bake"):
         compare.EXPERIMENT.run(CompareConfig(resume=tmp_path), Recorder())
@@ -151,7 +151,7 @@ def test_training_sees_the_first_images_only(tmp_path: Path) -> None:
     assert (record.resolved["train_images"], record.resolved["validation_images"]) == (40, 30)
     assert (
         record.resolved["data_sha256"]
-        == describe("compare", CONFIG, replace(DATA, train=first(DATA.train, 40))).resolved["data_sha256"]
+        == new_record("compare", CONFIG, replace(DATA, train=first(DATA.train, 40))).resolved["data_sha256"]
     )
 
 
@@ -169,7 +169,7 @@ def test_what_torchrun_starts_again_goes_on_in_its_own_directory(
             compare.EXPERIMENT.run(replace(short, lr=0.01), Recorder())
         display = Recorder()
         compare.EXPERIMENT.run(short, display)
-    assert display.begun == [f"1/1 {read_record(tmp_path / 'a').runs[0].spec.name} 2 2"]
+    assert display.begun == [f"1/1 {read_record(tmp_path / 'a').cells[0].name}: 4 epochs, goes on after epoch 2"]
 
 
 def test_workers_that_may_start_again_must_be_told_their_directory(
@@ -183,7 +183,7 @@ def test_workers_that_may_start_again_must_be_told_their_directory(
 
 
 def test_a_record_of_another_number_of_workers_is_refused() -> None:
-    record = describe("compare", CONFIG, DATA)
+    record = new_record("compare", CONFIG, DATA)
     assert record.resolved["workers"] == 1
     old = replace(record, resolved={name: value for name, value in record.resolved.items() if name != "workers"})
     check_same(old, record, Recorder())

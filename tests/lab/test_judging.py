@@ -79,7 +79,7 @@ def test_every_way_sees_the_stream_and_says_how_far_it_is(monkeypatch: pytest.Mo
         [torch.tensor([3, 13])],
         dataset=DATA,
         settings=TINY_SETTINGS,
-        advance=shares.append,
+        advance=lambda share, text: shares.append(share),
     )
     assert [(row.subject, row.quantity, row.value) for row in rows] == [
         ("right", "accuracy", 1.0),

@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 
 from steadynorm.lab.stability import bracket, next_rate, trains, tried_rates
+from steadynorm.lab.training import network
 from steadynorm.reporting.chance import Chance
-from steadynorm.reporting.records import RunRecord, RunSpec
-from tests.support.records import EPOCH
+from steadynorm.reporting.records import Cell
+from tests.support.records import EPOCH, rows_of
 
 
 def search(border: float) -> dict[float, bool]:
@@ -42,9 +43,10 @@ def test_a_rate_above_one_that_fails_does_not_count() -> None:
     assert (found.trains, found.fails) == (0.1, 0.2)
 
 
-def ended(train_loss: float, *, lr: float = 0.1) -> RunRecord:
-    spec = RunSpec(arm="none", seed=0, lr=lr, epochs=1)
-    return RunRecord(spec=spec, status="finished", epochs=(replace(EPOCH, train_loss=train_loss),))
+def ended(train_loss: float, *, lr: float = 0.1, accuracy: float = 1 / 3) -> Cell:
+    factors = network(arm="none", seed=0, lr=lr, epochs=1)
+    rows = rows_of(1, EPOCH | {"train_loss": train_loss, "train_accuracy": accuracy})
+    return Cell(factors=factors, status="finished", measurements=tuple(rows))
 
 
 def test_a_run_trains_where_its_loss_is_below_that_of_guessing() -> None:
@@ -56,14 +58,12 @@ def test_a_run_trains_where_its_loss_is_below_that_of_guessing() -> None:
 
 
 def test_a_run_that_may_be_guessing_does_not_train_whatever_its_loss() -> None:
-    last = ended(2.30).epochs[0]
-    stuck = replace(ended(2.30), epochs=(replace(last, train_accuracy=0.109),))
-    assert not trains(stuck, classes=10, chance=Chance(share=0.1, images=3_200))
+    assert not trains(ended(2.30, accuracy=0.109), classes=10, chance=Chance(share=0.1, images=3_200))
 
 
 def test_a_diverged_run_does_not_train_and_a_running_one_says_nothing() -> None:
     runs = (
-        replace(ended(1.0, lr=1.0), status="diverged", epochs=()),
+        replace(ended(1.0, lr=1.0), status="diverged"),
         replace(ended(1.0, lr=0.5), status="running"),
         ended(1.0, lr=0.25),
     )

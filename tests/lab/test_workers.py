@@ -23,8 +23,8 @@ def messages() -> list[str]:
     for action in (
         lambda: workers.on_first(lambda: failing(0)),
         lambda: workers.on_first(_full_disk),
-        lambda: workers.everywhere(lambda: failing(1)),
-        lambda: workers.everywhere(_everybody),
+        lambda: workers.run_on_all_ranks(lambda: failing(1)),
+        lambda: workers.run_on_all_ranks(_everybody),
         lambda: workers.check_alike({"--lr": 0.1 + dist.get_rank(), "--seeds": (0,)}, what="Mend it."),
     ):
         with pytest.raises((UserError, OSError)) as caught:
@@ -61,7 +61,7 @@ def conversation() -> dict[str, Any]:
         "who": (workers.worker(), workers.number_of_workers(), workers.is_first()),
         "first": workers.on_first(lambda: ran.append(rank) or f"from {rank}"),
         "ran": ran,
-        "everywhere": workers.everywhere(lambda: rank),
+        "on all": workers.run_on_all_ranks(lambda: rank),
         "gathered": workers.gathered(rank),
         "total": total,
         "count": count,
@@ -74,7 +74,7 @@ def test_workers_tell_each_other(tmp_path: Path) -> None:
     for rank, found in enumerate(on_ranks(conversation, 3, tmp_path)):
         assert found["who"] == (rank, 3, rank == 0)
         assert (found["first"], found["ran"]) == ("from 0", [0] if rank == 0 else [])
-        assert (found["everywhere"], found["gathered"]) == (rank, [0, 1, 2])
+        assert (found["on all"], found["gathered"]) == (rank, [0, 1, 2])
         assert found["total"].tolist() == [9.0, 12.0] and found["total"].dtype == torch.float32
         assert found["count"].item() == 6 and found["count"].dtype == torch.int64
         assert found["mean"].item() == 1.0
@@ -114,7 +114,7 @@ def followed(rank: int, steps: int = 3) -> nn.ModuleDict:
 
 def settled() -> dict[str, torch.Tensor]:
     model = followed(dist.get_rank())
-    workers.settle_(model)
+    workers.sync_buffers_(model)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

@@ -8,11 +8,11 @@ import re
 import nbformat
 import pytest
 
-from steadynorm.lab.report.build import build_report, head_of
+from steadynorm.lab.report import build_report, head_of
 from steadynorm.reporting.build import write_report
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.notebook import NotebookFailure
-from steadynorm.reporting.records import write_config, write_tables
+from steadynorm.reporting.records import write_record
 from steadynorm.reporting.report import Figure, Figures, Report, Section, Table
 from tests.support.records import RECORD, check_page, example_record, record, run
 
@@ -162,8 +162,7 @@ def test_a_kernel_that_fails_leaves_the_page(tmp_path, monkeypatch):
 def test_a_record_of_another_experiment_is_refused(tmp_path):
     made = record([])
     object.__setattr__(made, "experiment", "bake")
-    write_config(tmp_path, made)
-    write_tables(tmp_path, ())
+    write_record(tmp_path, made)
     with pytest.raises(UserError, match="got 'bake'"):
         build_report(tmp_path)
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from steadynorm.lab.experiments.compare import describe
-from steadynorm.lab.report.build import head_of
+from steadynorm.lab.report import head_of
 from steadynorm.reporting.notebook import CellSource, NotebookFailure, as_text, execute, make, make_notebook
 from steadynorm.reporting.report import Figure, Figures, Report, Section, Table
 from tests.support.records import record, run
@@ -74,7 +74,7 @@ def test_awkward_records_and_checkpoints_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     save_file(
         {"norm.running_mean": np.array([1.5, -2.0], np.float32), "count": np.array(3)},
-        tmp_path / "checkpoints" / f"{stopped.spec.name}.safetensors",
+        tmp_path / "checkpoints" / f"{stopped.name}.safetensors",
     )
     notebook = notebook_of(made)
     execute(notebook, tmp_path)

@@ -23,9 +23,9 @@ def test_what_does_not_count_may_be_there(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_of_such_a_file_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / ".runs.json.k3_x9abc.part").touch()
+    (tmp_path / ".cells.json.k3_x9abc.part").touch()
     check_new(tmp_path, may_hold=["runs.json"])
-    with pytest.raises(UserError, match=r"it holds '\.runs\.json\.k3_x9abc\.part'"):
+    with pytest.raises(UserError, match=r"it holds '\.cells\.json\.k3_x9abc\.part'"):
         check_new(tmp_path, may_hold=["metrics.csv"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from steadynorm.reporting.records import CellRecord, Measurement, Record
+from steadynorm.reporting.records import Cell, Measurement, Record
 
 __all__ = ["cell", "made_record"]
 
@@ -19,7 +19,7 @@ def cell(
     drift: Sequence[float] = (0.1, 0.2, 0.9),
     width_ratio: Sequence[float] = (2.0, 3.0, 4.0),
     diverged: bool = False,
-) -> CellRecord:
+) -> Cell:
     """Make a measured cell of a layer of three sigmoids: an accuracy for each of the steps 0, 1, 10, 20, 30."""
     steps = STEPS[: len(accuracies)]
     shares = zip(steps, accuracies, strict=True)
@@ -41,15 +41,20 @@ def cell(
                     Measurement(subject=f"unit {unit}", step=30, quantity=mode + name, value=value * times)
                     for unit, value in enumerate(values)
                 ]
-    return CellRecord(factors={"arm": arm, "seed": seed}, measurements=tuple(rows), seconds=12.0)
+    return Cell(
+        factors={"arm": arm, "seed": seed},
+        status="diverged" if diverged else "finished",
+        measurements=tuple(rows),
+        seconds=12.0,
+    )
 
 
 def made_record(
-    cells: Sequence[CellRecord], *, arms: Sequence[str] = ("batch_norm", "none"), seeds: Sequence[int] = (0, 1)
+    cells: Sequence[Cell], *, arms: Sequence[str] = ("batch_norm", "none"), seeds: Sequence[int] = (0, 1)
 ) -> Record:
     """Make the record of an experiment that has measured these cells."""
-    known: Mapping[str, CellRecord] = {one.name: one for one in cells}
-    grid = [CellRecord(factors={"arm": arm, "seed": seed}) for seed in seeds for arm in arms]
+    known: Mapping[str, Cell] = {one.name: one for one in cells}
+    grid = [Cell(factors={"arm": arm, "seed": seed}) for seed in seeds for arm in arms]
     return Record(
         experiment="classic",
         command="steadynorm classic",

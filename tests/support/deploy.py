@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.run_directory import save_tensors
+from steadynorm.reporting.run_directory import save_tensors
 
 METADATA = {"arm": "batch_norm", "network": "cnn", "depth": "3", "widths": "4 8"}
 

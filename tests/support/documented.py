@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from steadynorm.reporting.records import CellRecord, Epoch, Record, RunRecord, RunSpec
+from steadynorm.reporting.first_format import network_factors
+from steadynorm.reporting.records import Cell, Measurement, Record
+from tests.support.records import rows_of
 
 __all__ = ["HEAD", "check_close", "check_equals", "content_of", "few_values", "record_of"]
 
@@ -24,24 +26,23 @@ def content_of(name: str) -> dict[str, Any]:
     return content
 
 
-def record_of(content: dict[str, Any], cells: Sequence[CellRecord] = ()) -> Record:
+def record_of(content: dict[str, Any], cells: Sequence[Cell] = ()) -> Record:
     """Turn the content of a ``summary.json`` back into the record behind it.
 
     Args:
         content: with its runs, which lack the norms of single layers.
         cells: what the caller could tell of them.
     """
-    runs = [
-        RunRecord(
-            spec=RunSpec(**head["spec"]),
-            status=head["status"],
-            diverged_at_step=head["diverged_at_step"],
-            parameters=head["parameters"],
-            epochs=tuple(Epoch(**epoch) for epoch in head["epochs"]),
-        )
-        for head in content["runs"]
-    ]
-    return Record(**{name: content[name] for name in HEAD}, runs=tuple(runs), cells=tuple(cells))
+    return Record(**{name: content[name] for name in HEAD}, cells=(*map(_network, content["runs"]), *cells))
+
+
+def _network(head: dict[str, Any]) -> Cell:
+    rows = [Measurement(quantity="parameters", value=head["parameters"])]
+    for epoch in head["epochs"]:
+        rows += rows_of(epoch["epoch"], {name: value for name, value in epoch.items() if name != "epoch"})
+    if head["diverged_at_step"] is not None:
+        rows.append(Measurement(step=head["diverged_at_step"], quantity="diverged", value=1.0))
+    return Cell(factors=network_factors(head["spec"]), status=head["status"], measurements=tuple(rows))
 
 
 def few_values(spread: dict[str, float]) -> list[float]:

@@ -18,7 +18,7 @@ from steadynorm.lab.data import Dataset, Images
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.training import Settings
 from steadynorm.ops.dispatch import backend
-from steadynorm.reporting.records import RunRecord, RunSpec
+from steadynorm.reporting.records import Cell
 
 TINY = CompareConfig(epochs=4, batch_size=16, depth=2, widths=(4, 8), milestones=(2, 3), precision="fp32", lr=0.05)
 TINY_SETTINGS = Settings(
@@ -58,50 +58,50 @@ def tiny_dataset(seed: int = 5) -> Dataset:
 
 
 class Recorder:
-    """A display that remembers, and can fail at a step or after an epoch."""
+    """A display that remembers, and can fail at the state after an epoch."""
 
     def __init__(self, *, fail_after_epoch: int | None = None, error: BaseException | None = None) -> None:
         self.messages: list[str] = []
         self.begun: list[str] = []
-        self.ended: list[RunRecord] = []
-        self.losses: list[float] = []
-        self.steps: list[tuple[int, int]] = []
+        self.left: list[int | None] = []
+        self.ended: list[str] = []
         self.shares: list[float] = []
-        self.ended_cells: list[str] = []
+        self.steps: dict[str, int] = {}
+        """Of each piece, how many it told."""
+        self.texts: list[str] = []
+        """Of what does not last."""
+        self.lines: list[str] = []
+        """Of what does."""
         self.fail_after_epoch = fail_after_epoch
         self.error = error or RuntimeError("stopped on purpose")
 
     def message(self, text: str) -> None:
         self.messages.append(text)
 
-    def begin(self, spec: RunSpec, *, number: int, of: int, epochs_done: int, epochs_left: int) -> None:
-        self.begun.append(f"{number}/{of} {spec.name} {epochs_done} {epochs_left}")
+    def begin(
+        self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
+    ) -> None:
+        self.begun.append(f"{number}/{of} {name}{text}")
+        self.left.append(left)
 
-    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
-        self.steps.append((step, steps))
-        if loss is not None:
-            self.losses.append(loss)
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        if lasting:
+            self.lines.append(text)
+            if text.startswith(f"epoch {self.fail_after_epoch}/"):
+                raise self.error
+        else:
+            self.shares.append(share)
+            self.steps[name] = self.steps.get(name, 0) + 1
+            self.texts += [text] if text else []
 
-    def epoch(self, record: RunRecord) -> None:
-        if len(record.epochs) == self.fail_after_epoch:
-            raise self.error
-
-    def end(self, record: RunRecord) -> None:
-        self.ended.append(record)
-
-    def begin_cell(self, name: str, *, number: int, of: int) -> None:
-        self.begun.append(f"{number}/{of} {name}")
-
-    def advance(self, share: float) -> None:
-        self.shares.append(share)
-
-    def end_cell(self, name: str) -> None:
-        self.ended_cells.append(name)
+    def end(self, name: str, text: str = "") -> None:
+        self.ended.append(name)
 
 
-def without_times(record: RunRecord) -> RunRecord:
-    """The record with its wall-clock times set to zero: what must be the same in every repetition."""
-    return replace(record, epochs=tuple(replace(epoch, **dict.fromkeys(TIMES, 0.0)) for epoch in record.epochs))
+def without_times(cell: Cell) -> Cell:
+    """The cell with its wall-clock times set to zero: what must be the same in every repetition."""
+    rows = tuple(replace(row, value=0.0) if row.quantity in TIMES else row for row in cell.measurements)
+    return replace(cell, seconds=0.0, measurements=rows)
 
 
 @contextlib.contextmanager

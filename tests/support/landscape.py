@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from steadynorm.reporting.records import CellRecord, Measurement, Record
+from steadynorm.reporting.records import Cell, Measurement, Record
 from tests.support.records import record
 
 __all__ = ["cell", "made", "probe"]
@@ -41,7 +41,7 @@ def cell(
     accuracy: Sequence[float] = (0.3, 0.5),
     diverged_at: int | None = None,
     change: Callable[[int], dict[str, float]] = lambda step: {},
-) -> CellRecord:
+) -> Cell:
     """A measured network; ``change`` gives arguments of :func:`probe` at a step."""
     rows: list[Measurement] = []
     for epoch, value in enumerate(accuracy):
@@ -53,10 +53,15 @@ def cell(
     if diverged_at is not None:
         rows += probe(len(accuracy) * PER_EPOCH, **change(len(accuracy) * PER_EPOCH))
         rows.append(Measurement(step=diverged_at, quantity="diverged", value=diverged_at))
-    return CellRecord(factors={"arm": arm, "seed": seed}, measurements=tuple(rows), seconds=1.5)
+    return Cell(
+        factors={"arm": arm, "seed": seed},
+        status="finished" if diverged_at is None else "diverged",
+        measurements=tuple(rows),
+        seconds=1.5,
+    )
 
 
-def made(cells: Sequence[CellRecord], **changes: Any) -> Record:
+def made(cells: Sequence[Cell], **changes: Any) -> Record:
     """A record around ``cells``; ``changes`` are changes of its configuration."""
     config = {
         "arms": ["batch_norm", "noisy_batch_norm", "none"],

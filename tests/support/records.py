@@ -6,66 +6,70 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steadynorm.lab.experiments import EXPERIMENTS
-from steadynorm.lab.report.build import build_report, head_of
-from steadynorm.reporting.records import (
-    Epoch,
-    LayerGradient,
-    Record,
-    RunRecord,
-    RunSpec,
-    write_cells,
-    write_config,
-    write_tables,
-)
+from steadynorm.lab.report import build_report
+from steadynorm.lab.training import network
+from steadynorm.reporting.records import Cell, Measurement, Record, head_of, write_record
 from steadynorm.reporting.report import as_json
 
 __all__ = [
+    "CELLS",
     "EPOCH",
-    "LAYER",
     "RECORD",
-    "RUNS",
     "check_page",
     "config",
-    "epochs",
     "example_record",
-    "layers",
     "record",
+    "rows_of",
     "run",
     "summary_json",
+    "with_factors",
     "without_notebook",
 ]
 
-# Rows whose digits, infinities and commas are hard to write and read back.
-EPOCH = Epoch(
-    epoch=1,
-    learning_rate=0.1,
-    train_loss=0.1 + 0.2,
-    train_accuracy=1 / 3,
-    val_loss=math.inf,
-    val_accuracy=0.0,
-    grad_norm_mean=1e-30,
-    grad_norm_p5=1e-300,
-    grad_norm_p95=2.5,
-    images_per_second=1234.5,
-    seconds=6.5,
-)
-LAYER = LayerGradient(epoch=1, layer="conv1, odd", mean=1.0, p5=0.5, p95=2.0)
-RUNS = (
-    RunRecord(spec=RunSpec(arm="none", seed=0, lr=0.1, epochs=2)),
-    RunRecord(
-        spec=RunSpec(arm="none", seed=1, lr=0.1, epochs=2),
+# Values whose digits, infinities and commas are hard to write and read back.
+EPOCH = {
+    "learning_rate": 0.1,
+    "train_loss": 0.1 + 0.2,
+    "train_accuracy": 1 / 3,
+    "val_loss": math.inf,
+    "val_accuracy": 0.0,
+    "grad_norm_mean": 1e-30,
+    "grad_norm_p5": 1e-300,
+    "grad_norm_p95": 2.5,
+    "images_per_second": 1234.5,
+    "seconds": 6.5,
+}
+LAYER = [
+    Measurement(subject="conv1, odd", step=1, quantity=f"grad_norm_{name}", value=value)
+    for name, value in (("mean", 1.0), ("p5", 0.5), ("p95", 2.0))
+]
+
+
+def rows_of(epoch: int, values: Mapping[str, float]) -> list[Measurement]:
+    """The measurements of an epoch."""
+    return [Measurement(step=epoch, quantity=name, value=value) for name, value in values.items()]
+
+
+CELLS = (
+    Cell(factors=network(arm="none", seed=0, lr=0.1, epochs=2)),
+    Cell(
+        factors=network(arm="none", seed=1, lr=0.1, epochs=2),
         status="diverged",
-        diverged_at_step=7,
-        parameters=12,
-        epochs=(EPOCH,),
-        layers=(LAYER,),
+        seconds=7.5,
+        measurements=(
+            Measurement(quantity="parameters", value=12.0),
+            *rows_of(1, EPOCH),
+            *LAYER,
+            Measurement(step=7, quantity="diverged", value=1.0),
+        ),
     ),
 )
 RECORD = Record(
@@ -76,7 +80,7 @@ RECORD = Record(
     resolved={"device": "cpu"},
     versions={"torch": "2"},
     machine={"cores": 2},
-    runs=RUNS,
+    cells=CELLS,
 )
 
 CEILING = {"batch_norm": 0.84, "none": 0.79, "layer_norm": 0.80, "group_norm": 0.82}
@@ -114,8 +118,8 @@ def summary_json(record: Record) -> dict[str, Any]:
     return as_json(head_of(record), EXPERIMENTS[record.experiment].describe(record))
 
 
-def record(runs: Sequence[RunRecord], **changes: Any) -> Record:
-    """A record around ``runs``; ``changes`` are changes of its configuration."""
+def record(cells: Sequence[Cell], **changes: Any) -> Record:
+    """A record around ``cells``; ``changes`` are changes of its configuration."""
     return Record(
         experiment="compare",
         command="steadynorm compare --data cifar10",
@@ -142,7 +146,7 @@ def record(runs: Sequence[RunRecord], **changes: Any) -> Record:
         },
         versions={"python": "3.11.7", "torch": "2.13.0", "steadynorm": "0.1.0"},
         machine={"processor": "An 8-core processor", "cores": 8, "memory_gib": 31.2, "system": "Linux 6.1"},
-        runs=tuple(runs),
+        cells=tuple(cells),
     )
 
 
@@ -153,33 +157,40 @@ def run(
     status: str = "finished",
     seed: int = 0,
     lr: float = 0.1,
-    purpose: str = "compare",
+    purpose: str | None = None,
     diverged_at_step: int | None = None,
     planned: int | None = None,
     change: Callable[[int], dict[str, float]] = lambda epoch: {},
     with_layers: bool = True,
-) -> RunRecord:
-    """One run with the given validation accuracies; ``change(epoch)`` replaces other columns."""
-    rows = epochs(val_accuracy, lr=lr, arm=arm, change=change)
-    return RunRecord(
-        spec=RunSpec(arm=arm, seed=seed, lr=lr, epochs=planned or len(rows) or 20, purpose=purpose),  # type: ignore[arg-type]
+) -> Cell:
+    """One network with the given validation accuracies; ``change(epoch)`` replaces other quantities."""
+    found = epochs(val_accuracy, lr=lr, arm=arm, change=change)
+    rows = [Measurement(quantity="parameters", value=288_170 if arm == "none" else 289_066)] if found else []
+    for number, epoch in enumerate(found, start=1):
+        rows += rows_of(number, epoch)
+        rows += layers(number, epoch["grad_norm_mean"], arm) if with_layers else []
+    if status == "diverged":
+        rows.append(Measurement(step=diverged_at_step or 1, quantity="diverged", value=1.0))
+    return Cell(
+        factors=network(arm=arm, seed=seed, lr=lr, epochs=planned or len(found) or 20, purpose=purpose),
         status=status,  # type: ignore[arg-type]
-        diverged_at_step=diverged_at_step,
-        parameters=288_170 if arm == "none" else 289_066,
-        epochs=rows,
-        layers=layers(rows, arm) if with_layers else (),
+        measurements=tuple(rows),
     )
+
+
+def with_factors(cell: Cell, **factors: Any) -> Cell:
+    """The network with other factors."""
+    return replace(cell, factors=network(**(cell.factors | factors)))
 
 
 def epochs(
     val_accuracy: Sequence[float], *, lr: float, arm: str, change: Callable[[int], dict[str, float]]
-) -> tuple[Epoch, ...]:
-    """Rows whose other columns follow smoothly from the validation accuracy."""
-    rows = []
+) -> list[dict[str, float]]:
+    """Epochs whose other quantities follow smoothly from the validation accuracy."""
+    found = []
     for number, accuracy in enumerate(val_accuracy, start=1):
         norm = (0.6 if arm == "batch_norm" else 1.4) * (1 + 1 / number)
-        row = {
-            "epoch": number,
+        epoch = {
             "learning_rate": lr * (0.1 ** ((number > 10) + (number > 15))),
             "train_loss": 2.3 * (1 - accuracy) ** 1.2,
             "train_accuracy": min(1.0, accuracy + 0.004 * number - 0.02),
@@ -191,18 +202,18 @@ def epochs(
             "images_per_second": 5200.0 if arm == "batch_norm" else 6100.0,
             "seconds": 10.4 if arm == "batch_norm" else 8.9,
         }
-        rows.append(Epoch(**(row | change(number))))
-    return tuple(rows)
+        found.append(epoch | change(number))
+    return found
 
 
-def layers(rows: Sequence[Epoch], arm: str) -> tuple[LayerGradient, ...]:
-    """Gradient norms for each layer: level with batch norm, growing with depth without."""
+def layers(epoch: int, norm: float, arm: str) -> list[Measurement]:
+    """Gradient norms of each layer: level with batch norm, growing with depth without."""
     found = []
-    for row in rows:
-        for depth, name in enumerate(LAYERS):
-            mean = row.grad_norm_mean * (0.3 if arm == "batch_norm" else 0.04 * 1.7**depth)
-            found.append(LayerGradient(epoch=row.epoch, layer=name, mean=mean, p5=0.6 * mean, p95=1.8 * mean))
-    return tuple(found)
+    for depth, name in enumerate(LAYERS):
+        mean = norm * (0.3 if arm == "batch_norm" else 0.04 * 1.7**depth)
+        for end, times in (("mean", 1.0), ("p5", 0.6), ("p95", 1.8)):
+            found.append(Measurement(subject=name, step=epoch, quantity=f"grad_norm_{end}", value=times * mean))
+    return found
 
 
 def learning_curve(arm: str, *, seed: int = 0, count: int = 20, lr: float = 0.1) -> list[float]:
@@ -247,12 +258,11 @@ def example_record(
         runs += [_tuning(arm, lr, best) for lr in tune]
         runs += [_planned(arm, seed, best, count, (), waiting) for seed in range(seeds) if best != 0.1]
     made = record(runs, arms=list(arms), seeds=list(range(seeds)), epochs=count, tune_lr=list(tune), **changes)
-    write_config(directory, made)
-    write_tables(directory, made.runs)
+    write_record(directory, made)
     return made
 
 
-def _planned(arm: str, seed: int, lr: float, count: int, diverged: Sequence[str], waiting: Sequence[str]) -> RunRecord:
+def _planned(arm: str, seed: int, lr: float, count: int, diverged: Sequence[str], waiting: Sequence[str]) -> Cell:
     values = learning_curve(arm, seed=seed, count=count, lr=0.1)
     if arm in waiting:
         return run(arm, status="waiting", seed=seed, lr=lr, planned=count)
@@ -269,7 +279,7 @@ def _planned(arm: str, seed: int, lr: float, count: int, diverged: Sequence[str]
     return run(arm, val_accuracy=values, seed=seed, lr=lr)
 
 
-def _tuning(arm: str, lr: float, best: float) -> RunRecord:
+def _tuning(arm: str, lr: float, best: float) -> Cell:
     if lr > 4 * best:
         return run(arm, status="diverged", lr=lr, purpose="tune", diverged_at_step=17, planned=3)
     top = CEILING.get(arm, 0.75) - 0.1 - 0.12 * abs(math.log10(lr / best))
@@ -286,10 +296,7 @@ def without_notebook() -> Iterator[None]:
 
 def check_page(made: Record, folder: Path) -> str:
     """Make page and summary of a record as it lies on disk, and hold them to what every page must be; give its text."""
-    write_config(folder, made)
-    write_tables(folder, made.runs)
-    if made.cells:
-        write_cells(folder, made.cells)
+    write_record(folder, made)
     with without_notebook():
         text = build_report(folder).read_text()
     summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)

@@ -23,9 +23,9 @@ from steadynorm.lab.configuration import check_at_least
 from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, first, load_dataset
 from steadynorm.lab.experiment import as_config, command_of, new_place
 from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
-from steadynorm.lab.progress import Display
 from steadynorm.reporting.chance import most_frequent
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.records import Record, read_config, write_config
 
 __all__ = ["ExportConfig", "check_config", "is_own_data", "run_export", "with_data"]

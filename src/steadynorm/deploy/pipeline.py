@@ -46,11 +46,11 @@ class Progress(Protocol):
         """Say one line that stays."""
         ...
 
-    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+    def begin(self, name: str, *, number: int, of: int) -> None:
         """Note that file ``number`` of ``of`` is begun."""
         ...
 
-    def end_cell(self, name: str) -> None:
+    def end(self, name: str) -> None:
         """Note that the file is made, or refused."""
         ...
 
@@ -198,10 +198,10 @@ class _Silent:
     def message(self, text: str) -> None:
         pass
 
-    def begin_cell(self, name: str, *, number: int, of: int) -> None:
+    def begin(self, name: str, *, number: int, of: int) -> None:
         pass
 
-    def end_cell(self, name: str) -> None:
+    def end(self, name: str) -> None:
         pass
 
 
@@ -278,13 +278,13 @@ def _make_all(
     for number, (name, way) in enumerate(planned, start=1):
         suffix = "" if way == "none" else f", {way} int8"
         artifact = Artifact(name=f"{FORMATS[name].title}{suffix}", format=name, quantize=way)
-        progress.begin_cell(artifact.name, number=number, of=len(planned))
+        progress.begin(artifact.name, number=number, of=len(planned))
         try:
             artifact = _make(artifact, request, comparison, directory)
         except UserError as error:
             artifact = replace(artifact, refused=str(error))
             progress.message(f"  no {artifact.name}: {error}")
-        progress.end_cell(artifact.name)
+        progress.end(artifact.name)
         made.append(artifact)
     if not any(one.file for one in made):
         raise UserError(f"nothing could be exported: {made[0].name}: {made[0].refused}")

@@ -15,7 +15,7 @@ from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
 from steadynorm.reporting.numbers import NONE, SPACE, number, percent, points
 from steadynorm.reporting.records import Record, read_config
-from steadynorm.reporting.report import Cell, Claim, Claims, Code, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.report import Claim, Claims, Code, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, spread
 from steadynorm.reporting.words import counted
 
@@ -141,7 +141,7 @@ def _short(served: Sequence[Artifact], eager: Artifact) -> Table:
     return Table.of(
         served,
         {
-            "Served by": lambda one: Cell(text=one.name, tone=f"series-{served.index(one) % 6}"),
+            "Served by": lambda one: Entry(text=one.name, tone=f"series-{served.index(one) % 6}"),
             "p50": lambda one: _ms(_p50(one)),
             "Speed": lambda one: _times(one, eager),
             **(unscored if eager.accuracy is None else scored),
@@ -155,7 +155,7 @@ def _latencies(served: Sequence[Artifact], eager: Artifact) -> Table:
     return Table.of(
         timed,
         {
-            "Served by": lambda pair: Cell(text=pair[0].name, note=f"{pair[1].requests:,} requests"),
+            "Served by": lambda pair: Entry(text=pair[0].name, note=f"{pair[1].requests:,} requests"),
             "p50": lambda pair: _ms(pair[1].p50),
             "p90": lambda pair: _ms(pair[1].p90),
             "p99": lambda pair: _ms(pair[1].p99),

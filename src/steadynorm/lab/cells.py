@@ -1,87 +1,265 @@
-"""Measure a list of cells into one run directory, skipping what is measured."""
+"""Measure the cells of a grid into one run directory: skip what has ended, go on from states, keep each as it ends.
+
+A cell is measured by a generator. It yields each number as a :class:`Measurement`; a :class:`State` where it could go
+on from here; and a :class:`Model` where a trained network is to be kept. Whoever runs it, this process, torchrun's
+workers or Ray's tasks, collects the numbers and writes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from steadynorm.lab.workers import everywhere, gathered, number_of_workers, worker
-from steadynorm.reporting.records import CellRecord, Factor, Measurement
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from steadynorm.lab.workers import gathered, is_first, number_of_workers, on_first, run_on_all_ranks, worker
+from steadynorm.reporting.progress import Display
+from steadynorm.reporting.records import Cell, Factors, Measurement
+from steadynorm.reporting.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from steadynorm.lab.experiment import Task
 
-__all__ = ["Measure", "measure_cells"]
+__all__ = ["CellFiles", "Job", "Keeper", "Measure", "Model", "State", "measure", "measure_cells"]
 
-Measure = Callable[[dict[str, Factor], Callable[[float], None]], Iterable[Measurement]]
-"""Measures the cell of these factors, and says now and then what share in [0, 1] of it is done."""
 
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """All that was yielded before it, with these tensors, is a point to go on from."""
+
+    tensors: Mapping[str, Tensor]
+    share: float
+    """Of the cell that is done, in [0, 1]."""
+    text: str
+    """What is to be shown of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained network to be kept."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A cell that is to be measured, or the rest of it."""
+
+    cell: Cell
+    """With the measurements of its last state."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of its last state; none where it begins."""
+    advance: Callable[[float, str], None] = lambda share, text: None
+    """Is told what share in [0, 1] is done, and a few words on it."""
+
+    @property
+    def factors(self) -> Factors:
+        """What makes it this cell."""
+        return self.cell.factors
+
+
+Measure = Callable[[Job], Iterable[Measurement | State | Model]]
 TaskT = TypeVar("TaskT", bound="Task[Any]")
 
 
-def measure_cells(
-    grid: Sequence[dict[str, Factor]], make: Callable[[TaskT], Measure], task: TaskT
-) -> tuple[CellRecord, ...]:
-    """Measure each cell of ``grid`` and keep each as soon as it is whole.
+class Keeper(Protocol):
+    """Where the news of a cell go while it is measured."""
 
-    They are measured one after the other; under torchrun as many at once as there are workers, each by one of them;
-    with Ray as its tasks.
+    def advance(self, cell: Cell, share: float, text: str) -> None:
+        """Show how far it is."""
+
+    def keep_state(self, cell: Cell, state: State) -> None:
+        """Keep a state of it."""
+
+    def keep_model(self, cell: Cell, model: Model) -> None:
+        """Keep its trained network."""
+
+
+def measure(cell: Cell, how: Measure, tensors: Mapping[str, Tensor], keeper: Keeper) -> Cell:
+    """Measure a cell, or what its state lacks, to its end.
+
+    Args:
+        cell: with the measurements of its state.
+        how: measures it.
+        tensors: of its state.
+        keeper: gets states and models on the way.
+
+    Returns:
+        the cell, finished or diverged.
+    """
+    rows, start, before = list(cell.measurements), time.perf_counter(), cell.seconds or 0.0
+
+    def now(status: str) -> Cell:
+        seconds = before + time.perf_counter() - start
+        return replace(cell, status=status, seconds=seconds, measurements=tuple(rows))  # type: ignore[arg-type]
+
+    for item in how(Job(cell=cell, tensors=tensors, advance=partial(keeper.advance, cell))):
+        if isinstance(item, Measurement):
+            rows.append(item)
+        elif isinstance(item, State):
+            keeper.keep_state(now("running"), item)
+        else:
+            keeper.keep_model(cell, item)
+    return now("diverged" if any(row.quantity == "diverged" for row in rows) else "finished")
+
+
+def measure_cells(
+    grid: Sequence[Factors], make: Callable[[TaskT], Measure], task: TaskT, *, together: bool = False
+) -> list[Cell]:
+    """Measure each cell of ``grid`` and keep each as it ends.
+
+    They are measured one after the other; under torchrun each by all workers together, or as many at once as there are
+    workers, each by one of them; with Ray as its tasks.
 
     Args:
         grid: the factors of each cell; their order is that of the tables.
-        make: a function of a module that makes, from ``task``, what measures a cell the directory does not know yet.
+        make: makes, from ``task``, what measures a cell.
         task: the experiment's.
+        together: whether torchrun's workers share each cell; only such cells may have states.
 
     Returns:
-        all cells, measured, in the order of ``grid``.
+        all cells of ``grid``, ended, in its order.
 
     Raises:
         UserError: a file of the directory is damaged.
     """
-    directory, display = task.directory, task.display
-    cells = [directory.load_cell(CellRecord(factors=factors)) for factors in grid]
-    directory.write_cells(cells)  # so that a report knows from the start what is planned
-    waiting = [number for number, cell in enumerate(cells) if not cell.is_measured]
+    files = CellFiles(task.directory, task.display, task.cells)
+    cells = files.plan(grid)
+    waiting = [cell for cell in cells if not cell.has_ended]
+    with files:
+        if task.pool is not None:
+            task.pool.measure(waiting, make, task, files, timed=together)
+        elif together or number_of_workers() == 1:
+            how = make(task)
+            for cell in waiting:
+                tensors = files.begin(cell)
+                files.end(measure(cell, how, tensors, files))
+        else:
+            _share_out(waiting, make(task), files)
+    return [task.cells[cell.name] for cell in cells]
 
-    def begin(number: int) -> None:
-        display.begin_cell(cells[number].name, number=number + 1, of=len(cells))
 
-    def keep(number: int, cell: CellRecord) -> None:
-        cells[number] = cell
-        directory.save_cell(cell)
-        directory.write_cells(cells)
-        display.end_cell(cell.name)
+def _share_out(waiting: Sequence[Cell], how: Measure, files: CellFiles) -> None:
+    """Let each of torchrun's workers measure another cell."""
 
-    if task.pool is not None:
-        for number, rows, seconds in task.pool.measure(
-            {each: cells[each] for each in waiting}, make, task, begin=begin
-        ):
-            keep(number, replace(cells[number], measurements=rows, seconds=seconds))
-        return tuple(cells)
-    measure = make(task)
-
-    def measured(number: int | None) -> CellRecord | None:
-        if number is None:
+    def one_of(cells: Sequence[Cell]) -> Cell | None:
+        if worker() >= len(cells):
             return None
-        begin(number)
-        start = time.perf_counter()
-        rows = tuple(measure(cells[number].factors, display.advance))
-        return replace(cells[number], measurements=rows, seconds=time.perf_counter() - start)
+        cell = cells[worker()]
+        files.show_begin(cell)
+        return measure(cell, how, {}, files)
 
-    for numbers in _rounds(waiting):
-        own = numbers[worker()] if worker() < len(numbers) else None
-        found = gathered(everywhere(partial(measured, own)))
-        for number, cell in zip(numbers, found, strict=False):
-            assert cell is not None
-            keep(number, cell)
-    return tuple(cells)
+    for start in range(0, len(waiting), number_of_workers()):
+        cells = waiting[start : start + number_of_workers()]
+        for found in gathered(run_on_all_ranks(partial(one_of, cells)))[: len(cells)]:
+            assert found is not None
+            files.end(found)
 
 
-def _rounds(numbers: list[int]) -> Iterator[list[int]]:
-    """Give as many at a time as there are workers."""
-    size = number_of_workers()
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
+class CellFiles:
+    """Keeps cells in the run directory and shows how they go; of torchrun's workers the first one alone writes."""
+
+    def __init__(self, directory: RunDirectory, display: Display, known: dict[str, Cell]) -> None:
+        self.directory, self.display, self.known = directory, display, known
+        self.names: list[str] = []
+        self.boards: dict[str, SummaryWriter] = {}
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        self.stack.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:  # noqa: ANN401 (as contextlib has it)
+        self.stack.__exit__(*exception)
+
+    def plan(self, grid: Sequence[Factors]) -> list[Cell]:
+        """Read how far each cell is, and write the tables, so that a report knows from the start what is planned."""
+        cells = on_first(lambda: [self._load(Cell(factors=factors)) for factors in grid])
+        self.names = [cell.name for cell in cells]
+        self.known |= {cell.name: cell for cell in cells}
+        self._write()
+        return cells
+
+    def _load(self, cell: Cell) -> Cell:
+        found = self.directory.load_state(cell)
+        return found if found.has_ended else replace(found, status="waiting" if not found.measurements else "running")
+
+    def last_state(self, cell: Cell) -> Cell:
+        """Give a cell as it was last kept."""
+        return self.known[cell.name]
+
+    def begin(self, cell: Cell) -> Mapping[str, Tensor]:
+        """Note that a cell begins or goes on; give the tensors that it goes on from."""
+        if cell.is_network and is_first():
+            # One writer for a run, not one for an epoch: TensorBoard reads the files of a run in the order of their
+            # names, which is not always that of writers of one second, and drops the epochs that it has read too early.
+            path, done = self.directory.tensorboard_path(cell), len(cell.series("val_accuracy"))
+            if cell.name not in self.boards:  # a task of Ray's may begin again
+                writer = SummaryWriter(str(path), purge_step=done + 1)
+                self.boards[cell.name] = self.stack.enter_context(writer)
+        self.show_begin(cell)
+        return on_first(lambda: self.directory.load_tensors(cell)) if cell.measurements else {}
+
+    def show_begin(self, cell: Cell) -> None:
+        """Show that a cell begins."""
+        left = sum(not self.known[name].has_ended for name in self.names)
+        share, text = _planned(cell)
+        number = self.names.index(cell.name) + 1
+        self.display.begin(cell.name, number=number, of=len(self.names), left=left, share=share, text=text)
+
+    def advance(self, cell: Cell, share: float, text: str) -> None:
+        """Show how far a cell is."""
+        self.display.advance(cell.name, share, text)
+
+    def keep_state(self, cell: Cell, state: State) -> None:
+        """Keep a state, and show what was measured."""
+        on_first(lambda: self.directory.save_state(cell, state.tensors))
+        self._keep(cell)
+        if cell.name in self.boards:
+            write_board(self.boards[cell.name], cell)
+        self.display.advance(cell.name, state.share, state.text, lasting=True)
+
+    def keep_model(self, cell: Cell, model: Model) -> None:
+        """Keep a trained network."""
+        on_first(lambda: self.directory.save_checkpoint(cell, model.tensors, model.metadata))
+
+    def end(self, cell: Cell) -> None:
+        """Keep a cell that has ended."""
+        on_first(lambda: self.directory.save_state(cell, {}))
+        self._keep(cell)
+        if cell.name in self.boards:
+            self.boards.pop(cell.name).close()
+        lost = f"{cell.name} diverged: its loss was not finite at step {cell.diverged_at_step}"
+        self.display.end(cell.name, lost if cell.status == "diverged" else "")
+
+    def _keep(self, cell: Cell) -> None:
+        self.known[cell.name] = cell
+        self._write()
+
+    def _write(self) -> None:
+        on_first(lambda: self.directory.write_cells(self.known.values()))
+
+
+def _planned(cell: Cell) -> tuple[float, str]:
+    """Say what share of a cell is done and, of a network, how many epochs it has and after which it goes on."""
+    if not cell.is_network:
+        return 0.0, ""
+    done, planned = len(cell.series("val_accuracy")), cell.factors["epochs"]
+    return done / planned, f": {planned} epochs" + (f", goes on after epoch {done}" if done else "")
+
+
+BOARD = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "grad_norm_mean", "learning_rate")
+"""What TensorBoard shows of an epoch."""
+
+
+def write_board(board: SummaryWriter, cell: Cell) -> None:
+    """Write the last epoch of a network for TensorBoard."""
+    epoch = max(cell.series(BOARD[0]))
+    for name in BOARD:
+        board.add_scalar(name.replace("_", "/", 1), cell.series(name)[epoch], epoch)
+    board.flush()

@@ -21,21 +21,21 @@ from steadynorm.reporting.records import Record
 
 __all__ = [
     "ExperimentConfig",
-    "RegimeConfig",
+    "OneRateConfig",
     "TrainingConfig",
     "check_arms",
     "check_at_least",
     "check_experiment",
     "check_lists",
     "check_network",
+    "check_one_rate",
     "check_rates",
-    "check_regime",
     "check_split",
     "check_training",
     "flag",
     "prepared",
     "quickened",
-    "regime_of",
+    "settings_at",
     "settings_of",
     "with_reached_milestones",
 ]
@@ -85,7 +85,7 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegimeConfig(ExperimentConfig):
+class TrainingConfig(ExperimentConfig):
     """What experiments that train the lab's networks can be told; the defaults are the article's."""
 
     network: Literal["cnn", "resnet20"] = "cnn"
@@ -105,7 +105,7 @@ class RegimeConfig(ExperimentConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(RegimeConfig):
+class OneRateConfig(TrainingConfig):
     """What experiments can be told that train at one learning rate, batch size and depth."""
 
     depth: int = 6
@@ -149,7 +149,7 @@ def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
         UserError: a flag was given that the network does not look at.
     """
     config = _completed(quickened(given, quick))
-    if not (isinstance(given, RegimeConfig) and isinstance(config, RegimeConfig)):
+    if not (isinstance(given, TrainingConfig) and isinstance(config, TrainingConfig)):
         return config
     default = type(given)()
     if config.network != "cnn":
@@ -167,7 +167,7 @@ def _completed(config: ConfigT) -> ConfigT:
 
 def with_reached_milestones(config: ConfigT) -> ConfigT:
     """Leave out the milestones that training does not reach; they lower no learning rate."""
-    if not isinstance(config, RegimeConfig):
+    if not isinstance(config, TrainingConfig):
         return config
     return replace(config, milestones=tuple(one for one in config.milestones if one < config.epochs))
 
@@ -200,19 +200,19 @@ def check_experiment(config: ExperimentConfig) -> None:
         raise UserError("--on: ray starts its own processes. Run it without torchrun, or with --on local.")
 
 
-def check_training(config: TrainingConfig) -> None:
+def check_one_rate(config: OneRateConfig) -> None:
     """Refuse what makes no training.
 
     Raises:
         UserError: a number is out of its range, or network, depth and widths make no network.
     """
-    check_regime(config)
+    check_training(config)
     check_at_least(config, (("batch_size", 1),))
     check_rates("--lr", (config.lr,))
     check_network(config.network, depth=config.depth, widths=config.widths)
 
 
-def check_regime(config: RegimeConfig) -> None:
+def check_training(config: TrainingConfig) -> None:
     """Refuse what makes no training at any learning rate, batch size and depth.
 
     Raises:
@@ -226,7 +226,7 @@ def check_regime(config: RegimeConfig) -> None:
     _check_milestones(config)
 
 
-def _check_milestones(config: RegimeConfig) -> None:
+def _check_milestones(config: TrainingConfig) -> None:
     """Refuse milestones that lower no rate, or lower it twice at once."""
     bounds = [0, *config.milestones, config.epochs]
     if any(not before < after for before, after in itertools.pairwise(bounds)):
@@ -240,17 +240,17 @@ def check_network(name: str, *, depth: int, widths: Sequence[int]) -> None:
     """Refuse a depth or widths that make no network.
 
     Raises:
-        UserError: so it is.
+        UserError: depth and widths make no network.
     """
     with torch.device("meta"):  # no memory, no time
         build_network(name, arm="none", depth=depth, widths=widths, classes=10, seed=0)
 
 
 def check_arms(arms: Sequence[str]) -> None:
-    """Refuse a normalization that nobody knows.
+    """Refuse an unknown normalization.
 
     Raises:
-        UserError: so it is.
+        UserError: unknown arm.
     """
     for arm in arms:
         find_normalization(arm)
@@ -260,7 +260,7 @@ def check_at_least(config: object, limits: Sequence[tuple[str, float]]) -> None:
     """Refuse a number below its limit, or that is none.
 
     Raises:
-        UserError: so it is.
+        UserError: a number is below its limit, or is no number.
     """
     for name, least in limits:
         if not getattr(config, name) >= least:
@@ -271,7 +271,7 @@ def check_rates(names: str, rates: Sequence[float]) -> None:
     """Refuse a learning rate that is not positive and finite.
 
     Raises:
-        UserError: so it is.
+        UserError: a rate is not positive and finite.
     """
     if not all(0 < rate < float("inf") for rate in rates):
         raise UserError(f"{names}: a learning rate must be a positive number.")
@@ -281,7 +281,7 @@ def check_split(*batch_sizes: int) -> None:
     """Refuse a batch that torchrun's workers cannot share evenly.
 
     Raises:
-        UserError: so it is.
+        UserError: a batch size is no multiple of the number of workers.
     """
     workers = number_of_workers()
     for batch_size in batch_sizes:
@@ -296,7 +296,7 @@ def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[
     """Refuse an empty list, and one that names a value twice: the two would be one run.
 
     Raises:
-        UserError: so it is.
+        UserError: a list is empty, or has a value twice.
     """
     for name in names:
         values = getattr(config, name)
@@ -306,13 +306,13 @@ def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[
             raise UserError(f"{flag(name)}: every value may appear once, got {' '.join(map(str, values))}.")
 
 
-def settings_of(config: TrainingConfig, record: Record, *, accumulate: int = 1) -> Settings:
+def settings_of(config: OneRateConfig, record: Record, *, accumulate: int = 1) -> Settings:
     """Give what all networks of an experiment share, every ``auto`` as the record resolved it."""
-    shared = regime_of(config, record, depth=config.depth, batch_size=config.batch_size)
+    shared = settings_at(config, record, depth=config.depth, batch_size=config.batch_size)
     return replace(shared, accumulate=accumulate)
 
 
-def regime_of(config: RegimeConfig, record: Record, *, depth: int, batch_size: int) -> Settings:
+def settings_at(config: TrainingConfig, record: Record, *, depth: int, batch_size: int) -> Settings:
     """Give the same where depth and batch size are no flags of their own."""
     return Settings(
         network=config.network,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from steadynorm.reporting.numbers import rate
-from steadynorm.reporting.records import CellRecord, Epoch, Record, RunRecord
-from steadynorm.reporting.report import Block, Cell, Figure, Section
+from steadynorm.reporting.numbers import NONE, number, percent_spread, rate, spread_note
+from steadynorm.reporting.records import Cell, Record
+from steadynorm.reporting.report import Block, Entry, Figure, Section
 from steadynorm.reporting.seeds import Spread, spread
 from steadynorm.reporting.words import capital, listing
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLAIN",
     "Outcome",
+    "accuracy_entry",
     "all_measured",
     "arm_cell",
     "arm_label",
@@ -30,17 +31,19 @@ __all__ = [
     "curves",
     "data_label",
     "data_method",
+    "diverged_at_steps",
     "expected",
     "few_arms",
+    "finals",
     "has_ended",
-    "measured",
     "measurements",
     "method_label",
+    "networks_as_json",
     "pair",
     "plain_arm",
-    "run_as_json",
     "runs_at",
     "seeds_note",
+    "spread_entry",
     "training_method",
 ]
 
@@ -75,10 +78,10 @@ def arm_labels(record: Record) -> list[str]:
     return [arm_label(str(arm)) for arm in record.config["arms"]]
 
 
-def arm_cell(record: Record, arm: str, *, before: int = 0) -> Cell:
+def arm_cell(record: Record, arm: str, *, before: int = 0) -> Entry:
     """Name an arm at the head of a row, with its color; ``before`` lines come before those of the arms."""
     place = before + [str(name) for name in record.config["arms"]].index(arm)
-    return Cell(text=capital(arm_label(arm)), tone=f"series-{place % SERIES}")
+    return Entry(text=capital(arm_label(arm)), tone=f"series-{place % SERIES}")
 
 
 def batch_arm(arms: Collection[str]) -> str | None:
@@ -176,6 +179,19 @@ def expected(*blocks: Block) -> Section:
     return Section(title="What was expected, and what was measured", short="Expectations", blocks=blocks)
 
 
+def accuracy_entry(value: Spread | None, tone: str = "") -> Entry:
+    """Write an accuracy, with its range over the seeds below it."""
+    return Entry(text=percent_spread(value), note=spread_note(value), tone=tone)
+
+
+def spread_entry(value: Spread | None, shown: Callable[[float], str] = number) -> Entry:
+    """Write a mean over seeds, with their range below it."""
+    if value is None:
+        return Entry(text=NONE)
+    several = f"{shown(value.low)} to {shown(value.high)}, n = {value.n}" if value.n > 1 else ""
+    return Entry(text=shown(value.mean), note=several)
+
+
 def seeds_note(record: Record) -> str:
     """Say what the seeds allow to say of a table's numbers."""
     if len(record.config["seeds"]) == 1:
@@ -197,19 +213,19 @@ class Outcome:
     """Runs that have not ended."""
 
     @classmethod
-    def of(cls, runs: Sequence[RunRecord], accuracy: Callable[[RunRecord], float], **own: Any) -> Self:  # noqa: ANN401
-        """Summarise runs.
+    def of(cls, runs: Sequence[Cell], accuracy: Callable[[Cell], float], **own: Any) -> Self:  # noqa: ANN401
+        """Summarise networks.
 
         Args:
             runs: one for each seed.
-            accuracy: of a run that finished.
+            accuracy: of one that finished.
             own: fields of a subclass.
         """
         return cls(
             seeds=len(runs),
             accuracy=spread(accuracy(run) for run in runs if run.status == "finished"),
-            exploded_at_step=tuple(run.diverged_at_step or 0 for run in runs if run.status == "diverged"),
-            waiting=sum(run.status in ("waiting", "running") for run in runs),
+            exploded_at_step=diverged_at_steps(runs),
+            waiting=sum(not run.has_ended for run in runs),
             **own,
         )
 
@@ -222,97 +238,110 @@ class Outcome:
         return f"{who}exploded at step {listing([f'{step:,}' for step in self.exploded_at_step])}"
 
 
+def diverged_at_steps(runs: Iterable[Cell]) -> tuple[int, ...]:
+    """Give the steps at which the loss was no longer finite, of those that diverged."""
+    return tuple(run.diverged_at_step or 0 for run in runs if run.status == "diverged")
+
+
+def finals(runs: Iterable[Cell], quantity: str = "val_accuracy") -> dict[int, float]:
+    """Give seed -> last value of a quantity, of the networks that finished."""
+    return {run.factors["seed"]: run.last(quantity) for run in runs if run.status == "finished"}
+
+
 def runs_at(
-    record: Record, purpose: str = "compare", **factors: Sequence[Any]
-) -> Iterator[tuple[dict[str, Any], list[RunRecord]]]:
-    """Give the runs at each point of a grid, in its order.
+    record: Record, purpose: str | None = None, **factors: Sequence[Any]
+) -> Iterator[tuple[dict[str, Any], list[Cell]]]:
+    """Give the networks at each point of a grid, in its order.
 
     Args:
-        record: holds the runs.
-        purpose: of the runs.
-        factors: field of :class:`RunSpec` -> its values.
+        record: holds them.
+        purpose: of the networks.
+        factors: name of a factor -> its values.
 
     Yields:
-        the point, as field -> value, and its runs.
+        the point, as factor -> value, and its networks.
     """
     for values in itertools.product(*factors.values()):
         point = dict(zip(factors, values, strict=True))
-        runs = [run for run in record.runs if run.spec.purpose == purpose]
-        yield point, [run for run in runs if all(getattr(run.spec, name) == point[name] for name in point)]
+        yield point, record.select(purpose=purpose, **point)
 
 
 def has_ended(record: Record) -> bool:
     """Whether there are networks and every one has ended."""
-    return bool(record.runs) and all(run.status in ("finished", "diverged") for run in record.runs)
+    return bool(record.networks) and all(run.has_ended for run in record.networks)
 
 
 def all_measured(record: Record) -> bool:
-    """Whether every network has ended and every cell that was planned behind them is measured."""
-    ended = all(run.status in ("finished", "diverged") for run in record.runs)
-    return ended and bool(record.cells) and all(cell.is_measured for cell in record.cells)
-
-
-def measured(cell: CellRecord, quantity: str) -> dict[str, float]:
-    """Give the values of a quantity in a cell, subject by subject; of several steps the last."""
-    return {row.subject: row.value for row in cell.measurements if row.quantity == quantity}
+    """Whether every network has ended, and every cell that was planned after them is measured."""
+    return all(cell.has_ended for cell in record.cells) and len(record.cells) > len(record.networks)
 
 
 def measurements(record: Record) -> pd.DataFrame:
     """Give each number of the measured cells as a row: the cell's factors, subject, step, quantity and value."""
     import pandas as pd
 
-    rows = [cell.factors | vars(row) for cell in record.cells if cell.is_measured for row in cell.measurements]
+    rows = [cell.factors | vars(row) for cell in record.cells if cell.has_ended for row in cell.measurements]
     factors = list(record.cells[0].factors) if record.cells else ["arm", "seed"]
     columns = [*factors, "subject", "step", "quantity", "value"]
     return pd.DataFrame(rows, columns=columns).astype({"step": int, "value": float})
 
 
-def run_as_json(run: RunRecord) -> dict[str, Any]:
-    """Give a run with its epochs; the norms of single layers stay in their own table."""
-    content = asdict(run)
-    del content["layers"]
-    return content
+def networks_as_json(record: Record) -> list[dict[str, Any]]:
+    """Give every network with its epochs; the norms of single weights stay in the record."""
+    return [_as_json(run) for run in record.networks]
+
+
+def _as_json(run: Cell) -> dict[str, Any]:
+    epochs: dict[int, dict[str, float]] = {}
+    for row in run.measurements:
+        if not row.subject and row.quantity not in ("parameters", "diverged"):
+            epochs.setdefault(row.step, {"epoch": row.step})[row.quantity] = row.value
+    return {
+        "spec": run.factors,
+        "status": run.status,
+        "diverged_at_step": run.diverged_at_step,
+        "parameters": int(run.series("parameters").get(0, 0)),
+        "epochs": list(epochs.values()),
+    }
 
 
 def curves(
-    runs: Mapping[str, Sequence[RunRecord]],
-    value: Callable[[Epoch], float],
+    runs: Mapping[str, Sequence[Cell]],
+    quantity: str,
     *,
-    name: str,
+    name: str | None = None,
     title: str,
     caption: str,
     order: Sequence[str],
     config: Mapping[str, Any],
-    percent: bool = False,
-    steps: tuple[Callable[[Epoch], float], Callable[[Epoch], float]] | None = None,
+    steps: tuple[str, str] | None = None,
 ) -> Figure:
-    """Draw one column of the epochs, a line for each arm, and a cross on the last epoch of a run that diverged.
+    """Draw one quantity over the epochs, a line for each arm, and a cross on the last epoch of a run that diverged.
 
     Args:
         runs: label of a line -> its runs, one for each seed.
-        value: the column.
-        name: file name without its ending.
+        quantity: what is drawn; shares in [0, 1] where it is an accuracy.
+        name: file name without its ending; default: the quantity.
         title: of the figure.
         caption: what the reader has to know; the meaning of line and band is added.
         order: all labels; they decide the colors.
         config: of the experiment, for its epochs and milestones.
-        percent: whether the column holds shares in [0, 1].
-        steps: columns that hold the spread over an epoch's steps, shown where each arm has one seed.
+        steps: quantities that are the ends of the spread over an epoch's steps, shown where each arm has one seed.
     """
     single = all(len(found) < 2 for found in runs.values())
     rows = [
-        {"arm": label, "epoch": one.epoch, "value": value(one)}
-        | ({"low": steps[0](one), "high": steps[1](one)} if steps and single else {})
+        {"arm": label, "epoch": epoch, "value": value}
+        | ({"low": run.series(steps[0])[epoch], "high": run.series(steps[1])[epoch]} if steps and single else {})
         for label, found in runs.items()
         for run in found
-        for one in run.epochs
-        if math.isfinite(value(one))
+        for epoch, value in run.series(quantity).items()
+        if math.isfinite(value)
     ]
     lost = [(label, run) for label, found in runs.items() for run in found if run.status == "diverged"]
     epochs = int(config["epochs"])
     rules = [int(epoch) + 0.5 for epoch in config["milestones"] if epoch < epochs]
     return Figure(
-        name=name,
+        name=name or quantity,
         title=title,
         caption=" ".join(filter(None, (caption, _band(runs, steps), _lowered(rules), _crossed(lost)))),
         kind="lines",
@@ -324,22 +353,22 @@ def curves(
             "order": list(order),
             "x_domain": (0.5, epochs + 0.5),
             "x_values": list(range(1, epochs + 1)) if epochs <= FEW else [],
-            "percent": percent,
+            "percent": quantity.endswith("accuracy"),
             "rules": rules,
         }
         | ({"band": ("low", "high")} if steps and single else {}),
-        marks={"crosses": [_last(label, run, value) for label, run in lost]} if lost else {},
+        marks={"crosses": [_last(label, run, quantity) for label, run in lost]} if lost else {},
     )
 
 
-def _last(label: str, run: RunRecord, value: Callable[[Epoch], float]) -> dict[str, Any]:
+def _last(label: str, run: Cell, quantity: str) -> dict[str, Any]:
     """Give the last epoch of a run whose value is a number; where there is none, a place without a value."""
-    known = [one for one in run.epochs if math.isfinite(value(one))]
-    found = (known[-1].epoch, value(known[-1])) if known else (0.5, math.nan)
-    return {"arm": label, "epoch": found[0], "value": found[1]}
+    known = [(epoch, value) for epoch, value in run.series(quantity).items() if math.isfinite(value)]
+    epoch, value = known[-1] if known else (0.5, math.nan)
+    return {"arm": label, "epoch": epoch, "value": value}
 
 
-def _band(runs: Mapping[str, Sequence[RunRecord]], steps: object) -> str:
+def _band(runs: Mapping[str, Sequence[Cell]], steps: object) -> str:
     if any(len(found) > 1 for found in runs.values()):
         return "Line: mean of the seeds. Band: their lowest to highest value."
     return "Line: mean over the epoch's steps. Band: 5th to 95th percentile of the steps." if steps else ""

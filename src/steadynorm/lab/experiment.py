@@ -6,14 +6,19 @@ import contextlib
 import dataclasses
 import hashlib
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, TypedDict, TypeVar, get_type_hints
 
+import msgspec
 import torch
+from torch import nn
 
+from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.configuration import ExperimentConfig, flag, prepared, with_reached_milestones
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
 from steadynorm.lab.machine import (
@@ -24,33 +29,35 @@ from steadynorm.lab.machine import (
     describe_machine,
     describe_versions,
 )
-from steadynorm.lab.progress import Display, silent_display
 from steadynorm.lab.ray_pool import Pool, open_pool
-from steadynorm.lab.run_directory import BEGUN, RunDirectory
 from steadynorm.lab.training import overflow_ignored
 from steadynorm.lab.workers import (
     check_alike,
-    everywhere,
     may_restart,
     number_of_workers,
     on_first,
+    run_on_all_ranks,
     was_restarted,
 )
 from steadynorm.reporting.chance import most_frequent
 from steadynorm.reporting.failure import Interrupted, UserError, reason_of
 from steadynorm.reporting.place import check_new
-from steadynorm.reporting.records import Record, read_record
+from steadynorm.reporting.progress import Display
+from steadynorm.reporting.records import FORMAT, Cell, Factors, Record, format_of, read_record
 from steadynorm.reporting.report import Report
+from steadynorm.reporting.run_directory import BEGUN, RunDirectory
 
 __all__ = [
     "Experiment",
     "Task",
     "as_config",
+    "check_record",
     "check_same",
     "command_of",
-    "describe",
+    "config_of",
     "explain_stop",
     "new_place",
+    "new_record",
     "stored_config",
 ]
 
@@ -72,11 +79,25 @@ class Task(Generic[ConfigT]):
     directory: RunDirectory
     display: Display
     pool: Pool | None = None
-    """Where networks are trained and cells measured; None is here."""
+    """Where cells are measured; None is here."""
+    cells: dict[str, Cell] = dataclasses.field(default_factory=dict)
+    """All that are planned so far, by name, as they were last kept."""
+    checkpoints: Mapping[str, bytes] | None = None
+    """Of the run directory, in a process that does not see it."""
 
-    def away(self, directory: RunDirectory) -> Task[ConfigT]:
-        """Give the task as another process gets it: with a run directory of its own kind, and nothing to show."""
-        return dataclasses.replace(self, directory=directory, display=silent_display(), pool=None)
+    def trained(self, network: Factors) -> nn.Module:
+        """Read a trained network.
+
+        Raises:
+            UserError: it is not there, or damaged.
+        """
+        path = self.directory.checkpoint_path(Cell(factors=network))
+        if self.checkpoints is None:
+            return load_checkpoint(path).model
+        with tempfile.TemporaryDirectory() as folder:
+            here = Path(folder) / path.name
+            here.write_bytes(self.checkpoints[path.name])
+            return load_checkpoint(here).model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,28 +132,38 @@ class Experiment(Generic[ConfigT]):
         """
         _check_workers(config)
         place = on_first(lambda: config.resume or config.out or new_place(self.name))
-        config, stored = on_first(lambda: _begun_before(self.name, config, self.quick))
-        everywhere(lambda: self.check(config))
+        config, stored = on_first(lambda: _begun_before(self, config))
+        run_on_all_ranks(lambda: self.check(config))
         threads = stored.resolved["threads"] if stored is not None else _threads(config)
-        torch.set_num_threads(
-            threads if config.on == "local" else min(threads, count_cores())
-        )  # Ray's tasks set theirs
-        dataset = everywhere(lambda: load_dataset(config.data, data_dir=config.data_dir, progress=display.message))
+        # Ray's tasks set their own.
+        torch.set_num_threads(threads if config.on == "local" else min(threads, count_cores()))
+        load = partial(load_dataset, config.data, data_dir=config.data_dir, progress=display.message)
+        dataset = run_on_all_ranks(load)
         if config.train_images is not None:
             dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
-        record = describe(self.name, config, dataset, threads=threads)
+        record = new_record(self.name, config, dataset, threads=threads)
         check_alike(record.resolved, what="Give all workers the same data and hardware.")
         if stored is not None:
             check_same(stored, record, display)
         directory = RunDirectory(place)
-        with directory.lock():
+        with contextlib.ExitStack() as stack:
+            on_first(lambda: stack.enter_context(directory.lock()))
             if stored is None:
-                directory.begin(record)
+                on_first(lambda: directory.begin(record))
             with explain_stop(self.name, place, display, _where(config)):
                 _announce(record, config, place, display)
-                task = Task(config=config, record=record, dataset=dataset, directory=directory, display=display)
+                cells = {cell.name: cell for cell in stored.cells} if stored is not None else {}
                 with _pool(config, threads, display) as pool, overflow_ignored():
-                    self.work(dataclasses.replace(task, pool=pool))
+                    task = Task(
+                        config=config,
+                        record=record,
+                        dataset=dataset,
+                        directory=directory,
+                        display=display,
+                        pool=pool,
+                        cells=cells,
+                    )
+                    self.work(task)
         return place
 
 
@@ -155,26 +186,32 @@ def _where(config: ExperimentConfig) -> list[str]:
     return [] if config.on == "local" else ["--on", config.on, *address]
 
 
-def _stored_record(name: str, place: Path) -> Record:
+def _stored_record(experiment: Experiment[Any], place: Path) -> Record:
     stored = read_record(place)
-    if stored.experiment != name:
+    if stored.experiment != experiment.name:
         raise UserError(
             f"--resume: {place} holds {stored.experiment}. Run: steadynorm {stored.experiment} --resume {place}"
         )
+    if format_of(place) != FORMAT:
+        raise UserError(
+            f"--resume: {place} was written by steadynorm {stored.versions.get('steadynorm', '')} in another form. "
+            f"Go on with that version, or begin anew; steadynorm report {place} shows what it holds."
+        )
+    check_record(experiment, stored)
     return stored
 
 
-def _begun_before(name: str, config: ConfigT, quick: Mapping[str, Any]) -> tuple[ConfigT, Record | None]:
+def _begun_before(experiment: Experiment[ConfigT], config: ConfigT) -> tuple[ConfigT, Record | None]:
     """Give the configuration to work with and, where the experiment is to be continued, what it began as.
 
     What torchrun has started again goes on in its own ``--out``.
     """
     if config.resume is not None:
-        stored = _stored_record(name, config.resume)
+        stored = _stored_record(experiment, config.resume)
         return with_reached_milestones(stored_config(config, stored)), stored
-    config = prepared(config, quick)
+    config = prepared(config, experiment.quick)
     if was_restarted() and config.out is not None and (config.out / "config.json").exists():
-        stored = _stored_record(name, config.out)
+        stored = _stored_record(experiment, config.out)
         if stored.config == as_config(config):
             return config, stored
     if config.out is not None and not (config.out / "config.json").exists():  # that case is told when it is locked
@@ -215,7 +252,7 @@ def _strength(record: Record) -> str:
     return each if workers == 1 else f"{workers} workers of {each}"
 
 
-def describe(
+def new_record(
     name: str,
     config: Any,  # noqa: ANN401 (any experiment's dataclass)
     dataset: Dataset,
@@ -264,12 +301,87 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
     extra = [flag(name) for name in names if name in changed or flag(name) in given.given]
     if extra:
         raise UserError(f"--resume: continues with the stored configuration. Drop {' '.join(extra)}.")
-    types = get_type_hints(type(given))
-    values = {name: _from_json(value, types[name]) for name, value in record.config.items() if name in types}
-    stored: ConfigT = dataclasses.replace(default, **values)
+    stored = config_of(type(given), record)
     if given.data_dir is not None:
         stored = dataclasses.replace(stored, data_dir=given.data_dir)
     return dataclasses.replace(stored, on=given.on, address=given.address)
+
+
+def config_of(kind: type[ConfigT], record: Record) -> ConfigT:
+    """Read a configuration back from a record.
+
+    Raises:
+        UserError: a field has a value of another type.
+    """
+    types, values = get_type_hints(kind), {}
+    for name, value in record.config.items():
+        if name in types:
+            with _damage_named(f"config.{name}"):
+                values[name] = msgspec.convert(value, types[name], dec_hook=_as_path)
+    return dataclasses.replace(kind(), **values)
+
+
+def check_record(experiment: Experiment[Any], record: Record) -> None:
+    """Refuse a record that no run of its experiment writes.
+
+    Raises:
+        UserError: a value is of another type, or a flag that the command itself would refuse.
+    """
+    config = config_of(experiment.config, record)
+    for name in config.by_data():
+        if getattr(config, name) is None:
+            raise UserError(f"a record is damaged (config.{name} is null). Restore it, or run the experiment again.")
+    experiment.check(with_reached_milestones(config))
+    with _damage_named("resolved"):
+        msgspec.convert(record.resolved, _Resolved)
+    for cell in record.cells:
+        with _damage_named(f"factors of {cell.name}"):
+            msgspec.convert(cell.factors, _Factors)
+
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Resolved(TypedDict, total=False):
+    device: str
+    precision: str
+    threads: Positive
+    workers: Positive
+    train_images: Positive
+    validation_images: Positive
+    classes: Annotated[list[str], msgspec.Meta(min_length=1)] | Positive
+    chance: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    data_sha256: str
+
+
+class _Factors(TypedDict, total=False):
+    purpose: str
+    variant: str
+    arm: str
+    lr: float
+    batch_size: Positive
+    depth: Positive
+    seed: int
+    epochs: Positive
+    part: str
+    kind: str
+    order: str
+    shift: str
+    severity: int
+
+
+@contextlib.contextmanager
+def _damage_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except msgspec.ValidationError as error:
+        raise UserError(f"a record is damaged ({what}: {error}). Restore it, or run the experiment again.") from error
+
+
+def _as_path(kind: type[Any], value: Any) -> Any:  # noqa: ANN401 (as msgspec has it)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"{value!r} is no {kind.__name__}")
 
 
 def check_same(stored: Record, now: Record, display: Display) -> None:
@@ -319,7 +431,7 @@ def explain_stop(name: str, place: Path, display: Display, where: Sequence[str] 
     try:
         yield
     except KeyboardInterrupt as stop:
-        display.message(f"interrupted; continue behind what is finished with: {resume}")
+        display.message(f"interrupted; continue after what is finished with: {resume}")
         raise Interrupted from stop
     except OSError as error:
         raise UserError(f"{error.filename or place}: {reason_of(error)}. Fix this and resume: {resume}") from error
@@ -353,12 +465,6 @@ def _to_json(value: Any) -> Any:  # noqa: ANN401 (JSON)
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _from_json(value: Any, kind: Any) -> Any:  # noqa: ANN401 (JSON)
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if value is not None and Path in (kind, *get_args(kind)) else value
 
 
 def _digest(dataset: Dataset) -> str:

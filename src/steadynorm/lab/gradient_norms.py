@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from steadynorm.reporting.records import LayerGradient
+from steadynorm.reporting.records import Measurement
 
 __all__ = ["gradient_norms", "layer_gradients", "percentiles", "watched_weights"]
 
@@ -34,10 +34,10 @@ def percentiles(norms: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def layer_gradients(model: nn.Module, norms: Tensor, *, epoch: int) -> tuple[LayerGradient, ...]:
+def layer_gradients(model: nn.Module, norms: Tensor, *, epoch: int) -> Iterator[Measurement]:
     """Summarise an epoch's norms, shape (steps, watched weights + 1), by watched weight."""
-    mean, (low, high) = norms.mean(0), percentiles(norms)
-    return tuple(
-        LayerGradient(epoch=epoch, layer=name, mean=mean[i].item(), p5=low[i].item(), p95=high[i].item())
-        for i, name in enumerate(watched_weights(model))
-    )
+    found = dict(zip(("mean", "p5", "p95"), (norms.mean(0), *percentiles(norms)), strict=True))
+    for column, weight in enumerate(watched_weights(model)):
+        for name, values in found.items():
+            value = values[column].item()
+            yield Measurement(subject=weight, step=epoch, quantity=f"grad_norm_{name}", value=value)

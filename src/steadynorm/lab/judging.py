@@ -34,7 +34,7 @@ def judge_methods(
     *,
     dataset: Dataset,
     settings: Settings,
-    advance: Callable[[float], None],
+    advance: Callable[[float, str], None],
 ) -> Iterator[Measurement]:
     """Measure the ``accuracy`` of each way to adapt, as subjects, on a stream that all of them see alike.
 
@@ -49,7 +49,7 @@ def judge_methods(
         adaptation = ADAPTATIONS[method](calibration)
         accuracy = stream_accuracy(adaptation, model, images, order, dataset=dataset, settings=settings)
         yield Measurement(subject=method, quantity="accuracy", value=accuracy)
-        advance(number / len(methods))
+        advance(number / len(methods), "")
 
 
 def stream_accuracy(

@@ -1,8 +1,7 @@
-"""Networks and cells as tasks of Ray, on this machine or on a cluster.
+"""Cells as tasks of Ray, on this machine or on a cluster.
 
-Each network, and each cell, is one task. What a task has to keep or to tell goes to the desk, an actor beside the
-driver, which passes it on: the driver alone writes the run directory. A task whose worker dies is started again by Ray
-and goes on from the last state that lies on the desk.
+Each cell is one task. Its states and news come to the driver through a queue of Ray's, and the driver alone writes the
+run directory. A task whose worker dies is submitted again, with the last state that was written.
 """
 
 from __future__ import annotations
@@ -11,28 +10,27 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import torch
+from torch import Tensor
 
-from steadynorm.lab.data import Dataset
+from steadynorm.lab.cells import CellFiles, Measure, Model, State, measure
 from steadynorm.lab.machine import count_cores
-from steadynorm.lab.progress import Display
-from steadynorm.lab.ray_tasks import Desk, Files, measure_cell, time_network, train_network
-from steadynorm.lab.run_directory import RunDirectory
-from steadynorm.lab.training import Observer, Settings, write_board
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import CellRecord, Measurement, RunRecord, RunSpec
+from steadynorm.reporting.progress import Display, silent_display
+from steadynorm.reporting.records import Cell
 
 __all__ = ["Pool", "open_pool"]
 
 RETRIES = 3  # of a task whose worker dies
 GAIN = 1.05  # what one more at once must bring to be worth it
 WAIT = 10.0  # seconds for a cluster's head to answer
-PAUSE = 0.2  # seconds between looks at the desk
+PAUSE = 0.2  # seconds between looks at the queue
 
 
 @contextlib.contextmanager
@@ -100,25 +98,23 @@ class Pool:
     display: Display
     _at_once: int | None = field(default=None, init=False)
 
-    def train(
+    def measure(
         self,
-        waiting: Sequence[tuple[RunSpec, Settings]],
-        dataset: Dataset,
+        waiting: Sequence[Cell],
+        make: Callable[[Any], Measure],
+        task: Any,  # noqa: ANN401 (an experiment's Task, which knows the pool)
+        files: CellFiles,
         *,
-        directory: RunDirectory,
-        observer: Observer,
-        begin: Callable[[RunSpec], None],
-        end: Callable[[RunRecord], None],
+        timed: bool,
     ) -> None:
-        """Train networks, as many at once as are fastest together, and keep what comes of each as it comes.
+        """Measure cells, as many at once as are fastest together, and keep what comes of each as it comes.
 
         Args:
-            waiting: those that have not ended, with what each is trained with.
-            dataset: of all of them.
-            directory: gets states and checkpoints.
-            observer: hears of steps and epochs.
-            begin: is called when a network's task is given to Ray.
-            end: is called with its record.
+            waiting: those that have not ended.
+            make: makes, from the task, what measures a cell.
+            task: the experiment's.
+            files: keeps states and cells.
+            timed: whether ``make`` gives :class:`steadynorm.lab.training.Training`, whose speed says how many fit.
 
         Raises:
             UserError: a worker died too often.
@@ -127,116 +123,56 @@ class Pool:
 
         if not waiting:
             return
-        data = ray.put(dataset)
-        at_once = self._measure(*waiting[0], data)
-        desk = _desk()
-        boards: dict[str, SummaryWriter | None] = {}
-
-        def submit(job: tuple[RunSpec, Settings]) -> Any:  # noqa: ANN401 (Ray's reference to a result)
-            spec, settings = job
-            known = directory.load_record(spec)
-            tensors = directory.load_tensors(spec) if known.epochs else {}
-            ray.get(desk.keep.remote(spec.name, known, tensors))
-            # One writer for a run, not one for an epoch: TensorBoard reads the files of a run in the order of their
-            # names, which is not always that of writers of one second, and drops the epochs that it has read too early.
-            boards[spec.name] = open_boards.enter_context(directory.open_board(known))
-            begin(spec)
-            return _remote(train_network, self._resources(settings)).remote(spec, settings, data, desk, self.threads)
-
-        def collect() -> None:
-            for what, *arguments in ray.get(desk.take.remote()):
-                _post(what, arguments, directory, boards, observer)
-
-        jobs = {spec.name: (spec, settings) for spec, settings in waiting}
-        with contextlib.ExitStack() as open_boards:
-            for name, record in self._run(jobs, submit, collect, at_once):
-                board = boards.pop(name)
-                if board is not None:
-                    board.close()
-                end(record)
-
-    def measure(
-        self,
-        cells: Mapping[int, CellRecord],
-        make: Callable[[Any], Callable[..., Iterable[Measurement]]],
-        task: Any,  # noqa: ANN401 (an experiment's Task, which knows the pool)
-        *,
-        begin: Callable[[int], None],
-    ) -> Iterator[tuple[int, tuple[Measurement, ...], float]]:
-        """Measure cells; give the number of each with its rows and seconds, as they end.
-
-        Args:
-            cells: those that are not measured, by number.
-            make: a function of a module that makes what measures a cell from the experiment's task.
-            task: the experiment's.
-            begin: is called with the number of a cell that is given to Ray.
-        """
-        import ray
-
-        if not cells:
-            return
-        away = ray.put(task.away(Files(_checkpoints(task.directory))))
-
-        def submit(job: tuple[int, CellRecord]) -> Any:  # noqa: ANN401 (as above)
-            number, cell = job
-            begin(number)
-            return _remote(measure_cell, self._resources(None)).remote(make, away, cell.factors, self.threads)
-
-        at_once = self._at_once or self._slots()
-        jobs = {number: (number, cell) for number, cell in cells.items()}
-        for number, (rows, seconds) in self._run(jobs, submit, lambda: None, at_once):
-            yield number, rows, seconds
-
-    def _run(
-        self,
-        jobs: Mapping[Any, Any],
-        submit: Callable[[Any], Any],
-        collect: Callable[[], None],
-        at_once: int,
-    ) -> Iterator[tuple[Any, Any]]:
-        """Keep so many tasks running until none is left, and give each key with its result."""
-        import ray
-
-        waiting = list(jobs)
-        running: dict[Any, Any] = {}
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                key = waiting.pop(0)
-                running[submit(jobs[key])] = key
-            ready, _ = ray.wait(list(running), timeout=PAUSE)
-            collect()
-            for reference in ready:
-                key = running.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, UserError | OSError):
-                        raise error.cause from error
-                    raise
-                except ray.exceptions.RayError as error:
-                    raise UserError(f"{key}: its worker died {RETRIES + 1} times ({type(error).__name__}).") from error
-                yield key, result
+        away = replace(task, display=silent_display(), pool=None, cells={}, checkpoints=_checkpoints(task))
+        shared = ray.put((uuid.uuid4(), make, away))
+        gpus = float(timed and task.record.resolved["device"] == "cuda")
+        at_once = self._how_many(waiting[0], shared, gpus) if timed else self._at_once or self._slots()
+        left, tries = list(waiting), dict.fromkeys((cell.name for cell in waiting), 0)
+        running: dict[Any, Cell] = {}
+        with _queue() as queue:
+            while left or running:
+                while left and len(running) < at_once:
+                    cell = files.last_state(left.pop(0))
+                    given = (shared, cell, files.begin(cell), queue, self.threads)
+                    running[self._remote(_measure, gpus).remote(*given)] = cell
+                ready, _ = ray.wait(list(running), timeout=PAUSE)
+                for what, arguments in queue.get_nowait_batch(queue.size()):
+                    getattr(files, what)(*arguments)
+                for reference in ready:
+                    cell = running.pop(reference)
+                    try:
+                        files.end(ray.get(reference))
+                    except ray.exceptions.RayTaskError as error:
+                        if isinstance(error.cause, UserError | OSError):
+                            raise error.cause from error
+                        raise
+                    except ray.exceptions.RayError as error:
+                        tries[cell.name] += 1
+                        if tries[cell.name] > RETRIES:
+                            died = f"its worker died {tries[cell.name]} times ({type(error).__name__})"
+                            raise UserError(f"{cell.name}: {died}.") from error
+                        left.insert(0, cell)
 
     def _slots(self) -> int:
         """Count the tasks that the cluster has cores for."""
         return max(1, _amount("CPU") // self.threads)
 
-    def _measure(self, spec: RunSpec, settings: Settings, data: Any) -> int:  # noqa: ANN401 (Ray's reference)
-        """Say how many networks to train at once: measured on the first, as long as one more at once brings something.
+    def _how_many(self, cell: Cell, shared: Any, gpus: float) -> int:  # noqa: ANN401 (Ray's reference)
+        """Say how many networks to train at once: measured on one, as long as one more at once brings something.
 
         On GPUs as many as there are: a task has one to itself.
         """
         import ray
 
-        if self._at_once is None and settings.device.type == "cuda":
+        if self._at_once is None and gpus:
             self._at_once = max(1, _amount("GPU"))
         if self._at_once is not None:
             return self._at_once
         speeds: dict[int, float] = {}
         best, slots = 1, self._slots()
         for number in sorted({*(2**power for power in range(slots.bit_length())), slots}):
-            timed = _remote(time_network, self._resources(settings))
-            speeds[number] = sum(ray.get([timed.remote(spec, settings, data, self.threads) for _ in range(number)]))
+            timed = self._remote(_time, gpus)
+            speeds[number] = sum(ray.get([timed.remote(shared, cell, self.threads) for _ in range(number)]))
             if number > 1 and speeds[number] < GAIN * speeds[best]:
                 break
             best = number
@@ -246,15 +182,26 @@ class Pool:
         self._at_once = best
         return best
 
-    def _resources(self, settings: Settings | None) -> dict[str, float]:
-        gpus = {"num_gpus": 1.0} if settings is not None and settings.device.type == "cuda" else {}
-        return {"num_cpus": float(self.threads)} | gpus
+    def _remote(self, function: Callable[..., Any], gpus: float) -> Any:  # noqa: ANN401 (Ray has no type for it)
+        import ray
+
+        return ray.remote(function).options(max_retries=0, num_cpus=float(self.threads), num_gpus=gpus)
 
 
-def _remote(function: Callable[..., Any], resources: dict[str, float]) -> Any:  # noqa: ANN401 (Ray has no type for it)
+@contextlib.contextmanager
+def _queue() -> Iterator[Any]:
+    """Open a queue of Ray's on the driver's own machine, which does not go away while there is a driver."""
     import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(function).options(max_retries=RETRIES, **resources)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    try:
+        yield queue
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):  # it may be Ray that is lost
+            queue.shutdown(force=True)
 
 
 def _amount(resource: str) -> int:
@@ -265,37 +212,50 @@ def _amount(resource: str) -> int:
     return int(resources.get(resource, 0))
 
 
-def _desk() -> Any:  # noqa: ANN401 (Ray's handle of an actor)
-    """Start a desk on the driver's own machine, which does not go away while there is a driver."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+def _checkpoints(task: Any) -> dict[str, bytes]:  # noqa: ANN401 (an experiment's)
+    return {path.name: path.read_bytes() for path in (task.directory.path / "checkpoints").glob("*.safetensors")}
 
 
-def _post(
-    what: str,
-    arguments: Sequence[Any],
-    directory: RunDirectory,
-    boards: Mapping[str, SummaryWriter | None],
-    observer: Observer,
-) -> None:
-    """Do with a letter what the task would have done itself."""
-    if what == "checkpoint":
-        directory.save_checkpoint(*arguments)
-    elif what == "state":
-        record, _ = arguments
-        directory.save_state(*arguments)
-        board = boards[record.spec.name]
-        if board is not None and record.status != "diverged":
-            write_board(board, record.epochs[-1])
-    elif what == "step":
-        record, step, steps, loss = arguments
-        observer.step(record, step=step, steps=steps, loss=loss)
-    else:
-        observer.epoch(*arguments)
+# What runs in Ray's processes.
+
+_MADE: dict[uuid.UUID, Measure] = {}
+"""What measures cells in this process of Ray's: it keeps what several cells need."""
 
 
-def _checkpoints(directory: RunDirectory) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (directory.path / "checkpoints").glob("*.safetensors")}
+@dataclass(frozen=True)
+class _Sender:
+    """Sends what a cell has to keep and to tell through the queue."""
+
+    queue: Any
+
+    def advance(self, cell: Cell, share: float, text: str) -> None:
+        if text and cell.is_network:
+            self.queue.put(("advance", (cell, share, text)))
+
+    def keep_state(self, cell: Cell, state: State) -> None:
+        self.queue.put(("keep_state", (cell, replace(state, tensors=_on_cpu(state.tensors)))))
+
+    def keep_model(self, cell: Cell, model: Model) -> None:
+        self.queue.put(("keep_model", (cell, replace(model, tensors=_on_cpu(model.tensors)))))
+
+
+def _made(shared: tuple[uuid.UUID, Callable[[Any], Measure], Any], threads: int) -> Any:  # noqa: ANN401 (Training)
+    torch.set_num_threads(threads)
+    key, make, task = shared
+    if key not in _MADE:
+        _MADE.clear()
+        _MADE[key] = make(task)
+    return _MADE[key]
+
+
+def _measure(shared: Any, cell: Cell, tensors: Mapping[str, Tensor], queue: Any, threads: int) -> Cell:  # noqa: ANN401
+    return measure(cell, _made(shared, threads), tensors, _Sender(queue))
+
+
+def _time(shared: Any, cell: Cell, threads: int) -> float:  # noqa: ANN401 (given by reference)
+    speed: float = _made(shared, threads).images_per_second(cell)
+    return speed
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}

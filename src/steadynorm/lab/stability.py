@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from steadynorm.reporting.chance import Chance, chance_of
-from steadynorm.reporting.records import Record, RunRecord
+from steadynorm.reporting.records import Cell, Record
 
 __all__ = ["SEARCH_STEPS", "Bracket", "bracket", "chance_in_search", "next_rate", "trains", "tried_rates"]
 
@@ -38,7 +38,7 @@ class Bracket:
         return self.fails <= CLOSE * self.trains
 
 
-def trains(run: RunRecord, *, classes: int, chance: Chance) -> bool:
+def trains(run: Cell, *, classes: int, chance: Chance) -> bool:
     """Whether a run ended surely better than guessing on its training images, in their last epoch.
 
     The mean loss is below ln(classes), and the accuracy is one that guessing has not. A loss that is not finite, and
@@ -46,8 +46,7 @@ def trains(run: RunRecord, *, classes: int, chance: Chance) -> bool:
     """
     if run.status != "finished":
         return False
-    last = run.epochs[-1]
-    return last.train_loss < math.log(classes) and chance.is_beaten(last.train_accuracy)
+    return run.last("train_loss") < math.log(classes) and chance.is_beaten(run.last("train_accuracy"))
 
 
 def chance_in_search(record: Record, batch_size: int) -> Chance:
@@ -81,10 +80,9 @@ def next_rate(tried: Mapping[float, bool]) -> float | None:
     return _round(math.sqrt(now.trains * now.fails))
 
 
-def tried_rates(runs: Iterable[RunRecord], *, classes: int, chance: Chance) -> dict[float, bool]:
+def tried_rates(runs: Iterable[Cell], *, classes: int, chance: Chance) -> dict[float, bool]:
     """Collect rate -> whether it trains from the runs that have ended."""
-    ended = [run for run in runs if run.status in ("finished", "diverged")]
-    return {run.spec.lr: trains(run, classes=classes, chance=chance) for run in ended}
+    return {run.factors["lr"]: trains(run, classes=classes, chance=chance) for run in runs if run.has_ended}
 
 
 def _round(rate: float) -> float:

@@ -6,45 +6,48 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
+from steadynorm.lab.cells import Job, Model, State, measure_cells
 from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, first, take
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network, zero_last_gamma_
-from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.lab.workers import (
     average_gradients_,
     mean_over_workers,
     number_of_workers,
-    settle_,
     sum_over_workers,
+    sync_buffers_,
     worker,
 )
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import Epoch, RunRecord, RunSpec
+from steadynorm.reporting.records import Cell, Factors, Measurement
 from steadynorm.surgery import param_groups
 from steadynorm.surgery.sites import batch_norms_of
 
+if TYPE_CHECKING:
+    from steadynorm.lab.experiment import Task
+
 __all__ = [
-    "Observer",
     "Settings",
+    "Training",
     "autocast",
     "evaluate",
-    "images_per_second",
     "learning_rate",
+    "network",
     "overflow_ignored",
     "steps_per_epoch",
-    "train",
-    "write_board",
+    "train_networks",
 ]
+
+TaskT = TypeVar("TaskT", bound="Task[Any]")
 
 EVALUATION_BATCH = 500
 TIMED_STEPS, TIMED_IMAGES = 6, 512  # at least, to find out how fast a network trains
@@ -82,18 +85,6 @@ class Settings:
     """Last epochs in which batch norms normalize by their running statistics, and these stay."""
 
 
-class Observer(Protocol):
-    """Who wants to know how training goes."""
-
-    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
-        """Note that ``step`` of the ``steps`` of the current epoch are done; loss is None where nobody looked."""
-        ...
-
-    def epoch(self, record: RunRecord) -> None:
-        """Note that an epoch is finished, and in ``record.epochs``."""
-        ...
-
-
 @dataclass(frozen=True)
 class _Steps:
     """What the steps of an epoch measured, on the CPU; one entry or row per step."""
@@ -120,68 +111,157 @@ def overflow_ignored() -> Iterator[None]:
         yield
 
 
-def train(
-    spec: RunSpec, settings: Settings, dataset: Dataset, *, directory: RunDirectory, observer: Observer
-) -> RunRecord:
-    """Train one network to its last epoch and keep its state after each.
+def train_networks(
+    task: TaskT,
+    networks: Sequence[Factors],
+    settings: Settings | Callable[[Cell], Settings],
+    *,
+    dataset: Dataset | None = None,
+) -> list[Cell]:
+    """Train each of the networks that has not ended; see :func:`steadynorm.lab.cells.measure_cells`.
 
-    A run that the directory knows goes on behind its last finished epoch and ends with the numbers of an
-    undisturbed run, bit for bit on the same machine, threads and versions: the order of the data is a function
-    of seed and epoch, and everything else that training depends on is in the state. A loss that is not finite ends
-    the run as diverged, at its step.
+    Args:
+        task: the experiment's.
+        networks: as :func:`network` gives them.
+        settings: of all networks, or what gives those of one.
+        dataset: default: the experiment's.
+    """
+    return measure_cells(
+        networks, lambda task: Training(settings=settings, dataset=dataset or task.dataset), task, together=True
+    )
+
+
+def network(
+    *,
+    arm: str,
+    seed: int,
+    lr: float,
+    epochs: int,
+    purpose: str | None = None,
+    variant: str | None = None,
+    batch_size: int | None = None,
+    depth: int | None = None,
+) -> Factors:
+    """Say which network is trained, apart from what all networks of the experiment share.
+
+    Args:
+        arm: registered name of the normalization.
+        seed: decides initial weights, order of the data and augmentation.
+        lr: learning rate before any decay.
+        epochs: to train.
+        purpose: ``tune`` marks a short run that only chooses a learning rate; it is judged on held-out training images.
+            ``stability`` marks one that only shows whether a rate trains at all.
+        variant: how it is trained, by a name of the experiment's, where that differs between its networks.
+        batch_size: images that are normalized together, where it is not what all networks share.
+        depth: convolutions of the cnn, likewise.
 
     Returns:
-        the record, finished or diverged.
+        the factors in the order of the cell's name, without those that are None.
     """
-    record = directory.load_record(spec)
-    if record.status in ("finished", "diverged"):
-        return record
-    settings = _settings_of(spec, settings)
-    trainer = _Trainer.start(spec, settings, dataset, observer)
-    if record.epochs:
-        try:
-            _restore(trainer.model, trainer.optimizer, directory.load_tensors(spec))
-        except (KeyError, RuntimeError) as error:
-            raise UserError(
-                f"{spec.name}: the tensors of its state are those of another network ({error}). "
-                "Remove it to train this network anew."
-            ) from error
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    record = replace(record, status="running", parameters=parameters)
-    with directory.open_board(record) as board:
-        while record.status == "running":
+    factors = {
+        "purpose": purpose,
+        "variant": variant,
+        "arm": arm,
+        "lr": lr,
+        "batch_size": batch_size,
+        "depth": depth,
+        "seed": seed,
+        "epochs": epochs,
+    }
+    return {name: value for name, value in factors.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Trains networks, each a cell; its measurements have the epoch as their step, counted from 1.
+
+    ================================ =====================================================================
+    learning_rate                    in force at the epoch's last step
+    train_loss, train_accuracy       mean cross-entropy in nats, and share in [0, 1], over the epoch's
+                                     training images, measured while they were trained on
+    val_loss, val_accuracy           the same over the validation images, in evaluation mode, after the epoch
+    grad_norm_mean, _p5, _p95        mean and percentiles over the epoch's steps of the l2 norm of the
+                                     gradient: of all parameters, and with a weight's name as subject of that
+    images_per_second                training images per second of training, validation left out
+    seconds                          wall-clock time of the epoch, validation included
+    parameters (step 0)              number of trainable parameters
+    diverged                         its step is that, counted from 1 over the whole training, at which the
+                                     loss was first not finite; the value says nothing
+    ================================ =====================================================================
+
+    A network that has a state goes on after its last finished epoch and ends with the numbers of an undisturbed one,
+    bit for bit on the same machine, threads and versions: the order of the data is a function of seed and epoch, and
+    everything else that training depends on is in the state. A loss that is not finite ends it.
+    """
+
+    settings: Settings | Callable[[Cell], Settings]
+    """Of all networks, or what gives those of one."""
+    dataset: Dataset
+
+    def __call__(self, job: Job) -> Iterator[Measurement | State | Model]:
+        """Train one network to its last epoch, with a state after each.
+
+        Raises:
+            UserError: its state is not one of its training.
+        """
+        done, epochs = _epochs_done(job.cell), job.factors["epochs"]
+        trainer = self._trainer(job.cell, job.advance)
+        if done:
+            try:
+                _restore(trainer.model, trainer.optimizer, job.tensors)
+            except (KeyError, RuntimeError) as error:
+                raise UserError(
+                    f"{job.cell.name}: the tensors of its state are those of another network ({error}). "
+                    "Remove it to train this network anew."
+                ) from error
+        else:
+            parameters = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
+            yield Measurement(quantity="parameters", value=parameters)
+        for epoch in range(done + 1, epochs + 1):
             with overflow_ignored():
-                record = trainer.epoch(record)
-            if record.status == "diverged":
-                directory.save_state(record, {})
-                break
-            if record.status == "finished":
-                directory.save_checkpoint(spec, trainer.model.state_dict(), _metadata(spec, settings))
-            directory.save_state(record, _state(trainer.model, trainer.optimizer))
-            if board is not None:
-                write_board(board, record.epochs[-1])
-            observer.epoch(record)
-    return record
+                rows = list(trainer.epoch(epoch))
+            yield from rows
+            if rows[0].quantity == "diverged":
+                return
+            text = f"epoch {epoch}/{epochs}  {_said(rows)}"
+            state = _state(trainer.model, trainer.optimizer)
+            yield State(tensors=state, share=epoch / epochs, text=text)
+        yield Model(tensors=trainer.model.state_dict(), metadata=_metadata(job.factors, trainer.settings))
+
+    def images_per_second(self, cell: Cell) -> float:
+        """Measure how fast a network trains, over a few steps after as many to warm up; nothing is kept of it."""
+        trainer = self._trainer(cell, lambda share, text: None)
+        images = max(TIMED_STEPS * trainer.settings.batch_size * trainer.settings.accumulate, TIMED_IMAGES)
+        few = replace(trainer, dataset=replace(self.dataset, train=first(self.dataset.train, images)))
+        steps = [few.steps(1) for _ in range(2)][-1]
+        return steps.images / steps.seconds
+
+    def _trainer(self, cell: Cell, advance: Callable[[float, str], None]) -> _Trainer:
+        shared = self.settings if isinstance(self.settings, Settings) else self.settings(cell)
+        return _Trainer.start(cell.factors, _settings_of(cell.factors, shared), self.dataset, advance)
 
 
-def images_per_second(spec: RunSpec, settings: Settings, dataset: Dataset) -> float:
-    """Measure how fast a network trains, over a few steps behind as many to warm up; nothing is kept of it."""
-    settings = _settings_of(spec, settings)
-    images = max(TIMED_STEPS * settings.batch_size * settings.accumulate, TIMED_IMAGES)
-    few = replace(dataset, train=first(dataset.train, images))
-    trainer = _Trainer.start(spec, settings, few, _Nobody())
-    steps = [trainer._steps(RunRecord(spec=spec)) for _ in range(2)][-1]
-    return steps.images / steps.seconds
+def _epochs_done(cell: Cell) -> int:
+    """Count the epochs of a state.
+
+    Raises:
+        UserError: they are not those of a training that has not ended.
+    """
+    done, planned = list(cell.series("val_accuracy")), cell.factors["epochs"]
+    if done != list(range(1, len(done) + 1)) or len(done) > planned:
+        raise UserError(
+            f"{cell.name}: the state is damaged ({cell.status} with the epochs {done} of {planned}). "
+            "Remove it to begin this cell anew."
+        )
+    return len(done)
 
 
-class _Nobody:
-    """An observer that does not listen."""
-
-    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
-        pass
-
-    def epoch(self, record: RunRecord) -> None:
-        pass
+def _said(rows: Sequence[Measurement]) -> str:
+    """Write an epoch's numbers as a line."""
+    found = {row.quantity: row.value for row in rows if not row.subject}
+    train, val = (f"{found[f'{of}_loss']:.3f} {found[f'{of}_accuracy']:.1%}" for of in ("train", "val"))
+    speed = f"{found['images_per_second']:,.0f} images/s  {found['seconds']:.1f} s"
+    return f"train {train}  validation {val}  gradient {found['grad_norm_mean']:.2f}  {speed}"
 
 
 @dataclass(frozen=True)
@@ -192,67 +272,67 @@ class _Trainer:
     optimizer: torch.optim.Optimizer
     settings: Settings
     dataset: Dataset
-    observer: Observer
+    factors: Factors
+    advance: Callable[[float, str], None]
 
     @classmethod
-    def start(cls, spec: RunSpec, settings: Settings, dataset: Dataset, observer: Observer) -> _Trainer:
+    def start(
+        cls, factors: Factors, settings: Settings, dataset: Dataset, advance: Callable[[float, str], None]
+    ) -> _Trainer:
         """Build the network with its initial weights."""
-        torch.manual_seed(spec.seed)
+        torch.manual_seed(factors["seed"])
         model = build_network(
             settings.network,
-            arm=spec.arm,
+            arm=factors["arm"],
             depth=settings.depth,
             widths=settings.widths,
             classes=len(dataset.classes),
-            seed=spec.seed,
+            seed=factors["seed"],
             update_every=settings.accumulate,
-            batches=spec.epochs * steps_per_epoch(dataset.train, settings) * settings.accumulate,
+            batches=factors["epochs"] * steps_per_epoch(dataset.train, settings) * settings.accumulate,
         )
         if settings.zero_last_gamma:
             zero_last_gamma_(model)
         model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         decayed = param_groups(model, settings.weight_decay) if settings.spare_norms else model.parameters()
-        optimizer = torch.optim.SGD(decayed, lr=spec.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        return cls(model, optimizer, settings, dataset, observer)
+        optimizer = torch.optim.SGD(
+            decayed, lr=factors["lr"], momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        return cls(model, optimizer, settings, dataset, factors, advance)
 
-    def epoch(self, record: RunRecord) -> RunRecord:
-        """Train and validate once; the record comes back with the epoch, finished if it was the last, or diverged."""
-        number = len(record.epochs) + 1
+    def epoch(self, number: int) -> Iterator[Measurement]:
+        """Train and validate once, and give what was measured; of a loss that is not finite only that."""
         start = time.perf_counter()
-        steps = self._steps(record)
+        steps = self.steps(number)
         if steps.diverged_at is not None:
             before = (number - 1) * steps_per_epoch(self.dataset.train, self.settings)
-            return replace(record, status="diverged", diverged_at_step=before + steps.diverged_at + 1)
-        settle_(self.model)
+            yield Measurement(step=before + steps.diverged_at + 1, quantity="diverged", value=1.0)
+            return
+        sync_buffers_(self.model)
         val_loss, val_accuracy = self._validate()
         whole = steps.gradient_norms[:, -1]
         low, high = percentiles(whole)
-        epoch = Epoch(
-            epoch=number,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            train_loss=steps.losses.mean().item(),
-            train_accuracy=steps.hits / steps.images,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            grad_norm_mean=whole.mean().item(),
-            grad_norm_p5=low.item(),
-            grad_norm_p95=high.item(),
-            images_per_second=steps.images / steps.seconds,
-            seconds=time.perf_counter() - start,
-        )
-        layers = layer_gradients(self.model, steps.gradient_norms, epoch=number)
-        return replace(
-            record,
-            status="finished" if number >= record.spec.epochs else "running",
-            epochs=(*record.epochs, epoch),
-            layers=(*record.layers, *layers),
-        )
+        found = {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": steps.losses.mean().item(),
+            "train_accuracy": steps.hits / steps.images,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "grad_norm_mean": whole.mean().item(),
+            "grad_norm_p5": low.item(),
+            "grad_norm_p95": high.item(),
+            "images_per_second": steps.images / steps.seconds,
+            "seconds": time.perf_counter() - start,
+        }
+        for name, value in found.items():
+            yield Measurement(step=number, quantity=name, value=value)
+        yield from layer_gradients(self.model, steps.gradient_norms, epoch=number)
 
-    def _steps(self, record: RunRecord) -> _Steps:
+    def steps(self, epoch: int) -> _Steps:
         """Take the epoch's steps; stop early where the loss is no longer finite."""
         self.model.train()
-        epoch = len(record.epochs) + 1
-        if epoch > record.spec.epochs - self.settings.freeze_last:
+        epochs = self.factors["epochs"]
+        if epoch > epochs - self.settings.freeze_last:
             for site in batch_norms_of(self.model):
                 site.module.eval()
         device, watched = self.settings.device, list(watched_weights(self.model).values())
@@ -262,8 +342,8 @@ class _Trainer:
         hits = torch.zeros((), dtype=torch.int64, device=device)
         images = done = looked = 0
         start = time.perf_counter()
-        for group in itertools.islice(_groups(self._batches(record), self.settings.accumulate), total):
-            rate = learning_rate(record.spec.lr, self.settings, epoch=epoch, share=(done + 1) / total)
+        for group in itertools.islice(_groups(self._batches(epoch), self.settings.accumulate), total):
+            rate = learning_rate(self.factors["lr"], self.settings, epoch=epoch, share=(done + 1) / total)
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
             self.optimizer.zero_grad()
@@ -283,20 +363,21 @@ class _Trainer:
             if look:
                 losses[looked:done] = mean_over_workers(losses[looked:done])
                 looked = done
-            self.observer.step(record, step=done, steps=total, loss=losses[done - 1].item() if look else None)
+            text = f"epoch {epoch}/{epochs}, loss {losses[done - 1].item():.3f}" if look else ""
+            self.advance((epoch - 1 + done / total) / epochs, text)
             if look and not losses[:done].isfinite().all():
                 break
         seconds = time.perf_counter() - start
         hits, shown = sum_over_workers(hits, torch.tensor(images, device=device))
         return _Steps(losses[:done].cpu(), int(hits), int(shown), norms[:done].cpu(), seconds)
 
-    def _batches(self, record: RunRecord) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(
             self.dataset.train,
             dataset=self.dataset,
             batch_size=self.settings.batch_size,
-            seed=record.spec.seed,
-            epoch=len(record.epochs) + 1,
+            seed=self.factors["seed"],
+            epoch=epoch,
             augment=self.settings.augment,
             device=self.settings.device,
             part=(worker(), number_of_workers()),
@@ -353,12 +434,15 @@ def learning_rate(highest: float, settings: Settings, *, epoch: int, share: floa
     return highest / 10.0**lowered
 
 
-def _settings_of(spec: RunSpec, shared: Settings) -> Settings:
+def _settings_of(factors: Factors, shared: Settings) -> Settings:
     """Give what this network is trained with, a batch that does not fit into memory in parts that do."""
-    size = spec.batch_size or shared.batch_size
+    size = factors.get("batch_size") or shared.batch_size
     parts = size // shared.at_once if shared.at_once and size > shared.at_once else 1
     return replace(
-        shared, batch_size=size // parts, accumulate=shared.accumulate * parts, depth=spec.depth or shared.depth
+        shared,
+        batch_size=size // parts,
+        accumulate=shared.accumulate * parts,
+        depth=factors.get("depth") or shared.depth,
     )
 
 
@@ -374,10 +458,10 @@ def _groups(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[lis
         yield group
 
 
-def _metadata(spec: RunSpec, settings: Settings) -> dict[str, str]:
+def _metadata(factors: Factors, settings: Settings) -> dict[str, str]:
     """Say what builds the network that a checkpoint belongs to."""
     widths = " ".join(map(str, settings.widths))
-    return {"arm": spec.arm, "network": settings.network, "depth": str(settings.depth), "widths": widths}
+    return {"arm": factors["arm"], "network": settings.network, "depth": str(settings.depth), "widths": widths}
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -389,24 +473,10 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | buffers
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     kinds = ("model.", "extra.")  # the second in states of version 0.1.0, which held what only our layers have there
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith(kinds)})
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"momentum.{name}"])
             optimizer.state[parameter]["momentum_buffer"] = buffer
-
-
-def write_board(board: SummaryWriter, epoch: Epoch) -> None:
-    """Write what TensorBoard shows of an epoch."""
-    for name in (
-        "train_loss",
-        "train_accuracy",
-        "val_loss",
-        "val_accuracy",
-        "grad_norm_mean",
-        "learning_rate",
-    ):
-        board.add_scalar(name.replace("_", "/", 1), getattr(epoch, name), epoch.epoch)
-    board.flush()

@@ -7,11 +7,10 @@ reads and writes the files; all train, on their parts of each batch.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,9 +24,7 @@ from steadynorm.surgery import reconcile_statistics_
 
 __all__ = [
     "average_gradients_",
-    "by_first",
     "check_alike",
-    "everywhere",
     "gathered",
     "is_first",
     "joined",
@@ -35,13 +32,13 @@ __all__ = [
     "mean_over_workers",
     "number_of_workers",
     "on_first",
-    "settle_",
+    "run_on_all_ranks",
     "sum_over_workers",
+    "sync_buffers_",
     "was_restarted",
     "worker",
 ]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 LOST = "gloo/transport/"
@@ -62,7 +59,7 @@ def joined() -> Iterator[None]:
         return
     try:
         _meet()
-        everywhere(_choose_gpu)
+        run_on_all_ranks(_choose_gpu)
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or LOST in str(error):
@@ -143,17 +140,7 @@ def on_first(action: Callable[[], T]) -> T:
     return cast("T", outcome[0])
 
 
-def by_first(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a function that every worker calls and the first one alone runs; see :func:`on_first`."""
-
-    @functools.wraps(function)
-    def call(*arguments: P.args, **named: P.kwargs) -> T:
-        return on_first(lambda: function(*arguments, **named))
-
-    return call
-
-
-def everywhere(action: Callable[[], T]) -> T:
+def run_on_all_ranks(action: Callable[[], T]) -> T:
     """Do it on every worker; where it fails on one, it fails on all of them.
 
     Raises:
@@ -237,7 +224,7 @@ def average_gradients_(model: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def settle_(model: nn.Module) -> None:
+def sync_buffers_(model: nn.Module) -> None:
     """Give all workers the running statistics of all of them together, and what else is no parameter from the first.
 
     Statistics are merged by :func:`steadynorm.surgery.reconcile_statistics_`. What synchronised layers keep is the

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from steadynorm.reporting.report import Block, Cell, Claims, Code, Figure, Figures, Report, Section, Text
+from steadynorm.reporting.report import Block, Claims, Code, Entry, Figure, Figures, Report, Section, Text
 
 __all__ = ["CellSource", "NotebookFailure", "as_text", "execute", "make", "make_notebook"]
 
@@ -110,7 +110,7 @@ def _cells(section: Section, number: int, block: Block) -> Iterator[CellSource]:
         yield _prose(name, "\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Entry) -> str:
     return _plain(f"{cell.text} ({cell.note})" if cell.note else cell.text)
 
 

@@ -1,175 +1,139 @@
-"""What a run directory holds, as types, and how the tables are written and read back.
+"""A record: what was run, and every number that was measured, as rows; how it is written and read back.
 
-A run directory is the interface between training and reporting: a report is made from these files alone.
+A record is a head and cells. A cell is one point of a grid: its factors (arm, seed, learning rate, stream ...), how far
+it is, and its measurements. A trained network is a cell whose measurements are its epochs.
 
-=====================  ======================================================================
-``config.json``        what was asked for, with versions, machine and command (:class:`Record`)
-``runs.json``          one entry per trained network: what it is and how it ended
-``metrics.csv``        one row per network and finished epoch (:class:`Epoch`)
-``gradient_norms.csv`` one row per network, finished epoch and weight (:class:`LayerGradient`)
-``cells.json``         one entry per cell: what it is and whether it is measured; where there are cells
-``measurements.csv``   one row per measured number of a cell (:class:`Measurement`)
-=====================  ======================================================================
+====================  ==================================================================================
+``config.json``       the head: what was asked for, with versions, machine and command (:class:`Record`)
+``cells.json``        one entry for each cell: its factors, its status, the seconds that it took
+``measurements.csv``  one row for each measured number of a cell (:class:`Measurement`)
+====================  ==================================================================================
 
-A network of ``runs.json`` is trained epoch by epoch and goes on behind its last one after a stop. A cell is measured
-as a whole and begins anew: a network that is watched while it trains, a trained one under one kind of data.
+These files are the interface between measuring and reporting: a report is made from them alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal
+
+import msgspec
 
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.files import write_text
 
 __all__ = [
-    "CellRecord",
-    "Epoch",
-    "Factor",
-    "LayerGradient",
+    "FORMAT",
+    "HEAD",
+    "Cell",
+    "Factors",
     "Measurement",
     "Record",
-    "RunRecord",
-    "RunSpec",
     "Status",
+    "format_of",
+    "head_of",
     "read_config",
     "read_record",
     "write_cells",
     "write_config",
-    "write_tables",
+    "write_record",
 ]
 
+FORMAT = 2
+"""Of the files that are written; those of format 1 are read by :mod:`steadynorm.reporting.first_format`."""
+
 Status = Literal["waiting", "running", "finished", "diverged"]
-Purpose = Literal["compare", "tune", "stability"]
-Factor = str | int | float
-Row = TypeVar("Row")
+Factors = dict[str, Any]
+"""Name -> text or number. A factor that does not distinguish a cell is absent."""
+UNNAMED, SHORT = ("epochs",), {"batch_size": "batch"}  # in names of cells
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """Which network is trained, apart from what all networks of the experiment share."""
+class Known(dict[str, Any]):
+    """Factors, or fields of a head, as they were read: asking for one that is absent is one line for the user."""
 
-    arm: str
-    """Registered name of the normalization."""
-    seed: int
-    """Decides initial weights, order of the data and augmentation."""
-    lr: float
-    """Learning rate before any decay."""
-    epochs: int
-    """Number of epochs to train."""
-    purpose: Purpose = "compare"
-    """``tune`` marks a short run that only chooses a learning rate; it is judged on held-out training images.
-    ``stability`` marks one that only shows whether a rate trains at all."""
-    batch_size: int | None = None
-    """Images that are normalized together, where it is not what all networks share."""
-    depth: int | None = None
-    """Convolutions of the cnn, likewise."""
-    variant: str = ""
-    """How it is trained, by a name of the experiment's, where that differs between its networks."""
-
-    @property
-    def name(self) -> str:
-        """Unique within an experiment, and a legal file name."""
-        prefix = "" if self.purpose == "compare" else f"{self.purpose}-"
-        own = "".join(f"-{what}{value}" for what, value in (("batch", self.batch_size), ("depth", self.depth)) if value)
-        prefix += f"{self.variant}-" if self.variant else ""
-        return f"{prefix}{self.arm}-lr{self.lr!r}{own}-seed{self.seed}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One finished epoch of one network."""
-
-    epoch: int
-    """Counted from 1."""
-    learning_rate: float
-    """In force during this epoch."""
-    train_loss: float
-    """Mean cross-entropy in nats over the epoch's training images, measured while they were trained on."""
-    train_accuracy: float
-    """Share in [0, 1], measured likewise."""
-    val_loss: float
-    """Mean cross-entropy in nats over the validation images, in evaluation mode, after the epoch."""
-    val_accuracy: float
-    """Share in [0, 1], measured likewise."""
-    grad_norm_mean: float
-    """Mean over the epoch's steps of the l2 norm of the gradient of all parameters."""
-    grad_norm_p5: float
-    """5th percentile over the steps."""
-    grad_norm_p95: float
-    """95th percentile over the steps."""
-    images_per_second: float
-    """Training images per second of training, validation left out."""
-    seconds: float
-    """Wall-clock time of the epoch, validation included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerGradient:
-    """The l2 norm of one weight's gradient over the steps of one epoch."""
-
-    epoch: int
-    layer: str
-    """Qualified name of the convolution or linear layer, the same in every arm."""
-    mean: float
-    p5: float
-    p95: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """One trained network: what it is, how it ended, and its epochs."""
-
-    spec: RunSpec
-    status: Status = "waiting"
-    diverged_at_step: int | None = None
-    """Step, counted from 1 over the whole run, at which the loss was first not finite."""
-    parameters: int = 0
-    """Number of trainable parameters."""
-    epochs: tuple[Epoch, ...] = ()
-    layers: tuple[LayerGradient, ...] = ()
+    def __missing__(self, key: str) -> Any:  # noqa: ANN401 (it returns nothing)
+        raise UserError(f"a record is damaged: it does not say {key!r}. Restore it, or run the experiment again.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number of a cell; which quantities there are, the experiment's module says."""
+    """One measured number; which quantities there are, the experiment's module says."""
 
     subject: str = ""
     """What was measured: a layer, a unit, a method; empty where it is the cell itself."""
     step: int = 0
-    """Training step after which it was measured; 0 where there are no steps, or before the first."""
+    """Epoch or training step after which it was measured; 0 before the first, or where there are none."""
     quantity: str
     value: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellRecord:
+class Cell:
     """One cell of a grid and what was measured in it."""
 
-    factors: dict[str, Factor]
-    """What makes it this cell: arm, seed, learning rate, stream ..."""
-    measurements: tuple[Measurement, ...] = ()
+    factors: Factors
+    """What makes it this cell, in the order of its name."""
+    status: Status = "waiting"
+    """``diverged``: it has a measurement of that name, at the step whose loss was not finite."""
     seconds: float | None = None
-    """Wall-clock time that it took; None while it is not measured."""
+    """Wall-clock time that it took so far; None where it is not known."""
+    measurements: tuple[Measurement, ...] = ()
 
     @property
     def name(self) -> str:
         """Unique within an experiment, and a legal file name."""
-        words = (value if isinstance(value, str) else f"{name}{value!r}" for name, value in self.factors.items())
-        return "-".join(words)
+        named = {name: value for name, value in self.factors.items() if name not in UNNAMED}
+        return "-".join(
+            value if isinstance(value, str) else f"{SHORT.get(name, name)}{value!r}" for name, value in named.items()
+        )
 
     @property
-    def is_measured(self) -> bool:
-        """Whether it is finished."""
-        return self.seconds is not None
+    def has_ended(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return self.status in ("finished", "diverged")
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network that is trained epoch by epoch, and goes on after its last one."""
+        return "epochs" in self.factors
+
+    @property
+    def diverged_at_step(self) -> int | None:
+        """The step, counted from 1, at which the loss was first not finite."""
+        return max(self.series("diverged"), default=None)
+
+    def last(self, quantity: str, subject: str = "") -> float:
+        """Give the value of a quantity at its last step.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        found = self.series(quantity, subject)
+        if not found:
+            raise UserError(f"a record is damaged: {self.name} is {self.status} without {quantity}. Restore it.")
+        return found[max(found)]
+
+    def series(self, quantity: str, subject: str = "") -> dict[int, float]:
+        """Give step -> value; nothing where it was not measured."""
+        return self._index.get((quantity, subject), {})
+
+    def values(self, quantity: str) -> dict[str, float]:
+        """Give subject -> value, of several steps the last."""
+        return {row.subject: row.value for row in self.measurements if row.quantity == quantity}
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str], dict[int, float]]:
+        found: dict[tuple[str, str], dict[int, float]] = {}
+        for row in self.measurements:
+            found.setdefault((row.quantity, row.subject), {})[row.step] = row.value
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,72 +154,187 @@ class Record:
     """Python and packages."""
     machine: dict[str, Any]
     """Processor, cores, memory, operating system."""
-    runs: tuple[RunRecord, ...] = ()
-    cells: tuple[CellRecord, ...] = ()
+    cells: tuple[Cell, ...] = ()
+
+    @property
+    def networks(self) -> list[Cell]:
+        """The cells that are trained networks."""
+        return [cell for cell in self.cells if cell.is_network]
+
+    def select(self, **factors: Any) -> list[Cell]:  # noqa: ANN401 (of several types)
+        """Give the cells of these factors; None is one that a cell does not have."""
+        return [cell for cell in self.cells if all(cell.factors.get(name) == one for name, one in factors.items())]
+
+
+HEAD = tuple(field.name for field in fields(Record) if field.name != "cells")
+"""What a record says of itself: all but its cells."""
+
+
+def head_of(record: Record) -> dict[str, Any]:
+    """Give what a record says of itself."""
+    return {name: getattr(record, name) for name in HEAD}
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Write the three files of a record, each atomically."""
+    write_cells(directory, record.cells)
+    write_config(directory, record)
 
 
 def write_config(directory: Path, record: Record) -> None:
-    """Write ``config.json``: the record without its runs and cells."""
-    names = [field.name for field in dataclasses.fields(record) if field.name not in ("runs", "cells")]
-    content = {name: getattr(record, name) for name in names}
-    write_text(directory / "config.json", json.dumps(content, indent=2) + "\n")
+    """Write ``config.json``: the record without its cells."""
+    write_text(directory / "config.json", json.dumps({"format": FORMAT, **head_of(record)}, indent=2) + "\n")
 
 
-def write_tables(directory: Path, runs: tuple[RunRecord, ...]) -> None:
-    """Write ``runs.json``, ``metrics.csv`` and ``gradient_norms.csv``, each atomically."""
-    heads = [
-        dataclasses.asdict(run.spec)
-        | {
-            "name": run.spec.name,
-            "status": run.status,
-            "diverged_at_step": run.diverged_at_step,
-            "parameters": run.parameters,
-        }
-        for run in runs
-    ]
-    write_text(directory / "runs.json", json.dumps(heads, indent=2) + "\n")
-    write_text(directory / "metrics.csv", _table(Epoch, [(run.spec.name, row) for run in runs for row in run.epochs]))
-    write_text(
-        directory / "gradient_norms.csv",
-        _table(LayerGradient, [(run.spec.name, row) for run in runs for row in run.layers]),
-    )
-
-
-def write_cells(directory: Path, cells: tuple[CellRecord, ...]) -> None:
+def write_cells(directory: Path, cells: Iterable[Cell]) -> None:
     """Write ``cells.json`` and ``measurements.csv``, each atomically."""
-    heads = [{"name": cell.name, "factors": cell.factors, "seconds": cell.seconds} for cell in cells]
+    cells = tuple(cells)
+    heads = [
+        {"name": cell.name, "factors": cell.factors, "status": cell.status, "seconds": cell.seconds} for cell in cells
+    ]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(
+        (cell.name, row.subject, row.step, row.quantity, row.value) for cell in cells for row in cell.measurements
+    )
     write_text(directory / "cells.json", json.dumps(heads, indent=2) + "\n")
-    rows = [(cell.name, row) for cell in cells for row in cell.measurements]
-    write_text(directory / "measurements.csv", _table(Measurement, rows, head="cell"))
+    write_text(directory / "measurements.csv", out.getvalue())
+
+
+COLUMNS = ["cell", "subject", "step", "quantity", "value"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    experiment: str
+    command: str
+    created: str
+    config: dict[str, Any]
+    resolved: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    format: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CellHead:
+    name: str
+    factors: dict[str, str | int | float]
+    status: Status
+    seconds: float | None
 
 
 def read_record(directory: Path) -> Record:
-    """Read a run directory back.
+    """Read a run directory back, of this format or of the first.
 
     Raises:
-        UserError: the directory is no run directory, or one of its files is damaged.
+        UserError: the directory is no run directory, or one of its files is damaged or of another format.
     """
-    head = read_config(directory)
-    with _explained(directory):
-        heads = json.loads((directory / "runs.json").read_text())
-        metrics = _read_table(Epoch, directory / "metrics.csv")
-        layers = _read_table(LayerGradient, directory / "gradient_norms.csv")
-        runs = tuple(_read_run(one, metrics, layers) for one in heads)
-        return dataclasses.replace(head, runs=runs, cells=_read_cells(directory))
+    head = _read_head(directory)
+    with damage_explained(directory):
+        if head.format == 1:
+            from steadynorm.reporting.first_format import read_cells
+
+            return _record(head, read_cells(directory))
+        heads = decoded(directory / "cells.json", list[_CellHead])
+        return _record(head, joined(heads, read_measurements(directory)))
 
 
 def read_config(directory: Path) -> Record:
-    """Read ``config.json`` alone: the record without its runs and cells.
+    """Read ``config.json`` alone: the record without its cells.
 
     Raises:
-        UserError: it is absent or damaged.
+        UserError: it is absent, damaged, or of another format.
     """
-    with _explained(directory):
-        return Record(**json.loads((directory / "config.json").read_text()))
+    return _record(_read_head(directory), ())
+
+
+def format_of(directory: Path) -> int:
+    """Say in which format a run directory was written; see :func:`read_config`."""
+    return _read_head(directory).format
+
+
+def _read_head(directory: Path) -> _Head:
+    with damage_explained(directory):
+        head: _Head = decoded(directory / "config.json", _Head)
+    if not 1 <= head.format <= FORMAT:
+        raise UserError(
+            f"{directory}: config.json has format {head.format}, this version of steadynorm reads up to {FORMAT}. "
+            f"Use the version that wrote it ({head.versions.get('steadynorm', 'unknown')})."
+        )
+    return head
+
+
+def _record(head: _Head, cells: tuple[Cell, ...]) -> Record:
+    content = asdict(head)
+    del content["format"]
+    return Record(
+        **content | {name: Known(content[name]) for name in ("config", "resolved", "machine")},
+        cells=cells,
+    )
+
+
+def joined(heads: list[_CellHead], rows: dict[str, list[Measurement]]) -> tuple[Cell, ...]:
+    """Put the measurements into their cells.
+
+    Raises:
+        ValueError: there are measurements of another cell.
+    """
+    cells = tuple(
+        Cell(
+            factors=Known(head.factors),
+            status=head.status,
+            seconds=head.seconds,
+            measurements=tuple(rows.pop(head.name, ())),
+        )
+        for head in heads
+    )
+    others = [head.name for head, cell in zip(heads, cells, strict=True) if cell.name != head.name]
+    if others or rows:
+        raise ValueError(f"measurements.csv: cells.json has no {', '.join([*others, *rows])}")
+    return cells
+
+
+def read_measurements(directory: Path) -> dict[str, list[Measurement]]:
+    """Read ``measurements.csv``: name of a cell -> its rows."""
+    found: dict[str, list[Measurement]] = {}
+    for name, subject, step, quantity, value in read_rows(directory / "measurements.csv", COLUMNS):
+        row = Measurement(subject=subject, step=int(step), quantity=quantity, value=float(value))
+        found.setdefault(name, []).append(row)
+    return found
+
+
+def read_rows(path: Path, columns: list[str]) -> Iterator[list[str]]:
+    """Read the lines of a table under a head of these columns.
+
+    Raises:
+        ValueError: the head or a line has others.
+    """
+    with path.open(newline="", encoding="utf-8") as lines:
+        table = csv.reader(lines)
+        if next(table, None) != columns:
+            raise ValueError(f"{path.name}: its columns must be {', '.join(columns)}")
+        for line in table:
+            if len(line) != len(columns):
+                raise ValueError(f"{path.name}: line {table.line_num} has {len(line)} of {len(columns)} columns")
+            yield line
+
+
+def decoded(path: Path, kind: Any) -> Any:  # noqa: ANN401 (whatever the type says)
+    """Read a JSON file of a type.
+
+    Raises:
+        ValueError: it is no JSON, or of another type.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 
 @contextlib.contextmanager
-def _explained(directory: Path) -> Iterator[None]:
+def damage_explained(directory: Path) -> Iterator[None]:
     """Say in one line what is wrong with a file of a run directory."""
     try:
         yield
@@ -264,54 +343,7 @@ def _explained(directory: Path) -> Iterator[None]:
             f"{directory}: not a run directory, {Path(error.filename).name} is missing. "
             "Give the directory that a command printed as its report's place."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(
             f"{directory}: a record is damaged ({error}). Restore it, or run the experiment again."
         ) from error
-
-
-def _read_run(
-    head: dict[str, Any], metrics: list[tuple[str, Epoch]], layers: list[tuple[str, LayerGradient]]
-) -> RunRecord:
-    name = head.pop("name")
-    known = [field.name for field in dataclasses.fields(RunSpec) if field.name in head]  # early records lack some
-    spec = RunSpec(**{name: head.pop(name) for name in known})
-    return RunRecord(
-        spec=spec,
-        epochs=tuple(row for run, row in metrics if run == name),
-        layers=tuple(row for run, row in layers if run == name),
-        **head,
-    )
-
-
-def _read_cells(directory: Path) -> tuple[CellRecord, ...]:
-    if not (directory / "cells.json").exists():  # an experiment without cells
-        return ()
-    measured: dict[str, list[Measurement]] = {}
-    for name, row in _read_table(Measurement, directory / "measurements.csv", head="cell"):
-        measured.setdefault(name, []).append(row)
-    cells = [
-        CellRecord(factors=head["factors"], seconds=head["seconds"], measurements=tuple(measured.pop(head["name"], ())))
-        for head in json.loads((directory / "cells.json").read_text())
-    ]
-    if measured:
-        raise ValueError(f"measurements.csv: cells.json has no {', '.join(measured)}")
-    return tuple(cells)
-
-
-def _table(row_type: type[Any], rows: list[tuple[str, Any]], *, head: str = "run") -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([head, *(field.name for field in dataclasses.fields(row_type))])
-    for run, row in rows:
-        writer.writerow([run, *dataclasses.astuple(row)])
-    return out.getvalue()
-
-
-def _read_table(row_type: type[Row], path: Path, *, head: str = "run") -> list[tuple[str, Row]]:
-    types = get_type_hints(row_type)
-    with path.open(newline="") as lines:
-        return [
-            (line.pop(head), row_type(**{key: types[key](value) for key, value in line.items()}))
-            for line in csv.DictReader(lines)
-        ]

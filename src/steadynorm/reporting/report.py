@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Block",
-    "Cell",
     "Claim",
     "Claims",
     "Code",
+    "Entry",
     "Figure",
     "Figures",
     "Report",
@@ -68,7 +68,7 @@ class Claims:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Entry:
     """One cell of a table."""
 
     text: str
@@ -84,10 +84,10 @@ class Table:
 
     kind: ClassVar[str] = "table"
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[Entry]]
 
     @classmethod
-    def of(cls, items: Iterable[RowT], columns: Mapping[str, Callable[[RowT], Cell | str]]) -> Table:
+    def of(cls, items: Iterable[RowT], columns: Mapping[str, Callable[[RowT], Entry | str]]) -> Table:
         """Lay out one row for each item.
 
         Args:
@@ -95,7 +95,7 @@ class Table:
             columns: head of a column -> what it shows of an item.
         """
         found = [[make(item) for make in columns.values()] for item in items]
-        rows = [[Cell(text=one) if isinstance(one, str) else one for one in row] for row in found]
+        rows = [[Entry(text=one) if isinstance(one, str) else one for one in row] for row in found]
         return cls(columns=tuple(columns), rows=rows)
 
 

@@ -14,7 +14,7 @@ from steadynorm.lab.experiments import classic
 from steadynorm.lab.experiments.classic import ClassicConfig, measured_steps
 from steadynorm.lab.sigmoids import build_network
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import CellRecord, Record, read_record
+from steadynorm.reporting.records import Cell, Record, read_record
 from tests.support.experiments import Recorder, kill, on_tiny_data, tiny_dataset
 
 TINY = ClassicConfig(steps=12, batch_size=16, widths=(6, 5), seeds=(0, 1), lr=0.5, init_std=0.3)
@@ -28,20 +28,20 @@ class Stopping(Recorder):
         super().__init__()
         self.cells = cells
 
-    def end_cell(self, name: str) -> None:
-        super().end_cell(name)
-        if len(self.ended_cells) == self.cells:
+    def end(self, name: str, text: str = "") -> None:
+        super().end(name, text)
+        if len(self.ended) == self.cells:
             raise KeyboardInterrupt
 
 
 class Slow(Recorder):
     """Says when the first cell begins and waits in each; in its second for ever: it must be killed."""
 
-    def advance(self, share: float) -> None:
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
         if not self.shares:
             print("begun", flush=True)
-        super().advance(share)
-        time.sleep(0.02 if not self.ended_cells else 0 if share < 0.5 else 600)
+        super().advance(name, share, text)
+        time.sleep(0.02 if not self.ended else 0 if share < 0.5 else 600)
 
 
 def worker(how: str, place: str, threads: str) -> None:
@@ -60,11 +60,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return run(replace(TINY, out=tmp_path_factory.mktemp("runs") / "undisturbed"))
 
 
-def measured(record: Record) -> list[CellRecord]:
+def measured(record: Record) -> list[Cell]:
     return [replace(cell, seconds=None) for cell in record.cells]
 
 
-def value(cell: CellRecord, quantity: str, step: int, subject: str = "") -> float:
+def value(cell: Cell, quantity: str, step: int, subject: str = "") -> float:
     (found,) = [
         row.value for row in cell.measurements if (row.quantity, row.step, row.subject) == (quantity, step, subject)
     ]
@@ -90,7 +90,7 @@ def split(validation: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_every_arm_is_measured_once_per_seed(undisturbed: Record) -> None:
     assert [cell.name for cell in undisturbed.cells] == NAMES
-    assert all(cell.is_measured for cell in undisturbed.cells)
+    assert all(cell.has_ended for cell in undisturbed.cells)
 
 
 def test_a_cell_holds_every_quantity_at_its_steps(undisturbed: Record) -> None:
@@ -178,7 +178,7 @@ def test_a_resume_skips_measured_cells_and_gives_the_same_numbers(tmp_path: Path
     place = tmp_path / "a"
     with pytest.raises(KeyboardInterrupt):
         run(replace(TINY, out=place), Stopping(2))
-    assert [cell.is_measured for cell in read_record(place).cells] == [True, True, False, False]
+    assert [cell.has_ended for cell in read_record(place).cells] == [True, True, False, False]
     display = Recorder()
     again = run(ClassicConfig(resume=place), display)
     assert display.begun == ["3/4 batch_norm-seed1", "4/4 none-seed1"]
@@ -191,14 +191,15 @@ def test_an_experiment_killed_at_any_moment_resumes_to_the_same_tables(tmp_path:
     place, moments = tmp_path / "a", random.Random(0)
     for how in ("out", "resume"):
         kill(worker, how, place, undisturbed.resolved["threads"], after=moments.uniform(0, 0.6))
-    assert not all(cell.is_measured for cell in read_record(place).cells)
+    assert not all(cell.has_ended for cell in read_record(place).cells)
     assert measured(run(ClassicConfig(resume=place))) == measured(undisturbed)
 
 
 def test_a_diverged_network_says_when_and_the_others_go_on(tmp_path: Path) -> None:
     record = run(replace(TINY, seeds=(0,), arms=("none", "batch_norm"), lr=1e38, out=tmp_path / "a"))
     for cell in record.cells:
-        (when,) = [row.step for row in cell.measurements if row.quantity == "diverged"]
+        assert cell.status == "diverged"
+        when = cell.diverged_at_step
         assert max(row.step for row in cell.measurements) == when
         assert not np.isfinite(value(cell, "train_loss", when))
         assert not any(row.quantity == "drift" for row in cell.measurements)
@@ -206,7 +207,7 @@ def test_a_diverged_network_says_when_and_the_others_go_on(tmp_path: Path) -> No
 
 def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
     record = run(replace(TINY, seeds=(0,), train_images=5, batch_size=60, out=tmp_path / "a"))
-    assert all(cell.is_measured for cell in record.cells)
+    assert all(cell.has_ended for cell in record.cells)
 
 
 def test_measured_steps_are_hundredths_and_powers_of_two_before_the_first() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from steadynorm.lab.describe import measurements
 from steadynorm.lab.experiments.classic import SHIFTS, ArmSummary, describe, summarise
-from steadynorm.reporting.records import CellRecord, Measurement
+from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.report import Claim, Figure, Report, Table
 from tests.reporting.browser import CHROMIUM, chromium
 from tests.support.classic import cell, made_record
@@ -36,7 +36,7 @@ def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def summary_of(cells: Sequence[CellRecord], arm: str, **changes: Sequence[str]) -> ArmSummary:
+def summary_of(cells: Sequence[Cell], arm: str, **changes: Sequence[str]) -> ArmSummary:
     record = made_record(cells, **changes)
     return summarise(record, measurements(record), arm)
 
@@ -143,7 +143,7 @@ def test_a_record_that_broke_off_before_its_cells_were_planned_has_a_report() ->
 @pytest.mark.parametrize(
     ("cells", "finished"), [([], False), (BATCH[:1], False), (LOST, False), ([*BATCH, *LOST], True)]
 )
-def test_a_report_of_what_there_is_can_always_be_made(cells: list[CellRecord], finished: bool) -> None:
+def test_a_report_of_what_there_is_can_always_be_made(cells: list[Cell], finished: bool) -> None:
     written = json.loads(json.dumps(summary_json(made_record(cells)), allow_nan=False))
     assert written["finished"] is finished and len(written["expectations"]) == 4
 
@@ -173,7 +173,7 @@ def test_a_sigmoid_without_a_width_has_no_point() -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
 @pytest.mark.parametrize("cells", [[*BATCH, *PLAIN], [*BATCH, *LOST], []])
-def test_the_page_from_record_files_alone_fits_wide_and_narrow_screens(tmp_path: Path, cells: list[CellRecord]) -> None:
+def test_the_page_from_record_files_alone_fits_wide_and_narrow_screens(tmp_path: Path, cells: list[Cell]) -> None:
     check_page(made_record(cells), tmp_path)
     with chromium() as browser:
         for width in (1280, 400):
@@ -197,8 +197,8 @@ def test_the_table_holds_mean_and_range_of_the_seeds() -> None:
     found = [(plain(entry.text), entry.note) for entry in table(describe(made_record([*BATCH, *none]))).rows[1]]
     assert found[0] == ("No normalization", "")
     assert found[1][0] == "80.0 ± 0.0 %"
-    assert found[2] == ("30", "30 to 30")
-    assert found[4] == ("0.500", "0.250 to 0.750")
+    assert found[2] == ("30", "30 to 30, n = 2")
+    assert found[4] == ("0.500", "0.250 to 0.750, n = 2")
     assert found[7] == ("12.0 s", "")
 
 
@@ -234,7 +234,7 @@ def test_an_arm_that_is_seldom_at_the_common_accuracy_says_so_beside_its_mean() 
         ([], "Nothing is measured yet"),
     ],
 )
-def test_the_headline_says_what_was_measured(cells: list[CellRecord], sentence: str) -> None:
+def test_the_headline_says_what_was_measured(cells: list[Cell], sentence: str) -> None:
     assert plain(describe(made_record(cells)).headline) == sentence
 
 
@@ -269,11 +269,11 @@ def test_networks_that_may_be_guessing_are_not_called_alike() -> None:
 # What is claimed.
 
 
-def judged(cells: list[CellRecord], *, arms: Sequence[str] = ("batch_norm", "none")) -> tuple[Claim, ...]:
+def judged(cells: list[Cell], *, arms: Sequence[str] = ("batch_norm", "none")) -> tuple[Claim, ...]:
     return describe(made_record(cells, arms=arms)).claims
 
 
-def verdicts(cells: list[CellRecord], **changes: Sequence[str]) -> list[str]:
+def verdicts(cells: list[Cell], **changes: Sequence[str]) -> list[str]:
     return [item.verdict for item in judged(cells, **changes)]
 
 
@@ -334,7 +334,7 @@ def test_a_report_equals_the_record_in_docs(name: str) -> None:
     check_equals(summary_json(record_of(content, list(_cells(content)))), content)
 
 
-def _cells(content: dict[str, Any]) -> Iterator[CellRecord]:
+def _cells(content: dict[str, Any]) -> Iterator[Cell]:
     """Give cells with the record's means and ranges, and with first steps at the common accuracy that make its own."""
     curves = {
         arm: {int(step): _accuracies(content, found) for step, found in curve.items()}
@@ -359,7 +359,7 @@ def _cells(content: dict[str, Any]) -> Iterator[CellRecord]:
                 value = few_values(found[name])[place]
                 rows.append(Measurement(step=last, quantity=name, value=value, subject="unit 0" * (name in SHIFTS)))
             seconds = few_values(found["seconds"])[place]
-            yield CellRecord(factors={"arm": arm, "seed": seed}, measurements=tuple(rows), seconds=seconds)
+            yield Cell(factors={"arm": arm, "seed": seed}, status="finished", measurements=tuple(rows), seconds=seconds)
 
 
 def _accuracies(content: dict[str, Any], found: dict[str, float]) -> list[float]:

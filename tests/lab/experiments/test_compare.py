@@ -1,19 +1,23 @@
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from steadynorm.lab import experiment, machine
+from steadynorm.lab.cells import Job
 from steadynorm.lab.configuration import quickened
 from steadynorm.lab.experiments import compare
 from steadynorm.lab.experiments.compare import CompareConfig, best_rate
-from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.lab.training import Training
 from steadynorm.reporting import files
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import Record, RunRecord, RunSpec, read_record
+from steadynorm.reporting.records import Record, read_record
+from steadynorm.reporting.run_directory import RunDirectory
 from tests.support.experiments import TINY, Recorder, kill, on_tiny_data, tiny_dataset, without_times
 
 
@@ -27,12 +31,13 @@ class Slow(Recorder):
 
     epochs = 0
 
-    def begin(self, spec: RunSpec, **numbers: int) -> None:
+    def begin(self, name: str, **named: Any) -> None:
         print("begun", flush=True)
 
-    def epoch(self, record: RunRecord) -> None:
-        self.epochs += 1
-        time.sleep(0.4 if self.epochs < 2 else 600)
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        if lasting:
+            self.epochs += 1
+            time.sleep(0.4 if self.epochs < 2 else 600)
 
 
 def worker(how: str, place: str, threads: str) -> None:
@@ -47,12 +52,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 def same(first: Record, second: Record) -> bool:
-    return [without_times(run) for run in first.runs] == [without_times(run) for run in second.runs]
+    return [*map(without_times, first.cells)] == [*map(without_times, second.cells)]
 
 
 def test_every_arm_is_trained_once_per_seed(tmp_path: Path) -> None:
     record = run(replace(TINY, epochs=1, milestones=(), seeds=(3, 4), out=tmp_path / "a"))
-    assert [(one.spec.arm, one.spec.seed, one.status) for one in record.runs] == [
+    assert [(one.factors["arm"], one.factors["seed"], one.status) for one in record.cells] == [
         ("batch_norm", 3, "finished"),
         ("none", 3, "finished"),
         ("batch_norm", 4, "finished"),
@@ -75,41 +80,43 @@ def test_a_comparison_killed_at_any_moment_resumes_to_the_same_numbers(tmp_path:
     place, moments = tmp_path / "a", random.Random(0)
     for how in ("out", "resume", "resume"):
         kill(worker, how, place, undisturbed.resolved["threads"], after=moments.uniform(0, 0.8))
-    assert any(one.status != "finished" for one in read_record(place).runs)
+    assert any(one.status != "finished" for one in read_record(place).cells)
     assert same(run(CompareConfig(resume=place)), undisturbed)
 
 
 def test_rates_are_tuned_on_held_out_training_images_and_compared_at_both(tmp_path: Path) -> None:
     record = run(replace(TINY, tune_lr=(1e-6, 0.05, 1e12), out=tmp_path / "a"))
-    tuning = [one for one in record.runs if one.spec.purpose == "tune"]
-    assert [(one.spec.arm, one.spec.lr) for one in tuning] == [
+    tuning = record.select(purpose="tune")
+    assert [(one.factors["arm"], one.factors["lr"]) for one in tuning] == [
         (arm, rate) for arm in ("batch_norm", "none") for rate in (1e-6, 0.05, 1e12)
     ]
-    assert all(one.spec.epochs == 1 and one.spec.seed == 0 for one in tuning)
+    assert all(one.factors["epochs"] == 1 and one.factors["seed"] == 0 for one in tuning)
     for arm in TINY.arms:
-        rates = [one.spec.lr for one in record.runs if one.spec.arm == arm and one.spec.purpose == "compare"]
+        rates = [one.factors["lr"] for one in record.select(purpose=None, arm=arm)]
         best = best_rate(tuning, arm)
-        held_out = {one.spec.lr: one.epochs[-1].val_accuracy for one in tuning if one.spec.arm == arm and one.epochs}
+        ended = record.select(purpose="tune", arm=arm)
+        held_out = {one.factors["lr"]: one.last("val_accuracy") for one in ended if one.status == "finished"}
         assert held_out[best] == max(held_out.values())
         assert rates == sorted({0.05, best})
 
 
 def test_tuning_runs_begin_at_the_rate_they_are_to_judge(tmp_path: Path) -> None:
     record = run(replace(TINY, arms=("none",), tune_lr=(0.01,), out=tmp_path / "a"))
-    assert [one.epochs[0].learning_rate for one in record.runs if one.spec.purpose == "tune"] == [0.01]
+    assert [one.series("learning_rate")[1] for one in record.select(purpose="tune")] == [0.01]
 
 
 def test_tuning_never_sees_the_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, int, int]] = []
-    train_grid = compare.train_grid
+    seen: list[tuple[str | None, int, int]] = []
+    call = Training.__call__
 
-    def spy(specs, settings, dataset, **rest):
-        seen.append((specs[0].purpose, len(dataset.train), len(dataset.validation)))
-        return train_grid(specs, settings, dataset, **rest)
+    def spy(training: Training, job: Job) -> Iterator[Any]:
+        data = training.dataset
+        seen.append((job.factors.get("purpose"), len(data.train), len(data.validation)))
+        return call(training, job)
 
-    monkeypatch.setattr(compare, "train_grid", spy)
+    monkeypatch.setattr(Training, "__call__", spy)
     run(replace(TINY, epochs=1, milestones=(), arms=("none",), tune_lr=(0.05,), out=tmp_path / "a"))
-    assert seen == [("tune", 86, 10), ("compare", 96, 30)]
+    assert seen == [("tune", 86, 10), (None, 96, 30)]
 
 
 def test_a_full_disk_leaves_no_half_file_and_says_how_to_resume(

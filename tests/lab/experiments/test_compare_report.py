@@ -6,18 +6,18 @@ import math
 import pytest
 
 from steadynorm.lab.experiments.compare import ArmSummary, best_rate, describe, largest_fall, pictures, summarise
-from steadynorm.reporting.records import Record, RunRecord
+from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Claim
 from tests.support.documented import check_close, content_of, record_of
 from tests.support.records import record, run, summary_json
 
 
-def summary_of(*runs: RunRecord, **changes) -> ArmSummary:
-    made = record(runs, arms=[runs[0].spec.arm], **changes)
+def summary_of(*runs: Cell, **changes) -> ArmSummary:
+    made = record(runs, arms=[runs[0].factors["arm"]], **changes)
     return summarise(made, pictures(made)[0][0])
 
 
-def judged(*runs: RunRecord, **changes) -> tuple[Claim, ...]:
+def judged(*runs: Cell, **changes) -> tuple[Claim, ...]:
     return describe(record(runs, **changes)).claims
 
 
@@ -25,15 +25,15 @@ def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def made_of(*runs: RunRecord, **changes) -> Record:
-    return record(runs, arms=list(dict.fromkeys(one.spec.arm for one in runs)), **changes)
+def made_of(*runs: Cell, **changes) -> Record:
+    return record(runs, arms=list(dict.fromkeys(one.factors["arm"] for one in runs)), **changes)
 
 
-def headline(*runs: RunRecord, **changes) -> str:
+def headline(*runs: Cell, **changes) -> str:
     return plain(describe(made_of(*runs, **changes)).headline)
 
 
-def lead(*runs: RunRecord, **changes) -> str:
+def lead(*runs: Cell, **changes) -> str:
     return plain(describe(made_of(*runs, **changes)).lead)
 
 

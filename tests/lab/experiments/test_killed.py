@@ -29,12 +29,8 @@ class Waiting(Recorder):
         super().__init__()
         self.last = last
 
-    def begin(self, spec, **numbers: int) -> None:
-        super().begin(spec, **numbers)
-        self._wait()
-
-    def begin_cell(self, name: str, **numbers: int) -> None:
-        super().begin_cell(name, **numbers)
+    def begin(self, name: str, **named: Any) -> None:
+        super().begin(name, **named)
         self._wait()
 
     def _wait(self) -> None:
@@ -58,15 +54,13 @@ def worker(name: str, how: str, place: str, threads: str) -> None:
 
 
 def ended(record: Record) -> int:
-    return sum(run.status in ("finished", "diverged") for run in record.runs) + sum(
-        cell.is_measured for cell in record.cells
-    )
+    return sum(cell.has_ended for cell in record.cells)
 
 
 def tables(record: Record) -> dict[str, Any]:
     """Everything that the report says, apart from times."""
     untimed = replace(
-        record, runs=tuple(without_times(run) for run in record.runs), created="", command="", versions={}, machine={}
+        record, cells=tuple(map(without_times, record.cells)), created="", command="", versions={}, machine={}
     )
     return summary_json(untimed)
 

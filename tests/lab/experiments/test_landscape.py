@@ -11,7 +11,7 @@ from steadynorm.lab.experiments import compare, landscape
 from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.lab.networks import build_network
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import CellRecord, Record, read_record
+from steadynorm.reporting.records import Cell, Record, read_record
 from tests.support.experiments import TINY as COMPARE
 from tests.support.experiments import Recorder, kill, on_tiny_data, tiny_dataset
 
@@ -29,8 +29,8 @@ def run(config: LandscapeConfig, display: Recorder | None = None) -> Record:
 class Waiting(Recorder):
     """Says when it is in the middle of the second network, and waits there to be killed."""
 
-    def advance(self, share: float) -> None:
-        super().advance(share)
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        super().advance(name, share, text)
         if len(self.shares) == STEPS + 5:
             print("begun", flush=True)
             time.sleep(600)
@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return run(replace(TINY, out=tmp_path_factory.mktemp("runs") / "undisturbed"))
 
 
-def measured(cell: CellRecord, quantity: str, subject: str = "") -> list[tuple[int, float]]:
+def measured(cell: Cell, quantity: str, subject: str = "") -> list[tuple[int, float]]:
     return [(row.step, row.value) for row in cell.measurements if (row.quantity, row.subject) == (quantity, subject)]
 
 
@@ -63,7 +63,7 @@ def test_every_arm_and_seed_is_a_cell(tmp_path: Path) -> None:
     assert [(cell.factors["arm"], cell.factors["seed"]) for cell in record.cells] == [
         (arm, seed) for seed in (3, 4) for arm in ("batch_norm", "noisy_batch_norm", "none")
     ]
-    assert all(cell.is_measured for cell in record.cells)
+    assert all(cell.has_ended for cell in record.cells)
     assert display.shares[:6] == pytest.approx([step / 6 for step in range(1, 7)])
 
 
@@ -122,7 +122,7 @@ def test_the_first_look_is_at_the_initial_weights_and_the_batch_of_the_first_ste
 def trained(config: LandscapeConfig, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Weights, statistics, momentum buffers of all arms, and torch's random numbers, behind the last step."""
     kept: list[torch.Tensor] = []
-    start = landscape._Cell.start
+    start = landscape._Trace.start
 
     def keep(*arguments):
         cell = start(*arguments)
@@ -130,9 +130,9 @@ def trained(config: LandscapeConfig, monkeypatch: pytest.MonkeyPatch) -> list[to
         cells.append(cell)
         return cell
 
-    cells: list[landscape._Cell] = []
+    cells: list[landscape._Trace] = []
     with monkeypatch.context() as patch:
-        patch.setattr(landscape._Cell, "start", keep)
+        patch.setattr(landscape._Trace, "start", keep)
         run(config)
     kept += [state["momentum_buffer"] for cell in cells for state in cell.optimizer.state.values()]
     return [*(tensor.detach().clone() for tensor in kept), torch.get_rng_state()]
@@ -155,9 +155,9 @@ def test_training_is_that_of_the_comparison(tmp_path: Path) -> None:
     record = run(replace(TINY, arms=arms, epochs=4, milestones=(2, 3), out=tmp_path / "a"))
     with on_tiny_data():
         compared = read_record(compare.EXPERIMENT.run(replace(COMPARE, arms=arms, out=tmp_path / "b"), Recorder()))
-    for cell, other in zip(record.cells, compared.runs, strict=True):
-        assert [value for _, value in measured(cell, "val_accuracy")] == [row.val_accuracy for row in other.epochs]
-        assert [value for _, value in measured(cell, "val_loss")] == [row.val_loss for row in other.epochs]
+    for cell, other in zip(record.cells, compared.cells, strict=True):
+        for name in ("val_accuracy", "val_loss"):
+            assert [*cell.series(name).values()] == [*other.series(name).values()]
         rates = [rate for _, rate in measured(cell, "learning_rate")]
         assert rates == [0.05, 0.05, 0.05, 0.005, 0.005, 0.0005]
 
@@ -177,7 +177,7 @@ def test_noise_makes_another_network_of_the_same_weights(undisturbed: Record) ->
 
 def test_a_network_that_diverges_ends_its_cell_and_not_the_experiment(tmp_path: Path) -> None:
     record = run(replace(TINY, lr=1e20, arms=("none", "batch_norm"), out=tmp_path / "a"))
-    assert all(cell.is_measured for cell in record.cells)
+    assert all(cell.has_ended for cell in record.cells)
     ((step, value),) = measured(record.cells[0], "diverged")
     assert step == value and 1 <= step < STEPS
     assert [step for step, _ in measured(record.cells[0], "val_accuracy")] == []
@@ -185,8 +185,8 @@ def test_a_network_that_diverges_ends_its_cell_and_not_the_experiment(tmp_path: 
 
 def test_an_interrupted_experiment_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
     class Stopping(Recorder):
-        def advance(self, share: float) -> None:
-            super().advance(share)
+        def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+            super().advance(name, share, text)
             if len(self.shares) == STEPS + 5:
                 raise KeyboardInterrupt
 
@@ -195,7 +195,7 @@ def test_an_interrupted_experiment_resumes_to_the_same_numbers(tmp_path: Path, u
     with pytest.raises(KeyboardInterrupt):
         run(replace(TINY, out=place), display)
     assert display.messages[-1].endswith(f"steadynorm landscape --resume {place}")
-    assert [cell.is_measured for cell in read_record(place).cells] == [True, False, False]
+    assert [cell.has_ended for cell in read_record(place).cells] == [True, False, False]
     assert same(run(LandscapeConfig(resume=place)), undisturbed)
 
 
@@ -203,7 +203,7 @@ def test_an_interrupted_experiment_resumes_to_the_same_numbers(tmp_path: Path, u
 def test_a_killed_experiment_resumes_to_the_same_numbers(tmp_path: Path, undisturbed: Record) -> None:
     place = tmp_path / "a"
     kill(worker, place, undisturbed.resolved["threads"])
-    assert [cell.is_measured for cell in read_record(place).cells] == [True, False, False]
+    assert [cell.has_ended for cell in read_record(place).cells] == [True, False, False]
     assert same(run(LandscapeConfig(resume=place)), undisturbed)
 
 

@@ -18,7 +18,7 @@ from steadynorm.lab.experiments.landscape import (
     summarise,
     times,
 )
-from steadynorm.reporting.records import CellRecord, Measurement
+from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.report import Claim, Figure, Report, Table
 from steadynorm.reporting.seeds import Spread
 from tests.support.documented import check_equals, content_of, few_values, record_of
@@ -32,13 +32,13 @@ LOSS, CHANGE, ORDERS, BETA, FREE_LOSS, FREE_CHANGE, FREE_BETA, GRADIENT, RAISED,
 )
 
 
-def whole(seeds=(0, 1)) -> list[CellRecord]:
+def whole(seeds=(0, 1)) -> list[Cell]:
     return [
         cell(arm, seed, change=lambda step, arm=arm: ROUGH if arm == "none" else {}) for seed in seeds for arm in ARMS
     ]
 
 
-def changed(one: CellRecord, subject: str, quantity: str, value: float) -> CellRecord:
+def changed(one: Cell, subject: str, quantity: str, value: float) -> Cell:
     rows = [
         replace(row, value=value) if (row.subject, row.quantity) == (subject, quantity) else row
         for row in one.measurements
@@ -46,7 +46,7 @@ def changed(one: CellRecord, subject: str, quantity: str, value: float) -> CellR
     return replace(one, measurements=tuple(rows))
 
 
-def summary_of(*cells: CellRecord) -> ArmSummary:
+def summary_of(*cells: Cell) -> ArmSummary:
     record = made(cells)
     return summarise(record, probes_of(record), str(cells[0].factors["arm"]))
 
@@ -253,7 +253,7 @@ def test_findings_hold_means_and_ratios(report: Report) -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_record_that_breaks_off_anywhere_has_a_report(count: int) -> None:
     waiting = [cell(arm, seed) for seed in (0, 1) for arm in ARMS]
-    cells = [one if number < count else CellRecord(factors=one.factors) for number, one in enumerate(waiting)]
+    cells = [one if number < count else Cell(factors=one.factors) for number, one in enumerate(waiting)]
     found = describe(made(cells))
     assert not found.finished
     assert "{" not in found.headline and len(found.table.rows) == 3
@@ -346,7 +346,7 @@ def test_its_page_is_made_of_the_files_of_a_record(tmp_path: Path) -> None:
 # What is claimed.
 
 
-def judged(*cells: CellRecord, **changes: Any) -> tuple[Claim, ...]:
+def judged(*cells: Cell, **changes: Any) -> tuple[Claim, ...]:
     record = made(cells, **changes)
     found = describe(record)
     return found.claims
@@ -453,7 +453,7 @@ def test_a_report_equals_the_record_in_docs(name: str) -> None:
     check_equals(summary_json(record_of(content, list(_cells(content)))), content)
 
 
-def _cells(content: dict[str, Any]) -> Iterator[CellRecord]:
+def _cells(content: dict[str, Any]) -> Iterator[Cell]:
     """Give networks with the record's means and ranges, and its ratios of no normalization to batch norm."""
     named = {arm["arm"]: arm for arm in content["arms"]}
     seeds = content["config"]["seeds"]
@@ -471,7 +471,8 @@ def _cells(content: dict[str, Any]) -> Iterator[CellRecord]:
                 rows += _rows(390, "", train_loss=ends[place][0], val_accuracy=ends[place][1])
             else:
                 rows += _rows(found["diverged_at_step"][place - len(ends)], "", diverged=1.0)
-            yield CellRecord(factors={"arm": arm, "seed": seed}, measurements=tuple(rows), seconds=1.0)
+            status = "finished" if place < len(ends) else "diverged"
+            yield Cell(factors={"arm": arm, "seed": seed}, status=status, measurements=tuple(rows))
 
 
 def _have(ratio: dict[str, float], over: tuple[float, ...], under: list[float]) -> bool:

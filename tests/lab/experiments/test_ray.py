@@ -25,10 +25,10 @@ from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.lab.experiments.stream import StreamConfig
 from steadynorm.lab.experiments.sweep import SweepConfig
-from steadynorm.lab.progress import silent_display
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import Record, RunRecord, RunSpec, read_record
-from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
+from steadynorm.reporting.progress import silent_display
+from steadynorm.reporting.records import Cell, Record, read_record
+from tests.support.experiments import Recorder, tiny_dataset, without_times
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster starts in seconds
@@ -115,7 +115,7 @@ def run(config: Any, display: Recorder | None = None) -> Record:
 
 def numbers(record: Record) -> Any:
     """All that is measured."""
-    return [without_times(one) for one in record.runs], [(cell.factors, cell.measurements) for cell in record.cells]
+    return [*map(without_times, record.cells)]
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(local: Path, tmp_path: Path) -> None:
     display, place, expected = Recorder(), tmp_path / "a", read_record(local)
     found = run(replace(SWEEP, on="ray", out=place), display)
-    assert numbers(found) == numbers(expected) and len(found.runs) > 8
-    assert {one.status for one in found.runs} == {"finished", "diverged"} and EXPERIMENTS["sweep"].describe(
+    assert numbers(found) == numbers(expected) and len(found.cells) > 8
+    assert {one.status for one in found.cells} == {"finished", "diverged"} and EXPERIMENTS["sweep"].describe(
         found
     ).finished
     assert any(" at once, 1 thread each" in message for message in display.messages)
@@ -142,7 +142,7 @@ def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(local: Pat
     assert {len(list(one.iterdir())) for one in (place / "tensorboard").iterdir()} == {1}, "their order is not sure"
     events = EventAccumulator(str(place / "tensorboard" / both[0][0].stem))
     events.Reload()
-    assert [event.step for event in events.Scalars("val/accuracy")] == [1, 2, 3][: len(found.runs[0].epochs)]
+    assert [event.step for event in events.Scalars("val/accuracy")] == [*found.cells[0].series("val_accuracy")]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_cells_on_a_cluster_equal_local_ones(config: Any, cluster: str, tmp_path
     display = Recorder()
     found = run(replace(config, on="ray", address=cluster, out=tmp_path / "a"), display)
     assert numbers(found) == numbers(run(replace(config, out=tmp_path / "b"))) and len(found.cells) > 1
-    assert len(display.ended_cells) == len(found.cells)
+    assert len(display.ended) == len(found.cells)
 
 
 class Killing(Recorder):
@@ -163,9 +163,9 @@ class Killing(Recorder):
         self.head = head
         self.killed = 0
 
-    def epoch(self, record: RunRecord) -> None:
-        if not self.killed:
-            tasks = [one for one in self.head.children(recursive=True) if "ray::train_network" in one.cmdline()[0]]
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        if lasting and not self.killed:
+            tasks = [one for one in self.head.children(recursive=True) if "ray::_measure" in one.cmdline()[0]]
             for one in tasks:
                 one.send_signal(signal.SIGKILL)
             self.killed = len(tasks)
@@ -185,7 +185,7 @@ def test_a_stopped_driver_goes_on_where_it_was(cluster: str, tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         run(replace(grid, on="ray", address=cluster, out=place), display)
     assert display.messages[-1].endswith(f"with: steadynorm sweep --resume {place} --on ray --address {cluster}")
-    begun = [one for one in read_record(place).runs if one.epochs]
+    begun = [one for one in read_record(place).cells if one.measurements]
     assert begun and not all(one.status == "finished" for one in begun)
     expected = numbers(run(replace(grid, out=tmp_path / "b")))
     assert numbers(run(SweepConfig(resume=place, on="ray", address=cluster))) == expected
@@ -259,6 +259,6 @@ def test_one_at_once_is_enough_where_a_second_brings_nothing(monkeypatch: pytest
         pool = ray_pool.Pool(threads=1, display=silent_display())
         monkeypatch.setattr(ray_pool, "_amount", lambda _, speeds=speeds: max(speeds))
         timed = SimpleNamespace(remote=lambda *_: None)
-        monkeypatch.setattr(ray_pool, "_remote", lambda *_, timed=timed: timed)
+        monkeypatch.setattr(ray_pool.Pool, "_remote", lambda *_, timed=timed: timed)
         monkeypatch.setattr(ray, "get", lambda asked, speeds=speeds: [speeds[len(asked)] / len(asked)] * len(asked))
-        assert pool._measure(RunSpec(arm="none", seed=0, lr=0.1, epochs=1), TINY_SETTINGS, None) == best
+        assert pool._how_many(Cell(factors={}), None, 0.0) == best

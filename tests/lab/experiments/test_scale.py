@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from steadynorm.lab.experiments import scale
-from steadynorm.lab.experiments.scale import ScaleConfig, spec_of
+from steadynorm.lab.experiments.scale import ScaleConfig, network_of
 from steadynorm.lab.recipe import RECIPES
 from steadynorm.lab.training import Settings
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import Record, RunSpec, read_record
+from steadynorm.reporting.records import Cell, Record, read_record
 from tests.support.experiments import Recorder, on_tiny_data
 
 TINY = ScaleConfig(
@@ -37,27 +37,27 @@ def run(config: ScaleConfig, display: Recorder | None = None) -> Record:
 def test_every_variant_is_trained_at_every_batch_size(tmp_path: Path) -> None:
     display = Recorder()
     record = run(replace(TINY, out=tmp_path / "a"), display)
-    found = [(one.spec.variant, one.spec.batch_size, one.spec.lr, one.status) for one in record.runs]
+    found = [(one.factors["variant"], one.factors["batch_size"], one.factors["lr"], one.status) for one in record.cells]
     assert found == [
         ("recipe", 16, 0.05, "finished"),
         ("no_scaling", 16, 0.05, "finished"),
         ("recipe", 96, pytest.approx(0.3), "finished"),
         ("no_scaling", 96, 0.05, "finished"),
     ]
-    assert {steps for _, steps in display.steps} == {6, 1}  # of 96 images
-    large = record.runs[2].epochs
-    assert [epoch.learning_rate for epoch in large] == pytest.approx([0.3, 0.3, 0.3])
-    assert len({one.spec.name for one in record.runs}) == 4
+    assert {steps // 3 for steps in display.steps.values()} == {6, 1}  # an epoch of 96 images
+    assert [*record.cells[2].series("learning_rate").values()] == pytest.approx([0.3, 0.3, 0.3])
+    assert len({one.name for one in record.cells}) == 4
 
 
-def settings(variant: str, monkeypatch: pytest.MonkeyPatch, place: Path, **changes: object) -> tuple[RunSpec, Settings]:
+def settings(variant: str, monkeypatch: pytest.MonkeyPatch, place: Path, **changes: object) -> tuple[Cell, Settings]:
     """What one variant is trained with."""
     seen = {}
 
-    def noting(specs, of, dataset, **_):
-        seen["one"] = specs[0], of(specs[0])
+    def noting(task, networks, of):
+        cell = Cell(factors=networks[0])
+        seen["one"] = cell, of(cell)
 
-    monkeypatch.setattr(scale, "train_grid", noting)
+    monkeypatch.setattr(scale, "train_networks", noting)
     run(replace(TINY, variants=(variant,), batch_size=(96,), out=place, **changes))
     return seen["one"]
 
@@ -79,10 +79,10 @@ RESNET: dict[str, Any] = {"network": "resnet20", "widths": ScaleConfig().widths,
 
 @pytest.mark.parametrize("variant", RECIPES)
 def test_each_variant_leaves_out_its_own_step(variant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spec, found = settings(variant, monkeypatch, tmp_path / "a", at_once=48, **RESNET)
+    cell, found = settings(variant, monkeypatch, tmp_path / "a", at_once=48, **RESNET)
     assert EXPECTED[variant] == (
-        spec.arm,
-        pytest.approx(spec.lr),
+        cell.factors["arm"],
+        pytest.approx(cell.factors["lr"]),
         found.warm_up,
         found.spare_norms,
         found.zero_last_gamma,
@@ -97,8 +97,8 @@ def test_a_network_without_residual_blocks_has_no_last_gamma(monkeypatch: pytest
 
 def test_the_reference_batch_has_the_rate_that_was_given() -> None:
     config = ScaleConfig(lr=0.1, reference_batch=256)
-    assert spec_of(config, "recipe", 256, 0).lr == 0.1
-    assert spec_of(config, "recipe", 8192, 0).lr == pytest.approx(3.2)
+    assert network_of(config, "recipe", 256, 0)["lr"] == 0.1
+    assert network_of(config, "recipe", 8192, 0)["lr"] == pytest.approx(3.2)
 
 
 @pytest.mark.parametrize(

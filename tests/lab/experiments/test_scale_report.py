@@ -9,16 +9,16 @@ import pytest
 
 from steadynorm.lab.experiments import scale
 from steadynorm.lab.experiments.scale import describe, grid_points, last_epochs
-from steadynorm.reporting.records import Record, RunRecord
+from steadynorm.reporting.records import Cell, Record
 from tests.support.documented import check_equals, content_of, record_of
-from tests.support.records import check_page, summary_json
+from tests.support.records import check_page, summary_json, with_factors
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
 VARIANTS = ["recipe", "no_scaling", "no_warm_up", "frozen_end"]
 
 
-def trained(variant: str, batch_size: int, accuracy: float | None, *, seed: int = 0) -> RunRecord:
+def trained(variant: str, batch_size: int, accuracy: float | None, *, seed: int = 0) -> Cell:
     """A run whose last two of eight epochs are around an accuracy, or that exploded at step 17."""
     values = [] if accuracy is None else [0.1] * 6 + [accuracy - 0.01, accuracy + 0.01]
     made = compare_run(
@@ -31,10 +31,10 @@ def trained(variant: str, batch_size: int, accuracy: float | None, *, seed: int 
         planned=8,
         change=lambda epoch: {"images_per_second": 100.0 + epoch},
     )
-    return replace(made, spec=replace(made.spec, batch_size=batch_size, variant=variant))
+    return with_factors(made, batch_size=batch_size, variant=variant)
 
 
-def scale_record(*runs: RunRecord, **changes: object) -> Record:
+def scale_record(*runs: Cell, **changes: object) -> Record:
     own = {"batch_size": [1024, 128], "variants": VARIANTS, "epochs": 8, "warm_up": 2, "freeze_last": 2}
     more = {"reference_batch": 128, "at_once": 512, "network": "resnet20"}
     return replace(compare_record(runs, **(own | more | changes)), experiment="scale")
@@ -84,7 +84,7 @@ def test_accuracy_is_the_median_of_the_last_epochs() -> None:
 def test_one_wild_epoch_among_the_last_does_not_decide() -> None:
     values = [0.1] * 15 + [0.10, 0.79, 0.80, 0.81, 0.82]
     run = compare_run("ghost_batch_norm", val_accuracy=values)
-    made = scale_record(replace(run, spec=replace(run.spec, batch_size=128, variant="recipe")), epochs=20)
+    made = scale_record(with_factors(run, batch_size=128, variant="recipe"), epochs=20)
     assert grid_points(made)["recipe", 128].accuracy.mean == 0.80
 
 
@@ -143,12 +143,12 @@ def test_the_headline_names_the_seed_that_may_be_guessing() -> None:
     ("large", "why"),
     [
         ([], "not trained"),
-        ([replace(GRID[0], status="waiting", epochs=(), spec=replace(GRID[0].spec, batch_size=1024))], "not ended"),
+        ([replace(with_factors(GRID[0], batch_size=1024), status="waiting", measurements=())], "not ended"),
         ([trained("recipe", 1024, None)], "loss no longer finite at batch 1,024"),
     ],
     ids=["absent", "waiting", "exploded"],
 )
-def test_the_headline_says_why_the_recipe_has_no_accuracy(large: list[RunRecord], why: str) -> None:
+def test_the_headline_says_why_the_recipe_has_no_accuracy(large: list[Cell], why: str) -> None:
     assert headline(scale_record(*GRID[:4], *large)) == f"The recipe has no accuracy at the largest batch: {why}"
 
 
@@ -187,10 +187,10 @@ def test_seeds_that_overlap_decide_nothing() -> None:
 
 
 def test_what_has_not_ended_leaves_it_open() -> None:
-    waiting = replace(GRID[-2], status="waiting", epochs=(), diverged_at_step=None)
+    waiting = replace(GRID[-2], status="waiting", measurements=())
     made = scale_record(*GRID[:-2], waiting, GRID[-1])
     assert judged(made)["warm-up"] == "not measured" and not describe(made).finished
-    one_of_two = scale_record(*GRID, replace(waiting, spec=replace(waiting.spec, seed=1)), seeds=[0, 1])
+    one_of_two = scale_record(*GRID, with_factors(waiting, seed=1), seeds=[0, 1])
     assert judged(one_of_two)["warm-up"] == "not measured"
 
 
@@ -242,7 +242,7 @@ def test_what_was_not_trained_is_named() -> None:
 
 
 def test_accuracy_is_drawn_over_the_batch_size_with_a_row_for_each_network_that_finished() -> None:
-    running = replace(GRID[0], status="running", spec=replace(GRID[0].spec, seed=1))
+    running = replace(with_factors(GRID[0], seed=1), status="running")
     report = describe(scale_record(*GRID, running, seeds=[0, 1]))
     (figure,) = report.figures
     found = [(row["variant"], row["images in a step"], row["accuracy"]) for row in figure.data]
@@ -259,7 +259,7 @@ def test_speed_is_shown_for_each_variant_and_batch_size() -> None:
 
 def test_a_cell_names_rate_and_spread() -> None:
     seeds = [trained("recipe", 1024, accuracy, seed=seed) for seed, accuracy in enumerate((0.8, 0.7))]
-    waiting = replace(seeds[0], status="waiting", epochs=(), spec=replace(seeds[0].spec, seed=2))
+    waiting = replace(with_factors(seeds[0], seed=2), status="waiting", measurements=())
     made = scale_record(*seeds, waiting, variants=["recipe", "plain"], batch_size=[1024], seeds=[0, 1, 2])
     row, absent = describe(made).table.rows
     assert absent[1].text == "waiting"
@@ -272,7 +272,7 @@ def test_a_cell_names_rate_and_spread() -> None:
     [
         scale_record(),
         scale_record(*GRID),
-        scale_record(*(replace(one, status="waiting", epochs=()) for one in GRID)),
+        scale_record(*(replace(one, status="waiting", measurements=()) for one in GRID)),
         scale_record(*GRID[:1], batch_size=[128], variants=["recipe"]),
         scale_record(trained("recipe", 128, None), batch_size=[128], variants=["recipe"]),
         scale_record(trained("recipe", 128, math.nan), batch_size=[128], variants=["recipe"]),
@@ -284,7 +284,7 @@ def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_may_be_guessing_at_the_largest_batch_holds_nothing_up() -> None:
-    stuck = [run for run in GRID if (run.spec.variant, run.spec.batch_size) != ("recipe", 1024)]
+    stuck = [run for run in GRID if (run.factors["variant"], run.factors["batch_size"]) != ("recipe", 1024)]
     made = scale_record(*stuck, trained("recipe", 1024, 0.105))
     verdicts = judged(made)
     assert (verdicts["recipe 1"], verdicts["linear scaling"], verdicts["Freezing"]) == (

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ from steadynorm.lab.data.corruptions import corrupt
 from steadynorm.lab.experiment import Task
 from steadynorm.lab.experiments import shift
 from steadynorm.lab.experiments.shift import ShiftConfig
-from steadynorm.lab.run_directory import RunDirectory
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Record, read_record
+from steadynorm.reporting.run_directory import RunDirectory
 from tests.support.experiments import Recorder, on_tiny_data, tiny_dataset, without_times
 from tests.support.records import RECORD
 
@@ -57,13 +58,13 @@ def values(record: Record, name: str, quantity: str = "accuracy") -> dict[str, f
 
 
 def test_one_network_serves_every_decay(undisturbed: Record) -> None:
-    (trained,) = undisturbed.runs
-    assert (trained.spec.arm, trained.status) == ("several_decays", "finished")
+    (trained,) = undisturbed.networks
+    assert (trained.factors["arm"], trained.status) == ("several_decays", "finished")
     assert list(values(undisturbed, "decays-clean-severity0-seed0")) == ["0.9", "0.99", "0.5", "self_tuned"]
 
 
 def test_hard_streams_are_of_the_hardest_severity_and_mixed_ones_of_all(undisturbed: Record) -> None:
-    streams = [cell.factors for cell in undisturbed.cells if cell.factors["part"] == "stream"]
+    streams = [cell.factors for cell in undisturbed.select(part="stream")]
     iid = [(one["shift"], one["severity"]) for one in streams if one["kind"] == "iid"]
     corrupted = [("contrast", 1), ("gaussian_noise", 1), ("contrast", 5), ("gaussian_noise", 5)]
     assert iid == [("clean", 0), *corrupted, ("mixed", 1), ("mixed", 5)]
@@ -130,7 +131,7 @@ def test_a_stop_anywhere_resumes_to_the_same_numbers(tmp_path: Path, undisturbed
     class Stopping(Recorder):
         """Stops where the cell begins."""
 
-        def begin_cell(self, name: str, **numbers: int) -> None:
+        def begin(self, name: str, **named: Any) -> None:
             if name == stop:
                 raise KeyboardInterrupt
 
@@ -138,8 +139,7 @@ def test_a_stop_anywhere_resumes_to_the_same_numbers(tmp_path: Path, undisturbed
         run(replace(TINY, out=tmp_path / "a"), Stopping())
     again = Recorder()
     resumed = run(ShiftConfig(resume=tmp_path / "a"), again)
-    assert [without_times(one) for one in resumed.runs] == [without_times(one) for one in undisturbed.runs]
-    assert [cell.measurements for cell in resumed.cells] == [cell.measurements for cell in undisturbed.cells]
+    assert [*map(without_times, resumed.cells)] == [*map(without_times, undisturbed.cells)]
     assert again.begun[0].endswith(stop)
 
 

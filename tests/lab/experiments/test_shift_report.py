@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from steadynorm.lab.experiments.shift import Condition, conditions, describe, kept_share, mean_error, worst
-from steadynorm.reporting.records import CellRecord, Factor, Measurement, Record
+from steadynorm.reporting.records import Cell, Measurement, Record
 from steadynorm.reporting.report import Figure, Table
 from tests.support.documented import check_equals, content_of, few_values, record_of
 from tests.support.records import check_page, summary_json
@@ -21,19 +21,19 @@ METHODS = ["stored", "batch", "gate"]
 TRAINED = compare_run("several_decays", val_accuracy=[0.5, 0.8])
 
 
-def cell(values: dict[str, float], images: float = 100, **factors: Factor) -> CellRecord:
+def cell(values: dict[str, float], images: float = 100, **factors: Any) -> Cell:
     rows = [Measurement(subject=name, quantity="accuracy", value=value) for name, value in values.items()]
     if factors["part"] == "stream":
         rows.insert(0, Measurement(quantity="images", value=images))
-    return CellRecord(factors=factors | {"seed": factors.get("seed", 0)}, measurements=tuple(rows), seconds=1.0)
+    return Cell(factors=factors | {"seed": factors.get("seed", 0)}, status="finished", measurements=tuple(rows))
 
 
-def decayed(shift: str, severity: int, *accuracies: float) -> CellRecord:
+def decayed(shift: str, severity: int, *accuracies: float) -> Cell:
     values = dict(zip(("0.9", "0.99"), accuracies, strict=True))
     return cell(values, part="decays", shift=shift, severity=severity)
 
 
-def streamed(kind: str, shift: str, severity: int, *accuracies: float, seed: int = 0) -> CellRecord:
+def streamed(kind: str, shift: str, severity: int, *accuracies: float, seed: int = 0) -> Cell:
     values = dict(zip(METHODS, accuracies, strict=True))
     return cell(values, part="stream", kind=kind, shift=shift, severity=severity, seed=seed)
 
@@ -52,7 +52,7 @@ CELLS = [
 TWO_SEEDS = [streamed("iid", "fog", 5, 0.4, 0.5, 0.45), streamed("iid", "fog", 5, 0.6, 0.9, 0.8, seed=1)]
 
 
-def shift_record(cells: list[CellRecord], **changes: object) -> Record:
+def shift_record(cells: list[Cell], **changes: object) -> Record:
     config = {
         "methods": METHODS,
         "corruptions": ["contrast", "fog"],
@@ -61,10 +61,10 @@ def shift_record(cells: list[CellRecord], **changes: object) -> Record:
         "stream_batch": 10,
         "epochs": 2,
     }
-    return replace(compare_record([TRAINED], **(config | changes)), experiment="shift", cells=tuple(cells))
+    return replace(compare_record([TRAINED, *cells], **(config | changes)), experiment="shift")
 
 
-def streams(cells: list[CellRecord] = CELLS) -> list[Condition]:
+def streams(cells: list[Cell] = CELLS) -> list[Condition]:
     return conditions(shift_record(cells), "stream")
 
 
@@ -168,7 +168,7 @@ def test_the_verdicts_follow_the_numbers() -> None:
         ({4: streamed("iid", "contrast", 5, 0.3, 0.6, 0.55)}, 4, "not met"),
     ],
 )
-def test_each_verdict_can_fall(replaced: dict[int, CellRecord], place: int, verdict: str) -> None:
+def test_each_verdict_can_fall(replaced: dict[int, Cell], place: int, verdict: str) -> None:
     cells = [replaced.get(number, one) for number, one in enumerate(CELLS)]
     assert verdicts(shift_record(cells))[place] == verdict
 
@@ -312,7 +312,7 @@ def test_the_method_says_whose_corruptions_they_are(published: tuple[float, ...]
         shift_record(CELLS),
         shift_record(CELLS[:1]),
         shift_record(CELLS[:3]),
-        shift_record([replace(one, measurements=(), seconds=None) for one in CELLS]),
+        shift_record([replace(one, status="waiting", measurements=()) for one in CELLS]),
         shift_record([cell({"batch": 0.5}, part="stream", kind="iid", shift="fog", severity=5)], methods=["batch"]),
     ],
     ids=["empty", "whole", "one cell", "decays alone", "waiting", "without stored ones"],
@@ -322,14 +322,14 @@ def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
 
 
 def test_a_report_is_finished_once_every_cell_is_measured() -> None:
-    waiting = [*CELLS[:-1], replace(CELLS[-1], measurements=(), seconds=None)]
+    waiting = [*CELLS[:-1], replace(CELLS[-1], status="waiting", measurements=())]
     assert describe(shift_record(CELLS)).finished
     assert not describe(shift_record(waiting)).finished
 
 
 def test_a_network_that_may_be_guessing_decides_nothing() -> None:
     made = shift_record(CELLS)
-    report = describe(replace(made, runs=(compare_run("several_decays", val_accuracy=[0.1, 0.105]),)))
+    report = describe(replace(made, cells=(compare_run("several_decays", val_accuracy=[0.1, 0.105]), *made.cells[1:])))
     assert {item.verdict for item in report.claims} == {"not measured: at chance"}
     assert report.headline.startswith("The network is no better than guessing (10.5")
 
@@ -340,7 +340,7 @@ def rebuilt(name: str) -> Record:
     return record_of(content, [*decay_cells(content), *stream_cells(content)])
 
 
-def decay_cells(content: dict[str, Any]) -> Iterator[CellRecord]:
+def decay_cells(content: dict[str, Any]) -> Iterator[Cell]:
     errors: dict[tuple[str, int], dict[str, list[float]]] = {}
     for one in content["decays"]:
         errors.setdefault((one["shift"], one["severity"]), {})[one["decay"]] = few_values(one["error"])
@@ -350,7 +350,7 @@ def decay_cells(content: dict[str, Any]) -> Iterator[CellRecord]:
             yield cell(values, part="decays", shift=shift, severity=severity, seed=seed)
 
 
-def stream_cells(content: dict[str, Any]) -> Iterator[CellRecord]:
+def stream_cells(content: dict[str, Any]) -> Iterator[Cell]:
     """Cells in whole images, of which everything that the summary rounds is a number."""
     for place, seed in enumerate(content["config"]["seeds"]):
         for one in content["streams"]:

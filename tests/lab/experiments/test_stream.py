@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,9 @@ def cells(record: Record) -> list[object]:
 
 
 def test_arms_train_image_by_image_at_a_scaled_rate_beside_the_default_build(undisturbed: Record) -> None:
-    found = [(one.spec.arm, one.spec.batch_size, one.spec.lr, one.status) for one in undisturbed.runs]
+    found = [
+        (*(one.factors.get(name) for name in ("arm", "batch_size", "lr")), one.status) for one in undisturbed.networks
+    ]
     assert found == [
         ("batch_norm", None, 0.1, "finished"),
         ("gated_batch_norm", 1, 0.1 / 16, "finished"),
@@ -49,28 +52,30 @@ def test_arms_train_image_by_image_at_a_scaled_rate_beside_the_default_build(und
 def test_every_arm_sees_the_same_number_of_images(tmp_path: Path) -> None:
     display = Recorder()
     run(replace(TINY, out=tmp_path / "a"), display)
-    assert {steps for _, steps in display.steps} == {2, 32}  # of 16 images, and of one
+    assert {steps for name, steps in display.steps.items() if "-lr" in name} == {2, 32}  # of 16 images, and of one
 
 
 def test_statistics_are_measured_anew_and_the_default_build_meets_single_images(undisturbed: Record) -> None:
-    assert [cell.factors for cell in undisturbed.cells] == [
+    assert [cell.factors for cell in undisturbed.cells if not cell.is_network] == [
         {"part": "recalibrated", "arm": "gated_batch_norm", "seed": 0},
         {"part": "recalibrated", "arm": "group_norm", "seed": 0},
         {"part": "stream", "order": "iid", "seed": 0},
         {"part": "stream", "order": "class_ordered", "seed": 0},
     ]
-    assert [[row.subject for row in cell.measurements] for cell in undisturbed.cells[2:]] == [["stored", "batch"]] * 2
+    assert [[row.subject for row in cell.measurements] for cell in undisturbed.select(part="stream")] == [
+        ["stored", "batch"]
+    ] * 2
 
 
 def test_a_layer_without_running_statistics_has_nothing_to_measure_anew(undisturbed: Record) -> None:
-    group = next(one for one in undisturbed.runs if one.spec.arm == "group_norm")
-    (row,) = undisturbed.cells[1].measurements
-    assert row.value == group.epochs[-1].val_accuracy
+    group = undisturbed.select(part=None, arm="group_norm")[0]
+    (row,) = undisturbed.select(part="recalibrated")[1].measurements
+    assert row.value == group.last("val_accuracy")
 
 
 def test_a_frozen_layer_has_nothing_to_measure_anew_either(tmp_path: Path) -> None:
     found = run(replace(TINY, arms=("frozen_batch_norm",), methods=("stored",), out=tmp_path / "a"))
-    assert found.cells[0].measurements[0].value == found.runs[1].epochs[-1].val_accuracy
+    assert found.select(part="recalibrated")[0].last("accuracy") == found.networks[1].last("val_accuracy")
 
 
 def test_statistics_measured_anew_are_of_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +86,9 @@ def test_statistics_measured_anew_are_of_training_images(tmp_path: Path, monkeyp
 
 
 def test_stored_statistics_do_not_care_for_the_order(undisturbed: Record) -> None:
-    mixed, ordered = ({row.subject: row.value for row in cell.measurements} for cell in undisturbed.cells[2:])
+    mixed, ordered = (
+        {row.subject: row.value for row in cell.measurements} for cell in undisturbed.select(part="stream")
+    )
     assert mixed["stored"] == ordered["stored"]
 
 
@@ -102,11 +109,11 @@ def test_a_stop_anywhere_resumes_to_the_same_numbers(tmp_path: Path, undisturbed
     class Stopping(Recorder):
         """Stops after the arm's epoch, or where the cell begins."""
 
-        def epoch(self, record) -> None:
-            if record.spec.arm == stop:
+        def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+            if lasting and name.startswith(stop):
                 raise KeyboardInterrupt
 
-        def begin_cell(self, name: str, **numbers: int) -> None:
+        def begin(self, name: str, **named: Any) -> None:
             if name == stop:
                 raise KeyboardInterrupt
 
@@ -114,8 +121,7 @@ def test_a_stop_anywhere_resumes_to_the_same_numbers(tmp_path: Path, undisturbed
         run(replace(TINY, out=tmp_path / "a"), Stopping())
     again = Recorder()
     resumed = run(StreamConfig(resume=tmp_path / "a"), again)
-    assert [without_times(one) for one in resumed.runs] == [without_times(one) for one in undisturbed.runs]
-    assert cells(resumed) == cells(undisturbed)
+    assert [*map(without_times, resumed.cells)] == [*map(without_times, undisturbed.cells)]
     assert not any("batch_norm-lr0.1" in line for line in again.begun)
 
 

@@ -10,46 +10,46 @@ from typing import Any
 import pytest
 
 from steadynorm.lab.experiments.stream import describe, on_single_images, summarise
-from steadynorm.reporting.records import CellRecord, Measurement, Record, RunRecord
+from steadynorm.reporting.records import Cell, Measurement, Record
 from steadynorm.reporting.report import Figure, Table
 from tests.support.documented import check_equals, content_of, few_values, record_of
-from tests.support.records import check_page, summary_json
+from tests.support.records import check_page, summary_json, with_factors
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
 METHODS = ["stored", "batch", "gated", "gate"]
 
 
-def default(accuracy: float, *, seed: int = 0) -> RunRecord:
+def default(accuracy: float, *, seed: int = 0) -> Cell:
     return compare_run("batch_norm", val_accuracy=[accuracy / 2, accuracy], seed=seed)
 
 
-def single(arm: str, accuracy: float | None, *, seed: int = 0) -> RunRecord:
+def single(arm: str, accuracy: float | None, *, seed: int = 0) -> Cell:
     """A run at batch size 1 that ended at an accuracy, or diverged at step 17."""
     lost = {"status": "diverged", "diverged_at_step": 17} if accuracy is None else {}
     values = [] if accuracy is None else [accuracy / 2, accuracy]
     made = compare_run(arm, val_accuracy=values, seed=seed, lr=0.1 / 128, planned=2, **lost)
-    return replace(made, spec=replace(made.spec, batch_size=1))
+    return with_factors(made, batch_size=1)
 
 
-def recalibrated(arm: str, accuracy: float, *, seed: int = 0) -> CellRecord:
+def recalibrated(arm: str, accuracy: float, *, seed: int = 0) -> Cell:
     rows = (Measurement(quantity="accuracy", value=accuracy),)
-    return CellRecord(factors={"part": "recalibrated", "arm": arm, "seed": seed}, measurements=rows, seconds=1.0)
+    return Cell(factors={"part": "recalibrated", "arm": arm, "seed": seed}, status="finished", measurements=rows)
 
 
-def predicted(order: str, accuracies: dict[str, float], *, seed: int = 0) -> CellRecord:
+def predicted(order: str, accuracies: dict[str, float], *, seed: int = 0) -> Cell:
     rows = tuple(Measurement(subject=name, quantity="accuracy", value=value) for name, value in accuracies.items())
-    return CellRecord(factors={"part": "stream", "order": order, "seed": seed}, measurements=rows, seconds=1.0)
+    return Cell(factors={"part": "stream", "order": order, "seed": seed}, status="finished", measurements=rows)
 
 
-def streamed(order: str, *accuracies: float, seed: int = 0) -> CellRecord:
+def streamed(order: str, *accuracies: float, seed: int = 0) -> Cell:
     return predicted(order, dict(zip(METHODS, accuracies, strict=True)), seed=seed)
 
 
-def stream_record(runs: list[RunRecord], cells: list[CellRecord], **changes: object) -> Record:
+def stream_record(runs: list[Cell], cells: list[Cell], **changes: object) -> Record:
     config = {"arms": ["gated_batch_norm", "batch_norm"], "methods": METHODS, "stream_images": 100, "epochs": 2}
     made = compare_record(runs, **(config | changes))
-    return replace(made, experiment="stream", cells=tuple(cells))
+    return replace(made, experiment="stream", cells=(*runs, *cells))
 
 
 RUNS = [default(0.7), single("gated_batch_norm", 0.6), single("batch_norm", 0.2)]
@@ -110,7 +110,7 @@ def test_the_headline_says_what_both_lose() -> None:
     ],
     ids=["gained", "diverged", "waiting"],
 )
-def test_the_headline_says_what_became_of_the_gated_layer(runs: list[RunRecord], said: str) -> None:
+def test_the_headline_says_what_became_of_the_gated_layer(runs: list[Cell], said: str) -> None:
     assert plain(describe(stream_record(runs, [])).headline) == said
 
 
@@ -156,7 +156,7 @@ def test_a_default_build_near_chance_cannot_lose_so_much() -> None:
 
 
 def test_the_gated_layer_pays_less_where_every_seed_does() -> None:
-    runs = [*two_seeds((0.7, 0.7), (0.6, 0.4)).runs, single("batch_norm", 0.45), single("batch_norm", 0.3, seed=1)]
+    runs = [*two_seeds((0.7, 0.7), (0.6, 0.4)).cells, single("batch_norm", 0.45), single("batch_norm", 0.3, seed=1)]
     assert verdicts(stream_record(runs, CELLS, seeds=[0, 1]))[2] == "not met"
 
 
@@ -241,8 +241,8 @@ def test_the_figure_of_methods_has_their_gains_in_points() -> None:
     [
         stream_record([], []),
         stream_record(RUNS, CELLS),
-        stream_record([replace(one, status="waiting", epochs=()) for one in RUNS], []),
-        stream_record(RUNS, [replace(cell, measurements=(), seconds=None) for cell in CELLS]),
+        stream_record([replace(one, status="waiting", measurements=()) for one in RUNS], []),
+        stream_record(RUNS, [replace(cell, status="waiting", measurements=()) for cell in CELLS]),
         stream_record([RUNS[0], single("gated_batch_norm", None), single("batch_norm", None)], CELLS[2:]),
         stream_record(RUNS, CELLS[:2], arms=["batch_norm"], methods=["batch"]),
     ],
@@ -253,7 +253,7 @@ def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
 
 
 def test_a_report_is_finished_once_every_cell_is_measured() -> None:
-    waiting = [*CELLS[:-1], replace(CELLS[-1], measurements=(), seconds=None)]
+    waiting = [*CELLS[:-1], replace(CELLS[-1], status="waiting", measurements=())]
     assert describe(stream_record(RUNS, CELLS)).finished
     assert not describe(stream_record(RUNS, waiting)).finished
 
@@ -278,13 +278,13 @@ def rebuilt(name: str) -> Record:
     return record_of(content, [*arm_cells(content), *method_cells(content)])
 
 
-def arm_cells(content: dict[str, Any]) -> Iterator[CellRecord]:
+def arm_cells(content: dict[str, Any]) -> Iterator[Cell]:
     for arm in content["arms"]:
         for seed, accuracy in zip(content["config"]["seeds"], few_values(arm["recalibrated"]), strict=True):
             yield recalibrated(arm["arm"], accuracy, seed=seed)
 
 
-def method_cells(content: dict[str, Any]) -> Iterator[CellRecord]:
+def method_cells(content: dict[str, Any]) -> Iterator[Cell]:
     for order in dict.fromkeys(one["order"] for one in content["ways"]):
         ways = [one for one in content["ways"] if one["order"] == order]
         stored = few_values(next(one["accuracy"] for one in ways if one["method"] == "stored"))

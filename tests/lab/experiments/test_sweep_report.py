@@ -9,10 +9,11 @@ import pytest
 
 from steadynorm.lab.experiments import sweep
 from steadynorm.lab.experiments.sweep import describe, grid_points, rate_limits
-from steadynorm.reporting.records import Record, RunRecord, RunSpec
+from steadynorm.lab.training import network
+from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Report, Table
 from tests.support.documented import check_equals, content_of, record_of
-from tests.support.records import check_page, summary_json
+from tests.support.records import check_page, summary_json, with_factors
 from tests.support.records import record as compare_record
 from tests.support.records import run as compare_run
 
@@ -30,15 +31,15 @@ def trained(arm: str, lr: float, accuracy: float | None, *, seed: int = 0, depth
         planned=2,
         change=lambda _: {"train_loss": loss},
     )
-    return replace(made, spec=replace(made.spec, batch_size=64, depth=depth))
+    return with_factors(made, batch_size=64, depth=depth)
 
 
-def searched(arm: str, lr: float, loss: float, *, seed: int = 0, depth: int = 6) -> RunRecord:
+def searched(arm: str, lr: float, loss: float, *, seed: int = 0, depth: int = 6) -> Cell:
     made = trained(arm, lr, 0.2, seed=seed, depth=depth, loss=loss)
-    return replace(made, spec=replace(made.spec, purpose="stability"))
+    return with_factors(made, purpose="stability")
 
 
-def searches(limits: dict[tuple[str, int], float], *, depth: int = 6) -> list[RunRecord]:
+def searches(limits: dict[tuple[str, int], float], *, depth: int = 6) -> list[Cell]:
     """Runs of searches that are over: arm and seed -> the largest rate that trains."""
     return [
         searched(arm, lr, 1.0 if lr <= limit else 5.0, seed=seed, depth=depth)
@@ -47,7 +48,7 @@ def searches(limits: dict[tuple[str, int], float], *, depth: int = 6) -> list[Ru
     ]
 
 
-def sweep_record(*runs: RunRecord, **changes: object) -> Record:
+def sweep_record(*runs: Cell, **changes: object) -> Record:
     config = {"lr": [0.1, 0.5], "batch_size": [64], "depth": [6], "largest_rate": False, "epochs": 2} | changes
     return replace(compare_record(runs, **config), experiment="sweep")
 
@@ -67,7 +68,7 @@ def verdicts(made: Record) -> list[str]:
     return [item.verdict for item in describe(made).claims]
 
 
-def headline(*runs: RunRecord, **changes: object) -> str:
+def headline(*runs: Cell, **changes: object) -> str:
     return describe(sweep_record(*runs, **changes)).headline
 
 
@@ -127,7 +128,7 @@ def test_an_exploding_batch_norm_breaks_the_expectation() -> None:
 
 
 def test_waiting_networks_leave_it_open() -> None:
-    waiting = replace(GRID[1], status="waiting", epochs=())
+    waiting = replace(GRID[1], status="waiting", measurements=())
     waits = sweep_record(GRID[0], waiting, *GRID[2:])
     assert verdicts(waits)[0] == "not measured"
     assert not describe(waits).finished
@@ -158,7 +159,7 @@ def test_a_point_counts_explosions_and_guessing() -> None:
     assert row[-1].text == "1 of 4 exploded at step 17, 1 of 4 at chance" and row[-1].tone == "bad"
 
 
-WAITING, RUNNING = (replace(GRID[2], status=status, epochs=()) for status in ("waiting", "running"))
+WAITING, RUNNING = (replace(GRID[2], status=status, measurements=()) for status in ("waiting", "running"))
 SEEDS = [trained("none", 0.1, 0.4, seed=seed) for seed in (1, 2)]
 
 
@@ -174,13 +175,13 @@ SEEDS = [trained("none", 0.1, 0.4, seed=seed) for seed in (1, 2)]
         ([], "waiting", ""),
     ],
 )
-def test_the_outcome_of_a_point(runs: list[RunRecord], text: str, tone: str) -> None:
+def test_the_outcome_of_a_point(runs: list[Cell], text: str, tone: str) -> None:
     (row,) = describe(sweep_record(*runs, arms=["none"], lr=[0.1])).table.rows
     assert (row[-1].text, row[-1].tone) == (text, tone)
 
 
 @pytest.mark.parametrize("runs", [(), (*GRID[:2], RUNNING, GRID[3])], ids=["none", "running"])
-def test_networks_that_have_not_ended_are_not_finished(runs: tuple[RunRecord, ...]) -> None:
+def test_networks_that_have_not_ended_are_not_finished(runs: tuple[Cell, ...]) -> None:
     assert not describe(sweep_record(*runs)).finished
 
 
@@ -224,8 +225,8 @@ def test_accuracy_is_drawn_over_the_rate_with_a_cross_where_a_run_exploded() -> 
 
 
 def test_there_is_a_figure_for_every_depth_at_which_a_run_has_ended() -> None:
-    waiting = [replace(one, status="waiting", epochs=(), spec=replace(one.spec, depth=18)) for one in GRID]
-    deeper = [replace(one, spec=replace(one.spec, depth=12)) for one in GRID]
+    waiting = [replace(with_factors(one, depth=18), status="waiting", measurements=()) for one in GRID]
+    deeper = [with_factors(one, depth=12) for one in GRID]
     report = describe(sweep_record(*GRID, *deeper, *waiting, depth=[6, 12, 18]))
     assert [figure.name for figure in report.figures] == ["accuracy_depth6_batch64", "accuracy_depth12_batch64"]
 
@@ -262,7 +263,7 @@ def test_the_search_is_described_where_there_was_one() -> None:
 
 
 def test_ticks_stand_at_the_rates_that_are_drawn() -> None:
-    waiting = [replace(one, status="waiting", epochs=()) for one in GRID[1:]]
+    waiting = [replace(one, status="waiting", measurements=()) for one in GRID[1:]]
     (figure,) = describe(sweep_record(GRID[0], *waiting)).figures
     assert figure.options["x_values"] == [0.1]
 
@@ -294,7 +295,7 @@ def test_the_table_of_largest_rates_shows_every_seed() -> None:
         sweep_record(),
         WHOLE,
         sweep_record(*GRID, searched("none", 0.1, 1.0), searched("none", 0.14, 3.0), largest_rate=True),
-        sweep_record(*(replace(one, status="waiting", epochs=()) for one in GRID), largest_rate=True),
+        sweep_record(*(replace(one, status="waiting", measurements=()) for one in GRID), largest_rate=True),
         sweep_record(trained("none", 0.1, None), arms=["none"], lr=[0.1]),
         sweep_record(trained("none", 0.1, math.nan), arms=["none"], lr=[0.1]),
     ],
@@ -305,8 +306,8 @@ def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
 
 
 def test_a_run_names_its_point() -> None:
-    spec = RunSpec(arm="none", seed=1, lr=0.1, epochs=2, batch_size=64, depth=6, purpose="stability")
-    assert spec.name == "stability-none-lr0.1-batch64-depth6-seed1"
+    factors = network(arm="none", seed=1, lr=0.1, epochs=2, batch_size=64, depth=6, purpose="stability")
+    assert Cell(factors=factors).name == "stability-none-lr0.1-batch64-depth6-seed1"
 
 
 def test_a_network_at_chance_has_not_trained_whatever_its_loss() -> None:

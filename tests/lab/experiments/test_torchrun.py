@@ -23,7 +23,7 @@ from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.lab.workers import joined, on_first, was_restarted, worker
 from steadynorm.ops.dispatch import backend
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import Epoch, Record, RunRecord, read_record
+from steadynorm.reporting.records import Cell, Record, read_record
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset, without_times
 from tests.support.ranks import on_ranks
 
@@ -37,12 +37,12 @@ NUMBERS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 NUMBERS += ["grad_norm_mean", "grad_norm_p5", "grad_norm_p95"]
 
 
-def compared(config: CompareConfig, display: Recorder | None = None) -> RunRecord:
+def compared(config: CompareConfig, display: Recorder | None = None) -> Cell:
     """The one network of a comparison."""
     with on_tiny_data():
         place = compare.EXPERIMENT.run(config, display or Recorder())
     record: Record = on_first(lambda: read_record(place))
-    return record.runs[0]
+    return record.cells[0]
 
 
 def measured(config: LandscapeConfig, display: Recorder | None = None) -> Record:
@@ -74,7 +74,7 @@ def on_two(folder: Path) -> dict[str, Any]:
     return found | {"folder": place, "files": sorted(path.name for path in place.iterdir())}
 
 
-def _in_two_parts(config: CompareConfig) -> RunRecord:
+def _in_two_parts(config: CompareConfig) -> Cell:
     with pytest.raises(KeyboardInterrupt):
         compared(config, Recorder(fail_after_epoch=2, error=KeyboardInterrupt()))
     return compared(CompareConfig(resume=config.out))
@@ -93,7 +93,7 @@ def _refused_on_one(name: str, instead: Callable[..., object]) -> str:
     return str(caught.value)
 
 
-def on_four(folder: Path) -> RunRecord:
+def on_four(folder: Path) -> Cell:
     return compared(replace(SYNCHRONISED, out=folder / "four"))
 
 
@@ -106,25 +106,20 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Cell:
     return compared(replace(SYNCHRONISED, out=tmp_path_factory.mktemp("one") / "a"))
 
 
-def curves(record: RunRecord) -> dict[str, list[float]]:
-    def numbers(epoch: Epoch) -> dict[str, float]:
-        return {name: getattr(epoch, name) for name in NUMBERS}
-
-    return {name: [numbers(epoch)[name] for epoch in record.epochs] for name in NUMBERS} | {
-        f"{layer.layer} {layer.epoch}": [layer.mean] for layer in record.layers
-    }
+def curves(record: Cell) -> dict[str, list[float]]:
+    norms = {layer: [*record.series("grad_norm_mean", layer).values()] for layer in record.values("grad_norm_mean")}
+    return norms | {name: [*record.series(name).values()] for name in NUMBERS}
 
 
-def test_two_and_four_workers_give_the_numbers_of_one(
-    two: list[dict[str, Any]], one: RunRecord, tmp_path: Path
-) -> None:
+def test_two_and_four_workers_give_the_numbers_of_one(two: list[dict[str, Any]], one: Cell, tmp_path: Path) -> None:
     """Losses, accuracies and the gradient norms of all and of each layer, of the same global batch."""
     expected = curves(one)
-    assert len(one.epochs) == 3 and one.epochs[-1].train_loss < one.epochs[0].train_loss
+    losses = one.series("train_loss")
+    assert len(losses) == 3 and losses[3] < losses[1]
     for found in (two[0]["synchronised"], two[1]["synchronised"], on_ranks(partial(on_four, tmp_path), 4, tmp_path)[0]):
         for name, values in curves(found).items():
             assert values == pytest.approx(expected[name], rel=1e-4), name
@@ -134,7 +129,7 @@ def test_without_synchronisation_each_worker_normalizes_its_own_part(two: list[d
     """Two workers' batches of 32 are one process's ghost batches of 32."""
     ghost = compared(replace(PER_WORKER, arms=("ghost_batch_norm",), out=tmp_path / "a"))
     whole = compared(replace(PER_WORKER, out=tmp_path / "b"))
-    losses = [[epoch.train_loss for epoch in run.epochs] for run in (two[0]["per worker"], ghost, whole)]
+    losses = [[*run.series("train_loss").values()] for run in (two[0]["per worker"], ghost, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
     means = [
@@ -183,8 +178,8 @@ def test_what_cannot_be_done_is_one_line_on_every_worker(two: list[dict[str, Any
 class Dying(Recorder):
     """Worker 1 dies in the middle of the third epoch, the first time."""
 
-    def step(self, record: RunRecord, *, step: int, steps: int, loss: float | None) -> None:
-        if len(record.epochs) == 2 and step == 1 and worker() == 1 and not was_restarted():
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        if share > 2 / 3 and worker() == 1 and not was_restarted():
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -203,8 +198,8 @@ def test_a_worker_killed_under_torchrun_costs_nothing_that_was_finished(
 ) -> None:
     done = torchrun("--max-restarts", "1", "-m", "tests.lab.experiments.test_torchrun", str(tmp_path / "a"))
     assert done.returncode == 0, done.stderr
-    assert "exitcode: -9" in done.stderr and "goes on behind 2" in done.stdout
-    (run,) = read_record(tmp_path / "a").runs
+    assert "exitcode: -9" in done.stderr and "goes on after epoch 2" in done.stdout
+    (run,) = read_record(tmp_path / "a").cells
     assert without_times(run) == without_times(two[0]["synchronised"])
 
 
@@ -222,9 +217,9 @@ def test_the_command_shows_everything_once(tmp_path: Path) -> None:
 
 
 class Resuming(Dying):
-    def begin(self, spec: Any, *, epochs_done: int, **numbers: int) -> None:
+    def begin(self, name: str, *, text: str = "", **named: Any) -> None:
         if worker() == 0:
-            print(f"goes on behind {epochs_done}", flush=True)
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded data set: ten geometric figures, drawn small on cluttered, unevenly lit ground.
+"""The embedded data set: ten geometric shapes, drawn small on cluttered, unevenly lit ground.
 
 It needs no download and takes about a second to draw. Every pixel comes from the raw words of a PCG64
 generator and from additions, multiplications, divisions and square roots in float64, each of which IEEE 754
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steadynorm.lab.data.figures import FIGURES
 from steadynorm.lab.data.images import SIZE, Dataset, Images
+from steadynorm.lab.data.shape_functions import SHAPES
 
 __all__ = ["make_shapes"]
 
@@ -47,7 +47,7 @@ def make_shapes() -> Dataset:
     """Draw the data set: 2,048 training and 1,024 validation images of 32 x 32 pixels in ten classes.
 
     Each class has the same number of images in a split, give or take one. Position, size, rotation, colours,
-    contrast (a figure may be lighter or darker than its ground), texture, clutter, light and noise are
+    contrast (a shape may be lighter or darker than its ground), texture, clutter, light and noise are
     random.
     """
     train = _split(TRAIN_COUNT, _Draws(1))
@@ -59,14 +59,14 @@ def make_shapes() -> Dataset:
         name="shapes",
         train=train,
         validation=validation,
-        classes=tuple(FIGURES),
+        classes=tuple(SHAPES),
         mean=tuple(mean.tolist()),
         std=tuple(np.sqrt(var).tolist()),
     )
 
 
 def _split(count: int, draws: _Draws) -> Images:
-    labels = (np.arange(count) % len(FIGURES))[np.argsort(draws.uniform(0, 1, count), kind="stable")]
+    labels = (np.arange(count) % len(SHAPES))[np.argsort(draws.uniform(0, 1, count), kind="stable")]
     drawn = [_draw(part, draws) for part in np.split(labels, range(_CHUNK, count, _CHUNK))]
     pixels = torch.from_numpy(np.ascontiguousarray(np.concatenate(drawn))).permute(0, 3, 1, 2)
     return Images(pixels=pixels, labels=torch.from_numpy(labels.astype(np.int64)))
@@ -82,8 +82,8 @@ def _draw(labels: NDArray[np.int64], draws: _Draws) -> NDArray[np.uint8]:
     mask = _mask(labels, draws)[..., None]
     sign = np.where(draws.uniform(0, 1, count, 1, 1, 1) < 0.5, -1.0, 1.0)
     colour = ground + sign * draws.uniform(55, 115, count, 1, 1, 1) + draws.uniform(-25, 25, count, 1, 1, 3)
-    figure = colour + _texture(draws, count, 8, 15.0)
-    picture = picture + mask * (figure - picture)
+    painted = colour + _texture(draws, count, 8, 15.0)
+    picture = picture + mask * (painted - picture)
     return _photograph(picture, draws)
 
 
@@ -120,7 +120,7 @@ def _interpolation(cells: int) -> Array:
 
 
 def _coordinates(draws: _Draws, radius: Array) -> tuple[Array, Array]:
-    """Give pixel coordinates in a figure's own frame, where its radius is 1: two of shape (N, 32, 32)."""
+    """Give pixel coordinates in a shape's own frame, where its radius is 1: two of shape (N, 32, 32)."""
     count = len(radius)
     slope = draws.uniform(-1, 1, count, 1, 1)
     half = draws.uniform(0, 1, count, 1, 1) < 0.5
@@ -135,13 +135,13 @@ def _coordinates(draws: _Draws, radius: Array) -> tuple[Array, Array]:
 
 
 def _mask(labels: NDArray[np.int64], draws: _Draws) -> Array:
-    """Give how much of each pixel the figure covers, in [0, 1]: shape (N, 32, 32)."""
+    """Give how much of each pixel the shape covers, in [0, 1]: shape (N, 32, 32)."""
     radius = draws.uniform(8, 14, len(labels), 1, 1)
     u, v = _coordinates(draws, radius)
     depth = np.empty_like(u)
-    for label, figure in enumerate(FIGURES.values()):
+    for label, function in enumerate(SHAPES.values()):
         chosen = labels == label
-        depth[chosen] = figure(u[chosen], v[chosen])
+        depth[chosen] = function(u[chosen], v[chosen])
     covered: Array = np.clip(depth * radius + 0.5, 0, 1)
     return covered
 

@@ -46,30 +46,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadynorm.lab.cells import Measure, measure_cells
+from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import ExperimentConfig, check_at_least, check_experiment, check_lists, check_rates
 from steadynorm.lab.data import Images
 from steadynorm.lab.data.images import random_stream
 from steadynorm.lab.describe import (
+    accuracy_entry,
     all_measured,
     arm_cell,
     arm_label,
     arm_labels,
     batch_arm,
     data_label,
+    expected,
     few_arms,
     measurements,
     pair,
     plain_arm,
+    spread_entry,
 )
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.sigmoids import PERCENTILES, build_network, check_arms, inputs_in_training, percentiles, shifts
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, unless_guessing
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, rate, seconds, spread_note
-from steadynorm.reporting.records import Factor, Measurement, Record
-from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, rate, seconds
+from steadynorm.reporting.records import Measurement, Record
+from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, are_apart, spread
 from steadynorm.reporting.words import listing, seeds_label
 
@@ -143,7 +146,7 @@ def _binary(images: Images, device: torch.device) -> _Split:
 
 def _work(task: Task[ClassicConfig]) -> None:
     config = task.config
-    grid: list[dict[str, Factor]] = [{"arm": arm, "seed": seed} for seed in config.seeds for arm in config.arms]
+    grid = [{"arm": arm, "seed": seed} for seed in config.seeds for arm in config.arms]
     measure_cells(grid, _measure, task)
 
 
@@ -152,10 +155,10 @@ def _measure(task: Task[ClassicConfig]) -> Measure:
     config, device = task.config, torch.device(task.record.resolved["device"])
     train, test = (_binary(images, device) for images in (task.dataset.train, task.dataset.validation))
 
-    def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
-        seed = int(factors["seed"])
+    def measure(job: Job) -> Iterator[Measurement]:
+        seed = job.factors["seed"]
         network = build_network(
-            str(factors["arm"]),
+            job.factors["arm"],
             inputs=train.x.shape[1],
             widths=config.widths,
             classes=len(task.dataset.classes),
@@ -163,7 +166,7 @@ def _measure(task: Task[ClassicConfig]) -> Measure:
             seed=seed,
         ).to(device)
         batches = (train.take(chosen) for chosen in _batches(len(train), config.batch_size, seed))
-        return _watch(network, batches, test, config, advance)
+        return _watch(network, batches, test, config, job.advance)
 
     return measure
 
@@ -181,7 +184,7 @@ def _watch(
     batches: Iterator[_Split],
     test: _Split,
     config: ClassicConfig,
-    advance: Callable[[float], None],
+    advance: Callable[[float, str], None],
 ) -> Iterator[Measurement]:
     """Train a network, and stop to look at it."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr)
@@ -199,7 +202,7 @@ def _watch(
         yield from _judge(network, test, step)
         yield from _shown(history[-1][0], step)
         done = step
-        advance(step / config.steps)
+        advance(step / config.steps, "")
     for place, mode in enumerate(("", "eval_")):
         for quantity, values in shifts(torch.stack(history)[:, place]).items():
             for unit, value in enumerate(values.tolist()):
@@ -271,10 +274,9 @@ def describe(record: Record) -> Report:
             Section(
                 title="Result", blocks=(Figures([*_curves(record, rows)]), _table(record, arms), Text(_reading(arms)))
             ),
-            Section(
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Text(FIRST_FIGURE), Claims(_claims(record, arms))),
+            expected(
+                Text(FIRST_FIGURE),
+                Claims(_claims(record, arms)),
             ),
             Section(
                 title="What reaches a sigmoid", blocks=(Figures([*_percentiles(record, rows), *_shifts(record, rows)]),)
@@ -333,7 +335,7 @@ def summarise(record: Record, rows: pd.DataFrame, arm: str) -> ArmSummary:
     ends = whole.groupby(["quantity", "seed"])["value"].last()
     # A sigmoid whose input no longer has a width counts as infinitely far.
     middles = whole.fillna({"value": math.inf}).groupby(["quantity", "seed"])["value"].median()
-    times = {cell.factors["seed"]: cell.seconds for cell in record.cells if cell.factors["arm"] == arm}
+    times = {cell.factors["seed"]: cell.seconds for cell in record.select(arm=arm)}
     seeds = whole["seed"].unique()
     return ArmSummary(
         arm=arm,
@@ -400,8 +402,8 @@ SHORT: Mapping[str, Callable[[ArmSummary], str]] = {
     "seeds": lambda arm: str(arm.seeds),
     "test accuracy": lambda arm: _short_accuracy(arm),
     "steps to common accuracy": lambda arm: _common(arm).text,
-    "drift": lambda arm: _cell(arm.drift).text,
-    "change of width": lambda arm: _cell(arm.width_ratio).text,
+    "drift": lambda arm: spread_entry(arm.drift).text,
+    "change of width": lambda arm: spread_entry(arm.width_ratio).text,
     "s": lambda arm: seconds(arm.seconds.mean if arm.seconds else None),
 }
 
@@ -411,32 +413,24 @@ def _table(record: Record, arms: Sequence[ArmSummary]) -> Table:
         arms,
         {
             "Normalization": lambda arm: arm_cell(record, arm.arm),
-            "Test accuracy": lambda arm: Cell(
-                text=percent_spread(arm.test_accuracy), note=spread_note(arm.test_accuracy), tone="strong"
-            ),
+            "Test accuracy": lambda arm: accuracy_entry(arm.test_accuracy, "strong"),
             "Steps to common accuracy": _common,
-            "Training loss": lambda arm: _cell(arm.train_loss),
-            "Drift": lambda arm: _cell(arm.drift),
-            "Path": lambda arm: _cell(arm.path),
-            "Change of width": lambda arm: _cell(arm.width_ratio),
+            "Training loss": lambda arm: spread_entry(arm.train_loss),
+            "Drift": lambda arm: spread_entry(arm.drift),
+            "Path": lambda arm: spread_entry(arm.path),
+            "Change of width": lambda arm: spread_entry(arm.width_ratio),
             "Time": lambda arm: seconds(arm.seconds.mean if arm.seconds else None),
             "Status": _status,
         },
     )
 
 
-def _common(arm: ArmSummary) -> Cell:
+def _common(arm: ArmSummary) -> Entry:
     missed = f"never in {arm.common_missed} of {arm.seeds} seeds" if arm.common_missed else ""
     if arm.steps_to_common is None:
-        return Cell(text="never" if missed else NONE, note=missed)
-    found = _cell(arm.steps_to_common, _steps)
-    return Cell(text=found.text, note=missed or found.note)
-
-
-def _cell(found: Spread | None, shown: Callable[[float], str] = number) -> Cell:
-    if found is None:
-        return Cell(text=NONE)
-    return Cell(text=shown(found.mean), note=f"{shown(found.low)} to {shown(found.high)}" if found.n > 1 else "")
+        return Entry(text="never" if missed else NONE, note=missed)
+    found = spread_entry(arm.steps_to_common, _steps)
+    return Entry(text=found.text, note=missed or found.note)
 
 
 def _short_accuracy(arm: ArmSummary) -> str:
@@ -446,15 +440,15 @@ def _short_accuracy(arm: ArmSummary) -> str:
     return f"{accuracy}; {status}" if arm.test_accuracy else status
 
 
-def _status(arm: ArmSummary) -> Cell:
+def _status(arm: ArmSummary) -> Entry:
     measured = f"{arm.measured} of {arm.seeds} seeds"
     if arm.diverged_at_step:
         when = listing([_steps(step) for step in arm.diverged_at_step])
         still_open = f"{measured} measured" if arm.measured < arm.seeds else ""
-        return Cell(text=f"diverged at step {when}", tone="bad", note=still_open)
+        return Entry(text=f"diverged at step {when}", tone="bad", note=still_open)
     if arm.measured == arm.seeds:
-        return Cell(text="finished")
-    return Cell(text=measured if arm.measured else "waiting", tone="muted")
+        return Entry(text="finished")
+    return Entry(text=measured if arm.measured else "waiting", tone="muted")
 
 
 def _steps(value: float) -> str:

@@ -17,25 +17,26 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 from steadynorm.lab.configuration import (
-    TrainingConfig,
+    OneRateConfig,
     check_arms,
     check_at_least,
     check_experiment,
     check_lists,
+    check_one_rate,
     check_rates,
     check_split,
-    check_training,
     settings_of,
 )
 from steadynorm.lab.data import hold_out
 from steadynorm.lab.describe import (
     PLAIN,
+    accuracy_entry,
     arm_cell,
     arm_label,
     arm_labels,
@@ -44,13 +45,16 @@ from steadynorm.lab.describe import (
     curves,
     data_label,
     data_method,
+    diverged_at_steps,
+    expected,
+    finals,
+    has_ended,
+    networks_as_json,
     plain_arm,
-    run_as_json,
     training_method,
 )
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.grid import train_grid
-from steadynorm.lab.training import Settings
+from steadynorm.lab.training import Settings, network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
 from steadynorm.reporting.numbers import (
@@ -62,10 +66,9 @@ from steadynorm.reporting.numbers import (
     points,
     rate,
     seconds,
-    spread_note,
 )
-from steadynorm.reporting.records import Epoch, Record, RunRecord, RunSpec, Status
-from steadynorm.reporting.report import Block, Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.records import Cell, Record, Status
+from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, are_apart, largest, mean, median, number_or_none, spread
 from steadynorm.reporting.words import capital, counted, listing, seeds_label
 
@@ -95,7 +98,7 @@ MANY = 3  # arms of which each gets a paragraph
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(TrainingConfig):
+class CompareConfig(OneRateConfig):
     """Train the article's network once per normalization and seed, and write a report.
 
     The first run needs no data: it trains on the embedded shapes. For the article's experiment say
@@ -138,34 +141,31 @@ def _work(task: Task[CompareConfig]) -> None:
         best = best_rate(tuned, arm)
         if best is not None:
             rates[arm].add(best)
-    specs = [
-        RunSpec(arm=arm, seed=seed, lr=rate, epochs=config.epochs)
+    networks = [
+        network(arm=arm, seed=seed, lr=rate, epochs=config.epochs)
         for seed in config.seeds
         for arm in config.arms
         for rate in sorted(rates[arm])
     ]
-    train_grid(
-        specs, settings, task.dataset, directory=task.directory, display=task.display, before=tuned, pool=task.pool
-    )
+    train_networks(task, networks, settings)
 
 
-def _tune(task: Task[CompareConfig], settings: Settings) -> tuple[RunRecord, ...]:
+def _tune(task: Task[CompareConfig], settings: Settings) -> list[Cell]:
     """Train short runs at each rate on nine tenths of the training images, judged on the rest."""
     config = task.config
     if not config.tune_lr:
-        return ()
+        return []
     rest, held = hold_out(task.dataset.train, fraction=HELD_OUT, seed=SEED_OF_HOLD_OUT)
     epochs = max(1, config.epochs // TUNING_SHARE)
     scaled = (milestone * epochs // config.epochs for milestone in settings.milestones)
     # A milestone of 0 would lower the rate before the first step, and so try another rate than the one asked for.
     shorter = replace(settings, milestones=tuple(milestone for milestone in scaled if milestone > 0))
-    specs = [
-        RunSpec(arm=arm, seed=config.seeds[0], lr=rate, epochs=epochs, purpose="tune")
+    networks = [
+        network(arm=arm, seed=config.seeds[0], lr=rate, epochs=epochs, purpose="tune")
         for arm in config.arms
         for rate in config.tune_lr
     ]
-    data = replace(task.dataset, train=rest, validation=held)
-    return train_grid(specs, shorter, data, directory=task.directory, display=task.display, pool=task.pool)
+    return train_networks(task, networks, shorter, dataset=replace(task.dataset, train=rest, validation=held))
 
 
 def _check(config: CompareConfig) -> None:
@@ -176,7 +176,7 @@ def _check(config: CompareConfig) -> None:
     check_split(config.batch_size)
     check_at_least(config, (("batch_size", 2), ("accumulate", 1)))
     check_rates("--tune-lr", config.tune_lr)
-    check_training(config)
+    check_one_rate(config)
 
 
 def describe(record: Record) -> Report:
@@ -197,10 +197,9 @@ def describe(record: Record) -> Report:
                     *map(Text, _write_up(record, arms)),
                 ),
             ),
-            Section(
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Text(_expected_from(record)), Claims(_claims(record, arms))),
+            expected(
+                Text(_expected_from(record)),
+                Claims(_claims(record, arms)),
             ),
             Section(title="Accuracy and loss", short="Curves", blocks=(Figures(drawn[1:]),)),
             Section(
@@ -219,27 +218,31 @@ def describe(record: Record) -> Report:
                 for name, found in (("shared", arms), ("tuned", own))
                 if found
             },
-            "runs": [run_as_json(run) for run in record.runs],
+            "runs": networks_as_json(record),
         },
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmRuns:
-    """The runs of one arm at one learning rate, one for each seed."""
+    """The networks of one arm at one learning rate, one for each seed."""
 
     arm: str
     lr: float
-    runs: tuple[RunRecord, ...]
+    runs: tuple[Cell, ...]
 
-    def ended(self, status: Status) -> list[RunRecord]:
-        """Give the runs that ended so."""
+    def ended(self, status: Status) -> list[Cell]:
+        """Give the networks that ended so."""
         return [run for run in self.runs if run.status == status]
 
+    def every(self, quantity: str) -> list[float]:
+        """Give the values of all epochs of all networks."""
+        return [value for run in self.runs for value in run.series(quantity).values()]
+
     @property
-    def epochs(self) -> list[Epoch]:
-        """Every epoch of every run."""
-        return [epoch for run in self.runs for epoch in run.epochs]
+    def is_begun(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(run.measurements for run in self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +307,7 @@ def summarise(record: Record, arm: ArmRuns) -> ArmSummary:
     early = _early_epoch(record)
     decay = min((int(epoch) for epoch in record.config["milestones"]), default=int(record.config["epochs"]))
     finished, diverged = arm.ended("finished"), arm.ended("diverged")
-    last = [run.epochs[-1] for run in finished if run.epochs]
+    accuracies = [run.series("val_accuracy") for run in arm.runs if run.series("val_accuracy")]
     steady = [run for run in arm.runs if run.status != "diverged"] or arm.runs
     return ArmSummary(
         arm=arm.arm,
@@ -312,25 +315,34 @@ def summarise(record: Record, arm: ArmRuns) -> ArmSummary:
         seeds=len(arm.runs),
         finished=len(finished),
         diverged=len(diverged),
-        diverged_at_step=tuple(run.diverged_at_step for run in diverged if run.diverged_at_step is not None),
-        reached_epoch=max((epoch.epoch for epoch in arm.epochs), default=0),
-        val_accuracy=spread(epoch.val_accuracy for epoch in last),
-        val_accuracy_early=spread(epoch.val_accuracy for epoch in arm.epochs if epoch.epoch == early),
-        val_accuracy_reached=spread(run.epochs[-1].val_accuracy for run in arm.runs if run.epochs),
-        best_epoch=_best_epoch(arm.epochs),
-        train_accuracy=spread(epoch.train_accuracy for epoch in last),
-        val_loss=spread(epoch.val_loss for epoch in last),
-        largest_gap=spread(largest(one.train_accuracy - one.val_accuracy for one in run.epochs) for run in steady),
+        diverged_at_step=diverged_at_steps(diverged),
+        reached_epoch=max(itertools.chain(*accuracies), default=0),
+        val_accuracy=spread(finals(finished).values()),
+        val_accuracy_early=spread(one[early] for one in accuracies if early in one),
+        val_accuracy_reached=spread(one[max(one)] for one in accuracies),
+        best_epoch=_best_epoch(accuracies),
+        train_accuracy=spread(finals(finished, "train_accuracy").values()),
+        val_loss=spread(finals(finished, "val_loss").values()),
+        largest_gap=spread(largest(_both(run, operator.sub, "train_accuracy", "val_accuracy")) for run in steady),
         largest_fall=spread(largest_fall(run, until=decay) for run in steady),
-        grad_norm=spread(mean(epoch.grad_norm_mean for epoch in run.epochs) for run in steady),
-        grad_norm_ratio=spread(median(map(_steadiness, run.epochs)) for run in steady),
-        seconds_per_epoch=number_or_none(median(epoch.seconds for epoch in arm.epochs)),
-        images_per_second=number_or_none(median(epoch.images_per_second for epoch in arm.epochs)),
-        parameters=max((run.parameters for run in arm.runs), default=0) or None,
+        grad_norm=spread(mean(run.series("grad_norm_mean").values()) for run in steady),
+        grad_norm_ratio=spread(median(_both(run, _ratio, "grad_norm_p95", "grad_norm_p5")) for run in steady),
+        seconds_per_epoch=number_or_none(median(arm.every("seconds"))),
+        images_per_second=number_or_none(median(arm.every("images_per_second"))),
+        parameters=int(max((run.series("parameters").get(0, 0) for run in arm.runs), default=0)) or None,
     )
 
 
-def best_rate(runs: Iterable[RunRecord], arm: str) -> float | None:
+def _both(run: Cell, make: Callable[[float, float], float], first: str, second: str) -> Iterator[float]:
+    """Give, for each epoch, what is made of two quantities."""
+    return map(make, run.series(first).values(), run.series(second).values())
+
+
+def _ratio(high: float, low: float) -> float:
+    return high / low if low > 0 else math.nan
+
+
+def best_rate(runs: Iterable[Cell], arm: str) -> float | None:
     """Choose the learning rate of an arm from its ``tune`` runs.
 
     It is the one with the highest held-out accuracy after the last epoch; of equals, the smallest. A run that diverged,
@@ -344,9 +356,9 @@ def best_rate(runs: Iterable[RunRecord], arm: str) -> float | None:
         the rate before any decay, or None where no run can be used.
     """
     candidates = [
-        (-run.epochs[-1].val_accuracy, run.spec.lr)
+        (-run.last("val_accuracy"), run.factors["lr"])
         for run in runs
-        if run.spec.purpose == "tune" and run.spec.arm == arm and run.status == "finished" and run.epochs
+        if run.factors.get("purpose") == "tune" and run.factors["arm"] == arm and run.status == "finished"
     ]
     return min((pair for pair in candidates if math.isfinite(pair[0])), default=(0.0, None))[1]
 
@@ -358,28 +370,28 @@ def pictures(record: Record) -> tuple[tuple[ArmRuns, ...], tuple[ArmRuns, ...]]:
     empty while any ``tune`` run still waits, because the best rates may change.
     """
     arms = [str(arm) for arm in record.config["arms"]]
-    shared = tuple(_arm_runs(record.runs, arm, float(record.config["lr"])) for arm in arms)
-    tune = [run for run in record.runs if run.spec.purpose == "tune"]
-    if any(run.status in ("waiting", "running") for run in tune):
+    shared = tuple(_arm_runs(record, arm, float(record.config["lr"])) for arm in arms)
+    tune = record.select(purpose="tune")
+    if not all(run.has_ended for run in tune):
         return shared, ()
     rates = {arm: best_rate(tune, arm) for arm in arms}
-    return shared, tuple(_arm_runs(record.runs, arm, rate) for arm, rate in rates.items() if rate is not None)
+    return shared, tuple(_arm_runs(record, arm, rate) for arm, rate in rates.items() if rate is not None)
 
 
-def largest_fall(run: RunRecord, *, until: int) -> float:
+def largest_fall(run: Cell, *, until: int) -> float:
     """How far validation accuracy fell from one epoch to the next, at worst, up to epoch ``until``.
 
     Returns:
         a share >= 0; NaN where fewer than two epochs can be compared.
     """
-    values = [epoch.val_accuracy for epoch in run.epochs if epoch.epoch <= until]
+    values = [value for epoch, value in run.series("val_accuracy").items() if epoch <= until]
     worst = largest(before - after for before, after in itertools.pairwise(values))
     return max(0.0, worst) if math.isfinite(worst) else worst
 
 
-def _arm_runs(runs: Iterable[RunRecord], arm: str, lr: float) -> ArmRuns:
-    chosen = [run for run in runs if (run.spec.purpose, run.spec.arm, run.spec.lr) == ("compare", arm, lr)]
-    return ArmRuns(arm=arm, lr=lr, runs=tuple(sorted(chosen, key=lambda run: run.spec.seed)))
+def _arm_runs(record: Record, arm: str, lr: float) -> ArmRuns:
+    chosen = record.select(purpose=None, arm=arm, lr=lr)
+    return ArmRuns(arm=arm, lr=lr, runs=tuple(sorted(chosen, key=lambda run: run.factors["seed"])))
 
 
 def _early_epoch(record: Record) -> int:
@@ -388,21 +400,16 @@ def _early_epoch(record: Record) -> int:
     return ARTICLE_EPOCH if planned >= ARTICLE_EPOCH else max(1, (planned + 1) // 2)
 
 
-def _best_epoch(epochs: Sequence[Epoch]) -> int | None:
-    found = {one.epoch: spread(other.val_accuracy for other in epochs if other.epoch == one.epoch) for one in epochs}
+def _best_epoch(accuracies: Sequence[dict[int, float]]) -> int | None:
+    found = {epoch: spread(one[epoch] for one in accuracies if epoch in one) for one in accuracies for epoch in one}
     means = {epoch: value.mean for epoch, value in sorted(found.items()) if value}
     return max(means, key=lambda epoch: means[epoch], default=None)
 
 
-def _steadiness(epoch: Epoch) -> float:
-    return epoch.grad_norm_p95 / epoch.grad_norm_p5 if epoch.grad_norm_p5 > 0 else math.nan
-
-
 def _is_finished(record: Record) -> bool:
     """Whether every planned run has ended, one way or the other."""
-    ended = all(run.status in ("finished", "diverged") for run in record.runs)
     planned = len(record.config["seeds"])
-    return ended and all(len(arm.runs) == planned for arms in pictures(record) for arm in arms)
+    return has_ended(record) and all(len(arm.runs) == planned for arms in pictures(record) for arm in arms)
 
 
 # What the tables show.
@@ -419,7 +426,7 @@ SHORT: Mapping[str, Callable[[ArmSummary], str]] = {
 
 def _table(record: Record, arms: Sequence[ArmSummary], *, with_rate: bool = False) -> Table:
     """Lay out a row for each arm, with its learning rate where they differ."""
-    own: dict[str, Callable[[ArmSummary], Cell | str]] = (
+    own: dict[str, Callable[[ArmSummary], Entry | str]] = (
         {"Learning rate": lambda arm: rate(arm.lr)} if with_rate else {}
     )
     return Table.of(
@@ -430,11 +437,11 @@ def _table(record: Record, arms: Sequence[ArmSummary], *, with_rate: bool = Fals
             "Final validation accuracy": _accuracy,
             f"At epoch {_early_epoch(record)}": lambda arm: percent_spread(arm.val_accuracy_early),
             "Training ahead, at most": _gap,
-            "Gradient norm": lambda arm: Cell(
+            "Gradient norm": lambda arm: Entry(
                 text=number(arm.grad_norm.mean if arm.grad_norm else None),
                 note=f"p95/p5 {number(arm.grad_norm_ratio.mean)}" if arm.grad_norm_ratio else "",
             ),
-            "Time per epoch": lambda arm: Cell(
+            "Time per epoch": lambda arm: Entry(
                 text=seconds(arm.seconds_per_epoch),
                 note=f"{arm.images_per_second:,.0f}{SPACE}images/s" if arm.images_per_second else "",
             ),
@@ -449,13 +456,13 @@ def _gap(arm: ArmSummary) -> str:
     return points(arm.largest_gap.mean) if arm.largest_gap.mean > 0 else "never ahead"
 
 
-def _accuracy(arm: ArmSummary) -> Cell:
+def _accuracy(arm: ArmSummary) -> Entry:
     if arm.val_accuracy is not None:
-        return Cell(text=percent_spread(arm.val_accuracy), note=spread_note(arm.val_accuracy), tone="strong")
+        return accuracy_entry(arm.val_accuracy, "strong")
     if arm.val_accuracy_reached is None:
-        return Cell(text=NONE)
+        return Entry(text=NONE)
     until = "when it diverged after" if arm.is_lost else "so far, at"
-    return Cell(text=NONE, note=f"{percent(arm.val_accuracy_reached.mean)} {until} epoch {arm.reached_epoch}")
+    return Entry(text=NONE, note=f"{percent(arm.val_accuracy_reached.mean)} {until} epoch {arm.reached_epoch}")
 
 
 def _short_accuracy(arm: ArmSummary) -> str:
@@ -466,18 +473,18 @@ def _short_accuracy(arm: ArmSummary) -> str:
     return f"{accuracy}; {lost}" if arm.val_accuracy else lost
 
 
-def _status(record: Record, arm: ArmSummary) -> Cell:
+def _status(record: Record, arm: ArmSummary) -> Entry:
     """Say how the runs of an arm ended, or how far they are."""
     missing = arm.seeds - arm.finished - arm.diverged
     open_ = f"{arm.finished} of {arm.seeds} seeds finished" if missing and arm.seeds > 1 else ""
     if arm.diverged:
         where = f"diverged{_at_steps(arm)}"
-        return Cell(text=where if arm.seeds == 1 else f"{arm.diverged} of {arm.seeds} {where}", tone="bad", note=open_)
+        return Entry(text=where if arm.seeds == 1 else f"{arm.diverged} of {arm.seeds} {where}", tone="bad", note=open_)
     if arm.seeds and arm.finished == arm.seeds:
-        return Cell(text="finished", note="" if arm.seeds == 1 else f"{arm.seeds} seeds")
+        return Entry(text="finished", note="" if arm.seeds == 1 else f"{arm.seeds} seeds")
     if arm.reached_epoch == 0:
-        return Cell(text="waiting", tone="muted")
-    return Cell(text=f"epoch {arm.reached_epoch} of {record.config['epochs']}", note=open_)
+        return Entry(text="waiting", tone="muted")
+    return Entry(text=f"epoch {arm.reached_epoch} of {record.config['epochs']}", note=open_)
 
 
 def _at_steps(arm: ArmSummary) -> str:
@@ -489,7 +496,7 @@ def _at_steps(arm: ArmSummary) -> str:
 
 
 def _curves(record: Record, arms: Sequence[ArmRuns]) -> list[Figure]:
-    if not any(arm.epochs or arm.ended("diverged") for arm in arms):
+    if not any(arm.is_begun for arm in arms):
         return []
     return [
         _over_epochs(record, arms, "val_accuracy", "Validation accuracy", "After each epoch, in evaluation mode."),
@@ -504,49 +511,43 @@ def _curves(record: Record, arms: Sequence[ArmRuns]) -> list[Figure]:
 def _over_epochs(record: Record, arms: Sequence[ArmRuns], column: str, title: str, caption: str) -> Figure:
     return curves(
         {arm_label(arm.arm): arm.runs for arm in arms if arm.runs},
-        attrgetter(column),
-        name=column,
+        column,
         title=title,
         caption=caption,
         order=arm_labels(record),
         config=record.config,
-        percent=column.endswith("accuracy"),
     )
 
 
 def _gradients_and_time(record: Record, arms: Sequence[ArmRuns]) -> list[Figure]:
-    if not any(arm.epochs or arm.ended("diverged") for arm in arms):
+    if not any(arm.is_begun for arm in arms):
         return []
     norms = curves(
         {arm_label(arm.arm): arm.runs for arm in arms if arm.runs},
-        attrgetter("grad_norm_mean"),
+        "grad_norm_mean",
         name="grad_norm",
         title="Gradient norm of all parameters",
         caption="Of the l2 norm, at each step.",
         order=arm_labels(record),
         config=record.config,
-        steps=(attrgetter("grad_norm_p5"), attrgetter("grad_norm_p95")),
+        steps=("grad_norm_p5", "grad_norm_p95"),
     )
     return [norms, *_layers(record, arms), *_time(record, arms)]
 
 
 def _layers(record: Record, arms: Sequence[ArmRuns]) -> Iterator[Figure]:
     """Draw the gradient norm of each weight at the first and the last epoch; nothing where no norms were kept."""
-    rows = [
-        {
-            "arm": arm_label(arm.arm),
-            "epoch": one.epoch,
-            "layer": one.layer,
-            "norm": one.mean,
-            "p5": one.p5,
-            "p95": one.p95,
-        }
+    rows: list[dict[str, Any]] = [
+        {"arm": arm_label(arm.arm), "epoch": epoch, "layer": layer, "norm": norm}
+        | {end: run.series(f"grad_norm_{end}", layer)[epoch] for end in ("p5", "p95")}
         for arm in arms
         for run in arm.runs
-        for one in run.layers
-        if math.isfinite(one.mean + one.p5 + one.p95)
+        for layer in run.values("grad_norm_mean")
+        if layer
+        for epoch, norm in run.series("grad_norm_mean", layer).items()
     ]
-    epochs = sorted({one.epoch for arm in arms for run in arm.runs for one in run.layers})
+    epochs = sorted({row["epoch"] for row in rows})
+    rows = [row for row in rows if math.isfinite(row["norm"] + row["p5"] + row["p95"])]
     for name, epoch in zip(("layers_first", "layers_last"), dict.fromkeys(epochs[:1] + epochs[-1:]), strict=False):
         yield Figure(
             name=name,
@@ -566,7 +567,7 @@ def _layers(record: Record, arms: Sequence[ArmRuns]) -> Iterator[Figure]:
 
 
 def _time(record: Record, arms: Sequence[ArmRuns]) -> Iterator[Figure]:
-    times = {arm_label(arm.arm): median(epoch.seconds for epoch in arm.epochs) for arm in arms}
+    times = {arm_label(arm.arm): median(arm.every("seconds")) for arm in arms}
     rows = [
         {"arm": arm, "seconds": value, "text": seconds(value)} for arm, value in times.items() if math.isfinite(value)
     ]
@@ -583,39 +584,38 @@ def _time(record: Record, arms: Sequence[ArmRuns]) -> Iterator[Figure]:
 
 def _tuning(record: Record, tuned: Sequence[ArmRuns], arms: Sequence[ArmSummary]) -> tuple[Block, ...]:
     """Show how each arm's own rate was chosen, and the arms at these rates; nothing before a ``tune`` run has ended."""
-    ended = [run for run in record.runs if run.spec.purpose == "tune" and run.status in ("finished", "diverged")]
+    ended = [run for run in record.select(purpose="tune") if run.has_ended]
     if not ended:
         return ()
     figures = [_rates(record, ended)]
-    if any(arm.epochs or arm.ended("diverged") for arm in tuned):
+    if any(arm.is_begun for arm in tuned):
         labels = {f"{arm_label(arm.arm)}, {rate(arm.lr)}": arm.runs for arm in tuned if arm.runs}
         figures.append(
             curves(
                 labels,
-                attrgetter("val_accuracy"),
+                "val_accuracy",
                 name="val_accuracy_tuned",
                 title="Validation accuracy, each at its own best rate",
                 caption="After each epoch, in evaluation mode.",
                 order=[f"{arm_label(arm.arm)}, {rate(arm.lr)}" for arm in tuned],
                 config=record.config,
-                percent=True,
             )
         )
     table = (_table(record, arms, with_rate=True),) if arms else ()
     return (Text(_tuning_note(record, arms)), *table, Figures(figures))
 
 
-def _rates(record: Record, ended: Sequence[RunRecord]) -> Figure:
+def _rates(record: Record, ended: Sequence[Cell]) -> Figure:
     """Draw held-out accuracy over the learning rate."""
-    finished = [run for run in ended if run.status == "finished" and run.epochs]
+    finished = [run for run in ended if run.status == "finished"]
     rows = [
-        {"arm": arm_label(run.spec.arm), "rate": run.spec.lr, "accuracy": run.epochs[-1].val_accuracy}
-        for run in sorted(finished, key=lambda run: run.spec.lr)
+        {"arm": arm_label(run.factors["arm"]), "rate": run.factors["lr"], "accuracy": run.last("val_accuracy")}
+        for run in sorted(finished, key=lambda run: run.factors["lr"])
     ]
     best = {arm_label(arm): best_rate(ended, arm) for arm in map(str, record.config["arms"])}
     lost = [run for run in ended if run.status == "diverged"]
-    crosses = [{"arm": arm_label(run.spec.arm), "rate": run.spec.lr, "accuracy": math.nan} for run in lost]
-    epochs = counted(max(run.spec.epochs for run in ended), "epoch")
+    crosses = [{"arm": arm_label(run.factors["arm"]), "rate": run.factors["lr"], "accuracy": math.nan} for run in lost]
+    epochs = counted(max(run.factors["epochs"] for run in ended), "epoch")
     crossed = " A cross at the foot marks a rate at which the run diverged." if lost else ""
     return Figure(
         name="rates",
@@ -630,7 +630,7 @@ def _rates(record: Record, ended: Sequence[RunRecord]) -> Figure:
             "order": arm_labels(record),
             "x_title": "learning rate",
             "x_log": True,
-            "x_values": sorted({run.spec.lr for run in ended}),
+            "x_values": sorted({run.factors["lr"] for run in ended}),
             "percent": True,
             "dots": True,
         },

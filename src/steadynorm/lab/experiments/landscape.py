@@ -35,19 +35,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadynorm.lab.cells import Measure, measure_cells
+from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import (
-    TrainingConfig,
+    OneRateConfig,
     check_arms,
     check_at_least,
     check_experiment,
     check_lists,
-    check_training,
+    check_one_rate,
     flag,
     settings_of,
 )
 from steadynorm.lab.data import batches
 from steadynorm.lab.describe import (
+    accuracy_entry,
     all_measured,
     arm_cell,
     arm_label,
@@ -56,8 +57,12 @@ from steadynorm.lab.describe import (
     class_count,
     data_label,
     data_method,
+    diverged_at_steps,
+    expected,
     few_arms,
+    finals,
     pair,
+    spread_entry,
     training_method,
 )
 from steadynorm.lab.experiment import Experiment, Task
@@ -69,9 +74,9 @@ from steadynorm.lab.training import Settings, autocast, evaluate, learning_rate,
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
-from steadynorm.reporting.records import Factor, Measurement, Record
-from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.numbers import number, percent, percent_spread, points, rate
+from steadynorm.reporting.records import Measurement, Record
+from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, spread
 from steadynorm.reporting.words import capital, counted, listing, seeds_label
 
@@ -82,7 +87,7 @@ __all__ = ["EXPERIMENT", "LandscapeConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LandscapeConfig(TrainingConfig):
+class LandscapeConfig(OneRateConfig):
     """Train the article's network with and without batch norm, probe its loss on the way, and write a report.
 
     The first run needs no data: it trains on the embedded shapes. For photographs say --data cifar10, with --data-dir
@@ -108,23 +113,21 @@ QUICK: dict[str, Any] = {"epochs": 5, "widths": (8, 16, 32), "batch_size": 64, "
 
 
 def _work(task: Task[LandscapeConfig]) -> None:
-    grid: list[dict[str, Factor]] = [
-        {"arm": arm, "seed": seed} for seed in task.config.seeds for arm in task.config.arms
-    ]
+    grid = [{"arm": arm, "seed": seed} for seed in task.config.seeds for arm in task.config.arms]
     measure_cells(grid, _measure, task)
 
 
 def _measure(task: Task[LandscapeConfig]) -> Measure:
     """Make what trains the network of a cell and probes on the way."""
 
-    def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
-        return _Cell.start(task, str(factors["arm"]), int(factors["seed"])).measure(advance)
+    def measure(job: Job) -> Iterator[Measurement]:
+        return _Trace.start(task, job.factors["arm"], job.factors["seed"]).measure(job.advance)
 
     return measure
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _Trace:
     """A network while it trains and is probed."""
 
     task: Task[LandscapeConfig]
@@ -134,7 +137,7 @@ class _Cell:
     optimizer: torch.optim.SGD
 
     @classmethod
-    def start(cls, task: Task[LandscapeConfig], arm: str, seed: int) -> _Cell:
+    def start(cls, task: Task[LandscapeConfig], arm: str, seed: int) -> _Trace:
         """Build the network with its initial weights."""
         config, settings = task.config, settings_of(task.config, task.record)
         torch.manual_seed(seed)
@@ -155,7 +158,7 @@ class _Cell:
         )
         return cls(task, settings, seed, model.train(), optimizer)
 
-    def measure(self, advance: Callable[[float], None]) -> Iterator[Measurement]:
+    def measure(self, advance: Callable[[float, str], None]) -> Iterator[Measurement]:
         """Train to the last epoch, or to a loss that is not finite, and give what is seen on the way."""
         steps, epochs = steps_per_epoch(self.task.dataset.train, self.settings), self.task.config.epochs
         for epoch in range(1, epochs + 1):
@@ -169,7 +172,7 @@ class _Cell:
                 if not math.isfinite(losses[-1]):
                     yield Measurement(step=step + 1, quantity="diverged", value=step + 1)
                     return
-                advance((step + 1) / (steps * epochs))
+                advance((step + 1) / (steps * epochs), "")
             val_loss, val_accuracy = evaluate(
                 self.model, self.task.dataset.validation, self.task.dataset, self.settings
             )
@@ -245,7 +248,7 @@ def _check(config: LandscapeConfig) -> None:
             )
     check_experiment(config)
     check_at_least(config, (("batch_size", 2), ("probe_every", 1)))
-    check_training(config)
+    check_one_rate(config)
 
 
 def describe(record: Record) -> Report:
@@ -309,15 +312,13 @@ class ArmSummary:
 
 def summarise(record: Record, probes: pd.DataFrame, arm: str) -> ArmSummary:
     """Reduce the networks of an arm to its numbers."""
-    cells = [cell for cell in record.cells if cell.is_measured and cell.factors["arm"] == arm]
-    ends = [{row.quantity: row for row in cell.measurements if not row.subject} for cell in cells]
-    whole = [end for end in ends if "diverged" not in end and "val_accuracy" in end]
+    cells = [cell for cell in record.select(arm=arm) if cell.has_ended]
     return ArmSummary(
         arm=arm,
-        seeds=tuple(int(cell.factors["seed"]) for cell in cells),
-        diverged_at_step=tuple(end["diverged"].step for end in ends if "diverged" in end),
-        val_accuracy=spread(end["val_accuracy"].value for end in whole),
-        train_loss=spread(end["train_loss"].value for end in whole),
+        seeds=tuple(cell.factors["seed"] for cell in cells),
+        diverged_at_step=diverged_at_steps(cells),
+        val_accuracy=spread(finals(cells).values()),
+        train_loss=spread(finals(cells, "train_loss").values()),
         seen=_spreads(_centers(probes, arm)),
     )
 
@@ -362,7 +363,7 @@ def _steps(record: Record, quantity: str) -> Iterator[tuple[dict[str, Any], Subj
     """Give each step that has a quantity: ``weight_norm`` where there is a probe, ``val_accuracy`` after an epoch."""
     for cell in record.cells:
         found: dict[int, Subjects] = {}
-        for row in cell.measurements if cell.is_measured else ():
+        for row in cell.measurements if cell.has_ended else ():
             found.setdefault(row.step, {}).setdefault(row.subject, {})[row.quantity] = row.value
         for step, subjects in found.items():
             if quantity in subjects.get("", {}):
@@ -438,30 +439,21 @@ def _training_table(record: Record, arms: Sequence[ArmSummary]) -> Table:
         arms,
         {
             "Normalization": lambda arm: arm_cell(record, arm.arm),
-            "Final validation accuracy": lambda arm: Cell(
-                text=percent_spread(arm.val_accuracy), note=spread_note(arm.val_accuracy), tone="strong"
-            ),
-            "Final training loss": lambda arm: _number(arm.train_loss),
+            "Final validation accuracy": lambda arm: accuracy_entry(arm.val_accuracy, "strong"),
+            "Final training loss": lambda arm: spread_entry(arm.train_loss),
             "Status": lambda arm: _status(record, arm),
         },
     )
 
 
 def _quantity_table(record: Record, arms: Sequence[ArmSummary], keys: Iterable[str]) -> Table:
-    columns: dict[str, Callable[[ArmSummary], Cell]] = {"Normalization": lambda arm: arm_cell(record, arm.arm)}
+    columns: dict[str, Callable[[ArmSummary], Entry]] = {"Normalization": lambda arm: arm_cell(record, arm.arm)}
     return Table.of([arm for arm in arms if arm.seeds], columns | {QUANTITIES[key][1]: _seen(key) for key in keys})
 
 
-def _seen(key: str) -> Callable[[ArmSummary], Cell]:
+def _seen(key: str) -> Callable[[ArmSummary], Entry]:
     shown = percent if key.endswith("raised") else number
-    return lambda arm: _number(arm.seen[key], shown)
-
-
-def _number(found: Spread | None, shown: Callable[[float | None], str] = number) -> Cell:
-    if found is None:
-        return Cell(text=NONE)
-    seeds = f"{shown(found.low)} to {shown(found.high)}, n = {found.n}" if found.n > 1 else ""
-    return Cell(text=shown(found.mean), note=seeds)
+    return lambda arm: spread_entry(arm.seen[key], shown)
 
 
 def _ending(arm: ArmSummary) -> str:
@@ -471,14 +463,14 @@ def _ending(arm: ArmSummary) -> str:
     return percent_spread(arm.val_accuracy) + (f"; {lost} of {seeds} diverged" if lost else "")
 
 
-def _status(record: Record, arm: ArmSummary) -> Cell:
+def _status(record: Record, arm: ArmSummary) -> Entry:
     planned, lost = len(record.config["seeds"]), arm.diverged_at_step
     if lost:
         steps = listing([f"{step:,}" for step in lost])
-        return Cell(text=f"{len(lost)} of {planned} diverged at step {steps}", tone="bad")
+        return Entry(text=f"{len(lost)} of {planned} diverged at step {steps}", tone="bad")
     if len(arm.seeds) < planned:
-        return Cell(text=f"{len(arm.seeds)} of {planned} measured" if arm.seeds else "waiting", tone="muted")
-    return Cell(text="finished", note="" if planned == 1 else f"{planned} seeds")
+        return Entry(text=f"{len(arm.seeds)} of {planned} measured" if arm.seeds else "waiting", tone="muted")
+    return Entry(text="finished", note="" if planned == 1 else f"{planned} seeds")
 
 
 # The sections and their figures.
@@ -540,10 +532,9 @@ def _sections(
                 *map(Text, _write_up(arms, ratios)),
             ),
         ),
-        Section(
-            title="What was expected, and what was measured",
-            short="Expectations",
-            blocks=(Text(PAPERS), Claims(_claims(record, arms, ratios))),
+        expected(
+            Text(PAPERS),
+            Claims(_claims(record, arms, ratios)),
         ),
         seen("In learning rates, as the paper measures", "In learning rates", drawn("loss", "gradient_change"), VIEW),
         seen("In proportion to the weights", "In proportion", free, free_view),

@@ -15,22 +15,21 @@ minute for an epoch of CIFAR-10, times epochs, variants, batch sizes and seeds.
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from steadynorm.lab.configuration import (
-    RegimeConfig,
+    TrainingConfig,
     check_at_least,
     check_experiment,
     check_lists,
     check_network,
     check_rates,
-    check_regime,
     check_split,
+    check_training,
     flag,
-    regime_of,
+    settings_at,
 )
 from steadynorm.lab.describe import (
     SERIES,
@@ -39,23 +38,22 @@ from steadynorm.lab.describe import (
     data_method,
     expected,
     has_ended,
-    run_as_json,
+    networks_as_json,
     runs_at,
     seeds_note,
     training_method,
 )
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.grid import train_grid
 from steadynorm.lab.recipe import RECIPES, find_recipe
-from steadynorm.lab.training import Settings
+from steadynorm.lab.training import Settings, network, train_networks
 from steadynorm.lab.workers import number_of_workers
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
-from steadynorm.reporting.records import Record, RunRecord, RunSpec
-from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
-from steadynorm.reporting.seeds import Spread, are_apart, spread
+from steadynorm.reporting.records import Cell, Factors, Record
+from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.seeds import Spread, are_apart, median, spread
 from steadynorm.reporting.words import capital, counted, first_fitting
 
 __all__ = ["EXPERIMENT", "GridPoint", "ScaleConfig", "grid_points", "last_epochs"]
@@ -83,7 +81,7 @@ LAST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleConfig(RegimeConfig):
+class ScaleConfig(TrainingConfig):
     """Train at several batch sizes, by the large-batch recipe and without each of its steps, and write a report.
 
     Every batch size sees the same images as often. Under torchrun the batch is shared by the workers.
@@ -130,14 +128,14 @@ QUICK: dict[str, Any] = {
 
 def _work(task: Task[ScaleConfig]) -> None:
     config = task.config
-    specs = [
-        spec_of(config, variant, batch_size, seed)
+    networks = [
+        network_of(config, variant, batch_size, seed)
         for seed, batch_size, variant in itertools.product(config.seeds, config.batch_size, config.variants)
     ]
-    shared = regime_of(config, task.record, depth=config.depth, batch_size=config.batch_size[0])
+    shared = settings_at(config, task.record, depth=config.depth, batch_size=config.batch_size[0])
 
-    def settings(spec: RunSpec) -> Settings:
-        recipe = find_recipe(spec.variant)
+    def settings(cell: Cell) -> Settings:
+        recipe = find_recipe(cell.factors["variant"])
         return replace(
             shared,
             at_once=config.at_once,
@@ -148,13 +146,13 @@ def _work(task: Task[ScaleConfig]) -> None:
             freeze_last=config.freeze_last if recipe.frozen_end else 0,
         )
 
-    train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display, pool=task.pool)
+    train_networks(task, networks, settings)
 
 
-def spec_of(config: ScaleConfig, variant: str, batch_size: int, seed: int) -> RunSpec:
+def network_of(config: ScaleConfig, variant: str, batch_size: int, seed: int) -> Factors:
     """Say how a network is trained."""
     recipe = find_recipe(variant)
-    return RunSpec(
+    return network(
         arm=SMALL if recipe.small_statistics else WHOLE,
         seed=seed,
         lr=config.lr * (batch_size / config.reference_batch if recipe.linear_scaling else 1),
@@ -172,7 +170,7 @@ def _check(config: ScaleConfig) -> None:
     check_experiment(config)
     check_at_least(config, (("reference_batch", 1), ("warm_up", 0), ("freeze_last", 0), ("at_once", 2)))
     check_rates("--lr", (config.lr,))
-    check_regime(config)
+    check_training(config)
     check_network(config.network, depth=config.depth, widths=config.widths)
     _check_batches(config)
     for name in ("warm_up", "freeze_last"):
@@ -230,7 +228,7 @@ def describe(record: Record) -> Report:
         findings={
             "last_epochs": last_epochs(record),
             "places": [asdict(point) for point in grid.values()],
-            "runs": [run_as_json(run) for run in record.runs],
+            "runs": networks_as_json(record),
         },
     )
 
@@ -255,13 +253,13 @@ def grid_points(record: Record) -> dict[tuple[str, int], GridPoint]:
     """Summarise every variant, in the order of the configuration, at every batch size, smallest first."""
     found = {}
     for point, runs in runs_at(record, variant=record.config["variants"], batch_size=_sizes(record)):
-        ended = [run.epochs for run in runs if run.status == "finished"]
+        ended = [run for run in runs if run.status == "finished"]
         found[point["variant"], point["batch_size"]] = GridPoint.of(
             runs,
             lambda run: _final_accuracy(record, run),
             **point,
-            lr=runs[0].spec.lr if runs else 0.0,
-            images_per_second=spread(statistics.median(one.images_per_second for one in epochs) for epochs in ended),
+            lr=runs[0].factors["lr"] if runs else 0.0,
+            images_per_second=spread(median(run.series("images_per_second").values()) for run in ended),
         )
     return found
 
@@ -271,8 +269,9 @@ def last_epochs(record: Record) -> int:
     return max(1, min(LAST, int(record.config["epochs"]) // 4))
 
 
-def _final_accuracy(record: Record, run: RunRecord) -> float:
-    return statistics.median(epoch.val_accuracy for epoch in run.epochs[-last_epochs(record) :])
+def _final_accuracy(record: Record, run: Cell) -> float:
+    run.last("val_accuracy")  # which a finished network has
+    return median([*run.series("val_accuracy").values()][-last_epochs(record) :])
 
 
 def _sizes(record: Record) -> list[int]:
@@ -282,14 +281,14 @@ def _sizes(record: Record) -> list[int]:
 # What the tables and the figure show.
 
 
-def _table(record: Record, grid: Grid, cell: Callable[[GridPoint], Cell]) -> Table:
+def _table(record: Record, grid: Grid, cell: Callable[[GridPoint], Entry]) -> Table:
     """Lay out a row for each variant and a column for each batch size."""
 
-    def column(size: int) -> Callable[[str], Cell]:
+    def column(size: int) -> Callable[[str], Entry]:
         return lambda variant: cell(grid[variant, size])
 
-    def name(variant: str) -> Cell:
-        return Cell(text=_name(variant), tone=f"series-{variants.index(variant) % SERIES}")
+    def name(variant: str) -> Entry:
+        return Entry(text=_name(variant), tone=f"series-{variants.index(variant) % SERIES}")
 
     variants = [str(variant) for variant in record.config["variants"]]
     return Table.of(variants, {"Variant": name, **{f"Batch {size:,}": column(size) for size in _sizes(record)}})
@@ -299,16 +298,16 @@ def _name(variant: str) -> str:
     return capital(find_recipe(variant).summary)
 
 
-def _accuracy(point: GridPoint) -> Cell:
+def _accuracy(point: GridPoint) -> Entry:
     waiting = "waiting" if point.waiting or not point.seeds else ""
     words = [percent_spread(point.accuracy) if point.accuracy else "", point.exploded, waiting]
     note = f"rate {rate(point.lr)}{'; ' if point.accuracy else ''}{spread_note(point.accuracy)}"
-    return Cell(text=", ".join(filter(None, words)), note=note, tone="bad" if point.exploded else "")
+    return Entry(text=", ".join(filter(None, words)), note=note, tone="bad" if point.exploded else "")
 
 
-def _speed(point: GridPoint) -> Cell:
+def _speed(point: GridPoint) -> Entry:
     value = point.images_per_second
-    return Cell(text=f"{number(value.mean)} /s" if value else NONE)
+    return Entry(text=f"{number(value.mean)} /s" if value else NONE)
 
 
 def _figure(record: Record) -> Figure:
@@ -328,9 +327,13 @@ def _figure(record: Record) -> Figure:
     )
 
 
-def _dot(record: Record, run: RunRecord) -> dict[str, Any]:
+def _dot(record: Record, run: Cell) -> dict[str, Any]:
     accuracy = _final_accuracy(record, run)
-    return {"variant": _name(run.spec.variant), "images in a step": run.spec.batch_size, "accuracy": accuracy}
+    return {
+        "variant": _name(run.factors["variant"]),
+        "images in a step": run.factors["batch_size"],
+        "accuracy": accuracy,
+    }
 
 
 # What is claimed.

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
-from steadynorm.lab.cells import Measure, measure_cells
+from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import (
-    TrainingConfig,
+    OneRateConfig,
     check_at_least,
     check_experiment,
     check_lists,
+    check_one_rate,
     check_split,
-    check_training,
     settings_of,
 )
 from steadynorm.lab.data import Images, evaluation_batches, first, take
@@ -42,22 +42,22 @@ from steadynorm.lab.describe import (
     all_measured,
     data_label,
     data_method,
-    measured,
+    expected,
+    finals,
     method_label,
-    run_as_json,
+    networks_as_json,
     training_method,
 )
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.grid import train_grid
 from steadynorm.lab.judging import check_methods, judge_methods
 from steadynorm.lab.several_decays import DECAYS, with_decay
-from steadynorm.lab.training import evaluate
+from steadynorm.lab.training import evaluate, network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import NONE, SPACE, percent, points
-from steadynorm.reporting.records import CellRecord, Factor, Measurement, Record, RunSpec
-from steadynorm.reporting.report import Block, Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.records import Cell, Factors, Measurement, Record
+from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, mean, spread, spreads
 from steadynorm.reporting.words import capital, counted, listing, seeds_label
 
@@ -90,7 +90,7 @@ SHIFT_LABELS = {CLEAN: "clean", SWAPPED: "labels 0 and 1 swapped", MIXED: "all c
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShiftConfig(TrainingConfig):
+class ShiftConfig(OneRateConfig):
     """Train once, then evaluate under shift: by several decays' statistics, and by methods that adapt to the stream.
 
     CIFAR-10-C's own files (gaussian_noise.npy and so on, with labels.npy) are used where --data-dir has them; without,
@@ -130,20 +130,19 @@ QUICK: dict[str, Any] = {
 def _work(task: Task[ShiftConfig]) -> None:
     """Train one network for each seed, then show it every stream."""
     config, settings = task.config, settings_of(task.config, task.record)
-    specs = [_spec(config, seed) for seed in config.seeds]
-    runs = train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display, pool=task.pool)
-    lost = [run.spec.name for run in runs if run.status != "finished"]
+    runs = train_networks(task, [_network(config, seed) for seed in config.seeds], settings)
+    lost = [run.name for run in runs if run.status != "finished"]
     if lost:
         raise UserError(f"shift: the network must train to the end, {', '.join(lost)} diverged. Lower --lr.")
     grid = [factors for seed in config.seeds for factors in _grid(config, seed)]
     measure_cells(grid, _measure, task)
 
 
-def _spec(config: ShiftConfig, seed: int) -> RunSpec:
-    return RunSpec(arm=ARM, seed=seed, lr=config.lr, epochs=config.epochs)
+def _network(config: ShiftConfig, seed: int) -> Factors:
+    return network(arm=ARM, seed=seed, lr=config.lr, epochs=config.epochs)
 
 
-def _grid(config: ShiftConfig, seed: int) -> Iterator[dict[str, Factor]]:
+def _grid(config: ShiftConfig, seed: int) -> Iterator[Factors]:
     """Give the cells of a seed: stored statistics of each decay, then the methods on each stream."""
     shifts: list[tuple[str, int]] = [(name, severity) for severity in config.severities for name in config.corruptions]
     for name, severity in [(CLEAN, 0), (SWAPPED, 0), *shifts]:
@@ -162,7 +161,7 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
 
     @cache
     def trained(seed: int) -> nn.Module:
-        return task.directory.load_checkpoint(_spec(config, seed)).model
+        return task.trained(_network(config, seed))
 
     @cache
     def adapting(seed: int) -> tuple[nn.Module, Calibration]:
@@ -170,15 +169,15 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
         batches = evaluation_batches(few, dataset=dataset, batch_size=config.stream_batch, device=settings.device)
         return model, calibrate(model, batches)
 
-    def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
-        shift, severity, seed = str(factors["shift"]), int(factors["severity"]), int(factors["seed"])
-        if factors["part"] == "decays":
+    def measure(job: Job) -> Iterator[Measurement]:
+        shift, severity, seed = (job.factors[name] for name in ("shift", "severity", "seed"))
+        if job.factors["part"] == "decays":
             images = _images(task, shift, severity, seed, config.stream_images)
             for decay in (*DECAYS, None):
                 _, accuracy = evaluate(with_decay(trained(seed), decay), images, dataset, settings)
                 yield Measurement(subject=str(decay or "self_tuned"), quantity="accuracy", value=accuracy)
             return
-        images, order = _stream(task, str(factors["kind"]), shift, severity, seed)
+        images, order = _stream(task, job.factors["kind"], shift, severity, seed)
         model, calibration = adapting(seed)
         yield Measurement(quantity="images", value=float(len(images)))
         yield Measurement(quantity="published", value=float(_published(task, shift, severity) is not None))
@@ -190,7 +189,7 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
             order,
             dataset=dataset,
             settings=settings,
-            advance=advance,
+            advance=job.advance,
         )
 
     return measure
@@ -252,7 +251,7 @@ def _check(config: ShiftConfig) -> None:
     check_experiment(config)
     check_split(config.batch_size)
     check_at_least(config, (("stream_images", 1), ("stream_batch", 2), ("single_images", 1)))
-    check_training(config)
+    check_one_rate(config)
 
 
 def describe(record: Record) -> Report:
@@ -264,10 +263,8 @@ def describe(record: Record) -> Report:
         table=_short_table(found),
         sections=(
             Section(title="Result", blocks=(Figures([*_gains(found)]), *_result(found))),
-            Section(
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Claims(_claims(record, found, decays)),),
+            expected(
+                Claims(_claims(record, found, decays)),
             ),
             Section(title="Each corruption", short="Corruptions", blocks=(Figures([*_corruptions(found)]),)),
             Section(title="Which decay survives", short="Decays", blocks=_decays(decays)),
@@ -307,23 +304,23 @@ class Condition:
 
 def conditions(record: Record, part: str) -> list[Condition]:
     """Collect what is measured in a part of the grid, in its order."""
-    grouped: dict[tuple[str, str, int], list[CellRecord]] = {}
-    for cell in record.cells:
-        if cell.factors["part"] == part and cell.is_measured:
-            shift = str(cell.factors["shift"])
-            kind = MIXED if shift == MIXED else str(cell.factors.get("kind", ""))
-            grouped.setdefault((kind, shift, int(cell.factors["severity"])), []).append(cell)
+    grouped: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in record.select(part=part):
+        if cell.has_ended:
+            shift = cell.factors["shift"]
+            kind = MIXED if shift == MIXED else cell.factors.get("kind", "")
+            grouped.setdefault((kind, shift, cell.factors["severity"]), []).append(cell)
     return [_condition(*place, cells) for place, cells in grouped.items()]
 
 
-def _condition(kind: str, shift: str, severity: int, cells: Sequence[CellRecord]) -> Condition:
-    errors = [{name: 1 - value for name, value in measured(cell, "accuracy").items()} for cell in cells]
+def _condition(kind: str, shift: str, severity: int, cells: Sequence[Cell]) -> Condition:
+    errors = [{name: 1 - value for name, value in cell.values("accuracy").items()} for cell in cells]
     gains = [{name: each[STORED] - error for name, error in each.items()} for each in errors if STORED in each]
     return Condition(
         kind=kind,
         shift=shift,
         severity=severity,
-        images=min(int(measured(cell, "images").get("", 0)) for cell in cells),
+        images=min(int(cell.values("images").get("", 0)) for cell in cells),
         error=spreads(errors),
         gain=spreads(gains),
     )
@@ -370,7 +367,7 @@ def _findings(record: Record, found: Sequence[Condition], decays: Sequence[Condi
             for decay, error in one.error.items()
         ],
         "streams": [of_stream(one) for one in found],
-        "runs": [run_as_json(run) for run in record.runs],
+        "runs": networks_as_json(record),
     }
 
 
@@ -435,13 +432,13 @@ def _result(found: Sequence[Condition]) -> tuple[Block, ...]:
     return table, Text(note)
 
 
-def _worst_cell(found: Sequence[Condition], method: str) -> Cell:
+def _worst_cell(found: Sequence[Condition], method: str) -> Entry:
     least = worst(found, method)
     if least is None or method == STORED:
-        return Cell(text=NONE)
+        return Entry(text=NONE)
     gain = least.gain[method].mean
     note = f"{KIND_LABELS[least.kind]}, {least.label}"
-    return Cell(text=f"{100 * gain:+.1f}{SPACE}points", note=note, tone="bad" if gain < -LIMIT else "")
+    return Entry(text=f"{100 * gain:+.1f}{SPACE}points", note=note, tone="bad" if gain < -LIMIT else "")
 
 
 def _every_stream(found: Sequence[Condition]) -> Iterator[Block]:
@@ -451,15 +448,15 @@ def _every_stream(found: Sequence[Condition]) -> Iterator[Block]:
         yield Table.of(
             here,
             {
-                "Shift": lambda one: Cell(text=capital(one.label), note=f"{one.images:,} images"),
+                "Shift": lambda one: Entry(text=capital(one.label), note=f"{one.images:,} images"),
                 **{capital(method_label(method)): partial(_error_cell, method) for method in _names(here)},
             },
         )
 
 
-def _error_cell(method: str, one: Condition) -> Cell:
+def _error_cell(method: str, one: Condition) -> Entry:
     gain = one.gain[method].mean if method in one.gain else 0.0
-    return Cell(text=percent(one.error[method].mean), tone="strong" if gain > 0 else "bad" if gain < -LIMIT else "")
+    return Entry(text=percent(one.error[method].mean), tone="strong" if gain > 0 else "bad" if gain < -LIMIT else "")
 
 
 def _decays(decays: Sequence[Condition]) -> tuple[Block | None, ...]:
@@ -622,7 +619,7 @@ def _keeps(found: Sequence[Condition]) -> Claim:
 
 def _trained(record: Record) -> Spread | None:
     """Give the accuracy of the networks after training, on the validation images as they are."""
-    return spread(run.epochs[-1].val_accuracy for run in record.runs if run.status == "finished" and run.epochs)
+    return spread(finals(record.networks).values())
 
 
 # What is said in sentences.
@@ -685,8 +682,8 @@ def _method(record: Record) -> list[str]:
 
 def _source(record: Record) -> str:
     """Say whose corrupted images were shown."""
-    streams = [cell for cell in record.cells if cell.factors["part"] == "stream" and cell.factors["severity"]]
-    published = {value for cell in streams for value in measured(cell, "published").values()}
+    streams = [cell for cell in record.select(part="stream") if cell.factors["severity"]]
+    published = {value for cell in streams for value in cell.values("published").values()}
     made = "made after CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv 1903.12261), which they are not"
     if published == {1.0}:
         return "CIFAR-10-C's own files"

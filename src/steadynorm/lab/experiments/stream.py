@@ -16,28 +16,30 @@ Cost: a step of one image takes some 5 ms on a core, so 30,000 images and five a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
+from torch import nn
+
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
-from steadynorm.lab.cells import Measure, measure_cells
-from steadynorm.lab.checkpoint import Checkpoint
+from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import (
-    TrainingConfig,
+    OneRateConfig,
     check_arms,
     check_at_least,
     check_experiment,
     check_lists,
+    check_one_rate,
     check_split,
-    check_training,
     settings_of,
 )
 from steadynorm.lab.data import evaluation_batches, first
 from steadynorm.lab.data.streams import stream
 from steadynorm.lab.describe import (
+    accuracy_entry,
     all_measured,
     arm_cell,
     arm_label,
@@ -45,25 +47,26 @@ from steadynorm.lab.describe import (
     curves,
     data_label,
     data_method,
-    measured,
+    diverged_at_steps,
+    expected,
+    finals,
     method_label,
-    run_as_json,
+    networks_as_json,
     training_method,
 )
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.grid import train_grid
 from steadynorm.lab.judging import check_methods, judge_methods
-from steadynorm.lab.training import evaluate
+from steadynorm.lab.training import evaluate, network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
-from steadynorm.reporting.numbers import percent, percent_spread, points, rate, signed_points, spread_note
-from steadynorm.reporting.records import Factor, Measurement, Record, RunRecord, RunSpec
-from steadynorm.reporting.report import Block, Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.numbers import percent, percent_spread, points, rate, signed_points
+from steadynorm.reporting.records import Cell, Factors, Measurement, Record
+from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, spread, spreads
 from steadynorm.reporting.words import capital, counted, listing, seeds_label
 from steadynorm.surgery import recalibrate_
 
-__all__ = ["DEFAULT_BUILD", "EXPERIMENT", "ORDERS", "STATELESS", "StreamConfig", "default_spec", "single_spec"]
+__all__ = ["DEFAULT_BUILD", "EXPERIMENT", "ORDERS", "STATELESS", "StreamConfig", "default_build", "single"]
 
 DEFAULT_BUILD = "batch_norm"
 """The arm that is trained on whole batches, to be compared with."""
@@ -84,7 +87,7 @@ STORED, GATED_LAYERS, GATE = "stored", "gated", "gate"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamConfig(TrainingConfig):
+class StreamConfig(OneRateConfig):
     """Train at batch size 1 beside the default build, and let that build meet a stream of single images.
 
     The default build is batch norm on batches of --batch-size at rate --lr; at batch size 1 the rate is divided by
@@ -118,40 +121,33 @@ QUICK: dict[str, Any] = {
 def _work(task: Task[StreamConfig]) -> None:
     """Train the default build and every arm at batch size 1, then measure what needs the trained networks."""
     config = task.config
-    specs = [
-        spec
+    networks = [
+        one
         for seed in config.seeds
-        for spec in (default_spec(config, seed), *(single_spec(config, arm, seed) for arm in config.arms))
+        for one in (default_build(config, seed), *(single(config, arm, seed) for arm in config.arms))
     ]
-    runs = train_grid(
-        specs,
-        settings_of(config, task.record),
-        task.dataset,
-        directory=task.directory,
-        display=task.display,
-        pool=task.pool,
-    )
-    finished = {run.spec.name for run in runs if run.status == "finished"}
-    grid: list[dict[str, Factor]] = []
+    trained = train_networks(task, networks, settings_of(config, task.record))
+    finished = [cell.factors for cell in trained if cell.status == "finished"]
+    grid: list[Factors] = []
     for seed in config.seeds:
         grid += [
             {"part": "recalibrated", "arm": arm, "seed": seed}
             for arm in config.arms
-            if single_spec(config, arm, seed).name in finished
+            if single(config, arm, seed) in finished
         ]
-        if default_spec(config, seed).name in finished:
+        if default_build(config, seed) in finished:
             grid += [{"part": "stream", "order": order, "seed": seed} for order in ORDERS]
     measure_cells(grid, _measure, task)
 
 
-def default_spec(config: StreamConfig, seed: int) -> RunSpec:
+def default_build(config: StreamConfig, seed: int) -> Factors:
     """Say how the default build is trained."""
-    return RunSpec(arm=DEFAULT_BUILD, seed=seed, lr=config.lr, epochs=config.epochs)
+    return network(arm=DEFAULT_BUILD, seed=seed, lr=config.lr, epochs=config.epochs)
 
 
-def single_spec(config: StreamConfig, arm: str, seed: int) -> RunSpec:
+def single(config: StreamConfig, arm: str, seed: int) -> Factors:
     """Say how an arm is trained at batch size 1."""
-    return RunSpec(arm=arm, seed=seed, lr=config.lr / config.batch_size, epochs=config.epochs, batch_size=1)
+    return network(arm=arm, seed=seed, lr=config.lr / config.batch_size, epochs=config.epochs, batch_size=1)
 
 
 def _measure(task: Task[StreamConfig]) -> Measure:
@@ -160,35 +156,34 @@ def _measure(task: Task[StreamConfig]) -> Measure:
     few = first(task.dataset.train, CALIBRATION)
 
     @cache
-    def default_build(seed: int) -> tuple[Checkpoint, Calibration]:
-        checkpoint = task.directory.load_checkpoint(default_spec(config, seed))
-        return checkpoint, calibrate(checkpoint.model, training_batches())
+    def adapting(seed: int) -> tuple[nn.Module, Calibration]:
+        model = task.trained(default_build(config, seed))
+        return model, calibrate(model, training_batches())
 
     def training_batches() -> Iterator[Any]:
         return evaluation_batches(few, dataset=task.dataset, batch_size=CALIBRATION_BATCH, device=settings.device)
 
-    def measure(factors: dict[str, Factor], advance: Callable[[float], None]) -> Iterator[Measurement]:
-        seed = int(factors["seed"])
-        if factors["part"] == "recalibrated":
-            arm = str(factors["arm"])
-            model = task.directory.load_checkpoint(single_spec(config, arm, seed)).model
-            if arm not in STATELESS:
+    def measure(job: Job) -> Iterator[Measurement]:
+        seed = job.factors["seed"]
+        if job.factors["part"] == "recalibrated":
+            model = task.trained(single(config, job.factors["arm"], seed))
+            if job.factors["arm"] not in STATELESS:
                 recalibrate_(model, training_batches())
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)
             yield Measurement(quantity="accuracy", value=accuracy)
             return
-        checkpoint, calibration = default_build(seed)
+        model, calibration = adapting(seed)
         images = first(task.dataset.validation, config.stream_images)
-        order = stream(images.labels, str(factors["order"]), batch_size=1, seed=seed)
+        order = stream(images.labels, job.factors["order"], batch_size=1, seed=seed)
         yield from judge_methods(
             config.methods,
-            checkpoint.model,
+            model,
             calibration,
             images,
             order,
             dataset=task.dataset,
             settings=settings,
-            advance=advance,
+            advance=job.advance,
         )
 
     return measure
@@ -201,12 +196,12 @@ def _check(config: StreamConfig) -> None:
     check_experiment(config)
     check_split(config.batch_size, 1)
     check_at_least(config, (("batch_size", 2), ("stream_images", 1)))
-    check_training(config)
+    check_one_rate(config)
 
 
 def describe(record: Record) -> Report:
     """Say what batch size 1 costs."""
-    default = spread(_accuracies(_runs(record, DEFAULT_BUILD, None)).values())
+    default = spread(finals(_runs(record, DEFAULT_BUILD, None)).values())
     arms = [summarise(record, str(arm)) for arm in record.config["arms"]]
     results = [one for order in ORDERS for one in on_single_images(record, order)]
     table = _table(record, arms, default)
@@ -221,10 +216,8 @@ def describe(record: Record) -> Report:
         table=table,
         sections=(
             Section(title="Result", blocks=(Figures([*_training(record)]), table, Text(note))),
-            Section(
-                title="What was expected, and what was measured",
-                short="Expectations",
-                blocks=(Claims(_claims(record, arms, results, default)),),
+            expected(
+                Claims(_claims(record, arms, results, default)),
             ),
             Section(title="The default build on single images", short="Single images", blocks=_single_images(results)),
         ),
@@ -235,7 +228,7 @@ def describe(record: Record) -> Report:
             "arms": [asdict(one) for one in arms],
             "ways": [asdict(one) for one in results],
             "limit": LIMIT,
-            "runs": [run_as_json(run) for run in record.runs],
+            "runs": networks_as_json(record),
         },
     )
 
@@ -268,23 +261,21 @@ class MethodResult:
 
 def summarise(record: Record, arm: str) -> ArmResult:
     """Reduce the runs of an arm at batch size 1 to its numbers."""
-    runs, default = _runs(record, arm), _accuracies(_runs(record, DEFAULT_BUILD, None))
-    accuracies = _accuracies(runs)
-    cells = [cell for cell in record.cells if cell.factors["part"] == "recalibrated" and cell.factors["arm"] == arm]
+    runs, default = _runs(record, arm), finals(_runs(record, DEFAULT_BUILD, None))
+    accuracies, cells = finals(runs), record.select(part="recalibrated", arm=arm)
     return ArmResult(
         arm=arm,
         seeds=len(runs),
-        diverged_at_step=tuple(run.diverged_at_step or 0 for run in runs if run.status == "diverged"),
+        diverged_at_step=diverged_at_steps(runs),
         accuracy=spread(accuracies.values()),
         drop=spread(default[seed] - value for seed, value in accuracies.items() if seed in default),
-        recalibrated=spread(value for cell in cells for value in measured(cell, "accuracy").values()),
+        recalibrated=spread(value for cell in cells for value in cell.values("accuracy").values()),
     )
 
 
 def on_single_images(record: Record, order: str) -> list[MethodResult]:
     """Summarise every method where the images come in this order."""
-    cells = [cell for cell in record.cells if cell.factors["part"] == "stream" and cell.factors["order"] == order]
-    found = [measured(cell, "accuracy") for cell in cells]
+    found = [cell.values("accuracy") for cell in record.select(part="stream", order=order)]
     accuracy = spreads(found)
     gain = spreads({name: value - each[STORED] for name, value in each.items()} for each in found if STORED in each)
     return [
@@ -293,13 +284,8 @@ def on_single_images(record: Record, order: str) -> list[MethodResult]:
     ]
 
 
-def _runs(record: Record, arm: str, batch_size: int | None = 1) -> list[RunRecord]:
-    return [run for run in record.runs if (run.spec.arm, run.spec.batch_size) == (arm, batch_size)]
-
-
-def _accuracies(runs: Sequence[RunRecord]) -> dict[int, float]:
-    """Give the final accuracy of each seed that finished."""
-    return {run.spec.seed: run.epochs[-1].val_accuracy for run in runs if run.status == "finished" and run.epochs}
+def _runs(record: Record, arm: str, batch_size: int | None = 1) -> list[Cell]:
+    return record.select(part=None, arm=arm, batch_size=batch_size)
 
 
 # What the tables and figures show.
@@ -307,29 +293,25 @@ def _accuracies(runs: Sequence[RunRecord]) -> dict[int, float]:
 
 def _table(record: Record, arms: Sequence[ArmResult], default: Spread | None) -> Table:
     """Lay out the default build, then a row for each arm."""
-    first = Cell(text="Batch norm, the default build", tone="series-0")
+    first = Entry(text="Batch norm, the default build", tone="series-0")
     rows: list[ArmResult | None] = [None, *arms]
     return Table.of(
         rows,
         {
             "Normalization": lambda one: arm_cell(record, one.arm, before=1) if one else first,
             "Batch": lambda one: "1" if one else str(record.config["batch_size"]),
-            "Validation accuracy": lambda one: _accuracy(one) if one else _spread_cell(default),
+            "Validation accuracy": lambda one: _accuracy(one) if one else accuracy_entry(default),
             "Below the default build": lambda one: signed_points(one.drop) if one else "",
             "With statistics measured anew": lambda one: _measured_anew(one) if one else "",
         },
     )
 
 
-def _spread_cell(value: Spread | None) -> Cell:
-    return Cell(text=percent_spread(value), note=spread_note(value))
-
-
-def _accuracy(one: ArmResult) -> Cell:
+def _accuracy(one: ArmResult) -> Entry:
     """Give the accuracy, or the steps at which an arm diverged that has none."""
     if one.accuracy or not one.diverged_at_step:
-        return _spread_cell(one.accuracy)
-    return Cell(text=f"diverged at step {listing([f'{step:,}' for step in one.diverged_at_step])}", tone="bad")
+        return accuracy_entry(one.accuracy)
+    return Entry(text=f"diverged at step {listing([f'{step:,}' for step in one.diverged_at_step])}", tone="bad")
 
 
 def _measured_anew(one: ArmResult) -> str:
@@ -340,16 +322,14 @@ def _training(record: Record) -> Iterator[Figure]:
     """Draw validation accuracy over the epochs, the default build's first."""
     runs = {"default build": _runs(record, DEFAULT_BUILD, None)}
     runs |= {arm_label(arm): _runs(record, arm) for arm in record.config["arms"]}
-    if any(run.epochs for run in record.runs):
+    if any(run.series("val_accuracy") for run in record.networks):
         yield curves(
             runs,
-            attrgetter("val_accuracy"),
-            name="val_accuracy",
+            "val_accuracy",
             title="Validation accuracy",
             caption="After each epoch, in evaluation mode. All but the default build trained at batch size 1.",
             order=["default build", *arm_labels(record)],
             config=record.config,
-            percent=True,
         )
 
 
@@ -374,10 +354,10 @@ def _single_images(results: Sequence[MethodResult]) -> tuple[Block, ...]:
 
 
 def _methods_table(results: Sequence[MethodResult]) -> Table:
-    def accuracy(order: str, method: str) -> Cell:
+    def accuracy(order: str, method: str) -> Entry:
         one = next(one for one in results if (one.order, one.method) == (order, method))
         note = f"{signed_points(one.gain)} beside stored" if one.gain and method != STORED else ""
-        return Cell(text=percent_spread(one.accuracy), note=note)
+        return Entry(text=percent_spread(one.accuracy), note=note)
 
     columns = {f"{capital(order.replace('_', ' '))}, one by one": partial(accuracy, order) for order in ORDERS}
     methods = dict.fromkeys(one.method for one in results)

@@ -22,20 +22,21 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from steadynorm.lab.configuration import (
-    RegimeConfig,
+    TrainingConfig,
     check_arms,
     check_experiment,
     check_lists,
     check_network,
     check_rates,
-    check_regime,
     check_split,
-    regime_of,
+    check_training,
+    settings_at,
 )
 from steadynorm.lab.data import first
 from steadynorm.lab.describe import (
     PLAIN,
     Outcome,
+    accuracy_entry,
     arm_cell,
     arm_label,
     arm_labels,
@@ -45,21 +46,21 @@ from steadynorm.lab.describe import (
     data_method,
     expected,
     has_ended,
+    networks_as_json,
     plain_arm,
-    run_as_json,
     runs_at,
     seeds_note,
     training_method,
 )
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.grid import train_grid
 from steadynorm.lab.stability import SEARCH_STEPS, Bracket, bracket, chance_in_search, next_rate, tried_rates
+from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
-from steadynorm.reporting.records import Record, RunRecord, RunSpec
-from steadynorm.reporting.report import Cell, Claim, Claims, Figure, Figures, Report, Section, Table, Text
+from steadynorm.reporting.numbers import NONE, number, percent, points, rate
+from steadynorm.reporting.records import Cell, Factors, Record
+from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import are_apart
 from steadynorm.reporting.words import capital, counted, first_fitting, listing
 
@@ -75,7 +76,7 @@ MANY = 12  # rows of a table that stands at the end of the page
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(RegimeConfig):
+class SweepConfig(TrainingConfig):
     """Train one network per normalization, learning rate, batch size, depth and seed, and show where training explodes.
 
     The defaults are the article's rates and batch size, on embedded data; --data cifar10 takes photographs.
@@ -109,26 +110,26 @@ QUICK: dict[str, Any] = {
 def _work(task: Task[SweepConfig]) -> None:
     """Train the grid, then search."""
     config = task.config
-    settings = regime_of(config, task.record, depth=config.depth[0], batch_size=config.batch_size[0])
-    specs = [
-        RunSpec(arm=arm, seed=seed, lr=rate, epochs=config.epochs, batch_size=batch_size, depth=depth)
+    settings = settings_at(config, task.record, depth=config.depth[0], batch_size=config.batch_size[0])
+    networks = [
+        network(arm=arm, seed=seed, lr=rate, epochs=config.epochs, batch_size=batch_size, depth=depth)
         for seed, depth, batch_size, arm, rate in itertools.product(
             config.seeds, config.depth, config.batch_size, config.arms, config.lr
         )
     ]
-    runs = train_grid(specs, settings, task.dataset, directory=task.directory, display=task.display, pool=task.pool)
+    train_networks(task, networks, settings)
     if config.largest_rate:
-        _search(task, runs)
+        _search(task)
 
 
-def _search(task: Task[SweepConfig], runs: tuple[RunRecord, ...]) -> None:
+def _search(task: Task[SweepConfig]) -> None:
     """Bisect for every arm, depth, batch size and seed, all of a batch size side by side.
 
     What was tried before a stop is known again.
     """
     config = task.config
     for batch_size in config.batch_size:
-        settings = regime_of(config, task.record, depth=config.depth[0], batch_size=batch_size)
+        settings = settings_at(config, task.record, depth=config.depth[0], batch_size=batch_size)
         classes, chance = len(task.dataset.classes), chance_in_search(task.record, batch_size)
         few = replace(
             task.dataset,
@@ -138,28 +139,19 @@ def _search(task: Task[SweepConfig], runs: tuple[RunRecord, ...]) -> None:
         tried: dict[tuple[int, int, str], dict[float, bool]] = {
             place: {} for place in itertools.product(config.seeds, config.depth, config.arms)
         }
-        while specs := {
+        while networks := {
             place: _searching(*place, batch_size, rate)
             for place, known in tried.items()
             if (rate := next_rate(known)) is not None
         }:
-            found = train_grid(
-                list(specs.values()),
-                replace(settings, milestones=()),
-                few,
-                directory=task.directory,
-                display=task.display,
-                before=runs,
-                pool=task.pool,
-            )
-            runs = (*runs, *found)
-            for place, run in zip(specs, found, strict=True):
+            found = train_networks(task, list(networks.values()), replace(settings, milestones=()), dataset=few)
+            for place, run in zip(networks, found, strict=True):
                 tried[place] |= tried_rates([run], classes=classes, chance=chance)
 
 
-def _searching(seed: int, depth: int, arm: str, batch_size: int, rate: float) -> RunSpec:
+def _searching(seed: int, depth: int, arm: str, batch_size: int, rate: float) -> Factors:
     """Say how a rate is tried."""
-    return RunSpec(
+    return network(
         arm=arm,
         seed=seed,
         lr=rate,
@@ -176,7 +168,7 @@ def _check(config: SweepConfig) -> None:
     check_experiment(config)
     check_split(*config.batch_size)
     check_rates("--lr", config.lr)
-    check_regime(config)
+    check_training(config)
     if min(config.batch_size) < 2:
         raise UserError(f"--batch-size: must be at least 2, got {min(config.batch_size)}.")
     for depth in config.depth:
@@ -207,7 +199,7 @@ def describe(record: Record) -> Report:
         findings={
             "places": [asdict(point) for point in grid],
             "largest_rates": [asdict(limit) | {"mean": limit.mean} for limit in limits],
-            "runs": [run_as_json(run) for run in record.runs],
+            "runs": networks_as_json(record),
         },
     )
 
@@ -251,13 +243,13 @@ def grid_points(record: Record) -> list[GridPoint]:
     factors = {"depth": config["depth"], "batch_size": config["batch_size"], "arm": config["arms"], "lr": config["lr"]}
     for point, runs in runs_at(record, **factors):
         guessing = sum(_is_guessing(record, run) for run in runs if run.status == "finished")
-        found.append(GridPoint.of(runs, lambda run: run.epochs[-1].val_accuracy, **point, guessing=guessing))
+        found.append(GridPoint.of(runs, lambda run: run.last("val_accuracy"), **point, guessing=guessing))
     return found
 
 
-def _is_guessing(record: Record, run: RunRecord) -> bool:
-    last = run.epochs[-1]
-    return not (last.train_loss < math.log(class_count(record)) and chance_of(record).is_beaten(last.val_accuracy))
+def _is_guessing(record: Record, run: Cell) -> bool:
+    learned = run.last("train_loss") < math.log(class_count(record))
+    return not (learned and chance_of(record).is_beaten(run.last("val_accuracy")))
 
 
 def rate_limits(record: Record) -> list[RateLimit]:
@@ -268,7 +260,7 @@ def rate_limits(record: Record) -> list[RateLimit]:
     factors = {"depth": config["depth"], "batch_size": config["batch_size"], "arm": config["arms"]}
     for point, runs in runs_at(record, "stability", **factors):
         classes, chance = class_count(record), chance_in_search(record, point["batch_size"])
-        seeds = [[run for run in runs if run.spec.seed == seed] for seed in config["seeds"]]
+        seeds = [[run for run in runs if run.factors["seed"] == seed] for seed in config["seeds"]]
         tried = [tried_rates(seed, classes=classes, chance=chance) for seed in seeds]
         found.append(RateLimit(**point, brackets=tuple(bracket(one) for one in tried if one)))
     return found
@@ -277,7 +269,7 @@ def rate_limits(record: Record) -> list[RateLimit]:
 # What the tables and figures show.
 
 
-def _ending(point: GridPoint) -> Cell:
+def _ending(point: GridPoint) -> Entry:
     """Say what became of the networks of a point."""
     words = [point.exploded] if point.exploded else []
     if point.guessing:
@@ -285,14 +277,14 @@ def _ending(point: GridPoint) -> Cell:
     if point.waiting:
         words.append("waiting" if point.waiting == point.seeds else f"{point.waiting} of {point.seeds} waiting")
     bad = point.exploded or point.guessing
-    return Cell(text=", ".join(words) or ("trained" if point.seeds else "waiting"), tone="bad" if bad else "")
+    return Entry(text=", ".join(words) or ("trained" if point.seeds else "waiting"), tone="bad" if bad else "")
 
 
-COLUMNS: Mapping[str, Callable[[GridPoint], Cell | str]] = {
+COLUMNS: Mapping[str, Callable[[GridPoint], Entry | str]] = {
     "Depth": lambda point: str(point.depth),
     "Batch": lambda point: str(point.batch_size),
     "Rate": lambda point: rate(point.lr),
-    "Validation accuracy": lambda point: Cell(text=percent_spread(point.accuracy), note=spread_note(point.accuracy)),
+    "Validation accuracy": lambda point: accuracy_entry(point.accuracy),
     "Outcome": _ending,
 }
 
@@ -318,7 +310,7 @@ def _accuracy_figures(record: Record) -> Iterator[Figure]:
     axes = {"x": "learning rate", "y": "accuracy", "hue": "arm", "order": arm_labels(record)}
     for point, runs in runs_at(record, depth=config["depth"], batch_size=config["batch_size"]):
         depth, size = point.values()
-        dots = [_dot(run, run.epochs[-1].val_accuracy) for run in runs if run.status == "finished"]
+        dots = [_dot(run, run.last("val_accuracy")) for run in runs if run.status == "finished"]
         crosses = [_dot(run, math.nan) for run in runs if run.status == "diverged"]
         rates = sorted({dot["learning rate"] for dot in dots + crosses})
         crossed = " A cross at the foot: the loss of a run was no longer finite." if crosses else ""
@@ -334,8 +326,8 @@ def _accuracy_figures(record: Record) -> Iterator[Figure]:
             )
 
 
-def _dot(run: RunRecord, accuracy: float) -> dict[str, Any]:
-    return {"arm": arm_label(run.spec.arm), "learning rate": run.spec.lr, "accuracy": accuracy}
+def _dot(run: Cell, accuracy: float) -> dict[str, Any]:
+    return {"arm": arm_label(run.factors["arm"]), "learning rate": run.factors["lr"], "accuracy": accuracy}
 
 
 def _limit_figures(record: Record, limits: Sequence[RateLimit]) -> Iterator[Figure]:

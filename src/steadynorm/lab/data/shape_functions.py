@@ -1,7 +1,7 @@
-"""The ten figures of the embedded data set, as functions of the plane.
+"""The ten shapes of the embedded data set, as functions of the plane.
 
-Each takes coordinates in the figure's frame, where it fits into a circle of radius 1 around the origin, and
-gives about how deep a point lies inside the figure: positive inside, 0 on the outline, negative outside.
+Each takes coordinates in the shape's frame, where it fits into a circle of radius 1 around the origin, and
+gives about how deep a point lies inside the shape: positive inside, 0 on the outline, negative outside.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIGURES"]
+__all__ = ["SHAPES"]
 
 Array = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def _bars(u: Array, v: Array) -> Array:
     return np.minimum(stripes, 0.8 - np.abs(v))
 
 
-FIGURES: dict[str, Callable[[Array, Array], Array]] = {
+SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "disc": _disc,
     "ring": _ring,
     "square": _square,
@@ -89,4 +89,4 @@ FIGURES: dict[str, Callable[[Array, Array], Array]] = {
     "angle": _angle,
     "bars": _bars,
 }
-"""Class name to figure, in the order of the labels."""
+"""Class name -> function, in the order of the labels."""

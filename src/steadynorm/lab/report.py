@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from steadynorm.lab.describe import data_label
+from steadynorm.lab.experiment import check_record
 from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import Record, read_record
+from steadynorm.reporting.records import Cell, Record, format_of, head_of, read_record
 from steadynorm.reporting.report import Report
 from steadynorm.reporting.words import listing
 
-__all__ = ["build_report", "head_of", "write_record_report"]
+__all__ = ["build_report", "write_record_report"]
 
 OF_ALL = (("config.json", "what was asked for, versions, machine"),)
-OF_RUNS = (
+CELLS = (
+    ("cells.json", "every network and cell of the grid, and how it ended"),
+    ("measurements.csv", "one row for each number that was measured"),
+)
+FIRST_FORMAT = (
     ("runs.json", "every trained network and how it ended"),
     ("metrics.csv", "one row for each network and epoch"),
     ("gradient_norms.csv", "one row for each network, epoch and weight"),
-    ("checkpoints/", "the trained networks"),
 )
-OF_CELLS = (
-    ("cells.json", "every cell of the grid"),
-    ("measurements.csv", "one row for each number that was measured in a cell"),
-)
+NETWORKS = (("checkpoints/", "the trained networks"),)
 
 
 def build_report(directory: Path) -> Path:
@@ -50,8 +49,14 @@ def build_report(directory: Path) -> Path:
             f"{directory}: a report needs the record of a known experiment ({', '.join(EXPERIMENTS)}), "
             f"got {record.experiment!r}. Use the version of steadynorm that wrote it."
         )
-    files = [*(OF_RUNS if record.runs else ()), *(OF_CELLS if record.cells else ())]
-    return write_record_report(directory, record, EXPERIMENTS[record.experiment].describe(record), files=files)
+    experiment = EXPERIMENTS[record.experiment]
+    try:
+        check_record(experiment, record)
+        report = experiment.describe(record)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
+    files = [*(FIRST_FORMAT if format_of(directory) == 1 else CELLS), *(NETWORKS if record.networks else ())]
+    return write_record_report(directory, record, report, files=files)
 
 
 def write_record_report(directory: Path, record: Record, report: Report, *, files: Sequence[tuple[str, str]]) -> Path:
@@ -63,19 +68,17 @@ def write_record_report(directory: Path, record: Record, report: Report, *, file
     return write_report(directory, head, report, files=[*OF_ALL, *files], eyebrow=_eyebrow(record), missing=missing)
 
 
-def head_of(record: Record) -> dict[str, Any]:
-    """Give what a record says of itself: all but its networks and cells."""
-    return {one.name: getattr(record, one.name) for one in fields(record) if one.name not in ("runs", "cells")}
-
-
 def _eyebrow(record: Record) -> str:
     quick = " · quick look" if record.config["quick"] else ""
     return f"steadynorm {record.experiment} · {data_label(record)} · {record.created[:10]}{quick}"
 
 
 def _missing(record: Record) -> str:
-    ended = sum(run.status in ("finished", "diverged") for run in record.runs)
-    measured = sum(cell.is_measured for cell in record.cells)
-    counts = [f"{ended} of {len(record.runs)} networks have ended"] if record.runs else []
-    counts += [f"{measured} of {len(record.cells)} cells are measured"] if record.cells else []
+    networks, cells = record.networks, [cell for cell in record.cells if not cell.is_network]
+    counts = [f"{_ended(networks)} of {len(networks)} networks have ended"] if networks else []
+    counts += [f"{_ended(cells)} of {len(cells)} cells are measured"] if cells else []
     return f"This experiment is not complete: {listing(counts) or 'nothing is measured yet'}."
+
+
+def _ended(cells: Sequence[Cell]) -> int:
+    return sum(cell.has_ended for cell in cells)

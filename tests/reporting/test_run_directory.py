@@ -1,6 +1,8 @@
+import json
+import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import filelock
@@ -8,29 +10,32 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from steadynorm.lab.run_directory import RunDirectory, save_tensors
+from steadynorm.lab.training import network
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import CellRecord, RunRecord, RunSpec
-from tests.support.records import RECORD, RUNS
+from steadynorm.reporting.records import Cell, Measurement
+from steadynorm.reporting.run_directory import RunDirectory, save_tensors
+from tests.support.records import CELLS, RECORD, with_factors
 
-SPEC = RunSpec(arm="none", seed=0, lr=0.1, epochs=2)
+CELL = Cell(factors=network(arm="none", seed=0, lr=0.1, epochs=2))
+
+NAN = Measurement(quantity="nan", value=math.nan)
 
 
 def state_of(path: Path) -> Path:
-    return path / "state" / f"{SPEC.name}.safetensors"
+    return path / "state" / f"{CELL.name}.safetensors"
 
 
-def test_a_run_without_a_state_is_waiting(tmp_path: Path) -> None:
-    assert RunDirectory(tmp_path).load_record(SPEC) == RunRecord(spec=SPEC)
+def test_a_cell_without_a_state_is_waiting(tmp_path: Path) -> None:
+    assert RunDirectory(tmp_path).load_state(replace(CELL, status="running", seconds=1.0)) == CELL
 
 
 def test_a_state_is_read_back_exactly(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    record = replace(RUNS[1], spec=SPEC)
+    cell = replace(CELLS[1], factors=CELL.factors, measurements=(*CELLS[1].measurements, NAN))
     tensors = {"a": torch.arange(6.0).view(2, 3).t(), "n": torch.tensor(3)}
-    directory.save_state(record, tensors)
-    assert directory.load_record(SPEC) == record
-    loaded = directory.load_tensors(SPEC)
+    directory.save_state(cell, tensors)
+    assert repr(directory.load_state(CELL)) == repr(cell)
+    loaded = directory.load_tensors(CELL)
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
@@ -40,48 +45,41 @@ def test_a_damaged_state_says_what_to_do(tmp_path: Path, content: bytes) -> None
     state_of(tmp_path).parent.mkdir()
     state_of(tmp_path).write_bytes(content)
     with pytest.raises(UserError, match=r"the state is damaged .* Remove it"):
-        RunDirectory(tmp_path).load_record(SPEC)
+        RunDirectory(tmp_path).load_state(CELL)
 
 
 def test_a_truncated_state_says_what_to_do(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.save_state(RunRecord(spec=SPEC), {"a": torch.zeros(100)})
+    directory.save_state(CELL, {"a": torch.zeros(100)})
     state_of(tmp_path).write_bytes(state_of(tmp_path).read_bytes()[:-8])
     with pytest.raises(UserError, match="the state is damaged"):
-        directory.load_tensors(SPEC)
+        directory.load_tensors(CELL)
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.save_state(RunRecord(spec=SPEC), {})
-    with pytest.raises(UserError, match="holds RunSpec"):
-        directory.load_record(replace(SPEC, epochs=3))
-
-
-def trained(epochs: int, status: str = "running") -> RunRecord:
-    rows = tuple(replace(RUNS[1].epochs[0], epoch=number + 1) for number in range(epochs))
-    return replace(RUNS[1], spec=SPEC, status=status, epochs=rows)
+    directory.save_state(CELL, {})
+    with pytest.raises(UserError, match=r"holds \{.*'epochs': 2\}, not \{.*'epochs': 3\}\. Remove it"):
+        directory.load_state(with_factors(CELL, epochs=3))
 
 
 @pytest.mark.parametrize(
-    "record",
+    "edit",
     [
-        trained(3),
-        trained(3, "finished"),
-        trained(2),
-        trained(2, "diverged"),
-        trained(1, "finished"),
-        trained(1, "done"),
-        replace(trained(1), epochs=trained(2).epochs[1:]),
+        ('"waiting"', '"done"'),
+        ('"measurements": []', '"measurements": [{"quantity": "a"}]'),
+        ('"measurements": []', '"measurements": [{"quantity": "a", "value": "b"}]'),
+        ('"measurements": []', '"measurements": ' + "[" * 100_000),
+        ('"factors": {', '"factor": {'),
     ],
-    ids=lambda record: f"{record.status} {[row.epoch for row in record.epochs]}",
 )
-def test_a_state_that_no_training_leaves_is_damaged(tmp_path: Path, record: RunRecord) -> None:
-    RunDirectory(tmp_path).save_state(record, {})
-    with pytest.raises(
-        UserError, match=rf"the state is damaged \({record.status} with the epochs .* of 2\)\. Remove it"
-    ):
-        RunDirectory(tmp_path).load_record(SPEC)
+def test_a_state_that_is_no_cell_says_what_to_do(tmp_path: Path, edit: tuple[str, str]) -> None:
+    text = json.dumps(asdict(CELL)).replace(*edit)
+    assert text != json.dumps(asdict(CELL))
+    save_tensors(state_of(tmp_path), {}, {"cell": text})
+    with pytest.raises(UserError, match=r"the state is damaged .* Remove it") as refused:
+        RunDirectory(tmp_path).load_state(CELL)
+    assert "\n" not in str(refused.value)
 
 
 def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
@@ -112,7 +110,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, without: str, monk
 import sys, time
 sys.modules[{without!r}] = None
 from pathlib import Path
-from steadynorm.lab.run_directory import RunDirectory
+from steadynorm.reporting.run_directory import RunDirectory
 with RunDirectory(Path({str(tmp_path)!r})).lock():
     print("held", flush=True)
     time.sleep(60)
@@ -130,7 +128,7 @@ with RunDirectory(Path({str(tmp_path)!r})).lock():
 
 def test_what_a_killed_process_left_unfinished_is_removed_by_the_next_one(tmp_path: Path) -> None:
     left = [
-        ".runs.json.k3_x9abc.part",
+        ".cells.json.k3_x9abc.part",
         "state/.a.safetensors.k3_x9abc.part",
         "checkpoints/.b.safetensors.0aaaaaa_.part",
     ]
@@ -168,12 +166,10 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_run_whose_name_leads_out_of_the_directory_is_refused(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    bad = replace(SPEC, arm="../../precious")
-    for path in (directory.checkpoint_path, directory.tensorboard_path, directory.load_record):
+    bad = with_factors(CELL, arm="../../precious")
+    for path in (directory.checkpoint_path, directory.tensorboard_path, directory.load_state):
         with pytest.raises(UserError, match="is no name of a file"):
             path(bad)
-    with pytest.raises(UserError, match="is no name of a file"):
-        directory.save_cell(CellRecord(factors={"shift": "../../precious"}))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,183 @@
+"""What a person sees of what takes long: live bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from steadynorm.reporting.printable import printable
+
+__all__ = ["Display", "open_display", "silent_display"]
+
+
+class Display(Protocol):
+    """Where what takes long tells how it goes."""
+
+    def message(self, text: str) -> None:
+        """Say one line that stays."""
+
+    def begin(
+        self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
+    ) -> None:
+        """Note that piece ``number`` of ``of`` begins or goes on.
+
+        Args:
+            name: of the piece: a cell, a file to make.
+            number: counted from 1.
+            of: all pieces.
+            left: pieces that have not ended; default: this one and those after it.
+            share: of the piece that is done, in [0, 1].
+            text: what is said beside its name.
+        """
+
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        """Note what share in [0, 1] of a piece is done; of a text that is ``lasting`` a line stays."""
+
+    def end(self, name: str, text: str = "") -> None:
+        """Note that a piece has ended; a text says how, where it did not end well."""
+
+
+@contextlib.contextmanager
+def open_display(*, shown: bool = True) -> Iterator[Display]:
+    """Open the display that suits standard error: live in a terminal, else plain lines.
+
+    Args:
+        shown: False for a process whose news another one tells.
+    """
+    console = Console(stderr=True, highlight=False)
+    if not shown:
+        yield silent_display()
+    elif console.is_terminal:
+        with _Live(console) as live:
+            yield live
+    else:
+        yield _Plain(console)
+
+
+def silent_display() -> Display:
+    """Give a display that shows nothing."""
+    return _Silent()
+
+
+class _Silent:
+    """Nothing."""
+
+    def message(self, text: str) -> None:
+        pass
+
+    def begin(
+        self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
+    ) -> None:
+        pass
+
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        pass
+
+    def end(self, name: str, text: str = "") -> None:
+        pass
+
+
+class _Plain:
+    """One line for each text that lasts, under the name of its piece."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.told = ""
+        """Name of the piece that the last line is about."""
+
+    def message(self, text: str) -> None:
+        self.console.print(printable(text), markup=False, soft_wrap=True)
+
+    def begin(
+        self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
+    ) -> None:
+        self.told = name
+        self.message(f"[{number}/{of}] {name}{text}")
+
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        if not lasting:
+            return
+        if name != self.told:
+            self.told = name
+            self.message(self.told)
+        self.message(f"  {text}")
+
+    def end(self, name: str, text: str = "") -> None:
+        if text:
+            self.message(f"  {text}")
+
+
+class _Live(_Plain):
+    """A bar for each running piece and one for all of them, with the latest texts."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+        )
+        self.whole = self.bars.add_task("all", total=1.0, text="", visible=False)
+        self.running: dict[str, TaskID] = {}
+        self.shares: dict[str, float] = {}
+        """Of the running pieces."""
+        self.lines: dict[str, str] = {}
+        """What was last said of them, to stay when they have ended."""
+        self.ended = 0
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def begin(
+        self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
+    ) -> None:
+        if name in self.running:  # a task of Ray's begins again
+            self.bars.remove_task(self.running[name])
+        self.running[name] = self.bars.add_task(f"[{number}/{of}] {name}", total=1.0, text="")
+        self.shares[name] = share
+        self.ended = number - 1 if left is None else of - left
+        self.bars.update(self.whole, total=of, visible=of > 1)
+        self._update(name)
+
+    def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
+        if name not in self.running:
+            return  # news of one of Ray's tasks may come in after its end
+        self.shares[name] = share
+        if text:
+            self.bars.update(self.running[name], text=text)
+        if lasting:
+            self.lines[name] = text
+        self._update(name)
+
+    def end(self, name: str, text: str = "") -> None:
+        super().end(name, text)
+        self.ended += 1
+        self.shares.pop(name, None)
+        line = self.lines.pop(name, "")
+        if name in self.running:  # of torchrun's workers the first hears the ends of others' cells as well
+            bar = self.running.pop(name)
+            if line and not text:
+                description = next(task.description for task in self.bars.tasks if task.id == bar)
+                self.message(f"{description}: {line}")
+            self.bars.remove_task(bar)
+        self._update("")
+
+    def _update(self, name: str) -> None:
+        if name:
+            self.bars.update(self.running[name], completed=self.shares[name])
+        self.bars.update(self.whole, completed=self.ended + sum(self.shares.values()))

@@ -1,0 +1,115 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from steadynorm.reporting import progress
+from steadynorm.reporting.progress import Display, open_display
+
+LINE = "epoch 1/3  train 0.300 33.3%"
+
+
+def tell(display: Display) -> None:
+    display.message("into [runs]")
+    display.begin("none-seed0", number=1, of=2, left=2, text=": 3 epochs")
+    display.advance("none-seed0", 1 / 6, "epoch 1/3, loss 1.250")
+    display.advance("none-seed0", 1 / 3, LINE, lasting=True)
+    display.end("none-seed0")
+    display.begin("none-seed1", number=2, of=2, left=1, share=1 / 3, text=": 3 epochs, goes on after epoch 1")
+    display.end("none-seed1", "none-seed1 diverged")
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=200, highlight=False, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    with open_display() as display:
+        tell(display)
+    return out.getvalue()
+
+
+def test_without_a_terminal_each_text_that_lasts_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, terminal=False).splitlines() == [
+        "into [runs]",
+        "[1/2] none-seed0: 3 epochs",
+        f"  {LINE}",
+        "[2/2] none-seed1: 3 epochs, goes on after epoch 1",
+        "  none-seed1 diverged",
+    ]
+
+
+def test_in_a_terminal_there_are_bars_and_what_finished_leaves_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=True)
+    assert "[1/2] none-seed0" in text
+    assert f"[1/2] none-seed0: {LINE}" in text
+    assert "  none-seed1 diverged" in text and "[2/2] none-seed1:" not in text
+
+
+def test_what_another_process_tells_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_display(shown=False) as display:
+        tell(display)
+    assert capsys.readouterr() == ("", "")
+
+
+def live() -> progress._Live:
+    return progress._Live(Console(file=io.StringIO(), force_terminal=True))
+
+
+def bars(shown: progress._Live) -> dict[str, tuple[float, float | None]]:
+    return {task.description: (round(task.completed, 9), task.total) for task in shown.bars.tasks if task.visible}
+
+
+def test_the_bars_count_what_is_done_of_one_and_of_all() -> None:
+    found = live()
+    found.begin("a", number=2, of=4, left=3)
+    found.advance("a", 0.25, "epoch 1/3, loss 1.250")
+    found.advance("a", 0.5)
+    assert bars(found) == {"all": (1.5, 4), "[2/4] a": (0.5, 1)}
+    assert found.bars.tasks[-1].fields["text"] == "epoch 1/3, loss 1.250"
+    found.end("a")
+    found.begin("b", number=3, of=4, left=2, share=0.25)
+    assert bars(found) == {"all": (2.25, 4), "[3/4] b": (0.25, 1)}
+
+
+def test_what_runs_at_once_has_a_bar_each_and_ends_in_any_order() -> None:
+    found = live()
+    found.begin("a", number=1, of=3, left=3)
+    found.begin("b", number=2, of=3, left=3)
+    found.advance("a", 0.5)
+    found.advance("b", 0.75)
+    assert bars(found) == {"all": (1.25, 3), "[1/3] a": (0.5, 1), "[2/3] b": (0.75, 1)}
+    found.end("b")
+    found.end("c")  # of another worker
+    assert bars(found) == {"all": (2.5, 3), "[1/3] a": (0.5, 1)}
+
+
+def test_a_piece_that_begins_again_has_one_bar() -> None:
+    found = live()
+    for _ in range(2):
+        found.begin("a", number=1, of=2, left=2)
+    assert bars(found) == {"all": (0, 2), "[1/2] a": (0, 1)}
+
+
+def test_news_after_the_end_change_nothing() -> None:
+    found = live()
+    found.begin("a", number=1, of=2, left=2)
+    found.end("a")
+    before = bars(found)
+    found.advance("a", 0.5, "late")
+    assert bars(found) == before
+
+
+def test_lines_of_what_runs_at_once_stand_under_their_names() -> None:
+    out = io.StringIO()
+    plain = progress._Plain(Console(file=out, width=200))
+    plain.begin("a", number=1, of=2)
+    plain.begin("b", number=2, of=2)
+    for name in ("a", "a", "b"):
+        plain.advance(name, 0.5, "line", lasting=True)
+    assert out.getvalue().splitlines()[2:] == ["a", "  line", "  line", "b", "  line"]
+
+
+def test_a_message_cannot_steer_the_terminal() -> None:
+    out = io.StringIO()
+    progress._Plain(Console(file=out, width=80)).message("into runs/\x1b[2Ja")
+    assert out.getvalue() == "into runs/\\x1b[2Ja\n"
