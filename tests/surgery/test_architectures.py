@@ -24,7 +24,7 @@ from steadynorm.surgery import (
     use_batch_statistics,
     use_running_statistics,
 )
-from steadynorm.surgery.sites import batch_norms_of
+from steadynorm.surgery.named_modules import batch_norms_of
 from tests.support.architectures import ARCHITECTURES, build_architecture, outputs
 from tests.support.oracle import assert_as_accurate_as, to_numpy
 from tests.support.surgery import assert_state_equal, snapshot

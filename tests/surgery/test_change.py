@@ -3,25 +3,25 @@ import torch
 from torch import nn
 
 from steadynorm.surgery import NothingDoneError, convert_, freeze_, recalibrate_
-from steadynorm.surgery.change import Journal
+from steadynorm.surgery.change import Transaction
 from tests.support.layers import drawn
 from tests.support.surgery import MIXED_INPUT, assert_state_equal, mixed, snapshot
 
 
-def edited(journal, model):
-    journal.write_(model[0].weight, torch.zeros_like(model[0].weight))
-    journal.set_attribute(model[1], "momentum", 0.7)
-    journal.set_attribute(model[1], "a_new_one", 3)
-    journal.set_entry(model[3]._parameters, "bias", None)
-    journal.replace(model[2], nn.SiLU())
+def edited(edits, model):
+    edits.write_(model[0].weight, torch.zeros_like(model[0].weight))
+    edits.set_attribute(model[1], "momentum", 0.7)
+    edits.set_attribute(model[1], "a_new_one", 3)
+    edits.set_entry(model[3]._parameters, "bias", None)
+    edits.replace(model[2], nn.SiLU())
 
 
 def test_undo_takes_every_kind_of_edit_back():
     model = mixed()
     before, momentum = snapshot(model), model[1].momentum
-    with Journal("test", model) as journal:
-        edited(journal, model)
-        change = journal.finish()
+    with Transaction("test", model) as edits:
+        edited(edits, model)
+        change = edits.finish()
     assert model[3].bias is None
     assert change.undo() is model
     assert_state_equal(model, before)
@@ -32,8 +32,8 @@ def test_undo_takes_every_kind_of_edit_back():
 def test_an_exception_takes_every_edit_back():
     model = mixed()
     before = snapshot(model)
-    with pytest.raises(KeyError), Journal("test", model) as journal:
-        edited(journal, model)
+    with pytest.raises(KeyError), Transaction("test", model) as edits:
+        edited(edits, model)
         raise KeyError
     assert_state_equal(model, before)
 
@@ -41,9 +41,9 @@ def test_an_exception_takes_every_edit_back():
 def test_undo_restores_nan_bit_for_bit():
     tensor = torch.tensor([float("nan"), -0.0])
     before = tensor.clone().view(torch.int32)
-    with Journal("test", nn.Module()) as journal:
-        journal.write_(tensor, torch.zeros(2))
-    journal.finish().undo()
+    with Transaction("test", nn.Module()) as edits:
+        edits.write_(tensor, torch.zeros(2))
+    edits.finish().undo()
     assert torch.equal(tensor.view(torch.int32), before)
 
 
@@ -78,8 +78,8 @@ def test_a_module_in_two_places_is_replaced_in_both():
     shared = nn.ReLU()
     model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
     new = nn.SiLU()
-    with Journal("test", model) as journal:
-        journal.replace(shared, new)
+    with Transaction("test", model) as edits:
+        edits.replace(shared, new)
     assert model["a"] is new
     assert model["b"][0] is new
 

@@ -16,7 +16,7 @@ from steadynorm import layers
 from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.surgery.contexts import (
     no_statistics_update,
-    standing_in,
+    replaced_forwards,
     use_batch_statistics,
     use_running_statistics,
 )
@@ -316,7 +316,7 @@ def test_a_copy_made_within_is_as_the_model_is_outside(name, copied):
 def test_a_copy_made_within_keeps_a_forward_that_was_replaced_before():
     model = nn.Sequential(nn.Linear(3, 3))
     model[0].forward = torch.neg
-    with standing_in({model[0]: torch.exp}), standing_in({model[0]: torch.sin}):
+    with replaced_forwards({model[0]: torch.exp}), replaced_forwards({model[0]: torch.sin}):
         other = copy.deepcopy(model)
     x = drawn(2, 3)
     assert torch.equal(other(x), -x)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from steadynorm import layers
-from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.estimation.rank_group import RankGroup
 from steadynorm.surgery.recalibrate import recalibrate_
 from tests.support.layers import drawn, randomize_
 from tests.support.ranks import on_ranks
@@ -89,7 +89,7 @@ def on_each_rank():
         "drifted": recalibrated(drifted, mine(), prior=6, settled=1e-6),
         "tolerance": recalibrated(network(), iter(steady(rank)), tolerance=0.1, passes=1),
         "error": recalibrated(network(), steady(rank), passes=1),
-        "decisions": [Team("verb_", network()).agree(rank == first) for first in range(2)],
+        "decisions": [RankGroup("verb_", network()).agree(rank == first) for first in range(2)],
         "none": refusal(lambda model: recalibrate_(model, [])),
         "nan": refusal(with_a_bad_batch),
         "loader": refusal(with_a_broken_loader),

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import evaluating
-from steadynorm.surgery.contexts import standing_in
+from steadynorm.surgery.contexts import replaced_forwards
 from steadynorm.surgery.kinds import Norm
-from steadynorm.surgery.sites import batch_norms_of
+from steadynorm.surgery.named_modules import batch_norms_of
 
 __all__ = ["Choose", "normalizing_by", "stored_moments"]
 
@@ -35,7 +35,7 @@ def normalizing_by(model: nn.Module, choose: Choose) -> Iterator[None]:
     forwards: dict[nn.Module, Any] = {}
     for name, module in _layers(model).items():
         forwards[module] = _By(module, name, choose)
-    with evaluating(model), standing_in(forwards):
+    with evaluating(model), replaced_forwards(forwards):
         yield
 
 
@@ -50,7 +50,7 @@ def stored_moments(model: nn.Module) -> dict[str, Moments]:
 
 
 def _layers(model: nn.Module) -> dict[str, Norm]:
-    layers = {site.name: site.module for site in batch_norms_of(model)}
+    layers = {named.name: named.module for named in batch_norms_of(model)}
     without = [name for name, module in layers.items() if module.running_mean is None]
     if without:
         raise ValueError(

@@ -29,7 +29,7 @@ from steadynorm.lab.data.batches import evaluation_batches
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.report import Table
 from steadynorm.surgery import recalibrate_
-from steadynorm.surgery.sites import batch_norms_of
+from steadynorm.surgery.named_modules import batch_norms_of
 
 __all__ = ["BENCHMARK", "RecalibrationConfig", "recalibration_lines"]
 
@@ -136,8 +136,8 @@ def _draw(dataset: Dataset, count: int, batch: int, seed: int, device: torch.dev
 
 def _wiped(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
-    for site in batch_norms_of(model):
-        site.module.reset_running_stats()  # type: ignore[operator]
+    for named in batch_norms_of(model):
+        named.module.reset_running_stats()  # type: ignore[operator]
     return model
 
 

@@ -30,7 +30,7 @@ from steadynorm.lab.workers import (
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Factors, Measurement
 from steadynorm.surgery import param_groups
-from steadynorm.surgery.sites import batch_norms_of
+from steadynorm.surgery.named_modules import batch_norms_of
 
 if TYPE_CHECKING:
     from steadynorm.lab.experiment import Task
@@ -333,8 +333,8 @@ class _Trainer:
         self.model.train()
         epochs = self.factors["epochs"]
         if epoch > epochs - self.settings.freeze_last:
-            for site in batch_norms_of(self.model):
-                site.module.eval()
+            for named in batch_norms_of(self.model):
+                named.module.eval()
         device, watched = self.settings.device, list(watched_weights(self.model).values())
         total = steps_per_epoch(self.dataset.train, self.settings)
         losses = torch.zeros(total, device=device)

@@ -105,7 +105,7 @@ class BatchNormBase(RunningStatistics):
         """
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._evaluate_scripted(input, residual)
-        if isinstance(input, Tensor):  # not so while torch.fx traces: a proxy has no rank
+        if isinstance(input, Tensor):  # torch.fx traces with a proxy, which has no rank
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if self.training or (self.running_mean is None and self.running_var is None):
             check_is_tensor(self, input)

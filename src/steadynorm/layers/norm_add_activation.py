@@ -1,4 +1,4 @@
-"""A norm with what our layers fuse around it: a residual added, an activation behind."""
+"""A norm with what our layers fuse into theirs: a residual and an activation."""
 
 from __future__ import annotations
 

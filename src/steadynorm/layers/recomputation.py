@@ -1,4 +1,4 @@
-"""Whether a forward may be one of two for its batch, as torch.utils.checkpoint has it computed anew for the backward.
+"""Whether a forward may be one of two for its batch: torch.utils.checkpoint runs it again for the backward.
 
 ``is_possible`` is computed whenever it is read. A compiler guards on the value of a module's attribute, and reads it
 again each time before it runs a graph. So checkpointing gets a graph of its own, the same one for a forward and its

@@ -1,4 +1,4 @@
-"""What a verb did to a model, what it refused to do, and the way back."""
+"""What a verb did to a model, what it refused to do, and how to undo it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steadynorm.surgery.hidden import RunWatch, held_norms
 from steadynorm.surgery.kinds import label
 
-__all__ = ["Change", "Changed", "Journal", "NothingDoneError", "Refused"]
+__all__ = ["Change", "Changed", "NothingDoneError", "Refused", "Transaction"]
 
 _LISTED = 3
 _REGISTER = "Register it, for instance in an nn.ModuleList."
@@ -88,7 +88,7 @@ class Change:
         model: the model as it is now; another object than was given only where the root itself was replaced.
         changed: what is other than it was.
         refused: what was left as it was, though it might have been meant, and why.
-        measured: numbers that the verb measured on the way, by name.
+        measured: numbers that the verb measured, by name.
         notes: what concerns the model as a whole: how names were understood, what runs though it is no submodule.
     """
 
@@ -138,7 +138,7 @@ class Change:
         )
 
 
-class Journal:
+class Transaction:
     """Edits that can be taken back, all of them, as long as a verb is at work and after it.
 
     As a context manager it takes every edit back where the verb raises, so that a model is never left half changed.
@@ -324,7 +324,7 @@ class Journal:
             self.refuse(path, label(module), why)
 
     def edit(self, act: Callable[[], None], undo: Callable[[], None], fits: Callable[[], bool]) -> None:
-        """Do something, and remember how to undo it while ``fits`` says that nobody has done so since."""
+        """Do something, and remember how to undo it while ``fits`` says that nothing has changed there since."""
         act()
         self._steps.append(_Step(undo=undo, fits=fits))
 

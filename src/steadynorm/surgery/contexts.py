@@ -12,9 +12,9 @@ from torch import nn
 
 from steadynorm.layers.state import on_copies
 from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
-from steadynorm.surgery.sites import Site, Where, sites_of
+from steadynorm.surgery.named_modules import NamedModule, Where, named_modules_of
 
-__all__ = ["no_statistics_update", "standing_in", "use_batch_statistics", "use_running_statistics"]
+__all__ = ["no_statistics_update", "replaced_forwards", "use_batch_statistics", "use_running_statistics"]
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def no_statistics_update(model: nn.Module, *, where: Where | None = None) -> Ite
 
     The three contexts act on the batch norms that ``where`` chooses, whatever their ``.training``, which they leave as
     it is. They can be nested; the innermost that says by which statistics to normalize is the one that holds. With
-    ``torch.utils.checkpoint`` the backward belongs into the context too, because it runs the forward again. Compiled
+    ``torch.utils.checkpoint`` the backward must run in the context too, because it runs the forward again. Compiled
     models break their graph at these layers, so ``fullgraph=True`` raises. A copy of the model that is made within
     (deepcopy, pickle, AveragedModel, torch.save) is as the model is outside, and moves its estimates. Copies that
     DistributedDataParallel makes of rank 0's buffers before a forward are its own affair: they are still made.
@@ -37,9 +37,9 @@ def no_statistics_update(model: nn.Module, *, where: Where | None = None) -> Ite
         where: name and module -> whether the layer is meant. None takes all.
 
     Raises:
-        TypeError: a subclass of batch norm, or a compiled script, of which nobody knows what its forward moves.
+        TypeError: a subclass of batch norm, or a compiled script, of which it is unknown what its forward moves.
     """
-    with _aside(_chosen("no_statistics_update", model, where), training=None):
+    with _forwards_on_copies(_chosen("no_statistics_update", model, where), training=None):
         yield
 
 
@@ -54,7 +54,7 @@ def use_batch_statistics(model: nn.Module, *, where: Where | None = None) -> Ite
     Raises:
         TypeError: as :func:`no_statistics_update`.
     """
-    with _aside(_chosen("use_batch_statistics", model, where), training=True):
+    with _forwards_on_copies(_chosen("use_batch_statistics", model, where), training=True):
         yield
 
 
@@ -68,25 +68,25 @@ def use_running_statistics(model: nn.Module, *, where: Where | None = None) -> I
         TypeError: as :func:`no_statistics_update`.
         ValueError: a layer has no running estimates.
     """
-    sites = _chosen("use_running_statistics", model, where)
-    without = [_described(site) for site in sites if site.module.running_mean is None]
+    norms = _chosen("use_running_statistics", model, where)
+    without = [_described(named) for named in norms if named.module.running_mean is None]
     if without:
         raise ValueError(
             f"use_running_statistics: every layer must have running statistics, got {', '.join(without)} without. "
             "Leave them out with where=...."
         )
-    with _aside(sites, training=False):
+    with _forwards_on_copies(norms, training=False):
         yield
 
 
 @contextmanager
-def standing_in(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Let other callables stand for the forwards of some modules, on these instances only.
+def replaced_forwards(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Replace the forwards of some modules, on these instances only.
 
     A copy made in the meantime (deepcopy, pickle, torch.save) is as the module is outside.
 
     Args:
-        forwards: module -> what to call instead. What stood there before stands there again afterwards.
+        forwards: module -> what to call instead. Afterwards they have the forwards that they had before.
     """
     before = {module: {name: vars(module).get(name) for name in ("forward", "__getstate__")} for module in forwards}
     try:
@@ -105,7 +105,7 @@ def standing_in(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 
 class _StateOutside:
-    """Stands for a module's ``__getstate__``, which copying and pickling look up on the instance."""
+    """Replaces a module's ``__getstate__``, which copying and pickling look up on the instance."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -117,13 +117,15 @@ class _StateOutside:
         return state | self.replaced
 
 
-class _Aside:
-    """Stands for a batch norm's forward: runs it on copies of its buffers, in the mode that is asked for."""
+class _ForwardOnCopies:
+    """Replaces a batch norm's forward: runs it on copies of its buffers, in the mode that is asked for."""
 
     def __init__(self, module: nn.Module, training: bool | None) -> None:
         outer = vars(module).get("forward")
         self.module = module
-        self.training: bool | None = outer.training if training is None and isinstance(outer, _Aside) else training
+        self.training: bool | None = (
+            outer.training if training is None and isinstance(outer, _ForwardOnCopies) else training
+        )
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
         if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
@@ -138,28 +140,28 @@ class _Aside:
 
 
 @contextmanager
-def _aside(sites: Iterable[Site], *, training: bool | None) -> Iterator[None]:
-    with standing_in({site.module: _Aside(site.module, training) for site in sites}):
+def _forwards_on_copies(norms: Iterable[NamedModule], *, training: bool | None) -> Iterator[None]:
+    with replaced_forwards({named.module: _ForwardOnCopies(named.module, training) for named in norms}):
         yield
 
 
-def _chosen(verb: str, model: nn.Module, where: Where | None) -> list[Site]:
+def _chosen(verb: str, model: nn.Module, where: Where | None) -> list[NamedModule]:
     """Give the batch norms that are meant, those in another of these contexts among them."""
     found = []
-    for site in sites_of(model):
-        if where is not None and not any(where(name, site.module) for name in site.names):
+    for named in named_modules_of(model):
+        if where is not None and not any(where(name, named.module) for name in named.names):
             continue
-        if isinstance(vars(site.module).get("forward"), _Aside) or is_batch_norm(site.module):
-            found.append(site)
+        if isinstance(vars(named.module).get("forward"), _ForwardOnCopies) or is_batch_norm(named.module):
+            found.append(named)
             continue
-        why = why_unknown(site.module)
+        why = why_unknown(named.module)
         if why is not None:
             raise TypeError(
-                f"{verb}: every batch norm must be one of torch's or ours, got {_described(site)}: {why} Or leave it "
+                f"{verb}: every batch norm must be one of torch's or ours, got {_described(named)}: {why} Or leave it "
                 "out with where=...."
             )
     return found
 
 
-def _described(site: Site) -> str:
-    return f"{label(site.module)} {site.name or '(the model)'!r}"
+def _described(named: NamedModule) -> str:
+    return f"{label(named.module)} {named.name or '(the model)'!r}"

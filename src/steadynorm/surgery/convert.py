@@ -15,7 +15,7 @@ from steadynorm.layers.state import normal_tensors
 from steadynorm.surgery.adapters.known_form import known_form
 from steadynorm.surgery.adapters.norm_then import NormThen, fused_activation, tail_of
 from steadynorm.surgery.batches import Batch, Batches, Forward
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.group_norm import Reference, build_group_norm, start_from_data
 from steadynorm.surgery.kinds import (
@@ -26,6 +26,7 @@ from steadynorm.surgery.kinds import (
     kind_of,
     label,
 )
+from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of, check_plain
 from steadynorm.surgery.rebuild import (
     DIMENSIONS,
     ORIGIN,
@@ -42,7 +43,6 @@ from steadynorm.surgery.rebuild import (
     with_activation,
     wrapped,
 )
-from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 from steadynorm.surgery.surprises import surprises_of
 
 __all__ = ["convert_", "from_sync_", "rebuild_", "to_torch_"]
@@ -61,7 +61,7 @@ def convert_(
     """Make the batch norms of a model another kind of layer, in place.
 
     The new layers hold the same Parameter and buffer objects, so that an optimizer's state, tied parameters and
-    statistics go on; flags, device, dtype, hooks and attributes that somebody has set go with them. A module that is
+    statistics go on; flags, device, dtype, hooks and attributes that were set on them go with them. A module that is
     registered in several places is converted once and put in all of them. A fused activation stays: where the new
     layer cannot have it, :class:`steadynorm.layers.NormAddActivation` puts it behind, under the same state keys.
 
@@ -71,8 +71,8 @@ def convert_(
     there before: one after the other in the order in which they run, each on what the ones before now give it.
 
     Args:
-        model: the root, not wrapped or compiled yet. torch's batch norms and ours are converted; subclasses that nobody
-            knows are refused by name.
+        model: the root, not wrapped or compiled yet. torch's batch norms and ours are converted; unknown
+            subclasses are refused by name.
         to: a layer's class, which stands for its whole family (1d, 2d, 3d), or its name in
             :data:`steadynorm.layers.kinds.KINDS`: ``batch_norm``, ``ghost_batch_norm``, ``torch_batch_norm``, ... or
             ``group_norm``, ``layer_norm`` (over channels and positions of a sample: group norm with one group).
@@ -103,14 +103,14 @@ def convert_(
     _check_options(options)
     check_plain("convert_", model)
     given = None if batches is None else list(Batches(batches, "convert_"))
-    with Journal("convert_", model) as journal:
-        sites = batch_norms_of(model, where, journal)
-        dimensions = Dimensions(model, sites, example, forward)
-        reference = Reference(journal, [site.module for site in sites])
-        converted = rebuild_(journal, sites, kind, options, dimensions, surprises=True)
+    with Transaction("convert_", model) as edits:
+        norms = batch_norms_of(model, where, edits)
+        dimensions = Dimensions(model, norms, example, forward)
+        reference = Reference(edits, [named.module for named in norms])
+        converted = rebuild_(edits, norms, kind, options, dimensions, surprises=True)
         if given is None:
-            return journal.finish()
-        return journal.finish(**start_from_data(journal, reference, converted, given, forward))
+            return edits.finish()
+        return edits.finish(**start_from_data(edits, reference, converted, given, forward))
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -143,19 +143,19 @@ def to_torch_(
         forward: how to run it, see :func:`convert_`.
     """
     check_plain("to_torch_", model)
-    with Journal("to_torch_", model) as journal:
-        found = batch_norms_of(model, where, journal)
-        sites = [site for site in found if kind_of(site.module)[0].ours or not is_exact(site.module)]
-        dimensions = Dimensions(model, sites, example, forward)
-        for site in sites:
-            kind = kind_of(site.module)[0]
+    with Transaction("to_torch_", model) as edits:
+        found = batch_norms_of(model, where, edits)
+        norms = [named for named in found if kind_of(named.module)[0].ours or not is_exact(named.module)]
+        dimensions = Dimensions(model, norms, example, forward)
+        for named in norms:
+            kind = kind_of(named.module)[0]
             if not kind.evaluates_as_batch_norm:
                 why = "it evaluates otherwise than torch's layer would. convert_(model, 'torch_batch_norm') does it."
-                journal.refuse(site.name, label(site.module), why)
+                edits.refuse(named.name, label(named.module), why)
                 continue
             target = "torch_sync_batch_norm" if kind.name.endswith("sync_batch_norm") else "torch_batch_norm"
-            rebuild_(journal, [site], KINDS[target], {}, dimensions, surprises=True)
-        return journal.finish()
+            rebuild_(edits, [named], KINDS[target], {}, dimensions, surprises=True)
+        return edits.finish()
 
 
 def from_sync_(
@@ -177,76 +177,82 @@ def from_sync_(
         forward: how to run it, see :func:`convert_`.
     """
     check_plain("from_sync_", model)
-    with Journal("from_sync_", model) as journal:
-        sites = [site for site in batch_norms_of(model, where, journal) if kind_of(site.module)[0].name in _PLAIN]
-        dimensions = Dimensions(model, sites, example, forward)
-        for site in sites:
-            rebuild_(journal, [site], KINDS[_PLAIN[kind_of(site.module)[0].name]], {}, dimensions)
-        return journal.finish()
+    with Transaction("from_sync_", model) as edits:
+        norms = [named for named in batch_norms_of(model, where, edits) if kind_of(named.module)[0].name in _PLAIN]
+        dimensions = Dimensions(model, norms, example, forward)
+        for named in norms:
+            rebuild_(edits, [named], KINDS[_PLAIN[kind_of(named.module)[0].name]], {}, dimensions)
+        return edits.finish()
 
 
 _PLAIN = {"torch_sync_batch_norm": "torch_batch_norm", "sync_batch_norm": "batch_norm"}
 
 
 def rebuild_(
-    journal: Journal,
-    sites: list[Site],
+    edits: Transaction,
+    norms: list[NamedModule],
     kind: Kind,
     options: dict[str, Any],
     dimensions: Dimensions,
     *,
     surprises: bool = False,
-) -> list[tuple[Site, nn.Module]]:
+) -> list[tuple[NamedModule, nn.Module]]:
     """Put a layer of a kind in the place of each batch norm.
 
     Args:
-        journal: of the verb.
-        sites: the batch norms.
+        edits: of the verb.
+        norms: the batch norms.
         kind: of the new layers.
         options: of the new layers, beside those that both kinds have.
-        dimensions: of the sites.
+        dimensions: of the norms.
         surprises: whether to note what the new kind does otherwise; not where just that was asked for.
 
     Returns:
-        each site with the layer that now stands there; those refused, or of this kind already, are left out.
+        each of them with the layer that now stands there; those refused, or of this kind already, are left out.
     """
     converted = []
-    for site in sites:
-        if kind_of(site.module)[0] is kind and is_exact(site.module) and not options:
+    for named in norms:
+        if kind_of(named.module)[0] is kind and is_exact(named.module) and not options:
             continue
-        new = _rebuild(journal, site, kind, options, dimensions, surprises=surprises)
+        new = _rebuild(edits, named, kind, options, dimensions, surprises=surprises)
         if new is not None:
-            converted.append((site, new))
+            converted.append((named, new))
     return converted
 
 
 def _rebuild(
-    journal: Journal, site: Site, kind: Kind, options: dict[str, Any], dimensions: Dimensions, *, surprises: bool
+    edits: Transaction,
+    named: NamedModule,
+    kind: Kind,
+    options: dict[str, Any],
+    dimensions: Dimensions,
+    *,
+    surprises: bool,
 ) -> nn.Module | None:
-    old, what = site.module, label(site.module)
-    spatial = dimensions.of(site)
+    old, what = named.module, label(named.module)
+    spatial = dimensions.of(named)
     cls = kind.class_for(spatial)
     form, tail = known_form(old)
     why = _why_not(form, kind) or (None if cls else _why_no_class(kind, spatial))
     if why is not None or cls is None:
-        journal.refuse(site.name, what, why or "")
+        edits.refuse(named.name, what, why or "")
         return None
-    around = _Around.of(site, form, tail, kind)
+    around = _Around.of(named, form, tail, kind)
     with normal_tensors():
         new, notes = _build(form, kind, cls, around.activation, options)
     if surprises:
         notes += surprises_of(old, new)
-    notes += _absolute_weight(journal, old)
+    notes += _absolute_weight(edits, old)
     placed = around.put(new, kind, adds_residual=dimensions.adds_residual(old))
     if 0 in kind.classes:
         vars(new)[DIMENSIONS] = spatial or 0
     if kind.name == "frozen_batch_norm":
         vars(new)[ORIGIN] = Origin.of(form)
         if options.get("freeze_affine", True):
-            freeze_affine_(journal, new)
-    bring_back_with(journal, old, new)
-    journal.replace(around.absorbed or old, placed)
-    journal.note_changed(site.name, what, label(new) + around.behind(new, placed), *notes)
+            freeze_affine_(edits, new)
+    bring_back_with(edits, old, new)
+    edits.replace(around.absorbed or old, placed)
+    edits.note_changed(named.name, what, label(new) + around.behind(new, placed), *notes)
     return new
 
 
@@ -265,16 +271,16 @@ class _Around:
     absorbed: nn.Module | None
 
     @classmethod
-    def of(cls, site: Site, form: nn.Module, tail: dict[str, nn.Module], kind: Kind) -> Self:
+    def of(cls, named: NamedModule, form: nn.Module, tail: dict[str, nn.Module], kind: Kind) -> Self:
         """See what a norm has around it.
 
         Args:
-            site: of the norm.
+            named: the norm.
             form: the norm, in a form that is known.
             tail: what a foreign norm runs behind itself.
             kind: of the new layer.
         """
-        holder = site.holder if kind.ours and not has_hooks(site.module) else None
+        holder = named.holder if kind.ours and not has_hooks(named.module) else None
         if isinstance(holder, NormAddActivation):
             return cls(activation=activation_of(holder), tail={}, absorbed=holder)
         inside = tail_of(holder) if isinstance(holder, NormThen) else tail
@@ -302,12 +308,12 @@ class _Around:
         return f" + {self.activation}" if placed is not new and self.activation else ""
 
 
-def _absolute_weight(journal: Journal, old: nn.Module) -> list[str]:
+def _absolute_weight(edits: Transaction, old: nn.Module) -> list[str]:
     """Write the weight by which a norm with an absolute one has multiplied, since the new layer multiplies by it."""
     adapter, weight = adapter_of(old), evaluation_of(old).weight
     if adapter is None or not adapter.absolute_weight or weight is None:
         return []
-    journal.write_(old.weight, weight)  # type: ignore[arg-type]
+    edits.write_(old.weight, weight)  # type: ignore[arg-type]
     return ["its weight is now the |weight| + eps that it multiplied by"]
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from steadynorm.surgery.batches import Batch, Forward, evaluating
 from steadynorm.surgery.flow.trial import run
 from steadynorm.surgery.kinds import channels_of, kind_of
+from steadynorm.surgery.named_modules import NamedModule
 from steadynorm.surgery.rebuild import DIMENSIONS
-from steadynorm.surgery.sites import Site
 
 __all__ = ["Dimensions"]
 
@@ -34,22 +34,22 @@ class Dimensions:
 
     Args:
         model: the root.
-        sites: the layers that are asked for.
+        norms: the layers that are asked for.
         example: a batch to run the model on; None runs nothing.
         forward: how to run it, see :func:`steadynorm.surgery.recalibrate_`.
     """
 
-    def __init__(self, model: nn.Module, sites: list[Site], example: Batch, forward: Forward | None) -> None:
+    def __init__(self, model: nn.Module, norms: list[NamedModule], example: Batch, forward: Forward | None) -> None:
         self._model = model
         self._seen: dict[int, int] = {}
         self._adding: set[int] = set()
-        if example is not None and sites:
-            self._look([site.module for site in sites], example, forward)
+        if example is not None and norms:
+            self._look([named.module for named in norms], example, forward)
 
-    def of(self, site: Site) -> int | None:
+    def of(self, named: NamedModule) -> int | None:
         """Give the number for a layer, None where nothing tells it."""
-        own = kind_of(site.module)[1] or vars(site.module).get(DIMENSIONS, 0)
-        return own or self._seen.get(id(site.module)) or self._of_neighbours(site)
+        own = kind_of(named.module)[1] or vars(named.module).get(DIMENSIONS, 0)
+        return own or self._seen.get(id(named.module)) or self._of_neighbours(named)
 
     def adds_residual(self, module: nn.Module) -> bool:
         """Tell whether the example has shown a layer called with a residual."""
@@ -72,12 +72,12 @@ class Dimensions:
             for handle in handles:
                 handle.remove()
 
-    def _of_neighbours(self, site: Site) -> int | None:
+    def _of_neighbours(self, named: NamedModule) -> int | None:
         """Look at what maps to or from as many channels, in ever larger parts of the model around the layer."""
-        path = site.name.split(".")[:-1]
+        path = named.name.split(".")[:-1]
         for end in range(len(path), -1, -1):
             maps = [each for each in self._model.get_submodule(".".join(path[:end])).modules() if type(each) in _MAPS]
-            fit = {_MAPS[type(each)] for each in maps if channels_of(site.module) in _channels(each)}
+            fit = {_MAPS[type(each)] for each in maps if channels_of(named.module) in _channels(each)}
             if fit:
                 return fit.pop() if len(fit) == 1 else None
         return None

@@ -11,15 +11,15 @@ from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.layers.state import normal_tensors
 from steadynorm.surgery.adapters.norm_then import fused_activation
 from steadynorm.surgery.batches import Batch, Forward
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.flow.channel_pad import ChannelPad
 from steadynorm.surgery.flow.dataflow import Call, Flow, trace
 from steadynorm.surgery.flow.links import Link, is_transposed, link_before, link_behind, reach_of, why_not_alone
 from steadynorm.surgery.flow.scale import Affine, affine_of, with_scaled_inputs, with_scaled_outputs
 from steadynorm.surgery.flow.trial import check_agreement, run
 from steadynorm.surgery.kinds import adapter_of, evaluation_of, kind_of, label
+from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of, check_plain
 from steadynorm.surgery.runnable import check_runnable
-from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 
 __all__ = ["fold_"]
 
@@ -50,7 +50,7 @@ def fold_(
         model: in evaluation mode.
         example: a batch of usual data; a tensor, or the model's arguments as tuple, list or dict. It is left unchanged.
         where: name and module -> whether this batch norm is meant; None means all.
-        forward: takes the model and the example, where it is called in another way; returns what is compared.
+        forward: takes the model and the example, where it is called otherwise; returns what is compared.
         tolerance: largest error of an output tensor, relative to its largest magnitude. None goes by the dtypes that
             it is computed in: 1e-10 for float64, 1e-4 for float32, 1e-2 for float16 (and for float32 on a GPU, which
             may round to TF32), 5e-2 for bfloat16. Of integers, the share that may differ, by default none.
@@ -70,35 +70,35 @@ def fold_(
     """
     check_plain("fold_", model)
     check_runnable("fold_", model)
-    with Journal("fold_", model) as journal:
-        sites = batch_norms_of(model, where, journal)
-        _check_evaluating(model, sites)
+    with Transaction("fold_", model) as edits:
+        norms = batch_norms_of(model, where, edits)
+        _check_evaluating(model, norms)
         expected = run(model, example, forward)
         flow = trace(model, example, forward)
-        left: list[tuple[Site, Call, str]] = []
-        for site in sites:
-            why = _why_not_foldable(flow, site.module)
+        left: list[tuple[NamedModule, Call, str]] = []
+        for named in norms:
+            why = _why_not_foldable(flow, named.module)
             if why:
-                journal.refuse(site.name, label(site.module), why)
+                edits.refuse(named.name, label(named.module), why)
                 continue
-            call = flow.calls_of(site.module)[0]
-            why = _fold_before(journal, flow, site, call)
+            call = flow.calls_of(named.module)[0]
+            why = _fold_before(edits, flow, named, call)
             if why:
-                left.append((site, call, why))
-        for site, call, before in left:
-            why = _fold_behind(journal, flow, site, call)
+                left.append((named, call, why))
+        for named, call, before in left:
+            why = _fold_behind(edits, flow, named, call)
             if why:
-                journal.refuse(site.name, label(site.module), f"before: {before}; behind: {why}.")
+                edits.refuse(named.name, label(named.module), f"before: {before}; behind: {why}.")
         measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
-        if journal.changed:
-            with journal.replaced_stand_still():
-                actual = run(journal.model, example, forward)
+        if edits.changed:
+            with edits.replaced_stand_still():
+                actual = run(edits.model, example, forward)
             measured = check_agreement("fold_", expected, actual, tolerance=tolerance, dtypes=flow.dtypes())
-        return journal.finish(**measured)
+        return edits.finish(**measured)
 
 
-def _check_evaluating(model: nn.Module, sites: list[Site]) -> None:
-    training = [repr(site.name) for site in sites if site.module.training]
+def _check_evaluating(model: nn.Module, norms: list[NamedModule]) -> None:
+    training = [repr(named.name) for named in norms if named.module.training]
     if model.training or training:
         what = "the model" if model.training else ", ".join(training)
         raise ValueError(
@@ -137,19 +137,19 @@ def _residual_names(norm: nn.Module) -> tuple[str, ...]:
     return ("residual",) if masked else ("residual", "argument 2") if kind.ours else ()
 
 
-def _fold_before(journal: Journal, flow: Flow, site: Site, call: Call) -> str:
+def _fold_before(edits: Transaction, flow: Flow, named: NamedModule, call: Call) -> str:
     """Fold a batch norm into the layer before it, or say why not."""
     link = link_before(flow, call)
     if isinstance(link, str):
         return link
-    affine = affine_of(site.module)
-    why = _write(journal, link, *with_scaled_outputs(link.layer.module, affine.at(link.channels)))
+    affine = affine_of(named.module)
+    why = _write(edits, link, *with_scaled_outputs(link.layer.module, affine.at(link.channels)))
     if not why:
-        _leave(journal, site, _rest_of(call), link, affine)
+        _leave(edits, named, _rest_of(call), link, affine)
     return why
 
 
-def _fold_behind(journal: Journal, flow: Flow, site: Site, call: Call) -> str:
+def _fold_behind(edits: Transaction, flow: Flow, named: NamedModule, call: Call) -> str:
     """Fold a batch norm into the layer behind it, or say why not."""
     link = link_behind(flow, call)
     if isinstance(link, str):
@@ -158,7 +158,7 @@ def _fold_behind(journal: Journal, flow: Flow, site: Site, call: Call) -> str:
         return "a residual or an activation comes between"
     if is_transposed(link.layer.module):
         return f"{link.layer.name!r} is transposed, so that fewer inputs reach its border"
-    affine, conv = affine_of(site.module), link.layer.module
+    affine, conv = affine_of(named.module), link.layer.module
     rest: nn.Module = nn.Identity()
     pads = getattr(conv, "padding_mode", "") == "zeros" and any(reach_of(conv))
     if pads:
@@ -166,11 +166,11 @@ def _fold_behind(journal: Journal, flow: Flow, site: Site, call: Call) -> str:
         if isinstance(border, str):
             return border
         rest = ChannelPad(border, reach_of(conv))
-    why = _write(journal, link, *with_scaled_inputs(conv, affine.at(link.channels)))
+    why = _write(edits, link, *with_scaled_inputs(conv, affine.at(link.channels)))
     if not why:
         if pads:
-            journal.set_attribute(conv, "padding", (0,) * (len(reach_of(conv)) // 2))
-        _leave(journal, site, rest, link, affine)
+            edits.set_attribute(conv, "padding", (0,) * (len(reach_of(conv)) // 2))
+        _leave(edits, named, rest, link, affine)
     return why
 
 
@@ -190,7 +190,7 @@ def _border(link: Link, affine: Affine) -> Tensor | str:
     return value
 
 
-def _write(journal: Journal, link: Link, weight: Tensor, bias: Tensor) -> str:
+def _write(edits: Transaction, link: Link, weight: Tensor, bias: Tensor) -> str:
     """Write folded weights into a layer, or say why they cannot be."""
     layer = link.layer.module
     old, old_bias = layer._parameters["weight"], layer._parameters["bias"]
@@ -198,13 +198,13 @@ def _write(journal: Journal, link: Link, weight: Tensor, bias: Tensor) -> str:
     weight, bias = (each.to(dtype=old.dtype, device=old.device) for each in (weight, bias))
     if old.isfinite().all() and not (weight.isfinite().all() and bias.isfinite().all()):
         return f"with it the weights of {link.layer.name!r} would be too large for {old.dtype}"
-    journal.write_(old, weight)
+    edits.write_(old, weight)
     if old_bias is None:
         with normal_tensors():
             new = nn.Parameter(bias.clone(), requires_grad=old.requires_grad)
-        journal.set_entry(layer._parameters, "bias", new)
+        edits.set_entry(layer._parameters, "bias", new)
     else:
-        journal.write_(old_bias, bias)
+        edits.write_(old_bias, bias)
     return ""
 
 
@@ -227,18 +227,18 @@ def _named(rest: nn.Module) -> str:
     return " + ".join(label(each) for each in parts if len(parts) == 1 or type(each) is not nn.Identity)
 
 
-def _leave(journal: Journal, site: Site, rest: nn.Module, link: Link, affine: Affine) -> None:
+def _leave(edits: Transaction, named: NamedModule, rest: nn.Module, link: Link, affine: Affine) -> None:
     """Put the rest in the norm's place and say so."""
     notes = []
     largest = affine.gain.abs().max() if affine.gain.numel() else affine.gain.new_zeros(())
     if largest > _LARGE_GAIN:
         channel = int(affine.gain.abs().argmax())
         notes.append(f"largest gain {largest:.3g}, of channel {channel}: nearly constant in training")
-    journal.replace(site.module, rest.train(site.module.training))
+    edits.replace(named.module, rest.train(named.module.training))
     layer = link.layer
-    journal.note_changed(
-        site.name,
-        label(site.module),
+    edits.note_changed(
+        named.name,
+        label(named.module),
         f"{_named(rest)}, folded into {layer.name!r} ({label(layer.module)})",
         *notes,
     )

@@ -6,12 +6,12 @@ from torch import nn
 
 from steadynorm.layers.kinds import BATCH_NORMS
 from steadynorm.surgery.batches import Batch, Forward
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.convert import rebuild_
 from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.kinds import kind_of, label
+from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of, check_plain
 from steadynorm.surgery.rebuild import FLAGS, ORIGIN, Origin, freeze_affine_
-from steadynorm.surgery.sites import Site, Where, batch_norms_of, check_plain
 
 __all__ = ["freeze_", "unfreeze_"]
 
@@ -46,21 +46,21 @@ def freeze_(
     Source: He et al. 2016 (arXiv 1512.03385), appendix A; Wu & Johnson 2021 (arXiv 2105.07576).
     """
     check_plain("freeze_", model)
-    with Journal("freeze_", model) as journal:
-        sites = batch_norms_of(model, where, journal)
-        dimensions = Dimensions(model, sites, example, forward)
-        for site in sites:
-            frozen = affine and freeze_affine_(journal, site.module)
-            rebuilt = statistics and not _is_frozen(site.module) and _freeze_statistics(journal, site, dimensions)
+    with Transaction("freeze_", model) as edits:
+        norms = batch_norms_of(model, where, edits)
+        dimensions = Dimensions(model, norms, example, forward)
+        for named in norms:
+            frozen = affine and freeze_affine_(edits, named.module)
+            rebuilt = statistics and not _is_frozen(named.module) and _freeze_statistics(edits, named, dimensions)
             if frozen and not rebuilt:
-                journal.note_changed(site.name, label(site.module), "its weight and bias frozen")
-        return journal.finish()
+                edits.note_changed(named.name, label(named.module), "its weight and bias frozen")
+        return edits.finish()
 
 
 def unfreeze_(model: nn.Module, *, statistics: bool = True, affine: bool = True, where: Where | None = None) -> Change:
     """Make frozen batch norms what they were before :func:`freeze_`, with the numbers that they hold now.
 
-    Class, options, momentum and ``requires_grad`` come back as they were. A frozen layer that nobody's ``freeze_`` has
+    Class, options, momentum and ``requires_grad`` come back as they were. A frozen layer that ``freeze_`` has not
     made becomes a :class:`steadynorm.BatchNorm2d` (1d, 3d) with its own momentum, its weight and bias learned.
 
     Args:
@@ -70,35 +70,35 @@ def unfreeze_(model: nn.Module, *, statistics: bool = True, affine: bool = True,
         where: qualified name and module -> whether to unfreeze it; None takes all.
     """
     check_plain("unfreeze_", model)
-    with Journal("unfreeze_", model) as journal:
-        sites = batch_norms_of(model, where, journal)
-        dimensions = Dimensions(model, sites, None, None)
-        for site in sites:
-            learned = affine and _unfreeze_affine(journal, site.module)
-            rebuilt = statistics and _is_frozen(site.module) and _unfreeze_statistics(journal, site, dimensions, affine)
+    with Transaction("unfreeze_", model) as edits:
+        norms = batch_norms_of(model, where, edits)
+        dimensions = Dimensions(model, norms, None, None)
+        for named in norms:
+            learned = affine and _unfreeze_affine(edits, named.module)
+            rebuilt = statistics and _is_frozen(named.module) and _unfreeze_statistics(edits, named, dimensions, affine)
             if learned and not rebuilt:
-                journal.note_changed(site.name, label(site.module), "its weight and bias learned")
-        return journal.finish()
+                edits.note_changed(named.name, label(named.module), "its weight and bias learned")
+        return edits.finish()
 
 
 def _is_frozen(module: nn.Module) -> bool:
     return kind_of(module)[0].name == "frozen_batch_norm"
 
 
-def _freeze_statistics(journal: Journal, site: Site, dimensions: Dimensions) -> bool:
+def _freeze_statistics(edits: Transaction, named: NamedModule, dimensions: Dimensions) -> bool:
     """Put a frozen layer there, and tell whether that could be done."""
-    kind = kind_of(site.module)[0]
+    kind = kind_of(named.module)[0]
     if not kind.evaluates_as_batch_norm:
         why = "its evaluation looks at the batch; frozen it would be another. convert_ it to batch_norm before."
     elif kind.name == "masked_batch_norm":
         why = "it is called with a mask, which a frozen layer does not take. convert_ it to batch_norm before."
     else:
-        return bool(rebuild_(journal, [site], BATCH_NORMS["frozen_batch_norm"], {"freeze_affine": False}, dimensions))
-    journal.refuse(site.name, label(site.module), why)
+        return bool(rebuild_(edits, [named], BATCH_NORMS["frozen_batch_norm"], {"freeze_affine": False}, dimensions))
+    edits.refuse(named.name, label(named.module), why)
     return False
 
 
-def _unfreeze_affine(journal: Journal, module: nn.Module) -> bool:
+def _unfreeze_affine(edits: Transaction, module: nn.Module) -> bool:
     """Let weight and bias require a gradient as they did, and tell whether one does that did not."""
     table = vars(module)
     remembered = table.get(FLAGS)
@@ -108,19 +108,19 @@ def _unfreeze_affine(journal: Journal, module: nn.Module) -> bool:
     for name, parameter in module._parameters.items():
         wanted = remembered is None or remembered.get(name, False)
         if parameter is not None and wanted and not parameter.requires_grad:
-            journal.set_attribute(parameter, "requires_grad", True)
+            edits.set_attribute(parameter, "requires_grad", True)
             moved = True
     if remembered is not None:
-        journal.edit(lambda: table.pop(FLAGS), lambda: table.update({FLAGS: remembered}), lambda: FLAGS not in table)
+        edits.edit(lambda: table.pop(FLAGS), lambda: table.update({FLAGS: remembered}), lambda: FLAGS not in table)
     return moved
 
 
-def _unfreeze_statistics(journal: Journal, site: Site, dimensions: Dimensions, affine: bool) -> bool:
+def _unfreeze_statistics(edits: Transaction, named: NamedModule, dimensions: Dimensions, affine: bool) -> bool:
     """Put back what a frozen layer was, and tell whether that could be done."""
-    origin = getattr(site.module, ORIGIN, None)
+    origin = getattr(named.module, ORIGIN, None)
     kind, options = (origin.kind, origin.options) if isinstance(origin, Origin) else ("batch_norm", {})
-    rebuilt = rebuild_(journal, [site], BATCH_NORMS[kind], options, dimensions)
+    rebuilt = rebuild_(edits, [named], BATCH_NORMS[kind], options, dimensions)
     for _, new in rebuilt:
-        if affine and not site.module._parameters:  # a foreign frozen layer, whose weight and bias were buffers
+        if affine and not named.module._parameters:  # a foreign frozen layer, whose weight and bias were buffers
             new.requires_grad_(True)
     return bool(rebuilt)

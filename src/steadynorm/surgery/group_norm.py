@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from steadynorm.surgery.batches import Batch, Forward, evaluating, feed, randomness_kept
-from steadynorm.surgery.change import Journal
+from steadynorm.surgery.change import Transaction
 from steadynorm.surgery.kinds import Norm, evaluation_of, label
+from steadynorm.surgery.named_modules import NamedModule
 from steadynorm.surgery.runnable import check_runnable
-from steadynorm.surgery.sites import Site
 
 __all__ = ["Reference", "build_group_norm", "groups_for", "start_from_data"]
 
@@ -67,20 +67,20 @@ class Reference:
     """The model as it was, made of the same modules: some models cannot be copied (a lock, a tensor kept from a run).
 
     Args:
-        journal: of the verb that exchanges modules.
+        edits: of the verb that exchanges modules.
         norms: that are going to be exchanged, with the numbers that they have now.
     """
 
-    def __init__(self, journal: Journal, norms: Sequence[nn.Module]) -> None:
-        self._journal = journal
+    def __init__(self, edits: Transaction, norms: Sequence[nn.Module]) -> None:
+        self._edits = edits
         numbers = [getattr(norm, name, None) for norm in norms for name in ("weight", "bias")]
         self._values = [(each, each.detach().clone()) for each in numbers if isinstance(each, Tensor)]
 
     @contextmanager
-    def standing(self) -> Iterator[nn.Module]:
+    def in_place(self) -> Iterator[nn.Module]:
         """Give the model as it was; what stands in it now, and its numbers, come back afterwards."""
         now = [parameter.data for parameter, _ in self._values]
-        with self._journal.as_before() as model:
+        with self._edits.as_before() as model:
             try:
                 for parameter, before in self._values:
                     parameter.data = before
@@ -91,9 +91,9 @@ class Reference:
 
 
 def start_from_data(
-    journal: Journal,
+    edits: Transaction,
     reference: Reference,
-    converted: Sequence[tuple[Site, nn.Module]],
+    converted: Sequence[tuple[NamedModule, nn.Module]],
     batches: Sequence[Batch],
     forward: Forward | None,
 ) -> dict[str, float]:
@@ -105,9 +105,9 @@ def start_from_data(
     as it is now. Layers are set in the order in which they run, since each changes the input of those behind.
 
     Args:
-        journal: of the model as it is now.
+        edits: of the model as it is now.
         reference: the model as it was.
-        converted: site of each batch norm, and the group norm there now.
+        converted: each batch norm with its names, and the group norm there now.
         batches: run once for each layer, in both models.
         forward: how a batch is run.
 
@@ -120,21 +120,21 @@ def start_from_data(
     """
     if not batches:
         raise ValueError("convert_: there must be at least one batch to start from, got none.")
-    check_runnable("convert_", journal.model)
-    norms = {id(new): (site, new) for site, new in converted}
-    error = _output_error(reference, journal, batches, forward)
-    for key in _order([new for _, new in converted], journal.model, batches[0], forward):
-        site, new = norms.pop(key)
+    check_runnable("convert_", edits.model)
+    unreached = {id(new): (named, new) for named, new in converted}
+    error = _output_error(reference, edits, batches, forward)
+    for key in _order([new for _, new in converted], edits.model, batches[0], forward):
+        named, new = unreached.pop(key)
         fits = new.weight is not None and new.bias is not None
-        if fits and not _fit_(journal, reference, site.module, new, batches, forward):
+        if fits and not _fit_(edits, reference, named.module, new, batches, forward):
             why = "what it gets from the batches is not finite, or too large, so its weight and bias stay."
-            journal.refuse(site.name, label(new), why)
-    for site, new in converted:
-        if id(new) in norms:
-            journal.refuse(site.name, label(new), "not reached by the batches, so its weight and bias stay.")
+            edits.refuse(named.name, label(new), why)
+    for named, new in converted:
+        if id(new) in unreached:
+            edits.refuse(named.name, label(new), "not reached by the batches, so its weight and bias stay.")
         elif new.weight is None or new.bias is None:
-            journal.refuse(site.name, label(new), "it has no weight and bias to start from data.")
-    after = _output_error(reference, journal, batches, forward)
+            edits.refuse(named.name, label(new), "it has no weight and bias to start from data.")
+    after = _output_error(reference, edits, batches, forward)
     return {"output_error_before_start": error, "output_error": after}
 
 
@@ -151,7 +151,7 @@ def _meets(met: dict[int, None], norm: nn.Module) -> Callable[[Tensor], object]:
 
 
 def _fit_(
-    journal: Journal,
+    edits: Transaction,
     reference: Reference,
     batch_norm: Norm,
     group_norm: Norm,
@@ -161,16 +161,16 @@ def _fit_(
     """Set one group norm's weight and bias by least squares; tell whether they are finite."""
     sums = _Regression()
     for batch in batches:
-        with reference.standing() as model:
+        with reference.in_place() as model:
             targets = [_batch_norm(batch_norm, x) for x in _inputs_of(batch_norm, model, batch, forward)]
-        inputs = _inputs_of(group_norm, journal.model, batch, forward)
+        inputs = _inputs_of(group_norm, edits.model, batch, forward)
         for x, target in zip(inputs, targets, strict=True):
             sums.add(_group_norm(group_norm, x), target)
     slope, offset = sums.solve()
     if not bool((slope.to(group_norm.weight) + offset.to(group_norm.weight)).isfinite().all()):
         return False
-    journal.write_(group_norm.weight, slope)
-    journal.write_(group_norm.bias, offset)
+    edits.write_(group_norm.weight, slope)
+    edits.write_(group_norm.bias, offset)
     return True
 
 
@@ -226,14 +226,14 @@ def _group_norm(norm: Norm, x: Tensor) -> Tensor:
     return F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
 
 
-def _output_error(reference: Reference, journal: Journal, batches: Sequence[Batch], forward: Forward | None) -> float:
+def _output_error(reference: Reference, edits: Transaction, batches: Sequence[Batch], forward: Forward | None) -> float:
     """Compare all floating outputs of the model as it was and as it is over the batches."""
     wrong, whole = 0.0, 0.0
     for batch in batches:
-        with reference.standing() as before:
+        with reference.in_place() as before:
             old = [each.clone() for each in _floating(_run(before, batch, forward))]
-        with journal.replaced_stand_still():
-            new = _floating(_run(journal.model, batch, forward))
+        with edits.replaced_stand_still():
+            new = _floating(_run(edits.model, batch, forward))
         for a, b in zip(old, new, strict=True):
             wrong += float((a.double() - b.double()).square().sum())
             whole += float(a.double().square().sum())

@@ -16,7 +16,7 @@ from steadynorm.layers.kinds import Kind
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES, NormAddActivation
 from steadynorm.layers.state import normal_tensors
 from steadynorm.statistics.moments import statistics_dtype
-from steadynorm.surgery.change import Journal
+from steadynorm.surgery.change import Transaction
 from steadynorm.surgery.kinds import Norm, channels_of, eps_of, kind_of, listed_class, overridden
 
 __all__ = [
@@ -175,7 +175,7 @@ def move_attributes(module: nn.Module, new: nn.Module, theirs: Container[str]) -
             setattr(new, name, value)
 
 
-def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
+def bring_back_with(edits: Transaction, module: Norm, new: nn.Module) -> None:
     """Let an undone layer come back with the buffers that its successor has come to: moving a model makes new ones."""
     left, weight = dict(new._buffers), module._parameters.get("weight")
     before = None if weight is None else (weight.device, weight.dtype)
@@ -196,18 +196,18 @@ def bring_back_with(journal: Journal, module: Norm, new: nn.Module) -> None:
                 with normal_tensors():
                     module._buffers[name] = mine.to(weight.device, wide if mine.is_floating_point() else mine.dtype)
 
-    journal.edit(lambda: None, undo, lambda: True)
+    edits.edit(lambda: None, undo, lambda: True)
 
 
-def freeze_affine_(journal: Journal, module: nn.Module) -> bool:
+def freeze_affine_(edits: Transaction, module: nn.Module) -> bool:
     """Let no parameter of a layer require a gradient, and let the layer remember which did; tell whether any did."""
     flags = {name: each.requires_grad for name, each in module._parameters.items() if each is not None}
     if not any(flags.values()):
         return False
-    journal.set_attribute(module, FLAGS, flags)
+    edits.set_attribute(module, FLAGS, flags)
     for parameter in module._parameters.values():
         if parameter is not None and parameter.requires_grad:
-            journal.set_attribute(parameter, "requires_grad", False)
+            edits.set_attribute(parameter, "requires_grad", False)
     return True
 
 
@@ -218,7 +218,7 @@ def share_hooks(module: nn.Module, new: nn.Module) -> None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether anything is called before or behind a module."""
+    """Tell whether a module has hooks on its forward or backward."""
     return any(vars(module).get(name) for name in _HOOKS)
 
 
@@ -263,7 +263,7 @@ def _narrow_statistics(new: nn.Module) -> list[str]:
 
 @functools.cache
 def _names(cls: Any) -> frozenset[str]:  # noqa: ANN401 (any batch norm's class)
-    """Give what a layer of a class has from its constructor; anything else has been put there by somebody."""
+    """Give what a layer of a class has from its constructor; anything else was set on it later."""
     needed = {name: 1 for name, each in inspect.signature(cls).parameters.items() if each.default is each.empty}
     made: list[Any] = [cls(**needed)]
     if issubclass(cls, BatchNormBase):

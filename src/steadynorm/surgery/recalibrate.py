@@ -1,4 +1,4 @@
-"""Running estimates measured anew for the weights as they are."""
+"""Running estimates measured again for the weights as they are."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Batches, Forward, feed
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.estimation.estimate import SETTLED, Estimator, Population
 from steadynorm.surgery.estimation.one_pass import Target
-from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.estimation.rank_group import RankGroup
 from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
 from steadynorm.surgery.kinds import Norm, channels_of, kind_of, label
+from steadynorm.surgery.named_modules import Where, batch_norms_of
 from steadynorm.surgery.runnable import check_runnable, why_not_readable
-from steadynorm.surgery.sites import Where, batch_norms_of
 
 __all__ = ["recalibrate_"]
 
@@ -45,7 +45,7 @@ def recalibrate_(
     random numbers are put back, and what raises leaves everything as it was.
 
     Refused, by name: a layer that the batches do not reach, FrozenBatchNorm, a layer without running statistics, a
-    subclass that nobody knows. Without ``where`` also a layer that is in evaluation while the model trains, or has
+    unknown subclass. Without ``where`` also a layer that is in evaluation while the model trains, or has
     ``track_running_stats=False``: it was frozen on purpose. What ``where`` chooses is taken even so.
 
     ``num_batches_tracked`` stays, because schedules count by it; where it was 0, or momentum is None, which weighs by
@@ -85,24 +85,24 @@ def recalibrate_(
     """
     _check_arguments(prior, tolerance, settled, passes)
     source = Batches(batches, "recalibrate_")
-    with Journal("recalibrate_", model) as journal:
-        team = Team("recalibrate_", model, process_group)
-        with team.together():
+    with Transaction("recalibrate_", model) as edits:
+        group = RankGroup("recalibrate_", model, process_group)
+        with group.raise_together():
             check_runnable("recalibrate_", model)
-            targets = _targets(journal, model, where, prior)
-        team.check_same((f"{each.name} {channels_of(each.module)}" for each in targets), "layers")
+            targets = _targets(edits, model, where, prior)
+        group.check_same((f"{each.name} {channels_of(each.module)}" for each in targets), "layers")
         if not targets:
-            return journal.finish()
+            return edits.finish()
         work = Estimator(
-            "recalibrate_", model, targets, batches=source, forward=forward or feed, team=team, prior=prior
+            "recalibrate_", model, targets, batches=source, forward=forward or feed, group=group, prior=prior
         )
         found = work.run(tolerance=tolerance, settled=settled, passes=passes)
         for target, moments, moved in zip(targets, found.moments, found.moved, strict=True):
             if moments is None:
-                journal.refuse(target.name, label(target.module), "not reached by the batches.")
+                edits.refuse(target.name, label(target.module), "not reached by the batches.")
             else:
-                _write(journal, target, moments, found, unsettled=moved if moved > settled else None)
-        return journal.finish(**found.measured())
+                _write(edits, target, moments, found, unsettled=moved if moved > settled else None)
+        return edits.finish(**found.measured())
 
 
 def _check_arguments(prior: float, tolerance: float | None, settled: float, passes: int | None) -> None:
@@ -113,14 +113,14 @@ def _check_arguments(prior: float, tolerance: float | None, settled: float, pass
         raise ValueError(f"recalibrate_: passes must be at least 1 and a whole number, got {passes}.")
 
 
-def _targets(journal: Journal, model: nn.Module, where: Where | None, prior: float) -> list[Target]:
+def _targets(edits: Transaction, model: nn.Module, where: Where | None, prior: float) -> list[Target]:
     targets = []
-    for site in batch_norms_of(model, where, journal):
-        why = _why_not(site.module, model, chosen=where is not None)
+    for named in batch_norms_of(model, where, edits):
+        why = _why_not(named.module, model, chosen=where is not None)
         if why is not None:
-            journal.refuse(site.name, label(site.module), why)
+            edits.refuse(named.name, label(named.module), why)
             continue
-        targets.append(Target(name=site.name, module=site.module))
+        targets.append(Target(name=named.name, module=named.module))
         stored = targets[-1].stored()
         if prior and not bool((stored.mean.isfinite() & stored.var.isfinite() & (stored.var >= 0)).all()):
             raise ValueError(
@@ -146,17 +146,15 @@ def _why_not(module: Norm, model: nn.Module, *, chosen: bool) -> str | None:
     return None
 
 
-def _write(journal: Journal, target: Target, moments: Moments, found: Population, *, unsettled: float | None) -> None:
+def _write(edits: Transaction, target: Target, moments: Moments, found: Population, *, unsettled: float | None) -> None:
     module, before = target.module, target.stored()
     counter = getattr(module, "num_batches_tracked", None)
     counts_anew = counter is not None and (module.momentum is None or int(counter) == 0)
-    notes = write_statistics_(
-        journal, module, moments.mean, moments.var, batches=found.batches if counts_anew else None
-    )
+    notes = write_statistics_(edits, module, moments.mean, moments.var, batches=found.batches if counts_anew else None)
     if unsettled is not None:
         notes.append(
             f"not settled after {found.passes} passes: the last moved it by {unsettled:.2g}. A layer that is called "
             "again on its own output, or batches that differ from pass to pass, do that."
         )
     after = target.stored()
-    journal.note_changed(target.name, summary(before.mean, before.var), summary(after.mean, after.var), *notes)
+    edits.note_changed(target.name, summary(before.mean, before.var), summary(after.mean, after.var), *notes)

@@ -7,13 +7,13 @@ import torch.distributed as dist
 from torch import nn
 
 from steadynorm.statistics.moments import mixture
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.estimation.one_pass import Target
-from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.estimation.rank_group import RankGroup
 from steadynorm.surgery.estimation.write_statistics import summary, write_statistics_
 from steadynorm.surgery.kinds import channels_of, eps_of, label
+from steadynorm.surgery.named_modules import Where, batch_norms_of
 from steadynorm.surgery.runnable import why_not_readable
-from steadynorm.surgery.sites import Where, batch_norms_of
 from steadynorm.surgery.statistics import shares_of
 
 __all__ = ["reconcile_statistics_"]
@@ -50,29 +50,29 @@ def reconcile_statistics_(
 
     Source: law of total variance.
     """
-    with Journal("reconcile_statistics_", model) as journal:
-        team = Team("reconcile_statistics_", model, process_group)
+    with Transaction("reconcile_statistics_", model) as edits:
+        group = RankGroup("reconcile_statistics_", model, process_group)
         targets = []
-        for site in batch_norms_of(model, where, journal):
-            why = why_not_readable(site.module)
+        for named in batch_norms_of(model, where, edits):
+            why = why_not_readable(named.module)
             if why is not None:
-                journal.refuse(site.name, label(site.module), why)
+                edits.refuse(named.name, label(named.module), why)
             else:
-                targets.append(Target(name=site.name, module=site.module))
-        if team.size == 1:
+                targets.append(Target(name=named.name, module=named.module))
+        if group.size == 1:
             why = "this process is alone: torch.distributed is not set up, or the group has no other rank."
-            journal.refuse("", "all running statistics", why)
-            return journal.finish(ranks=1)
-        team.check_same((f"{each.name} {channels_of(each.module)}" for each in targets), "layers")
-        _reconcile(journal, team, targets, weight)
-        return journal.finish(ranks=team.size)
+            edits.refuse("", "all running statistics", why)
+            return edits.finish(ranks=1)
+        group.check_same((f"{each.name} {channels_of(each.module)}" for each in targets), "layers")
+        _reconcile(edits, group, targets, weight)
+        return edits.finish(group=group.size)
 
 
-def _reconcile(journal: Journal, team: Team, targets: list[Target], weight: float) -> None:
+def _reconcile(edits: Transaction, group: RankGroup, targets: list[Target], weight: float) -> None:
     own = [target.stored() for target in targets]
     counters = [getattr(target.module, "num_batches_tracked", None) for target in targets]
     head = torch.tensor([weight, *(-1 if each is None else int(each) for each in counters)], dtype=torch.float64)
-    rows = team.gather(torch.cat([head, *(each.mean for each in own), *(each.var for each in own)]))
+    rows = group.gather(torch.cat([head, *(each.mean for each in own), *(each.var for each in own)]))
     weights, counts, numbers = rows[:, 0], rows[:, 1 : len(head)], rows[:, len(head) :]
     if not bool((weights.isfinite() & (weights >= 0)).all()) or float(weights.sum()) <= 0:
         raise ValueError(
@@ -96,8 +96,8 @@ def _reconcile(journal: Journal, team: Team, targets: list[Target], weight: floa
             continue
         before = target.stored()
         mean, var = mixture(means, variances, shares.unsqueeze(1))
-        notes = write_statistics_(journal, target.module, mean, var, batches=int(each.max()))
+        notes = write_statistics_(edits, target.module, mean, var, batches=int(each.max()))
         after = target.stored()
         apart = float(((means - mean).abs() / (var + eps_of(target.module)).sqrt()).max())
         notes.append(f"a rank's mean was up to {apart:.2g} standard deviations off")
-        journal.note_changed(target.name, summary(before.mean, before.var), summary(after.mean, after.var), *notes)
+        edits.note_changed(target.name, summary(before.mean, before.var), summary(after.mean, after.var), *notes)

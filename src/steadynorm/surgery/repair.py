@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from steadynorm.layers.base import BatchNormBase
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Batches, Forward, feed
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.estimation.estimate import Estimator
 from steadynorm.surgery.estimation.one_pass import Target
-from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.estimation.rank_group import RankGroup
 from steadynorm.surgery.estimation.write_statistics import begin_anew_, summary, write_statistics_
 from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.named_modules import Where, batch_norms_of
 from steadynorm.surgery.runnable import why_not_readable
-from steadynorm.surgery.sites import Where, batch_norms_of
 
 __all__ = ["ABSURD", "repair_statistics_"]
 
@@ -90,26 +90,26 @@ def repair_statistics_(
     if not absurd > 0:
         raise ValueError(f"repair_statistics_: absurd must be positive, got {absurd}.")
     source = None if batches is None else Batches(batches, "repair_statistics_")
-    with Journal("repair_statistics_", model) as journal:
-        found = [_repaired(journal, site.name, site.module, absurd) for site in batch_norms_of(model, where, journal)]
+    with Transaction("repair_statistics_", model) as edits:
+        found = [_repaired(edits, named.name, named.module, absurd) for named in batch_norms_of(model, where, edits)]
         broken = [each for each in found if each is not None]
         spoilt = [each for each in broken if bool(each.channels.any())]
-        measured = {} if source is None or not spoilt else _recalibrate(journal, model, spoilt, source, forward or feed)
+        measured = {} if source is None or not spoilt else _recalibrate(edits, model, spoilt, source, forward or feed)
         for each in broken:
             after = each.target.stored()
             numbers = (summary(old.mean, old.var) for old in (each.before, after))
-            journal.note_changed(each.target.name, *numbers, *each.notes)
-        return journal.finish(channels=sum(int(each.channels.sum()) for each in broken), **measured)
+            edits.note_changed(each.target.name, *numbers, *each.notes)
+        return edits.finish(channels=sum(int(each.channels.sum()) for each in broken), **measured)
 
 
-def _repaired(journal: Journal, name: str, module: Norm, absurd: float) -> _Broken | None:
+def _repaired(edits: Transaction, name: str, module: Norm, absurd: float) -> _Broken | None:
     """Reset what is broken in a layer; None where nothing is."""
     why = why_not_readable(module)
     if why is not None:
         if module.running_mean is not None:
-            journal.refuse(name, label(module), why)
+            edits.refuse(name, label(module), why)
         return None
-    notes = _noise_repaired(journal, module)
+    notes = _noise_repaired(edits, module)
     target = Target(name=name, module=module)
     before = target.stored()
     mean_fits = before.mean.isfinite() & (before.mean.abs() <= absurd)
@@ -117,18 +117,18 @@ def _repaired(journal: Journal, name: str, module: Norm, absurd: float) -> _Brok
     target = Target(name=name, module=module, channels=~(mean_fits & var_fits))
     if not bool((mean_fits & var_fits).all()):
         mean, var = torch.where(mean_fits, before.mean, 0), torch.where(var_fits, before.var, 1)
-        notes = [_which(mean_fits, var_fits), *write_statistics_(journal, module, mean, var), *notes]
+        notes = [_which(mean_fits, var_fits), *write_statistics_(edits, module, mean, var), *notes]
     elif _keeps_nonfinite(module):
-        notes = ["what it kept beside its running estimates was not finite", *begin_anew_(journal, module), *notes]
+        notes = ["what it kept beside its running estimates was not finite", *begin_anew_(edits, module), *notes]
     return _Broken(target=target, before=before, notes=notes) if notes else None
 
 
-def _noise_repaired(journal: Journal, module: Norm) -> list[str]:
+def _noise_repaired(edits: Transaction, module: Norm) -> list[str]:
     noise = module._buffers.get("noise")
     if noise is None or bool((noise.isfinite() & (noise >= 0)).all()):
         return []
     before = float(noise)
-    journal.write_(noise, torch.ones_like(noise))
+    edits.write_(noise, torch.ones_like(noise))
     return [f"its noise was {before:.4g} and is 1, until training measures it"]
 
 
@@ -138,19 +138,24 @@ def _keeps_nonfinite(module: Norm) -> bool:
 
 
 def _recalibrate(
-    journal: Journal, model: nn.Module, broken: list[_Broken], batches: Batches, forward: Forward
+    edits: Transaction, model: nn.Module, broken: list[_Broken], batches: Batches, forward: Forward
 ) -> dict[str, float]:
     """Give broken channels what the batches say."""
-    verb = journal.verb
+    verb = edits.verb
     work = Estimator(
-        verb, model, [each.target for each in broken], batches=batches, forward=forward, team=Team.alone(verb)
+        verb,
+        model,
+        [each.target for each in broken],
+        batches=batches,
+        forward=forward,
+        group=RankGroup(verb, model, alone=True),
     )
     found = work.run()
     for each, moments in zip(broken, found.moments, strict=True):
         if moments is None:
             each.notes.append("not reached by the batches, so broken means are 0 and broken variances 1")
         else:
-            write_statistics_(journal, each.target.module, moments.mean, moments.var)
+            write_statistics_(edits, each.target.module, moments.mean, moments.var)
     return found.measured()
 
 

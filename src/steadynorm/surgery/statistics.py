@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from steadynorm.statistics.moments import mixture
 from steadynorm.surgery.batches import unwrapped
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.checkpoints import NamedState, state_for
 from steadynorm.surgery.estimation.write_statistics import MEAN, VAR, summary, why_not_writable, write_statistics_
 from steadynorm.surgery.hidden import held_norms
 from steadynorm.surgery.kinds import Norm, label
+from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of
 from steadynorm.surgery.runnable import why_not_readable
-from steadynorm.surgery.sites import Site, Where, batch_norms_of
 
 __all__ = [
     "COUNTER",
@@ -53,25 +53,25 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
         UserWarning: an unknown subclass of batch norm has statistics, which are not taken; one is held
             in a list or elsewhere, but is no submodule.
     """
-    journal = Journal("statistics_of", model)
-    sites = batch_norms_of(model, where, journal)
-    for site in sites:
-        why = why_not_readable(site.module)
-        if why is not None and site.module.running_mean is not None:
-            raise ValueError(f"statistics_of: statistics must hold numbers, got {site.name!r}: {why}")
+    edits = Transaction("statistics_of", model)
+    norms = batch_norms_of(model, where, edits)
+    for named in norms:
+        why = why_not_readable(named.module)
+        if why is not None and named.module.running_mean is not None:
+            raise ValueError(f"statistics_of: statistics must hold numbers, got {named.name!r}: {why}")
     for path, module in held_norms(model).items():
         if where is None or where(path, module):
-            journal.refuse(path, label(module), "it is no submodule, so no state dict has them.")
-    for each in journal.refused:
+            edits.refuse(path, label(module), "it is no submodule, so no state dict has them.")
+    for each in edits.refused:
         warnings.warn(
             f"statistics_of: the statistics of {each.what} {each.name!r} are not taken: {each.why}", stacklevel=2
         )
     return {
         _key(name, key): tensor.detach().cpu().clone()
-        for site in sites
-        for name in site.names
+        for named in norms
+        for name in named.names
         for key in (MEAN, VAR, COUNTER)
-        if (tensor := getattr(site.module, key, None)) is not None
+        if (tensor := getattr(named.module, key, None)) is not None
     }
 
 
@@ -97,9 +97,9 @@ def load_statistics_(
         ValueError: no layer takes any; several parts of a checkpoint fit equally well and differ.
         TypeError: ``statistics`` is no mapping.
     """
-    with Journal("load_statistics_", model) as journal:
-        _load(journal, model, statistics, where)
-        return journal.finish()
+    with Transaction("load_statistics_", model) as edits:
+        _load(edits, model, statistics, where)
+        return edits.finish()
 
 
 def copy_statistics_(source: nn.Module, target: nn.Module, *, where: Where | None = None) -> Change:
@@ -117,9 +117,9 @@ def copy_statistics_(source: nn.Module, target: nn.Module, *, where: Where | Non
         ValueError: no layer of the target takes any.
     """
     statistics = statistics_of(unwrapped(source))
-    with Journal("copy_statistics_", target) as journal:
-        _load(journal, unwrapped(target), statistics, where)
-        return journal.finish()
+    with Transaction("copy_statistics_", target) as edits:
+        _load(edits, unwrapped(target), statistics, where)
+        return edits.finish()
 
 
 def merge_statistics(
@@ -168,60 +168,60 @@ def merge_statistics(
     return result
 
 
-def _load(journal: Journal, model: nn.Module, loaded: Mapping[str, Any] | nn.Module, where: Where | None) -> None:
-    sites = batch_norms_of(model, where, journal)
+def _load(edits: Transaction, model: nn.Module, loaded: Mapping[str, Any] | nn.Module, where: Where | None) -> None:
+    norms = batch_norms_of(model, where, edits)
     wanted = {
         _key(name, kind): tensor
-        for site in batch_norms_of(model)
-        for name in site.names
+        for named in batch_norms_of(model)
+        for name in named.names
         for kind in (MEAN, VAR, COUNTER)
-        if (tensor := getattr(site.module, kind, None)) is not None
+        if (tensor := getattr(named.module, kind, None)) is not None
     }
-    state = state_for(model, loaded, verb=journal.verb, wanted=wanted)
-    journal.notes.extend(state.notes)
-    for site in sites:
-        why = _why_not(site, state)
+    state = state_for(model, loaded, verb=edits.verb, wanted=wanted)
+    edits.notes.extend(state.notes)
+    for named in norms:
+        why = _why_not(named, state)
         if why is not None:
-            journal.refuse(site.name, label(site.module), why)
-        elif site.module.running_mean is not None:
-            _write(journal, site, state)
-    _refuse_unexpected(journal, model, state)
-    if not journal.changed:
-        reasons = "; ".join(map(str, journal.refused)) or "no batch norm is chosen"
-        raise ValueError(f"{journal.verb}: at least one layer must take statistics, got none: {reasons}")
+            edits.refuse(named.name, label(named.module), why)
+        elif named.module.running_mean is not None:
+            _write(edits, named, state)
+    _refuse_unexpected(edits, model, state)
+    if not edits.changed:
+        reasons = "; ".join(map(str, edits.refused)) or "no batch norm is chosen"
+        raise ValueError(f"{edits.verb}: at least one layer must take statistics, got none: {reasons}")
 
 
-def _why_not(site: Site, state: NamedState) -> str | None:
+def _why_not(named: NamedModule, state: NamedState) -> str | None:
     """Say why statistics cannot be written into a layer; None where they can, or it has none and gets none."""
-    module: Norm = site.module
+    module: Norm = named.module
     if module.running_mean is None or module.running_var is None:
-        given = [key for name in site.names for kind in (MEAN, VAR) if (key := _key(name, kind)) in state.unknown]
+        given = [key for name in named.names for kind in (MEAN, VAR) if (key := _key(name, kind)) in state.unknown]
         return f"it has no running statistics, but {given[0]} is given." if given else None
-    missing = [key for kind in (MEAN, VAR) if (key := _key(_source(site, state), kind)) not in state.tensors]
+    missing = [key for kind in (MEAN, VAR) if (key := _key(_source(named, state), kind)) not in state.tensors]
     if missing:
         return f"{' and '.join(missing)} missing."
     for kind in (MEAN, VAR):
-        first, *others = [state.tensors[key] for name in site.names if (key := _key(name, kind)) in state.tensors]
+        first, *others = [state.tensors[key] for name in named.names if (key := _key(name, kind)) in state.tensors]
         if not all(torch.equal(first.cpu(), other.cpu()) for other in others):
-            return f"it is one layer with the names {', '.join(site.names)}, for which {kind} differs."
-    mean, var = (state.tensors[_key(_source(site, state), kind)] for kind in (MEAN, VAR))
+            return f"it is one layer with the names {', '.join(named.names)}, for which {kind} differs."
+    mean, var = (state.tensors[_key(_source(named, state), kind)] for kind in (MEAN, VAR))
     return why_not_writable(module, mean, var)
 
 
-def _source(site: Site, state: NamedState) -> str:
+def _source(named: NamedModule, state: NamedState) -> str:
     """Give the name under which a layer's statistics are given."""
-    return next((name for name in site.names if _key(name, MEAN) in state.tensors), site.name)
+    return next((name for name in named.names if _key(name, MEAN) in state.tensors), named.name)
 
 
-def _write(journal: Journal, site: Site, state: NamedState) -> None:
-    module: Norm = site.module
-    name = _source(site, state)
+def _write(edits: Transaction, named: NamedModule, state: NamedState) -> None:
+    module: Norm = named.module
+    name = _source(named, state)
     before = summary(module.running_mean, module.running_var)
     counter, notes = _count(state.tensors.get(_key(name, COUNTER)))
     notes += write_statistics_(
-        journal, module, state.tensors[_key(name, MEAN)], state.tensors[_key(name, VAR)], batches=counter
+        edits, module, state.tensors[_key(name, MEAN)], state.tensors[_key(name, VAR)], batches=counter
     )
-    journal.note_changed(site.name, before, summary(module.running_mean, module.running_var), *notes)
+    edits.note_changed(named.name, before, summary(module.running_mean, module.running_var), *notes)
 
 
 def _count(counter: Tensor | None) -> tuple[int | None, list[str]]:
@@ -234,21 +234,21 @@ def _count(counter: Tensor | None) -> tuple[int | None, list[str]]:
     return None, [f"its {COUNTER} stays: the given one must be one number of at least 0, got {what}"]
 
 
-def _refuse_unexpected(journal: Journal, model: nn.Module, state: NamedState) -> None:
+def _refuse_unexpected(edits: Transaction, model: nn.Module, state: NamedState) -> None:
     without = {
-        _key(name, kind) for site in batch_norms_of(model) for name in site.names for kind in (MEAN, VAR, COUNTER)
+        _key(name, kind) for named in batch_norms_of(model) for name in named.names for kind in (MEAN, VAR, COUNTER)
     }
-    named = {each.name for each in journal.refused}
+    refused = {each.name for each in edits.refused}
     others = []
     for key in state.unknown:
         name, kind = _split(key)
         if kind not in (MEAN, VAR, COUNTER):
             others.append(key)
-        elif key not in without and name not in named:
-            journal.refuse(name, kind, "unexpected: the model has no such batch norm.")
+        elif key not in without and name not in refused:
+            edits.refuse(name, kind, "unexpected: the model has no such batch norm.")
     if others:
         first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        journal.refuse("", f"{len(others)} other keys ({first})", "they are no running statistics.")
+        edits.refuse("", f"{len(others)} other keys ({first})", "they are no running statistics.")
 
 
 def _shares(weights: Sequence[float] | None, number: int) -> Tensor:

@@ -10,14 +10,14 @@ from torch import nn
 
 from steadynorm.layers.base import BatchNormBase
 from steadynorm.surgery.batches import Batch, Forward
-from steadynorm.surgery.change import Change, Journal
+from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.estimation.write_statistics import edit_batch_memory_
 from steadynorm.surgery.flow.dataflow import Flow, trace
 from steadynorm.surgery.flow.links import Link, link_before, why_not_alone
 from steadynorm.surgery.flow.trial import check_agreement, run
 from steadynorm.surgery.kinds import is_batch_norm, kind_of, label, why_unknown
+from steadynorm.surgery.named_modules import Where, batch_norms_of, check_plain
 from steadynorm.surgery.runnable import check_runnable
-from steadynorm.surgery.sites import Where, batch_norms_of, check_plain
 
 __all__ = ["strip_bias_"]
 
@@ -62,29 +62,29 @@ def strip_bias_(
     """
     check_plain("strip_bias_", model)
     check_runnable("strip_bias_", model)
-    with Journal("strip_bias_", model) as journal:
-        sites = batch_norms_of(model, where, journal)
+    with Transaction("strip_bias_", model) as edits:
+        norms = batch_norms_of(model, where, edits)
         with _modes(model, training=False):
             expected = run(model, example, forward)
             evaluating = trace(model, example, forward)
         with _modes(model, training=True):
             training = trace(model, example, forward)
-        for site in sites:
-            frozen = model.training and not site.module.training
-            link = _find(evaluating, training, site.module, frozen=frozen)
+        for named in norms:
+            frozen = model.training and not named.module.training
+            link = _find(evaluating, training, named.module, frozen=frozen)
             if isinstance(link, str):
-                journal.refuse(
-                    site.name, label(site.module), link, moot=link.startswith(_NONE) or link.endswith(_NO_BIAS)
+                edits.refuse(
+                    named.name, label(named.module), link, moot=link.startswith(_NONE) or link.endswith(_NO_BIAS)
                 )
             else:
-                _strip(journal, site.name, link)
+                _strip(edits, named.name, link)
         measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
-        if journal.changed:
+        if edits.changed:
             with _modes(model, training=False):
                 actual = run(model, example, forward)
             dtypes = evaluating.dtypes()
             measured = check_agreement("strip_bias_", expected, actual, tolerance=tolerance, dtypes=dtypes)
-        return journal.finish(**measured)
+        return edits.finish(**measured)
 
 
 @contextmanager
@@ -136,19 +136,19 @@ def _why_needed(flow: Flow, link: Link, *, frozen: bool) -> str:
     return ""
 
 
-def _strip(journal: Journal, norm: str, link: Link) -> None:
+def _strip(edits: Transaction, norm: str, link: Link) -> None:
     layer, norm_module = link.layer.module, link.norm.module
     bias, mean = layer._parameters["bias"], norm_module._buffers.get("running_mean")
     assert bias is not None
     wide = bias.detach().cpu().double()
     moved = torch.empty_like(wide).index_copy_(0, link.channels, wide)
     if mean is not None:
-        journal.write_(mean, (mean.detach().cpu().double() - moved).to(mean))
+        edits.write_(mean, (mean.detach().cpu().double() - moved).to(mean))
         if isinstance(norm_module, BatchNormBase):
-            edit_batch_memory_(journal, norm_module, lambda: norm_module.shift_batch_memory_(-moved))
-    journal.set_entry(layer._parameters, "bias", None)
+            edit_batch_memory_(edits, norm_module, lambda: norm_module.shift_batch_memory_(-moved))
+    edits.set_entry(layer._parameters, "bias", None)
     notes = ["an optimizer made before still holds the bias; make it anew"]
     if not kind_of(link.norm.module)[0].evaluates_as_batch_norm:
         notes.append("the gate lets stored statistics in, so the bias had a gradient; the norm's own bias has it too")
     after = "without one" + ("" if mean is None else f", moved into the running mean of {norm!r}")
-    journal.note_changed(link.layer.name, f"{label(layer)} with a bias", after, *notes)
+    edits.note_changed(link.layer.name, f"{label(layer)} with a bias", after, *notes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 
 import torch
@@ -19,7 +20,7 @@ from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Batches, Forward, evaluating
 from steadynorm.surgery.estimation.groups import standard_error
 from steadynorm.surgery.estimation.one_pass import Pass, Target
-from steadynorm.surgery.estimation.team import Team
+from steadynorm.surgery.estimation.rank_group import RankGroup
 from steadynorm.surgery.kinds import eps_of
 from steadynorm.surgery.runnable import check_runnable
 
@@ -82,7 +83,7 @@ class Estimator:
         targets: layers, at least one; all others evaluate as they are.
         batches: of this rank.
         forward: runs the model on a batch.
-        team: the ranks whose batches count together.
+        group: the ranks whose batches count together.
         prior: samples that the running estimates count as.
     """
 
@@ -94,11 +95,11 @@ class Estimator:
         *,
         batches: Batches,
         forward: Forward,
-        team: Team,
+        group: RankGroup,
         prior: float = 0,
     ) -> None:
         self._verb, self._model, self._targets, self._batches = verb, model, targets, batches
-        self._forward, self._team, self._prior = forward, team, prior
+        self._forward, self._group, self._prior = forward, group, prior
         check_runnable(verb, model)
         self._stored = [target.stored() for target in targets]
 
@@ -124,7 +125,7 @@ class Estimator:
                 estimates = self._estimates(found, weights)
                 moved = [_moved(*each) for each in zip(self._targets, before, estimates, strict=True)]
                 made += 1
-                if self._team.agree(max(moved) <= settled):
+                if self._group.agree(max(moved) <= settled):
                     break
         return Population(
             moments=estimates,
@@ -142,14 +143,14 @@ class Estimator:
             source = iter(self._batches)
             for number in _rounds() if tolerance is not None else (None,):
                 before = pass_.batches
-                with self._team.together():
+                with self._group.raise_together():
                     for batch in islice(source, number):
                         pass_.take(batch)
                 totals = self._totals(pass_)
                 error = self._standard_error(pass_, totals)
                 exhausted = number is None or pass_.batches - before < number
                 fine = tolerance is not None and error <= tolerance
-                if self._team.all(exhausted or fine):
+                if self._group.all(exhausted or fine):
                     break
         if totals.batches == 0:
             raise ValueError(f"{self._verb}: there must be at least one batch, got none. See what the loader gives.")
@@ -159,7 +160,7 @@ class Estimator:
         self, before: Pass, found: Sequence[Moments | None], weights: Sequence[float]
     ) -> tuple[Pass, _Totals]:
         pass_ = Pass(self._verb, self._model, self._targets, self._forward, before, found, weights)
-        with self._batches.randomness_kept(self._model), pass_.listening(), self._team.together():
+        with self._batches.randomness_kept(self._model), pass_.listening(), self._group.raise_together():
             for batch in self._batches.first(before.batches):
                 pass_.take(batch)
         return pass_, self._totals(pass_)
@@ -168,7 +169,7 @@ class Estimator:
         """Merge what the ranks have measured; in one collective."""
         own = [groups.total() for groups in pass_.groups]
         head = torch.tensor([pass_.batches, pass_.calls, *pass_.samples, *(int(each.count) for each in own)])
-        rows = self._team.gather(torch.cat([head.double(), *(torch.cat((each.mean, each.var)) for each in own)]))
+        rows = self._group.gather(torch.cat([head.double(), *(torch.cat((each.mean, each.var)) for each in own)]))
         heads, numbers = rows[:, : len(head)].long(), rows[:, len(head) :]
         batches, calls, samples, counts = torch.split(heads, [1, 1, len(own), len(own)], dim=1)
         each_target = torch.split(numbers, [2 * len(each.mean) for each in own], dim=1)
@@ -182,7 +183,7 @@ class Estimator:
     def _standard_error(self, pass_: Pass, totals: _Totals) -> float:
         """Give the standard error of the worst channel; in one collective."""
         own = [groups.scatter(total) for groups, total in zip(pass_.groups, totals.moments, strict=True)]
-        parts = torch.split(self._team.gather(torch.cat(own)).sum(0), [len(each) for each in own])
+        parts = torch.split(self._group.gather(torch.cat(own)).sum(0), [len(each) for each in own])
         worst = [
             target.largest(standard_error(part, total, eps_of(target.module)))
             for target, part, total in zip(self._targets, parts, totals.moments, strict=True)
@@ -231,10 +232,7 @@ def _merged(counts: Sequence[int], rows: torch.Tensor) -> Moments:
         Moments(mean=mean, var=var, count=count)
         for count, (mean, var) in zip(counts, (row.chunk(2) for row in rows), strict=True)
     ]
-    total = each[0]
-    for other in each[1:]:
-        total = total.merge(other)
-    return total
+    return reduce(Moments.merge, each)
 
 
 def _moved(target: Target, before: Moments | None, now: Moments | None) -> float:

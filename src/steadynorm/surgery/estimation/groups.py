@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -45,10 +47,7 @@ class Groups:
     def total(self) -> Moments:
         """Give the moments of all batches together; of none, count 0."""
         zero = torch.zeros(self._channels, dtype=torch.float64)
-        total = Moments(mean=zero, var=zero, count=0)
-        for group in self._groups:
-            total = total.merge(group)
-        return total
+        return reduce(Moments.merge, self._groups, Moments(mean=zero, var=zero, count=0))
 
     def scatter(self, total: Moments) -> Tensor:
         """Give what :func:`standard_error` needs of these groups; those of several ranks add up.

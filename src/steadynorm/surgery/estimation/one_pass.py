@@ -14,9 +14,9 @@ from steadynorm.functional import valid_positions
 from steadynorm.layers import MaskedBatchNorm1d
 from steadynorm.statistics import Moments, measure
 from steadynorm.surgery.batches import Forward, unwrapped
-from steadynorm.surgery.contexts import standing_in
-from steadynorm.surgery.estimation.course import Course
+from steadynorm.surgery.contexts import replaced_forwards
 from steadynorm.surgery.estimation.groups import Groups
+from steadynorm.surgery.estimation.pass_correction import PassCorrection
 from steadynorm.surgery.kinds import Norm, channels_of, eps_of, label
 
 __all__ = ["Pass", "Target"]
@@ -63,7 +63,7 @@ class Target:
 
 
 class Pass:
-    """What the targets' inputs are while they normalize by what the pass before has found, see :class:`Course`.
+    """What the targets' inputs are while they normalize by what the pass before has found, see :class:`PassCorrection`.
 
     Args:
         verb: for messages.
@@ -88,24 +88,24 @@ class Pass:
         self.groups = [Groups(channels_of(target.module)) for target in targets]
         self.samples = [0] * len(targets)
         self.batches = self.calls = 0
-        courses: Sequence[Course | None] = [None] * len(targets) if before is None else before._courses
+        corrections: Sequence[PassCorrection | None] = [None] * len(targets) if before is None else before._corrections
         totals = [None] * len(targets) if found is None else found
-        self._courses: list[Course] = [
-            Course(course, total, eps=eps_of(target.module))
-            for target, course, total in zip(targets, courses, totals, strict=True)
+        self._corrections: list[PassCorrection] = [
+            PassCorrection(correction, total, eps=eps_of(target.module))
+            for target, correction, total in zip(targets, corrections, totals, strict=True)
         ]
         self._weights = [1.0] * len(targets) if weights is None else weights
         self._verb, self._model, self._targets, self._forward = verb, unwrapped(model), targets, forward
         self._heard: list[tuple[int, Moments, int]] = []
-        self._forwards = {target.module: self._stand_in(at, target) for at, target in enumerate(targets)}
+        self._forwards = {target.module: self._observed_forward(at, target) for at, target in enumerate(targets)}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hear the targets' inputs."""
-        with standing_in(self._forwards):
+        with replaced_forwards(self._forwards):
             yield
-        for course in self._courses:
-            course.forget()
+        for correction in self._corrections:
+            correction.forget()
 
     def take(self, batch: Any) -> None:  # noqa: ANN401 (whatever a loader gives)
         """Run the model on a batch and add what was heard.
@@ -142,13 +142,13 @@ class Pass:
                 "or look for what made it so."
             )
 
-    def _stand_in(self, at: int, target: Target) -> Callable[..., Any]:
+    def _observed_forward(self, at: int, target: Target) -> Callable[..., Any]:
         module = target.module
 
         def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
             found, samples = _measured(module, *arguments, **named)
             self._heard.append((at, found, samples))
-            expected = self._courses[at].add(found)
+            expected = self._corrections[at].add(found)
             with _normalizing_by(module, target.estimate(expected, self._weights[at])):
                 return type(module).forward(module, *arguments, **named)
 

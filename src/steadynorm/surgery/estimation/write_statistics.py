@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steadynorm.layers.base import BatchNormBase
-from steadynorm.surgery.change import Journal
+from steadynorm.surgery.change import Transaction
 from steadynorm.surgery.checkpoints import why_no_numbers
 from steadynorm.surgery.kinds import Norm
 
@@ -48,12 +48,12 @@ def _channels(chosen: Tensor) -> str:
 
 
 def write_statistics_(
-    journal: Journal, module: Norm, mean: Tensor, var: Tensor, *, batches: int | None = None
+    edits: Transaction, module: Norm, mean: Tensor, var: Tensor, *, batches: int | None = None
 ) -> list[str]:
     """Write running estimates in place, in the layer's dtype and on its device, and begin its window and bank anew.
 
     Args:
-        journal: of the verb.
+        edits: of the verb.
         module: with running estimates.
         mean: shape (C,).
         var: shape (C,), unbiased.
@@ -62,15 +62,15 @@ def write_statistics_(
     Returns:
         notes on what goes with that.
     """
-    journal.write_(module.running_mean, mean)
-    journal.write_(module.running_var, var)
+    edits.write_(module.running_mean, mean)
+    edits.write_(module.running_var, var)
     counter = getattr(module, "num_batches_tracked", None)
     if batches is not None and counter is not None:
-        journal.write_(counter, torch.tensor(batches))
-    return begin_anew_(journal, module)
+        edits.write_(counter, torch.tensor(batches))
+    return begin_anew_(edits, module)
 
 
-def begin_anew_(journal: Journal, module: Norm) -> list[str]:
+def begin_anew_(edits: Transaction, module: Norm) -> list[str]:
     """Forget the batches that a layer of ours keeps: they belong to other running estimates.
 
     Returns:
@@ -78,23 +78,23 @@ def begin_anew_(journal: Journal, module: Norm) -> list[str]:
     """
     if not isinstance(module, BatchNormBase):
         return []
-    edit_batch_memory_(journal, module, module.forget_batches_)
+    edit_batch_memory_(edits, module, module.forget_batches_)
     if module.running != "self_tuned":
         return []
     return ["it tunes its momentum itself, and begins anew: the next training batch takes the place of these numbers"]
 
 
-def edit_batch_memory_(journal: Journal, module: BatchNormBase, edit: Callable[[], None]) -> None:
+def edit_batch_memory_(edits: Transaction, module: BatchNormBase, edit: Callable[[], None]) -> None:
     """Change what a layer of ours knows of its last batches, so that undo brings it back.
 
     Args:
-        journal: of the verb.
+        edits: of the verb.
         module: with running estimates.
         edit: does it.
     """
     before = module.batch_memory()
     # The next batches change it as well, so it fits whatever is there.
-    journal.edit(edit, lambda: module.restore_batch_memory_(before), lambda: True)
+    edits.edit(edit, lambda: module.restore_batch_memory_(before), lambda: True)
 
 
 def summary(mean: Tensor, var: Tensor) -> str:

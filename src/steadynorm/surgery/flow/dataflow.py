@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from steadynorm.surgery.batches import Batch, Forward
 from steadynorm.surgery.flow.trial import run, tensors_in
 from steadynorm.surgery.kinds import is_batch_norm
-from steadynorm.surgery.sites import sites_of
+from steadynorm.surgery.named_modules import named_modules_of
 
 __all__ = ["LAYERS", "Call", "Flow", "Use", "Value", "storage_of", "trace"]
 
@@ -85,7 +85,7 @@ class Value:
     Views of it are the value itself, and so are copies that only arrange it anew, as ``contiguous`` makes them.
 
     Args:
-        tensor: kept, so that its storage is nobody else's later.
+        tensor: kept, so that no other tensor gets its storage later.
         call: that gave it; None for a parameter or buffer.
         copies: of which tensor which is a copy, in the order in which they were made.
         uses: what reads it, views and copies aside.
@@ -113,12 +113,12 @@ class Flow:
         self._calls: dict[int, list[Call]] = {}
         self._values: dict[int, Value] = {}
         self._owners: dict[int, list[str]] = {}
-        for site in sites_of(model):
-            for name, tensor in [*site.module._parameters.items(), *site.module._buffers.items()]:
+        for named in named_modules_of(model):
+            for name, tensor in [*named.module._parameters.items(), *named.module._buffers.items()]:
                 key = storage_of(tensor)
                 if key is not None and tensor is not None:
                     self._values.setdefault(key, Value(tensor=tensor))
-                    self._owners.setdefault(key, []).append(f"{site.name}.{name}" if site.name else name)
+                    self._owners.setdefault(key, []).append(f"{named.name}.{name}" if named.name else name)
 
     def calls_of(self, module: nn.Module) -> list[Call]:
         """Give the calls of a layer or batch norm, in their order."""
@@ -171,24 +171,24 @@ def trace(model: nn.Module, example: Batch, forward: Forward | None = None) -> F
     handles: list[RemovableHandle] = []
     try:
         handles.append(register_module_forward_pre_hook(recorder.see_script))
-        for site in sites_of(model):
-            if isinstance(site.module, torch.jit.ScriptModule):  # takes no hooks of its own
+        for named in named_modules_of(model):
+            if isinstance(named.module, torch.jit.ScriptModule):  # takes no hooks of its own
                 continue
-            hooked = _has_hooks(site.module)
-            enter = partial(recorder.enter, site.name, hooked)
-            handles.append(site.module.register_forward_pre_hook(enter, with_kwargs=True))
+            hooked = _has_hooks(named.module)
+            enter = partial(recorder.enter, named.name, hooked)
+            handles.append(named.module.register_forward_pre_hook(enter, with_kwargs=True))
             leave = partial(recorder.leave, hooked)
-            handles.append(site.module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+            handles.append(named.module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         flow.output = run(model, example, forward, within=recorder)
     finally:
         for handle in handles:
             handle.remove()
     for path, tensor in tensors_in(flow.output):
         flow.note_use(path, tensor)
-    for site in sites_of(model):
-        for name, kept in vars(site.module).items():
+    for named in named_modules_of(model):
+        for name, kept in vars(named.module).items():
             if name not in _TABLES and isinstance(kept, Tensor | list | tuple | dict):
-                flow.note_use(f"the attribute {name!r} of {site.name!r}", kept)
+                flow.note_use(f"the attribute {name!r} of {named.name!r}", kept)
     return flow
 
 
@@ -262,6 +262,6 @@ def _is_view(func: Any, given: list[Tensor], output: object) -> bool:  # noqa: A
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody wants to see or change what goes into a module and comes out of it."""
+    """Whether hooks see or change what goes into a module or comes out of it."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind, None) for kind in kinds)

@@ -28,7 +28,7 @@ _OWN = ("forward", "_conv_forward", "__call__")
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A layer and a batch norm between which nothing happens, and nobody else looks.
+    """A layer and a batch norm between which nothing happens, and whose tensor nothing else reads.
 
     Args:
         layer: the one call of the layer.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steadynorm.surgery.flow.dataflow import Call
 from steadynorm.surgery.flow.scale import Affine, with_scaled_outputs
-from steadynorm.surgery.flow.trial import TOLERANCES, left_alone
+from steadynorm.surgery.flow.trial import TOLERANCES, preserved_state
 
 __all__ = ["follows_its_weights"]
 
@@ -31,7 +31,7 @@ def follows_its_weights(call: Call, channel_dim: int) -> bool:
     channels = output.shape[channel_dim]
     affine = Affine(gain=torch.linspace(0.5, 2, channels).double(), shift=torch.linspace(-1, 1, channels).double())
     weight, bias = with_scaled_outputs(call.module, affine)
-    with torch.no_grad(), left_alone(call.module):
+    with torch.no_grad(), preserved_state(call.module):
         before = _given(call, call.module._parameters["weight"], call.module._parameters["bias"])
         after = _given(call, weight, bias)
     view = [-1 if dim == channel_dim else 1 for dim in range(output.dim())]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.runnable import check_runnable
 
-__all__ = ["TOLERANCES", "Difference", "check_agreement", "differences", "left_alone", "run", "tensors_in"]
+__all__ = ["TOLERANCES", "Difference", "check_agreement", "differences", "preserved_state", "run", "tensors_in"]
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest error, relative to a tensor's largest magnitude, that rounding is believed to explain.
@@ -65,12 +65,12 @@ def run(
     Args:
         model: in the mode in which it is to run.
         example: a tensor is the model's only argument, a tuple or list its positional ones, a mapping its named ones.
-        forward: takes the model and the example, where it is called in another way.
+        forward: takes the model and the example, where it is called otherwise.
         within: surrounds the model's own run, and none of the rest.
     """
     check_runnable("surgery", model)
     torch.clear_autocast_cache()  # which keeps casts of weights, and does not see that they have been written
-    with torch.no_grad(), left_alone(model):
+    with torch.no_grad(), preserved_state(model):
         batch = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example)
         with within or nullcontext():
             return (forward or _call)(model, batch)
@@ -85,7 +85,7 @@ def _call(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (likewise)
 
 
 @contextmanager
-def left_alone(model: nn.Module) -> Iterator[None]:
+def preserved_state(model: nn.Module) -> Iterator[None]:
     """Put back buffers, mode flags and torch's random numbers, whatever happens within."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -142,7 +142,7 @@ def check_agreement(
         expected: what the model gave before.
         actual: what it gives now.
         tolerance: see ``relative`` of :class:`Difference`; None is that of :data:`TOLERANCES` for the dtype.
-        dtypes: of what was computed on the way.
+        dtypes: of what was computed in between.
 
     Returns:
         the largest error and the largest relative error.

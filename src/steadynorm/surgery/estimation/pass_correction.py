@@ -1,6 +1,6 @@
-"""Last pass's statistics of a layer's input, brought up to date while the next pass is under way.
+"""Last pass's statistics of a layer's input, corrected by what the next pass has seen so far.
 
-Were they used as they are, errors would grow from layer to layer before they vanish. Let the scale of the first
+Without the correction errors grow from layer to layer before they vanish. Let the scale of the first
 layer's input be off by d(1) in one pass and by d(2) in the next, and each layer divide by what the pass before has
 measured: then the second layer's input is off by d(2) − d(1), the third's by the difference of such differences, and
 the k-th's by up to 2^k·d: in 39 layers 10¹⁰ was seen. What this pass has seen so far tells how the input has changed as
@@ -14,13 +14,13 @@ import torch
 
 from steadynorm.statistics import Moments
 
-__all__ = ["Course"]
+__all__ = ["PassCorrection"]
 
 MOST_STEPS = 64
 """Calls after which the change is known well enough, and which bound the memory."""
 
 
-class Course:
+class PassCorrection:
     """The moments of a layer's first input in a pass, of its first two together, and so on.
 
     Args:
@@ -29,7 +29,7 @@ class Course:
         eps: the layer's.
     """
 
-    def __init__(self, before: Course | None = None, total: Moments | None = None, *, eps: float) -> None:
+    def __init__(self, before: PassCorrection | None = None, total: Moments | None = None, *, eps: float) -> None:
         self._before, self._total, self._eps = before, total, eps
         self._steps: list[Moments] = []
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.surgery.adapters.norm_then import NormThen
-from steadynorm.surgery.change import Journal
+from steadynorm.surgery.change import Transaction
 from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
 
-__all__ = ["Site", "Where", "batch_norms_of", "check_plain", "sites_of"]
+__all__ = ["NamedModule", "Where", "batch_norms_of", "check_plain", "named_modules_of"]
 
 Where = Callable[[str, nn.Module], bool]
 _WRAPPERS = {
@@ -27,7 +27,7 @@ _WRAPPERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class NamedModule:
     """A module and all the qualified names it has; a module that two parents share has two.
 
     Args:
@@ -46,7 +46,7 @@ class Site:
         return self.names[0]
 
 
-def sites_of(model: nn.Module) -> Iterator[Site]:
+def named_modules_of(model: nn.Module) -> Iterator[NamedModule]:
     """Give every module once, in the order of registration, with all its names."""
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
@@ -59,30 +59,34 @@ def sites_of(model: nn.Module) -> Iterator[Site]:
         names.setdefault(id(module), []).append(held.get(name, name))
         modules[id(module)] = module
     for key, module in modules.items():
-        yield Site(names=tuple(names[key]), module=module, holder=holders.get(key))
+        yield NamedModule(names=tuple(names[key]), module=module, holder=holders.get(key))
 
 
-def batch_norms_of(model: nn.Module, where: Where | None = None, journal: Journal | None = None) -> list[Site]:
-    """Give the model's batch norms, each once; what only looks like one is refused in the journal.
+def batch_norms_of(model: nn.Module, where: Where | None = None, edits: Transaction | None = None) -> list[NamedModule]:
+    """Give the model's batch norms, each once; what only looks like one is refused in the transaction.
 
     Args:
         model: the root.
         where: name and module -> whether it is meant; of a shared module one of its names is enough. None takes all.
-        journal: None says nothing of what is not taken.
+        edits: None says nothing of what is not taken.
     """
-    chosen = [site for site in sites_of(model) if where is None or any(where(name, site.module) for name in site.names)]
-    if journal is not None:
-        journal.where = where
-    for site in chosen:
-        why = why_unknown(site.module)
-        if why is not None and journal is not None:
-            journal.consider([site.name])
-            journal.refuse(site.name, label(site.module), why)
-    found = [site for site in chosen if is_batch_norm(site.module)]
-    if journal is not None:
-        journal.consider(site.name for site in found)
+    chosen = [
+        named
+        for named in named_modules_of(model)
+        if where is None or any(where(name, named.module) for name in named.names)
+    ]
+    if edits is not None:
+        edits.where = where
+    for named in chosen:
+        why = why_unknown(named.module)
+        if why is not None and edits is not None:
+            edits.consider([named.name])
+            edits.refuse(named.name, label(named.module), why)
+    found = [named for named in chosen if is_batch_norm(named.module)]
+    if edits is not None:
+        edits.consider(named.name for named in found)
         if where is not None and not found:
-            journal.pass_over(site.name for site in sites_of(model) if is_batch_norm(site.module))
+            edits.pass_over(named.name for named in named_modules_of(model) if is_batch_norm(named.module))
     return found
 
 
@@ -95,12 +99,12 @@ def check_plain(verb: str, model: nn.Module) -> None:
         verb: that wants to exchange modules.
         model: the root.
     """
-    for site in sites_of(model):
-        kind = type(site.module).__name__
-        bases = {cls.__name__ for cls in type(site.module).__mro__}
-        wrapped = bases & _WRAPPERS or (site.module is model and isinstance(model, torch.jit.ScriptModule))
+    for named in named_modules_of(model):
+        kind = type(named.module).__name__
+        bases = {cls.__name__ for cls in type(named.module).__mro__}
+        wrapped = bases & _WRAPPERS or (named.module is model and isinstance(model, torch.jit.ScriptModule))
         if wrapped:
             raise TypeError(
                 f"{verb}: modules must be exchanged before the model is wrapped or compiled, got {kind}"
-                f"{f' at {site.name!r}' if site.name else ''}. Change the plain model, then wrap it."
+                f"{f' at {named.name!r}' if named.name else ''}. Change the plain model, then wrap it."
             )

@@ -1,4 +1,4 @@
-"""The ranks that work on one set of statistics: they show each other numbers, and stop together."""
+"""The ranks that work on one set of statistics: they exchange numbers, and an error on one is raised on all."""
 
 from __future__ import annotations
 
@@ -13,33 +13,28 @@ from torch import Tensor, nn
 
 from steadynorm.statistics.ranks import gather_over, ranks_of
 
-__all__ = ["Team"]
+__all__ = ["RankGroup"]
 
 
-class Team:
-    """The ranks of a process group, or this process alone, which then talks to nobody.
+class RankGroup:
+    """The ranks of a process group, or this process alone, without any communication.
 
     Args:
         verb: that they work at, for messages.
         model: on whose device numbers travel.
         process_group: None is the default group.
+        alone: whether to leave other ranks out, whatever groups there are.
     """
 
-    def __init__(self, verb: str, model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
-        self._ranks = ranks = ranks_of(process_group, lambda: verb)
+    def __init__(
+        self, verb: str, model: nn.Module, process_group: dist.ProcessGroup | None = None, *, alone: bool = False
+    ) -> None:
+        self._ranks = ranks = None if alone else ranks_of(process_group, lambda: verb)
         self.size = 1 if ranks is None else ranks.size
         self.rank = 0 if ranks is None else ranks.rank
         self._verb, self._group = verb, process_group
         first = next(chain(model.parameters(), model.buffers()), None)
         self._device = torch.device("cpu") if first is None else first.device
-
-    @classmethod
-    def alone(cls, verb: str) -> Team:
-        """Give a team of this process only, whatever groups there are."""
-        team = cls.__new__(cls)
-        team.size, team.rank, team._verb, team._device = 1, 0, verb, torch.device("cpu")
-        team._ranks = team._group = None
-        return team
 
     def gather(self, row: Tensor) -> Tensor:
         """Give every rank's row, in the order of the ranks, on the CPU; the same on each. One collective.
@@ -76,8 +71,8 @@ class Team:
             )
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run something that talks to nobody on every rank; where it raises on one, raise on all.
+    def raise_together(self) -> Iterator[None]:
+        """Run something without communication on every rank; where it raises on one, raise on all.
 
         Raises:
             ValueError: it raised one on another rank. Whatever it raised here is raised here.
