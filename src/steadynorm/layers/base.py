@@ -46,6 +46,7 @@ class BatchNormBase(RunningStatistics):
     affine = CheckedAffine()
     _can_be_scripted = True
     _is_frozen = False  # whether training is evaluation
+    _own_options = tuple[str, ...]()  # names of attributes that ``repr`` shows
     _statistics_are = ""  # what a layer cannot do without running statistics
     __constants__ = [*nn.BatchNorm2d.__constants__, "activation", "_is_frozen"]  # noqa: RUF012 (torch reads a plain list)
 
@@ -162,7 +163,8 @@ class BatchNormBase(RunningStatistics):
         defaults = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
         following = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
         bias = {} if _TORCH_HAS_BIAS else {"bias": self.bias is not None}
-        ours = {**bias, "activation": self.activation, **following}
+        own = {name: getattr(self, name) for name in self._own_options}
+        ours = {**bias, "activation": self.activation, **following, **own}
         torchs = super().extra_repr()  # type: ignore[no-untyped-call]
         return ", ".join([torchs, *(f"{name}={value!r}" for name, value in ours.items())])
 

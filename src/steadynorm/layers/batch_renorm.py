@@ -18,6 +18,7 @@ __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
 class _BatchRenorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`BatchRenorm2d`."""
 
+    _own_options = ("r_max", "d_max", "warmup_steps", "ramp_steps")
     _statistics_are = "running statistics to correct by"
 
     def __init__(
@@ -82,13 +83,6 @@ class _BatchRenorm(BatchNormBase):
                 f"plain batch norm, got input {tuple(input.shape)} at step {int(step)} of {self.warmup_steps}. Use a "
                 "larger batch or warmup_steps=0."
             )
-
-    def extra_repr(self) -> str:
-        """List torch's arguments, then ours."""
-        return (
-            f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, warmup_steps={self.warmup_steps}, "
-            f"ramp_steps={self.ramp_steps}"
-        )
 
 
 class BatchRenorm1d(_BatchRenorm, nn.BatchNorm1d):

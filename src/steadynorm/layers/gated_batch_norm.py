@@ -24,6 +24,7 @@ NOISE_MOMENTUM = 0.05
 class _GatedBatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`GatedBatchNorm2d`."""
 
+    _own_options = ("gate", "learn_confidence", "small_batch_probability")
     _can_be_scripted = False
     _statistics_are = "running statistics to blend with"
 
@@ -135,13 +136,6 @@ class _GatedBatchNorm(BatchNormBase):
             self.noise.fill_(1)
             if self.confidence is not None:
                 nn.init.zeros_(self.confidence)
-
-    def extra_repr(self) -> str:
-        """List torch's arguments, then ours."""
-        return (
-            f"{super().extra_repr()}, gate={self.gate}, learn_confidence={self.learn_confidence}, "
-            f"small_batch_probability={self.small_batch_probability}"
-        )
 
 
 class GatedBatchNorm1d(_GatedBatchNorm):

@@ -17,6 +17,8 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 class _GhostBatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`GhostBatchNorm2d`."""
 
+    _own_options = ("ghost_batch_size",)
+
     def __init__(
         self,
         num_features: int,
@@ -45,10 +47,6 @@ class _GhostBatchNorm(BatchNormBase):
         )
         self._update_running(moments)
         return y
-
-    def extra_repr(self) -> str:
-        """List torch's arguments, then ours."""
-        return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):

@@ -55,6 +55,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
     """
 
     _can_be_scripted = False
+    _own_options = ("synchronized",)
 
     def __init__(
         self,
@@ -133,7 +134,3 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         counter = self.num_batches_tracked
         if counter is not None and self.update_every == 1:
             counter.sub_((as_tensor(batch.count, batch.mean) == 0).to(counter))
-
-    def extra_repr(self) -> str:
-        """List torch's arguments, then ours."""
-        return f"{super().extra_repr()}, synchronized={self.synchronized}"
