@@ -106,19 +106,24 @@ class BatchNormBase(RunningStatistics):
         """
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._evaluate_scripted(input, residual)
+        dense = False
         if isinstance(input, Tensor):  # torch.fx traces with a proxy, which has no rank
             self._check_input_dim(input)  # type: ignore[no-untyped-call]
+            dense = input.layout == torch.strided and not input.is_nested
         if self.training or (self.running_mean is None and self.running_var is None):
-            check_is_tensor(self, input)
+            if not dense:
+                check_is_tensor(self, input)
             self._fit_state()
-            self._check_transform(input)
+            if is_transformed() or is_recorded():
+                self._check_transform(input)
             if torch.compiler.is_compiling():
                 return self._train_compiled(self._train, input, residual)
             return self._train(input, residual)
         return self._evaluate(input, residual)
 
     def _check_transform(self, input: Tensor) -> None:
-        if (is_transformed() or is_recorded()) and self._tracks():
+        """Raise where a batch is to move running estimates, and a transform or a record does not let it."""
+        if self._tracks():
             check_statistics_take_part(self, input)
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:

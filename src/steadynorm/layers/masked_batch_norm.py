@@ -14,7 +14,7 @@ from steadynorm.layers.base import Options
 from steadynorm.layers.sync_batch_norm import OverRanks
 from steadynorm.layers.tracers import check_is_tensor
 from steadynorm.ops._layout import laid_out
-from steadynorm.ops.observers import is_transformed
+from steadynorm.ops.observers import is_recorded, is_transformed
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import as_tensor
 from steadynorm.statistics.ranks import Ranks
@@ -104,7 +104,8 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
             check_residual(type(self).__name__, input, residual)
         if self.training or (self.running_mean is None and self.running_var is None):
             self._fit_state()
-            self._check_transform(input)
+            if is_transformed() or is_recorded():
+                self._check_transform(input)
             if torch.compiler.is_compiling():
                 return self._train_compiled(self._train_valid, input, valid, residual)
             return self._train_valid(input, valid, residual)
