@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import warnings
 
 import pytest
@@ -480,3 +481,64 @@ def test_a_layer_built_in_inference_mode_trains_later(name):
     for seed in range(3):
         model(drawn(8, 4, 3, 3, seed=seed, dtype=torch.float32)).square().mean().backward()
     assert model.weight.grad.isfinite().all()
+
+
+REMEMBERING = {
+    "window": {"update_every": 3},
+    "bank": {"running": "self_tuned"},
+    "both": {"running": "self_tuned", "update_every": 3},
+}
+
+
+def fed(layer, seeds, offset=0.0):
+    for seed in seeds:
+        layer(drawn(6, 4, seed=seed) + offset)
+    return layer
+
+
+def remembering(name):
+    return fed(steadynorm.BatchNorm1d(4, dtype=torch.float64, **REMEMBERING[name]), range(5))
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_layer_that_forgets_its_batches_goes_on_as_a_new_one_with_its_estimates(name):
+    layer, fresh = remembering(name), steadynorm.BatchNorm1d(4, dtype=torch.float64, **REMEMBERING[name])
+    fresh.running_mean.copy_(layer.running_mean), fresh.running_var.copy_(layer.running_var)
+    fresh.num_batches_tracked.copy_(layer.num_batches_tracked)
+    layer.forget_batches_()
+    for each in (layer, fresh):
+        fed(each, range(5, 9))
+    assert all(torch.equal(tensor, fresh.get_buffer(key)) for key, tensor in layer.named_buffers())
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_restored_memory_goes_on_as_if_nothing_had_been(name):
+    layer, expected = remembering(name), remembering(name)
+    memory, buffers = layer.batch_memory(), [each.clone() for each in layer.buffers()]
+    layer.forget_batches_()
+    fed(layer, range(20, 22))
+    tensors = list(layer.buffers())
+    for tensor, value in zip(tensors, buffers, strict=True):
+        tensor.copy_(value)
+    layer.restore_batch_memory_(memory)
+    assert all(now is then for now, then in zip(layer.buffers(), tensors, strict=True))
+    for each in (layer, expected):
+        fed(each, range(5, 9))
+    assert all(torch.equal(tensor, expected.get_buffer(key)) for key, tensor in layer.named_buffers())
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_shifted_memory_is_that_of_shifted_input(name):
+    layer, expected = remembering(name), fed(steadynorm.BatchNorm1d(4, **REMEMBERING[name]).double(), range(5), 7.0)
+    layer.shift_batch_memory_(torch.full((4,), 7.0, dtype=torch.float64))
+    found, wanted = layer.batch_memory(), expected.batch_memory()
+    for one, other in zip([*found.window, *found.bank.values()], [*wanted.window, *wanted.bank.values()], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_memory_says_whether_it_is_finite(name):
+    layer = remembering(name)
+    assert layer.batch_memory().is_finite()
+    layer(torch.full((6, 4), math.inf, dtype=torch.float64))
+    assert not layer.batch_memory().is_finite()
