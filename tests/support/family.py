@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from steadynorm import layers
-from steadynorm.layers.kinds import BATCH_NORMS
+from steadynorm.layers.kinds import FAMILY
 from tests.support.layers import CHANNELS, make_native, randomize_
 
 __all__ = ["FOLLOWING", "MEMBERS", "build", "each_batch_norm_in_evaluation", "each_follower", "each_member", "torchs"]
@@ -19,11 +19,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "ghost_batch_norm": {"ghost_batch_size": 2},
 }
 """Arguments that let a small test see what a kind does."""
-_KINDS = {
-    kind.classes[1].__name__.removesuffix("1d"): kind
-    for kind in BATCH_NORMS.values()
-    if kind.ours and len(kind.classes) == 3
-}
+_KINDS = {kind.classes[1].__name__.removesuffix("1d"): kind for kind in FAMILY.values()}
 MEMBERS = {name: _EXAMPLES.get(kind.name, {}) for name, kind in _KINDS.items()}
 """Class name without its number of dimensions -> keyword arguments."""
 EVALUATING_AS_BATCH_NORM = [name for name, kind in _KINDS.items() if kind.evaluates_as_batch_norm]

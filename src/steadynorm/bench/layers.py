@@ -13,7 +13,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -26,25 +27,29 @@ from steadynorm.bench.providers import forward_backward, make_inputs, prepared
 from steadynorm.bench.record import Record
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import cache_bytes, make_clock, quantiles, time_providers
-from steadynorm.layers import BatchNorm2d, BatchRenorm2d, FrozenBatchNorm2d, GatedBatchNorm2d, GhostBatchNorm2d
+from steadynorm.layers.kinds import FAMILY, Kind
 from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "LayersFlags"]
 
-Name = Literal["batch_renorm", "gated_batch_norm", "ghost_batch_norm", "frozen_batch_norm"]
-
 PLAIN = "batch_norm"
-BUILD: dict[str, Callable[[int], nn.Module]] = {
-    PLAIN: lambda channels: BatchNorm2d(channels, activation="relu"),
-    "batch_renorm": lambda channels: BatchRenorm2d(channels, warmup_steps=0, ramp_steps=0, activation="relu"),
-    "gated_batch_norm": lambda channels: GatedBatchNorm2d(channels, activation="relu"),
-    "ghost_batch_norm": lambda channels: GhostBatchNorm2d(channels, ghost_batch_size=32, activation="relu"),
-    "frozen_batch_norm": lambda channels: FrozenBatchNorm2d(channels, activation="relu"),
-}
-LIMITS = {"batch_renorm": 1.15, "gated_batch_norm": 1.15, "ghost_batch_norm": 1.3, "frozen_batch_norm": 1.15}
+OTHERS = tuple(name for name in FAMILY if name != PLAIN)
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[OTHERS]  # the command line shows these
+LIMITS = dict.fromkeys(OTHERS, 1.15) | {"ghost_batch_norm": 1.3}
 """Times of plain batch norm that a layer may take on a CPU, from 8 MB on."""
 SAME = {torch.float32: 1e-4, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Largest difference to the layer in float64, over the largest value."""
+
+
+def _layer(kind: Kind, channels: int) -> nn.Module:
+    options = {} if kind.is_frozen else kind.arm(0)  # renorm with its last bounds from the start
+    return kind.classes[2](channels, activation="relu", **options)
+
+
+BUILD: dict[str, Callable[[int], nn.Module]] = {name: partial(_layer, kind) for name, kind in FAMILY.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ class LayersFlags(GridFlags):
     process. Default: about three minutes on two cores.
     """
 
-    layers: tuple[Name, ...] = ("batch_renorm", "gated_batch_norm", "ghost_batch_norm", "frozen_batch_norm")
+    layers: tuple[Name, ...] = OTHERS
     """Layers beside plain batch norm, as steadynorm compare names them; ghost batch norm takes chunks of 32."""
     batches: tuple[int, ...] = (128,)
     """Batch sizes."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,25 +26,15 @@ from steadynorm.bench.record import Record
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Quantiles, make_step_clock, quantiles, time_providers
 from steadynorm.lab.machine import choose_precision
+from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "StepFlags", "network_line"]
 
-Norm = Literal[
-    "none",
-    "torch_batch_norm",
-    "batch_norm",
-    "self_tuned_batch_norm",
-    "several_decays",
-    "sync_batch_norm",
-    "frozen_batch_norm",
-    "batch_renorm",
-    "gated_batch_norm",
-    "ghost_batch_norm",
-    "layer_norm",
-    "group_norm",
-    "instance_norm",
-]
+if TYPE_CHECKING:
+    Norm = str
+else:
+    Norm = Literal[tuple(NORMALIZATIONS)]  # the command line shows these
 
 SAME = 1e-3  # relative difference of loss and gradient norm in float32 between torch's batch norm and ours
 TORCHS, OURS = "torch_batch_norm", "batch_norm"

@@ -7,28 +7,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 import steadynorm
 from steadynorm.bench.cases import DType, Layout
 from steadynorm.bench.display import open_display
+from steadynorm.layers.kinds import FAMILY
 from steadynorm.ops.dispatch import SMALL_WITHOUT_TORCH, smallest_for_numba, why_unusable
 from steadynorm.reporting.failure import UserError
 
 __all__ = ["WarmupConfig", "warmup"]
 
-Name = Literal["batch_norm", "batch_renorm", "gated_batch_norm", "ghost_batch_norm", "frozen_batch_norm"]
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(FAMILY)]  # the command line shows these
 Activations = Literal["none", "relu", "leaky_relu", "silu"]
-CLASSES: dict[Name, str] = {
-    "batch_norm": "BatchNorm",
-    "batch_renorm": "BatchRenorm",
-    "gated_batch_norm": "GatedBatchNorm",
-    "ghost_batch_norm": "GhostBatchNorm",
-    "frozen_batch_norm": "FrozenBatchNorm",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +80,7 @@ def _plan(config: WarmupConfig) -> tuple[dict[str, Callable[[], Any]], list[str]
         layouts: tuple[Layout, ...] = config.layouts if len(shape) > 2 else ("channels_last",)
         dimensions = max(len(shape) - 2, 1)
         found = {
-            f"{CLASSES[name]}{dimensions}d {activation} {dtype} {layout}": _trial(
+            f"{FAMILY[name].classes[dimensions].__name__} {activation} {dtype} {layout}": _trial(
                 config, name, dimensions, activation, dtype, layout
             )
             for name, dtype, layout, activation in product(config.layers, config.dtypes, layouts, config.activations)
@@ -100,10 +96,9 @@ def _trial(
     config: WarmupConfig, name: Name, dimensions: int, activation: str, dtype: str, layout: Layout
 ) -> Callable[[], Any]:
     def run() -> Any:  # noqa: ANN401 (a result of steadynorm.warmup)
-        options: dict[str, Any] = {"ghost_batch_size": 2} if name == "ghost_batch_norm" else {}
-        layer: nn.Module = getattr(steadynorm, f"{CLASSES[name]}{dimensions}d")(
-            8, activation=None if activation == "none" else activation, **options
-        )
+        kind = FAMILY[name]
+        needed = {option: value for option, value in kind.arm(0).items() if kind.options()[option] is None}
+        layer = kind.classes[dimensions](8, activation=None if activation == "none" else activation, **needed)
         given: dict[str, Any] = {"dtypes": (getattr(torch, dtype),), "layouts": (layout,), "residual": config.residual}
         return next(iter(steadynorm.warmup(layer, **given)))
 

@@ -22,7 +22,7 @@ from steadynorm.layers.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2
 from steadynorm.layers.masked_batch_norm import MaskedBatchNorm1d
 from steadynorm.layers.sync_batch_norm import SyncBatchNorm
 
-__all__ = ["BATCH_NORMS", "KINDS", "Kind"]
+__all__ = ["BATCH_NORMS", "FAMILY", "KINDS", "Kind"]
 
 
 def _no_options(batches: int) -> Mapping[str, Any]:
@@ -174,3 +174,5 @@ KINDS: dict[str, Kind] = BATCH_NORMS | {
     ),
 }
 """Every kind that a batch norm can become, by name."""
+FAMILY = {name: kind for name, kind in BATCH_NORMS.items() if kind.ours and len(kind.classes) == 3}
+"""Those of ours with a class for each number of dimensions."""
