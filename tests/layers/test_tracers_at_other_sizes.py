@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.*deprecated:DeprecationWarning",
     "ignore:.*should not be instantiated:DeprecationWarning",  # Dynamo does so
 )
+slow = pytest.mark.slow
 
 
 class WithResidual(nn.Module):
@@ -83,7 +84,7 @@ AT_ONCE = [(kind, True) for kind in ("fused", "self-tuned", "renorm", "gated", "
 """One of each class; the others are slow."""
 LIKE_OTHERS = ("gated by a number", "gated, self-tuned", "ghost, self-tuned", "masked, self-tuned")
 EXPORTED = [
-    pytest.param(kind, training, marks=() if (kind, training) in AT_ONCE else pytest.mark.slow)
+    pytest.param(kind, training, marks=() if (kind, training) in AT_ONCE else slow)
     for training in (True, False)
     for kind in KINDS
     if (kind not in LIKE_OTHERS if training else kind in OTHER_EVALUATIONS)
@@ -190,8 +191,14 @@ def test_a_strict_export_trains_at_every_size(kind):
     assert_does_as(eager, module, batches(kind), module)
 
 
-@pytest.mark.parametrize("kind", ["fused", "renorm", "gated", "ghost"])
-@pytest.mark.parametrize("tool", ["trace", "export"])
+@pytest.mark.parametrize(
+    ("kind", "tool"),
+    [
+        pytest.param(kind, tool, marks=() if (kind, tool) in (("fused", "trace"), ("ghost", "export")) else slow)
+        for kind in ("fused", "renorm", "gated", "ghost")
+        for tool in ("trace", "export")
+    ],
+)
 def test_a_record_made_of_a_small_batch_holds_where_the_layer_runs_compiled_kernels(kind, tool):
     small, large = example(kind).float(), drawn(8, 3, 80, 80, dtype=torch.float32)
     layer = make(kind, True).float()
