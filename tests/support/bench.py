@@ -13,7 +13,7 @@ from steadynorm.bench.cases import Case
 from steadynorm.bench.kernels import ratios
 from steadynorm.bench.record import Record
 from steadynorm.bench.timing import Clock, Provider, Sample
-from steadynorm.ops import dispatch, reference
+from steadynorm.ops import dispatch, reference, registration
 from steadynorm.ops.dispatch import Choice
 
 __all__ = ["NUMBA", "SMALL_CASE", "Lines", "disagreeing", "let_kernels_be", "result", "side", "times_as"]
@@ -42,7 +42,8 @@ def let_kernels_be(monkeypatch: pytest.MonkeyPatch, **wrong: Callable[..., Any])
     """Let our layer run the reference's kernels at any size, with some of them replaced; the reference stays right."""
     right = {name: getattr(reference, name) for name in ("moments", "transform", "transform_sums", "transform_grad")}
     monkeypatch.setattr(dispatch, "_wanted", "reference")
-    monkeypatch.setattr(dispatch, "_module", lambda name: SimpleNamespace(**right | wrong))
+    for module in (dispatch, registration):
+        monkeypatch.setattr(module, "implementation", lambda name: SimpleNamespace(**right | wrong))
 
 
 def times_as(monkeypatch: pytest.MonkeyPatch, module: Any, ms: Mapping[str, float]) -> None:
