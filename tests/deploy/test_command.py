@@ -166,6 +166,7 @@ def answering(change):
     return changed
 
 
+@pytest.mark.slow
 def test_too_great_a_loss_of_accuracy_is_refused_and_the_file_removed(tmp_path, monkeypatch):
     labels = first(load_dataset("shapes").validation, 40).labels.numpy()
     truth = np.eye(10, dtype=np.float32)[labels]
@@ -175,6 +176,7 @@ def test_too_great_a_loss_of_accuracy_is_refused_and_the_file_removed(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 def test_without_labels_another_class_than_the_models_is_what_is_lost(tmp_path, monkeypatch):
     source = "tests.support.deploy:build_seven_classes"
     monkeypatch.setattr(
@@ -209,6 +211,7 @@ def test_models_of_transformers_are_exported_alike(tmp_path, name, norms):
     assert kept == {(name, way) for name in formats for way in ("none", "static")} - {("torchscript", "static")}
 
 
+@pytest.mark.slow
 def test_a_model_that_no_graph_can_hold_is_told_of(tmp_path):
     source = "tests.support.deploy:build_branching"
     directory = export(tmp_path, source=source, format=("torchscript", "torch-export"), quantize=("none",))
@@ -309,6 +312,7 @@ def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_finite_are_refused(tmp_path, monkeypatch):
     wrong = answering(lambda name, outputs: outputs * np.nan if name.startswith("model-") else outputs)
     monkeypatch.setattr(Server, "ask", wrong)
@@ -421,6 +425,7 @@ def test_a_format_whose_packages_are_missing_says_what_to_install(monkeypatch):
     check_config(ExportConfig(source="a"))  # by default it is what can be written
 
 
+@pytest.mark.slow
 def test_a_float_program_does_not_need_what_quantises(tmp_path, monkeypatch):
     monkeypatch.setattr("steadynorm.deploy.formats.find_spec", lambda name: None if name == "torchao" else 1)
     directory = export(tmp_path, format=("torch-export",), quantize=("none", "static"))

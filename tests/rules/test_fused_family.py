@@ -75,7 +75,13 @@ def assert_close(found, expected, rtol):
 
 @each
 @each_layout
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [
+        pytest.param(torch.float32, 3e-6, id="float32"),
+        pytest.param(torch.bfloat16, 1e-2, id="bf16", marks=pytest.mark.slow),  # whose kernels compile for long
+    ],
+)
 def test_it_is_the_rule_in_float64(member, layout, dtype, rtol):
     given, dy = drawn(member, dtype, layout)
     with backend("numba"):
