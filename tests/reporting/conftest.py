@@ -17,10 +17,10 @@ def full(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def awkward(tmp_path_factory):
-    """The page of an interrupted experiment with a diverged arm, a waiting one and one of a hostile name."""
+    """The page of an interrupted experiment with a diverged arm, a waiting one and hostile text."""
     directory = tmp_path_factory.mktemp("awkward")
-    arms = ("batch_norm", "none", "layer_norm", "group_norm", "batch_renorm", "<b>$x</b>")
-    example_record(directory, arms=arms, diverged=("none",), waiting=("group_norm",))
+    arms = ("batch_norm", "none", "layer_norm", "group_norm", "batch_renorm", "instance_norm")
+    example_record(directory, arms=arms, diverged=("none",), waiting=("group_norm",), data_dir="<b>$x</b>")
     with without_notebook():
         build_report(directory)
     return directory

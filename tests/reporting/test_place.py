@@ -24,7 +24,7 @@ def test_what_does_not_count_may_be_there(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_of_such_a_file_does_not_count(tmp_path: Path) -> None:
     (tmp_path / ".cells.json.k3_x9abc.part").touch()
-    check_new(tmp_path, may_hold=["runs.json"])
+    check_new(tmp_path, may_hold=["cells.json"])
     with pytest.raises(UserError, match=r"it holds '\.cells\.json\.k3_x9abc\.part'"):
         check_new(tmp_path, may_hold=["metrics.csv"])
 
