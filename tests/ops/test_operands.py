@@ -113,7 +113,7 @@ def test_an_input_of_another_size_than_the_others_is_refused(size):
 
 @pytest.mark.parametrize("way", ["float64", "half", "other signs", "gaps"])
 @pytest.mark.parametrize(("entry", "name"), each_tensor(fused()))
-def test_the_one_call_reads_numbers_where_they_lie_or_refuses_them(entry, name, way):
+def test_the_fused_call_reads_numbers_where_they_lie_or_refuses_them(entry, name, way):
     if name == "noise" and way == "gaps":  # it has one value
         return
     arguments, plain = fused()[entry], {}
@@ -178,7 +178,7 @@ def test_memory_that_was_freed_is_not_read():
         ),
     ],
 )
-def test_the_one_call_refuses_what_a_rule_cannot_work_with(change, message):
+def test_the_fused_call_refuses_what_a_rule_cannot_work_with(change, message):
     with pytest.raises(ValueError, match=message):
         _numba.normalize(**fused()["normalize"] | change)
 
@@ -202,7 +202,7 @@ def test_chunks_of_samples_in_pieces_are_refused():
     arguments |= {"saved": torch.empty(6, C), "momentum": 0.0, "running_mean": None, "running_var": None}
     _numba.normalize(**arguments)
     arguments["x_NCS"] = arguments["x_NCS"].transpose(0, 1).contiguous().transpose(0, 1)
-    with pytest.raises(ValueError, match="one behind the other"):
+    with pytest.raises(ValueError, match="one after the other"):
         _numba.normalize(**arguments)
 
 

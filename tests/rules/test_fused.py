@@ -224,7 +224,7 @@ class Wrapped(torch.Tensor):
     pass
 
 
-def test_a_layer_trains_in_one_call_unless_somebody_looks_on():
+def test_a_layer_trains_fused_unless_somebody_looks_on():
     assert type(train().grad_fn) is _Fused._backward_cls
     with Watching():
         assert type(train().grad_fn) is not _Fused._backward_cls

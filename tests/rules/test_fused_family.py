@@ -241,7 +241,7 @@ def test_of_a_layout_in_which_samples_are_apart_chunks_are_the_same():
 
 
 @pytest.mark.parametrize("name", ["BatchRenorm2d", "GatedBatchNorm2d", "GhostBatchNorm2d"])
-def test_a_layer_trains_in_one_call_to_what_its_rule_gives(name):
+def test_a_layer_trains_fused_to_what_its_rule_gives(name):
     """Three steps: with what it stores moving on."""
     arguments = {"BatchRenorm2d": {"warmup_steps": 1, "ramp_steps": 1}, "GhostBatchNorm2d": {"ghost_batch_size": 5}}
     layer = getattr(steadynorm, name)(C, activation="relu", **arguments.get(name, {}))
