@@ -29,8 +29,8 @@ BENCH_LAYERS_FLAGS = """
     --layers --shapes --batches --dtypes --layouts --min-mb --max-mb --seconds --threads --device --out --json
 """
 BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json --inference"
-BENCH_STATISTICS_FLAGS = "--network --data --data-dir --steps --batch --lr --seed --precision --device --out --json"
-BENCH_RECALIBRATION_FLAGS = "--data --data-dir --images --batch --draws --device --out --json"
+STATISTICS_FLAGS = f"{EXPERIMENT_FLAGS} --network --steps --batch --lr".replace("--seeds", "--seed")  # aliases first
+RECALIBRATION_FLAGS = f"{TRAINING_FLAGS} --draws --images".replace("--batch-size", "--batch")
 FLAGS = {
     "compare": f"{TRAINING_FLAGS} --arms --accumulate --tune-lr",
     "sweep": f"{TRAINING_FLAGS} --arms --largest-rate",
@@ -39,6 +39,8 @@ FLAGS = {
     "scale": f"{TRAINING_FLAGS} --variants --reference-batch --warm-up --freeze-last --at-once",
     "landscape": f"{TRAINING_FLAGS} --arms --probe-every --rate-steps --weight-steps",
     "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
+    "statistics": STATISTICS_FLAGS,
+    "recalibration": RECALIBRATION_FLAGS,
     "export": """
         --weights --weights-key --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
         --calibration-images --requests --batch-size --threads --out --json
@@ -48,10 +50,10 @@ FLAGS = {
     "bench kernels": BENCH_KERNELS_FLAGS,
     "bench layers": BENCH_LAYERS_FLAGS,
     "bench step": BENCH_STEP_FLAGS,
-    "bench statistics": BENCH_STATISTICS_FLAGS,
-    "bench recalibration": BENCH_RECALIBRATION_FLAGS,
     "bench workers": "--network --workers --batch --threads --precision --seconds --device --out --json",
     "bench table": "",
+    "bench statistics": STATISTICS_FLAGS,
+    "bench recalibration": RECALIBRATION_FLAGS,
 }
 
 

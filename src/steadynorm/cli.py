@@ -82,6 +82,7 @@ COMMANDS: dict[str, Command] = {
     "report": (ReportConfig, report),
     "warmup": (WarmupConfig, warmup),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},
+    **{f"bench {name}": (EXPERIMENTS[name].config, _command(EXPERIMENTS[name])) for name in bench.MOVED},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from dataclasses import dataclass
@@ -10,24 +11,27 @@ from typing import Annotated, Any
 
 import tyro
 
-from steadynorm.bench import inference, kernels, layers, recalibration, statistics, step, workers
+from steadynorm.bench import inference, kernels, layers, step, workers
 from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.display import open_display
 from steadynorm.bench.record import Record, read_record
 from steadynorm.bench.table import markdown
 from steadynorm.commands import Command
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.report import Report, Table
 
-__all__ = ["BENCHMARKS", "COMMANDS", "SUMMARY", "TableConfig", "table_of"]
+__all__ = ["BENCHMARKS", "COMMANDS", "MOVED", "SUMMARY", "TableConfig", "table_of"]
 
 SUMMARY = "Speed and memory of the layers beside torch's own."
 DISAGREES = 1
 """Exit status where ours is not what the reference says; nothing is timed there."""
 
 BENCHMARKS: tuple[Benchmark[Any, Any], ...] = tuple(
-    module.BENCHMARK for module in (kernels, layers, step, inference, statistics, recalibration, workers)
+    module.BENCHMARK for module in (kernels, layers, step, inference, workers)
 )
 """All of them; command line, help, tables and tests are made from this list."""
+MOVED = ("statistics", "recalibration")
+"""Now experiments of these names; their old commands, and the records that these wrote, are still accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +48,21 @@ def table_of(record: Record) -> str:
     Raises:
         UserError: no benchmark writes such records.
     """
-    benchmark = next((one for one in BENCHMARKS if one.name == record["bench"]), None)
-    if benchmark is None:
-        raise UserError(f"no table is known for a record of {record['bench']!r}.")
+    name = record["bench"]
+    benchmark = next((one for one in BENCHMARKS if one.name == name), None)
+    if benchmark is None and name not in MOVED:
+        raise UserError(f"no table is known for a record of {name!r}.")
     try:
-        return markdown(record, *benchmark.table(record))
+        return markdown(record, *(benchmark.table(record) if benchmark else _old_table(record)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"no table can be made of this record of {benchmark.name}: {error!r}.") from error
+        raise UserError(f"no table can be made of this record of {name}: {error!r}.") from error
+
+
+def _old_table(record: Record) -> tuple[str, Table]:
+    """Give the table of a record from before the benchmark became an experiment."""
+    module = importlib.import_module(f"steadynorm.lab.experiments.{record['bench']}")  # needs packages of the lab
+    report: Report = module.describe(module.of_bench(record))
+    return report.lead.removesuffix("."), report.table
 
 
 def _measure(config: Flags) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from steadynorm.bench.record import Record
-from steadynorm.reporting.report import Table
+from steadynorm.reporting.report import Entry, Table
 
 __all__ = ["markdown", "show"]
 
@@ -15,9 +15,13 @@ def markdown(record: Record, what: str, table: Table) -> str:
     """Write a table in Markdown, under a line that says what it shows, where and when it was measured."""
     machine, versions = record["machine"], record["versions"]
     where = machine["accelerator"] or f"{machine['processor']}, {record['threads']} threads"
-    rows = [list(table.columns), ["---"] * len(table.columns), *([cell.text for cell in row] for row in table.rows)]
+    rows = [list(table.columns), ["---"] * len(table.columns), *(map(_written, row) for row in table.rows)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return f"{what}; {where}; torch {versions['torch']}, {record['created'][:10]}.\n\n" + "\n".join(lines) + "\n"
+
+
+def _written(one: Entry) -> str:
+    return f"{one.text} ({one.note})" if one.note else one.text
 
 
 def show(path: str, form: str = "") -> Callable[[Record], str]:

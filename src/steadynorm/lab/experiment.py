@@ -447,18 +447,21 @@ def _stored_values(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experime
 
 
 def command_of(name: str, config: Any) -> str:  # noqa: ANN401 (any command's dataclass)
-    """Give the shell command that repeats what was done; a flag without a default is positional."""
-    words = ["steadynorm", *name.split()]
+    """Give the shell command that repeats what was done."""
+    words, flags = ["steadynorm", *name.split()], list[str]()
     given = getattr(config, "given", ())
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    positional = {f.name for f in dataclasses.fields(config) if "Positional" in str(f.type)}
     for key, value in _stored_values(config).items():
         if value == defaults[key] and flag(key) not in given:  # a given default counts beside --quick
             continue
-        if defaults[key] is not dataclasses.MISSING:
-            words.append(flag(key))
+        if key in positional:  # before the flags, the last of which may take several values
+            words.append(str(value))
+            continue
+        flags.append(flag(key))
         if not isinstance(value, bool):
-            words += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
-    return shlex.join(words)
+            flags += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words + flags)
 
 
 def _to_json(value: Any) -> Any:  # noqa: ANN401 (JSON)

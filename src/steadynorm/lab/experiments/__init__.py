@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from steadynorm.lab.experiment import Experiment
-from steadynorm.lab.experiments import classic, compare, landscape, scale, shift, stream, sweep
+from steadynorm.lab.experiments import (
+    classic,
+    compare,
+    landscape,
+    recalibration,
+    scale,
+    shift,
+    statistics,
+    stream,
+    sweep,
+)
 
 __all__ = ["EXPERIMENTS"]
 
@@ -22,6 +32,8 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         scale,
         landscape,
         classic,
+        statistics,
+        recalibration,
     )
 }
 """Name of the command -> experiment."""
