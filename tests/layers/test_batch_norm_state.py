@@ -9,7 +9,17 @@ import torch
 from torch import nn
 
 import steadynorm
-from tests.support.layers import CLASSES, drawn, each_shape, make_native, make_pair, randomize_, repr_of_torchs
+from tests.support.family import build, each_member
+from tests.support.layers import (
+    CHANNELS,
+    CLASSES,
+    drawn,
+    each_shape,
+    make_native,
+    make_pair,
+    randomize_,
+    repr_of_torchs,
+)
 
 KEYS = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 each_name = pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
@@ -236,3 +246,24 @@ def test_a_layer_made_on_the_meta_device_can_be_materialized():
     layer.reset_parameters()
     x = drawn(6, 3, dtype=torch.float32)
     torch.testing.assert_close(layer(x), nn.BatchNorm1d(3)(x))
+
+
+class _Same(nn.Module):
+    """A parametrization that changes nothing."""
+
+    def forward(self, tensor):
+        return tensor
+
+
+@each_member
+@pytest.mark.parametrize("stored", ["running_mean", "running_var", "weight", "bias"])
+def test_a_parametrized_or_replaced_tensor_is_read_in_training(name, stored):
+    x = torch.randn(4, CHANNELS, 5, dtype=torch.float64)
+    plain, parametrized, replaced = (copy.deepcopy(module) for module in [build(name, 3)] * 3)
+    nn.utils.parametrize.register_parametrization(parametrized, stored, _Same())
+    value = getattr(replaced, stored).detach().clone()
+    delattr(replaced, stored)
+    setattr(replaced, stored, value)
+    expected = plain.train()(x)
+    assert torch.equal(parametrized.train()(x), expected)
+    assert torch.equal(replaced.train()(x), expected)

@@ -11,13 +11,18 @@ from steadynorm.ops.observers import is_recomputing
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
+_STORED = {"running_mean", "running_var", "num_batches_tracked"}
+
+
 class _BatchNorm(BatchNormBase):
     """What the three dimensionalities share; see :class:`BatchNorm2d`."""
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        # By their dictionary, and once each: torch's search for an attribute takes a microsecond.
         buffers, momentum = self._buffers, self.momentum
-        mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        if buffers.keys() >= _STORED:  # by their dictionary: torch's search for an attribute takes a microsecond
+            mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        else:  # one is parametrized, or was replaced by a plain tensor
+            mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         weight, bias = self._parameters_for(mean)
         if not self._tracks():
             mean = var = None
