@@ -224,7 +224,7 @@ def _with_links(run: Path, place: Path) -> tuple[Path, dict[Path, bytes]]:
 
 def test_no_file_that_a_run_directory_links_to_is_written(compared: Path, tmp_path: Path) -> None:
     copy, kept = _with_links(compared, tmp_path)
-    for name in ("state", "checkpoints"):  # so that all of it is written anew
+    for name in ("state", "checkpoints"):  # so that all of it is written again
         (copy / name / "none-lr0.05-seed0.safetensors").unlink()
     assert exit_status("compare", "--resume", str(copy)) == 0
     assert {path: path.read_bytes() for path in kept} == kept

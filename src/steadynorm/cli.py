@@ -16,7 +16,7 @@ NEEDED += ["nbformat", "pandas", "pyarrow", "rich", "safetensors", "sklearn", "t
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     sys.exit(f"steadynorm: not installed: {', '.join(missing)}. Run: pip install 'steadynorm[lab]'")
 
-import tyro  # noqa: E402 (behind the check, so that a missing extra is one line)
+import tyro  # noqa: E402 (after the check, so that a missing extra is one line)
 from rich.console import Console  # noqa: E402
 
 from steadynorm.bench import commands as bench  # noqa: E402

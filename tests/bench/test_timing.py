@@ -33,7 +33,7 @@ def counting_clock(provider: Provider) -> list[Sample]:
 
 
 def order_of(names: str, **given: Any) -> str:
-    """Give the order behind the warm-up: three calls of each."""
+    """Give the order after the warm-up: three calls of each."""
     ran: list[str] = []
     providers: dict[str, Provider] = {name: lambda mark, name=name: ran.append(name) for name in names}  # type: ignore[misc]
     samples = time_providers(providers, counting_clock, **given)

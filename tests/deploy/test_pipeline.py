@@ -146,7 +146,7 @@ def test_the_first_of_several_outputs_is_served(tmp_path):
         (mlp(), [torch.ones(4, 12), None], {}, r"^images: must be float32 tensors .* got NoneType\.$"),
         (mlp(), [], {}, r"^images: must be float32 tensors .* got NoneType\.$"),
         (mlp(), torch.ones(0, 12), {}, r"^images: must hold one at least, got shape \(0, 12\)\.$"),
-        (mlp(), [torch.ones(4, 12), torch.ones(4, 11)], {}, r"one shape behind N, got \(12,\) and \(11,\)\.$"),
+        (mlp(), [torch.ones(4, 12), torch.ones(4, 11)], {}, r"one shape after N, got \(12,\) and \(11,\)\.$"),
         (
             mlp(),
             torch.ones(4, 12),

@@ -43,8 +43,8 @@ def test_points_along_the_gradient_of_a_quadratic() -> None:
         assert point.loss == pytest.approx(0.5 * there @ A @ there, rel=1e-12)
         assert point.change == pytest.approx(point.eta * np.linalg.norm(A @ g), rel=1e-12)
         assert point.smoothness == pytest.approx(np.linalg.norm(A @ g) / np.linalg.norm(g), rel=1e-12)
-        behind = A @ there
-        assert point.cosine == pytest.approx(behind @ g / np.linalg.norm(behind) / np.linalg.norm(g), rel=1e-12)
+        after = A @ there
+        assert point.cosine == pytest.approx(after @ g / np.linalg.norm(after) / np.linalg.norm(g), rel=1e-12)
 
 
 def test_smoothness_along_an_eigenvector_is_its_eigenvalue() -> None:

@@ -134,7 +134,7 @@ def test_statistics_are_those_of_all_workers_and_the_same_on_each(tmp_path: Path
 
 
 def gradients() -> list[torch.Tensor]:
-    """Before and after, one behind the other."""
+    """Before and after, one after the other."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
     model[0].bias.requires_grad_(False)

@@ -41,7 +41,7 @@ def test_a_layer_is_an_instance_of_torchs(name, shape):
 def test_checkpoints_move_both_ways(name):
     ours, native = build(name), torchs()
     native(drawn(*SHAPE))
-    with pytest.warns(UserWarning, match="begins anew") if name == "GatedBatchNorm" else contextlib.nullcontext():
+    with pytest.warns(UserWarning, match="begins again") if name == "GatedBatchNorm" else contextlib.nullcontext():
         ours.load_state_dict(native.state_dict(), strict=True)
     assert_same_state(native, ours.state_dict())
     ours.train()(drawn(*SHAPE, seed=1))

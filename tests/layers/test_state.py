@@ -298,7 +298,7 @@ def test_a_checkpoint_of_batch_norm_loads_with_one_warning_and_the_rest_begins_a
 @pytest.mark.parametrize("name", ["gated", "self-tuned"])
 def test_a_checkpoint_of_batch_norm_loads_by_assignment_onto_the_meta_device(name):
     source, model = nn.BatchNorm2d(4), LAYERS[name](device="meta")
-    with pytest.warns(UserWarning, match="begins anew, here and in every other layer"):
+    with pytest.warns(UserWarning, match="begins again, here and in every other layer"):
         model.load_state_dict(source.state_dict(), assign=True)
     model(images(0).repeat(1, 2, 1, 1))
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -405,7 +405,7 @@ def test_statistics_of_another_width_begin_anew_and_say_so_once(name, compiled):
     fresh.load_state_dict(layer.state_dict(), strict=False) if name == "window" else None
     fresh.running_mean.copy_(layer.running_mean), fresh.running_var.copy_(layer.running_var)
     where = r"\(6\)" if compiled else r"\(6\) '1'"
-    with pytest.warns(UserWarning, match=f"{where}: its {what} must have .* got 6 for 2. It begins anew") as found:
+    with pytest.warns(UserWarning, match=f"{where}: its {what} must have .* got 6 for 2. It begins again") as found:
         for seed in range(5):
             x = drawn(32, 2, seed=10 + seed, dtype=torch.float32)
             torch.testing.assert_close(run(x), fresh(x))

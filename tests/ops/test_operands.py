@@ -33,12 +33,12 @@ def per_channel():
 def four_kernels():
     common = {"x_NCS": x_like(), "center": per_channel(), "scale": per_channel(), "shift": per_channel()}
     common |= {"residual_NCS": x_like(), "activation": "relu"}
-    behind = {"dy_NCS": x_like(), **common}
+    after = {"dy_NCS": x_like(), **common}
     return {
         "moments": {"x_NCS": x_like()},
         "transform": common,
-        "transform_sums": behind,
-        "transform_grad": behind | {"a": per_channel(), "b": per_channel(), "c": per_channel()},
+        "transform_sums": after,
+        "transform_grad": after | {"a": per_channel(), "b": per_channel(), "c": per_channel()},
     }
 
 
@@ -236,7 +236,7 @@ def test_a_layer_whose_statistics_were_cut_or_widened_writes_nowhere_else(width)
     place = torch.full((3, width), 7.0)
     layer.running_mean, layer.running_var = place[1], torch.ones(width)
     layer.weight, layer.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-    with pytest.warns(UserWarning, match=r"bank of momenta .* begins anew"):
+    with pytest.warns(UserWarning, match=r"bank of momenta .* begins again"):
         layer(torch.randn(64, width))
     assert (place[1] != 7).all()
     assert (place[0] == 7).all() and (place[2] == 7).all()

@@ -1,4 +1,4 @@
-"""The package is reloaded, and imported anew beside models of the first import."""
+"""The package is reloaded, and imported again beside models of the first import."""
 
 import subprocess
 import sys

@@ -17,7 +17,7 @@ CURVES = pd.DataFrame(
 
 
 def shown(chart: Any, mark: str) -> list[dict[str, Any]]:
-    """Give the rows behind the first layer of a mark."""
+    """Give the rows after the first layer of a mark."""
     specification = chart.to_dict()
     layer = next(one for one in specification["layer"] if one["mark"]["type"] == mark)
     return specification["datasets"][(layer.get("data") or specification["data"])["name"]]

@@ -47,7 +47,7 @@ def test_channels_without_variance_tell_nothing():
 
 
 def test_it_looks_at_four_samples_from_all_over_the_batch():
-    """Neighbours may be alike, as where classes come one behind the other."""
+    """Neighbours may be alike, as where classes come one after the other."""
     x = drawn(64, 32, 9)
     moments = measure(x)
     assert torch.equal(sample_noise(x, moments), sample_noise(x[::16], moments))

@@ -122,7 +122,7 @@ ARCHITECTURES: dict[str, Callable[[], tuple[nn.Module, Example]]] = {
         layerdrop=0.0,
     ),
 }
-"""Name -> model and example: norms of torch's and ours, 1d and 2d, behind convolutions and linear layers."""
+"""Name -> model and example: norms of torch's and ours, 1d and 2d, after convolutions and linear layers."""
 
 
 def build_architecture(name: str) -> tuple[nn.Module, Example]:

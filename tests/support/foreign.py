@@ -148,7 +148,7 @@ def randomize_foreign_(model: nn.Module) -> nn.Module:
 
 
 def chain(build: Any, channels: int = 6) -> nn.Sequential:
-    """Two convolutions, each with a norm behind it; in float64 and in evaluation."""
+    """Two convolutions, each with a norm after it; in float64 and in evaluation."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, channels, 3), build(channels), nn.Conv2d(channels, channels, 1, bias=False), build(channels)

@@ -23,10 +23,8 @@ def probe(step: int, *, loss: float = 2.0, g: float = 1.0, w: float = 20.0, beta
     lengths = [(f"rate {length!r}", 0.1 * length) for length in RATES]
     lengths += [(f"weights {length!r}", length * w / g) for length in SHARES]
     for subject, eta in lengths:
-        behind = loss - eta * g**2 + eta**2 * beta * g**2 / 2
-        rows.append(
-            (subject, {"eta": eta, "loss": behind, "change": eta * beta * g, "cosine": 0.5, "smoothness": beta})
-        )
+        after = loss - eta * g**2 + eta**2 * beta * g**2 / 2
+        rows.append((subject, {"eta": eta, "loss": after, "change": eta * beta * g, "cosine": 0.5, "smoothness": beta}))
     return [
         Measurement(subject=subject, step=step, quantity=quantity, value=value)
         for subject, values in rows

@@ -41,14 +41,14 @@ SAME = {
     "fold_": lambda model, example: fold_(model, example),
     "strip_bias_": lambda model, example: strip_bias_(model, example),
 }
-"""Verbs behind which evaluation is what it was."""
+"""Verbs after which evaluation is what it was."""
 OTHER = {
     "to gated": lambda model, example: convert_(model, "gated_batch_norm"),
     "to group norm": lambda model, example: convert_(model, "group_norm", example=example),
     "to layer norm": lambda model, example: convert_(model, "layer_norm", example=example),
     "recalibrate_": lambda model, example: recalibrate_(model, [example]),
 }
-"""Verbs behind which it is another."""
+"""Verbs after which it is another."""
 KEEPS_NO_KEYS = ("fold_", "strip_bias_", "to group norm", "to layer norm")
 
 
@@ -85,7 +85,7 @@ def test_in_float32_it_errs_no_more_than_twice_the_model_as_it_was(name, verb):
             ours=found,
             oracle=to_numpy(oracle),
             what=f"{name}, {verb}",
-            floor_ulps=16,  # of some outputs behind dozens of layers, all of which may happen to be right
+            floor_ulps=16,  # of some outputs after dozens of layers, all of which may happen to be right
         )
 
 

@@ -117,15 +117,15 @@ def test_hooks_fire_and_can_still_be_removed():
     model, seen = mixed(), []
     handles = [
         model[1].register_forward_hook(lambda module, x, y: seen.append(("forward", y.min()))),
-        model[4].register_forward_hook(lambda module, x, y: seen.append(("behind", y.min()))),
+        model[4].register_forward_hook(lambda module, x, y: seen.append(("after", y.min()))),
         model[4].register_forward_pre_hook(lambda module, x: seen.append(("before", type(module)))),
         model[8].register_full_backward_hook(lambda module, dx, dy: seen.append(("backward", dy[0].shape))),
     ]
     convert_(model, "torch_batch_norm")
     convert_(model, "group_norm")
     model(MIXED_INPUT).sum().backward()
-    assert [what for what, _ in seen] == ["forward", "before", "behind", "backward"]
-    assert seen[2][1] >= 0  # behind the activation, where the hook was before
+    assert [what for what, _ in seen] == ["forward", "before", "after", "backward"]
+    assert seen[2][1] >= 0  # after the activation, where the hook was before
     for handle in handles:
         handle.remove()
     seen.clear()

@@ -1,4 +1,4 @@
-"""Batch norms folded into the layer behind, against the model as it was, in float64."""
+"""Batch norms folded into the layer after, against the model as it was, in float64."""
 
 import copy
 import re
@@ -153,7 +153,7 @@ def test_an_activation_between_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("behind", "why"),
+    ("after", "why"),
     [
         (lambda y, conv: conv(y) + y, "what it gives is also used by aten.add"),
         (lambda y, conv: conv(y.relu()), "goes to aten.relu, not to a convolution"),
@@ -166,14 +166,14 @@ def test_an_activation_between_is_refused():
         (lambda y, conv: conv(y.transpose(1, 2)[:, :4]), "its channels are not those of 'conv'"),
     ],
 )
-def test_an_output_that_is_not_the_layers_alone_is_refused(behind, why):
+def test_an_output_that_is_not_the_layers_alone_is_refused(after, why):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
 
         def forward(self, x):
-            return behind(self.norm(x), self.conv)
+            return after(self.norm(x), self.conv)
 
     assert re.search(why, refusal(randomize_(Model()).double().eval(), drawn(2, 4, 7, 7)))
 

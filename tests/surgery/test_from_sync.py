@@ -98,7 +98,7 @@ def test_ours_keep_activation_and_options():
 
 
 class BesideLinear(nn.Module):
-    """A linear layer over the last dimension of 4-d input; a neck behind pooling, between convolution and linear."""
+    """A linear layer over the last dimension of 4-d input; a neck after pooling, between convolution and linear."""
 
     def __init__(self):
         super().__init__()

@@ -250,7 +250,7 @@ def test_a_variable_without_a_value_yet_is_passed_over():
 
 
 class Retries(nn.Module):
-    """Goes on behind a part that fails."""
+    """Goes on after a part that fails."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Running estimates measured anew; the oracle is NumPy on what each layer gets in evaluation afterwards."""
+"""Running estimates measured again; the oracle is NumPy on what each layer gets in evaluation afterwards."""
 
 import copy
 from collections import OrderedDict
@@ -310,7 +310,7 @@ def test_a_self_tuned_layer_and_a_window_begin_anew():
     for name, tensor in fresh.batch_memory().bank.items():
         assert torch.equal(model[0].get_buffer(name), tensor)
     assert (model[1].batch_memory().position, model[1].batch_memory().window) == (0, ())
-    assert any("begins anew" in note for note in change.changed[0].notes)
+    assert any("begins again" in note for note in change.changed[0].notes)
 
 
 def test_modes_hooks_randomness_and_versions_of_parameters_stay():

@@ -168,7 +168,7 @@ def test_a_bank_and_a_window_begin_anew():
         norm(torch.randn(4, 3))
     change = load_statistics_(norm, statistics_of(nn.BatchNorm1d(3)))
     assert (int(norm._bank_step), norm._window_at) == (0, 0)
-    assert "begins anew" in change.changed[0].notes[0]
+    assert "begins again" in change.changed[0].notes[0]
 
 
 def test_numbers_take_the_dtype_of_the_model():

@@ -82,7 +82,7 @@ def export(
     Args:
         model: in evaluation mode, on any device; takes one float32 tensor of shape (N, ...) and gives logits of shape
             (N, classes), an object with ``logits``, or a tuple that begins with them. The files are for a CPU.
-        images: inputs to compare on, one batch or several. Files keep the shape behind N; N stays free.
+        images: inputs to compare on, one batch or several. Files keep the shape after N; N stays free.
         out: new or empty directory for the files and ``artifacts.json``. On an exception nothing is left there.
         formats: of ``torchscript``, ``torch-export``, ``aotinductor``, ``onnx``. Default: all that this machine can
             write.
@@ -248,7 +248,7 @@ def _inputs(batches: Tensor | Sequence[Tensor], name: str) -> Tensor:
             raise UserError(f"{name}: must be float32 tensors of shape (N, ...), got {got}.")
     shapes = dict.fromkeys(tuple(each.shape[1:]) for each in parts)
     if len(shapes) > 1:
-        raise UserError(f"{name}: batches must have one shape behind N, got {' and '.join(map(str, shapes))}.")
+        raise UserError(f"{name}: batches must have one shape after N, got {' and '.join(map(str, shapes))}.")
     whole = torch.cat([each.detach().cpu() for each in parts])
     if not len(whole):
         raise UserError(f"{name}: must hold one at least, got shape {tuple(whole.shape)}.")

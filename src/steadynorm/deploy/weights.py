@@ -109,7 +109,7 @@ def _check_uncompressed(path: Path, where: str) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell by the name, or by the brace of the header behind its length."""
+    """Tell by the name, or by the brace of the header after its length."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 

@@ -1,8 +1,8 @@
 """Measure the cells of a grid into one run directory: skip what has ended, go on from states, keep each as it ends.
 
 A cell is measured by a generator. It yields each number as a :class:`Measurement`; a :class:`State` where it could go
-on from here; and a :class:`Model` where a trained network is to be kept. Whoever runs it, this process, torchrun's
-workers or Ray's tasks, collects the numbers and writes.
+on from here; and a :class:`Model` where a trained network is to be kept. What runs it (this process, torchrun's
+workers or Ray's tasks) collects the numbers and writes.
 """
 
 from __future__ import annotations

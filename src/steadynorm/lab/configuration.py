@@ -71,7 +71,7 @@ class ExperimentConfig:
     out: Path | None = None
     """New directory for everything that is written; default: runs/EXPERIMENT-DATE-TIME."""
     resume: Path | None = None
-    """Continue the experiment in this run directory behind what is finished, with its own configuration."""
+    """Continue the experiment in this run directory after what is finished, with its own configuration."""
     quick: bool = False
     """A small version on the embedded data, in under a minute."""
     json: bool = False
@@ -101,7 +101,7 @@ class TrainingConfig(ExperimentConfig):
     milestones: tuple[int, ...] = (10, 15)
     """Epochs after which the learning rate is divided by ten."""
     augment: Literal["none", "crop-flip"] = "none"
-    """crop-flip: random crop behind a border of 4 pixels, and mirroring."""
+    """crop-flip: random crop after a border of 4 pixels is added, and mirroring."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,7 +195,7 @@ def _stored_record(experiment: Experiment[Any], place: Path) -> Record:
     if format_of(place) != FORMAT:
         raise UserError(
             f"--resume: {place} was written by steadynorm {stored.versions.get('steadynorm', '')} in another form. "
-            f"Go on with that version, or begin anew; steadynorm report {place} shows what it holds."
+            f"Go on with that version, or begin again; steadynorm report {place} shows what it holds."
         )
     check_record(experiment, stored)
     return stored

@@ -1,4 +1,4 @@
-"""Batch norm whose outputs are shifted and scaled at random, anew at every step.
+"""Batch norm whose outputs are shifted and scaled at random, drawn again at every step.
 
 After Santurkar et al. 2018 (arXiv 1805.11604), section 2.2: it puts the instability of distributions back that batch
 norm takes away. Theirs draws a distribution for each step and from it a number for each activation; here all images of

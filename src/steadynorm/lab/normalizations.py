@@ -26,7 +26,7 @@ class Normalization:
     build: Callable[..., nn.Module]
     """Number of channels -> module computing relu(norm(x) + residual) as ``module(x, residual=None)``.
 
-    Layers that have to do with it are told by ``update_every`` how many batches a step takes, behind which running
+    Layers that have to do with it are told by ``update_every`` how many batches a step takes, after which running
     statistics may move, and by ``batches`` how many there are in the whole training.
     """
     summary: str

@@ -35,12 +35,12 @@ class Slope:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The loss behind a step of length eta along the gradient g(x), at x - eta g(x)."""
+    """The loss after a step of length eta along the gradient g(x), at x - eta g(x)."""
 
     eta: float
     loss: float
     change: float
-    """||g(x) - g(x - eta g(x))||, what the gradient at x does not predict of the one behind the step."""
+    """||g(x) - g(x - eta g(x))||, what the gradient at x does not predict of the one after the step."""
     cosine: float
     """Of the angle between the two gradients; NaN where one is zero."""
     smoothness: float
@@ -86,14 +86,14 @@ def _point(model: nn.Module, loss: Loss, start: Slope, eta: float) -> Point:
         for name, parameter in twin.named_parameters():
             if name in start.gradient:
                 parameter.sub_(start.gradient[name], alpha=eta)
-    behind = _slope_of_copy(twin, loss)
-    change = norm_of(behind.gradient[name] - before for name, before in start.gradient.items())
+    after = _slope_of_copy(twin, loss)
+    change = norm_of(after.gradient[name] - before for name, before in start.gradient.items())
     distance = abs(eta) * start.norm
     return Point(
         eta=eta,
-        loss=behind.loss,
+        loss=after.loss,
         change=change,
-        cosine=_cosine(start, behind),
+        cosine=_cosine(start, after),
         smoothness=change / distance if distance else math.nan,
     )
 

@@ -71,7 +71,7 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address at which nobody listens; Ray itself would wait for minutes."""
+    """Refuse an address at which nothing listens; Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=WAIT).close()

@@ -212,7 +212,7 @@ class Training:
             except (KeyError, RuntimeError) as error:
                 raise UserError(
                     f"{job.cell.name}: the tensors of its state are those of another network ({error}). "
-                    "Remove it to train this network anew."
+                    "Remove it to train this network again."
                 ) from error
         else:
             parameters = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
@@ -251,7 +251,7 @@ def _epochs_done(cell: Cell) -> int:
     if done != list(range(1, len(done) + 1)) or len(done) > planned:
         raise UserError(
             f"{cell.name}: the state is damaged ({cell.status} with the epochs {done} of {planned}). "
-            "Remove it to begin this cell anew."
+            "Remove it to begin this cell again."
         )
     return len(done)
 

@@ -90,9 +90,9 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         running: how the estimates follow. ``exponential`` by ``momentum``; ``self_tuned`` by no number that one would
             have to choose: eleven momenta side by side, weighed by how well each predicts the next batch, with what
             is proven about it in ``statistics/README.md``. Its state is in the state dict (``_bank_...``); after
-            loading statistics without it, it begins anew with the next batch, and a warning says so.
+            loading statistics without it, it begins again with the next batch, and a warning says so.
 
-    A forward within a backward, by which ``torch.utils.checkpoint`` computes anew what it has not kept, leaves the
+    A forward within a backward, by which ``torch.utils.checkpoint`` computes again what it has not kept, leaves the
     running estimates alone in either mode; torch's own count such a batch twice.
 
     Raises:

@@ -165,7 +165,7 @@ class GatedBatchNorm2d(_GatedBatchNorm):
     channel, train and evaluate. It is no instance of torch's batch norm, because its evaluation is another.
 
     Noise and confidence are keys of the state dict beside batch norm's five. A checkpoint of plain batch norm loads
-    too, with a warning that the gate begins anew; into plain batch norm see :func:`steadynorm.layers.batch_norm_state`.
+    too, warning that the gate begins again; into plain batch norm see :func:`steadynorm.layers.batch_norm_state`.
 
     Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
 

@@ -112,7 +112,7 @@ class NormState(nn.modules.batchnorm._NormBase):
     """State of a layer: torch's, a window of batches and a bank of momenta.
 
     The bank, and what a gated layer adds, are keys of the state dict. The window is no buffer: it holds the batches
-    since the running estimates last moved, is made when the first of them comes, and begins anew after loading.
+    since the running estimates last moved, is made when the first of them comes, and begins again after loading.
     """
 
     if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not know such types
@@ -123,7 +123,7 @@ class NormState(nn.modules.batchnorm._NormBase):
 
     @torch.no_grad()
     def forget_batches_(self) -> None:
-        """Begin the window and the bank of momenta anew, for running estimates that were set to other numbers.
+        """Begin the window and the bank of momenta again, for running estimates that were set to other numbers.
 
         The next batch is then the first in its window, and of self-tuned statistics it takes the place of the
         estimates. Running estimates, counter and a gate's noise stay.
@@ -231,7 +231,7 @@ class NormState(nn.modules.batchnorm._NormBase):
     def _fit_state(self) -> None:
         """Let what is kept follow statistics that were replaced by hand, in size, device and dtype.
 
-        What is of another size belongs to other channels and begins anew, with a warning.
+        What is of another size belongs to other channels and begins again, with a warning.
         """
         mean = self._buffers.get("running_mean")  # every training forward comes here
         if mean is None or (mean.dtype in _WIDE and self._window is None and len(self._buffers) == 3):
@@ -270,7 +270,7 @@ class NormState(nn.modules.batchnorm._NormBase):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load as torch does; what a checkpoint of plain batch norm does not have begins anew, with a warning."""
+        """Load as torch does; what a checkpoint of plain batch norm does not have begins again, with a warning."""
         with normal_tensors():
             state_dict = self._completed(state_dict, prefix, local_metadata, error_msgs)
             super()._load_from_state_dict(
@@ -316,8 +316,8 @@ def _misfit(name: str, kept: Tensor, channels: int) -> str:
 
 def _warn_of_width(layer: str, what: str, found: str, channels: int) -> None:
     warnings.warn(
-        f"{layer}: its {what} must have as many channels as running_mean, got {found} for {channels}. It begins anew. "
-        "Call reset_running_stats() after replacing the statistics, to begin anew without this warning.",
+        f"{layer}: its {what} must have as many channels as running_mean, got {found} for {channels}. It begins again. "
+        "Call reset_running_stats() after replacing the statistics, to begin again without this warning.",
         stacklevel=2,
     )
 
@@ -330,7 +330,7 @@ _warned: tuple[list[str], set[str]] = [], set()
 
 
 def _warn_once(load: list[str], what: str, layer: str, names: Mapping[str, Tensor]) -> None:
-    """Warn of the first layer of a load that has to begin something anew."""
+    """Warn of the first layer of a load that has to begin something again."""
     global _warned
     if _warned[0] is not load:
         _warned = load, set()
@@ -339,6 +339,6 @@ def _warn_once(load: list[str], what: str, layer: str, names: Mapping[str, Tenso
     _warned[1].add(what)
     warnings.warn(
         f"load_state_dict: a checkpoint must have {', '.join(names)} of {layer} to continue its {what}, got batch "
-        f"norm's keys alone. The {what} begins anew, here and in every other layer for which it is missing.",
+        f"norm's keys alone. The {what} begins again, here and in every other layer for which it is missing.",
         stacklevel=2,
     )

@@ -3,7 +3,7 @@
 Numba's own index says by name which file holds the code for which types. It is trusted as it is: an empty file raises
 out of the call, two processes that write at once can put one function's code under the other's name, and code stays
 valid while what it calls has changed in another file. Here every file is named by all that its code depends on, and
-begins with a digest of its content; whatever does not match is removed and compiled anew.
+begins with a digest of its content; whatever does not match is removed and compiled again.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _warn_unkept(reason: str) -> None:
         _said().add(os.getpid())
         warnings.warn(
             f"steadynorm: compiled CPU kernels cannot be kept on disk ({reason}); every process compiles them "
-            "anew, some ten seconds each. Set NUMBA_CACHE_DIR to a directory that can be written to.",
+            "again, some ten seconds each. Set NUMBA_CACHE_DIR to a directory that can be written to.",
             RuntimeWarning,
             stacklevel=2,
         )

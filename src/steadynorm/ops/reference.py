@@ -11,7 +11,7 @@ and ``transform_grad`` applies those:
 
     dx = a·dy′ + b·(x − center) + c        d_residual = dy′
 
-Nothing but x and residual is needed from the forward: dy′ is computed anew. ``README.md`` derives it all.
+Nothing but x and residual is needed from the forward: dy′ is computed again. ``README.md`` derives it all.
 
 Shape letters: N batch, C channels, S any number of spatial dimensions. Large tensors are x_NCS, dy_NCS and so
 on, numbers per channel are (C,). Arithmetic is float32 (float64 for float64 input), results of shape (N, C, S)
@@ -137,7 +137,7 @@ def _activation_backward(
     residual_NCS: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """Give dy′ = dy·activation′(pre), with pre computed anew from x; a tensor of its own."""
+    """Give dy′ = dy·activation′(pre), with pre computed again from x; a tensor of its own."""
     if activation is None:
         return dy_NCS.to(xc_NCS.dtype, copy=True)
     pre_NCS = _shifted_(xc_NCS * per_channel(scale, xc_NCS), shift, residual_NCS)

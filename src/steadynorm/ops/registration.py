@@ -31,9 +31,9 @@ __all__ = [
 
 _COMMON = "Tensor x, Tensor center, Tensor scale, Tensor shift, Tensor? residual, str? activation"
 _NAMES = ("moments", "transform", "transform_sums", "transform_grad", "snapshot", "unless_recomputing")
-# A process can hold several copies of this module: one that was reloaded, or imported anew beside models of the first.
+# A process can hold several copies of this module: one that was reloaded, or imported again beside models of the first.
 # The first registers with torch, and what it registers calls the newest. Its library must live as long: a library takes
-# its operations with it, and a reload binds this name anew.
+# its operations with it, and a reload binds this name again.
 _REGISTERED = {name for name in _NAMES if hasattr(torch.ops.steadynorm, name)}
 _library: torch.library.Library = (
     globals().get("_library") or torch.library.Library("steadynorm", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -140,7 +140,7 @@ def kernels_for(x: Tensor, *others: Tensor | None) -> ModuleType:
 def snapshot(x: Tensor) -> Tensor:
     """Copy a tensor that changes between the forward and the backward, without gradient.
 
-    A compiler that splits the two saves as little as it can and computes the rest anew, a copy too: from the tensor
+    A compiler that splits the two saves as little as it can and computes the rest again, a copy too: from the tensor
     as it is by then (seen with torch 2.13). An operation of our own it does not compute twice.
     """
     if not torch.compiler.is_compiling() or is_recorded():
@@ -160,7 +160,7 @@ def _(x: Tensor) -> Tensor:
 def unless_recomputing(new: list[Tensor], old: list[Tensor]) -> list[Tensor]:
     """Copy the new tensors; where this runs within a backward, the old ones, of the same shapes.
 
-    A compiled graph runs for a batch and again for its recomputation, so it must ask anew each time.
+    A compiled graph runs for a batch and again for its recomputation, so it must ask again each time.
     """
     copied: list[Tensor] = torch.ops.steadynorm.unless_recomputing.default(new, old)
     return copied

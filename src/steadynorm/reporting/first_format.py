@@ -31,9 +31,9 @@ EPOCH = [
     "images_per_second",
     "seconds",
 ]
-"""Columns of ``metrics.csv`` behind the run and its epoch: quantities of the cell itself."""
+"""Columns of ``metrics.csv`` after the run and its epoch: quantities of the cell itself."""
 NORMS = ["mean", "p5", "p95"]
-"""Columns of ``gradient_norms.csv`` behind the run, its epoch and a weight, which is the subject."""
+"""Columns of ``gradient_norms.csv`` after the run, its epoch and a weight, which is the subject."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ class RunDirectory:
             yield
 
     def _remove_unfinished(self) -> None:
-        """Remove what a killed process had not written to its end: nobody writes these files but who holds the lock."""
+        """Remove what a killed process had not written to its end: only the holder of the lock writes these files."""
         for folder, names in WRITTEN.items():
             for path in (self.path / folder).glob(".*.part"):
                 meant = meant_name(path.name)
@@ -117,7 +117,7 @@ class RunDirectory:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise damaged_state(path, error) from error
         if found.factors != cell.factors:
-            raise UserError(f"{path}: holds {found.factors}, not {cell.factors}. Remove it to begin this cell anew.")
+            raise UserError(f"{path}: holds {found.factors}, not {cell.factors}. Remove it to begin this cell again.")
         return found
 
     def load_tensors(self, cell: Cell) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ class RunDirectory:
 
 def damaged_state(path: Path, error: object) -> UserError:
     """Make the error for a state that cannot be gone on from."""
-    return UserError(f"{path}: the state is damaged ({error}). Remove it to begin this cell anew.")
+    return UserError(f"{path}: the state is damaged ({error}). Remove it to begin this cell again.")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -90,7 +90,7 @@ FIRST_PARAMETER = 7
 
 
 class _Normalize(torch.autograd.Function):
-    """Saves x, residual and tensors of shape (C,) only; what the activation needs is computed anew."""
+    """Saves x, residual and tensors of shape (C,) only; what the activation needs is computed again."""
 
     @staticmethod
     def forward(

@@ -63,7 +63,7 @@ def convert_(
     The new layers hold the same Parameter and buffer objects, so that an optimizer's state, tied parameters and
     statistics go on; flags, device, dtype, hooks and attributes that were set on them go with them. A module that is
     registered in several places is converted once and put in all of them. A fused activation stays: where the new
-    layer cannot have it, :class:`steadynorm.layers.NormAddActivation` puts it behind, under the same state keys.
+    layer cannot have it, :class:`steadynorm.layers.NormAddActivation` puts it after, under the same state keys.
 
     To another batch norm evaluation does not change (gated batch norm's own, which looks at the batch, excepted). To
     group or layer norm, which have no statistics, it does; weight, bias and eps are kept. With ``batches`` weight and
@@ -98,7 +98,7 @@ def convert_(
     if batches is not None and kind.name in BATCH_NORMS:
         raise ValueError(
             f"convert_: batches start group or layer norm; {kind.name} keeps the statistics that are there. "
-            "Use recalibrate_ to measure them anew."
+            "Use recalibrate_ to measure them again."
         )
     _check_options(options)
     check_plain("convert_", model)
@@ -131,7 +131,7 @@ def to_torch_(
     """Make our layers exact ``torch.nn`` classes, which exporters, quantisers and fusers recognise.
 
     ``SyncBatchNorm`` becomes torch's (:func:`from_sync_` makes it one of a single process), every other kind
-    ``BatchNorm1d``, ``2d`` or ``3d``, and an activation a module behind it. Evaluation stays as it was. In training
+    ``BatchNorm1d``, ``2d`` or ``3d``, and an activation a module after it. Evaluation stays as it was. In training
     they are plain batch norms; what was lost with that is in the notes. Gated batch norm evaluates otherwise and is
     refused; ``convert_(model, "torch_batch_norm")`` does it all the same.
 
@@ -252,17 +252,17 @@ def _rebuild(
             freeze_affine_(edits, new)
     bring_back_with(edits, old, new)
     edits.replace(around.absorbed or old, placed)
-    edits.note_changed(named.name, what, label(new) + around.behind(new, placed), *notes)
+    edits.note_changed(named.name, what, label(new) + around.after(new, placed), *notes)
     return new
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Around:
-    """What is computed behind a norm, and how the new layer has it.
+    """What is computed after a norm, and how the new layer has it.
 
     Args:
-        activation: that the new layer fuses, or that stands behind it by name.
-        tail: modules that stand behind it, by name.
+        activation: that the new layer fuses, or that stands after it by name.
+        tail: modules that stand after it, by name.
         absorbed: a module around the old norm whose work the new layer does itself; None where it stays.
     """
 
@@ -277,7 +277,7 @@ class _Around:
         Args:
             named: the norm.
             form: the norm, in a form that is known.
-            tail: what a foreign norm runs behind itself.
+            tail: what a foreign norm runs after itself.
             kind: of the new layer.
         """
         holder = named.holder if kind.ours and not has_hooks(named.module) else None
@@ -301,8 +301,8 @@ class _Around:
             return with_activation(new, self.activation)
         return new
 
-    def behind(self, new: nn.Module, placed: nn.Module) -> str:
-        """Name what stands behind the new layer."""
+    def after(self, new: nn.Module, placed: nn.Module) -> str:
+        """Name what stands after the new layer."""
         if isinstance(placed, NormThen):
             return "".join(f" + {label(each)}" for each in self.tail.values() if type(each) is not nn.Identity)
         return f" + {self.activation}" if placed is not new and self.activation else ""

@@ -41,7 +41,7 @@ def fold_(
 
     What belongs together is found in a run of the example, not by names or the order of registration: the layer's
     output goes to the norm and nowhere else, or the norm's to the layer and nowhere else, and both run once. The layer
-    before is preferred. Linear, convolutions and transposed ones, of any groups; a convolution behind that pads with
+    before is preferred. Linear, convolutions and transposed ones, of any groups; a convolution after that pads with
     zeros gets from a :class:`ChannelPad` in the norm's place what the norm would have made zero. A fused activation or
     residual stays, as :class:`steadynorm.layers.NormAddActivation`; an Identity takes the place of any other norm.
     Parameters keep their objects and dtypes. Afterwards the example is run again and the outputs are compared.
@@ -88,7 +88,7 @@ def fold_(
         for named, call, before in left:
             why = _fold_behind(edits, flow, named, call)
             if why:
-                edits.refuse(named.name, label(named.module), f"before: {before}; behind: {why}.")
+                edits.refuse(named.name, label(named.module), f"before: {before}; after: {why}.")
         measured = {"largest_error": 0.0, "largest_relative_error": 0.0}
         if edits.changed:
             with edits.replaced_stand_still():
@@ -150,7 +150,7 @@ def _fold_before(edits: Transaction, flow: Flow, named: NamedModule, call: Call)
 
 
 def _fold_behind(edits: Transaction, flow: Flow, named: NamedModule, call: Call) -> str:
-    """Fold a batch norm into the layer behind it, or say why not."""
+    """Fold a batch norm into the layer after it, or say why not."""
     link = link_behind(flow, call)
     if isinstance(link, str):
         return link

@@ -102,7 +102,7 @@ def start_from_data(
         minimise Σ (γ·z + β − t)²  per channel:    γ = Σ(z − z̄)(t − t̄) / Σ(z − z̄)²        β = t̄ − γ·z̄
 
     t is what the batch norm gives in the model as it was, z the normalized input that the group norm gets in the model
-    as it is now. Layers are set in the order in which they run, since each changes the input of those behind.
+    as it is now. Layers are set in the order in which they run, since each changes the input of those after.
 
     Args:
         edits: of the model as it is now.

@@ -28,7 +28,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
     - ``weight`` and ``bias`` of torch's norms, ours, and their subclasses, in any shape;
     - vectors of these and of any other normalization: a module with running_mean and running_var, or whose class name
-      has "norm" in it or ends in an abbreviation of one (BN, ABN, GN, LN, IN, GRN, FRN; 2d and the like behind it), as
+      has "norm" in it or ends in an abbreviation of one (BN, ABN, GN, LN, IN, GRN, FRN; 2d and the like after it), as
       model libraries write their own. Subclasses of linear layers, convolutions and embeddings are none;
     - vectors whose name ends in "bias".
 

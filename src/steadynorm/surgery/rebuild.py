@@ -223,7 +223,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def with_activation(norm: nn.Module, activation: Activation | None) -> nn.Module:
-    """Put an explicit activation behind a norm, in place of a layer that had it fused; hooks see what they saw."""
+    """Put an explicit activation after a norm, in place of a layer that had it fused; hooks see what they saw."""
     wrapper = NormAddActivation(norm, activation)
     wrapper.activation.training = norm.training
     return wrapped(norm, wrapper)

@@ -63,7 +63,7 @@ def repair_statistics_(
     them, since the two belong together. Healthy channels keep theirs bit for bit, and so does ``num_batches_tracked``.
     Frozen layers are repaired too. Batches are looked at only if something is broken.
 
-    Of our layers also: a window or a bank of momenta that is not finite, or belongs to a broken channel, begins anew;
+    Of our layers also: a window or a bank of momenta that is not finite, or belongs to a broken channel, begins again;
     the noise of a gated layer that is not finite, or negative, is set to 1.
 
     Args:

@@ -84,7 +84,7 @@ def load_statistics_(
     mappings are understood as in :func:`steadynorm.surgery.checkpoints.state_for`; a note says which.
     A layer takes mean and variance both, or is refused: where a key is missing, of another shape, no float, not finite,
     or differs between the names of one shared layer; where a variance is negative. A counter that is missing or no
-    single number of at least 0 stays as it is. Windows and banks of our layers begin anew. Keys of statistics that no
+    single number of at least 0 stays as it is. Windows and banks of our layers begin again. Keys of statistics that no
     layer has are refused too; what is none of statistics is named in one line.
 
     Args:

@@ -147,7 +147,7 @@ def _strip(edits: Transaction, norm: str, link: Link) -> None:
         if isinstance(norm_module, BatchNormBase):
             edit_batch_memory_(edits, norm_module, lambda: norm_module.shift_batch_memory_(-moved))
     edits.set_entry(layer._parameters, "bias", None)
-    notes = ["an optimizer made before still holds the bias; make it anew"]
+    notes = ["an optimizer made before still holds the bias; make it again"]
     if not kind_of(link.norm.module)[0].evaluates_as_batch_norm:
         notes.append("the gate lets stored statistics in, so the bias had a gradient; the norm's own bias has it too")
     after = "without one" + ("" if mean is None else f", moved into the running mean of {norm!r}")

@@ -98,7 +98,7 @@ def test_a_cut_off_gzip_file_is_refused(write, keep: int) -> None:
             r"at most 1,073,741,824 bytes, says 1,683,627,180,032",
         ),
     ],
-    ids=["behind what it says", "what it says"],
+    ids=["after what it says", "what it says"],
 )
 def test_a_gzip_file_that_unpacks_to_far_more_is_refused_before_it_fills_memory(write, content, message) -> None:
     directory = write(zipped=True)

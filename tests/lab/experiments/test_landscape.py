@@ -100,7 +100,7 @@ def test_norms_of_layers_are_parts_of_the_whole(undisturbed: Record) -> None:
 
 
 def test_the_first_look_is_at_the_initial_weights_and_the_batch_of_the_first_step(undisturbed: Record) -> None:
-    """Loss, gradient and the loss behind half a step, computed by hand for the network without normalization."""
+    """Loss, gradient and the loss after half a step, computed by hand for the network without normalization."""
     model = build_network("cnn", arm="none", depth=2, widths=(4, 8), classes=10, seed=0)
     data = tiny_dataset()
     x, labels = next(
@@ -115,12 +115,12 @@ def test_the_first_look_is_at_the_initial_weights_and_the_batch_of_the_first_ste
     with torch.no_grad():
         for parameter in model.parameters():
             parameter -= 0.025 * parameter.grad
-        behind = torch.nn.functional.cross_entropy(model(x), labels)
-    assert measured(cell, "loss", "rate 0.5")[0][1] == pytest.approx(behind.item(), rel=1e-5)
+        after = torch.nn.functional.cross_entropy(model(x), labels)
+    assert measured(cell, "loss", "rate 0.5")[0][1] == pytest.approx(after.item(), rel=1e-5)
 
 
 def trained(config: LandscapeConfig, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Weights, statistics, momentum buffers of all arms, and torch's random numbers, behind the last step."""
+    """Weights, statistics, momentum buffers of all arms, and torch's random numbers, after the last step."""
     kept: list[torch.Tensor] = []
     start = landscape._Trace.start
 

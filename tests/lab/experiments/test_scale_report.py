@@ -166,8 +166,8 @@ def test_what_was_expected_is_judged_at_the_largest_batch() -> None:
 
 
 def test_a_large_batch_that_falls_behind_is_not_met() -> None:
-    behind = [trained("recipe", 128, 0.85), *GRID[1:]]
-    assert judged(scale_record(*behind))["recipe 1"] == "not met"
+    after = [trained("recipe", 128, 0.85), *GRID[1:]]
+    assert judged(scale_record(*after))["recipe 1"] == "not met"
 
 
 def test_what_the_sizes_cannot_be_compared_for_is_said() -> None:

@@ -81,7 +81,7 @@ def figure(name: str, made: Record) -> Figure:
 
 
 def tables(short: str, made: Record) -> list[list[list[str]]]:
-    """The cells of a section's tables, notes behind a bar."""
+    """The cells of a section's tables, notes after a bar."""
     section = next(one for one in describe(made).sections if short in (one.short, one.title))
     found = [block for block in section.shown if isinstance(block, Table)]
     return [

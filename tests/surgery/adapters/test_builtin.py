@@ -1,4 +1,4 @@
-"""Norms of other packages go through every verb, and keep what they compute and what runs behind them."""
+"""Norms of other packages go through every verb, and keep what they compute and what runs after them."""
 
 import copy
 

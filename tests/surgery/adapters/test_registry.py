@@ -27,10 +27,10 @@ def norm_act():
     class NormAct(nn.BatchNorm2d):
         def __init__(self, channels):
             super().__init__(channels)
-            self.behind = nn.GELU()
+            self.after = nn.GELU()
 
         def forward(self, x):
-            return self.behind(super().forward(x))
+            return self.after(super().forward(x))
 
     return NormAct
 
@@ -39,7 +39,7 @@ def test_a_registered_class_folds_and_converts_with_its_tail():
     cls = norm_act()
     model = chain(cls)
     assert "overrides forward" in refusals(fold_, model, X)[0].why
-    register(cls, tail=["behind"])
+    register(cls, tail=["after"])
     expected = model(X)
     change = convert_(model, "batch_norm")
     torch.testing.assert_close(model(X), expected, rtol=1e-12, atol=1e-12)
@@ -64,12 +64,12 @@ def test_a_tail_may_be_a_function():
     ("options", "why"),
     [
         ({}, "a forward in evaluation is off by"),
-        ({"tail": ["behind"], "eps": 1e-3}, "a forward in evaluation is off by"),
-        ({"tail": ["behind"], "eps": 1.1e-5}, "a forward in evaluation is off by"),
-        ({"tail": ["behind"], "absolute_weight": True}, "a forward in evaluation is off by"),
-        ({"tail": ["behind"], "like": "frozen_batch_norm"}, "a forward in training is off by"),
-        ({"tail": ["behind"], "eps": "epsilon"}, "raises AttributeError"),
-        ({"tail": ["behind"], "dimensions": 3}, "raises ValueError: expected 4D input"),
+        ({"tail": ["after"], "eps": 1e-3}, "a forward in evaluation is off by"),
+        ({"tail": ["after"], "eps": 1.1e-5}, "a forward in evaluation is off by"),
+        ({"tail": ["after"], "absolute_weight": True}, "a forward in evaluation is off by"),
+        ({"tail": ["after"], "like": "frozen_batch_norm"}, "a forward in training is off by"),
+        ({"tail": ["after"], "eps": "epsilon"}, "raises AttributeError"),
+        ({"tail": ["after"], "dimensions": 3}, "raises ValueError: expected 4D input"),
     ],
 )
 def test_a_class_that_differs_from_what_it_is_registered_as_is_named(options, why):
@@ -109,7 +109,7 @@ def test_a_name_alone_is_not_believed():
 def test_what_is_registered_goes_before_what_the_name_says():
     cls = look_like("somebody.FrozenBatchNorm2d")(norm_act())
     assert "a forward in" in refusals(fold_, chain(cls), X)[0].why
-    register(cls, tail=["behind"])
+    register(cls, tail=["after"])
     model = chain(cls)
     expected = model(X)
     assert len(fold_(model, X).changed) == 2
@@ -120,15 +120,15 @@ def test_a_class_that_is_registered_again_is_tried_again():
     cls = norm_act()
     register(cls)
     assert "a forward in evaluation is off by" in refusals(fold_, chain(cls), X)[0].why
-    register(cls, tail=["behind"])
+    register(cls, tail=["after"])
     assert len(fold_(chain(cls), X).changed) == 2
-    register(cls, tail=["behind"], absolute_weight=True)
+    register(cls, tail=["after"], absolute_weight=True)
     assert "a forward in evaluation is off by" in refusals(fold_, chain(cls), X)[0].why
 
 
 def test_looking_at_a_layer_leaves_it_alone():
     cls = norm_act()
-    register(cls, tail=["behind"])
+    register(cls, tail=["after"])
     model = nn.Sequential(randomize_foreign_(cls(3))).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
@@ -139,7 +139,7 @@ def test_looking_at_a_layer_leaves_it_alone():
 
 def test_a_subclass_of_a_registered_class_counts_as_it():
     cls = norm_act()
-    register(cls, tail=["behind"])
+    register(cls, tail=["after"])
     assert len(recalibrate_(chain(type("Mine", (cls,), {})), [X]).changed) == 2
 
 

@@ -127,7 +127,7 @@ REPARAMETRIZED = {
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("way", REPARAMETRIZED)
-@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize("place", ["before", "after"])
 def test_a_weight_that_is_computed_anew_is_refused_with_what_computes_it(way, place):
     change, by, undo = REPARAMETRIZED[way]
     layers = [nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)]
@@ -135,7 +135,7 @@ def test_a_weight_that_is_computed_anew_is_refused_with_what_computes_it(way, pl
     model = nn.Sequential(*(reversed(layers) if place == "before" else layers)).double()
     change(model[at])
     kind = "bias" if way == "bias pruned" else "weight"
-    assert f"the {kind} of '{at}' is computed anew in each forward, by {by}. " in refusal(model, drawn(2, 4, 3, 3))
+    assert f"the {kind} of '{at}' is computed again in each forward, by {by}. " in refusal(model, drawn(2, 4, 3, 3))
     assert f"Make it a parameter: torch.nn.utils.{undo}" in refusal(model, drawn(2, 4, 3, 3))
 
 

@@ -82,7 +82,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENT", "ClassicConfig", "measured_steps"]
 
 SHOWN_UNITS = 8  # have their percentiles kept at every measurement
-PARTS = 100  # of training, with a measurement behind each
+PARTS = 100  # of training, with a measurement after each
 INK = 128  # pixels from here on are 1, others 0
 
 
@@ -118,7 +118,7 @@ QUICK: dict[str, Any] = {"steps": 2_000}
 
 
 def measured_steps(steps: int) -> list[int]:
-    """Choose when to measure: before training, behind each hundredth of it, and within the first after 1, 2, 4, ..."""
+    """Choose when to measure: before training, after each hundredth of it, and within the first after 1, 2, 4, ..."""
     even = {round(steps * part / PARTS) for part in range(PARTS + 1)}
     early = {2**power for power in range(steps.bit_length()) if 2**power < steps / PARTS}
     return sorted(even | early)

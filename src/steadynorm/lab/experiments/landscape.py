@@ -5,7 +5,7 @@ so because the inputs of the layers are steadier?
 
 Expected (Santurkar et al. 2018, arXiv 1805.11604): with batch norm the loss varies less along the gradient, the
 gradient changes less over a step, by almost two orders of magnitude, and its effective Lipschitz constant is smaller;
-batch norm with noise behind it, whose outputs are as unsteady as can be, trains as well. Bjorck et al. 2018 (arXiv
+batch norm with noise after it, whose outputs are as unsteady as can be, trains as well. Bjorck et al. 2018 (arXiv
 1806.02375): without batch norm gradients are larger. All of these are in units of the weights, whose scale is free
 in front of a normalization; so everything is measured a second time with steps in proportion to the weights.
 
@@ -100,7 +100,7 @@ class LandscapeConfig(OneRateConfig):
     """Epochs after which the learning rate is divided by ten."""
     arms: tuple[str, ...] = ("batch_norm", "noisy_batch_norm", "none")
     """Normalizations to compare: those of steadynorm compare, and noisy_batch_norm, whose outputs are shifted and
-    scaled at random, anew at every step."""
+    scaled at random, drawn again at every step."""
     probe_every: int = 26
     """Training steps from one probe to the next; the first is at the initial weights."""
     rate_steps: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -658,8 +658,8 @@ def _claims(record: Record, arms: Sequence[ArmSummary], ratios: Mapping[str, Spr
     judged = [
         *((_larger(batch, plain, ratios[key], claim, key, times), batch, plain) for claim, key, times in LARGER),
         *((_rarer(batch, plain, *claim), batch, plain) for claim in RARER),
-        (_trains("Batch norm with noise behind it trains as well as batch norm.", noisy, batch, AS_WELL), noisy, batch),
-        (_trains("Batch norm with noise behind it trains better than no normalization.", noisy, plain), noisy, plain),
+        (_trains("Batch norm with noise after it trains as well as batch norm.", noisy, batch, AS_WELL), noisy, batch),
+        (_trains("Batch norm with noise after it trains better than no normalization.", noisy, plain), noisy, plain),
     ]
     chance = chance_of(record)
     return [
@@ -799,8 +799,9 @@ def _method(record: Record, arms: Sequence[ArmSummary]) -> list[str]:
     rates, shares = (_lengths(record, unit) for unit in ("rate", "weight"))
     noise = (
         f"{capital(arm_label(NOISY))} shifts every normalized channel by up to {LARGEST_SHIFT:g} standard deviations "
-        f"and scales it by up to {percent(LARGEST_SCALING, digits=0)} up or down, at random and anew at every training "
-        "step, the same for all images of the batch; a probe has the noise of its step. In evaluation there is none."
+        f"and scales it by up to {percent(LARGEST_SCALING, digits=0)} up or down, at random, drawn again at every "
+        "training step, the same for all images of the batch; a probe has the noise of its step. In "
+        "evaluation there is none."
     )
     rounding = [f"{percent(found.mean)} with {arm.label}" for arm in arms if (found := arm.seen["rounding"])]
     rounds = (

@@ -71,7 +71,7 @@ class RecalibrationConfig(OneRateConfig):
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
     """A .safetensors file in the checkpoints of a run on the same data; default: a network is trained for each seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each draws the training images anew, and trains a network where there is no checkpoint."""
+    """Each draws the training images again, and trains a network where there is no checkpoint."""
     draws: int | None = None
     """So many seeds from 0, in place of --seeds."""
     images: tuple[int, ...] | None = None

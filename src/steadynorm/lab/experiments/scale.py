@@ -109,7 +109,7 @@ class ScaleConfig(TrainingConfig):
     depth: int = 6
     """Convolutions of the cnn."""
     augment: Literal["none", "crop-flip"] = "crop-flip"
-    """crop-flip: random crop behind a border of 4 pixels, and mirroring."""
+    """crop-flip: random crop after a border of 4 pixels is added, and mirroring."""
 
 
 QUICK: dict[str, Any] = {

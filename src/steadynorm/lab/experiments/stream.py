@@ -302,7 +302,7 @@ def _table(record: Record, arms: Sequence[ArmResult], default: Spread | None) ->
             "Batch": lambda one: "1" if one else str(record.config["batch_size"]),
             "Validation accuracy": lambda one: _accuracy(one) if one else accuracy_entry(default),
             "Below the default build": lambda one: signed_points(one.drop) if one else "",
-            "With statistics measured anew": lambda one: _measured_anew(one) if one else "",
+            "With statistics measured again": lambda one: _measured_anew(one) if one else "",
         },
     )
 
@@ -430,7 +430,7 @@ def _statistics_are_to_blame(plain: ArmResult | None) -> Claim:
     won = plain.recalibrated.mean - plain.accuracy.mean
     found = f"win {points(won)} of them back" if won >= 0 else f"lose {points(won)} more"
     met = won > plain.drop.mean / 2 > 0
-    return judge(claim, met, f"It {_lost(plain.drop)}; statistics measured anew {found}.")
+    return judge(claim, met, f"It {_lost(plain.drop)}; statistics measured again {found}.")
 
 
 def _costs_nothing(one: MethodResult) -> Claim:
@@ -475,7 +475,7 @@ def _method(record: Record) -> list[str]:
     return [
         f"{data_method(record)} A seed decides the initial weights and the order of the images, alike in every arm.",
         *training_method(record),
-        "At batch size 1 the images come one by one in an order shuffled anew in every epoch, with the learning rate "
+        "At batch size 1 the images come one by one in an order shuffled again for every epoch, with the learning rate "
         f"divided by {config['batch_size']}; the layers keep their defaults, momentum 0.1 of the running statistics "
         "included. Frozen batch norm has nothing to freeze in a new network: it is a learned weight and bias.",
         f"Single images: {config['stream_images']:,} of the validation images, predicted one by one by the default "

@@ -18,10 +18,10 @@ def register_builtin() -> None:
     Source: timm 1.0 (``layers/norm_act.py``, ``layers/inplace_abn.py``), torchvision 0.29 (``ops/misc.py``),
     detectron2 0.6 (``layers/batch_norm.py``), transformers 5 (``modeling_detr.py`` and its copies), inplace_abn 1.1.
     """
-    behind = ("drop", "act")
-    register_name("timm.layers.norm_act.BatchNormAct2d", tail=behind)
-    register_name("timm.layers.norm_act.SyncBatchNormAct", like="sync_batch_norm", dimensions=0, tail=behind)
-    register_name("timm.layers.norm_act.FrozenBatchNormAct2d", like="frozen_batch_norm", tail=behind)
+    after = ("drop", "act")
+    register_name("timm.layers.norm_act.BatchNormAct2d", tail=after)
+    register_name("timm.layers.norm_act.SyncBatchNormAct", like="sync_batch_norm", dimensions=0, tail=after)
+    register_name("timm.layers.norm_act.FrozenBatchNormAct2d", like="frozen_batch_norm", tail=after)
     register_name("timm.layers.inplace_abn.InplaceAbn", tail=_named_activation, absolute_weight=True)
     register_name("inplace_abn.abn.ABN", dimensions=0, tail=_named_activation)
     register_name("inplace_abn.abn.InPlaceABN", dimensions=0, tail=_named_activation, absolute_weight=True)

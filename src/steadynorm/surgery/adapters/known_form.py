@@ -1,4 +1,4 @@
-"""A foreign norm as one of torch's or ours, with the same state, and what runs behind it."""
+"""A foreign norm as one of torch's or ours, with the same state, and what runs after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_ADAPTERS = frozenset(("act_name", "act_param", "activation", "activation_par
 
 
 def known_form(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """Give a layer of torch's or ours that holds the state of a foreign norm, and the modules behind the norm.
+    """Give a layer of torch's or ours that holds the state of a foreign norm, and the modules after the norm.
 
     Args:
         module: a batch norm of any kind.

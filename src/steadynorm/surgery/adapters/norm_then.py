@@ -1,4 +1,4 @@
-"""A norm with the modules that another package's norm had behind it."""
+"""A norm with the modules that another package's norm had after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NormThen(nn.Sequential):
 
     Args:
         norm: any module of one argument.
-        tail: modules that run behind it, in this order; none is called ``norm``.
+        tail: modules that run after it, in this order; none is called ``norm``.
 
     >>> norm = NormThen(nn.BatchNorm2d(8), {"act": nn.PReLU()})
     >>> sorted(norm.state_dict())
@@ -31,7 +31,7 @@ class NormThen(nn.Sequential):
 
 
 def tail_of(module: NormThen) -> dict[str, nn.Module]:
-    """Give what runs behind the norm, by name."""
+    """Give what runs after the norm, by name."""
     return {name: each for name, each in module.named_children() if name != "norm"}
 
 

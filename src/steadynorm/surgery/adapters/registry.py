@@ -1,4 +1,4 @@
-"""The list of foreign norms: for each class which norm it is, and what it does behind the norm."""
+"""The list of foreign norms: for each class which norm it is, and what it does after the norm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Adapter:
     Args:
         like: which norm it is.
         dimensions: spatial dimensions of its input; 0 for a class that takes any.
-        tail: module -> the modules that run behind the norm, by name and in their order.
+        tail: module -> the modules that run after the norm, by name and in their order.
         eps: attribute that holds it, or the number where the class keeps it in its code.
         absolute_weight: whether it multiplies by |weight| + eps in place of weight.
     """
@@ -63,7 +63,7 @@ def register(
         like: ``batch_norm`` trains by its batch, as torch's does; ``sync_batch_norm`` over all processes;
             ``frozen_batch_norm`` normalizes by its running statistics in either mode.
         dimensions: spatial dimensions of the input (2 for (N, C, H, W)); 0 takes any.
-        tail: what runs behind the norm: names of submodules in their order, or a function of the module that gives
+        tail: what runs after the norm: names of submodules in their order, or a function of the module that gives
             them by name. Verbs that exchange the norm keep these modules.
         eps: attribute that holds it, or the number.
         absolute_weight: whether |weight| + eps stands in place of weight.

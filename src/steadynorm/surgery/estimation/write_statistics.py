@@ -50,7 +50,7 @@ def _channels(chosen: Tensor) -> str:
 def write_statistics_(
     edits: Transaction, module: Norm, mean: Tensor, var: Tensor, *, batches: int | None = None
 ) -> list[str]:
-    """Write running estimates in place, in the layer's dtype and on its device, and begin its window and bank anew.
+    """Write running estimates in place, in the layer's dtype and on its device, and begin its window and bank again.
 
     Args:
         edits: of the verb.
@@ -81,7 +81,7 @@ def begin_anew_(edits: Transaction, module: Norm) -> list[str]:
     edit_batch_memory_(edits, module, module.forget_batches_)
     if module.running != "self_tuned":
         return []
-    return ["it tunes its momentum itself, and begins anew: the next training batch takes the place of these numbers"]
+    return ["it tunes its momentum itself, and begins again: the next training batch takes the place of these numbers"]
 
 
 def edit_batch_memory_(edits: Transaction, module: BatchNormBase, edit: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ __all__ = ["ChannelPad"]
 class ChannelPad(nn.Module):
     """Pad (N, C, ...) input with a constant for each channel; the same in training and in evaluation.
 
-    Takes the place of a batch norm folded into the convolution behind it. That padded the norm's output with zeros;
+    Takes the place of a batch norm folded into the convolution after it. That padded the norm's output with zeros;
     folded it must be given what the norm would have made zero, −shift/gain.
 
     Args:

@@ -61,7 +61,7 @@ class Call:
 
     @property
     def extras(self) -> dict[str, Any]:
-        """The arguments behind the first, by name or by place."""
+        """The arguments after the first, by name or by place."""
         named = {name: value for name, value in self.kwargs.items() if name != "input"}
         return {f"argument {place}": value for place, value in enumerate(self.args[1:], 2)} | named
 
@@ -82,7 +82,7 @@ class Use:
 class Value:
     """A tensor whose readers are watched.
 
-    Views of it are the value itself, and so are copies that only arrange it anew, as ``contiguous`` makes them.
+    Views of it are the value itself, and so are copies that only arrange it again, as ``contiguous`` makes them.
 
     Args:
         tensor: kept, so that no other tensor gets its storage later.

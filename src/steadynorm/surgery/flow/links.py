@@ -33,7 +33,7 @@ class Link:
     Args:
         layer: the one call of the layer.
         norm: the one call of the batch norm.
-        channels: for each output channel of a layer before the norm, or input channel of one behind, which of the
+        channels: for each output channel of a layer before the norm, or input channel of one after, which of the
             norm's channels it is; shape (channels of the layer,), int64. The identity but for an ``unflatten`` or
             ``flatten`` between them.
         same_view: whether the one gives the very tensor that the other takes, not another view or a copy of it.
@@ -166,7 +166,7 @@ def _why_made_anew(call: Call) -> str:
                 continue
             by = type(hooks[0]).__name__
             undo = next(undo for cls, undo in _REPARAMETRIZED.items() if isinstance(hooks[0], cls))
-        return f"the {kind} of {name!r} is computed anew in each forward, by {by}. Make it a parameter: {undo}"
+        return f"the {kind} of {name!r} is computed again in each forward, by {by}. Make it a parameter: {undo}"
     return ""
 
 

@@ -21,7 +21,7 @@ def follows_its_weights(call: Call, channel_dim: int) -> bool:
         layer with (gain·W, gain·b + shift)  =  gain · (layer with W, b) + shift
 
     Tried on the input of the call, with a gain and shift for each channel; what standardises its weights, adds a branch
-    or has an activation behind fails.
+    or has an activation after fails.
 
     Args:
         call: of a layer; its input is still what it was, or some other finite numbers of its shape.
