@@ -111,6 +111,13 @@ def test_another_format_is_refused(tmp_path: Path, version: int) -> None:
         read_record(tmp_path)
 
 
+@pytest.mark.parametrize("versions", [{"steadynorm": "9.9"}, [], None])
+def test_another_format_is_told_before_its_fields(tmp_path: Path, versions: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"format": 3, "versions": versions, "name": "of later versions"}))
+    with pytest.raises(UserError, match=rf"has format 3, .*\({'9.9' if versions else 'unknown'}\)"):
+        read_record(tmp_path)
+
+
 def test_a_cell_under_another_name_is_refused(tmp_path: Path) -> None:
     write_record(tmp_path, RECORD)
     path = tmp_path / "cells.json"

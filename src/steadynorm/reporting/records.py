@@ -19,7 +19,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -206,18 +206,6 @@ COLUMNS = ["cell", "subject", "step", "quantity", "value"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Head:
-    experiment: str
-    command: str
-    created: str
-    config: dict[str, Any]
-    resolved: dict[str, Any]
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    format: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class _CellHead:
     name: str
     factors: dict[str, str | int | float]
@@ -231,14 +219,14 @@ def read_record(directory: Path) -> Record:
     Raises:
         UserError: the directory is no run directory, or one of its files is damaged or of another format.
     """
-    head = _read_head(directory)
+    record, written_as = _read_head(directory)
     with damage_explained(directory):
-        if head.format == 1:
+        if written_as == 1:
             from steadynorm.reporting.first_format import read_cells
 
-            return _record(head, read_cells(directory))
+            return replace(record, cells=read_cells(directory))
         heads = decoded(directory / "cells.json", list[_CellHead])
-        return _record(head, joined(heads, read_measurements(directory)))
+        return replace(record, cells=joined(heads, read_measurements(directory)))
 
 
 def read_config(directory: Path) -> Record:
@@ -247,32 +235,36 @@ def read_config(directory: Path) -> Record:
     Raises:
         UserError: it is absent, damaged, or of another format.
     """
-    return _record(_read_head(directory), ())
+    return _read_head(directory)[0]
 
 
 def format_of(directory: Path) -> int:
     """Say in which format a run directory was written; see :func:`read_config`."""
-    return _read_head(directory).format
+    return _read_head(directory)[1]
 
 
-def _read_head(directory: Path) -> _Head:
+def _read_head(directory: Path) -> tuple[Record, int]:
+    """Give the record without its cells, and its format, which is looked at first: others may have other fields."""
     with damage_explained(directory):
-        head: _Head = decoded(directory / "config.json", _Head)
-    if not 1 <= head.format <= FORMAT:
-        raise UserError(
-            f"{directory}: config.json has format {head.format}, this version of steadynorm reads up to {FORMAT}. "
-            f"Use the version that wrote it ({head.versions.get('steadynorm', 'unknown')})."
-        )
-    return head
-
-
-def _record(head: _Head, cells: tuple[Cell, ...]) -> Record:
-    content = asdict(head)
-    del content["format"]
-    return Record(
-        **content | {name: Known(content[name]) for name in ("config", "resolved", "machine")},
-        cells=cells,
+        content = decoded(directory / "config.json", dict[str, Any])
+        written_as = _converted("config.json", content.get("format", 1), int)
+        if 1 <= written_as <= FORMAT:
+            head = _converted("config.json", {name: content[name] for name in HEAD if name in content}, Record)
+            known = {name: Known(getattr(head, name)) for name in ("config", "resolved", "machine")}
+            return replace(head, **known), written_as
+    versions = content.get("versions")
+    wrote = versions.get("steadynorm", "unknown") if isinstance(versions, dict) else "unknown"
+    raise UserError(
+        f"{directory}: config.json has format {written_as}, this version of steadynorm reads up to {FORMAT}. "
+        f"Use the version that wrote it ({wrote})."
     )
+
+
+def _converted(where: str, content: Any, kind: Any) -> Any:  # noqa: ANN401 (as msgspec has it)
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def joined(heads: list[_CellHead], rows: dict[str, list[Measurement]]) -> tuple[Cell, ...]:
