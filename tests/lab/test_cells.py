@@ -173,3 +173,11 @@ def test_measurements_of_unknown_cells_are_a_damaged_record(directory: RunDirect
     (directory.path / "cells.json").write_text("[]")
     with pytest.raises(UserError, match="a record is damaged"):
         read_record(directory.path)
+
+
+def test_all_that_is_planned_is_in_the_tables_before_the_first_is_measured(directory: RunDirectory) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        measure_cells(GRID, Measurer(fails_at="none"), directory)
+    assert [(cell.factors, cell.status) for cell in read_record(directory.path).cells] == [
+        (factors, "waiting") for factors in GRID
+    ]

@@ -14,6 +14,7 @@ from steadynorm.reporting.failure import Interrupted, UserError
 from steadynorm.reporting.records import read_record
 from steadynorm.reporting.run_directory import RunDirectory
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset
+from tests.support.first_format import write_first_format
 
 DATA = tiny_dataset()
 CONFIG = CompareConfig(
@@ -190,3 +191,17 @@ def test_a_record_of_another_number_of_workers_is_refused() -> None:
     four = replace(record, resolved=record.resolved | {"workers": 4})
     with pytest.raises(UserError, match=r"began on 4 workers, now there is 1\. Run it under torchrun with 4 in all\."):
         check_same(four, record, Recorder())
+
+
+def test_a_directory_of_the_first_format_is_not_resumed(tmp_path: Path) -> None:
+    write_first_format(tmp_path, new_record("compare", CONFIG, DATA))
+    with pytest.raises(UserError, match=rf"--resume: .* in another form\. .* steadynorm report {tmp_path} shows"):
+        compare.EXPERIMENT.run(CompareConfig(resume=tmp_path), Recorder())
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"batch_size": "many"}, {"lr": None}, {"arms": ["other"]}])
+def test_a_directory_with_a_damaged_configuration_is_not_resumed(tmp_path: Path, change: dict[str, object]) -> None:
+    record = new_record("compare", TINY, DATA)
+    RunDirectory(tmp_path).begin(replace(record, config=record.config | change))
+    with pytest.raises(UserError, match=f"{next(iter(change)).replace('_', '.')}"):
+        compare.EXPERIMENT.run(CompareConfig(resume=tmp_path), Recorder())

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab import training
 from steadynorm.lab.cells import CellFiles, measure
@@ -383,3 +384,25 @@ def test_a_state_that_no_training_leaves_is_damaged(tmp_path: Path, steps: list[
     RunDirectory(tmp_path).save_state(replace(NETWORK, status="running", measurements=rows), {})
     with pytest.raises(UserError, match=r"the state is damaged \(running with the epochs .* of 4\)\. Remove it"):
         run(tmp_path)
+
+
+def test_events_after_the_last_state_are_dropped_where_training_goes_on(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = RunDirectory(tmp_path).tensorboard_path(NETWORK)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, NETWORK, Recorder(fail_after_epoch=2, error=KeyboardInterrupt()))
+    with SummaryWriter(str(board)) as lost:  # an epoch whose state was not written
+        lost.add_scalar("val/accuracy", -1.0, 3)
+    for file in board.iterdir():  # read in the order of their names, by second
+        file.rename(file.with_name(file.name.replace("tfevents.", "tfevents.0")))
+    run(tmp_path, NETWORK)
+    events = EventAccumulator(str(board))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/accuracy")] == [1, 2, 3, 4]
+
+
+def test_a_network_is_named_by_what_is_its_own() -> None:
+    assert network(arm="none", seed=1, lr=0.1, epochs=2) == {"arm": "none", "lr": 0.1, "seed": 1, "epochs": 2}
+    more = network(arm="none", seed=1, lr=0.1, epochs=2, purpose="tune", variant="plain", batch_size=8, depth=3)
+    assert Cell(factors=more).name == "tune-plain-none-lr0.1-batch8-depth3-seed1"

@@ -113,3 +113,12 @@ def test_a_message_cannot_steer_the_terminal() -> None:
     out = io.StringIO()
     progress._Plain(Console(file=out, width=80)).message("into runs/\x1b[2Ja")
     assert out.getvalue() == "into runs/\\x1b[2Ja\n"
+
+
+def test_of_what_did_not_end_well_no_line_of_numbers_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    shown = progress._Live(Console(file=out, force_terminal=False, width=200))
+    shown.begin("a", number=1, of=2)
+    shown.advance("a", 0.5, LINE, lasting=True)
+    shown.end("a", "a diverged")
+    assert LINE not in out.getvalue() and "  a diverged" in out.getvalue()

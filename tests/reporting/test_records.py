@@ -7,7 +7,7 @@ import pytest
 
 from steadynorm.lab.training import network
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.records import Cell, Measurement, read_config, read_record, write_record
+from steadynorm.reporting.records import Cell, Measurement, Status, read_config, read_record, write_record
 from tests.support.records import CELLS, RECORD
 
 FILES = ["config.json", "cells.json", "measurements.csv"]
@@ -69,7 +69,9 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("damaged", FILES)
-@pytest.mark.parametrize("content", [b"", b"7", b"[[[", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"7", b"[[[", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN}', b'{"a": ' + b"[" * 100_000]
+)
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damaged: str, content: bytes) -> None:
     write_record(tmp_path, RECORD)
     (tmp_path / damaged).write_bytes(content)
@@ -123,4 +125,19 @@ def test_a_cell_under_another_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cells.json"
     path.write_text(path.read_text().replace('"seed": 1', '"seed": 2'))
     with pytest.raises(UserError, match=r"a record is damaged .*none-lr0\.1-seed1"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize(("status", "has_ended"), [("waiting", 0), ("running", 0), ("finished", 1), ("diverged", 1)])
+def test_a_cell_has_ended_where_nothing_is_left_to_do(status: Status, has_ended: bool) -> None:
+    assert replace(CELLS[0], status=status).has_ended == has_ended
+
+
+@pytest.mark.parametrize("line", ["a,,1,b", "a,,1,b,2.0,3"])
+def test_a_line_of_another_number_of_columns_is_named(tmp_path: Path, line: str) -> None:
+    write_record(tmp_path, RECORD)
+    with (tmp_path / "measurements.csv").open("a") as table:
+        table.write(f"{line}\n")
+    found = line.count(",") + 1
+    with pytest.raises(UserError, match=rf"measurements\.csv: line \d+ has {found} of 5 columns"):
         read_record(tmp_path)

@@ -184,3 +184,13 @@ def test_a_directory_begins_one_experiment_only(tmp_path: Path) -> None:
     RunDirectory(tmp_path).begin(RECORD)
     with pytest.raises(UserError, match=r"holds an experiment already\. Continue it with --resume"):
         RunDirectory(tmp_path).begin(RECORD)
+
+
+def test_the_tensors_of_a_file_begin_at_a_multiple_of_8_bytes_whatever_its_metadata(tmp_path: Path) -> None:
+    for length in range(8):
+        save_tensors(tmp_path / "a", {"x": torch.ones(3)}, {"name": "é" + "a" * length})
+        content = (tmp_path / "a").read_bytes()
+        assert int.from_bytes(content[:8], "little") % 8 == 0
+        with safe_open(tmp_path / "a", framework="pt") as found:
+            assert found.metadata() == {"name": "é" + "a" * length}
+            assert torch.equal(found.get_tensor("x"), torch.ones(3))
