@@ -51,7 +51,7 @@ def test_memory_is_that_of_single_images_and_the_start_is_the_servers(measured):
     assert (measured[0]["slow"].peak_mib, measured[0]["slow"].load_ms) == (13.0, 70.0)
 
 
-def test_what_nobody_serves_stays_as_it_is(measured):
+def test_what_is_not_served_stays_as_it_is(measured):
     assert list(measured[0]) == ["fast", "none", "slow"] and measured[0]["none"] is NONE
 
 

@@ -34,7 +34,7 @@ def messages() -> list[str]:
 
 
 def _everybody() -> None:
-    raise UserError("nobody can")
+    raise UserError("unknown fault")
 
 
 def _full_disk() -> None:
@@ -48,7 +48,7 @@ def test_what_fails_on_one_worker_fails_on_all(tmp_path: Path) -> None:
             "no 0",
             "[Errno 28] No space left on device",
             "worker 1: no 1",
-            "nobody can",
+            "unknown fault",
             "--lr: must be the same on every worker, got 0.1 on worker 0 and 1.1 on worker 1. Mend it.",
         ]
 

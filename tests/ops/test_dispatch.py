@@ -184,7 +184,7 @@ def test_every_kernel_of_the_reference_has_a_door():
     ],
     ids=["tracer", "transform", "script", "subclass", "autograd"],
 )
-def test_kernels_are_called_directly_only_where_nobody_looks_on(watch):
+def test_kernels_are_called_directly_only_where_no_one_observes(watch):
     seen = []
 
     def look(x):

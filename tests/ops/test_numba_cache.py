@@ -57,7 +57,7 @@ def test_a_later_process_finds_the_code_of_each_type(process):
     [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: content[:-1] + b"\xff"],
     ids=["empty", "truncated", "altered"],
 )
-def test_a_damaged_file_is_compiled_anew_and_replaced(process, damage):
+def test_a_damaged_file_is_compiled_again_and_replaced(process, damage):
     process()(3)
     (path,) = process.files()
     whole = path.read_bytes()

@@ -14,7 +14,7 @@ from steadynorm.surgery.batches import Batch, Forward
 from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.flow.channel_pad import ChannelPad
 from steadynorm.surgery.flow.dataflow import Call, Flow, trace
-from steadynorm.surgery.flow.links import Link, is_transposed, link_before, link_behind, reach_of, why_not_alone
+from steadynorm.surgery.flow.links import Link, is_transposed, link_after, link_before, reach_of, why_not_alone
 from steadynorm.surgery.flow.scale import Affine, affine_of, with_scaled_inputs, with_scaled_outputs
 from steadynorm.surgery.flow.trial import check_agreement, run
 from steadynorm.surgery.kinds import adapter_of, evaluation_of, kind_of, label
@@ -151,7 +151,7 @@ def _fold_before(edits: Transaction, flow: Flow, named: NamedModule, call: Call)
 
 def _fold_behind(edits: Transaction, flow: Flow, named: NamedModule, call: Call) -> str:
     """Fold a batch norm into the layer after it, or say why not."""
-    link = link_behind(flow, call)
+    link = link_after(flow, call)
     if isinstance(link, str):
         return link
     if not isinstance(_rest_of(call), nn.Identity):

@@ -149,8 +149,10 @@ def _why_not(module: Norm, model: nn.Module, *, chosen: bool) -> str | None:
 def _write(edits: Transaction, target: Target, moments: Moments, found: Population, *, unsettled: float | None) -> None:
     module, before = target.module, target.stored()
     counter = getattr(module, "num_batches_tracked", None)
-    counts_anew = counter is not None and (module.momentum is None or int(counter) == 0)
-    notes = write_statistics_(edits, module, moments.mean, moments.var, batches=found.batches if counts_anew else None)
+    restarts_counter = counter is not None and (module.momentum is None or int(counter) == 0)
+    notes = write_statistics_(
+        edits, module, moments.mean, moments.var, batches=found.batches if restarts_counter else None
+    )
     if unsettled is not None:
         notes.append(
             f"not settled after {found.passes} passes: the last moved it by {unsettled:.2g}. A layer that is called "

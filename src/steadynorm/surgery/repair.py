@@ -16,7 +16,7 @@ from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.estimation.estimate import Estimator
 from steadynorm.surgery.estimation.one_pass import Target
 from steadynorm.surgery.estimation.rank_group import RankGroup
-from steadynorm.surgery.estimation.write_statistics import begin_anew_, summary, write_statistics_
+from steadynorm.surgery.estimation.write_statistics import forget_batches_, summary, write_statistics_
 from steadynorm.surgery.kinds import Norm, label
 from steadynorm.surgery.named_modules import Where, batch_norms_of
 from steadynorm.surgery.runnable import why_not_readable
@@ -119,7 +119,11 @@ def _repaired(edits: Transaction, name: str, module: Norm, absurd: float) -> _Br
         mean, var = torch.where(mean_fits, before.mean, 0), torch.where(var_fits, before.var, 1)
         notes = [_which(mean_fits, var_fits), *write_statistics_(edits, module, mean, var), *notes]
     elif _keeps_nonfinite(module):
-        notes = ["what it kept beside its running estimates was not finite", *begin_anew_(edits, module), *notes]
+        notes = [
+            "what it kept beside its running estimates was not finite",
+            *forget_batches_(edits, module),
+            *notes,
+        ]
     return _Broken(target=target, before=before, notes=notes) if notes else None
 
 

@@ -55,7 +55,7 @@ def test_every_arm_sees_the_same_number_of_images(tmp_path: Path) -> None:
     assert {steps for name, steps in display.steps.items() if "-lr" in name} == {2, 32}  # of 16 images, and of one
 
 
-def test_statistics_are_measured_anew_and_the_default_build_meets_single_images(undisturbed: Record) -> None:
+def test_statistics_are_measured_again_and_the_default_build_meets_single_images(undisturbed: Record) -> None:
     assert [cell.factors for cell in undisturbed.cells if not cell.is_network] == [
         {"part": "recalibrated", "arm": "gated_batch_norm", "seed": 0},
         {"part": "recalibrated", "arm": "group_norm", "seed": 0},
@@ -67,18 +67,18 @@ def test_statistics_are_measured_anew_and_the_default_build_meets_single_images(
     ] * 2
 
 
-def test_a_layer_without_running_statistics_has_nothing_to_measure_anew(undisturbed: Record) -> None:
+def test_a_layer_without_running_statistics_has_nothing_to_measure_again(undisturbed: Record) -> None:
     group = undisturbed.select(part=None, arm="group_norm")[0]
     (row,) = undisturbed.select(part="recalibrated")[1].measurements
     assert row.value == group.last("val_accuracy")
 
 
-def test_a_frozen_layer_has_nothing_to_measure_anew_either(tmp_path: Path) -> None:
+def test_a_frozen_layer_has_nothing_to_measure_again_either(tmp_path: Path) -> None:
     found = run(replace(TINY, arms=("frozen_batch_norm",), methods=("stored",), out=tmp_path / "a"))
     assert found.select(part="recalibrated")[0].last("accuracy") == found.networks[1].last("val_accuracy")
 
 
-def test_statistics_measured_anew_are_of_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_measured_again_are_of_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(stream, "recalibrate_", lambda model, batches: seen.append(sum(len(x) for x, _ in batches)))
     run(replace(TINY, methods=("stored",), out=tmp_path / "a"))

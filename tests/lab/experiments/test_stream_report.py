@@ -165,7 +165,7 @@ def test_statistics_are_not_blamed_for_what_weights_lost() -> None:
     assert verdicts(stream_record(RUNS, cells))[3] == "not met"
 
 
-def test_statistics_measured_anew_can_lose_more() -> None:
+def test_statistics_measured_again_can_lose_more() -> None:
     cells = [CELLS[0], recalibrated("batch_norm", 0.15), *CELLS[2:]]
     found = describe(stream_record(RUNS, cells)).claims[3]
     assert plain(found.measured) == "It loses 50.0 points; statistics measured again lose 5.0 points more."

@@ -1,4 +1,4 @@
-"""Numbers written into a layer's running estimates, with what a layer of ours keeps beside them."""
+"""Numbers written into a layer's running estimates, with the last batches that a layer of ours keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from steadynorm.surgery.change import Transaction
 from steadynorm.surgery.checkpoints import why_no_numbers
 from steadynorm.surgery.kinds import Norm
 
-__all__ = ["MEAN", "VAR", "begin_anew_", "edit_batch_memory_", "summary", "why_not_writable", "write_statistics_"]
+__all__ = [
+    "MEAN",
+    "VAR",
+    "edit_batch_memory_",
+    "forget_batches_",
+    "summary",
+    "why_not_writable",
+    "write_statistics_",
+]
 
 MEAN, VAR = "running_mean", "running_var"
 
@@ -50,7 +58,7 @@ def _channels(chosen: Tensor) -> str:
 def write_statistics_(
     edits: Transaction, module: Norm, mean: Tensor, var: Tensor, *, batches: int | None = None
 ) -> list[str]:
-    """Write running estimates in place, in the layer's dtype and on its device, and begin its window and bank again.
+    """Write running estimates in place, in the layer's dtype and on its device, and forget its last batches.
 
     Args:
         edits: of the verb.
@@ -67,10 +75,10 @@ def write_statistics_(
     counter = getattr(module, "num_batches_tracked", None)
     if batches is not None and counter is not None:
         edits.write_(counter, torch.tensor(batches))
-    return begin_anew_(edits, module)
+    return forget_batches_(edits, module)
 
 
-def begin_anew_(edits: Transaction, module: Norm) -> list[str]:
+def forget_batches_(edits: Transaction, module: Norm) -> list[str]:
     """Forget the batches that a layer of ours keeps: they belong to other running estimates.
 
     Returns:

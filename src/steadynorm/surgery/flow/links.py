@@ -15,7 +15,7 @@ from steadynorm.surgery.flow.dataflow import LAYERS, Call, Flow, Value, storage_
 from steadynorm.surgery.flow.own_forward import follows_its_weights
 from steadynorm.surgery.kinds import label
 
-__all__ = ["Link", "is_transposed", "link_before", "link_behind", "reach_of", "why_not_alone"]
+__all__ = ["Link", "is_transposed", "link_after", "link_before", "reach_of", "why_not_alone"]
 
 _REPARAMETRIZED: dict[type[Any], str] = {
     prune.BasePruningMethod: "torch.nn.utils.prune.remove",
@@ -73,7 +73,7 @@ def link_before(flow: Flow, norm: Call) -> Link | str:
         return "no convolution or linear layer feeds it"
     layer = value.call
     others = value.used_outside(norm)
-    if why := _why_made_anew(layer):
+    if why := _why_reparametrized(layer):
         return why
     if others:
         return f"the output of {layer.name!r} is also used by {others[0]}"
@@ -89,7 +89,7 @@ def link_before(flow: Flow, norm: Call) -> Link | str:
     return why or Link(layer=layer, norm=norm, channels=channels, same_view=_is_same_view(value.tensor, norm.input))
 
 
-def link_behind(flow: Flow, norm: Call) -> Link | str:
+def link_after(flow: Flow, norm: Call) -> Link | str:
     """Find the layer that takes what a batch norm gives, or say why there is none; otherwise as :func:`link_before`."""
     value = flow.value_of(norm.output)
     if value is None or value.call is not norm:
@@ -97,7 +97,7 @@ def link_behind(flow: Flow, norm: Call) -> Link | str:
     if not value.uses:
         return "nothing takes what it gives"
     for call in (call for use in value.uses for call in use.calls if isinstance(call.module, LAYERS)):
-        if why := _why_made_anew(call):  # by a hook, perhaps, which would count as another taker
+        if why := _why_reparametrized(call):  # by a hook, perhaps, which would count as another taker
             return why
     takers = [call for call in value.uses[0].calls if isinstance(call.module, LAYERS)]
     if not takers or flow.value_of(takers[-1].input) is not value:
@@ -152,7 +152,7 @@ def _why_not_own_forward(call: Call, channel_dim: int | None) -> str:
     return f"{call.name!r} ({label(layer)}) has a forward of its own"
 
 
-def _why_made_anew(call: Call) -> str:
+def _why_reparametrized(call: Call) -> str:
     """Say what computes a layer's weight or bias in each forward, and how to make it a parameter; empty if nothing."""
     module, name = call.module, call.name
     for kind in ("weight", "bias"):
