@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from steadynorm.lab.describe import arm_cell, curves, few_arms, measurements, pair, training_method
+from steadynorm.lab.describe import arm_cell, curves, few_arms, pair, training_method
 from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.report import Figure
 from tests.support.records import config, record, run
@@ -84,18 +84,3 @@ def test_few_arms_are_named_and_many_counted():
     assert few_arms(["none", "layer_norm"]) == "no normalization and layer norm"
     assert few_arms(["none", "layer_norm", "batch_norm"]) == "3 arms"
     assert few_arms(["none", "layer_norm"], most=1) == "2 arms"
-
-
-def test_every_number_of_a_measured_cell_is_a_row():
-    rows = (
-        Measurement(subject="unit 0", step=3, quantity="p50", value=0.5),
-        Measurement(quantity="loss", value=math.nan),
-    )
-    cells = (
-        Cell(factors={"arm": "a", "seed": 1}, status="finished", measurements=rows, seconds=1.0),
-        Cell(factors={"arm": "b", "seed": 1}),
-    )
-    found = measurements(replace(record([]), cells=cells)).to_dict("records")
-    assert found[0] == {"arm": "a", "seed": 1, "subject": "unit 0", "step": 3, "quantity": "p50", "value": 0.5}
-    assert (found[1]["subject"], found[1]["step"], math.isnan(found[1]["value"]), len(found)) == ("", 0, True, 2)
-    assert len(measurements(replace(record([]), cells=cells[1:]))) == len(measurements(record([]))) == 0

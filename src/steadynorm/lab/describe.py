@@ -1,4 +1,9 @@
-"""What the reports of all experiments say alike: names of arms and data, how networks train, curves over epochs."""
+"""What the reports of all experiments say alike: names of arms and data, how networks train, curves over epochs.
+
+A report by arms is declared: quantities as :data:`Reduction` of one network, :class:`Arm` for what they are over the
+seeds, columns by :func:`spread_column` and :func:`accuracy_column`, claims by :func:`with_and_without`, figures by
+:func:`arm_figure` and :func:`curves`.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +11,26 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
+from steadynorm.reporting.claims import compare
 from steadynorm.reporting.numbers import NONE, number, percent_spread, rate, spread_note
 from steadynorm.reporting.records import Cell, Record
-from steadynorm.reporting.report import Block, Entry, Figure, Section
+from steadynorm.reporting.report import Block, Claim, Entry, Figure, Kind, Rows, Section
 from steadynorm.reporting.seeds import Spread, spread
 from steadynorm.reporting.words import capital, listing
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = [
     "PLAIN",
+    "Arm",
     "Outcome",
+    "Reduction",
+    "absent_because",
+    "accuracy_column",
     "accuracy_entry",
     "all_measured",
     "arm_cell",
+    "arm_figure",
     "arm_label",
     "arm_labels",
     "batch_arm",
@@ -32,19 +40,25 @@ __all__ = [
     "data_label",
     "data_method",
     "diverged_at_steps",
+    "ending",
     "expected",
     "few_arms",
+    "final",
     "finals",
     "has_ended",
-    "measurements",
+    "left_out",
     "method_label",
+    "method_of",
     "networks_as_json",
     "pair",
     "plain_arm",
     "runs_at",
     "seeds_note",
+    "spread_column",
     "spread_entry",
+    "status_entry",
     "training_method",
+    "with_and_without",
 ]
 
 BATCH_NORM = ("batch_norm", "torch_batch_norm")
@@ -174,6 +188,15 @@ def _schedule(record: Record) -> str:
     return f"{which}, divided by ten after epoch {listing(milestones)}"
 
 
+def method_of(record: Record, *paragraphs: str) -> list[str]:
+    """Say how networks are trained and judged, and what else there is to say."""
+    return [
+        f"{data_method(record)} A seed decides the initial weights and the order of the images, alike in every arm.",
+        *training_method(record),
+        *paragraphs,
+    ]
+
+
 def expected(*blocks: Block) -> Section:
     """Make the section that holds what was expected against what was measured."""
     return Section(title="What was expected, and what was measured", short="Expectations", blocks=blocks)
@@ -197,6 +220,127 @@ def seeds_note(record: Record) -> str:
     if len(record.config["seeds"]) == 1:
         return "There is one seed: another would move these numbers by an unknown amount."
     return "Spreads are the standard deviation over seeds; notes give their range."
+
+
+Reduction = Callable[[Cell], float]
+"""What the measurements of one network come to; NaN where they do not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Networks that differ in their seed alone, and what is known of them: ``arm["val_accuracy"]`` over the seeds."""
+
+    arm: str
+    cells: tuple[Cell, ...]
+    """One for each planned seed."""
+    values: Mapping[str, Sequence[float]]
+    """Quantity -> what each of the networks has of it, NaN where it has none."""
+
+    @classmethod
+    def of(cls, arm: str, cells: Iterable[Cell], quantities: Mapping[str, Reduction]) -> Arm:
+        """Reduce each network to one number of each quantity."""
+        cells = tuple(cells)
+        return cls(arm=arm, cells=cells, values={name: [*map(one, cells)] for name, one in quantities.items()})
+
+    def __getitem__(self, quantity: str) -> Spread | None:
+        return spread(self.values[quantity])
+
+    @property
+    def spreads(self) -> dict[str, Spread | None]:
+        """Every quantity over the seeds."""
+        return {name: spread(values) for name, values in self.values.items()}
+
+    @property
+    def label(self) -> str:
+        """Its name in a sentence."""
+        return arm_label(self.arm)
+
+    @property
+    def seeds(self) -> int:
+        """Planned networks."""
+        return len(self.cells)
+
+    @property
+    def ended(self) -> list[Cell]:
+        """The networks that finished or diverged."""
+        return [cell for cell in self.cells if cell.has_ended]
+
+    @property
+    def diverged_at_step(self) -> tuple[int, ...]:
+        """Steps at which the loss was no longer finite, one for each network that diverged."""
+        return diverged_at_steps(self.cells)
+
+    @property
+    def lost(self) -> str:
+        """Which networks diverged, and when; nothing where none did."""
+        steps = self.diverged_at_step
+        who = "" if self.seeds == 1 else f"{len(steps)} of {self.seeds} "
+        return f"{who}diverged at step {listing([f'{step:,}' for step in steps])}" if steps else ""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether every network diverged."""
+        return 0 < self.seeds == len(self.diverged_at_step)
+
+
+def final(quantity: str) -> Reduction:
+    """Take the last value of a network that finished."""
+    return lambda cell: cell.last(quantity) if cell.status == "finished" else math.nan
+
+
+def spread_column(quantity: str, shown: Callable[[float], str] = number) -> Callable[[Arm], Entry]:
+    """Make a column of a table of arms: mean over the seeds, their range below it."""
+    return lambda arm: spread_entry(arm[quantity], shown)
+
+
+def accuracy_column(quantity: str = "val_accuracy") -> Callable[[Arm], Entry]:
+    """Make a column of a table of arms: mean and standard deviation over the seeds, their range below them."""
+    return lambda arm: accuracy_entry(arm[quantity], "strong")
+
+
+def ending(accuracy: Spread | None, lost: str) -> str:
+    """Write a final accuracy and who has none, for a terminal."""
+    return f"{percent_spread(accuracy)}; {lost}" if accuracy and lost else lost or percent_spread(accuracy)
+
+
+def status_entry(arm: Arm, so_far: str = "") -> Entry:
+    """Say how the networks of an arm ended; ``so_far``: how far they are, where none has."""
+    some = f"{len(arm.ended)} of {arm.seeds} measured" if 0 < len(arm.ended) < arm.seeds else ""
+    if arm.lost:
+        return Entry(text=arm.lost, tone="bad", note=some)
+    if arm.ended and not some:
+        return Entry(text="finished", note="" if arm.seeds == 1 else f"{arm.seeds} seeds")
+    return Entry(text=some or so_far or "waiting", tone="muted")
+
+
+def absent_because(arm: Arm | None) -> str:
+    """Say why an arm has no number."""
+    if arm is None:
+        return "The arm was not trained."
+    return f"{capital(arm.lost)}." if arm.lost else f"{len(arm.ended)} of {arm.seeds} networks are measured."
+
+
+def with_and_without(
+    claim: str,
+    arms: tuple[Arm | None, Arm | None],
+    quantity: str,
+    what: str,
+    shown: Callable[[float], str] = number,
+    *,
+    higher: bool = False,
+) -> Claim:
+    """Judge whether a quantity is lower with batch norm than without, or higher; see :func:`compare`."""
+    first, second = (arm[quantity] if arm else None for arm in arms)
+    lost = (arm for arm in arms if arm is None or arm.lost)
+    absent = absent_because(next(lost, arms[1 if first else 0]))
+    names = ("with batch norm", "without")
+    return compare(claim, first, second, higher=higher, what=what, names=names, shown=shown, absent=absent)
+
+
+def left_out(arms: Iterable[Arm]) -> str:
+    """Say which networks diverged, at the end of a lead; nothing where none did."""
+    lost = [f"{len(arm.diverged_at_step)} of {arm.seeds} with {arm.label}" for arm in arms if arm.lost]
+    return f" Diverged, and left out of final means: {listing(lost)}." if lost else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,16 +420,6 @@ def all_measured(record: Record) -> bool:
     return all(cell.has_ended for cell in record.cells) and len(record.cells) > len(record.networks)
 
 
-def measurements(record: Record) -> pd.DataFrame:
-    """Give each number of the measured cells as a row: the cell's factors, subject, step, quantity and value."""
-    import pandas as pd
-
-    rows = [cell.factors | vars(row) for cell in record.cells if cell.has_ended for row in cell.measurements]
-    factors = list(record.cells[0].factors) if record.cells else ["arm", "seed"]
-    columns = [*factors, "subject", "step", "quantity", "value"]
-    return pd.DataFrame(rows, columns=columns).astype({"step": int, "value": float})
-
-
 def networks_as_json(record: Record) -> list[dict[str, Any]]:
     """Give every network with its epochs; the norms of single weights stay in the record."""
     return [_as_json(run) for run in record.networks]
@@ -303,6 +437,39 @@ def _as_json(run: Cell) -> dict[str, Any]:
         "parameters": int(run.series("parameters").get(0, 0)),
         "epochs": list(epochs.values()),
     }
+
+
+def arm_figure(
+    record: Record,
+    kind: Kind,
+    rows: Rows,
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    marks: Mapping[str, Rows] | None = None,
+    **options: Any,  # noqa: ANN401 (those of the chart)
+) -> list[Figure]:
+    """Draw rows whose column ``arm`` decides the color; nothing where there are none.
+
+    Args:
+        record: its arms decide the order.
+        kind: of the chart; a function of :mod:`steadynorm.reporting.charts`.
+        rows: a row for each value, with the registered name of its arm.
+        name: file name without its ending.
+        title: of the figure.
+        caption: what the reader has to know.
+        marks: further tables of the chart.
+        options: what else the chart takes.
+    """
+    import pandas as pd
+
+    data = pd.DataFrame(rows)
+    if data.empty:
+        return []
+    data = data.assign(arm=data["arm"].map(arm_label))
+    options = {"hue": "arm", "order": arm_labels(record)} | options
+    return [Figure(name=name, title=title, caption=caption, kind=kind, data=data, options=options, marks=marks or {})]
 
 
 def curves(

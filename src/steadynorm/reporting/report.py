@@ -18,6 +18,7 @@ __all__ = [
     "Entry",
     "Figure",
     "Figures",
+    "Kind",
     "Report",
     "Rows",
     "Section",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 Verdict = Literal["met", "not met", "not measured", "not measured: at chance"]
+Kind = Literal["lines", "dot_ranges", "bars", "points"]
 RowT = TypeVar("RowT")
 Rows: TypeAlias = "pd.DataFrame | Sequence[Mapping[str, Any]]"
 
@@ -107,7 +109,7 @@ class Figure:
     """File name without its ending, and the prefix of every id on the page."""
     title: str
     caption: str
-    kind: Literal["lines", "dot_ranges", "bars", "points"]
+    kind: Kind
     """A function of :mod:`steadynorm.reporting.charts`."""
     data: Rows
     """A row for each measured value."""
