@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from steadynorm.bench.benchmark import Benchmark, Flags, check_config
-from steadynorm.bench.display import Display
 from steadynorm.bench.kernels import KernelsFlags
 from steadynorm.bench.record import Record, read_record
 from steadynorm.bench.step import StepFlags
 from steadynorm.lab import machine
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 from tests.support.bench import Lines
 

@@ -1,7 +1,8 @@
 import io
+import sys
+import threading
 
 import pytest
-from rich.console import Console
 
 from steadynorm.reporting import progress
 from steadynorm.reporting.progress import Display, open_display
@@ -19,17 +20,26 @@ def tell(display: Display) -> None:
     display.end("none-seed1", "none-seed1 diverged")
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=200, highlight=False, color_system=None)
-    monkeypatch.setattr(progress, "Console", lambda **_: console)
-    with open_display() as display:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal_without_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def shown(stream: io.StringIO) -> str:
+    with open_display(stream=stream) as display:
         tell(display)
-    return out.getvalue()
+    return stream.getvalue()
 
 
-def test_without_a_terminal_each_text_that_lasts_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(monkeypatch, terminal=False).splitlines() == [
+def test_without_a_terminal_each_text_that_lasts_is_one_plain_line() -> None:
+    assert shown(io.StringIO()).splitlines() == [
         "into [runs]",
         "[1/2] none-seed0: 3 epochs",
         f"  {LINE}",
@@ -38,8 +48,8 @@ def test_without_a_terminal_each_text_that_lasts_is_one_plain_line(monkeypatch: 
     ]
 
 
-def test_in_a_terminal_there_are_bars_and_what_finished_leaves_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = shown(monkeypatch, terminal=True)
+def test_in_a_terminal_there_are_bars_and_what_finished_leaves_a_line() -> None:
+    text = shown(Terminal())
     assert "[1/2] none-seed0" in text
     assert f"[1/2] none-seed0: {LINE}" in text
     assert "  none-seed1 diverged" in text and "[2/2] none-seed1:" not in text
@@ -52,7 +62,7 @@ def test_what_another_process_tells_is_not_shown(capsys: pytest.CaptureFixture[s
 
 
 def live() -> progress._Live:
-    return progress._Live(Console(file=io.StringIO(), force_terminal=True))
+    return progress._Live(Terminal())
 
 
 def bars(shown: progress._Live) -> dict[str, tuple[float, float | None]]:
@@ -101,7 +111,7 @@ def test_news_after_the_end_change_nothing() -> None:
 
 def test_lines_of_what_runs_at_once_stand_under_their_names() -> None:
     out = io.StringIO()
-    plain = progress._Plain(Console(file=out, width=200))
+    plain = progress._Plain(out)
     plain.begin("a", number=1, of=2)
     plain.begin("b", number=2, of=2)
     for name in ("a", "a", "b"):
@@ -111,14 +121,48 @@ def test_lines_of_what_runs_at_once_stand_under_their_names() -> None:
 
 def test_a_message_cannot_steer_the_terminal() -> None:
     out = io.StringIO()
-    progress._Plain(Console(file=out, width=80)).message("into runs/\x1b[2Ja")
+    progress._Plain(out).message("into runs/\x1b[2Ja")
     assert out.getvalue() == "into runs/\\x1b[2Ja\n"
 
 
-def test_of_what_did_not_end_well_no_line_of_numbers_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_what_did_not_end_well_no_line_of_numbers_stays() -> None:
     out = io.StringIO()
-    shown = progress._Live(Console(file=out, force_terminal=False, width=200))
+    shown = progress._Live(out)
     shown.begin("a", number=1, of=2)
     shown.advance("a", 0.5, LINE, lasting=True)
     shown.end("a", "a diverged")
     assert LINE not in out.getvalue() and "  a diverged" in out.getvalue()
+
+
+LONG = "a [bold]line[/bold] :warning: that is much longer than a terminal is wide " + "x" * 200 + "\n"
+
+
+def shown_while_timed(stream: io.StringIO) -> str:
+    with open_display(stream=stream, timed=True) as display:
+        display.begin("norm_relu 1x2x3x4", number=2, of=5)
+        display.message(LONG.strip())
+        display.end("norm_relu 1x2x3x4")
+    return stream.getvalue()
+
+
+def test_while_speeds_are_measured_a_file_gets_the_messages_alone() -> None:
+    assert shown_while_timed(io.StringIO()) == LONG
+
+
+def test_a_terminal_gets_messages_whole_and_a_bar_that_says_what_is_measured() -> None:
+    output = shown_while_timed(Terminal())
+    assert LONG in output
+    assert "[2/5] norm_relu 1x2x3x4" in output
+
+
+def test_nothing_is_drawn_while_something_is_measured() -> None:
+    threads = threading.active_count()
+    with open_display(stream=Terminal(), timed=True) as display:
+        display.begin("norm_relu 1x2x3x4", number=2, of=5)
+        assert threading.active_count() == threads
+
+
+def test_without_rich_a_terminal_gets_the_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert shown_while_timed(Terminal()) == LONG
+    assert shown(Terminal()) == shown(io.StringIO())

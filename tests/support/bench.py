@@ -15,6 +15,7 @@ from steadynorm.bench.record import Record
 from steadynorm.bench.timing import Clock, Provider, Sample
 from steadynorm.ops import dispatch, reference, registration
 from steadynorm.ops.dispatch import Choice
+from steadynorm.reporting import progress
 
 __all__ = ["NUMBA", "SMALL_CASE", "Lines", "disagreeing", "let_kernels_be", "result", "side", "times_as"]
 
@@ -24,7 +25,7 @@ SMALL_CASE = Case(op="norm_relu", network="cnn", shape=(1, 128, 8, 8), dtype="fl
 NUMBA = Choice(backend="numba", reason="made up")
 
 
-class Lines:
+class Lines(progress._Silent):
     """A display that remembers."""
 
     def __init__(self) -> None:
@@ -34,7 +35,9 @@ class Lines:
     def message(self, text: str) -> None:
         self.lines.append(text)
 
-    def begin(self, name: str, *, number: int, of: int) -> None:
+    def begin(
+        self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
+    ) -> None:
         self.done.append((name, number, of))
 
 

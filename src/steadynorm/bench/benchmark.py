@@ -10,10 +10,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from steadynorm.bench.display import Display
 from steadynorm.bench.record import Record, begin_record, flag, write_record
 from steadynorm.lab.machine import choose_device, choose_threads
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 
 __all__ = ["Benchmark", "Flags", "check_config"]
@@ -91,6 +91,7 @@ class Benchmark(Generic[FlagsT, CaseT]):
             for number, case in enumerate(cases, start=1):
                 display.begin(self.label(case), number=number, of=len(cases))
                 rows.append(self.measure(case, config, head))
+                display.end(self.label(case))
                 for line in self.lines(rows[-1]):
                     display.message(line)
         except KeyboardInterrupt:

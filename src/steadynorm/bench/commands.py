@@ -13,11 +13,11 @@ import tyro
 
 from steadynorm.bench import inference, kernels, layers, step, workers
 from steadynorm.bench.benchmark import Benchmark, Flags
-from steadynorm.bench.display import open_display
 from steadynorm.bench.record import Record, read_record
 from steadynorm.bench.table import markdown
 from steadynorm.commands import Command
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.progress import open_display
 from steadynorm.reporting.report import Report, Table
 
 __all__ = ["BENCHMARKS", "COMMANDS", "MOVED", "SUMMARY", "TableConfig", "table_of"]
@@ -68,7 +68,7 @@ def _old_table(record: Record) -> tuple[str, Table]:
 def _measure(config: Flags) -> int:
     """Run the benchmark that has these flags; with --json standard output holds the record alone."""
     benchmark = next(one for one in BENCHMARKS if one.flags is type(config) and one.serves(config))
-    with open_display(sys.stderr if config.json else sys.stdout) as display:
+    with open_display(stream=sys.stderr if config.json else sys.stdout, timed=True) as display:
         record = benchmark.run(config, display)
     if config.json:
         print(json.dumps(record, indent=1))

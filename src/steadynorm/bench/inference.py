@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.bench.benchmark import Benchmark
-from steadynorm.bench.display import Display
 from steadynorm.bench.providers import build_network, draw_images, inference
 from steadynorm.bench.record import Record
 from steadynorm.bench.step import OURS, TORCHS, StepFlags, network_line
@@ -23,6 +22,7 @@ from steadynorm.bench.table import show
 from steadynorm.bench.timing import make_step_clock, quantiles, time_providers
 from steadynorm.lab.machine import choose_precision
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 from steadynorm.surgery import fold_
 

@@ -21,7 +21,6 @@ import torch
 from steadynorm.bench.agreement import check_agreement
 from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.cases import COPIES, Case, GridFlags, Op, make_grid
-from steadynorm.bench.display import Display
 from steadynorm.bench.memory import peak_bytes, saved_bytes
 from steadynorm.bench.providers import copy, forward_backward, make_inputs, our_module, prepared, torch_module
 from steadynorm.bench.record import Record
@@ -29,6 +28,7 @@ from steadynorm.bench.summary import summarize, summary_lines
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Sample, cache_bytes, make_clock, quantiles, time_providers
 from steadynorm.ops.dispatch import explain_backend
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "KernelsFlags"]

@@ -22,12 +22,12 @@ from torch import nn
 from steadynorm.bench.agreement import difference_to_float64
 from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.cases import BIG_MB, Case, GridFlags, make_grid
-from steadynorm.bench.display import Display
 from steadynorm.bench.providers import forward_backward, make_inputs, prepared
 from steadynorm.bench.record import Record
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import cache_bytes, make_clock, quantiles, time_providers
 from steadynorm.layers.kinds import FAMILY, Kind
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "LayersFlags"]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from steadynorm.bench.agreement import relative_difference
 from steadynorm.bench.benchmark import Benchmark, Flags
-from steadynorm.bench.display import Display
 from steadynorm.bench.memory import peak_bytes
 from steadynorm.bench.providers import build_network, draw_images, train_step
 from steadynorm.bench.record import Record
@@ -27,6 +26,7 @@ from steadynorm.bench.table import show
 from steadynorm.bench.timing import Quantiles, make_step_clock, quantiles, time_providers
 from steadynorm.lab.machine import choose_precision
 from steadynorm.lab.normalizations import NORMALIZATIONS
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "StepFlags", "network_line"]

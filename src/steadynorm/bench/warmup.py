@@ -13,10 +13,10 @@ import torch
 
 import steadynorm
 from steadynorm.bench.cases import DType, Layout
-from steadynorm.bench.display import open_display
 from steadynorm.layers.kinds import FAMILY
 from steadynorm.ops.dispatch import SMALL_WITHOUT_TORCH, smallest_for_numba, why_unusable
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.progress import open_display
 
 __all__ = ["WarmupConfig", "warmup"]
 
@@ -56,12 +56,13 @@ def warmup(config: WarmupConfig) -> None:
     done: list[dict[str, Any]] = []
     if (reason := why_unusable("numba")) is not None:
         raise UserError(f"the compiled kernels must be usable, but {reason}")
-    with open_display(sys.stderr if config.json else sys.stdout) as display:
+    with open_display(stream=sys.stderr if config.json else sys.stdout, timed=True) as display:
         for shape in small:
             display.message(f"{shape}: too small for the CPU kernels; torch's own run there")
         for number, (name, trial) in enumerate(trials.items(), start=1):
             display.begin(name, number=number, of=len(trials))
             result = trial()
+            display.end(name)
             taken = f"{result.functions} functions compiled" if result.functions else "was on disk"
             display.message(f"[{number}/{len(trials)}] {name}: {taken}, {result.seconds:.1f} s")
             done.append(asdict(result) | {"name": name, "number": number, "of": len(trials)})

@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 
 from steadynorm.bench.benchmark import Benchmark, Flags
-from steadynorm.bench.display import Display
 from steadynorm.bench.providers import build_network, draw_images, train_step
 from steadynorm.bench.record import Record
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Mark, Provider, Sample, quantiles, time_providers
 from steadynorm.lab.machine import Precision, choose_precision
 from steadynorm.lab.workers import average_gradients_, gathered, joined, number_of_workers
+from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARK", "WorkersFlags", "fit"]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,10 +24,11 @@ from steadynorm.deploy.source import as_logits
 from steadynorm.deploy.weights import load_weights
 from steadynorm.lab.machine import count_cores
 from steadynorm.reporting.failure import UserError, check_known, one_line, reason_of
+from steadynorm.reporting.progress import Display, silent_display
 from steadynorm.surgery import NothingDoneError, Refused, fold_, to_torch_
 from steadynorm.surgery.flow.trial import run
 
-__all__ = ["EAGER", "FOLDED", "TOLERANCE", "Progress", "export", "new_directory", "plans"]
+__all__ = ["EAGER", "FOLDED", "TOLERANCE", "export", "new_directory", "plans"]
 
 EAGER = Artifact(name="eager torch", format="eager", quantize="none", note="The model as it was trained.")
 FOLDED = Artifact(name="eager torch, folded", format="folded", quantize="none", note="Batch norms in the weights.")
@@ -37,22 +37,6 @@ TOLERANCE = 1e-4
 BATCH = 64
 CALIBRATION_BATCH = 16
 IMAGES = "images.npy"
-
-
-class Progress(Protocol):
-    """Where an export reports to."""
-
-    def message(self, text: str) -> None:
-        """Say one line that stays."""
-        ...
-
-    def begin(self, name: str, *, number: int, of: int) -> None:
-        """Note that file ``number`` of ``of`` is begun."""
-        ...
-
-    def end(self, name: str) -> None:
-        """Note that the file is made, or refused."""
-        ...
 
 
 def export(
@@ -70,7 +54,7 @@ def export(
     requests: int = 0,
     batch_sizes: Sequence[int] = (),
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Display | None = None,
 ) -> Outcome:
     """Fold, export and quantise a trained model, and prove that each file answers as the model does.
 
@@ -116,7 +100,7 @@ def export(
         raise UserError(f"labels: must be one for each of {len(inputs)} images, got shape {tuple(labels.shape)}.")
     if threads is not None and not 1 <= threads <= count_cores():
         raise UserError(f"threads: must be 1 to {count_cores()}, the cores that this process may use, got {threads}.")
-    progress = progress or _Silent()
+    progress = progress or silent_display()
     with (
         new_directory(Path(out), name="out") as directory,
         tempfile.TemporaryDirectory() as scratch,
@@ -192,19 +176,6 @@ class _Comparison:
         return self.scratch / IMAGES
 
 
-class _Silent:
-    """Shows nothing."""
-
-    def message(self, text: str) -> None:
-        pass
-
-    def begin(self, name: str, *, number: int, of: int) -> None:
-        pass
-
-    def end(self, name: str) -> None:
-        pass
-
-
 def plans(
     formats: str | Sequence[str] | None,
     quantize: str | Sequence[str],
@@ -267,7 +238,7 @@ def _make_all(
     request: Request,
     comparison: _Comparison,
     directory: Path,
-    progress: Progress,
+    progress: Display,
 ) -> list[Artifact]:
     """Make every file.
 

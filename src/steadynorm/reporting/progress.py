@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from types import TracebackType
-from typing import Protocol, Self
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing import Protocol, Self, TextIO
 
 from steadynorm.reporting.printable import printable
 
@@ -32,7 +31,7 @@ class Display(Protocol):
             of: all pieces.
             left: pieces that have not ended; default: this one and those after it.
             share: of the piece that is done, in [0, 1].
-            text: what is said beside its name.
+            text: what is said after its name.
         """
 
     def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
@@ -43,20 +42,23 @@ class Display(Protocol):
 
 
 @contextlib.contextmanager
-def open_display(*, shown: bool = True) -> Iterator[Display]:
-    """Open the display that suits standard error: live in a terminal, else plain lines.
+def open_display(*, shown: bool = True, stream: TextIO | None = None, timed: bool = False) -> Iterator[Display]:
+    """Open the display that suits a stream: live bars in a terminal where rich is installed, else plain lines.
 
     Args:
         shown: False for a process whose news another one tells.
+        stream: default: standard error.
+        timed: whether speeds are measured meanwhile. Then bars are drawn when a piece begins and not by a clock, which
+            would take time from what is measured, and plain lines do not say what begins.
     """
-    console = Console(stderr=True, highlight=False)
+    stream = stream or sys.stderr
     if not shown:
         yield silent_display()
-    elif console.is_terminal:
-        with _Live(console) as live:
+    elif stream.isatty() and find_spec("rich") is not None:
+        with _Live(stream, timed=timed) as live:
             yield live
     else:
-        yield _Plain(console)
+        yield _Plain(stream, timed=timed)
 
 
 def silent_display() -> Display:
@@ -85,19 +87,21 @@ class _Silent:
 class _Plain:
     """One line for each text that lasts, under the name of its piece."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, stream: TextIO, *, timed: bool = False) -> None:
+        self.stream = stream
+        self.timed = timed
         self.told = ""
         """Name of the piece that the last line is about."""
 
     def message(self, text: str) -> None:
-        self.console.print(printable(text), markup=False, soft_wrap=True)
+        print(printable(text), file=self.stream, flush=True)
 
     def begin(
         self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
     ) -> None:
         self.told = name
-        self.message(f"[{number}/{of}] {name}{text}")
+        if not self.timed:
+            self.message(f"[{number}/{of}] {name}{text}")
 
     def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
         if not lasting:
@@ -115,16 +119,21 @@ class _Plain:
 class _Live(_Plain):
     """A bar for each running piece and one for all of them, with the latest texts."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, stream: TextIO, *, timed: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+        super().__init__(stream, timed=timed)
+        self.console = Console(file=stream, highlight=False)
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             TextColumn("{task.fields[text]}"),
-            console=console,
+            console=self.console,
             transient=True,
+            auto_refresh=not timed,
         )
         self.whole = self.bars.add_task("all", total=1.0, text="", visible=False)
         self.running: dict[str, TaskID] = {}
@@ -143,6 +152,9 @@ class _Live(_Plain):
     ) -> None:
         self.bars.stop()
 
+    def message(self, text: str) -> None:
+        self.console.print(printable(text), markup=False, emoji=False, soft_wrap=True)
+
     def begin(
         self, name: str, *, number: int, of: int, left: int | None = None, share: float = 0.0, text: str = ""
     ) -> None:
@@ -153,6 +165,7 @@ class _Live(_Plain):
         self.ended = number - 1 if left is None else of - left
         self.bars.update(self.whole, total=of, visible=of > 1)
         self._update(name)
+        self.bars.refresh()
 
     def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
         if name not in self.running:
