@@ -10,9 +10,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from steadynorm.bench.record import Record, begin_record, flag, write_record
+from steadynorm.bench.record import Record, begin_record, write_record
 from steadynorm.lab.machine import choose_device, choose_threads
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.flags import check_values, flag
 from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
 
@@ -117,10 +118,7 @@ def check_config(config: Any) -> None:  # noqa: ANN401 (any command's dataclass)
     for field in dataclasses.fields(config):
         name, value = flag(field.name), getattr(config, field.name)
         values = value if isinstance(value, tuple) else (value,)
-        if field.default and not values:
-            raise UserError(f"{name}: at least one value is needed.")
-        if len(set(values)) < len(values):
-            raise UserError(f"{name}: every value may appear once, got {' '.join(map(str, values))}.")
+        check_values(field.name, values, may_be_empty=not field.default)
         for one in values:
             if not isinstance(one, int | float) or isinstance(one, bool):
                 continue

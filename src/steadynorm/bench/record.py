@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
-import shlex
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,14 +11,14 @@ from typing import Any
 
 import torch
 
-from steadynorm import __version__
-from steadynorm.lab.machine import describe_machine, reuse_memory
+from steadynorm.lab.machine import reuse_memory
+from steadynorm.reporting.environment import describe_machine, describe_versions
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.flags import command_of
 
-__all__ = ["Record", "begin_record", "flag", "read_record", "write_record"]
+__all__ = ["Record", "begin_record", "read_record", "write_record"]
 
 PACKAGES = ("torch", "numpy", "numba", "triton")
-NOT_MEASURED = ("out", "json")  # where results go and how they are shown
 
 Record = dict[str, Any]
 
@@ -40,17 +37,17 @@ def begin_record(
         config: a dataclass of flags, all with defaults.
         device: what is measured on.
     """
+    versions = describe_versions(PACKAGES)
     return {
         "bench": bench,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": _command(command, config),
+        "command": command_of(f"bench {command}", config),
         "commit": _commit(),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "allocator_reuses_memory": reuse_memory(),
         "machine": describe_machine(device),
-        "versions": {"python": platform.python_version(), "steadynorm": __version__}
-        | {name: _version(name) for name in PACKAGES},
+        "versions": {name: versions.get(name) for name in ("python", "steadynorm", *PACKAGES)},
         "config": {
             name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
         },
@@ -104,34 +101,6 @@ def read_record(path: Path) -> Record:
     if not isinstance(record, dict) or "bench" not in record:
         raise UserError(f"{path}: is not the record of a bench. Give a file that --out has written.")
     return record
-
-
-def _command(command: str, config: Any) -> str:  # noqa: ANN401 (as above)
-    """Give the shell command that repeats the measurement."""
-    words = ["steadynorm", "bench", command]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default or field.name in NOT_MEASURED:
-            continue
-        if "Positional" in str(field.type):
-            words.append(str(value))
-            continue
-        words.append(flag(field.name))
-        if not isinstance(value, bool):
-            words += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
-    return shlex.join(words)
-
-
-def flag(field: str) -> str:
-    """Give the flag of a field."""
-    return f"--{field.replace('_', '-')}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,17 +19,19 @@ from steadynorm.deploy.results import write_outcome
 from steadynorm.deploy.source import as_logits, is_built, load_source
 from steadynorm.lab.configuration import check_at_least
 from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, first, load_dataset
-from steadynorm.lab.experiment import as_config, command_of, new_place
-from steadynorm.lab.machine import choose_threads, describe_machine, describe_versions
+from steadynorm.lab.experiment import new_place
+from steadynorm.lab.machine import choose_threads
 from steadynorm.reporting.chance import most_frequent
+from steadynorm.reporting.environment import describe_machine, describe_versions
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.flags import as_config, command_of
 from steadynorm.reporting.progress import Display
 from steadynorm.reporting.records import Record, read_config, write_config
 
 __all__ = ["ExportConfig", "check_config", "is_own_data", "run_export", "with_data"]
 
 OPTIONS = ("--format", "--quantize")
-RUNTIMES = ("torchao", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("torch", "numpy", "safetensors", "torchao", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,6 @@ def _trained_on(config: ExportConfig) -> Mapping[str, Any] | None:
 
 
 def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Record:
-    runtimes = {name: found for name in RUNTIMES if (found := _version(name))}
     return Record(
         experiment="export",
         command=command_of("export", config),
@@ -199,15 +198,9 @@ def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Reco
             "images": len(labels),
             "chance": most_frequent(labels),
         },
-        versions=describe_versions() | runtimes,
+        versions=describe_versions(PACKAGES),
         machine=describe_machine(torch.device("cpu")),
     )
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(package)
-    return None
 
 
 def _why_unscored(dataset: Dataset, outputs: int, *, is_own: bool) -> str:

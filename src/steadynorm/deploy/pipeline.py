@@ -22,7 +22,7 @@ from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import Artifact, Outcome, write_outcome
 from steadynorm.deploy.source import as_logits
 from steadynorm.deploy.weights import load_weights
-from steadynorm.lab.machine import count_cores
+from steadynorm.reporting.environment import count_cores
 from steadynorm.reporting.failure import UserError, check_known, one_line, reason_of
 from steadynorm.reporting.progress import Display, silent_display
 from steadynorm.surgery import NothingDoneError, Refused, fold_, to_torch_

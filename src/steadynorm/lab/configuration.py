@@ -17,6 +17,7 @@ from steadynorm.lab.normalizations import find_normalization
 from steadynorm.lab.training import Settings
 from steadynorm.lab.workers import number_of_workers
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.flags import check_values, flag
 from steadynorm.reporting.records import Record
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "check_rates",
     "check_split",
     "check_training",
-    "flag",
     "prepared",
     "quickened",
     "settings_at",
@@ -114,11 +114,6 @@ class OneRateConfig(TrainingConfig):
     """Images that are normalized together."""
     lr: float = 0.1
     """Learning rate of SGD, the same for every arm."""
-
-
-def flag(name: str) -> str:
-    """Give the command-line flag of a configuration field."""
-    return f"--{name.replace('_', '-')}"
 
 
 def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
@@ -299,11 +294,7 @@ def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[
         UserError: a list is empty, or has a value twice.
     """
     for name in names:
-        values = getattr(config, name)
-        if not values and name not in may_be_empty:
-            raise UserError(f"{flag(name)}: at least one value is needed.")
-        if len(set(values)) < len(values):
-            raise UserError(f"{flag(name)}: every value may appear once, got {' '.join(map(str, values))}.")
+        check_values(name, getattr(config, name), may_be_empty=name in may_be_empty)
 
 
 def settings_of(config: OneRateConfig, record: Record, *, accumulate: int = 1) -> Settings:

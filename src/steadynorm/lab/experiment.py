@@ -19,15 +19,12 @@ import torch
 from torch import nn
 
 from steadynorm.lab.checkpoint import load_checkpoint
-from steadynorm.lab.configuration import ExperimentConfig, flag, prepared, with_reached_milestones
+from steadynorm.lab.configuration import ExperimentConfig, prepared, with_reached_milestones
 from steadynorm.lab.data import Dataset, Images, first, load_dataset
 from steadynorm.lab.machine import (
     choose_device,
     choose_precision,
     choose_threads,
-    count_cores,
-    describe_machine,
-    describe_versions,
 )
 from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.training import overflow_ignored
@@ -40,7 +37,9 @@ from steadynorm.lab.workers import (
     was_restarted,
 )
 from steadynorm.reporting.chance import most_frequent
+from steadynorm.reporting.environment import count_cores, describe_machine, describe_versions
 from steadynorm.reporting.failure import Interrupted, UserError, reason_of
+from steadynorm.reporting.flags import as_config, command_of, flag
 from steadynorm.reporting.place import check_new
 from steadynorm.reporting.progress import Display
 from steadynorm.reporting.records import FORMAT, Cell, Factors, Record, format_of, read_record
@@ -50,10 +49,8 @@ from steadynorm.reporting.run_directory import BEGUN, RunDirectory
 __all__ = [
     "Experiment",
     "Task",
-    "as_config",
     "check_record",
     "check_same",
-    "command_of",
     "config_of",
     "explain_stop",
     "new_place",
@@ -64,8 +61,6 @@ __all__ = [
 
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 
-# where it runs, where results go and how they are shown; not what is computed
-NOT_STORED = ("on", "address", "out", "resume", "json", "given")
 BESIDE_RESUME = ("on", "address", "resume", "json", "data_dir")  # flags that do not change a stored experiment
 
 
@@ -435,39 +430,6 @@ def explain_stop(name: str, place: Path, display: Display, where: Sequence[str] 
         raise Interrupted from stop
     except OSError as error:
         raise UserError(f"{error.filename or place}: {reason_of(error)}. Fix this and resume: {resume}") from error
-
-
-def as_config(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any command's dataclass)
-    """Give the flags as a record keeps them: those that decide what is computed, as JSON."""
-    return {key: _to_json(value) for key, value in _stored_values(config).items()}
-
-
-def _stored_values(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experiment's dataclass)
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in NOT_STORED}
-
-
-def command_of(name: str, config: Any) -> str:  # noqa: ANN401 (any command's dataclass)
-    """Give the shell command that repeats what was done."""
-    words, flags = ["steadynorm", *name.split()], list[str]()
-    given = getattr(config, "given", ())
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    positional = {f.name for f in dataclasses.fields(config) if "Positional" in str(f.type)}
-    for key, value in _stored_values(config).items():
-        if value == defaults[key] and flag(key) not in given:  # a given default counts beside --quick
-            continue
-        if key in positional:  # before the flags, the last of which may take several values
-            words.append(str(value))
-            continue
-        flags.append(flag(key))
-        if not isinstance(value, bool):
-            flags += [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
-    return shlex.join(words + flags)
-
-
-def _to_json(value: Any) -> Any:  # noqa: ANN401 (JSON)
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
 
 
 def _digest(dataset: Dataset) -> str:

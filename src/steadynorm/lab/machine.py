@@ -1,27 +1,19 @@
-"""The process and the machine it runs on: memory, device, precision, versions."""
+"""What a process computes with: reused memory, device, precision, threads."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
-import math
-import os
-import platform
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from steadynorm import __version__
+from steadynorm.reporting.environment import count_cores, cpuinfo
 from steadynorm.reporting.failure import UserError
 
 __all__ = [
     "choose_device",
     "choose_precision",
     "choose_threads",
-    "count_cores",
-    "describe_machine",
-    "describe_versions",
     "reuse_memory",
 ]
 
@@ -71,7 +63,7 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.devi
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    flags = _cpu_flags()
+    flags = set(cpuinfo("flags").split())
     return "bf16" if flags & {"amx_bf16", "avx512_bf16"} else "fp32"
 
 
@@ -87,54 +79,3 @@ def choose_threads(wanted: int | None) -> int:
     if wanted is not None and wanted > cores:
         raise UserError(f"--threads: must be at most the {cores} cores that this process may use, got {wanted}.")
     return min(torch.get_num_threads(), cores) if wanted is None else wanted
-
-
-def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Count the cores that this process may use: those it is bound to, or fewer where its container has a quota.
-
-    Args:
-        quota: file of the kernel's (cgroup v2) with two numbers of microseconds: of processor time in each period
-            (``max`` where there is no limit), and of the period.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    time, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
-    return cores if time == "max" else min(cores, max(1, math.ceil(int(time) / int(period))))
-
-
-def describe_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors")}
-    return {"python": platform.python_version(), "steadynorm": __version__} | packages
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, memory and operating system, for the reader of a report."""
-    return {
-        "processor": _cpu_model(),
-        "cores": count_cores(),
-        "memory_gib": _memory_gib(),
-        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpuinfo("flags").split())
-
-
-def _cpu_model() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo(key: str) -> str:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return ""
-    lines = (line.partition(":") for line in path.read_text().splitlines())
-    return next((value.strip() for name, _, value in lines if name.strip() == key), "")
-
-
-def _memory_gib() -> float | None:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from steadynorm.lab.cells import CellFiles, Measure, Model, State, measure
-from steadynorm.lab.machine import count_cores
+from steadynorm.reporting.environment import count_cores
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.progress import Display, silent_display
 from steadynorm.reporting.records import Cell

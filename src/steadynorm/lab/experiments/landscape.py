@@ -43,7 +43,6 @@ from steadynorm.lab.configuration import (
     check_experiment,
     check_lists,
     check_one_rate,
-    flag,
     settings_of,
 )
 from steadynorm.lab.data import batches
@@ -74,6 +73,7 @@ from steadynorm.lab.training import Settings, autocast, evaluate, learning_rate,
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.flags import flag
 from steadynorm.reporting.numbers import number, percent, percent_spread, points, rate
 from steadynorm.reporting.records import Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text

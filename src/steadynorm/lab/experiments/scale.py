@@ -28,7 +28,6 @@ from steadynorm.lab.configuration import (
     check_rates,
     check_split,
     check_training,
-    flag,
     settings_at,
 )
 from steadynorm.lab.describe import (
@@ -50,6 +49,7 @@ from steadynorm.lab.workers import number_of_workers
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.flags import flag
 from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
 from steadynorm.reporting.records import Cell, Factors, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
