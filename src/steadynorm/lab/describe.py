@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from steadynorm.reporting.claims import compare
@@ -191,7 +192,8 @@ def _schedule(record: Record) -> str:
 def method_of(record: Record, *paragraphs: str) -> list[str]:
     """Say how networks are trained and judged, and what else there is to say."""
     return [
-        f"{data_method(record)} A seed decides the initial weights and the order of the images, alike in every arm.",
+        f"{data_method(record)} A seed decides the initial weights, the order of the images and their augmentation, "
+        "alike in every arm.",
         *training_method(record),
         *paragraphs,
     ]
@@ -237,10 +239,11 @@ class Arm:
     """Quantity -> what each of the networks has of it, NaN where it has none."""
 
     @classmethod
-    def of(cls, arm: str, cells: Iterable[Cell], quantities: Mapping[str, Reduction]) -> Arm:
-        """Reduce each network to one number of each quantity."""
+    def of(cls, arm: str, cells: Iterable[Cell], quantities: Mapping[str, Reduction], **own: Any) -> Self:  # noqa: ANN401
+        """Reduce each network to one number of each quantity; ``own``: fields of a subclass."""
         cells = tuple(cells)
-        return cls(arm=arm, cells=cells, values={name: [*map(one, cells)] for name, one in quantities.items()})
+        values = {name: [*map(one, cells)] for name, one in quantities.items()}
+        return cls(arm=arm, cells=cells, values=values, **own)
 
     def __getitem__(self, quantity: str) -> Spread | None:
         return spread(self.values[quantity])
@@ -304,20 +307,23 @@ def ending(accuracy: Spread | None, lost: str) -> str:
 
 
 def status_entry(arm: Arm, so_far: str = "") -> Entry:
-    """Say how the networks of an arm ended; ``so_far``: how far they are, where none has."""
+    """Say how the networks of an arm ended; ``so_far``: how far they are, where some have not."""
     some = f"{len(arm.ended)} of {arm.seeds} measured" if 0 < len(arm.ended) < arm.seeds else ""
     if arm.lost:
         return Entry(text=arm.lost, tone="bad", note=some)
     if arm.ended and not some:
         return Entry(text="finished", note="" if arm.seeds == 1 else f"{arm.seeds} seeds")
-    return Entry(text=some or so_far or "waiting", tone="muted")
+    return Entry(text=so_far or some or "waiting", tone="muted", note=some if so_far else "")
 
 
 def absent_because(arm: Arm | None) -> str:
     """Say why an arm has no number."""
     if arm is None:
         return "The arm was not trained."
-    return f"{capital(arm.lost)}." if arm.lost else f"{len(arm.ended)} of {arm.seeds} networks are measured."
+    if arm.lost:
+        return f"{capital(arm.lost)}."
+    waits = len(arm.ended) < arm.seeds or not arm.seeds
+    return f"{len(arm.ended)} of {arm.seeds} networks are measured." if waits else "What was measured does not tell."
 
 
 def with_and_without(
@@ -442,12 +448,12 @@ def _as_json(run: Cell) -> dict[str, Any]:
 def arm_figure(
     record: Record,
     kind: Kind,
-    rows: Rows,
+    data: Rows,
     *,
     name: str,
     title: str,
     caption: str,
-    marks: Mapping[str, Rows] | None = None,
+    marks: Mapping[str, Sequence[dict[str, Any]]] = MappingProxyType({}),
     **options: Any,  # noqa: ANN401 (those of the chart)
 ) -> list[Figure]:
     """Draw rows whose column ``arm`` decides the color; nothing where there are none.
@@ -455,21 +461,22 @@ def arm_figure(
     Args:
         record: its arms decide the order.
         kind: of the chart; a function of :mod:`steadynorm.reporting.charts`.
-        rows: a row for each value, with the registered name of its arm.
+        data: a row for each value, with the registered name of its arm.
         name: file name without its ending.
         title: of the figure.
         caption: what the reader has to know.
-        marks: further tables of the chart.
+        marks: further rows of the chart, likewise.
         options: what else the chart takes.
     """
     import pandas as pd
 
-    data = pd.DataFrame(rows)
-    if data.empty:
+    table = pd.DataFrame(data)
+    if table.empty:
         return []
-    data = data.assign(arm=data["arm"].map(arm_label))
+    table = table.assign(arm=table["arm"].map(arm_label))
+    named = {mark: [row | {"arm": arm_label(row["arm"])} for row in rows] for mark, rows in marks.items()}
     options = {"hue": "arm", "order": arm_labels(record)} | options
-    return [Figure(name=name, title=title, caption=caption, kind=kind, data=data, options=options, marks=marks or {})]
+    return [Figure(name=name, title=title, caption=caption, kind=kind, data=table, options=options, marks=named)]
 
 
 def curves(
