@@ -358,3 +358,16 @@ def test_grad_of_a_layer_in_evaluation_is_torchs():
     x = SMALL_X.clone().requires_grad_()
     layer(x).square().sum().backward()
     torch.testing.assert_close(gradient, x.grad)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.parametrize("tool", ["trace", "export"])
+def test_a_record_of_a_large_training_batch_holds_torchs_own_batch_norm(tool):
+    layer, x = BatchNorm2d(8), torch.randn(64, 8, 32, 32)
+    assert choose_backend(x, fused=False) == "numba"
+    if tool == "trace":
+        recorded = {node.kind() for node in torch.jit.trace(layer, x, check_trace=False).inlined_graph.nodes()}
+    else:
+        program = torch.export.export(layer, (x,), strict=False)
+        recorded = {str(node.target).replace(".", "::").rpartition("::")[0] for node in program.graph.nodes}
+    assert "aten::batch_norm" in recorded
