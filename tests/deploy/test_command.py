@@ -12,7 +12,7 @@ from torch import nn
 
 from steadynorm import cli
 from steadynorm.deploy import FORMATS, pipeline
-from steadynorm.deploy.command import ExportConfig, check_config, is_own_data, run_export, with_data
+from steadynorm.deploy.command import ExportConfig, check_config, run_export, with_data
 from steadynorm.deploy.formats import QUANTIZATIONS
 from steadynorm.deploy.processes import SERVING, Server
 from steadynorm.deploy.report import best_of, build_export_report, describe, missed_target
@@ -170,7 +170,7 @@ def answering(change):
 def test_too_great_a_loss_of_accuracy_is_refused_and_the_file_removed(tmp_path, monkeypatch):
     labels = first(load_dataset("shapes").validation, 40).labels.numpy()
     truth = np.eye(10, dtype=np.float32)[labels]
-    monkeypatch.setattr(pipeline, "_eager_outputs", lambda model, images: truth)
+    monkeypatch.setattr(pipeline, "eager_outputs", lambda model, images: truth)
     with pytest.raises(UserError, match=r"int8: [6-9]\d\.\d points of accuracy lost, more than the max drop of 50\."):
         export(tmp_path, format=("onnx",), quantize=("dynamic",), max_drop=50.0)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -241,11 +241,11 @@ def _trained_on_cifar10(place):
 
 def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):
     source = _trained_on_cifar10(tmp_path)
-    found = with_data(ExportConfig(source=source))
+    found, _ = with_data(ExportConfig(source=source))
     assert (found.data, found.data_dir) == ("cifar10", Path("somewhere"))
-    assert with_data(ExportConfig(source=source, data_dir=Path("here"))).data_dir == Path("here")
-    assert with_data(ExportConfig(source=source, data="shapes")).data_dir is None
-    assert with_data(ExportConfig(source="package:function")).data == "shapes"
+    assert with_data(ExportConfig(source=source, data_dir=Path("here")))[0].data_dir == Path("here")
+    assert with_data(ExportConfig(source=source, data="shapes"))[0].data_dir is None
+    assert with_data(ExportConfig(source="package:function"))[0].data == "shapes"
 
 
 def test_a_built_model_is_not_scored_on_classes_that_may_not_be_its_own(tmp_path):
@@ -265,22 +265,22 @@ def test_a_built_model_is_not_scored_on_classes_that_may_not_be_its_own(tmp_path
 
 def test_a_checkpoint_is_scored_on_the_data_that_it_was_trained_on_alone(tmp_path, monkeypatch):
     source = _trained_on_cifar10(tmp_path)
-    assert is_own_data(ExportConfig(source=source))
-    assert is_own_data(ExportConfig(source=source, data="cifar10"))
-    assert not is_own_data(ExportConfig(source=source, data="shapes"))
+    assert with_data(ExportConfig(source=source))[1]
+    assert with_data(ExportConfig(source=source, data="cifar10"))[1]
+    assert not with_data(ExportConfig(source=source, data="shapes"))[1]
     copied = str(tmp_path / "a.safetensors")
-    assert not is_own_data(ExportConfig(source=copied))
-    assert is_own_data(ExportConfig(source=copied, data="shapes"))
-    assert is_own_data(ExportConfig(source="package:function", data="shapes"))
+    assert not with_data(ExportConfig(source=copied))[1]
+    assert with_data(ExportConfig(source=copied, data="shapes"))[1]
+    assert with_data(ExportConfig(source="package:function", data="shapes"))[1]
     monkeypatch.chdir(tmp_path / "run")  # whose config.json says nothing of a model from elsewhere
-    assert not is_own_data(ExportConfig(source="package:function"))
+    assert not with_data(ExportConfig(source="package:function"))[1]
 
 
 @pytest.mark.parametrize("source", ["package:function", "a.safetensors"])
 def test_a_directory_of_data_that_would_not_be_read_is_refused(source):
     with pytest.raises(UserError, match=r"--data-dir: is read with --data cifar10 only\. Add --data cifar10\."):
         with_data(ExportConfig(source=source, data_dir=Path("here")))
-    assert with_data(ExportConfig(source=source, data="cifar10", data_dir=Path("here"))).data_dir == Path("here")
+    assert with_data(ExportConfig(source=source, data="cifar10", data_dir=Path("here")))[0].data_dir == Path("here")
 
 
 @pytest.mark.slow
@@ -306,7 +306,7 @@ def test_a_refused_int8_file_is_an_expectation_that_is_not_met(exported, tmp_pat
 
 
 def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("steadynorm.deploy.pipeline.TOLERANCE", 0.0)
+    monkeypatch.setattr("steadynorm.deploy.comparison.TOLERANCE", 0.0)
     with pytest.raises(UserError, match=r"nothing could be exported: TorchScript: its outputs are off by"):
         export(tmp_path, format=("torchscript",), quantize=("none",))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -358,7 +358,10 @@ def test_no_row_says_folded_where_nothing_folded(tmp_path):
     assert pipeline.FOLDED.name not in [one.name for one in outcome.artifacts]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"artifacts": [{}]}', '{"artifacts": [], "steps": []}'])
+WRONG_TYPE = '{"model": "a", "parameters": "many", "norms": 0, "steps": [], "artifacts": []}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"artifacts": [{}]}', '{"artifacts": [], "steps": []}', WRONG_TYPE])
 def test_a_damaged_record_is_one_line(tmp_path, text):
     (tmp_path / "artifacts.json").write_text(text)
     with pytest.raises(UserError, match=r"artifacts\.json: is not the record of an export \("):

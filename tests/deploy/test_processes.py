@@ -56,3 +56,16 @@ def test_the_memory_of_a_process_is_in_the_units_of_its_system(monkeypatch, syst
     usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=3 * (unit or 1)))
     monkeypatch.setitem(sys.modules, "resource", usage if unit else None)
     assert worker.peak_mib() == (3 if unit else None)
+
+
+def test_ctrl_c_while_an_artifact_loads_ends_its_process(tmp_path, monkeypatch):
+    started = []
+
+    def interrupted(self):
+        started.append(self.process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        serve(tmp_path, "import time; time.sleep(60)")
+    assert started[0].returncode is not None

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.place import check_inside, check_new, check_own_file, file_in
+from steadynorm.reporting.place import check_inside, check_new, check_own_file, file_in, new_directory
 
 
 def test_a_new_and_an_empty_directory_are_places(tmp_path: Path) -> None:
@@ -93,3 +93,19 @@ def test_a_name_that_leads_out_of_a_directory_is_refused(name: str) -> None:
 
 def test_a_name_in_a_directory_is_a_path() -> None:
     assert file_in(Path("run"), "..a-lr0.1.png") == Path("run") / "..a-lr0.1.png"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_directory_takes_its_name_when_all_is_in_it(tmp_path: Path, error: type[BaseException]) -> None:
+    with new_directory(tmp_path / "a" / "b", name="out") as directory:
+        (directory / "file").touch()
+        assert not (tmp_path / "a" / "b").exists()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert (tmp_path / "a" / "b" / "file").exists()
+    with pytest.raises(error), new_directory(tmp_path / "a" / "c", name="out") as directory:
+        (directory / "file").touch()
+        raise error
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    exists = pytest.raises(UserError, match=r"^out: .*b exists already\. Give a new directory\.$")
+    with exists, new_directory(tmp_path / "a" / "b", name="out"):
+        pass

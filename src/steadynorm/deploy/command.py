@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from steadynorm.deploy.pipeline import export, new_directory, plans
+from steadynorm.deploy.pipeline import export, plans
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import write_outcome
 from steadynorm.deploy.source import as_logits, is_built, load_source
@@ -25,10 +25,11 @@ from steadynorm.reporting.chance import most_frequent
 from steadynorm.reporting.environment import describe_machine, describe_versions
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import as_config, command_of
+from steadynorm.reporting.place import new_directory
 from steadynorm.reporting.progress import Display
 from steadynorm.reporting.records import Record, read_config, write_config
 
-__all__ = ["ExportConfig", "check_config", "is_own_data", "run_export", "with_data"]
+__all__ = ["ExportConfig", "check_config", "run_export", "with_data"]
 
 OPTIONS = ("--format", "--quantize")
 PACKAGES = ("torch", "numpy", "safetensors", "torchao", "onnx", "onnxscript", "onnxruntime")
@@ -93,7 +94,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     place = config.out or new_place("export")
     if place.exists() or place.is_symlink():
         raise UserError(f"--out: {place} exists already. Give a new directory.")
-    config, is_own = with_data(config), is_own_data(config)
+    config, is_own = with_data(config)
     assert config.data is not None
     threads = choose_threads(config.threads)
     source = load_source(config.source, weights=config.weights, key=config.weights_key)
@@ -151,28 +152,26 @@ def check_config(config: ExportConfig) -> None:
     plans(config.format, config.quantize, OPTIONS)
 
 
-def with_data(config: ExportConfig) -> ExportConfig:
+def with_data(config: ExportConfig) -> tuple[ExportConfig, bool]:
     """Choose the images: those that were asked for, else those of the run that a checkpoint belongs to.
+
+    Returns:
+        the configuration with them, and whether they are of the model's classes: it was trained on them, or the user
+        chose them for it.
 
     Raises:
         UserError: --data-dir would not be read.
     """
-    trained = _trained_on(config)
-    if config.data is None and trained is None:
+    trained, asked = _trained_on(config), config.data
+    if asked is None and trained is None:
         config = replace(config, data="shapes")
-    elif config.data is None and trained is not None:
+    elif asked is None and trained is not None:
         kept = trained.get("data_dir")
         place = config.data_dir or (None if kept is None else Path(kept))
         config = replace(config, data=trained["data"], data_dir=place)
     assert config.data is not None
     check_data_dir(config.data, config.data_dir)
-    return config
-
-
-def is_own_data(config: ExportConfig) -> bool:
-    """Tell whether the images are of the model's classes: it was trained on them, or the user chose them for it."""
-    trained = _trained_on(config)
-    return config.data is not None if trained is None else config.data in (None, trained["data"])
+    return config, asked is not None if trained is None else asked in (None, trained["data"])
 
 
 def _trained_on(config: ExportConfig) -> Mapping[str, Any] | None:

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from steadynorm.deploy.comparison import Comparison, eager_outputs
 from steadynorm.deploy.formats import FORMATS, QUANTIZATIONS, Request
 from steadynorm.deploy.latency import measure
-from steadynorm.deploy.processes import Server
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import Artifact, Outcome, write_outcome
 from steadynorm.deploy.source import as_logits
 from steadynorm.deploy.weights import load_weights
 from steadynorm.reporting.environment import count_cores
-from steadynorm.reporting.failure import UserError, check_known, one_line, reason_of
+from steadynorm.reporting.failure import UserError, check_known, one_line
+from steadynorm.reporting.place import new_directory
 from steadynorm.reporting.progress import Display, silent_display
 from steadynorm.surgery import NothingDoneError, Refused, fold_, to_torch_
-from steadynorm.surgery.flow.trial import run
 
-__all__ = ["EAGER", "FOLDED", "TOLERANCE", "export", "new_directory", "plans"]
+__all__ = ["EAGER", "FOLDED", "export", "plans"]
 
 EAGER = Artifact(name="eager torch", format="eager", quantize="none", note="The model as it was trained.")
 FOLDED = Artifact(name="eager torch, folded", format="folded", quantize="none", note="Batch norms in the weights.")
-TOLERANCE = 1e-4
-"""Largest error of a float file, relative to the largest magnitude of an output."""
-BATCH = 64
 CALIBRATION_BATCH = 16
-IMAGES = "images.npy"
+WEIGHTS = ("weights", "weights_key")
+"""Arguments, as errors call them."""
 
 
 def export(
@@ -107,29 +103,25 @@ def export(
         contextlib.ExitStack() as servers,
         torch.random.fork_rng(devices=()),
     ):
-        copy = _copied(model)
-        read = "" if weights is None else load_weights(copy, Path(weights), key=weights_key, options=WEIGHTS)
-        norms = check_ready(copy)
-        copy = as_logits(copy, inputs[:2])
-        folded, number, steps = _folded(copy, inputs[:8])
-        progress.message(" ".join(steps))
-        comparison = _Comparison(
+        ready = _ready(model, inputs, weights=weights, key=weights_key)
+        progress.message(" ".join(ready.folding))
+        comparison = Comparison(
             scratch=Path(scratch),
             threads=threads or min(torch.get_num_threads(), count_cores()),
             labels=None if labels is None else labels.numpy(),
-            expected=_eager_outputs(copy, inputs),
+            expected=eager_outputs(ready.model, inputs),
             max_drop=max_drop,
         )
         np.save(comparison.images, inputs.numpy())
-        eager = [(EAGER, copy), (FOLDED, folded)][: 2 if number else 1]
+        # Their processes start first: where one cannot, no file has to be made to find that out.
         timed = {
-            one.name: servers.enter_context(_eager_server(each, comparison)) for one, each in eager if requests > 0
+            one.name: servers.enter_context(comparison.serve_eager(module))
+            for one, module in ready.eager
+            if requests > 0
         }
-        found = [_compared(EAGER, comparison.expected, comparison)]
-        if number:
-            found.append(_compared(FOLDED, _eager_outputs(folded, inputs), comparison))
+        found = [comparison.measured(one, eager_outputs(module, inputs)) for one, module in ready.eager]
         request = Request(
-            model=folded,
+            model=ready.folded,
             example=inputs[[0, min(1, len(inputs) - 1)]],
             calibration=torch.split(ranges, CALIBRATION_BATCH),
         )
@@ -137,14 +129,14 @@ def export(
         if requests > 0:
             for one in found:
                 if one.file:
-                    timed[one.name] = servers.enter_context(_server(directory / one.file, one, comparison))
+                    timed[one.name] = servers.enter_context(comparison.serve(directory / one.file, one))
             progress.message(f"timing {requests:,} requests to each of {len(timed)}, in turn")
             found = measure(found, timed, images=comparison.images, requests=requests, batch_sizes=batch_sizes)
         outcome = Outcome(
             model=type(model).__name__,
-            parameters=sum(parameter.numel() for parameter in copy.parameters()),
-            norms=norms,
-            steps=tuple(filter(None, (read, *steps))),
+            parameters=sum(parameter.numel() for parameter in ready.model.parameters()),
+            norms=ready.norms,
+            steps=tuple(filter(None, (ready.weights, *ready.folding))),
             artifacts=tuple(found),
             directory=directory,
         )
@@ -152,28 +144,44 @@ def export(
     return replace(outcome, directory=Path(out))
 
 
-WEIGHTS = ("weights", "weights_key")
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """What files are compared on, and how they are served."""
+class _Ready:
+    """A model that has been found fit to be exported, and its folded copy."""
 
-    scratch: Path
-    """Where processes meet."""
-    threads: int
-    """Of each process."""
-    labels: NDArray[np.int64] | None
-    """None if the model's classes are not the data's."""
-    expected: NDArray[np.float32]
-    """The eager model's outputs."""
-    max_drop: float
-    """Percentage points that quantising may cost."""
+    model: nn.Module
+    """On the CPU, with its weights; gives logits."""
+    folded: nn.Module
+    """What the files hold."""
+    norms: int
+    """Batch norms of the model."""
+    number: int
+    """Of them that were folded."""
+    weights: str
+    """What was read from a file of weights; empty where none was given."""
+    folding: list[str]
+    """What folding did, a sentence each."""
 
     @property
-    def images(self) -> Path:
-        """What every process is asked with: an array, float32."""
-        return self.scratch / IMAGES
+    def eager(self) -> list[tuple[Artifact, nn.Module]]:
+        """What files are compared with; the folded copy only if it differs."""
+        return [(EAGER, self.model), *([(FOLDED, self.folded)] if self.number else [])]
+
+
+def _ready(model: nn.Module, inputs: Tensor, *, weights: str | Path | None, key: str | None) -> _Ready:
+    """Copy a model, load its weights, check it, and fold a copy of the copy.
+
+    Raises:
+        UserError: it cannot be copied or folded, the weights do not fit, or it is not fit to be exported.
+    """
+    try:
+        copy = deepcopy(model).cpu()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UserError(f"the model cannot be copied: {one_line(error)}.") from error
+    read = "" if weights is None else load_weights(copy, Path(weights), key=key, options=WEIGHTS)
+    norms = check_ready(copy)
+    copy = as_logits(copy, inputs[:2])
+    folded, number, steps = _folded(copy, inputs[:8])
+    return _Ready(model=copy, folded=folded, norms=norms, number=number, weights=read, folding=steps)
 
 
 def plans(
@@ -191,19 +199,19 @@ def plans(
     Raises:
         UserError: a name is unknown, a format cannot be written here, or none has such a quantisation.
     """
-    chosen, ways = _names(formats), _names(quantize)
+    chosen, wanted = _names(formats), _names(quantize)
     check_known(options[0], chosen, FORMATS, what="format")
-    check_known(options[1], ways, QUANTIZATIONS, what="quantisation")
-    if not ways:
+    check_known(options[1], wanted, QUANTIZATIONS, what="quantisation")
+    if not wanted:
         raise UserError(f"{options[1]}: must be one at least of {', '.join(QUANTIZATIONS)}, got nothing.")
     for name in chosen:
         if why := FORMATS[name].absent():
             raise UserError(f"{options[0]} {name}: {why}")
     chosen = chosen or [name for name, one in FORMATS.items() if not one.absent()]
-    if all(way in FORMATS[name].lacking for name in chosen for way in ways):
+    if all(each in FORMATS[name].lacking for name in chosen for each in wanted):
         one = FORMATS[chosen[0]]
-        raise UserError(f"{options[1]} {ways[0]}: {one.title} has none: {one.lacking[ways[0]]}")
-    return [(name, way) for name in chosen for way in ways]
+        raise UserError(f"{options[1]} {wanted[0]}: {one.title} has none: {one.lacking[wanted[0]]}")
+    return [(name, each) for name in chosen for each in wanted]
 
 
 def _names(given: str | Sequence[str] | None) -> list[str]:
@@ -226,17 +234,10 @@ def _inputs(batches: Tensor | Sequence[Tensor], name: str) -> Tensor:
     return whole.contiguous()
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deepcopy(model).cpu()
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise UserError(f"the model cannot be copied: {one_line(error)}.") from error
-
-
 def _make_all(
     planned: Sequence[tuple[str, str]],
     request: Request,
-    comparison: _Comparison,
+    comparison: Comparison,
     directory: Path,
     progress: Display,
 ) -> list[Artifact]:
@@ -246,9 +247,9 @@ def _make_all(
         UserError: none could be made.
     """
     made = []
-    for number, (name, way) in enumerate(planned, start=1):
-        suffix = "" if way == "none" else f", {way} int8"
-        artifact = Artifact(name=f"{FORMATS[name].title}{suffix}", format=name, quantize=way)
+    for number, (name, quantize) in enumerate(planned, start=1):
+        suffix = "" if quantize == "none" else f", {quantize} int8"
+        artifact = Artifact(name=f"{FORMATS[name].title}{suffix}", format=name, quantize=quantize)
         progress.begin(artifact.name, number=number, of=len(planned))
         try:
             artifact = _make(artifact, request, comparison, directory)
@@ -262,7 +263,7 @@ def _make_all(
     return made
 
 
-def _make(artifact: Artifact, request: Request, comparison: _Comparison, directory: Path) -> Artifact:
+def _make(artifact: Artifact, request: Request, comparison: Comparison, directory: Path) -> Artifact:
     """Write a file and compare what a fresh process makes of it.
 
     Raises:
@@ -271,53 +272,14 @@ def _make(artifact: Artifact, request: Request, comparison: _Comparison, directo
     form = FORMATS[artifact.format]
     path = directory / f"model-{artifact.format}-{artifact.quantize}{form.suffix}"
     note = form.write(request, artifact.quantize, path)
-    outputs = comparison.scratch / "outputs.npy"
     try:
-        with _server(path, artifact, comparison) as server:
-            server.ask("predict", images=str(comparison.images), outputs=str(outputs), batch=BATCH)
         artifact = replace(artifact, file=path.name, note=note, mib=path.stat().st_size / 2**20)
-        artifact = _compared(artifact, np.load(outputs), comparison)
-        _check(artifact, comparison)
+        artifact = comparison.measured(artifact, comparison.answers(path, artifact))
+        comparison.check(artifact)
     except UserError:
         path.unlink()
         raise
     return artifact
-
-
-def _compared(artifact: Artifact, answers: NDArray[np.float32], comparison: _Comparison) -> Artifact:
-    error = float(np.abs(answers - comparison.expected).max())
-    top, expected = answers.argmax(1), comparison.expected.argmax(1)
-    return replace(
-        artifact,
-        largest_error=error,
-        relative_error=error / max(float(np.abs(comparison.expected).max()), 1e-30),
-        agreement=float((top == expected).mean()),
-        accuracy=None if comparison.labels is None else float((top == comparison.labels).mean()),
-    )
-
-
-def _check(artifact: Artifact, comparison: _Comparison) -> None:
-    """Check that a file answers as the model does.
-
-    Raises:
-        UserError: it does not.
-    """
-    assert artifact.relative_error is not None and artifact.agreement is not None
-    if not np.isfinite(artifact.relative_error):
-        raise UserError("its outputs are not finite.")
-    if artifact.quantize == "none":
-        if artifact.relative_error > TOLERANCE:
-            raise UserError(
-                f"its outputs are off by {artifact.relative_error:.1g} of the largest, more than {TOLERANCE:g}."
-            )
-        return
-    if artifact.accuracy is None or comparison.labels is None:
-        drop, what = 1 - artifact.agreement, "% of the images get another class than from the model"
-    else:
-        drop = float((comparison.expected.argmax(1) == comparison.labels).mean()) - artifact.accuracy
-        what = "points of accuracy lost"
-    if round(100 * drop, 9) > comparison.max_drop:  # 0.01 is not quite a hundredth
-        raise UserError(f"{100 * drop:.1f} {what}, more than the max drop of {comparison.max_drop:g}.")
 
 
 def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int, list[str]]:
@@ -351,59 +313,3 @@ def _to_torch(model: nn.Module) -> tuple[nn.Module, int]:
     except NothingDoneError:
         return model, 0
     return change.model, len(change.changed)
-
-
-def _eager_outputs(model: nn.Module, images: Tensor) -> NDArray[np.float32]:
-    outputs: NDArray[np.float32] = torch.cat([run(model, part) for part in torch.split(images, BATCH)]).numpy()
-    return outputs
-
-
-def _eager_server(model: nn.Module, comparison: _Comparison) -> Server:
-    """Serve a torch module by a process that may import this package.
-
-    Raises:
-        UserError: the model cannot be pickled, or not be read there.
-    """
-    path = comparison.scratch / "eager.pt"
-    advice = "Define its class in a module that can be imported."
-    try:
-        torch.save(model, path)
-        return Server(path, serving="eager.py", threads=comparison.threads, own=True)
-    except OSError:
-        raise
-    except UserError as error:
-        raise UserError(f"{error} {advice}") from error
-    except Exception as error:
-        raise UserError(f"the model cannot be pickled for a process of its own: {one_line(error)}. {advice}") from error
-
-
-def _server(path: Path, artifact: Artifact, comparison: _Comparison) -> Server:
-    return Server(path, serving=FORMATS[artifact.format].serving, threads=comparison.threads)
-
-
-@contextlib.contextmanager
-def new_directory(place: Path, *, name: str) -> Iterator[Path]:
-    """Give a directory that takes its name when the block ends; on an exception nothing is left.
-
-    Args:
-        place: what it will be; there is nothing yet, or an empty directory, which is filled.
-        name: of the option, for errors.
-
-    Raises:
-        UserError: something is there, or nothing can be written.
-    """
-    ready = place.is_dir() and not place.is_symlink() and not any(place.iterdir())
-    if not ready and (place.exists() or place.is_symlink()):
-        raise UserError(f"{name}: {place} exists already. Give a new directory.")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
-    except OSError as error:
-        raise UserError(f"{name}: {place} cannot be written: {reason_of(error)}.") from error
-    try:
-        yield directory
-        directory.chmod(0o755)
-        directory.rename(place)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise

@@ -21,6 +21,9 @@ SERVING = Path(__file__).parent / "serving"
 class Server:
     """A fresh process that serves one artifact.
 
+    Not one of multiprocessing or concurrent.futures, which hand their children the parent's paths of imports: a file
+    has to answer where this package cannot be imported.
+
     Args:
         path: of the artifact.
         serving: file of ``serving/`` that loads it.
@@ -45,7 +48,7 @@ class Server:
         )
         try:
             self.load_ms = float(self._read()["load_ms"])
-        except BaseException:
+        except BaseException:  # Ctrl-C while it loads among them
             self.close()
             raise
 

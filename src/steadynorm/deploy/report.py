@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from steadynorm.deploy.comparison import TOLERANCE
 from steadynorm.deploy.formats import FORMATS
-from steadynorm.deploy.pipeline import EAGER, TOLERANCE
+from steadynorm.deploy.pipeline import EAGER
 from steadynorm.deploy.processes import serving_snippet
 from steadynorm.deploy.results import FILE, Artifact, Outcome, as_content, read_outcome
 from steadynorm.lab.describe import data_label

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.files import write_text
+from steadynorm.reporting.records import decoded
 
 __all__ = ["Artifact", "Latency", "Outcome", "as_content", "read_outcome", "write_outcome"]
 
@@ -108,15 +109,10 @@ def read_outcome(directory: Path) -> Outcome:
     """Read ``artifacts.json``.
 
     Raises:
-        UserError: it is absent or damaged.
+        UserError: it is absent, damaged, or has a value of another type.
     """
     try:
-        content: dict[str, Any] = json.loads((directory / FILE).read_text())
-        artifacts = [
-            Artifact(**one | {"latency": None if one["latency"] is None else Latency(**one["latency"])})
-            for one in content.pop("artifacts")
-        ]
-        changed = {"artifacts": tuple(artifacts), "steps": tuple(content["steps"]), "directory": directory}
-        return Outcome(**content | changed)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        outcome: Outcome = decoded(directory / FILE, Outcome)
+    except (OSError, ValueError) as error:
         raise UserError(f"{directory / FILE}: is not the record of an export ({error}).") from error
+    return replace(outcome, directory=directory)

@@ -115,7 +115,7 @@ def as_logits(model: nn.Module, example: Tensor, *, advice: str = "") -> nn.Modu
         if not isinstance(output, Tensor):
             wrapped = Logits(model)
             output = run(wrapped, example)
-    except Exception as error:
+    except Exception as error:  # a model's forward may raise anything
         size = "x".join(str(each) for each in example.shape[1:])
         told = f"the model does not take images of {size}: {one_line(error)}. {advice}"
         raise UserError(told.rstrip()) from error
@@ -146,7 +146,7 @@ def _build(module: str, function: str) -> nn.Module:
         raise UserError(f"{module}: has no {function!r}.") from error
     try:
         model = builder()
-    except Exception as error:
+    except Exception as error:  # so may the user's function
         raise UserError(f"{module}:{function}: failed with {one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{module}:{function}: must return a torch.nn.Module, got {type(model).__name__}.")

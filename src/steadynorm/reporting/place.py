@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.failure import UserError, reason_of
 from steadynorm.reporting.files import meant_name
 
-__all__ = ["check_inside", "check_new", "check_own_file", "file_in"]
+__all__ = ["check_inside", "check_new", "check_own_file", "file_in", "new_directory"]
 
 
 def check_new(place: Path, *, may_hold: Collection[str] = ()) -> None:
@@ -76,3 +79,31 @@ def file_in(directory: Path, name: str) -> Path:
     if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
         raise UserError(f"{directory}: {name!r} is no name of a file. Restore the record it comes from.")
     return directory / name
+
+
+@contextlib.contextmanager
+def new_directory(place: Path, *, name: str) -> Iterator[Path]:
+    """Give a directory that takes its name when the block ends; on an exception nothing is left.
+
+    Args:
+        place: what it will be; there is nothing yet, or an empty directory, which is filled.
+        name: of the option, for errors.
+
+    Raises:
+        UserError: something is there, or nothing can be written.
+    """
+    ready = place.is_dir() and not place.is_symlink() and not any(place.iterdir())
+    if not ready and (place.exists() or place.is_symlink()):
+        raise UserError(f"{name}: {place} exists already. Give a new directory.")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    except OSError as error:
+        raise UserError(f"{name}: {place} cannot be written: {reason_of(error)}.") from error
+    try:
+        yield directory
+        directory.chmod(0o755)
+        directory.rename(place)
+    except BaseException:  # Ctrl-C among them
+        shutil.rmtree(directory, ignore_errors=True)
+        raise

@@ -30,7 +30,7 @@ def main():
         for line in sys.stdin:
             request = json.loads(line)
             answer(ACTIONS[request.pop("do")](predict, **request))
-    except Exception as error:
+    except Exception as error:  # a runtime fails in any way; who asked hears of it
         answer({"error": f"{type(error).__name__}: {error}"})
         raise
 
