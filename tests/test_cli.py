@@ -139,7 +139,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("--help") == 0
-    assert re.search(r"bench +Speed and memory of the layers beside torch's own\.", capsys.readouterr().out)
+    assert re.search(r"bench +Speed and memory of the layers, compared with torch's own\.", capsys.readouterr().out)
     assert exit_status("bench", "--help") == 0
     of_bench = [name.split()[1] for name in FLAGS if name.startswith("bench")]
     assert re.findall(r"• (\w+)", capsys.readouterr().out) == of_bench

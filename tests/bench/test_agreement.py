@@ -25,7 +25,7 @@ def check(case: Case = RESIDUAL_CASE) -> Agreement:
 
 def compared(case: Case = SMALL_CASE) -> tuple[nn.Module, nn.Module, Inputs]:
     """Ours, torch's and inputs."""
-    (inputs,) = make_inputs(case, CPU, sets=1)
+    (inputs,) = make_inputs(case, CPU)
     return prepared(our_module(case), CPU), prepared(torch_module(case), CPU), inputs
 
 
@@ -127,7 +127,7 @@ def test_the_inputs_are_left_as_they_are() -> None:
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_what_is_expected_is_what_autograd_gives_in_float64(activation: Any) -> None:
-    (inputs,) = make_inputs(RESIDUAL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(RESIDUAL_CASE, CPU)
     assert inputs.residual is not None
     x, residual = (tensor.detach().double().requires_grad_() for tensor in inputs.given)
     generator = torch.Generator().manual_seed(0)

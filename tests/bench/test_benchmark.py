@@ -7,7 +7,7 @@ import torch
 
 from steadynorm.bench.benchmark import Benchmark, Flags, check_config
 from steadynorm.bench.kernels import KernelsFlags
-from steadynorm.bench.record import Record, read_record
+from steadynorm.bench.record import Json, read_record
 from steadynorm.bench.step import StepFlags
 from steadynorm.lab import machine
 from steadynorm.reporting.failure import UserError
@@ -21,7 +21,7 @@ class SquaresFlags(Flags):
     numbers: tuple[int, ...] = (2, 3)
 
 
-def _plan(config: SquaresFlags, head: Record, display: Display) -> Sequence[int]:
+def _plan(config: SquaresFlags, head: Json, display: Display) -> Sequence[int]:
     display.message("the plan")
     head["count"] = len(config.numbers)
     return config.numbers
@@ -30,7 +30,7 @@ def _plan(config: SquaresFlags, head: Record, display: Display) -> Sequence[int]
 def squares(stop_at: int | None = None) -> Benchmark[SquaresFlags, int]:
     """A benchmark at which Ctrl-C comes with a number."""
 
-    def measure(case: int, config: SquaresFlags, head: Record) -> Record:
+    def measure(case: int, config: SquaresFlags, head: Json) -> Json:
         if case == stop_at:
             raise KeyboardInterrupt
         return {"square": case**2, "of": head["count"]}

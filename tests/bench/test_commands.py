@@ -10,7 +10,7 @@ import pytest
 from steadynorm import cli
 from steadynorm.bench import commands, kernels, step
 from steadynorm.bench.commands import BENCHMARKS, COMMANDS
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from tests.support.bench import disagreeing, result
 
 EXTRAS = ("rich", "pyarrow", "PIL", "altair", "tensorboard", "jinja2", "nbformat", "huggingface_hub", "IPython")
@@ -26,7 +26,7 @@ def exit_status(*arguments: str) -> int:
     return 0
 
 
-def measure_as(monkeypatch: pytest.MonkeyPatch, row: Record) -> None:
+def measure_as(monkeypatch: pytest.MonkeyPatch, row: Json) -> None:
     made_up = replace(kernels.BENCHMARK, measure=lambda *_: row)
     monkeypatch.setattr(commands, "BENCHMARKS", [made_up])
 
@@ -110,7 +110,7 @@ def test_ctrl_c_is_exit_status_130_and_leaves_the_record(
 ) -> None:
     outcomes = iter([result(), KeyboardInterrupt()])
 
-    def measure(*_: object) -> Record:
+    def measure(*_: object) -> Json:
         outcome = next(outcomes)
         if isinstance(outcome, BaseException):
             raise outcome

@@ -8,7 +8,7 @@ from torch import nn
 from steadynorm.bench import inference
 from steadynorm.bench.commands import COMMANDS, table_of
 from steadynorm.bench.inference import BENCHMARK
-from steadynorm.bench.record import Record, read_record
+from steadynorm.bench.record import Json, read_record
 from steadynorm.bench.step import StepFlags
 from steadynorm.bench.timing import Provider
 from steadynorm.reporting.failure import UserError
@@ -24,7 +24,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     times_as(monkeypatch, inference, MS)
 
 
-def measure(config: StepFlags = TINY) -> Record:
+def measure(config: StepFlags = TINY) -> Json:
     return BENCHMARK.measure("resnet20", config, {"device": "cpu", "precision": "fp32"})
 
 

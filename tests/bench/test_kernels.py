@@ -12,7 +12,7 @@ from steadynorm.bench import kernels, timing
 from steadynorm.bench.cases import Case
 from steadynorm.bench.kernels import BENCHMARK, KernelsFlags, ratios
 from steadynorm.bench.providers import Inputs
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.timing import Provider, Sample
 from steadynorm.ops import reference
 from steadynorm.ops.dispatch import explain_backend
@@ -27,7 +27,7 @@ CACHE = 2 * SMALL_CASE.x_bytes
 SAMPLES = [Sample(parts_ms=(1.0 * k, 3.0 * k), host_ms=0.5 * k) for k in (1, 2, 3, 4, 6)]
 
 
-def measure(case: Case = SMALL_CASE, device: str = "cpu", **changes: Any) -> Record:
+def measure(case: Case = SMALL_CASE, device: str = "cpu", **changes: Any) -> Json:
     return BENCHMARK.measure(case, replace(FLAGS, **changes), {"device": device, "cache_bytes": CACHE})
 
 
@@ -152,7 +152,7 @@ def test_a_case_is_measured_on_a_gpu(layout: Any) -> None:
     assert row["ratio"] > 0
 
 
-def plan(flags: KernelsFlags, device: str = "cpu") -> tuple[list[Case], Record, Lines]:
+def plan(flags: KernelsFlags, device: str = "cpu") -> tuple[list[Case], Json, Lines]:
     display, head = Lines(), {"device": device}
     return list(BENCHMARK.plan(flags, head, display)), head, display
 

@@ -15,7 +15,7 @@ from steadynorm.bench.cases import Case
 from steadynorm.bench.commands import table_of
 from steadynorm.bench.layers import BENCHMARK, BUILD, LIMITS, LayersFlags
 from steadynorm.bench.providers import make_inputs, prepared
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.layers import BatchNorm2d
 from tests.support.bench import SMALL_CASE, Lines, let_kernels_be, times_as
 
@@ -36,7 +36,7 @@ LABEL = "norm_relu 1x64x16x16 float32 contiguous"
 def results_as(**over_plain: float) -> Benchmark[LayersFlags, Case]:
     """Let every case have these ratios; NaN for a layer that disagrees."""
 
-    def measure(case: Case, *_: Any) -> Record:
+    def measure(case: Case, *_: Any) -> Json:
         found = {
             name: {
                 "difference": 0.5 if ratio != ratio else 1e-7,
@@ -51,10 +51,10 @@ def results_as(**over_plain: float) -> Benchmark[LayersFlags, Case]:
     return replace(BENCHMARK, measure=measure)
 
 
-def measure(names: Sequence[Any]) -> Record:
+def measure(names: Sequence[Any]) -> Json:
     row = BENCHMARK.measure(SMALL_CASE, replace(TINY, layers=tuple(names)), {"device": "cpu", "cache_bytes": 1})
     assert (row["case"], row["x_bytes"]) == (SMALL_CASE.label, SMALL_CASE.x_bytes)
-    found: Record = row["layers"]
+    found: Json = row["layers"]
     return found
 
 
@@ -75,8 +75,10 @@ def test_every_layer_is_timed_beside_plain_batch_norm(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("reference_kernels")
 def test_the_times_are_of_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    right = layers.quantiles
-    monkeypatch.setattr(layers, "quantiles", lambda values: (seen.append(len(values)), right(values))[1])
+    right = layers.total_ms
+    monkeypatch.setattr(
+        layers, "total_ms", lambda samples: (seen.extend(map(len, samples.values())), right(samples))[1]
+    )
     assert all(one["ms"]["median"] > 0 for one in measure(("batch_renorm",)).values())
     assert seen == [7, 7]
 
@@ -107,7 +109,7 @@ def test_beside_a_plain_batch_norm_that_disagrees_nothing_has_a_ratio(monkeypatc
 @pytest.mark.parametrize("name", BUILD)
 @pytest.mark.usefixtures("reference_kernels")
 def test_in_float32_the_difference_is_rounding(name: str) -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     module = prepared(BUILD[name](128), CPU, estimates=True)
     assert difference_to_float64(module, inputs) < 1e-5
 

@@ -75,7 +75,7 @@ def test_the_peak_on_a_gpu_is_of_the_work_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_torchs_layer_keeps_x_and_a_second_tensor() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     module = torch_module(SMALL_CASE)
     saved = saved_bytes(module, inputs)
     # The rectified output, mean and 1/std; x, weight and the running statistics that batch norm may read.
@@ -86,7 +86,7 @@ def test_torchs_layer_keeps_x_and_a_second_tensor() -> None:
 def test_our_layer_keeps_nothing_of_the_size_of_x_but_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     let_kernels_be(monkeypatch)
     case = replace(SMALL_CASE, op="norm_relu_residual")
-    (inputs,) = make_inputs(case, CPU, sets=1)
+    (inputs,) = make_inputs(case, CPU)
     saved = saved_bytes(our_module(case), inputs)
     assert 0 < saved["new_bytes"] <= PER_CHANNEL
     assert 0 <= saved["given_bytes"] - 2 * case.x_bytes <= PER_CHANNEL
@@ -98,12 +98,12 @@ def test_a_storage_that_is_kept_twice_counts_once() -> None:
             doubled = x * 2
             return doubled * doubled.view_as(doubled)
 
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     assert saved_bytes(Square(), inputs)["new_bytes"] == SMALL_CASE.x_bytes
 
 
 def test_forward_and_backward_of_torchs_layers_hold_output_gradient_and_one_more() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     provider = forward_backward(torch_module(SMALL_CASE), itertools.repeat(inputs))
     provider(lambda: None)
     peak = peak_bytes(provider, CPU)

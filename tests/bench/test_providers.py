@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 def test_inputs_have_the_shape_dtype_and_layout_of_the_case() -> None:
     case = replace(SMALL_CASE, op="norm_relu_residual", dtype="bfloat16", layout="channels_last")
-    (inputs,) = make_inputs(case, CPU, sets=1)
+    (inputs,) = make_inputs(case, CPU)
     for tensor in (inputs.x, inputs.dy, inputs.residual, inputs.spare):
         assert tensor is not None
         assert (tensor.shape, tensor.dtype) == (case.shape, torch.bfloat16)
@@ -38,26 +38,26 @@ def test_inputs_have_the_shape_dtype_and_layout_of_the_case() -> None:
 
 
 def test_contiguous_inputs_are_contiguous() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     assert all(tensor.is_contiguous() for tensor in (inputs.x, inputs.dy, inputs.spare))
 
 
 def test_every_set_is_the_same_numbers_in_other_memory() -> None:
     case = replace(SMALL_CASE, op="norm_relu_residual")
-    sets = make_inputs(case, CPU, sets=3)
+    sets = make_inputs(case, CPU, cache_bytes=2 * case.x_bytes)
     tensors = [tensor for one in sets for tensor in (one.x, one.dy, one.residual, one.spare) if tensor is not None]
     assert len({tensor.data_ptr() for tensor in tensors}) == 12
     assert all(torch.equal(one.x, sets[0].x) and torch.equal(one.dy, sets[0].dy) for one in sets)
 
 
 def test_the_input_is_neither_centred_nor_of_unit_spread() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     assert inputs.x.mean().item() == pytest.approx(0.3, abs=0.1)
     assert inputs.x.std().item() == pytest.approx(2.0, abs=0.1)
 
 
 def test_the_gradient_that_goes_in_is_random_and_its_sums_do_not_cancel() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     x_hat = F.batch_norm(inputs.x.detach(), None, None, training=True)
     assert inputs.dy.std(dim=(0, 2, 3)).min() > 0.5
     assert inputs.dy.sum().item() > 0.3 * inputs.dy.numel()
@@ -65,14 +65,14 @@ def test_the_gradient_that_goes_in_is_random_and_its_sums_do_not_cancel() -> Non
 
 
 def test_only_what_is_given_to_a_module_wants_a_gradient() -> None:
-    (inputs,) = make_inputs(replace(SMALL_CASE, op="norm_relu_residual"), CPU, sets=1)
+    (inputs,) = make_inputs(replace(SMALL_CASE, op="norm_relu_residual"), CPU)
     assert inputs.residual is not None
     assert inputs.given == (inputs.x, inputs.residual)
     assert [t.requires_grad for t in (inputs.x, inputs.residual, inputs.dy, inputs.spare)] == [True, True, False, False]
 
 
 def test_without_a_residual_a_module_is_given_x_alone() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     assert inputs.residual is None
     assert inputs.given == (inputs.x,)
 
@@ -80,7 +80,7 @@ def test_without_a_residual_a_module_is_given_x_alone() -> None:
 @pytest.mark.parametrize("op", ["norm", "norm_relu", "norm_relu_residual"])
 def test_torchs_module_computes_what_people_write(op: str) -> None:
     case = replace(SMALL_CASE, op=op)  # type: ignore[arg-type]
-    (inputs,) = make_inputs(case, CPU, sets=1)
+    (inputs,) = make_inputs(case, CPU)
     module = prepared(torch_module(case), CPU)
     weight, bias = module.parameters()
     expected = F.batch_norm(inputs.x, None, None, weight, bias, training=True)
@@ -114,7 +114,7 @@ def test_running_estimates_are_random_where_they_are_asked_for() -> None:
 
 
 def test_forward_and_backward_lie_between_marks_and_leave_no_gradient() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     module = torch_module(SMALL_CASE)
     gradients = []
     forward_backward(module, itertools.repeat(inputs))(lambda: gradients.append(inputs.x.grad))
@@ -123,7 +123,7 @@ def test_forward_and_backward_lie_between_marks_and_leave_no_gradient() -> None:
 
 
 def test_the_backward_is_of_the_given_gradient() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     module = torch_module(SMALL_CASE)
     (expected,) = torch.autograd.grad(module(inputs.x), [inputs.x], inputs.dy)
     seen = []
@@ -132,7 +132,7 @@ def test_the_backward_is_of_the_given_gradient() -> None:
 
 
 def test_a_copy_reads_x_and_writes_the_spare_memory() -> None:
-    (inputs,) = make_inputs(SMALL_CASE, CPU, sets=1)
+    (inputs,) = make_inputs(SMALL_CASE, CPU)
     marks = itertools.count()
     copy(itertools.repeat(inputs))(lambda: next(marks))
     assert next(marks) == 2
@@ -141,7 +141,7 @@ def test_a_copy_reads_x_and_writes_the_spare_memory() -> None:
 
 
 def test_each_call_takes_the_next_inputs() -> None:
-    sets = make_inputs(SMALL_CASE, CPU, sets=3)
+    sets = make_inputs(SMALL_CASE, CPU, cache_bytes=2 * SMALL_CASE.x_bytes)
     feed = itertools.cycle(sets)
     copies, calls = copy(feed), forward_backward(torch_module(SMALL_CASE), feed)
     copies(lambda: None)

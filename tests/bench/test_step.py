@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steadynorm.bench import step
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.step import BENCHMARK, StepFlags
 from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.ops import reference
@@ -25,7 +25,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "peak_bytes", lambda provider, device: next(peaks))
 
 
-def measure(config: StepFlags = TINY) -> Record:
+def measure(config: StepFlags = TINY) -> Json:
     return BENCHMARK.measure("resnet20", config, {"device": "cpu", "precision": "fp32"})
 
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.summary import geometric_mean, judge, summarize, summary_lines
 from tests.support.bench import disagreeing, result, side
 
@@ -16,7 +16,7 @@ RESULTS = [
 ]
 
 
-def found(rows: list[Record], device: str = "cpu") -> dict[str, float]:
+def found(rows: list[Json], device: str = "cpu") -> dict[str, float]:
     return {f"{one['op']}: {one['what']}": pytest.approx(one["found"]) for one in judge(rows, device)}
 
 

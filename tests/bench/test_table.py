@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from steadynorm.bench.commands import BENCHMARKS, MOVED, table_of
-from steadynorm.bench.record import Record, read_record
+from steadynorm.bench.record import Json, read_record
 from steadynorm.bench.summary import summarize
 from steadynorm.bench.table import show
 from steadynorm.reporting.failure import UserError
@@ -41,7 +41,7 @@ STEP: dict[str, Any] = {
 }
 
 
-def kernels_record(*rows: Record, **changes: Any) -> Record:
+def kernels_record(*rows: Json, **changes: Any) -> Json:
     return STEP | {"bench": "kernels", "summary": summarize(rows, "cpu")} | changes
 
 
@@ -108,6 +108,6 @@ def test_every_benchmark_has_a_record_in_docs_that_becomes_a_table() -> None:
 @pytest.mark.parametrize(
     "broken", [{"bench": "speed"}, {"bench": "step"}, STEP | {"networks": [3]}, STEP | {"config": []}]
 )
-def test_a_record_that_makes_no_table_is_one_line(broken: Record) -> None:
+def test_a_record_that_makes_no_table_is_one_line(broken: Json) -> None:
     with pytest.raises(UserError, match="no table"):
         table_of(json.loads(json.dumps(broken)))

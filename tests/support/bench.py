@@ -11,7 +11,7 @@ import pytest
 
 from steadynorm.bench.cases import Case
 from steadynorm.bench.kernels import ratios
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.timing import Clock, Provider, Sample
 from steadynorm.ops import dispatch, reference, registration
 from steadynorm.ops.dispatch import Choice
@@ -58,7 +58,7 @@ def times_as(monkeypatch: pytest.MonkeyPatch, module: Any, ms: Mapping[str, floa
     monkeypatch.setattr(module, "time_providers", time_providers)
 
 
-def side(ms: float, *, p20: float = 0.9, p80: float = 1.2) -> Record:
+def side(ms: float, *, p20: float = 0.9, p80: float = 1.2) -> Json:
     """A provider that takes so long, of which the forward is a quarter; percentiles are in medians."""
     return {
         "ms": {"median": ms, "p20": p20 * ms, "p80": p80 * ms},
@@ -79,7 +79,7 @@ def result(
     ours: float = 6.0,
     compile: float | None = None,
     **changes: Any,
-) -> Record:
+) -> Json:
     """A row of kernels, of 12.8 MB; ``changes`` are changes of the case."""
     fields = {"op": "norm_relu", "network": "resnet50", "shape": (32, 512, 14, 14)}
     case = Case(**(fields | {"dtype": "float32", "layout": "contiguous"} | changes))  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def result(
     )
 
 
-def disagreeing(**changes: Any) -> Record:
+def disagreeing(**changes: Any) -> Json:
     """A row of kernels whose dx is wrong."""
     row = {
         key: value

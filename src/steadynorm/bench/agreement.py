@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,8 +113,7 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, list[int]]:
     return tensor.dtype, [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
-@dataclass(frozen=True)
-class _Problem:
+class _Problem(NamedTuple):
     """What a step begins with."""
 
     dy: Tensor
@@ -124,14 +124,7 @@ class _Problem:
 
     def of(self, channels: slice) -> _Problem:
         """Take some channels, in float64."""
-        residual = None if self.residual is None else _take(self.residual, channels)
-        return _Problem(
-            _take(self.dy, channels),
-            _take(self.x, channels),
-            residual,
-            _take(self.weight, channels),
-            _take(self.bias, channels),
-        )
+        return _Problem(*(each if each is None else _take(each, channels) for each in self))  # type: ignore[arg-type]
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:

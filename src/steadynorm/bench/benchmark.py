@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from steadynorm.bench.record import Record, begin_record, write_record
+from steadynorm.bench.record import Json, begin_record, write_record
 from steadynorm.lab.machine import choose_device, choose_threads
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import check_values, flag
@@ -55,24 +55,24 @@ class Benchmark(Generic[FlagsT, CaseT]):
     """Of several benchmarks with these flags, which one is asked for."""
     rows: str
     """Key of the record that has the rows."""
-    plan: Callable[[FlagsT, Record, Display], Sequence[CaseT]]
+    plan: Callable[[FlagsT, Json, Display], Sequence[CaseT]]
     """Gives the cases; adds what else the record says of them to its head, and shows it."""
     label: Callable[[CaseT], str] = str
     """Names a case while it is measured."""
-    measure: Callable[[CaseT, FlagsT, Record], Record]
+    measure: Callable[[CaseT, FlagsT, Json], Json]
     """Gives the row of a case, with the head of the record: first whether results agree, and speeds only if they do."""
-    lines: Callable[[Record], list[str]]
+    lines: Callable[[Json], list[str]]
     """Shows a row."""
-    summarize: Callable[[Sequence[Record], Record], Record] = lambda rows, head: {}
+    summarize: Callable[[Sequence[Json], Json], Json] = lambda rows, head: {}
     """Gives what the rows come to, as further entries of the record."""
-    closing: Callable[[Record], list[str]] = lambda record: []
+    closing: Callable[[Json], list[str]] = lambda record: []
     """Shows the record's summary, after the last row."""
-    disagreeing: Callable[[Record], Sequence[str]] = lambda record: ()
+    disagreeing: Callable[[Json], Sequence[str]] = lambda record: ()
     """Names the cases whose results disagree."""
-    table: Callable[[Record], tuple[str, Table]]
+    table: Callable[[Json], tuple[str, Table]]
     """Gives what a page shows of a record: a few words on it, and a table."""
 
-    def run(self, config: FlagsT, display: Display) -> Record:
+    def run(self, config: FlagsT, display: Display) -> Json:
         """Measure every case.
 
         Returns:
@@ -87,7 +87,7 @@ class Benchmark(Generic[FlagsT, CaseT]):
             torch.set_num_threads(config.threads)
         head = begin_record(self.name, self.command or self.name, config, device)
         cases = self.plan(config, head, display)
-        rows: list[Record] = []
+        rows: list[Json] = []
         try:
             for number, case in enumerate(cases, start=1):
                 display.begin(self.label(case), number=number, of=len(cases))
@@ -100,9 +100,7 @@ class Benchmark(Generic[FlagsT, CaseT]):
             raise
         return self._finish(head, rows, config.out, display, complete=True)
 
-    def _finish(
-        self, head: Record, rows: Sequence[Record], out: Path | None, display: Display, *, complete: bool
-    ) -> Record:
+    def _finish(self, head: Json, rows: Sequence[Json], out: Path | None, display: Display, *, complete: bool) -> Json:
         record = head | {"complete": complete} | self.summarize(rows, head) | {self.rows: rows}
         if out is not None and rows:
             display.message(f"record: {write_record(out, record)}")

@@ -53,7 +53,7 @@ BIG_MB = {"cpu": 8, "cuda": 64}
 """Size of x from which memory's bandwidth decides and not the cost of starting; 10⁶ bytes."""
 
 BATCHES = (1, 8, 32, 128, 256)
-USUAL_BATCHES = (1, 32)  # measured by default, beside the largest batch that the bound on memory allows
+USUAL_BATCHES = (1, 32)  # measured by default, as well as the largest batch that the bound on memory allows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import tyro
 
 from steadynorm.bench import inference, kernels, layers, step, workers
 from steadynorm.bench.benchmark import Benchmark, Flags
-from steadynorm.bench.record import Record, read_record
+from steadynorm.bench.record import Json, read_record
 from steadynorm.bench.table import markdown
 from steadynorm.commands import Command
 from steadynorm.reporting.failure import UserError
@@ -22,7 +22,7 @@ from steadynorm.reporting.report import Report, Table
 
 __all__ = ["BENCHMARKS", "COMMANDS", "MOVED", "SUMMARY", "TableConfig", "table_of"]
 
-SUMMARY = "Speed and memory of the layers beside torch's own."
+SUMMARY = "Speed and memory of the layers, compared with torch's own."
 DISAGREES = 1
 """Exit status where ours is not what the reference says; nothing is timed there."""
 
@@ -42,7 +42,7 @@ class TableConfig:
     """A file that --out has written."""
 
 
-def table_of(record: Record) -> str:
+def table_of(record: Json) -> str:
     """Turn a record into a table for a page.
 
     Raises:
@@ -58,7 +58,7 @@ def table_of(record: Record) -> str:
         raise UserError(f"no table can be made of this record of {name}: {error!r}.") from error
 
 
-def _old_table(record: Record) -> tuple[str, Table]:
+def _old_table(record: Json) -> tuple[str, Table]:
     """Give the table of a record from before the benchmark became an experiment."""
     module = importlib.import_module(f"steadynorm.lab.experiments.{record['bench']}")  # needs packages of the lab
     report: Report = module.describe(module.of_bench(record))

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.providers import build_network, draw_images, inference
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.step import OURS, TORCHS, StepFlags, network_line
 from steadynorm.bench.table import show
-from steadynorm.bench.timing import make_step_clock, quantiles, time_providers
+from steadynorm.bench.timing import make_step_clock, time_providers, total_ms
 from steadynorm.lab.machine import choose_precision
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.progress import Display
@@ -31,15 +31,15 @@ __all__ = ["BENCHMARK"]
 FOLDED = "folded"
 
 
-def _plan(config: StepFlags, head: Record, display: Display) -> Sequence[str]:
+def _plan(config: StepFlags, head: Json, display: Display) -> Sequence[str]:
     head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
     if not {TORCHS, OURS} & set(config.norms):
         raise UserError("--inference: --norms must have torch_batch_norm or batch_norm, which is what is folded.")
     return config.networks
 
 
-def _measure(case: str, config: StepFlags, head: Record) -> Record:
-    """Fold torch's network, or ours where torch's is not asked for, and time it beside all others.
+def _measure(case: str, config: StepFlags, head: Json) -> Json:
+    """Fold torch's network, or ours where torch's is not asked for, and time it with all others.
 
     Folding is held to its tolerance in float32, whatever the precision of the forwards.
     """
@@ -51,7 +51,7 @@ def _measure(case: str, config: StepFlags, head: Record) -> Record:
     change = fold_(models[FOLDED], x)
     providers = {name: inference(model, x, head["precision"]) for name, model in models.items()}
     samples = time_providers(providers, make_step_clock(device), seconds=config.seconds)
-    ms = {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
+    ms = total_ms(samples)
     return {
         "network": case,
         "folded_from": source,
@@ -64,7 +64,7 @@ def _measure(case: str, config: StepFlags, head: Record) -> Record:
     }
 
 
-def _lines(row: Record) -> list[str]:
+def _lines(row: Json) -> list[str]:
     """Show medians, times over the one without normalization, what folding gives."""
     lines = [network_line(row["network"], name, ms, row["over_none"].get(name)) for name, ms in row["ms"].items()]
     lines.append(
@@ -74,7 +74,7 @@ def _lines(row: Record) -> list[str]:
     return lines
 
 
-def _table(record: Record) -> tuple[str, Table]:
+def _table(record: Json) -> tuple[str, Table]:
     columns = {"one forward of": show("network")}
     columns |= {f"{name}, ms": show(f"ms.{name}.median", ".2f") for name in (*record["config"]["norms"], FOLDED)}
     columns["speed of folded, unfolded = 1"] = show("speedup", ".2f")

@@ -1,4 +1,4 @@
-"""Time forward and backward of a normalization alone, ours beside torch's own, over a grid of inputs.
+"""Time forward and backward of a normalization alone, ours and torch's own, over a grid of inputs.
 
 Question: how many times as fast as torch's layers is ours, and how near to the least that memory allows?
 
@@ -23,7 +23,7 @@ from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.cases import COPIES, Case, GridFlags, Op, make_grid
 from steadynorm.bench.memory import peak_bytes, saved_bytes
 from steadynorm.bench.providers import copy, forward_backward, make_inputs, our_module, prepared, torch_module
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.summary import summarize, summary_lines
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Sample, cache_bytes, make_clock, quantiles, time_providers
@@ -55,7 +55,7 @@ class KernelsFlags(GridFlags):
     """Time spent on the rounds of a case; at least seven rounds are made."""
 
 
-def _plan(config: KernelsFlags, head: Record, display: Display) -> Sequence[Case]:
+def _plan(config: KernelsFlags, head: Json, display: Display) -> Sequence[Case]:
     """Give the grid, say what it leaves out, and name the columns of the rows."""
     max_mb = MAX_MB[head["device"]] if config.max_mb is None else config.max_mb
     cases, skipped = make_grid(config.op, config, max_mb=max_mb)
@@ -73,12 +73,12 @@ def _plan(config: KernelsFlags, head: Record, display: Display) -> Sequence[Case
     return cases
 
 
-def _measure(case: Case, config: KernelsFlags, head: Record) -> Record:
+def _measure(case: Case, config: KernelsFlags, head: Json) -> Json:
     """Hold ours to the reference, then time all providers, then look at their memory."""
     if config.compile:
         torch.compiler.reset()  # else a new shape would be compiled for all shapes, and more slowly
     device = torch.device(head["device"])
-    sets = make_inputs(case, device, sets=1 + head["cache_bytes"] // case.x_bytes)
+    sets = make_inputs(case, device, cache_bytes=head["cache_bytes"])
     modules = {"torch": prepared(torch_module(case), device)}
     if config.compile:
         modules["compile"] = prepared(torch_module(case), device)
@@ -104,7 +104,7 @@ def _measure(case: Case, config: KernelsFlags, head: Record) -> Record:
     return row | {"sides": sides} | ratios(case.op, sides)
 
 
-def _lines(row: Record) -> list[str]:
+def _lines(row: Json) -> list[str]:
     """Show medians, torch's time over ours, share of the byte floor, peak memory."""
     shape = "x".join(map(str, row["shape"]))
     start = f"{row['op']:19}{shape:18}{row['dtype']:10}{row['layout']:15}{row['x_bytes'] / 1e6:7.1f}"
@@ -123,7 +123,7 @@ def _lines(row: Record) -> list[str]:
     ]
 
 
-def _table(record: Record) -> tuple[str, Table]:
+def _table(record: Json) -> tuple[str, Table]:
     summary = record["summary"]
     parts = sorted(summary["parts"] + summary["whole"], key=lambda part: str(part["op"]))
     big = f"{parts[0]['big_mb']} MB" if parts else ""
@@ -142,7 +142,7 @@ def _table(record: Record) -> tuple[str, Table]:
     return "Geometric means over the grid", Table.of(parts, columns)
 
 
-def ratios(op: Op, sides: Record) -> Record:
+def ratios(op: Op, sides: Json) -> Json:
     """Give what follows from a case's times.
 
     Returns:
@@ -157,7 +157,7 @@ def ratios(op: Op, sides: Record) -> Record:
     }
 
 
-def _side(samples: Sequence[Sample], *, floor_bytes: int) -> Record:
+def _side(samples: Sequence[Sample], *, floor_bytes: int) -> Json:
     """Give one provider's times: forward and backward together and apart; on a GPU, time on the device.
 
     ``gb_per_s`` is 10⁹ bytes per second that would be moved if nothing beyond the floor were.

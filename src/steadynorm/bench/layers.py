@@ -1,4 +1,4 @@
-"""Time the family's layers alone, forward and backward, beside our plain batch norm.
+"""Time the family's layers alone, forward and backward, and our plain batch norm.
 
 Question: what does a layer of the family cost beyond plain batch norm?
 
@@ -23,9 +23,9 @@ from steadynorm.bench.agreement import difference_to_float64
 from steadynorm.bench.benchmark import Benchmark
 from steadynorm.bench.cases import BIG_MB, Case, GridFlags, make_grid
 from steadynorm.bench.providers import forward_backward, make_inputs, prepared
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.table import show
-from steadynorm.bench.timing import cache_bytes, make_clock, quantiles, time_providers
+from steadynorm.bench.timing import cache_bytes, make_clock, time_providers, total_ms
 from steadynorm.layers.kinds import FAMILY, Kind
 from steadynorm.reporting.progress import Display
 from steadynorm.reporting.report import Table
@@ -54,14 +54,14 @@ BUILD: dict[str, Callable[[int], nn.Module]] = {name: partial(_layer, kind) for 
 
 @dataclass(frozen=True, kw_only=True)
 class LayersFlags(GridFlags):
-    """Time the family's layers beside our plain batch norm: norm and ReLU, forward and backward.
+    """Time the family's layers and our plain batch norm: norm and ReLU, forward and backward.
 
     Each is first held to itself in float64, and shows no speed where they disagree. Providers are interleaved in one
     process. Default: about three minutes on two cores.
     """
 
     layers: tuple[Name, ...] = OTHERS
-    """Layers beside plain batch norm, as steadynorm compare names them; ghost batch norm takes chunks of 32."""
+    """Layers, as steadynorm compare names them; ghost batch norm takes chunks of 32."""
     batches: tuple[int, ...] = (128,)
     """Batch sizes."""
     min_mb: float = 8.0
@@ -72,17 +72,17 @@ class LayersFlags(GridFlags):
     """Time spent on the rounds of a case; at least seven rounds are made."""
 
 
-def _plan(config: LayersFlags, head: Record, display: Display) -> Sequence[Case]:
+def _plan(config: LayersFlags, head: Json, display: Display) -> Sequence[Case]:
     cases, skipped = make_grid(("norm_relu",), config, max_mb=config.max_mb, min_mb=config.min_mb)
-    head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
     head["skipped"] = [f"{case.label}: {reason}" for case, reason in skipped.items()]
+    head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
     return cases
 
 
-def _measure(case: Case, config: LayersFlags, head: Record) -> Record:
+def _measure(case: Case, config: LayersFlags, head: Json) -> Json:
     """Hold every layer to itself in float64, then time those that agree."""
     device = torch.device(head["device"])
-    sets = make_inputs(case, device, sets=1 + head["cache_bytes"] // case.x_bytes)
+    sets = make_inputs(case, device, cache_bytes=head["cache_bytes"])
     names = (PLAIN, *config.layers)
     modules = {name: prepared(BUILD[name](case.shape[1]), device, estimates=True) for name in names}
     differences = {name: difference_to_float64(module, sets[0]) for name, module in modules.items()}
@@ -90,7 +90,7 @@ def _measure(case: Case, config: LayersFlags, head: Record) -> Record:
     agreeing = [name for name in names if differences[name] <= SAME[case.torch_dtype]]
     providers = {name: forward_backward(modules[name], feed) for name in agreeing}
     samples = time_providers(providers, make_clock(device), seconds=config.seconds)
-    ms = {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
+    ms = total_ms(samples)
     layers = {
         name: {
             "difference": differences[name],
@@ -103,7 +103,7 @@ def _measure(case: Case, config: LayersFlags, head: Record) -> Record:
     return {"case": case.label, "x_bytes": case.x_bytes, "layers": layers}
 
 
-def _lines(row: Record) -> list[str]:
+def _lines(row: Json) -> list[str]:
     """Show plain batch norm's time, and the others' over it."""
     line = f"{row['case']:52}{row['x_bytes'] / 1e6:7.1f} MB"
     if plain := row["layers"][PLAIN]["ms"]:
@@ -116,7 +116,7 @@ def _lines(row: Record) -> list[str]:
     return [line]
 
 
-def _summarize(rows: Sequence[Record], head: Record) -> Record:
+def _summarize(rows: Sequence[Json], head: Json) -> Json:
     """Give each layer's ratios over the cases, and which layers disagree where."""
     layers = [(name, layer, row["case"]) for row in rows for name, layer in row["layers"].items()]
     return {
@@ -125,7 +125,7 @@ def _summarize(rows: Sequence[Record], head: Record) -> Record:
     }
 
 
-def _closing(record: Record) -> list[str]:
+def _closing(record: Json) -> list[str]:
     lines = []
     for name, one in record["summary"].items():
         if one["cases"] == 0:
@@ -138,7 +138,7 @@ def _closing(record: Record) -> list[str]:
     return lines + [f"disagrees with float64, no speed: {label}" for label in record["disagreeing"]]
 
 
-def _table(record: Record) -> tuple[str, Table]:
+def _table(record: Json) -> tuple[str, Table]:
     config = record["config"]
     what = f"Norm and ReLU, forward and backward, inputs from {config['min_mb']:g} to {config['max_mb']:g} MB"
     columns = {
@@ -151,7 +151,7 @@ def _table(record: Record) -> tuple[str, Table]:
     return what, Table.of([{"layer": name} | one for name, one in record["summary"].items()], columns)
 
 
-def _summary(name: str, rows: Sequence[Record], device: str) -> Record:
+def _summary(name: str, rows: Sequence[Json], device: str) -> Json:
     """Give median and largest of a layer's ratios, and whether every one from 8 MB on keeps the limit of a CPU."""
     ratios = [(row["layers"][name]["over_plain"], row) for row in rows]
     known = sorted(((ratio, row) for ratio, row in ratios if ratio is not None), key=lambda pair: float(pair[0]))

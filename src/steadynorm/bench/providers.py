@@ -71,8 +71,8 @@ class _TorchNorm(nn.Module):
         return rectified
 
 
-def make_inputs(case: Case, device: torch.device, *, sets: int) -> list[Inputs]:
-    """Draw one set of tensors and lay it out ``sets`` times in memory.
+def make_inputs(case: Case, device: torch.device, *, cache_bytes: int = 0) -> list[Inputs]:
+    """Draw one set of tensors and lay it out in memory so many times that their x together are larger than a cache.
 
     The gradient leans towards x, so that no channel's sums cancel to a value that is all rounding.
     """
@@ -94,7 +94,7 @@ def make_inputs(case: Case, device: torch.device, *, sets: int) -> list[Inputs]:
             residual=None if residual is None else residual.clone().requires_grad_(),
             spare=torch.zeros_like(x),
         )
-        for _ in range(sets)
+        for _ in range(1 + cache_bytes // case.x_bytes)
     ]
 
 

@@ -16,11 +16,12 @@ from steadynorm.reporting.environment import describe_machine, describe_versions
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import command_of
 
-__all__ = ["Record", "begin_record", "read_record", "write_record"]
+__all__ = ["Json", "begin_record", "read_record", "write_record"]
 
 PACKAGES = ("torch", "numpy", "numba", "triton")
 
-Record = dict[str, Any]
+Json = dict[str, Any]
+"""A record of a bench, or a part of one."""
 
 
 def begin_record(
@@ -28,7 +29,7 @@ def begin_record(
     command: str,
     config: Any,  # noqa: ANN401 (any command's dataclass)
     device: torch.device,
-) -> Record:
+) -> Json:
     """Make the head of a record, and let the process reuse memory as every command does.
 
     Args:
@@ -54,7 +55,7 @@ def begin_record(
     }
 
 
-def write_record(directory: Path, record: Record) -> Path:
+def write_record(directory: Path, record: Json) -> Path:
     """Write ``bench_<bench>_<device>_<yyyymmdd>.json``, with a number after it where that file exists."""
     directory.mkdir(parents=True, exist_ok=True)
     name = f"bench_{record['bench']}_{record['device']}_{datetime.fromisoformat(record['created']):%Y%m%d}"
@@ -76,7 +77,7 @@ def write_record(directory: Path, record: Record) -> Path:
         return path
 
 
-def _lay_out(record: Record) -> str:
+def _lay_out(record: Json) -> str:
     """Write a record as JSON with a case per line: as small as it gets while it can still be read and compared."""
     plain = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.5g}"))
     items = []
@@ -88,7 +89,7 @@ def _lay_out(record: Record) -> str:
     return "{\n" + ",\n".join(items) + "\n}"
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> Json:
     """Read a record back.
 
     Raises:

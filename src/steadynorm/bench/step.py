@@ -21,9 +21,9 @@ from steadynorm.bench.agreement import relative_difference
 from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.memory import peak_bytes
 from steadynorm.bench.providers import build_network, draw_images, train_step
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.table import show
-from steadynorm.bench.timing import Quantiles, make_step_clock, quantiles, time_providers
+from steadynorm.bench.timing import Quantiles, make_step_clock, time_providers, total_ms
 from steadynorm.lab.machine import choose_precision
 from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.reporting.progress import Display
@@ -55,19 +55,19 @@ class StepFlags(Flags):
     batch: int = 128
     """Images per step."""
     inference: bool = False
-    """Time forwards in evaluation instead, those of the network with its batch norms folded away beside them."""
+    """Time forwards in evaluation instead, those and those of the network with its batch norms folded away."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
     seconds: float = 20.0
     """Time spent on the rounds of a network; at least seven rounds are made."""
 
 
-def _plan(config: StepFlags, head: Record, display: Display) -> Sequence[str]:
+def _plan(config: StepFlags, head: Json, display: Display) -> Sequence[str]:
     head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
     return config.networks
 
 
-def _measure(case: str, config: StepFlags, head: Record) -> Record:
+def _measure(case: str, config: StepFlags, head: Json) -> Json:
     """Hold ours to torch's batch norm, then time all norms, then look at their memory."""
     device = torch.device(head["device"])
     x, labels = draw_images(config.batch, device)
@@ -76,7 +76,7 @@ def _measure(case: str, config: StepFlags, head: Record) -> Record:
     if {TORCHS, OURS} <= set(models):
         difference = relative_difference(*(_loss_and_norm(models[norm], x, labels) for norm in (TORCHS, OURS)))
     agrees = difference is None or difference <= SAME
-    row: Record = {
+    row: Json = {
         "network": case,
         "difference": difference,
         "agrees": agrees,
@@ -87,13 +87,9 @@ def _measure(case: str, config: StepFlags, head: Record) -> Record:
         return row
     steps = {norm: train_step(model, x, labels, head["precision"]) for norm, model in models.items()}
     samples = time_providers(steps, make_step_clock(device), seconds=config.seconds)
-    norms: Record = {
-        norm: {
-            "ms": quantiles([sample.total_ms for sample in taken]),
-            "samples": len(taken),
-            "peak_bytes": peak_bytes(steps[norm], device),
-        }
-        for norm, taken in samples.items()
+    norms: Json = {
+        norm: {"ms": ms, "samples": len(samples[norm]), "peak_bytes": peak_bytes(steps[norm], device)}
+        for norm, ms in total_ms(samples).items()
     }
     for one in norms.values():
         one["over_none"] = one["ms"]["median"] / norms["none"]["ms"]["median"] if "none" in norms else None
@@ -105,7 +101,7 @@ def _measure(case: str, config: StepFlags, head: Record) -> Record:
     return row | {"norms": norms}
 
 
-def _lines(row: Record) -> list[str]:
+def _lines(row: Json) -> list[str]:
     """Show medians, times over the one without normalization, peak memory."""
     if not row["agrees"]:
         return [f"{row['network']}: disagrees: loss or gradients are off by {row['difference']:.3g} of torch's"]
@@ -120,7 +116,7 @@ def _lines(row: Record) -> list[str]:
     return lines
 
 
-def _table(record: Record) -> tuple[str, Table]:
+def _table(record: Json) -> tuple[str, Table]:
     config = record["config"]
     columns = {"one training step of": show("network")}
     columns |= {f"{norm}, ms": show(f"norms.{norm}.ms.median", ".1f") for norm in config["norms"]}

@@ -7,25 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from steadynorm.bench.cases import BIG_MB
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 
 __all__ = ["geometric_mean", "judge", "summarize", "summary_lines"]
 
-Rows = Sequence[Record]
+Rows = Sequence[Json]
 
 
-@dataclass(frozen=True)
-class _Target:
-    op: str
-    what: str
-    at_least: float
-    select: Callable[[Record], bool]
-    measure: Callable[[Rows], float]
-    goal: float | None = None
-    """What would be better still."""
-
-
-def summarize(rows: Rows, device: str) -> Record:
+def summarize(rows: Rows, device: str) -> Json:
     """Summarize the rows of one device; a case that disagrees is named and counts nowhere else."""
     timed = [row for row in rows if row["sides"]]
     ops = dict.fromkeys(row["op"] for row in timed)
@@ -39,23 +28,16 @@ def summarize(rows: Rows, device: str) -> Record:
     }
 
 
-def judge(rows: Rows, device: str) -> list[Record]:
+def judge(rows: Rows, device: str) -> list[Json]:
     """Compare the rows of one device with its targets; a target without a case is left out."""
     verdicts = []
     for target in TARGETS[device]:
-        selected = [row for row in rows if row["op"] == target.op and target.select(row)]
-        if selected:
-            found = target.measure(selected)
-            verdicts.append(
-                {
-                    "op": target.op,
-                    "what": target.what,
-                    "at_least": target.at_least,
-                    "goal": target.goal,
-                    "found": found,
-                    "met": found >= target.at_least,
-                }
-            )
+        of_op = [row for row in rows if row["op"] == target.op and target.select(row)]
+        values = [row[target.key] for row in of_op if row[target.key] is not None]
+        if values:
+            found = target.take(values)
+            said = {name: getattr(target, name) for name in ("op", "what", "at_least", "goal")}
+            verdicts.append(said | {"found": found, "met": found >= target.at_least})
     return verdicts
 
 
@@ -64,7 +46,7 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
-def summary_lines(summary: Record, *, cases: int) -> list[str]:
+def summary_lines(summary: Json, *, cases: int) -> list[str]:
     """Say in a few lines what the cases come to."""
     lines = []
     for part in summary["whole"]:
@@ -87,7 +69,7 @@ def summary_lines(summary: Record, *, cases: int) -> list[str]:
     return lines + [f"disagrees with the reference, no speed: {label}" for label in summary["disagreeing"]]
 
 
-def _group(rows: Rows, device: str, op: str, dtype: str | None, layout: str | None) -> Record:
+def _group(rows: Rows, device: str, op: str, dtype: str | None, layout: str | None) -> Json:
     """Say what some of the cases come to; without dtype and layout all of the operation are taken together."""
     wanted = [
         row for row in rows if row["op"] == op and dtype in (None, row["dtype"]) and layout in (None, row["layout"])
@@ -109,65 +91,63 @@ def _group(rows: Rows, device: str, op: str, dtype: str | None, layout: str | No
     }
 
 
-def _is_unsteady(row: Record) -> bool:
+def _is_unsteady(row: Json) -> bool:
     """Say whether some provider's 80th percentile is over twice its 20th: the machine had other things to do."""
     return any(side["ms"]["p80"] > 2 * side["ms"]["p20"] for side in row["sides"].values())
 
 
-def _is_big(row: Record, device: str) -> bool:
+def _is_big(row: Json, device: str) -> bool:
     return bool(row["x_bytes"] >= BIG_MB[device] * 1e6)
 
 
-def _least(rows: Rows, key: str) -> Record | None:
+def _least(rows: Rows, key: str) -> Json | None:
     """Give the smallest value, and where."""
     row = min(rows, key=lambda row: float(row[key]), default=None)
     return row and {"value": row[key], "case": row["case"]}
 
 
-def _at(least: Record, form: str, unit: str) -> str:
+def _at(least: Json, form: str, unit: str) -> str:
     return f"{least['value']:{form}}{unit} at {least['case']}"
 
 
-def _all(row: Record) -> bool:
-    return True
+@dataclass(frozen=True)
+class _Target:
+    op: str
+    what: str
+    at_least: float
+    key: str
+    """Of the values in the rows."""
+    take: Callable[[Sequence[float]], float]
+    """What the values come to."""
+    select: Callable[[Json], bool] = lambda row: True
+    goal: float | None = None
+    """What would be better still."""
 
 
-def _big(row: Record) -> bool:
+def _big(row: Json) -> bool:
     return _is_big(row, "cpu")
 
 
-def _big_bfloat16(row: Record) -> bool:
+def _big_bfloat16(row: Json) -> bool:
     """Select bfloat16, channels-last, big for a GPU."""
     return _is_big(row, "cuda") and (row["dtype"], row["layout"]) == ("bfloat16", "channels_last")
 
 
-def _big_bfloat16_compiled(row: Record) -> bool:
-    return _big_bfloat16(row) and row["ratio_to_compile"] is not None
-
-
-def _mean_ratio(rows: Rows) -> float:
-    return geometric_mean([row["ratio"] for row in rows])
-
-
-def _smallest(key: str) -> Callable[[Rows], float]:
-    return lambda rows: min(row[key] for row in rows)
-
-
 TARGETS = {
     "cpu": [
-        _Target("norm", "geometric mean of the ratio", 2.2, _all, _mean_ratio),
-        _Target("norm_relu", "geometric mean of the ratio", 3.5, _all, _mean_ratio, 4.5),
-        _Target("norm_relu", "smallest ratio", 1.0, _all, _smallest("ratio")),
-        _Target("norm_relu", "smallest ratio from 8 MB", 2.5, _big, _smallest("ratio")),
-        _Target("norm_relu", "smallest share of the byte floor from 8 MB", 0.5, _big, _smallest("floor_share"), 0.7),
+        _Target("norm", "geometric mean of the ratio", 2.2, "ratio", geometric_mean),
+        _Target("norm_relu", "geometric mean of the ratio", 3.5, "ratio", geometric_mean, goal=4.5),
+        _Target("norm_relu", "smallest ratio", 1.0, "ratio", min),
+        _Target("norm_relu", "smallest ratio from 8 MB", 2.5, "ratio", min, _big),
+        _Target("norm_relu", "smallest share of the byte floor from 8 MB", 0.5, "floor_share", min, _big, 0.7),
     ],
     "cuda": [
-        _Target(op, f"smallest {what}", at_least, select, _smallest(key))
+        _Target(op, f"smallest {what}", at_least, key, min, _big_bfloat16)
         for op in ("norm_relu", "norm_relu_residual")
-        for what, at_least, select, key in (
-            ("ratio, bfloat16 channels_last from 64 MB", 2.0, _big_bfloat16, "ratio"),
-            ("ratio to torch.compile, of the same", 1.0, _big_bfloat16_compiled, "ratio_to_compile"),
-            ("share of the byte floor, of the same", 0.8, _big_bfloat16, "floor_share"),
+        for what, at_least, key in (
+            ("ratio, bfloat16 channels_last from 64 MB", 2.0, "ratio"),
+            ("ratio to torch.compile, of the same", 1.0, "ratio_to_compile"),
+            ("share of the byte floor, of the same", 0.8, "floor_share"),
         )
     ],
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.reporting.report import Entry, Table
 
 __all__ = ["markdown", "show"]
 
 
-def markdown(record: Record, what: str, table: Table) -> str:
+def markdown(record: Json, what: str, table: Table) -> str:
     """Write a table in Markdown, under a line that says what it shows, where and when it was measured."""
     machine, versions = record["machine"], record["versions"]
     where = machine["accelerator"] or f"{machine['processor']}, {record['threads']} threads"
@@ -24,10 +24,10 @@ def _written(one: Entry) -> str:
     return f"{one.text} ({one.note})" if one.note else one.text
 
 
-def show(path: str, form: str = "") -> Callable[[Record], str]:
+def show(path: str, form: str = "") -> Callable[[Json], str]:
     """Give a column that shows what an item has under keys joined by dots; nothing where it has none."""
 
-    def cell(item: Record) -> str:
+    def cell(item: Json) -> str:
         value: Any = item
         for key in path.split("."):
             value = value.get(key) if value else None

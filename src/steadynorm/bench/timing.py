@@ -23,6 +23,7 @@ __all__ = [
     "make_step_clock",
     "quantiles",
     "time_providers",
+    "total_ms",
 ]
 
 LEAST_ROUNDS = 7
@@ -100,7 +101,7 @@ class _CudaClock:
     """Time on the device, between events.
 
     The device first spins until the calls are queued behind it, so that it never waits for Python in between; how
-    long Python took is given beside it.
+    long Python took is given as well.
     """
 
     def __init__(self) -> None:
@@ -156,6 +157,11 @@ def time_providers(
             samples[name] += clock(providers[name])
         rounds += 1
     return samples
+
+
+def total_ms(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Quantiles]:
+    """Give each provider's milliseconds from the first mark to the last."""
+    return {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:

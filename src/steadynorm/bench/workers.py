@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from steadynorm.bench.benchmark import Benchmark, Flags
 from steadynorm.bench.providers import build_network, draw_images, train_step
-from steadynorm.bench.record import Record
+from steadynorm.bench.record import Json
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Mark, Provider, Sample, quantiles, time_providers
 from steadynorm.lab.machine import Precision, choose_precision
@@ -55,7 +55,7 @@ class WorkersFlags(Flags):
     network: Literal["cnn", "resnet20"] = "cnn"
     """Network of steadynorm compare."""
     workers: tuple[int, ...] = (1, 2, 4)
-    """Numbers of workers; one beside another, each with --threads."""
+    """Numbers of workers; all on this machine, each with --threads."""
     batch: int = 32
     """Images on each worker."""
     threads: int = 1
@@ -68,7 +68,7 @@ class WorkersFlags(Flags):
     """auto: cuda where there is one; then a GPU for each worker."""
 
 
-def _plan(config: WorkersFlags, head: Record, display: Display) -> Sequence[int]:
+def _plan(config: WorkersFlags, head: Json, display: Display) -> Sequence[int]:
     """Give the numbers of workers, and tell the size of the network."""
     model = build_network(config.network, "sync_batch_norm", torch.device("cpu"))
     head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
@@ -77,7 +77,7 @@ def _plan(config: WorkersFlags, head: Record, display: Display) -> Sequence[int]
     return config.workers
 
 
-def _measure(case: int, config: WorkersFlags, head: Record) -> Record:
+def _measure(case: int, config: WorkersFlags, head: Json) -> Json:
     """Start the workers, as torchrun does, and put together what they found."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -100,14 +100,14 @@ def _measure(case: int, config: WorkersFlags, head: Record) -> Record:
     }
 
 
-def _lines(row: Record) -> list[str]:
+def _lines(row: Json) -> list[str]:
     """Show images per second, and what each agreement adds to a step."""
     speeds = "  ".join(f"{name} {speed:,.0f}" for name, speed in row["images_per_second"].items())
     added = ", ".join(f"{what} {row[f'{what}_ms']['median']:+.1f} ms" for what in ("gradients", "statistics"))
     return [f"{row['workers']} workers: images/s {speeds}; in a step: {added}"]
 
 
-def _closing(record: Record) -> list[str]:
+def _closing(record: Json) -> list[str]:
     """Show each worker's share of the first number's speed."""
     lines, first = [], record["costs"][0]
     for row in record["costs"]:
@@ -118,7 +118,7 @@ def _closing(record: Record) -> list[str]:
     return lines
 
 
-def _table(record: Record) -> tuple[str, Table]:
+def _table(record: Json) -> tuple[str, Table]:
     columns = {
         "workers": show("workers"),
         "images/s apart": show("images_per_second.apart", ",.0f"),
@@ -132,7 +132,7 @@ def _table(record: Record) -> tuple[str, Table]:
     return f"{what}; median (p20 to p80)", Table.of(record["costs"], columns)
 
 
-def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Record:
+def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Json:
     """Fit latency + bytes / bandwidth to times, so that the relative errors are least; neither below zero.
 
     Args:
@@ -213,7 +213,7 @@ def _slowest(provider: Provider, *, repeats: int = 1) -> float:
     return max(gathered((time.perf_counter() - start) / repeats))
 
 
-def _range(ms: Record) -> str:
+def _range(ms: Json) -> str:
     return f"{ms['median']:.1f} ({ms['p20']:.1f} to {ms['p80']:.1f})"
 
 

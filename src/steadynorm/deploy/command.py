@@ -37,7 +37,7 @@ PACKAGES = ("torch", "numpy", "safetensors", "torchao", "onnx", "onnxscript", "o
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Fold, export and quantise a trained model, prove that the files answer as it does, and time them beside it.
+    """Fold, export and quantise a trained model, prove that the files answer as it does, and time them against it.
 
     Every file is read again in a fresh process that cannot import steadynorm.
     """

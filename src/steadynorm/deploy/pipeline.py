@@ -73,7 +73,7 @@ def export(
         labels: classes of ``images``, int64 of shape (N,); without them the share of images that keep the model's
             class takes the place of accuracy.
         max_drop: percentage points that quantising may cost.
-        requests: timed requests of one image to each file, beside eager torch; 0 times nothing. Eager torch has a
+        requests: timed requests of one image to each file and to eager torch; 0 times nothing. Eager torch has a
             process of its own as well, so the model's class must then be importable.
         batch_sizes: images in a request, for the throughput.
         threads: of a request. Default: torch's number.

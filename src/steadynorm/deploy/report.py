@@ -57,7 +57,7 @@ def describe(record: Record, outcome: Outcome) -> Report:
     return Report(
         headline=_headline(record, outcome, eager),
         lead=f"{outcome.model}, {outcome.parameters:,} parameters, {outcome.norms} batch norms, on images of "
-        f"{_size(record)}; each file, read again in a fresh process without steadynorm, beside eager torch.",
+        f"{_size(record)}; each file, read again in a fresh process without steadynorm, compared with eager torch.",
         table=table,
         sections=(
             Section(title="Result", blocks=(Figures([_figure(served)]), table)),

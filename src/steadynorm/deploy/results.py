@@ -101,7 +101,7 @@ def as_content(outcome: Outcome) -> dict[str, Any]:
 
 
 def write_outcome(outcome: Outcome) -> None:
-    """Write ``artifacts.json`` beside the files."""
+    """Write ``artifacts.json`` into the directory of the files."""
     write_text(outcome.directory / FILE, json.dumps(as_content(outcome), indent=2) + "\n")
 
 

@@ -16,7 +16,7 @@ _UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, which becomes ``path`` when the block ends without an exception.
+    """Give a temporary path, which becomes ``path`` when the block ends without an exception.
 
     The content is on the disk before it takes the name, so a kill or a power cut leaves the old file or the
     new one. On an exception the temporary file is removed and the old file stays. A symbolic link of that name is

@@ -9,9 +9,9 @@ from typing import Any
 from steadynorm.reporting.records import (
     Cell,
     Factors,
-    Known,
     Measurement,
     Status,
+    StoredFields,
     decoded,
     read_measurements,
     read_rows,
@@ -64,7 +64,7 @@ class _Cell:
 def network_factors(spec: dict[str, Any]) -> Factors:
     """Give the factors of a network, in the order of its name; what is usual is absent."""
     order = ("purpose", "variant", "arm", "lr", "batch_size", "depth", "seed", "epochs")
-    return Known({name: spec[name] for name in order if spec.get(name) not in (None, "", "compare")})
+    return StoredFields({name: spec[name] for name in order if spec.get(name) not in (None, "", "compare")})
 
 
 def read_cells(directory: Path) -> tuple[Cell, ...]:
@@ -106,7 +106,9 @@ def _cells(directory: Path) -> tuple[Cell, ...]:
         measured = tuple(rows.pop(head.name, ()))
         diverged = any(row.quantity == "diverged" for row in measured)
         status: Status = "waiting" if head.seconds is None else "diverged" if diverged else "finished"
-        cells.append(Cell(factors=Known(head.factors), status=status, seconds=head.seconds, measurements=measured))
+        cells.append(
+            Cell(factors=StoredFields(head.factors), status=status, seconds=head.seconds, measurements=measured)
+        )
     if rows:
         raise ValueError(f"measurements.csv: cells.json has no {', '.join(rows)}")
     return tuple(cells)

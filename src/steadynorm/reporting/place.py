@@ -40,7 +40,7 @@ def check_new(place: Path, *, may_hold: Collection[str] = ()) -> None:
 def check_inside(directory: Path) -> None:
     """Refuse a directory through which files would be written elsewhere.
 
-    Links to files are harmless: a file is written beside its name and then takes it, see
+    Links to files are harmless: a file is written under another name and then takes its own, see
     :func:`steadynorm.reporting.files.atomic_path`.
 
     Raises:

@@ -55,7 +55,7 @@ Factors = dict[str, Any]
 UNNAMED, SHORT = ("epochs",), {"batch_size": "batch"}  # in names of cells
 
 
-class Known(dict[str, Any]):
+class StoredFields(dict[str, Any]):
     """Factors, or fields of a head, as they were read: asking for one that is absent is one line for the user."""
 
     def __missing__(self, key: str) -> Any:  # noqa: ANN401 (it returns nothing)
@@ -250,7 +250,7 @@ def _read_head(directory: Path) -> tuple[Record, int]:
         written_as = _converted("config.json", content.get("format", 1), int)
         if 1 <= written_as <= FORMAT:
             head = _converted("config.json", {name: content[name] for name in HEAD if name in content}, Record)
-            known = {name: Known(getattr(head, name)) for name in ("config", "resolved", "machine")}
+            known = {name: StoredFields(getattr(head, name)) for name in ("config", "resolved", "machine")}
             return replace(head, **known), written_as
     versions = content.get("versions")
     wrote = versions.get("steadynorm", "unknown") if isinstance(versions, dict) else "unknown"
@@ -275,7 +275,7 @@ def joined(heads: list[_CellHead], rows: dict[str, list[Measurement]]) -> tuple[
     """
     cells = tuple(
         Cell(
-            factors=Known(head.factors),
+            factors=StoredFields(head.factors),
             status=head.status,
             seconds=head.seconds,
             measurements=tuple(rows.pop(head.name, ())),

@@ -63,7 +63,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Claims:
-    """Claims beside what was measured."""
+    """Claims, each with what was measured."""
 
     kind: ClassVar[str] = "claims"
     items: Sequence[Claim]
@@ -114,7 +114,7 @@ class Figure:
     data: Rows
     """A row for each measured value."""
     options: Mapping[str, Any]
-    """What the function takes beside the data: names of columns, orders."""
+    """What the function takes besides the data: names of columns, orders."""
     marks: Mapping[str, Rows] = field(default_factory=dict)
     """Further tables that it takes: crosses, rings."""
 
