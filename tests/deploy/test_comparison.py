@@ -39,6 +39,14 @@ def test_a_float_file_may_be_off_by_the_tolerance():
         compared(None, quantize="none", outputs=outputs * (1 + 2 * TOLERANCE))
 
 
+def test_zeros_in_place_of_zeros_are_no_error():
+    zeros = np.zeros((3, 2), dtype=np.float32)
+    comparison = Comparison(scratch=None, threads=1, expected=zeros, labels=None, max_drop=1.0)
+    found = comparison.measured(Artifact(name="a", format="onnx", quantize="none"), zeros)
+    assert (found.largest_error, found.relative_error, found.agreement) == (0, 0, 1)
+    comparison.check(found)
+
+
 class Unpicklable(nn.Identity):
     def __reduce__(self):
         raise self.error

@@ -143,23 +143,22 @@ def _check_fit(state: NamedState, own: Mapping[str, Tensor], where: str) -> None
         UserError: a tensor is missing, holds no numbers, or has another shape or kind of number than the model's.
     """
     wrong = [f"{name} is missing" for name in state.missing]
-    misfits = [f"{name} {why}" for name, each in state.tensors.items() if (why := why_no_numbers(each))]
-    dense = {name: each for name, each in state.tensors.items() if not why_no_numbers(each)}
-    misfits += [
-        f"{name} has shape {tuple(each.shape)}, the model's {tuple(own[name].shape)}"
-        for name, each in dense.items()
-        if each.shape != own[name].shape
-    ]
-    misfits += [
-        f"{name} is {each.dtype}, the model's {own[name].dtype}"
-        for name, each in dense.items()
-        if each.is_floating_point() != own[name].is_floating_point()
-    ]
+    found = {name: why_no_numbers(each) or _misfit(each, own[name]) for name, each in state.tensors.items()}
+    misfits = [f"{name} {why}" for name, why in found.items() if why]
     if not wrong and not misfits:
         return
     told = [*wrong, *(f"{name} is of no use" for name in state.unknown), *misfits]
     more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
     raise UserError(f"{where}: does not fit the model: {'; '.join(told[:SHOWN])}{more}.")
+
+
+def _misfit(given: Tensor, own: Tensor) -> str:
+    """Say why a tensor cannot take the place of the model's; nothing if it can."""
+    if given.shape != own.shape:
+        return f"has shape {tuple(given.shape)}, the model's {tuple(own.shape)}"
+    if given.is_floating_point() != own.is_floating_point():
+        return f"is {given.dtype}, the model's {own.dtype}"
+    return ""
 
 
 def _understood(state: NamedState, own: Mapping[str, Tensor], path: Path) -> str:
