@@ -9,6 +9,7 @@ import pytest
 
 from steadynorm import __version__, cli
 from steadynorm.lab.experiments import EXPERIMENTS
+from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.reporting.failure import Interrupted, UserError
 from steadynorm.reporting.records import read_record
 from tests.support.experiments import on_tiny_data
@@ -135,6 +136,12 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"steadynorm {__version__}\n"
     assert exit_status("--help") == 0
     assert "--version" in capsys.readouterr().out
+
+
+def test_help_lists_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("compare", "--help") == 0
+    listed = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert NORMALIZATIONS.keys() - listed == {"several_decays"}  # whose four evaluations only `statistics` compares
 
 
 def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import steadynorm
+from steadynorm.lab.experiments import EXPERIMENTS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
@@ -55,3 +56,8 @@ def test_the_make_targets_in_the_readme_exist() -> None:
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     assert targets
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_the_readme_lists_every_experiment() -> None:
+    table = re.findall(r"^\| \[`(\w+)`\]\(docs/\1\.md\) \|", README, flags=re.MULTILINE)
+    assert sorted(["compare", *table]) == sorted(EXPERIMENTS)
