@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from steadynorm.lab import report
 from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.report import build_report
+from steadynorm.reporting import build
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Record, head_of, read_record, write_record
 from steadynorm.reporting.report import as_json
@@ -91,6 +93,22 @@ def test_a_report_of_the_first_format_says_the_same(tmp_path: Path) -> None:
     write_first_format(tmp_path, MADE)
     found, expected = summary_json(read_record(tmp_path)), summary_json(MADE)
     assert found == expected
+
+
+def test_a_search_that_is_open_is_not_said_to_be_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    notices: list[str] = []
+    monkeypatch.setattr(build, "write_report", lambda place, *_, missing, **__: notices.append(missing) or place)
+    place = {"batch_size": 64, "depth": 6}
+    grid = [replace(cell, factors=cell.factors | place) for cell in CELLS if cell.has_ended]
+    searching = replace(grid[-1], factors=grid[-1].factors | {"purpose": "stability"})
+    config = {"lr": [0.1], "batch_size": [64], "depth": [6], "largest_rate": True, "epochs": 2, "milestones": []}
+    for cells in ([*grid, searching], [*grid, replace(searching, status="running")]):
+        write_record(tmp_path, replace(record(cells, **config), experiment="sweep"))
+        build_report(tmp_path)
+    over, running = notices
+    n = len(grid) + 1
+    assert f"{n} of {n} networks have ended of those planned so far; more follow" in over
+    assert running.endswith(f"{n - 1} of {n} networks have ended.")
 
 
 def test_every_experiment_is_listed_under_its_own_name() -> None:

@@ -77,7 +77,10 @@ def _missing(record: Record) -> str:
     networks, cells = record.networks, [cell for cell in record.cells if not cell.is_network]
     counts = [f"{_ended(networks)} of {len(networks)} networks have ended"] if networks else []
     counts += [f"{_ended(cells)} of {len(cells)} cells are measured"] if cells else []
-    return f"This experiment is not complete: {listing(counts) or 'nothing is measured yet'}."
+    # A search plans its next networks from those that have ended.
+    is_open = counts and all(cell.has_ended for cell in record.cells)
+    rest = " of those planned so far; more follow from what they show" if is_open else ""
+    return f"This experiment is not complete: {listing(counts) or 'nothing is measured yet'}{rest}."
 
 
 def _ended(cells: Sequence[Cell]) -> int:
