@@ -47,6 +47,13 @@ def test_zeros_in_place_of_zeros_are_no_error():
     comparison.check(found)
 
 
+def test_an_error_is_a_share_of_the_models_largest_output():
+    expected = np.array([[4, 0], [0, 2]], dtype=np.float32)
+    comparison = Comparison(scratch=None, threads=1, expected=expected, labels=None, max_drop=1.0)
+    found = comparison.measured(Artifact(name="a", format="onnx", quantize="none"), expected - 1)
+    assert (found.largest_error, found.relative_error) == (1, 0.25)
+
+
 class Unpicklable(nn.Identity):
     def __reduce__(self):
         raise self.error

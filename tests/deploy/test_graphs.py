@@ -60,3 +60,16 @@ def test_an_instance_norm_without_statistics_is_no_fault():
     norm = nn.InstanceNorm2d(3).eval()
     program = torch.export.export(norm, (X,))
     assert check_graph(norms_in_program(program), [], what="it") == 0
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool(x.sum() > 0):
+            x = torch.dropout(x, 0.5, True)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:DeprecationWarning")
+def test_a_branch_of_a_script_is_looked_into():
+    (found,) = norms_in_script(torch.jit.script(Branching()))
+    assert found.training

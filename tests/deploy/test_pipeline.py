@@ -2,6 +2,7 @@ import copy
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,21 @@ def test_a_refused_file_is_removed_and_the_others_stay(tmp_path, monkeypatch):
     made = export(mlp(), torch.randn(4, 12), out=tmp_path / "out", formats="torchscript", quantize=("none", "dynamic"))
     assert made.of("torchscript", "dynamic").refused.endswith("more than the max drop of 1.")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["artifacts.json", "model-torchscript-none.pt"]
+
+
+def test_quantising_sees_the_calibration_inputs_and_a_trace_two_of_the_others(tmp_path, monkeypatch):
+    seen, right = [], FORMATS["torchscript"]
+
+    def watched(request, quantize, path):
+        seen.append(request)
+        return right.writer(request, quantize, path)
+
+    monkeypatch.setitem(FORMATS, "torchscript", replace(right, writer=watched))
+    x, ranges = torch.randn(5, 12), torch.randn(20, 12)
+    export(mlp(), x, out=tmp_path / "a", formats="torchscript", calibration=ranges)
+    export(mlp(), x[:1], out=tmp_path / "b", formats="torchscript")
+    assert torch.equal(torch.cat(list(seen[0].calibration)), ranges) and torch.equal(seen[0].example, x[:2])
+    assert torch.equal(torch.cat(list(seen[1].calibration)), x[:1]) and torch.equal(seen[1].example, x[[0, 0]])
 
 
 def state_of(model):

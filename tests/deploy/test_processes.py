@@ -69,3 +69,16 @@ def test_ctrl_c_while_an_artifact_loads_ends_its_process(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         serve(tmp_path, "import time; time.sleep(60)")
     assert started[0].returncode is not None
+
+
+def test_what_a_library_writes_to_standard_error_is_not_shown(tmp_path, capfd):
+    serve(tmp_path, "import sys; print('loading', file=sys.stderr, flush=True)").close()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_process_that_has_ended_is_one_line(tmp_path):
+    with serve(tmp_path) as server:
+        server.process.kill()
+        server.process.wait()
+        with pytest.raises(UserError, match=r"^model: the process that served it ended with status -9\.$"):
+            server.ask("predict", images="x", outputs="y", batch=1)

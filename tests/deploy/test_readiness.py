@@ -87,3 +87,9 @@ def test_statistics_that_were_loaded_without_a_count_are_sound(mean, var):
     norm.running_var.fill_(var)
     assert int(norm.num_batches_tracked) == 0
     assert check_ready(built(norm)) == 1
+
+
+def test_statistics_that_stayed_at_0_and_1_in_training_are_sound():
+    norm = nn.BatchNorm2d(4)
+    norm.num_batches_tracked.fill_(1)
+    assert check_ready(built(norm)) == 1

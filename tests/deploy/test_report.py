@@ -44,6 +44,16 @@ def test_accuracy_is_judged_of_models_that_are_surely_better_than_guessing(
     assert ("at chance: 10.5" in report.headline) == (accuracy == 0.105)
 
 
+@pytest.mark.parametrize(
+    ("gap", "said"), [(0.004, "0.4 points less accurate"), (-0.02, "2.0 points more accurate"), (0.0004, "as accurate")]
+)
+def test_the_headline_says_how_accurate_the_best_file_is(gap: float, said: str) -> None:
+    made, outcome = exported(0.8)
+    eager, best = outcome.artifacts
+    report = describe(made, replace(outcome, artifacts=(eager, replace(best, accuracy=0.8 - gap))))
+    assert report.headline.replace("\N{NO-BREAK SPACE}", " ") == f"ONNX, int8: 1.00 ms, 4.0 times as fast, {said}"
+
+
 @pytest.mark.parametrize("name", ["cnn_32", "resnet20_128", "resnet20_32"])
 def test_the_records_in_docs_are_said_as_before(name: str) -> None:
     content = content_of(f"export_{name}_cpu_20261123")

@@ -102,6 +102,7 @@ def test_a_directory_takes_its_name_when_all_is_in_it(tmp_path: Path, error: typ
         assert not (tmp_path / "a" / "b").exists()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
     assert (tmp_path / "a" / "b" / "file").exists()
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
     with pytest.raises(error), new_directory(tmp_path / "a" / "c", name="out") as directory:
         (directory / "file").touch()
         raise error

@@ -98,6 +98,7 @@ def test_a_piece_that_begins_again_has_one_bar() -> None:
     for _ in range(2):
         found.begin("a", number=1, of=2, left=2)
     assert bars(found) == {"all": (0, 2), "[1/2] a": (0, 1)}
+    assert len(found.bars.tasks) == 2
 
 
 def test_news_after_the_end_change_nothing() -> None:
@@ -123,6 +124,8 @@ def test_a_message_cannot_steer_the_terminal() -> None:
     out = io.StringIO()
     progress._Plain(out).message("into runs/\x1b[2Ja")
     assert out.getvalue() == "into runs/\\x1b[2Ja\n"
+    progress._Live(out).message("into runs/\x1b[2Jb")
+    assert out.getvalue().endswith("into runs/\\x1b[2Jb\n")
 
 
 def test_of_what_did_not_end_well_no_line_of_numbers_stays() -> None:
@@ -160,6 +163,16 @@ def test_nothing_is_drawn_while_something_is_measured() -> None:
     with open_display(stream=Terminal(), timed=True) as display:
         display.begin("norm_relu 1x2x3x4", number=2, of=5)
         assert threading.active_count() == threads
+        assert isinstance(display, progress._Live) and not display.bars.live.auto_refresh
+    with open_display(stream=Terminal()) as display:
+        assert isinstance(display, progress._Live) and display.bars.live.auto_refresh
+
+
+def test_what_is_measured_is_drawn_when_it_begins() -> None:
+    terminal = Terminal()
+    with open_display(stream=terminal, timed=True) as display:
+        display.begin("norm_relu 1x2x3x4", number=2, of=5)
+        assert "[2/5] norm_relu 1x2x3x4" in terminal.getvalue() and "all" in terminal.getvalue()
 
 
 def test_without_rich_a_terminal_gets_the_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:

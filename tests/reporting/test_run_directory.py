@@ -194,3 +194,10 @@ def test_the_tensors_of_a_file_begin_at_a_multiple_of_8_bytes_whatever_its_metad
         with safe_open(tmp_path / "a", framework="pt") as found:
             assert found.metadata() == {"name": "é" + "a" * length}
             assert torch.equal(found.get_tensor("x"), torch.ones(3))
+
+
+def test_a_folder_named_like_an_unfinished_file_stays(tmp_path: Path) -> None:
+    (tmp_path / ".cells.json.k3_x9abc.part").mkdir()
+    with RunDirectory(tmp_path).lock():
+        pass
+    assert (tmp_path / ".cells.json.k3_x9abc.part").is_dir()
