@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +18,23 @@ __all__ = ["SIZES", "Collectives", "on_ranks", "part_of", "together"]
 
 SIZES = (5, 1, 0, 3)
 """Samples on each of four ranks."""
+_IMPORTED = [
+    "steadynorm",
+    "numba",
+    "torch.distributed",
+    "torch._dynamo.backends.debugging",
+    "torch._inductor.compile_fx",
+]
+"""What the ranks, a compiler in them among it, would each take ten seconds to import."""
 
 
 def on_ranks(function: Callable[[], Any], size: int, folder: Path) -> list[Any]:
-    """What the function returns on each rank. It is found there by its name, so it must be one of a module."""
-    mp.spawn(_run, (size, function, folder), nprocs=size)
+    """What the function returns on each rank. It is found there by its name, so it must be one of a module.
+
+    Every rank is a new process, forked from one that has imported what takes long and started no thread.
+    """
+    multiprocessing.set_forkserver_preload(_IMPORTED)
+    mp.start_processes(_run, (size, function, folder), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
