@@ -1,0 +1,10 @@
+"""Find normalization faults in a model, say what they cost, and repair them."""
+
+from steadynorm.doctor.checks import CHECKS
+from steadynorm.doctor.diagnose import diagnose, judge
+from steadynorm.doctor.diagnosis import Diagnosis
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity
+from steadynorm.doctor.observe import observe
+
+__all__ = ["CHECKS", "Cost", "Diagnosis", "Evidence", "Finding", "Remedy", "Severity", "diagnose", "judge", "observe"]

@@ -1,0 +1,45 @@
+"""Channels whose weight is 0, so that nothing of the input passes.
+
+Looks at: weight (γ) of each batch norm, beside the largest of the layer.
+
+Harm: such a channel gives its bias whatever comes in. Weight decay on γ brings channels there, and pruning does so on
+purpose; they cost time and memory for a constant. A layer all of whose channels are 0 after training passes nothing on:
+a residual branch whose last γ began at 0 and was never trained.
+
+Remedy: prune the channels, or take weight decay off γ (``param_groups``).
+
+Threshold: below 10⁻⁶ of the layer's largest |γ|, or all exactly 0 after at least 100 batches.
+
+Source: Liu et al. 2017 (arXiv 1708.06519), network slimming; Goyal et al. 2017 (arXiv 1706.02677): γ that begin at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+SMALL = 1e-6
+"""Of the layer's largest |γ|."""
+TRAINED = 100
+"""Batches after which a γ of 0 in every channel is no start any more."""
+_PRUNE = Remedy(advice="Prune them, or take weight decay off γ and β (param_groups).")
+_UNTRAINED = Remedy(advice="See whether its weight is in the optimizer and gets a gradient.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    for norm in evidence.batch_norms:
+        if norm.weight is None or not norm.weight.isfinite().all():
+            continue
+        size = norm.weight.abs()
+        dead = size <= SMALL * size.max()
+        if size.max() == 0:
+            if (norm.batches or 0) >= TRAINED:
+                problem = f"Its weight is 0 in every channel after {norm.batches} batches, so it passes nothing on."
+                yield at(norm, Severity.WARNING, problem, _UNTRAINED, channels=len(size), of=len(size))
+        elif dead.any():
+            number = int(dead.sum())
+            problem = f"The weight of {number} of {len(size)} channels is 0: they give a constant whatever comes in."
+            yield at(norm, Severity.NOTE, problem, _PRUNE, channels=number, of=len(size))

@@ -1,0 +1,34 @@
+"""Group norm with one channel in each group.
+
+Looks at: groups and channels of nn.GroupNorm, and tracked instance norms.
+
+Harm: with as many groups as channels each channel of each sample is normalized by itself. On vectors, or on maps of
+1 x 1 after pooling, that is one number normalized by itself: the output is the bias, whatever comes in. On larger maps
+it is instance norm, which takes away each image's contrast.
+
+Remedy: fewer groups; 32, or 16 channels in a group, are what the paper uses.
+
+Threshold: as many groups as channels, more than one channel.
+
+Source: Wu & He 2018 (arXiv 1803.08494); opacus issue 567.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+_REMEDY = Remedy(advice="Use fewer groups, such as 32, or 16 channels in each.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    for norm in evidence.norms:
+        if norm.groups > 1 and norm.groups == norm.channels:
+            problem = (
+                f"Each of its {norm.groups} channels is a group of its own: on 1 x 1 maps its output is its bias, "
+                "whatever comes in."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY, groups=norm.groups)

@@ -1,0 +1,29 @@
+"""A batch norm that the model holds but does not own.
+
+Looks at: lists, dictionaries, closures and attributes of plain objects that modules hold, three levels deep.
+
+Harm: what is no submodule is in no ``state_dict()``, gets no ``.train()``, ``.eval()`` or ``.to()``, and no optimizer
+has its parameters. If it runs, it trains with its first weights, evaluates by the batch, and its statistics are lost
+when the model is saved.
+
+Remedy: register it, for instance in an ``nn.ModuleList``. Only you can, in the model's code.
+
+Threshold: none.
+
+Source: torch.nn.ModuleList's documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+_REMEDY = Remedy(advice="Register it in the model, for instance in an nn.ModuleList.")
+_PROBLEM = "It is held here but is no submodule: model.eval(), state_dict() and the optimizer do not reach it."
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    return (at(norm, Severity.WARNING, _PROBLEM, _REMEDY) for norm in evidence.norms if norm.hidden)

@@ -1,0 +1,35 @@
+"""A subclass of batch norm that torch's own conversion would cut down.
+
+Looks at: batch norms that run more than batch norm does (an activation, as timm's BatchNormAct2d), and subclasses of
+which it is not known what they compute.
+
+Harm: ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` rebuilds every subclass from five attributes and drops the rest
+without a word: the activation is gone, and the network is another.
+
+Remedy: convert with ``steadynorm.surgery.convert_``, which keeps what runs after the norm, or with the package's own
+converter. An unknown subclass: ``steadynorm.surgery.register`` says what it computes.
+
+Threshold: none.
+
+Source: pytorch issue 187298; pytorch-image-models issue 1254.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+_CONVERT = Remedy(advice="Convert with steadynorm.surgery.convert_ and not with torch's convert_sync_batchnorm.")
+_REGISTER = Remedy(advice="Say what it computes (steadynorm.surgery.register), so that the checks can read it.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    for norm in evidence.norms:
+        if norm.tail:
+            problem = f"It also runs {', '.join(norm.tail)}, which torch's convert_sync_batchnorm would drop."
+            yield at(norm, Severity.NOTE, problem, _CONVERT)
+        elif norm.unknown:
+            yield at(norm, Severity.NOTE, f"It is not known what it computes: {norm.unknown}", _REGISTER)

@@ -1,0 +1,46 @@
+"""Layers whose eps differs from the others', where that changes what they compute.
+
+Looks at: eps of all batch norms, and the gain 1/√(var + eps) of each channel by its own eps and by the one that most
+layers have.
+
+Harm: eps belongs to the weights it was trained with. Ported from TensorFlow (0.001) into torch's default (0.00001), or
+the reverse, small channels get another gain, and the outputs drift with depth.
+
+Remedy: set eps to what the weights were trained with. Not done by itself: which of the two that is, only their origin
+tells.
+
+Threshold: some channel's gain differs by more than a tenth. Below that the difference is within what one training run
+differs from the next.
+
+Source: Cadene/pretrained-models.pytorch issue 5; huggingface/transformers pull 19454.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+CHANGE = 0.1
+"""Relative change of a channel's gain that counts."""
+_REMEDY = Remedy(advice="Set eps to the value that these weights were trained with.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    norms = [norm for norm in evidence.batch_norms if norm.var is not None]
+    usual = Counter(norm.eps for norm in norms).most_common(1)
+    for norm in norms:
+        assert norm.var is not None
+        eps, var = usual[0][0], norm.var.clamp(min=0)
+        if norm.eps == eps:
+            continue
+        change = float(((var + eps) / (var + norm.eps)).sqrt().log().abs().nan_to_num(0).max())
+        if change > CHANGE:
+            problem = (
+                f"Its eps is {norm.eps:g} where most layers have {eps:g}, which changes the gain of a channel by "
+                f"{100 * (2.718281828459045**change - 1):.0f} %."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY, eps=norm.eps, usual=eps, change=change)

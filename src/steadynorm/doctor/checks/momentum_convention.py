@@ -1,0 +1,48 @@
+"""A momentum that looks like another framework's.
+
+Looks at: ``momentum`` of layers whose running estimates follow it.
+
+Harm: torch's momentum is the weight of the *new* batch; TensorFlow's, Keras's and most papers' is the weight of the old
+estimate. 0.99 pasted from there makes the running estimates those of the last batch or two; 0 keeps them for ever at
+what they are; a number outside 0 to 1 makes them diverge.
+
+Remedy: write 1 − momentum. Safe for training that goes on; statistics measured so far were the last batch's, so
+measure them again.
+
+Threshold: at least 0.5, or 0, or outside 0 to 1. No model library sets torch's momentum above 0.5; other frameworks'
+defaults are 0.9 to 0.999.
+
+Source: Cadene/pretrained-models.pytorch issue 5; r9y9/tacotron_pytorch issue 19.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+SUSPECT = 0.5
+"""Least momentum that is taken for a decay."""
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    for norm in evidence.norms:
+        if not norm.has_momentum or norm.momentum is None or not norm.tracks:
+            continue
+        value = norm.momentum
+        if not 0 <= value <= 1:
+            problem = f"Its momentum is {value:g}; outside 0 to 1 the running estimates diverge."
+            yield at(norm, Severity.ERROR, problem, Remedy(advice="Set it to a weight of the new batch, such as 0.1."))
+        elif value == 0:
+            problem = "Its momentum is 0, so no batch moves the running estimates."
+            advice = "Set it to 0.1, or freeze the layer with freeze_ if that is meant."
+            yield at(norm, Severity.WARNING, problem, Remedy(advice=advice, treatment="momentum"), momentum=value)
+        elif value >= SUSPECT:
+            problem = (
+                f"Its momentum is {value:g}: torch weighs the new batch by it, so the running estimates are those of "
+                f"the last {'batch' if value > 0.9 else 'few batches'}. Other frameworks weigh the old estimate."
+            )
+            advice = f"If {value:g} is a decay of another framework, write momentum={1 - value:.6g}."
+            yield at(norm, Severity.WARNING, problem, Remedy(advice=advice, treatment="momentum"), momentum=value)

@@ -1,0 +1,57 @@
+"""Running estimates of a trained layer that are still those of a new one.
+
+Looks at: whether running_mean is exactly 0 and running_var exactly 1 in every channel, while the layer's counter or its
+weight and bias say that it has been trained.
+
+Harm: in evaluation the layer normalizes by numbers that no batch has given, so accuracy is near chance. Statistics are
+buffers: they are lost where somebody saves, sends, averages or merges ``parameters()`` in place of ``state_dict()``,
+where a checkpoint without them is loaded with strict=False, and where momentum is 0.
+
+Remedy: load them from a full checkpoint, or measure them again on a few hundred training images. Safe: the numbers
+there describe no data. A frozen layer is left to you: mean 0 and variance 1 may be meant.
+
+Threshold: none; a batch of real numbers never gives exactly 0 and 1 in all channels.
+
+Source: torch issues; huggingface/peft issue 1732; PFLlib issue 260.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence, NormState
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+_REMEDY = Remedy(
+    advice="Load the statistics from a full state dict, or measure them on training images (recalibrate_).",
+    treatment="recalibrate",
+)
+_FROZEN = Remedy(advice="If that is not meant, load the statistics that belong to its weight and bias.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    for norm in evidence.norms:
+        if not norm.at_start:
+            continue
+        if norm.batches:
+            why = f"though it has counted {norm.batches} batches"
+            yield at(norm, Severity.ERROR, _problem(why), _REMEDY, batches=norm.batches)
+        elif not norm.affine_at_start:
+            remedy = _FROZEN if norm.is_frozen else _REMEDY
+            yield at(norm, Severity.ERROR, _problem("though its weight and bias have been trained"), remedy)
+        elif _others_moved(evidence, norm):
+            problem = (
+                _problem("while those of other layers are not") + " The layer may be one that the data never reach."
+            )
+            yield at(norm, Severity.NOTE, problem, _REMEDY)
+
+
+def _others_moved(evidence: Evidence, norm: NormState) -> bool:
+    """Tell whether most other layers have been trained."""
+    others = [each for each in evidence.batch_norms if each.mean is not None and each is not norm]
+    return not norm.is_frozen and 2 * sum(not each.at_start for each in others) > len(others)
+
+
+def _problem(why: str) -> str:
+    return f"Its running estimates are those of a new layer, mean 0 and variance 1, {why}."

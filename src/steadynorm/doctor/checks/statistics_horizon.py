@@ -1,0 +1,64 @@
+"""Running estimates that still remember their start.
+
+Looks at: momentum and the counter of batches. After n batches the start, mean 0 and variance 1, has the weight
+(1 − momentum)ⁿ, and the batches' own average is what is left when that is taken away.
+
+Harm: with momentum 0.01 and 100 steps more than a third of the running estimates is still the start, so evaluation
+normalizes by numbers that lie between it and the data's. It shows as a gap between training and evaluation that heals
+with the number of steps: short trainings, few steps an epoch, a small momentum.
+
+Remedy: measure the statistics (``recalibrate_``), train longer, or raise the momentum. Safe.
+
+Threshold: taking the start away moves some channel by more than a tenth of a standard deviation, or its standard
+deviation by more than a tenth. A layer whose running variance is smaller than the start's weight cannot have begun
+there (its counter was reset), and is left alone.
+
+Source: the exponential average of torch.nn.functional.batch_norm written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from steadynorm.doctor.evidence import Evidence, NormState
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+CHANGE = 0.1
+"""Change that counts: of a mean in standard deviations, of a standard deviation relative to itself."""
+_REMEDY = Remedy(
+    advice="Measure the statistics on training images (recalibrate_), or raise the momentum.", treatment="recalibrate"
+)
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    for norm in evidence.norms:
+        weight = _weight_of_start(norm)
+        if weight is None or norm.mean is None or norm.var is None or norm.at_start:
+            continue
+        change = _largest_change(norm.mean, norm.var, norm.eps, weight)
+        if change is not None and change > CHANGE:
+            assert norm.momentum is not None
+            problem = (
+                f"After {norm.batches} batches with momentum {norm.momentum:g}, {100 * weight:.2g} % of its running "
+                f"estimates is still the start (mean 0, variance 1), off by up to {change:.2g} standard deviations."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY, weight=weight, change=change, batches=norm.batches or 0)
+
+
+def _weight_of_start(norm: NormState) -> float | None:
+    if not norm.has_momentum or norm.momentum is None or not norm.batches or not 0 < norm.momentum < 1:
+        return None
+    return float((1 - norm.momentum) ** norm.batches)
+
+
+def _largest_change(mean: Tensor, var: Tensor, eps: float, weight: float) -> float | None:
+    """Give how far the batches' own average is from the running estimates; None where they did not begin at 0 and 1."""
+    if not (mean.isfinite() & var.isfinite()).all() or bool((var < weight * (1 - 1e-3)).any()):
+        return None
+    own_mean, own_var = mean / (1 - weight), (var - weight).clamp(min=0) / (1 - weight)
+    shift = (own_mean - mean).abs() / (own_var + eps).sqrt()
+    gain = ((var + eps) / (own_var + eps)).sqrt().log().abs()
+    return float(max(shift.max(), gain.max()))

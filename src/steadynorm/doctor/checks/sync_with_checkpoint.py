@@ -1,0 +1,36 @@
+"""Synchronised batch norm under activation checkpointing.
+
+Looks at: synchronised layers within a module that runs its forward again in the backward.
+
+Harm: the second forward communicates as well. Where the processes' backwards are not in the same order, or a branch is
+skipped on one of them, they wait for each other for ever; and every step moves the running estimates twice.
+
+Remedy: leave synchronised layers out of the checkpointed part, or use plain batch norm there.
+
+Threshold: none; activation checkpointing is told by the flags of transformers, timm, torchvision and OpenMMLab, and by
+torch's CheckpointWrapper. A call of ``torch.utils.checkpoint`` in a forward's own code is not seen.
+
+Source: pytorch issues 38174 and 96136.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+_REMEDY = Remedy(advice="Leave it out of the checkpointed part, or use plain batch norm there.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    checkpointed = [module.name for module in evidence.modules if module.checkpoints]
+    for norm in evidence.norms:
+        around = [name for name in checkpointed if norm.name.startswith(f"{name}." if name else "")]
+        if "sync" in norm.kind and around:
+            problem = (
+                f"It is synchronised, and {around[-1] or 'the model'} runs its forward again in the backward: "
+                "processes may wait for each other for ever."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY)

@@ -1,0 +1,38 @@
+"""A flag that says one thing of running estimates while the buffers say another.
+
+Looks at: ``track_running_stats`` beside running_mean and running_var.
+
+Harm: set to False on a layer that exists, the flag stops the updates, but evaluation still uses the old buffers; given
+to the constructor it makes evaluation use the batch. The two look alike in ``repr``. The other direction, True without
+buffers, evaluates by the batch although nothing says so.
+
+Remedy: freeze the layer with ``freeze_``, or set the buffers to None as the constructor does.
+
+Threshold: none.
+
+Source: pytorch issues 20967 and 38084.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+_FREEZE = Remedy(advice="If it is meant to be frozen use freeze_; else set track_running_stats back to True.")
+_BUILD = Remedy(advice="Build the layer with track_running_stats=False if it is to evaluate by the batch.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    for norm in evidence.batch_norms:
+        if not norm.tracks and norm.mean is not None:
+            problem = (
+                "track_running_stats is False but the buffers are there: training does not move them, and evaluation "
+                "goes on using them."
+            )
+            yield at(norm, Severity.WARNING, problem, _FREEZE)
+        elif norm.tracks and norm.mean is None and norm.dtype is None and norm.kind == "torch_batch_norm":
+            problem = "track_running_stats is True but there are no buffers, so evaluation normalizes by the batch."
+            yield at(norm, Severity.WARNING, problem, _BUILD)

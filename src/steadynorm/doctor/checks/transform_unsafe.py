@@ -1,0 +1,33 @@
+"""Batch norm in a model whose gradients are taken sample by sample.
+
+Looks at: batch norms that would move running estimates, in a model wrapped for gradients per sample (Opacus's
+GradSampleModule).
+
+Harm: a sample's gradient depends on the rest of its batch, so the bound that differential privacy needs does not hold,
+and the update of the buffers, in place, has no meaning under vmap.
+
+Remedy: freeze the batch norms (``freeze_``: each is then a fixed map per channel), or convert them to group norm.
+
+Threshold: none.
+
+Source: opacus issues 319 and 472; pytorch issue 85533.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+_REMEDY = Remedy(advice="Freeze it (freeze_), or convert it to group norm, before the model is wrapped.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    if not any(module.per_sample for module in evidence.modules):
+        return
+    for norm in evidence.batch_norms:
+        if norm.training and not norm.is_frozen:
+            problem = "It mixes samples in training, so a gradient per sample has no meaning."
+            yield at(norm, Severity.ERROR, problem, _REMEDY)

@@ -1,0 +1,94 @@
+"""Everything that was found, what was looked at, and what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from steadynorm.doctor.finding import Finding, Severity
+
+__all__ = ["Diagnosis"]
+
+_LISTED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What the checks have found.
+
+    Shown, it is a line on what was looked at, then for each check that found something its worst finding and the other
+    layers by name.
+
+    Args:
+        findings: worst first; of one severity in the order of the checks, then of the layers.
+        looked_at: what was looked at, in words.
+        checks: names of the checks that ran.
+        not_run: name of a check that did not run -> what it needs.
+        unread: what could not be looked at, a line each.
+    """
+
+    findings: tuple[Finding, ...]
+    looked_at: str
+    checks: tuple[str, ...]
+    not_run: dict[str, str]
+    unread: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity; None where nothing was found."""
+        return max((finding.severity for finding in self.findings), default=None)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing was found but notes."""
+        return self.worst is None or self.worst < Severity.WARNING
+
+    def of(self, check: str) -> tuple[Finding, ...]:
+        """Give the findings of one check."""
+        return tuple(finding for finding in self.findings if finding.check == check)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join([self._headline(), self._scope(), *self._found(), *map(_cannot, self.unread)])
+
+    def _headline(self) -> str:
+        if not self.findings:
+            return "Healthy: no fault was found."
+        number = {severity: sum(each.severity == severity for each in self.findings) for severity in Severity}
+        counts = [_counted(number[severity], str(severity)) for severity in reversed(Severity) if number[severity]]
+        found = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
+        return f"Healthy, with {found}." if self.is_healthy else f"Found {found}."
+
+    def _scope(self) -> str:
+        missing = sorted({need for needs in self.not_run.values() for need in needs.split(", ")})
+        more = f"{len(self.not_run)} more {'needs' if len(self.not_run) == 1 else 'need'}"
+        left = f" {more} {' or '.join(missing)}." if self.not_run else ""
+        return f"Looked at {self.looked_at} with {_counted(len(self.checks), 'check')}.{left}"
+
+    def _found(self) -> Iterator[str]:
+        for _, group in groupby(self.findings, key=lambda each: (each.severity, each.check)):
+            first, *others = group
+            yield f"{first.severity} {first.check}: {first.place}{_others(others)}"
+            yield f"  {first.problem}"
+            if first.cost is not None:
+                yield f"  cost: {first.cost.value:.3g} ± {first.cost.standard_error:.1g} ({first.cost.quantity})"
+            yield f"  {first.remedy.advice}"
+
+
+def _others(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    names = ", ".join(each.place for each in findings[:_LISTED])
+    more = f" and {len(findings) - _LISTED} more" if len(findings) > _LISTED else ""
+    return f", and likewise {names}{more}"
+
+
+def _cannot(line: str) -> str:
+    return f"not looked at: {line}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

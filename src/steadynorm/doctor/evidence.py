@@ -1,0 +1,171 @@
+"""What is known of a model when it is diagnosed: plain data, taken once, which the checks read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Evidence", "ModuleState", "NormState", "OptimizerState"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NormState:
+    """A normalization layer as it stands. Tensors are copies in float64 on the CPU.
+
+    Args:
+        name: qualified; the first where it has several. Of one that is no submodule, the path of what holds it.
+        label: class and size.
+        kind: name in :data:`steadynorm.layers.kinds.KINDS`, ``instance_norm``, or ``unknown``.
+        unknown: why it is not known what it computes; empty where it is.
+        hidden: whether it is no submodule of the model.
+        training: its mode.
+        tracks: its flag ``track_running_stats``; True where it has none.
+        moves: whether a training forward would move its running estimates, as it stands.
+        momentum: weight of the new batch; None for a cumulative average, and where it has none of its own.
+        has_momentum: whether a fixed momentum moves its running estimates.
+        eps: a small number.
+        mean: running mean, shape (C,); None where it has none.
+        var: running variance, likewise.
+        weight: γ; None for 1.
+        bias: β; None for 0.
+        learns: whether weight or bias requires a gradient.
+        affine: whether it has a weight or a bias.
+        dtype: of its running estimates; None where it has none.
+        batches: its counter; None where it has none.
+        groups: of a group norm; 0 for others.
+        channels: C.
+        tail: names of the modules that a foreign norm runs after normalizing.
+    """
+
+    name: str
+    label: str
+    kind: str
+    unknown: str = ""
+    hidden: bool = False
+    training: bool
+    tracks: bool = True
+    moves: bool = False
+    momentum: float | None = None
+    has_momentum: bool = False
+    eps: float
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    learns: bool = False
+    affine: bool = False
+    dtype: torch.dtype | None = None
+    batches: int | None = None
+    groups: int = 0
+    channels: int = 0
+    tail: tuple[str, ...] = ()
+
+    @property
+    def is_batch_norm(self) -> bool:
+        """Whether it normalizes each channel over the batch, or by running estimates."""
+        return self.kind.endswith("batch_norm") or self.kind == "batch_renorm"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its class never moves its running estimates."""
+        return self.kind == "frozen_batch_norm"
+
+    @property
+    def at_start(self) -> bool:
+        """Whether its running estimates are exactly those of a new layer: mean 0, variance 1."""
+        return self.mean is not None and self.var is not None and not self.mean.any() and bool((self.var == 1).all())
+
+    @property
+    def affine_at_start(self) -> bool:
+        """Whether weight and bias are exactly those of a new layer: 1 (or 0, as some start residual branches) and 0."""
+        weight, bias = self.weight, self.bias
+        plain = weight is None or bool((weight == weight.flatten()[0]).all() and weight.flatten()[0] in (0, 1))
+        return plain and (bias is None or not bias.any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleState:
+    """A module of any kind, as far as checks ask about it.
+
+    Args:
+        name: qualified.
+        label: class and size.
+        kind: ``linear`` (convolutions too), ``norm``, ``dropout``, ``activation``, ``shape`` (flatten and the like), or
+            ``other``.
+        training: its mode.
+        bias: whether a linear layer has a bias.
+        probability: of a dropout.
+        following: name of the module that runs next, where it stands in an nn.Sequential and is not its last; else "".
+        last: of an nn.Sequential, the name of its last module; else "".
+        checkpoints: whether it runs its forward again in the backward (activation checkpointing).
+        per_sample: whether it asks for gradients per sample (Opacus).
+    """
+
+    name: str
+    label: str
+    kind: str
+    training: bool
+    bias: bool = False
+    probability: float = 0.0
+    following: str = ""
+    last: str = ""
+    checkpoints: bool = False
+    per_sample: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerState:
+    """An optimizer, by the model's names.
+
+    Args:
+        decay: name of a parameter -> its weight decay; parameters that the optimizer does not have are missing.
+    """
+
+    decay: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that checks may read.
+
+    Args:
+        norms: every normalization layer, those that are no submodules included.
+        modules: every module, in the order of registration.
+        training: the model's mode.
+        optimizer: None where none was given.
+        unread: what could not be looked at, a line each.
+    """
+
+    norms: tuple[NormState, ...]
+    modules: tuple[ModuleState, ...]
+    training: bool
+    optimizer: OptimizerState | None = None
+    unread: tuple[str, ...] = ()
+    by_name: Mapping[str, ModuleState] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {each.name: each for each in self.modules})
+
+    @property
+    def batch_norms(self) -> tuple[NormState, ...]:
+        """The norms that are batch norms."""
+        return tuple(norm for norm in self.norms if norm.is_batch_norm)
+
+    @property
+    def last_module(self) -> ModuleState | None:
+        """The module that runs last, where the model is an nn.Sequential all the way down; else None."""
+        at = self.by_name.get("")
+        while at is not None and at.last:
+            at = self.by_name.get(at.last)
+        return at if at is not None and at.name else None
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether any batch norm shows that the model has been trained: a counter, statistics or weights that moved."""
+        return any(
+            bool(norm.batches) or not norm.affine_at_start or not (norm.mean is None or norm.at_start)
+            for norm in self.batch_norms
+        )

@@ -1,0 +1,109 @@
+"""What a check has found: where, how bad, what it costs, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+__all__ = ["Cost", "Finding", "Named", "Remedy", "Severity", "at"]
+
+
+class Severity(IntEnum):
+    """How bad a finding is.
+
+    ``NOTE``: worth knowing, costs nothing that was measured. ``WARNING``: costs accuracy, or will under a condition
+    that the finding states. ``ERROR``: outputs are wrong now, or training stops.
+    """
+
+    NOTE = 0
+    WARNING = 1
+    ERROR = 2
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a fault costs, measured on the batches that were given.
+
+    Args:
+        quantity: what was measured: ``loss``, ``metric``, or ``outputs that differ``.
+        value: how much better it would be without the fault, in the quantity's own units; never negative for a fault.
+        standard_error: of the value, over batches; NaN for a single batch.
+    """
+
+    quantity: str
+    value: float
+    standard_error: float
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is more than three standard errors above 0."""
+        return self.value > 3 * self.standard_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """What to do about a finding.
+
+    Args:
+        advice: one sentence.
+        treatment: name of the treatment that :func:`steadynorm.treat_` applies; empty where only the user can act.
+    """
+
+    advice: str
+    treatment: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One fault at one layer, or of the model as a whole.
+
+    Args:
+        check: name of the check, such as ``nonfinite-statistics``; :class:`steadynorm.doctor.check.Check` fills it in.
+        layer: qualified name; empty for the model as a whole.
+        what: the layer's class and size.
+        severity: how bad it is.
+        problem: what is wrong, in one sentence for a reader who has not met it before.
+        remedy: what to do.
+        numbers: what the check has measured, by name.
+        cost: what it costs; None where that was not measured.
+    """
+
+    check: str = ""
+    layer: str
+    what: str
+    severity: Severity
+    problem: str
+    remedy: Remedy
+    numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+    cost: Cost | None = None
+
+    @property
+    def place(self) -> str:
+        """The layer's name, for a reader."""
+        return self.layer or "(the model)"
+
+
+class Named(Protocol):
+    """A layer as evidence holds it."""
+
+    @property
+    def name(self) -> str:
+        """Its qualified name."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Its class and size."""
+        ...
+
+
+def at(layer: Named, severity: Severity, problem: str, remedy: Remedy, **numbers: float | str) -> Finding:
+    """Give a finding at a layer."""
+    return Finding(
+        layer=layer.name, what=layer.label, severity=severity, problem=problem, remedy=remedy, numbers=numbers
+    )

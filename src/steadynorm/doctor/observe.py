@@ -1,0 +1,196 @@
+"""Look at a model, and leave no trace on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState
+from steadynorm.layers.base import BatchNormBase
+from steadynorm.surgery.batches import unwrapped
+from steadynorm.surgery.flow.dataflow import LAYERS
+from steadynorm.surgery.hidden import held_norms
+from steadynorm.surgery.kinds import (
+    adapter_of,
+    channels_of,
+    eps_of,
+    evaluation_of,
+    is_batch_norm,
+    kind_of,
+    label,
+    listed_class,
+    why_unknown,
+)
+from steadynorm.surgery.named_modules import named_modules_of
+
+__all__ = ["observe"]
+
+_ACTIVATIONS = frozenset(
+    name for name in vars(torch.nn.modules.activation) if not name.startswith("_") and name != "MultiheadAttention"
+)
+_SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
+_CHECKPOINTS = ("gradient_checkpointing", "grad_checkpointing", "memory_efficient", "with_cp")
+"""Flags by which transformers, timm, torchvision and OpenMMLab switch activation checkpointing on."""
+
+
+def observe(model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None) -> Evidence:
+    """Take down what a model's normalization layers are, and what stands around them.
+
+    Args:
+        model: the root, in any mode, wrapped or not; it is not run and not changed.
+        optimizer: of its parameters.
+
+    Returns:
+        the evidence, which shares no tensor with the model.
+
+    Raises:
+        TypeError: the model is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"observe: model must be a torch.nn.Module, got {type(model).__name__}.")
+    plain = unwrapped(model)
+    unread: list[str] = []
+    norms = [_norm(named.name, named.module) for named in named_modules_of(plain) if _is_norm(named.module)]
+    norms += [_norm(path, module, hidden=True) for path, module in held_norms(plain).items()]
+    return Evidence(
+        norms=tuple(norms),
+        modules=tuple(_modules(plain)),
+        training=model.training,
+        optimizer=None if optimizer is None else _optimizer(plain, optimizer),
+        unread=tuple(unread),
+    )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    others = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+    return isinstance(module, others) or is_batch_norm(module) or why_unknown(module) is not None
+
+
+def _norm(name: str, module: Any, *, hidden: bool = False) -> NormState:  # noqa: ANN401 (any norm)
+    known = is_batch_norm(module)
+    unknown = "" if known else why_unknown(module) or ""
+    kind = _kind(module, known)
+    mean, var, weight, bias = (_numbers(module, each) for each in ("running_mean", "running_var", "weight", "bias"))
+    if known:
+        weight = _copy(evaluation_of(module).weight)
+    stored = getattr(module, "running_var", None)
+    counter = getattr(module, "num_batches_tracked", None)
+    affine = [getattr(module, each, None) for each in ("weight", "bias")]
+    momentum = getattr(module, "momentum", None)
+    tracks = bool(getattr(module, "track_running_stats", True))
+    fixed = not (isinstance(module, BatchNormBase) and module.running == "self_tuned") and hasattr(module, "momentum")
+    frozen = kind == "frozen_batch_norm"
+    return NormState(
+        name=name,
+        label=label(module),
+        kind=kind,
+        unknown=unknown if kind != "instance_norm" else "",
+        hidden=hidden,
+        training=module.training,
+        tracks=tracks,
+        moves=module.training and tracks and mean is not None and not frozen,
+        momentum=None if momentum is None else float(momentum),
+        has_momentum=fixed and momentum is not None and mean is not None and not frozen,
+        eps=eps_of(module) if known else float(getattr(module, "eps", 0.0)),
+        mean=mean,
+        var=var,
+        weight=weight,
+        bias=bias,
+        learns=any(isinstance(each, Tensor) and each.requires_grad for each in affine),
+        affine=any(isinstance(each, nn.Parameter) for each in affine),
+        dtype=stored.dtype if isinstance(stored, Tensor) else None,
+        batches=int(counter) if isinstance(counter, Tensor) and counter.numel() == 1 and not counter.is_meta else None,
+        groups=int(module.num_groups) if isinstance(module, nn.GroupNorm) else 0,
+        channels=_channels(module, known),
+        tail=tuple(adapter.tail(module)) if known and (adapter := adapter_of(module)) is not None else (),
+    )
+
+
+def _kind(module: nn.Module, known: bool) -> str:
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return "instance_norm"
+    return kind_of(module)[0].name if known or listed_class(type(module)) is not None else "unknown"
+
+
+def _channels(module: Any, known: bool) -> int:  # noqa: ANN401 (any norm)
+    if known:
+        return channels_of(module)
+    return int(getattr(module, "num_features", 0) or getattr(module, "num_channels", 0) or 0)
+
+
+def _numbers(module: nn.Module, name: str) -> Tensor | None:
+    return _copy(getattr(module, name, None))
+
+
+def _copy(value: object) -> Tensor | None:
+    """Give a copy in float64 on the CPU; None for what holds no numbers."""
+    if not isinstance(value, Tensor) or value.is_meta or nn.parameter.is_lazy(value) or value.layout != torch.strided:
+        return None
+    return value.detach().to("cpu", torch.float64, copy=True)
+
+
+def _modules(model: nn.Module) -> Iterator[ModuleState]:
+    following = {
+        id(first): name
+        for parent_name, parent in model.named_modules()
+        for (_, first), (name, _) in itertools.pairwise(_in_sequence(parent_name, parent))
+    }
+    for named in named_modules_of(model):
+        module = named.module
+        yield ModuleState(
+            name=named.name,
+            label=label(module),
+            kind=_module_kind(module),
+            training=module.training,
+            bias=isinstance(module, LAYERS) and module.bias is not None,
+            probability=float(module.p) if isinstance(module, _DropoutNd) else 0.0,
+            following=following.get(id(module), ""),
+            last=inside[-1][0] if (inside := _in_sequence(named.name, module)) else "",
+            checkpoints=_checkpoints(module),
+            per_sample=type(module).__name__ == "GradSampleModule",
+        )
+
+
+def _in_sequence(name: str, parent: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Give the modules of an nn.Sequential with their names, in their order; an identity counts as none."""
+    if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
+        return []
+    return [
+        (f"{name}.{key}" if name else key, child)
+        for key, child in parent._modules.items()
+        if child is not None and type(child) is not nn.Identity
+    ]
+
+
+def _module_kind(module: nn.Module) -> str:
+    if isinstance(module, LAYERS):
+        return "linear"
+    if _is_norm(module):
+        return "norm"
+    if isinstance(module, _DropoutNd):
+        return "dropout"
+    if type(module).__name__ in _ACTIVATIONS:
+        return "activation"
+    return "shape" if isinstance(module, _SHAPES) else "other"
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    flags = any(vars(module).get(flag) is True for flag in _CHECKPOINTS)
+    return flags or type(module).__name__ == "CheckpointWrapper"
+
+
+def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return OptimizerState(
+        decay={
+            names[id(parameter)]: float(group.get("weight_decay", 0.0))
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) in names
+        }
+    )

@@ -1,0 +1,282 @@
+"""Each check fires on a model with its fault, at the right layer, and is silent on one that only looks like it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from steadynorm.doctor import CHECKS, Severity, diagnose
+from steadynorm.doctor.check import SECTIONS
+from steadynorm.surgery import freeze_
+
+STATE = [name for name, check in CHECKS.items() if not check.needs]
+
+
+class Residual(nn.Module):
+    """A block whose order no container tells."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm(self.conv(x)).relu()
+
+
+def trained(batches: int = 400) -> nn.Sequential:
+    """A small network with the statistics and weights of a training."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        Residual(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 10),
+    )
+    for norm in norms(model):
+        with torch.no_grad():
+            norm.running_mean.copy_(torch.randn(8, generator=generator))
+            norm.running_var.copy_(torch.rand(8, generator=generator) + 0.5)
+            norm.weight.copy_(torch.rand(8, generator=generator) + 0.5)
+            norm.bias.copy_(torch.randn(8, generator=generator))
+            norm.num_batches_tracked.fill_(batches)
+    return model
+
+
+def norms(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def edit(change: Callable[[Any], object]) -> Callable[[], nn.Module]:
+    """A trained network whose first batch norm is changed."""
+
+    def build() -> nn.Module:
+        model = trained()
+        with torch.no_grad():
+            change(norms(model)[0])
+        return model
+
+    return build
+
+
+def edit_model(change: Callable[[Any], object], model: Callable[[], nn.Module] = trained) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        built = model()
+        with torch.no_grad():
+            change(built)
+        return built
+
+    return build
+
+
+def set_(**attributes: Any) -> Callable[[Any], None]:
+    def change(norm: Any) -> None:
+        for name, value in attributes.items():
+            setattr(norm, name, value)
+
+    return change
+
+
+def fresh(**options: Any) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, **options), nn.ReLU(), nn.Conv2d(8, 3, 3))
+
+
+def reset_counter(norm: Any, batches: int, momentum: float) -> None:
+    norm.momentum = momentum
+    norm.num_batches_tracked.fill_(batches)
+
+
+def follow(norm: Any, batches: int, momentum: float, mean: float = 3.0, var: float = 9.0) -> None:
+    """What so many batches of given moments make of a new layer."""
+    weight = (1 - momentum) ** batches
+    norm.running_mean.fill_((1 - weight) * mean)
+    norm.running_var.fill_(weight + (1 - weight) * var)
+    reset_counter(norm, batches, momentum)
+
+
+class Custom(nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+class Holder(nn.Module):
+    def __init__(self, held: object) -> None:
+        super().__init__()
+        self.held = held
+        self.norm = nn.BatchNorm2d(3)
+
+
+class GradSampleModule(nn.Sequential):
+    """Named as Opacus names its wrapper."""
+
+
+def flagged(name: str, norm: nn.Module) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm, nn.Conv2d(8, 3, 3))
+    vars(model)[name] = True
+    return model
+
+
+def sequence(*modules: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*modules, nn.ReLU(), nn.Linear(8, 2))
+
+
+FAULTS: list[tuple[str, str, Severity, Callable[[], nn.Module]]] = [
+    ("nonfinite-statistics", "0.1", Severity.ERROR, edit(lambda norm: norm.running_mean[3].fill_(torch.nan))),
+    ("nonfinite-statistics", "0.1", Severity.ERROR, edit(lambda norm: norm.running_var[3].fill_(torch.inf))),
+    ("negative-variance", "0.1", Severity.ERROR, edit(lambda norm: norm.running_var[7].fill_(-1e-12))),
+    ("statistics-at-init", "0.1", Severity.ERROR, edit(lambda norm: norm.reset_running_stats())),
+    (
+        "statistics-at-init",
+        "0.1",
+        Severity.ERROR,
+        edit(lambda norm: (norm.running_mean.zero_(), norm.running_var.fill_(1))),
+    ),
+    (
+        "statistics-at-init",
+        "0.1",
+        Severity.NOTE,
+        edit_model(lambda model: model[0].__setitem__(1, nn.BatchNorm2d(8))),
+    ),
+    ("statistics-horizon", "0.1", Severity.WARNING, edit(lambda norm: follow(norm, 20, 0.01))),
+    ("mixed-modes", "0.1", Severity.WARNING, edit_model(lambda model: model.eval()[0][1].train())),
+    ("mixed-modes", "0.1", Severity.NOTE, edit(lambda norm: norm.eval())),
+    ("frozen-affine-live-statistics", "0.1", Severity.WARNING, edit(lambda norm: norm.requires_grad_(False))),
+    ("hidden-module", "held[0]", Severity.WARNING, lambda: Holder([nn.BatchNorm2d(3)])),
+    ("momentum-convention", "0.1", Severity.WARNING, edit(set_(momentum=0.99))),
+    ("momentum-convention", "0.1", Severity.WARNING, edit(set_(momentum=0.0))),
+    ("momentum-convention", "0.1", Severity.ERROR, edit(set_(momentum=1.5))),
+    ("momentum-convention", "0.1", Severity.ERROR, edit(set_(momentum=-0.1))),
+    ("track-flag-inconsistent", "0.1", Severity.WARNING, edit(set_(track_running_stats=False))),
+    ("track-flag-inconsistent", "0.1", Severity.WARNING, edit(set_(running_mean=None, running_var=None))),
+    ("low-precision-statistics", "0.1", Severity.WARNING, edit(lambda norm: norm.bfloat16())),
+    ("low-precision-statistics", "0.1", Severity.NOTE, edit_model(lambda model: model.eval()[0][1].half())),
+    ("mixed-eps", "1.norm", Severity.WARNING, edit_model(lambda model: set_(eps=0.5)(model[1].norm))),
+    ("dropout-before-norm", "1", Severity.WARNING, sequence(nn.Dropout(0.3), nn.BatchNorm1d(8))),
+    (
+        "dropout-before-norm",
+        "3",
+        Severity.WARNING,
+        sequence(nn.Dropout(0.3), nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8)),
+    ),
+    ("degenerate-group-norm", "0", Severity.WARNING, lambda: nn.Sequential(nn.GroupNorm(8, 8))),
+    ("transform-unsafe", "0", Severity.ERROR, lambda: GradSampleModule(nn.BatchNorm1d(3))),
+    (
+        "sync-with-checkpoint",
+        "1",
+        Severity.WARNING,
+        lambda: flagged("gradient_checkpointing", nn.SyncBatchNorm(8)),
+    ),
+    ("sync-in-inference", "0", Severity.NOTE, lambda: nn.Sequential(nn.SyncBatchNorm(8)).eval()),
+    ("lossy-subclass", "0", Severity.NOTE, lambda: nn.Sequential(Custom(8))),
+    ("dead-channel", "0.1", Severity.NOTE, edit(lambda norm: norm.weight[2].zero_())),
+    ("dead-channel", "0.1", Severity.WARNING, edit(lambda norm: norm.weight.zero_())),
+    ("near-zero-variance", "0.1", Severity.NOTE, edit(lambda norm: norm.running_var[:2].fill_(1e-8))),
+    ("fp16-unsafe-variance", "0.1", Severity.NOTE, edit(lambda norm: norm.running_var[2].fill_(1e5))),
+    ("fp16-unsafe-variance", "0.1", Severity.NOTE, edit(lambda norm: norm.running_mean[2].fill_(-1e5))),
+    ("norm-near-output", "1", Severity.NOTE, lambda: nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))),
+    (
+        "norm-near-output",
+        "0.1",
+        Severity.NOTE,
+        lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Identity())),
+    ),
+    ("redundant-bias", "0", Severity.NOTE, sequence(nn.Linear(3, 8), nn.BatchNorm1d(8))),
+]
+HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
+    ("nonfinite-statistics", trained),
+    ("negative-variance", edit(lambda norm: norm.running_var[7].zero_())),
+    ("statistics-at-init", fresh),
+    ("statistics-at-init", edit(lambda norm: norm.running_mean.zero_())),
+    ("statistics-at-init", edit(lambda norm: norm.running_var.fill_(1))),
+    ("statistics-horizon", edit(lambda norm: follow(norm, 600, 0.01))),
+    ("statistics-horizon", edit(lambda norm: follow(norm, 20, 0.01, mean=0.0, var=1.0))),
+    ("statistics-horizon", edit(lambda norm: (reset_counter(norm, 5, 0.1), norm.running_var.fill_(0.3)))),
+    ("statistics-horizon", edit(lambda norm: follow(norm, 0, 0.1))),
+    ("mixed-modes", trained),
+    ("mixed-modes", edit_model(lambda model: model.eval())),
+    ("mixed-modes", edit_model(lambda model: freeze_(model.train()) and model.eval()[0][1].train())),
+    ("frozen-affine-live-statistics", trained),
+    ("frozen-affine-live-statistics", edit(lambda norm: norm.requires_grad_(False).eval())),
+    ("frozen-affine-live-statistics", edit(lambda norm: norm.weight.requires_grad_(False))),
+    ("frozen-affine-live-statistics", edit_model(freeze_)),
+    ("frozen-affine-live-statistics", lambda: fresh(affine=False)),
+    ("hidden-module", lambda: Holder([nn.Linear(3, 3)])),
+    ("momentum-convention", edit(set_(momentum=0.49))),
+    ("momentum-convention", edit(set_(momentum=None))),
+    ("momentum-convention", edit_model(lambda model: freeze_(model) and set_(momentum=0.99)(model[0][1]))),
+    ("momentum-convention", edit(set_(momentum=0.99, running_mean=None, running_var=None))),
+    ("track-flag-inconsistent", lambda: fresh(track_running_stats=False)),
+    ("low-precision-statistics", edit(lambda norm: norm.double())),
+    ("mixed-eps", edit(set_(eps=2e-5))),
+    ("mixed-eps", edit_model(lambda model: [set_(eps=0.5)(norm) for norm in norms(model)])),
+    ("dropout-before-norm", trained),
+    ("dropout-before-norm", sequence(nn.Dropout(0.01), nn.BatchNorm1d(8))),
+    ("dropout-before-norm", sequence(nn.BatchNorm1d(8), nn.Dropout(0.3))),
+    ("dropout-before-norm", sequence(nn.Dropout(0.3), Residual(8), nn.BatchNorm2d(8))),
+    ("degenerate-group-norm", lambda: nn.Sequential(nn.GroupNorm(4, 8), nn.GroupNorm(1, 1))),
+    ("transform-unsafe", edit(lambda norm: None)),
+    ("transform-unsafe", lambda: GradSampleModule(nn.BatchNorm1d(3)).eval()),
+    ("sync-with-checkpoint", lambda: flagged("gradient_checkpointing", nn.BatchNorm2d(8))),
+    ("sync-with-checkpoint", lambda: flagged("something_else", nn.SyncBatchNorm(8))),
+    ("sync-in-inference", lambda: nn.Sequential(nn.SyncBatchNorm(8))),
+    ("lossy-subclass", trained),
+    ("dead-channel", edit(lambda norm: norm.weight[2].fill_(1e-5))),
+    ("dead-channel", edit(lambda norm: (norm.weight.zero_(), norm.num_batches_tracked.fill_(3)))),
+    ("near-zero-variance", edit(lambda norm: norm.running_var[0].fill_(1e-8))),
+    ("near-zero-variance", edit(lambda norm: (norm.running_var[:2].fill_(1e-8), norm.weight[:2].zero_()))),
+    ("fp16-unsafe-variance", edit(lambda norm: norm.running_var[2].fill_(6e4))),
+    ("norm-near-output", trained),
+    ("norm-near-output", lambda: nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))),
+    ("redundant-bias", sequence(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8))),
+    ("redundant-bias", sequence(nn.Linear(3, 8), nn.ReLU(), nn.BatchNorm1d(8))),
+    ("redundant-bias", edit_model(freeze_, sequence(nn.Linear(3, 8), nn.BatchNorm1d(8)))),
+]
+
+
+def numbered(cases: list[Any]) -> list[str]:
+    return [f"{case[0]}-{at}" for at, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("check", "layer", "severity", "build"), FAULTS, ids=numbered(FAULTS))
+def test_a_fault_is_found_at_its_layer(
+    check: str, layer: str, severity: Severity, build: Callable[[], nn.Module]
+) -> None:
+    found = diagnose(build()).of(check)
+    assert [(each.layer, each.severity) for each in found] == [(layer, severity)]
+
+
+@pytest.mark.parametrize(("check", "build"), HEALTHY, ids=numbered(HEALTHY))
+def test_what_only_looks_like_a_fault_is_none(check: str, build: Callable[[], nn.Module]) -> None:
+    diagnosis = diagnose(build())
+    assert diagnosis.of(check) == ()
+    assert check in diagnosis.checks
+
+
+def test_a_trained_network_has_no_finding() -> None:
+    assert list(diagnose(trained())) == []
+
+
+@pytest.mark.parametrize("check", STATE)
+def test_every_check_that_reads_the_state_alone_has_a_fault_and_a_healthy_case(check: str) -> None:
+    assert any(name == check for name, *_ in FAULTS)
+    assert any(name == check for name, _ in HEALTHY)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-4])
+def test_weight_decay_of_a_norm_is_noted(decay: float) -> None:
+    model = trained()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)
+    found = diagnose(model, optimizer=optimizer).of("decayed-affine")
+    assert [each.layer for each in found] == (["0.1", "1.norm"] if decay else [])
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=lambda check: check.name)
+def test_each_check_explains_itself(check: Any) -> None:
+    sections = check.sections()
+    assert list(sections) == list(SECTIONS)
+    assert all(text.endswith((".", ")")) for text in sections.values())
+    assert check.title.endswith(".")
