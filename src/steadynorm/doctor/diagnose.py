@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +13,21 @@ from steadynorm.doctor.diagnosis import Diagnosis
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding
 from steadynorm.doctor.observe import observe
+from steadynorm.doctor.score import Measure
+from steadynorm.surgery.batches import Forward
 
 __all__ = ["diagnose", "judge"]
 
 
 def diagnose(
-    model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None, skip: Collection[str] = ()
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Forward | None = None,
+    loss: Measure | None = None,
+    metric: Measure | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    skip: Collection[str] = (),
 ) -> Diagnosis:
     """Look for faults of normalization in a model, and say what they are and what to do.
 
@@ -25,6 +35,13 @@ def diagnose(
 
     Args:
         model: the root, in any mode, wrapped or not.
+        batches: that look like the data the model is used on; up to eight are looked at. Without them the checks that
+            need the module tree alone run, and the model does not.
+        forward: how to run the model on a batch, as for :func:`steadynorm.surgery.recalibrate_`.
+        loss: output and batch -> a number of which less is better, the mean over the batch's samples. Where neither
+            loss nor metric is given, and output and batch look like a classifier's (logits of shape (N, K), labels as
+            the batch's second item), cross-entropy is taken; else costs are not measured.
+        metric: output and batch -> a number of which more is better.
         optimizer: of its parameters.
         skip: names of checks that are not to run.
 
@@ -41,7 +58,8 @@ def diagnose(
     unknown = sorted(set(skip) - set(CHECKS))
     if unknown:
         raise ValueError(f"diagnose: skip must name checks, got {unknown[0]!r}. They are {', '.join(CHECKS)}.")
-    return judge(observe(model, optimizer=optimizer), skip=skip)
+    evidence = observe(model, batches, forward=forward, loss=loss, metric=metric, optimizer=optimizer)
+    return judge(evidence, skip=skip)
 
 
 def judge(evidence: Evidence, *, skip: Collection[str] = ()) -> Diagnosis:

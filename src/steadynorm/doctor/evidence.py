@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Evidence", "ModuleState", "NormState", "OptimizerState"]
+__all__ = ["Evidence", "ModuleState", "NormState", "OptimizerState", "Runs", "Sighting"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +127,54 @@ class OptimizerState:
     decay: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sighting:
+    """What one call of a layer was given, in evaluation.
+
+    Args:
+        batch: number of the batch, from 0.
+        call: number of the call within the batch's forward, from 0.
+        mean: shape (C,), float64 on the CPU.
+        var: likewise, biased.
+        count: values per channel.
+        samples: N.
+        noise: variance of one sample's mean in units of the variance of its values, see
+            :func:`steadynorm.statistics.noise.sample_noise`; NaN for a single sample.
+    """
+
+    batch: int
+    call: int
+    mean: Tensor
+    var: Tensor
+    count: int
+    samples: int
+    noise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """What the batches showed. Of scores less is better; there is one for each batch.
+
+    Args:
+        batches: that were looked at.
+        sightings: name of a batch norm -> its inputs.
+        score: what was scored; empty where nothing was, and then there are no scores.
+        evaluation: in evaluation.
+        by_batch: in evaluation, but with the batch's statistics in every batch norm.
+        one_layer: name -> with the batch's statistics in this layer alone, on the first batches.
+        recalibrated: on the second half of the batches, with statistics measured on the first; empty where that was
+            not possible.
+    """
+
+    batches: int
+    sightings: Mapping[str, tuple[Sighting, ...]]
+    score: str = ""
+    evaluation: tuple[float, ...] = ()
+    by_batch: tuple[float, ...] = ()
+    one_layer: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    recalibrated: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All that checks may read.
@@ -136,6 +184,7 @@ class Evidence:
         modules: every module, in the order of registration.
         training: the model's mode.
         optimizer: None where none was given.
+        batches: None where none were given.
         unread: what could not be looked at, a line each.
     """
 
@@ -143,6 +192,7 @@ class Evidence:
     modules: tuple[ModuleState, ...]
     training: bool
     optimizer: OptimizerState | None = None
+    batches: Runs | None = None
     unread: tuple[str, ...] = ()
     by_name: Mapping[str, ModuleState] = field(init=False, repr=False)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-__all__ = ["Cost", "Finding", "Named", "Remedy", "Severity", "at"]
+__all__ = ["Cost", "Finding", "Named", "Remedy", "Severity", "at", "of_model"]
 
 
 class Severity(IntEnum):
@@ -39,10 +39,14 @@ class Cost:
     value: float
     standard_error: float
 
-    @property
-    def is_certain(self) -> bool:
-        """Whether it is more than three standard errors above 0."""
-        return self.value > 3 * self.standard_error
+    def matters(self, scores: Sequence[float]) -> bool:
+        """Tell whether it is more than three standard errors above 0, and more than a twentieth of the mean score.
+
+        Args:
+            scores: without the fault.
+        """
+        size = abs(sum(scores) / len(scores))
+        return self.value > 3 * self.standard_error and self.value > size / 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,4 +110,19 @@ def at(layer: Named, severity: Severity, problem: str, remedy: Remedy, **numbers
     """Give a finding at a layer."""
     return Finding(
         layer=layer.name, what=layer.label, severity=severity, problem=problem, remedy=remedy, numbers=numbers
+    )
+
+
+def of_model(
+    severity: Severity, problem: str, remedy: Remedy, cost: Cost, layer: Named | None = None, **numbers: float | str
+) -> Finding:
+    """Give a finding that costs so much, of the model as a whole or at the layer that explains it."""
+    return Finding(
+        layer=layer.name if layer else "",
+        what=layer.label if layer else "",
+        severity=severity,
+        problem=problem,
+        remedy=remedy,
+        numbers=numbers,
+        cost=cost,
     )

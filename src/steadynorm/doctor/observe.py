@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState
+from steadynorm.doctor.runs import run_batches
+from steadynorm.doctor.score import Measure
 from steadynorm.layers.base import BatchNormBase
-from steadynorm.surgery.batches import unwrapped
+from steadynorm.surgery.batches import Batches, Forward, feed, unwrapped
 from steadynorm.surgery.flow.dataflow import LAYERS
 from steadynorm.surgery.hidden import held_norms
 from steadynorm.surgery.kinds import (
@@ -38,11 +40,23 @@ _CHECKPOINTS = ("gradient_checkpointing", "grad_checkpointing", "memory_efficien
 """Flags by which transformers, timm, torchvision and OpenMMLab switch activation checkpointing on."""
 
 
-def observe(model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None) -> Evidence:
-    """Take down what a model's normalization layers are, and what stands around them.
+def observe(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Forward | None = None,
+    loss: Measure | None = None,
+    metric: Measure | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Evidence:
+    """Take down what a model's normalization layers are, what stands around them, and what batches show of them.
 
     Args:
-        model: the root, in any mode, wrapped or not; it is not run and not changed.
+        model: the root, in any mode, wrapped or not; afterwards it is what it was, bit for bit.
+        batches: up to eight are looked at; without them the model is not run.
+        forward: how to run the model on a batch, as for :func:`steadynorm.surgery.recalibrate_`.
+        loss: see :func:`steadynorm.doctor.diagnose`.
+        metric: likewise.
         optimizer: of its parameters.
 
     Returns:
@@ -54,15 +68,19 @@ def observe(model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None)
     if not isinstance(model, nn.Module):
         raise TypeError(f"observe: model must be a torch.nn.Module, got {type(model).__name__}.")
     plain = unwrapped(model)
-    unread: list[str] = []
     norms = [_norm(named.name, named.module) for named in named_modules_of(plain) if _is_norm(named.module)]
     norms += [_norm(path, module, hidden=True) for path, module in held_norms(plain).items()]
+    runs = None
+    if batches is not None:
+        source = Batches(batches, "diagnose")
+        with source.randomness_kept(plain):
+            runs = run_batches(plain, norms, source, forward or feed, loss=loss, metric=metric)
     return Evidence(
         norms=tuple(norms),
         modules=tuple(_modules(plain)),
         training=model.training,
         optimizer=None if optimizer is None else _optimizer(plain, optimizer),
-        unread=tuple(unread),
+        batches=runs,
     )
 
 

@@ -1,0 +1,40 @@
+"""Statistics measured now would give a better model.
+
+Looks at: the score on the second half of the batches, in evaluation, before and after the statistics are measured on
+the first half (in one pass; the model is put back).
+
+Harm: weights and statistics do not belong together. Pruning, quantising, merging, averaging (EMA, SWA) and slicing
+change weights and leave statistics; so does an average that lags behind a large learning rate.
+
+Remedy: measure the statistics again on training data (``recalibrate_``). Safe where the batches are like the data that
+the model will see; it can be undone.
+
+Threshold: as for ``train-eval-gap``, on images that the statistics have not seen.
+
+Source: Izmailov et al. 2018 (arXiv 1803.05407), section 3.2; Wu & Johnson 2021 (arXiv 2105.07576).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.compared import cost_of
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
+
+NEEDS = ("batches",)
+_REMEDY = Remedy(advice="Measure the statistics again on training images (recalibrate_).", treatment="recalibrate")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find it."""
+    runs = evidence.batches
+    assert runs is not None
+    half = len(runs.evaluation) - len(runs.recalibrated)
+    cost = cost_of(runs.score, runs.evaluation[half:], runs.recalibrated)
+    if cost is not None and cost.matters(runs.recalibrated):
+        problem = (
+            f"With statistics measured on half of the batches the {runs.score} of the other half is better by "
+            f"{cost.value:.3g}."
+        )
+        yield of_model(Severity.WARNING, problem, _REMEDY, cost)

@@ -1,0 +1,60 @@
+"""Running estimates of a few channels that lie far beyond everything the batches show.
+
+Looks at: for each channel, running variance beside the batches' variance, and running mean beside their mean.
+
+Harm: one batch with an outlier (a corrupt image, an overflow short of infinity) raises a running variance by orders of
+magnitude; an exponential average needs 1/momentum·log(size) clean batches to forget it. Until then the channel gives
+nearly its bias.
+
+Remedy: measure the statistics again. Safe where the batches are like the training data.
+
+Threshold: a standard deviation more than 10 times that of the batches in a channel, in less than half of the channels,
+and no more than twice in the median channel: a shift of the data moves most channels together, an outlier does not.
+
+Source: pytorch issue 90342.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from steadynorm.doctor.compared import distance_of
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches",)
+FACTOR, USUAL = 10.0, 2.0
+_REMEDY = Remedy(
+    advice="Measure the statistics again on training images (recalibrate_), and look for the batch that did it.",
+    treatment="recalibrate",
+)
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    assert evidence.batches is not None
+    for norm in evidence.batch_norms:
+        distance = distance_of(norm, evidence.batches.sightings.get(norm.name, ()))
+        if distance is None or norm.at_start:
+            continue
+        ratio = (-distance.log_gain).exp()
+        beyond = (ratio > FACTOR) | (distance.shift.abs() * ratio > FACTOR * 10)
+        if (
+            beyond.any()
+            and 2 * int(beyond.sum()) < len(ratio)
+            and abs(math.log(float(ratio.median()))) < math.log(USUAL)
+        ):
+            problem = (
+                f"The running standard deviation of {int(beyond.sum())} of {len(ratio)} channels is up to "
+                f"{float(ratio.max()):.3g} times that of the batches, while the other channels agree."
+            )
+            yield at(
+                norm,
+                Severity.WARNING,
+                problem,
+                _REMEDY,
+                channels=int(beyond.sum()),
+                of=len(ratio),
+                ratio=float(ratio.max()),
+            )

@@ -1,0 +1,46 @@
+"""Batches too small for their statistics to mean anything in training.
+
+Looks at: values per channel in a batch, counted by how independent they are: neighbouring pixels of one image agree, so
+a batch of N images of S pixels has between N and N·S independent values (N/noise, measured on the batches).
+
+Harm: in training each layer normalizes by a mean and a variance that are mostly chance, and evaluation by their
+average, which the weights have never met: the gap between the two grows as batches shrink.
+
+Remedy: freeze the statistics (fine-tuning), synchronise over workers, or convert to batch renorm, a gated layer or
+group norm. What is best depends on the task.
+
+Threshold: fewer than 16 independent values: the standard error of the mean is then above a quarter of the standard
+deviation. Looked at only in layers that train.
+
+Source: Wu & He 2018 (arXiv 1803.08494), figure 1; Ioffe 2017 (arXiv 1702.03275).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches",)
+FEWEST = 16
+_REMEDY = Remedy(
+    advice="Use larger batches, freeze_ the layers, or convert_ them to batch_renorm, gated_batch_norm or group_norm."
+)
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    assert evidence.batches is not None
+    for norm in evidence.batch_norms:
+        seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if math.isfinite(each.noise)]
+        if not norm.training or norm.is_frozen or not seen or "ghost" in norm.kind or norm.kind == "gated_batch_norm":
+            continue
+        independent = min(each.samples / max(each.noise, 1e-12) for each in seen)
+        if independent < FEWEST:
+            problem = (
+                f"A batch of {min(each.samples for each in seen)} has {independent:.3g} independent values per channel "
+                "here, so its statistics are mostly chance."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY, independent=independent)

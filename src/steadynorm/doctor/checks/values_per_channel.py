@@ -1,0 +1,44 @@
+"""Layers that get one value per channel, or hardly more.
+
+Looks at: values per channel, batch times positions, of each call on each batch.
+
+Harm: with one value torch raises "Expected more than 1 value per channel when training"; with two the output is +1 and
+−1, whatever comes in. The last batch of an epoch and branches that pool to 1 x 1 are where it happens.
+
+Remedy: ``drop_last=True``, a batch of at least 2 (better 16), or take the batch norm out of the pooled branch.
+
+Threshold: an error at 1, a warning at 2 and 3; looked at in layers that train.
+
+Source: mmsegmentation issue 272; pytorch issue 156051.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches",)
+FEW = 4
+_REMEDY = Remedy(
+    advice="Use drop_last=True or larger batches, or take the batch norm out of a branch that pools to 1 x 1."
+)
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    assert evidence.batches is not None
+    for norm in evidence.batch_norms:
+        seen = evidence.batches.sightings.get(norm.name, ())
+        fewest = min((each.count for each in seen), default=FEW)
+        if not norm.training or norm.is_frozen or fewest >= FEW:
+            continue
+        if fewest == 1:
+            problem = "A batch gives it 1 value per channel, for which training raises an error."
+            yield at(norm, Severity.ERROR, problem, _REMEDY, values=fewest)
+        else:
+            problem = (
+                f"A batch gives it {fewest} values per channel: what comes out is nearly the same whatever comes in."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY, values=fewest)

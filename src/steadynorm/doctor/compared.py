@@ -1,0 +1,85 @@
+"""What the batches say of a layer's running estimates, in units of its own sampling error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from torch import Tensor
+
+from steadynorm.doctor.evidence import NormState, Sighting
+from steadynorm.doctor.finding import Cost
+from steadynorm.statistics import Moments
+
+__all__ = ["Distance", "cost_of", "distance_of", "pooled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far running estimates are from what the batches say.
+
+    Args:
+        shift: (mean of the batches − running mean) / √(running variance + eps), shape (C,).
+        log_gain: ½·log( (variance of the batches + eps) / (running variance + eps) ), shape (C,).
+        error: standard error of ``shift``, of a channel: that of the batches' mean, and that of an exponential
+            average over batches of the same size. The error of ``log_gain`` is of the same order.
+    """
+
+    shift: Tensor
+    log_gain: Tensor
+    error: float
+
+    @property
+    def size(self) -> float:
+        """Root mean square over channels of shift and log-gain together."""
+        return float((self.shift.square() + self.log_gain.square()).mean().sqrt())
+
+    @property
+    def excess(self) -> float:
+        """The part of ``size`` that sampling does not explain; 0 where it explains all."""
+        return math.sqrt(max(0.0, self.size**2 - 2 * self.error**2))
+
+
+def pooled(sightings: Sequence[Sighting]) -> Moments:
+    """Give the moments of all inputs together."""
+    each = (Moments(mean=one.mean, var=one.var, count=one.count) for one in sightings)
+    return reduce(Moments.merge, each)
+
+
+def distance_of(norm: NormState, sightings: Sequence[Sighting]) -> Distance | None:
+    """Compare a layer's running estimates with its inputs; None where it has none, or they are no finite numbers."""
+    if norm.mean is None or norm.var is None or not sightings or bool((norm.var < 0).any()):
+        return None
+    found = pooled(sightings)
+    if not (norm.mean.isfinite() & norm.var.isfinite() & found.mean.isfinite() & found.var.isfinite()).all():
+        return None
+    scale = norm.var + norm.eps
+    noises = [each.noise for each in sightings if math.isfinite(each.noise)]
+    noise = sum(noises) / len(noises) if noises else 1.0
+    samples = sum(each.samples for each in sightings)
+    momentum = norm.momentum if norm.momentum is not None and 0 < norm.momentum < 1 else 0.0
+    averaged = momentum / (2 - momentum) * noise / (samples / len(sightings))
+    return Distance(
+        shift=(found.mean - norm.mean) / scale.sqrt(),
+        log_gain=((found.var + norm.eps) / scale).log() / 2,
+        error=math.sqrt(noise / samples + averaged),
+    )
+
+
+def cost_of(quantity: str, before: Sequence[float], after: Sequence[float]) -> Cost | None:
+    """Give how much less a score is after than before, over the batches that have both; None where none has.
+
+    Args:
+        quantity: name of the score.
+        before: a score for each batch, of which less is better.
+        after: likewise, of the same batches.
+    """
+    gains = [first - second for first, second in zip(before, after, strict=False)]
+    gains = [gain for gain in gains if math.isfinite(gain)]
+    if not gains:
+        return None
+    mean = sum(gains) / len(gains)
+    square = sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1) if len(gains) > 1 else math.nan
+    return Cost(quantity=quantity, value=mean, standard_error=math.sqrt(square / len(gains)))

@@ -1,0 +1,82 @@
+"""How good a model's output is, as one number for a batch, of which less is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Measure", "Score", "score_from"]
+
+Measure = Callable[[Any, Any], "float | Tensor"]
+"""Output of the model and the batch as the loader gives it -> one number, the mean over the batch's samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A number for each batch.
+
+    Args:
+        name: what it is, for reports: ``loss``, ``metric``, ``cross-entropy``, or ``mean log-odds``.
+        sign: 1 where less is better, −1 where more is.
+        measure: gives it.
+    """
+
+    name: str
+    sign: int
+    measure: Measure
+
+    def __call__(self, output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model and the loader give them)
+        """Give the number, of which less is better; NaN where it is not finite."""
+        return self.sign * float(self.measure(output, batch))
+
+
+def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch: Any) -> Score | None:  # noqa: ANN401
+    """Give the score that was asked for, or cross-entropy where output and batch look like a classifier's.
+
+    Args:
+        loss: of which less is better; taken before ``metric``.
+        metric: of which more is better.
+        output: of the model on ``batch``.
+        batch: with the labels as its second item, shape (N,), integers; or under ``labels``.
+
+    Returns:
+        the score, None where nothing is known to score by.
+    """
+    if loss is not None:
+        return Score(name="loss", sign=1, measure=loss)
+    if metric is not None:
+        return Score(name="metric", sign=-1, measure=metric)
+    return Score(name="cross-entropy", sign=1, measure=_cross_entropy) if _is_classifier(output, batch) else None
+
+
+def labels_of(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives it)
+    """Give the labels of a batch of a classifier, shape (N,); None where there are none."""
+    found = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        found = batch[1]
+    fits = isinstance(found, Tensor) and found.dim() == 1 and found.dtype in (torch.int64, torch.int32)
+    return found if fits else None
+
+
+def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
+    """Give the logits of a classifier's output, shape (N, K); None where it gives none."""
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    return found if isinstance(found, Tensor) and found.dim() == 2 and found.is_floating_point() else None
+
+
+def _is_classifier(output: Any, batch: Any) -> bool:  # noqa: ANN401 (as they come)
+    labels, logits = labels_of(batch), logits_of(output)
+    if labels is None or logits is None or len(labels) != len(logits) or len(labels) == 0:
+        return False
+    return bool(labels.min() >= 0) and bool(labels.max() < logits.shape[1])
+
+
+def _cross_entropy(output: Any, batch: Any) -> Tensor:  # noqa: ANN401 (as they come)
+    logits, labels = logits_of(output), labels_of(batch)
+    assert logits is not None and labels is not None
+    return functional.cross_entropy(logits.double(), labels.to(logits.device).long())
