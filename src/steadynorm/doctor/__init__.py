@@ -6,5 +6,19 @@ from steadynorm.doctor.diagnosis import Diagnosis
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity
 from steadynorm.doctor.observe import observe
+from steadynorm.doctor.treat import Treatment, treat_
 
-__all__ = ["CHECKS", "Cost", "Diagnosis", "Evidence", "Finding", "Remedy", "Severity", "diagnose", "judge", "observe"]
+__all__ = [
+    "CHECKS",
+    "Cost",
+    "Diagnosis",
+    "Evidence",
+    "Finding",
+    "Remedy",
+    "Severity",
+    "Treatment",
+    "diagnose",
+    "judge",
+    "observe",
+    "treat_",
+]

@@ -24,7 +24,7 @@ from steadynorm.surgery.named_modules import batch_norms_of
 from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.runnable import check_runnable
 
-__all__ = ["MOST_BATCHES", "run_batches"]
+__all__ = ["MOST_BATCHES", "run_batches", "scores_of"]
 
 MOST_BATCHES = 8
 """Batches that are looked at, of more."""
@@ -99,6 +99,16 @@ def run_batches(
 
 def _is(chosen: nn.Module, name: str, module: nn.Module) -> bool:
     return module is chosen
+
+
+def scores_of(
+    model: nn.Module, batches: Sequence[Any], forward: Forward, *, loss: Measure | None, metric: Measure | None
+) -> tuple[float, ...]:
+    """Score a model in evaluation, and leave no trace; empty where there is nothing to score by."""
+    with preserved_state(model), evaluating(model):
+        first = forward(model, batches[0])
+        score = score_from(loss, metric, first, batches[0])
+        return () if score is None else _Scorer(model, forward, score)(batches)
 
 
 class _Scorer:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
-_REMEDY = Remedy(advice="Take it away with strip_bias_, or build the layer with bias=False.", treatment="strip_bias")
+_REMEDY = Remedy(advice="Take it away with strip_bias_, or build the layer with bias=False.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:

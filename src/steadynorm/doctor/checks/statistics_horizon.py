@@ -11,7 +11,8 @@ Remedy: measure the statistics (``recalibrate_``), train longer, or raise the mo
 
 Threshold: taking the start away moves some channel by more than a tenth of a standard deviation, or its standard
 deviation by more than a tenth. A layer whose running variance is smaller than the start's weight cannot have begun
-there (its counter was reset), and is left alone.
+there (its counter was reset), and is left alone. Where batches were given, taking the start away must also bring the
+running estimates nearer to them.
 
 Source: the exponential average of torch.nn.functional.batch_norm written out.
 """
@@ -19,9 +20,11 @@ Source: the exponential average of torch.nn.functional.batch_norm written out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
+from steadynorm.doctor.compared import distance_of
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
@@ -39,13 +42,29 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         if weight is None or norm.mean is None or norm.var is None or norm.at_start:
             continue
         change = _largest_change(norm.mean, norm.var, norm.eps, weight)
-        if change is not None and change > CHANGE:
+        if change is not None and change > CHANGE and not _contradicted(evidence, norm, weight):
             assert norm.momentum is not None
             problem = (
                 f"After {norm.batches} batches with momentum {norm.momentum:g}, {100 * weight:.2g} % of its running "
                 f"estimates is still the start (mean 0, variance 1), off by up to {change:.2g} standard deviations."
             )
             yield at(norm, Severity.WARNING, problem, _REMEDY, weight=weight, change=change, batches=norm.batches or 0)
+
+
+def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
+    """Tell whether batches are no nearer to the running estimates when the start is taken away."""
+    seen = () if evidence.batches is None else evidence.batches.sightings.get(norm.name, ())
+    stored = distance_of(norm, seen)
+    if stored is None:
+        return False
+    assert norm.mean is not None and norm.var is not None
+    own_mean, own_var = _without_start(norm.mean, norm.var, weight)
+    own = distance_of(replace(norm, mean=own_mean, var=own_var), seen)
+    return own is not None and own.size >= stored.size
+
+
+def _without_start(mean: Tensor, var: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    return mean / (1 - weight), (var - weight).clamp(min=0) / (1 - weight)
 
 
 def _weight_of_start(norm: NormState) -> float | None:
@@ -58,7 +77,7 @@ def _largest_change(mean: Tensor, var: Tensor, eps: float, weight: float) -> flo
     """Give how far the batches' own average is from the running estimates; None where they did not begin at 0 and 1."""
     if not (mean.isfinite() & var.isfinite()).all() or bool((var < weight * (1 - 1e-3)).any()):
         return None
-    own_mean, own_var = mean / (1 - weight), (var - weight).clamp(min=0) / (1 - weight)
+    own_mean, own_var = _without_start(mean, var, weight)
     shift = (own_mean - mean).abs() / (own_var + eps).sqrt()
     gain = ((var + eps) / (own_var + eps)).sqrt().log().abs()
     return float(max(shift.max(), gain.max()))

@@ -1,0 +1,293 @@
+"""Repair what was found, measure again, keep what helped."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from steadynorm.doctor.diagnosis import Diagnosis
+from steadynorm.doctor.finding import Finding
+from steadynorm.doctor.runs import MOST_BATCHES, scores_of
+from steadynorm.doctor.score import Measure
+from steadynorm.surgery.batches import Batches, Forward, feed, unwrapped
+from steadynorm.surgery.change import Change, NothingDoneError, Transaction
+from steadynorm.surgery.convert import from_sync_
+from steadynorm.surgery.freeze import freeze_
+from steadynorm.surgery.kinds import is_batch_norm, label
+from steadynorm.surgery.named_modules import Where, batch_norms_of
+from steadynorm.surgery.recalibrate import recalibrate_
+from steadynorm.surgery.repair import repair_statistics_
+
+__all__ = ["TREATMENTS", "Applied", "Treatment", "treat_"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """One treatment.
+
+    Args:
+        treatment: its name, in :data:`TREATMENTS`.
+        findings: that asked for it.
+        change: what it did; None where it could do nothing.
+        before: mean score of the batches before it, of which less is better; NaN where there is no score.
+        after: mean score after it.
+        kept: whether it stays.
+        why: why it was undone or could do nothing; empty where it stays.
+    """
+
+    treatment: str
+    findings: tuple[Finding, ...]
+    change: Change | None
+    before: float
+    after: float
+    kept: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        checks = ", ".join(dict.fromkeys(finding.check for finding in self.findings))
+        numbers = "" if math.isnan(self.after) else f", score {self.before:.4g} -> {self.after:.4g}"
+        if self.change is None:
+            return f"{self.treatment} for {checks}: not done: {self.why}"
+        if not self.kept:
+            return f"{self.treatment} for {checks}: undone: {self.why}"
+        return f"{self.treatment} for {checks}: {len(self.change.changed)} layers changed{numbers}"
+
+
+@dataclass(kw_only=True, eq=False)
+class Treatment:
+    """What was done to a model, and what is left to its owner.
+
+    Args:
+        model: the model as it is now.
+        applied: every treatment that was tried, in its order.
+        advice: findings that only the user can act on.
+        before: score of each batch before all of it; empty where there is no score.
+        after: likewise after it.
+    """
+
+    model: nn.Module
+    applied: tuple[Applied, ...]
+    advice: tuple[Finding, ...]
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+    _undone: bool = field(default=False, repr=False)
+
+    def undo(self) -> nn.Module:
+        """Put the model back as it was, bit for bit.
+
+        Raises:
+            RuntimeError: it has been undone already, or the model has been changed since.
+        """
+        if self._undone:
+            raise RuntimeError("treat_: this treatment has been undone already.")
+        for each in reversed(self.applied):
+            if each.kept and each.change is not None:
+                self.model = each.change.undo()
+        self._undone = True
+        return self.model
+
+    def __str__(self) -> str:
+        score = f"score {_mean(self.before):.4g} -> {_mean(self.after):.4g} (less is better)" if self.before else ""
+        kept = sum(each.kept for each in self.applied)
+        head = f"{kept} of {len(self.applied)} treatments kept{f', {score}' if score else ''}."
+        left = [f"left to you: {each.check} at {each.place}: {each.remedy.advice}" for each in self.advice]
+        return "\n".join([head, *map(str, self.applied), *left])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """What a treatment is given."""
+
+    model: nn.Module
+    names: frozenset[str]
+    batches: Batches | None
+    forward: Forward
+
+    @property
+    def where(self) -> Where:
+        """Chooses the layers that findings name; all, where one names the model."""
+        return lambda name, module: not self.names or "" in self.names or name in self.names
+
+
+def treat_(
+    model: nn.Module,
+    diagnosis: Diagnosis,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Forward | None = None,
+    loss: Measure | None = None,
+    metric: Measure | None = None,
+) -> Treatment:
+    """Apply the remedies of a diagnosis, measure again, keep what helped, and undo what did not.
+
+    A treatment is undone where the mean score of the batches is worse after it than before by more than two standard
+    errors. Statistics are measured on the first half of the batches and scored on the second.
+
+    Args:
+        model: that was diagnosed; changed in place. Not wrapped or compiled.
+        diagnosis: of this model.
+        batches: like those that the model is trained on; without them nothing is measured, and statistics are only
+            repaired.
+        forward: how to run the model on a batch.
+        loss: as for :func:`steadynorm.doctor.diagnose`.
+        metric: likewise.
+
+    Returns:
+        the treatment, which can be undone.
+    """
+    source = None if batches is None else Batches(batches, "treat_")
+    run = forward or feed
+    judged = [] if source is None else list(itertools.islice(source, MOST_BATCHES))[-MOST_BATCHES // 2 :]
+    score = _Score(model, judged, run, loss, metric)
+    first = before = score()
+    applied = []
+    for name, treatment in TREATMENTS.items():
+        findings = tuple(finding for finding in diagnosis if finding.remedy.treatment == name)
+        if not findings:
+            continue
+        case = _Case(model=model, names=frozenset(finding.layer for finding in findings), batches=source, forward=run)
+        try:
+            change = treatment(case)
+        except (NothingDoneError, ValueError) as error:
+            applied.append(_not_done(name, findings, str(error)))
+            continue
+        if change is None:
+            applied.append(_not_done(name, findings, "it needs batches"))
+            continue
+        after = score()
+        worse = _is_worse(before, after)
+        if worse:
+            change.undo()
+        why = "the score was worse after it" if worse else ""
+        applied.append(
+            Applied(
+                treatment=name,
+                findings=findings,
+                change=change,
+                before=_mean(before),
+                after=_mean(after),
+                kept=not worse,
+                why=why,
+            )
+        )
+        before = before if worse else after
+    advice = tuple(finding for finding in diagnosis if not finding.remedy.treatment)
+    return Treatment(model=model, applied=tuple(applied), advice=advice, before=first, after=before)
+
+
+class _Score:
+    """Scores the model as it is now, in evaluation."""
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], forward: Forward, loss: Measure | None, metric: Measure | None
+    ) -> None:
+        self._model, self._batches, self._forward, self._loss, self._metric = model, batches, forward, loss, metric
+
+    def __call__(self) -> tuple[float, ...]:
+        if not self._batches:
+            return ()
+        return scores_of(unwrapped(self._model), self._batches, self._forward, loss=self._loss, metric=self._metric)
+
+
+def _not_done(name: str, findings: tuple[Finding, ...], why: str) -> Applied:
+    return Applied(treatment=name, findings=findings, change=None, before=math.nan, after=math.nan, kept=False, why=why)
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores) if scores else math.nan
+
+
+def _is_worse(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Tell whether scores went up by more than two standard errors; from NaN nothing is worse, to NaN everything."""
+    if not before or not after:
+        return False
+    if not math.isfinite(_mean(before)):
+        return False
+    if not math.isfinite(_mean(after)):
+        return True
+    changes = [second - first for first, second in zip(before, after, strict=True)]
+    mean = _mean(changes)
+    if len(changes) < 2:
+        return mean > 0
+    error = math.sqrt(sum((each - mean) ** 2 for each in changes) / (len(changes) - 1) / len(changes))
+    return mean > 2 * error and mean > 0
+
+
+def _repair(case: _Case) -> Change:
+    return repair_statistics_(
+        case.model, None if case.batches is None else list(case.batches), where=case.where, forward=case.forward
+    )
+
+
+def _recalibrate(case: _Case) -> Change | None:
+    """Measure statistics on the first half of the batches: of the named layers, or of all where one names the model."""
+    if case.batches is None:
+        return None
+    kept = list(case.batches)
+    stored = {module for module in case.model.modules() if is_batch_norm(module) and module.running_mean is not None}
+    return recalibrate_(
+        case.model,
+        kept[: max(1, len(kept) // 2)],
+        where=lambda name, module: module in stored and case.where(name, module),
+        forward=case.forward,
+    )
+
+
+def _freeze(case: _Case) -> Change:
+    return freeze_(case.model, where=case.where)
+
+
+def _from_sync(case: _Case) -> Change:
+    return from_sync_(case.model)
+
+
+def _evaluate(case: _Case) -> Change:
+    """Put layers into evaluation."""
+    with Transaction("evaluate_", case.model) as edits:
+        for named in batch_norms_of(case.model, case.where):
+            if named.module.training:
+                edits.set_attribute(named.module, "training", False)
+                edits.note_changed(named.name, "in training mode", "in evaluation mode")
+        return edits.finish()
+
+
+def _momentum(case: _Case) -> Change:
+    """Set the momentum that another framework's decay stands for; of 0, torch's default."""
+    with Transaction("momentum_", case.model) as edits:
+        for named in batch_norms_of(case.model, case.where):
+            before = named.module.momentum
+            if isinstance(before, float) and 0 <= before < 1:
+                edits.set_attribute(named.module, "momentum", round(1 - before, 12) if before else 0.1)
+                edits.note_changed(named.name, f"momentum {before:g}", f"momentum {named.module.momentum:g}")
+        return edits.finish()
+
+
+def _float32(case: _Case) -> Change:
+    """Store running estimates in float32."""
+    with Transaction("float32_", case.model) as edits:
+        for named in batch_norms_of(case.model, case.where):
+            module = named.module
+            for name in ("running_mean", "running_var"):
+                stored = module._buffers.get(name)
+                if stored is not None and stored.dtype in (torch.float16, torch.bfloat16):
+                    edits.set_entry(module._buffers, name, stored.float())
+            edits.note_changed(named.name, label(module), "its running estimates in float32")
+        return edits.finish()
+
+
+TREATMENTS: dict[str, Callable[[_Case], Change | None]] = {
+    "evaluate": _evaluate,
+    "from_sync": _from_sync,
+    "float32": _float32,
+    "momentum": _momentum,
+    "repair": _repair,
+    "recalibrate": _recalibrate,
+    "freeze": _freeze,
+}
+"""What :func:`treat_` can do, in the order in which it does."""
