@@ -164,6 +164,15 @@ class Runs:
         one_layer: name -> with the batch's statistics in this layer alone, on the first batches.
         recalibrated: on the second half of the batches, with statistics measured on the first; empty where that was
             not possible.
+        moved: batch norms whose running estimates a forward moved though every module evaluated.
+        dependent: batch norms that gave a sample another output in evaluation when half of its batch was left out,
+            while their input for it was the same.
+        dependence: largest difference of the model's output for the same samples in those two batches, relative to the
+            largest magnitude of the output.
+        updates: name of a batch norm -> how often one forward and backward in training moved its running estimates
+            beyond once for each call; empty where that could not be tried.
+        classes: of each batch, label -> number of samples; empty where there are no labels.
+        last_samples: samples of the last batch of an epoch, where the loader tells and it is smaller than the others.
     """
 
     batches: int
@@ -173,6 +182,12 @@ class Runs:
     by_batch: tuple[float, ...] = ()
     one_layer: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     recalibrated: tuple[float, ...] = ()
+    moved: tuple[str, ...] = ()
+    dependent: tuple[str, ...] = ()
+    dependence: float = 0.0
+    updates: Mapping[str, int] = field(default_factory=dict)
+    classes: tuple[Mapping[int, int], ...] = ()
+    last_samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

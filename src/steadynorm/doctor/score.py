@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Measure", "Score", "score_from"]
+__all__ = ["Measure", "Score", "labels_of", "score_from"]
 
 Measure = Callable[[Any, Any], "float | Tensor"]
 """Output of the model and the batch as the loader gives it -> one number, the mean over the batch's samples."""

@@ -63,6 +63,11 @@ class Batches:
         self._source, self._verb = batches, verb
         self._kept: list[Any] = []
 
+    @property
+    def source(self) -> object:
+        """What was given."""
+        return self._source
+
     def __iter__(self) -> Iterator[Any]:
         """Go through all of them, from the first."""
         return chain(self._kept, self._rest()) if isinstance(self._source, Iterator) else iter(self._source)

@@ -2,9 +2,11 @@
 
 from steadynorm.doctor.check import Check
 from steadynorm.doctor.checks import (
+    batch_dependence,
     dead_channel,
     decayed_affine,
     degenerate_group_norm,
+    double_update,
     dropout_before_norm,
     fp16_unsafe_variance,
     frozen_affine_live_statistics,
@@ -22,8 +24,10 @@ from steadynorm.doctor.checks import (
     outlier_statistics,
     redundant_bias,
     reused_norm,
+    single_class_batch,
     statistics_at_init,
     statistics_horizon,
+    statistics_moved_in_eval,
     statistics_noise,
     sync_in_inference,
     sync_with_checkpoint,
@@ -47,6 +51,10 @@ CHECKS: dict[str, Check] = {
             train_eval_gap,
             needs_recalibration,
             outlier_statistics,
+            statistics_moved_in_eval,
+            batch_dependence,
+            double_update,
+            single_class_batch,
             values_per_channel,
             mixed_modes,
             frozen_affine_live_statistics,

@@ -1,6 +1,7 @@
 """Layers that get one value per channel, or hardly more.
 
-Looks at: values per channel, batch times positions, of each call on each batch.
+Looks at: values per channel, batch times positions, of each call on each batch, and on the last batch of an epoch where
+the loader tells its size.
 
 Harm: with one value torch raises "Expected more than 1 value per channel when training"; with two the output is +1 and
 −1, whatever comes in. The last batch of an epoch and branches that pool to 1 x 1 are where it happens.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.evidence import Evidence, Sighting
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 NEEDS = ("batches",)
@@ -31,7 +32,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     assert evidence.batches is not None
     for norm in evidence.batch_norms:
         seen = evidence.batches.sightings.get(norm.name, ())
-        fewest = min((each.count for each in seen), default=FEW)
+        fewest = min((_fewest(each, evidence.batches.last_samples) for each in seen), default=FEW)
         if not norm.training or norm.is_frozen or fewest >= FEW:
             continue
         if fewest == 1:
@@ -42,3 +43,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 f"A batch gives it {fewest} values per channel: what comes out is nearly the same whatever comes in."
             )
             yield at(norm, Severity.WARNING, problem, _REMEDY, values=fewest)
+
+
+def _fewest(seen: Sighting, last: int | None) -> int:
+    """Give the values per channel of a batch like this one, or of the epoch's last."""
+    return seen.count if last is None else min(seen.count, seen.count // seen.samples * last)

@@ -1,0 +1,38 @@
+"""Running estimates that a training step moves more often than the layer is called.
+
+Looks at: the counters of batches before and after one forward and backward in training, beside the calls of the
+forward.
+
+Harm: activation checkpointing runs a forward again in the backward, and the layer counts the batch again: the running
+estimates follow twice as fast as their momentum says, 1 − (1 − m)², and noise with them. Loss and gradients are the
+same, so nothing shows in training.
+
+Remedy: layers of steadynorm count a batch once under checkpointing (``convert_``), or use momentum 1 − √(1 − m).
+
+Threshold: none.
+
+Source: pytorch issue 96136.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches",)
+_REMEDY = Remedy(advice="Convert it to steadynorm's layer (convert_), which counts a batch once.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    assert evidence.batches is not None
+    for norm in evidence.batch_norms:
+        more = evidence.batches.updates.get(norm.name, 0)
+        if more > 0:
+            problem = (
+                f"One training step moves its running estimates {more} time{'' if more == 1 else 's'} more than it is "
+                "called: its forward runs again in the backward."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY, more=more)

@@ -1,0 +1,65 @@
+"""Batches of one class, or ordered by class.
+
+Looks at: the labels of each batch beside those of all batches.
+
+Harm: in training such a batch's mean is its class's mean, which batch norm takes away, and the running estimates
+swing from class to class: evaluation meets statistics that no batch had. In evaluation nothing depends on the order;
+a model that adapts to its batches loses its classes.
+
+Remedy: shuffle the training data (``shuffle=True``).
+
+Threshold: a chi-squared test of equal shares of classes in all batches, at a false-alarm rate of 10⁻⁶; looked at
+where a layer trains.
+
+Source: pytorch issue 4741's thread; Ioffe 2017 (arXiv 1702.03275), section 4.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches",)
+FALSE_ALARMS = 1e-6
+_REMEDY = Remedy(advice="Shuffle the training data (shuffle=True).")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find it."""
+    assert evidence.batches is not None
+    classes = evidence.batches.classes
+    first = next((norm for norm in evidence.batch_norms if norm.training and not norm.is_frozen), None)
+    if first is None or len(classes) < 2 or _probability(classes) >= FALSE_ALARMS:
+        return
+    single = sum(len(each) == 1 for each in classes)
+    problem = (
+        f"{single} of {len(classes)} batches have one class alone."
+        if single
+        else "The classes are not spread over the batches as chance would: the data are ordered."
+    )
+    yield at(first, Severity.WARNING, f"{problem} Batch norm in training takes their difference away.", _REMEDY)
+
+
+def _probability(classes: Sequence[Mapping[int, int]]) -> float:
+    """Give the probability of a chi-squared statistic at least this large where all batches share their classes."""
+    total: Counter[int] = Counter()
+    for each in classes:
+        total.update(each)
+    samples = sum(total.values())
+    statistic, freedom = 0.0, (len(classes) - 1) * (len(total) - 1)
+    for each in classes:
+        size = sum(each.values())
+        for label, number in total.items():
+            expected = size * number / samples
+            statistic += (each.get(label, 0) - expected) ** 2 / expected
+    if freedom == 0:
+        return 1.0
+    half = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
+    probability = float(torch.special.gammaincc(half[0], half[1]))
+    return 0.0 if math.isnan(probability) else probability
