@@ -210,6 +210,8 @@ def _updates(model: nn.Module, layers: Sequence[NamedModule], batch: Any, forwar
         try:
             for module in model.modules():
                 module.training = True
+            for parameter, _ in gradients:
+                parameter.grad = None
             with torch.enable_grad():
                 output = forward(model, batch)
                 made = dict(calls)

@@ -1,0 +1,296 @@
+"""Checks that need batches: each fires on its fault, names the layer, and is silent on what only looks like it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from steadynorm import GatedBatchNorm2d
+from steadynorm.doctor import CHECKS, Severity, diagnose, observe
+from steadynorm.doctor.compared import cost_of
+from steadynorm.surgery import no_statistics_update, recalibrate_
+
+BATCH_CHECKS = [name for name, check in CHECKS.items() if check.needs == ("batches",)]
+
+
+def images(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images of two classes that a convolution can tell apart: stripes across, and stripes down."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(number) % 2
+    wave = torch.sin(torch.arange(12.0)).expand(12, 12)
+    waves = torch.stack((wave, wave.T))[labels].unsqueeze(1)
+    return waves + 0.8 * torch.randn(number, 1, 12, 12, generator=generator), labels
+
+
+def batches(number: int = 8, size: int = 32, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    x, y = images(number * size, seed)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+
+
+@pytest.fixture(scope="module")
+def healthy() -> nn.Sequential:
+    """Trained for a moment, with the statistics of its last weights."""
+    torch.manual_seed(0)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for x, y in batches(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    recalibrate_(model, batches(16, seed=2))
+    return model.eval()
+
+
+@pytest.fixture
+def model(healthy: nn.Sequential) -> Any:
+    return copy.deepcopy(healthy)
+
+
+@pytest.mark.parametrize(("size", "training"), [(4, False), (16, False), (16, True), (64, False), (64, True)])
+def test_a_healthy_model_is_silent_at_any_batch_size(model: Any, size: int, training: bool) -> None:
+    diagnosis = diagnose(model.train(training), batches(8, size))
+    assert diagnosis.findings == ()
+    assert set(BATCH_CHECKS) <= set(diagnosis.checks)
+
+
+def test_stale_statistics_of_one_layer_are_found_there_with_their_cost(model: Any) -> None:
+    model[4].running_mean += 3 * model[4].running_var.sqrt()
+    diagnosis = diagnose(model, batches())
+    (gap,) = diagnosis.of("train-eval-gap")
+    assert gap.layer == "4"
+    assert gap.cost is not None
+    with torch.no_grad():
+        worse = sum(float(functional.cross_entropy(model(x), y)) for x, y in batches()) / 8
+        model[4].train()
+        with no_statistics_update(model):
+            better = sum(float(functional.cross_entropy(model(x), y)) for x, y in batches()) / 8
+    assert gap.cost.value == pytest.approx(worse - better, rel=0.1)
+    (stale,) = diagnosis.of("needs-recalibration")
+    assert stale.cost is not None
+    assert stale.cost.value > 0.5 * gap.cost.value
+
+
+def test_shifted_data_cost_what_recalibration_wins_back(model: Any) -> None:
+    shifted = [(0.2 * x, y) for x, y in batches()]
+    found = {each.check for each in diagnose(model, shifted)}
+    assert found == {"train-eval-gap", "needs-recalibration"}
+
+
+def test_a_metric_of_which_more_is_better_is_understood(model: Any) -> None:
+    def accuracy(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (output.argmax(1) == batch[1]).double().mean()
+
+    model[4].running_mean += 3 * model[4].running_var.sqrt()
+    (gap,) = diagnose(model, batches(), metric=accuracy).of("train-eval-gap")
+    assert gap.cost is not None
+    assert gap.cost.quantity == "metric"
+    assert 0.1 < gap.cost.value <= 1
+
+
+def test_without_labels_nothing_is_scored(model: Any) -> None:
+    model[4].running_mean += 3 * model[4].running_var.sqrt()
+    evidence = observe(model, [x for x, _ in batches()])
+    assert evidence.batches is not None
+    assert evidence.batches.score == ""
+    assert diagnose(model, [x for x, _ in batches()]).of("train-eval-gap") == ()
+
+
+def test_one_outlier_in_one_channel_is_found(model: Any) -> None:
+    model[1].running_var[3] *= 1e4
+    (found,) = diagnose(model, batches()).of("outlier-statistics")
+    assert (found.layer, found.numbers["channels"]) == ("1", 1)
+
+
+def test_a_layer_without_running_statistics_depends_on_its_batch(model: Any) -> None:
+    model[4] = nn.BatchNorm2d(8, track_running_stats=False).eval()
+    (found,) = diagnose(model, batches()).of("batch-dependence")
+    assert (found.layer, found.severity) == ("4", Severity.WARNING)
+
+
+def test_a_gated_layer_depends_on_its_batch_on_purpose(model: Any) -> None:
+    gated = GatedBatchNorm2d(8).eval()
+    gated.load_state_dict(gated.state_dict() | model[4].state_dict())
+    model[4] = gated
+    (found,) = diagnose(model, [(5 * x, y) for x, y in batches()]).of("batch-dependence")
+    assert (found.layer, found.severity) == ("4", Severity.NOTE)
+
+
+class Always(nn.Module):
+    """Normalizes by the batch, whatever its mode."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.training = True
+        return self.norm(x)
+
+
+def test_a_forward_that_switches_modes_moves_statistics_in_evaluation(model: Any) -> None:
+    model[4] = Always(model[4])
+    (found,) = diagnose(model, batches()).of("statistics-moved-in-eval")
+    assert (found.layer, found.severity) == ("4.norm", Severity.ERROR)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner: nn.Module, again: bool) -> None:
+        super().__init__()
+        self.inner, self.again = inner, again
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.inner, x, use_reentrant=False) if self.again else self.inner(x)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_checkpointing_counts_a_batch_twice(model: Any, again: bool) -> None:
+    model[3], model[4] = Checkpointed(nn.Sequential(model[3], model[4]), again), nn.Identity()
+    found = diagnose(model, batches()).of("double-update")
+    assert [each.layer for each in found] == (["3.inner.1"] if again else [])
+
+
+class Shared(nn.Module):
+    """One batch norm for two inputs."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.norm, self.scale = nn.BatchNorm2d(1), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) + self.norm(self.scale * x)
+
+
+@pytest.mark.parametrize(("scale", "found"), [(1.0, []), (1.2, []), (5.0, ["norm"])])
+def test_calls_that_differ_share_no_statistics(scale: float, found: list[str]) -> None:
+    assert [each.layer for each in diagnose(Shared(scale), batches()).of("reused-norm")] == found
+
+
+class Pooled(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Conv2d(1, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "severity"), [(1, Severity.ERROR), (2, Severity.WARNING), (3, Severity.WARNING), (4, None)]
+)
+def test_values_per_channel_are_counted(size: int, severity: Severity | None) -> None:
+    found = diagnose(Pooled(), [x for x, _ in batches(2, size)]).of("values-per-channel")
+    assert [each.severity for each in found] == ([] if severity is None else [severity])
+    assert diagnose(Pooled().eval(), [x for x, _ in batches(2, size)]).of("values-per-channel") == ()
+
+
+@pytest.mark.parametrize(("number", "drop", "found"), [(65, False, [1]), (65, True, []), (64, False, [])])
+def test_the_last_batch_of_an_epoch_is_counted(number: int, drop: bool, found: list[int]) -> None:
+    loader = DataLoader(TensorDataset(*images(number)), batch_size=16, drop_last=drop)
+    assert [each.numbers["values"] for each in diagnose(Pooled(), loader).of("values-per-channel")] == found
+
+
+def test_small_batches_are_mostly_chance(model: Any) -> None:
+    vectors = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    assert [each.layer for each in diagnose(vectors, list(x.split(8))).of("statistics-noise")] == ["1"]
+    assert diagnose(vectors, list(x.split(32))).of("statistics-noise") == ()
+    assert diagnose(vectors.eval(), list(x.split(8))).of("statistics-noise") == ()
+
+
+def ordered(size: int) -> list[tuple[Tensor, Tensor]]:
+    x, y = images(8 * size)
+    order = y.argsort(stable=True)
+    return list(zip(x[order].split(size), y[order].split(size), strict=True))
+
+
+def test_batches_of_one_class_are_named(model: Any) -> None:
+    (found,) = diagnose(model.train(), ordered(32)).of("single-class-batch")
+    assert "8 of 8" in found.problem
+    assert diagnose(model.eval(), ordered(32)).of("single-class-batch") == ()
+
+
+def test_shuffled_batches_are_silent_at_the_stated_rate(model: Any) -> None:
+    x, y = images(256)
+    for seed in range(20):
+        order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
+        shuffled = list(zip(x[order].split(32), y[order].split(32), strict=True))
+        assert diagnose(model.train(), shuffled).of("single-class-batch") == ()
+
+
+def test_the_start_counts_only_where_batches_do_not_contradict_it(model: Any) -> None:
+    model[1].num_batches_tracked.fill_(5)
+    model[1].running_var.clamp_(min=0.6)
+    assert diagnose(model).of("statistics-horizon") != ()
+    recalibrate_(model, batches())
+    model[1].running_var.clamp_(min=0.6)
+    assert diagnose(model, batches()).of("statistics-horizon") == ()
+
+
+def test_a_cost_is_the_mean_of_differences_with_their_standard_error() -> None:
+    cost = cost_of("loss", [3.0, 4.0, math.nan, 5.0], [1.0, 3.0, 0.0, 2.0])
+    assert cost is not None
+    assert cost.value == pytest.approx(2.0)
+    assert cost.standard_error == pytest.approx(1 / math.sqrt(3))
+    assert cost_of("loss", [], []) is None
+    one = cost_of("loss", [3.0], [1.0])
+    assert one is not None
+    assert not one.matters([1.0])
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """All that observing must leave alone, tensors by their bits."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [
+        [each.detach().clone().numpy().tobytes() for each in tensors],
+        [id(each) for each in tensors],
+        [None if each.grad is None else each.grad.numpy().tobytes() for each in model.parameters()],
+        [module.training for module in model.modules()],
+        [sorted(vars(module)) for module in model.modules()],
+        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        torch.get_rng_state().numpy().tobytes(),
+    ]
+
+
+def explode(output: Tensor, batch: object) -> float:
+    raise RuntimeError("no score")
+
+
+@pytest.mark.parametrize("change", [None, lambda model: model.train(), lambda model: model[1].train()])
+@pytest.mark.parametrize("loss", [None, explode], ids=["success", "exception"])
+def test_observing_leaves_no_trace(model: Any, change: Callable[[Any], object] | None, loss: Any) -> None:
+    model[2] = nn.Sequential(nn.ReLU(), nn.Dropout(0.2))
+    if change is not None:
+        change(model)
+    functional.cross_entropy(model(batches()[0][0]), batches()[0][1]).backward()
+    loader = DataLoader(TensorDataset(*images(64)), batch_size=16, shuffle=True)
+    before = state_of(model)
+    if loss is None:
+        observe(model, loader)
+    else:
+        with pytest.raises(RuntimeError, match="no score"):
+            observe(model, loader, loss=loss)
+    assert state_of(model) == before
+
+
+def test_no_batches_are_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"^diagnose: there must be at least one batch, got none\."):
+        diagnose(model, [])
