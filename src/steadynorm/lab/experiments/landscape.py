@@ -5,9 +5,9 @@ so because the inputs of the layers are steadier?
 
 Expected (Santurkar et al. 2018, arXiv 1805.11604): with batch norm the loss varies less along the gradient, the
 gradient changes less over a step, by almost two orders of magnitude, and its effective Lipschitz constant is smaller;
-batch norm with noise after it, whose outputs are as unsteady as can be, trains as well. Bjorck et al. 2018 (arXiv
-1806.02375): without batch norm gradients are larger. All of these are in units of the weights, whose scale is free
-in front of a normalization; so everything is measured a second time with steps in proportion to the weights.
+batch norm with noise after it trains as well. Bjorck et al. 2018 (arXiv 1806.02375): without batch norm gradients are
+larger. All of these are in units of the weights, whose scale is free in front of a normalization; so everything is
+measured a second time with steps in proportion to the weights.
 
 Each (arm, seed) is a cell. Its measurements, quantity by quantity:
 
@@ -47,22 +47,25 @@ from steadynorm.lab.configuration import (
 )
 from steadynorm.lab.data import batches
 from steadynorm.lab.describe import (
-    accuracy_entry,
+    Arm,
+    Reduction,
+    accuracy_column,
     all_measured,
     arm_cell,
+    arm_figure,
     arm_label,
-    arm_labels,
     batches_label,
     class_count,
     data_label,
-    data_method,
-    diverged_at_steps,
+    ending,
     expected,
     few_arms,
-    finals,
+    final,
+    left_out,
+    method_of,
     pair,
-    spread_entry,
-    training_method,
+    spread_column,
+    status_entry,
 )
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.gradient_norms import watched_weights
@@ -74,7 +77,7 @@ from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import flag
-from steadynorm.reporting.numbers import number, percent, percent_spread, points, rate
+from steadynorm.reporting.numbers import number, percent, points, rate
 from steadynorm.reporting.records import Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, spread
@@ -254,8 +257,8 @@ def _check(config: LandscapeConfig) -> None:
 def describe(record: Record) -> Report:
     """Say what probing the loss around the weights found."""
     probes = probes_of(record)
-    arms = [summarise(record, probes, str(arm)) for arm in record.config["arms"]]
-    ratios = none_over_batch_norm(probes, arms)
+    arms = arms_of(record, probes)
+    ratios = none_over_batch_norm(arms)
     return Report(
         headline=_headline(record, arms, ratios),
         lead=_lead(record, arms),
@@ -264,7 +267,15 @@ def describe(record: Record) -> Report:
         method=_method(record, arms),
         finished=all_measured(record),
         findings={
-            "arms": [{name: value for name, value in (vars(arm) | arm.seen).items() if name != "seen"} for arm in arms],
+            "arms": [
+                {
+                    "arm": arm.arm,
+                    "seeds": [cell.factors["seed"] for cell in arm.ended],
+                    "diverged_at_step": arm.diverged_at_step,
+                }
+                | arm.spreads
+                for arm in arms
+            ],
             "none_over_batch_norm": ratios,
         },
     )
@@ -290,59 +301,39 @@ QUANTITIES = {
 """What a probe gives: key -> name, and head of a column. ``free_``: with steps in proportion to the weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmSummary:
-    """One arm; every spread is over its measured seeds."""
+def arms_of(record: Record, probes: pd.DataFrame) -> list[Arm]:
+    """Reduce each network to its end and, over its probes, the median of each quantity, of ``raised`` the mean.
 
-    arm: str
-    seeds: tuple[int, ...]
-    diverged_at_step: tuple[int, ...]
-    val_accuracy: Spread | None
-    """After the last epoch, of the networks that trained to it."""
-    train_loss: Spread | None
-    """Of the last epoch, likewise."""
-    seen: dict[str, Spread | None]
-    """Each of :data:`QUANTITIES`, over a network's probes its median, of ``raised`` the mean."""
+    An infinite value counts as the largest, one that is not a number does not.
+    """
+    how = {key: "mean" if key.endswith("raised") else "median" for key in QUANTITIES}
+    centers = probes.groupby(["arm", "seed"]).agg(how)
 
-    @property
-    def label(self) -> str:
-        """Its name in a sentence."""
-        return arm_label(self.arm)
+    def center(key: str) -> Reduction:
+        return lambda cell: float(centers[key].get((cell.factors["arm"], cell.factors["seed"]), math.nan))
+
+    quantities = {key: final(key) for key in ("val_accuracy", "train_loss")} | {key: center(key) for key in QUANTITIES}
+    return [Arm.of(arm, record.select(arm=arm), quantities) for arm in map(str, record.config["arms"])]
 
 
-def summarise(record: Record, probes: pd.DataFrame, arm: str) -> ArmSummary:
-    """Reduce the networks of an arm to its numbers."""
-    cells = [cell for cell in record.select(arm=arm) if cell.has_ended]
-    return ArmSummary(
-        arm=arm,
-        seeds=tuple(cell.factors["seed"] for cell in cells),
-        diverged_at_step=diverged_at_steps(cells),
-        val_accuracy=spread(finals(cells).values()),
-        train_loss=spread(finals(cells, "train_loss").values()),
-        seen=_spreads(_centers(probes, arm)),
-    )
-
-
-def none_over_batch_norm(probes: pd.DataFrame, arms: Iterable[ArmSummary]) -> dict[str, Spread | None]:
+def none_over_batch_norm(arms: Sequence[Arm]) -> dict[str, Spread | None]:
     """Divide what no normalization has over its probes by what batch norm has, seed by seed."""
     batch, plain = _measured_pair(arms)
     if batch is None or plain is None:
         return dict.fromkeys(QUANTITIES)
-    return _spreads(_centers(probes, plain.arm) / _centers(probes, batch.arm))
+
+    def ratio(key: str) -> Spread | None:
+        under, over = (
+            {cell.factors["seed"]: value for cell, value in zip(arm.cells, arm.values[key], strict=True)}
+            for arm in (batch, plain)
+        )
+        return spread(_over(over[seed], under[seed]) for seed in over.keys() & under.keys())
+
+    return {key: ratio(key) for key in QUANTITIES}
 
 
-def _centers(probes: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """Reduce each network's probes; an infinite value counts as the largest, one that is not a number does not."""
-    how = {key: "mean" if key.endswith("raised") else "median" for key in QUANTITIES}
-    return probes[probes["arm"] == arm].groupby("seed").agg(how)
-
-
-def _spreads(of_networks: pd.DataFrame) -> dict[str, Spread | None]:
-    return {key: spread(of_networks[key].tolist()) for key in QUANTITIES}
-
-
-def _measured_pair(arms: Iterable[ArmSummary]) -> tuple[ArmSummary | None, ArmSummary | None]:
-    return pair({arm.arm: arm for arm in arms if arm.seeds})
+def _measured_pair(arms: Iterable[Arm]) -> tuple[Arm | None, Arm | None]:
+    return pair({arm.arm: arm for arm in arms if arm.ended})
 
 
 # What a probe gives.
@@ -421,56 +412,33 @@ def _largest(values: Iterable[float]) -> float:
 
 # What the tables show.
 
-SHORT: Mapping[str, Callable[[ArmSummary], str]] = {
+SHORT: Mapping[str, Callable[[Arm], Entry | str]] = {
     "arm": lambda arm: arm.arm,
-    "seeds": lambda arm: str(len(arm.seeds)),
-    "validation accuracy": lambda arm: _ending(arm),
-    "loss range": lambda arm: _seen("loss_range")(arm).text,
-    "gradient change": lambda arm: _seen("gradient_change")(arm).text,
-    "β": lambda arm: _seen("smoothness")(arm).text,
-    "β ‖w‖²": lambda arm: _seen("free_smoothness")(arm).text,
+    "seeds": lambda arm: str(len(arm.ended)),
+    "validation accuracy": lambda arm: ending(arm["val_accuracy"], arm.lost.partition(" at step")[0]),
+    "loss range": spread_column("loss_range"),
+    "gradient change": spread_column("gradient_change"),
+    "β": spread_column("smoothness"),
+    "β ‖w‖²": spread_column("free_smoothness"),
 }
 VIEW = ("loss_range", "raised", "gradient_change", "smoothness")
 SCALES = ("gradient_norm", "weight_norm", "relative_step")
 
 
-def _training_table(record: Record, arms: Sequence[ArmSummary]) -> Table:
-    return Table.of(
-        arms,
-        {
-            "Normalization": lambda arm: arm_cell(record, arm.arm),
-            "Final validation accuracy": lambda arm: accuracy_entry(arm.val_accuracy, "strong"),
-            "Final training loss": lambda arm: spread_entry(arm.train_loss),
-            "Status": lambda arm: _status(record, arm),
-        },
-    )
+def _table(record: Record, arms: Iterable[Arm], columns: Mapping[str, Callable[[Arm], Entry]]) -> Table:
+    return Table.of(arms, {"Normalization": lambda arm: arm_cell(record, arm.arm), **columns})
 
 
-def _quantity_table(record: Record, arms: Sequence[ArmSummary], keys: Iterable[str]) -> Table:
-    columns: dict[str, Callable[[ArmSummary], Entry]] = {"Normalization": lambda arm: arm_cell(record, arm.arm)}
-    return Table.of([arm for arm in arms if arm.seeds], columns | {QUANTITIES[key][1]: _seen(key) for key in keys})
+def _quantities(record: Record, arms: Sequence[Arm], keys: Iterable[str]) -> Table:
+    shown = {QUANTITIES[key][1]: spread_column(key, percent if key.endswith("raised") else number) for key in keys}
+    return _table(record, [arm for arm in arms if arm.ended], shown)
 
 
-def _seen(key: str) -> Callable[[ArmSummary], Entry]:
-    shown = percent if key.endswith("raised") else number
-    return lambda arm: spread_entry(arm.seen[key], shown)
-
-
-def _ending(arm: ArmSummary) -> str:
-    lost, seeds = len(arm.diverged_at_step), len(arm.seeds)
-    if 0 < lost == seeds:
-        return "diverged"
-    return percent_spread(arm.val_accuracy) + (f"; {lost} of {seeds} diverged" if lost else "")
-
-
-def _status(record: Record, arm: ArmSummary) -> Entry:
-    planned, lost = len(record.config["seeds"]), arm.diverged_at_step
-    if lost:
-        steps = listing([f"{step:,}" for step in lost])
-        return Entry(text=f"{len(lost)} of {planned} diverged at step {steps}", tone="bad")
-    if len(arm.seeds) < planned:
-        return Entry(text=f"{len(arm.seeds)} of {planned} measured" if arm.seeds else "waiting", tone="muted")
-    return Entry(text="finished", note="" if planned == 1 else f"{planned} seeds")
+ENDS = {
+    "Final validation accuracy": accuracy_column(),
+    "Final training loss": spread_column("train_loss"),
+    "Status": status_entry,
+}
 
 
 # The sections and their figures.
@@ -513,76 +481,56 @@ FIGURES = {
 
 
 def _sections(
-    record: Record, arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None], probes: pd.DataFrame
+    record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | None], probes: pd.DataFrame
 ) -> tuple[Section, ...]:
     def drawn(*names: str, table: pd.DataFrame = probes) -> list[Figure]:
         return [figure for name in names for figure in _over_steps(record, arms, table, name)]
 
     def seen(title: str, short: str, figures: Sequence[Figure], keys: Iterable[str]) -> Section:
-        blocks = (Figures(figures), _quantity_table(record, arms, keys)) if figures else ()
+        blocks = (Figures(figures), _quantities(record, arms, keys)) if figures else ()
         return Section(title=title, short=short, blocks=blocks)
 
-    free, free_view = drawn("free_loss", "free_gradient_change"), [f"free_{key}" for key in VIEW]
+    smoothness, free = drawn("smoothness", "free_smoothness"), drawn("free_loss", "free_gradient_change")
+    result = (Figures(smoothness), _table(record, arms, ENDS), Text(TWO_VIEWS))
     return (
-        Section(
-            title="Result",
-            blocks=(
-                Figures(drawn("smoothness", "free_smoothness")),
-                _training_table(record, arms),
-                *map(Text, _write_up(arms, ratios)),
-            ),
-        ),
-        expected(
-            Text(PAPERS),
-            Claims(_claims(record, arms, ratios)),
-        ),
+        Section(title="Result", blocks=result),
+        expected(Text(PAPERS), Claims(_claims(record, arms, ratios))),
         seen("In learning rates, as the paper measures", "In learning rates", drawn("loss", "gradient_change"), VIEW),
-        seen("In proportion to the weights", "In proportion", free, free_view),
+        seen("In proportion to the weights", "In proportion", free, [f"free_{key}" for key in VIEW]),
         seen("Scale of gradients and weights", "Scale", [*drawn(*SCALES), *_layers(record)], SCALES),
         Section(title="Training", blocks=(Figures(drawn("train_loss", "val_accuracy", table=_epochs(record))),)),
     )
 
 
-def _over_steps(record: Record, arms: Iterable[ArmSummary], table: pd.DataFrame, name: str) -> Iterator[Figure]:
+def _over_steps(record: Record, arms: Iterable[Arm], table: pd.DataFrame, name: str) -> list[Figure]:
     """Draw a column over the training steps, as a band where probes have one; nothing where no value is finite."""
     has_band = f"{name}_line" in table
     value, low, high = (f"{name}_{end}" if has_band else name for end in ("line", "low", "high"))
     lowest, highest = ("median", "median") if has_band else ("min", "max")
     finite = table[table[value].abs() < math.inf].groupby(["arm", "step"])
     shown = finite.agg(value=(value, "median"), low=(low, lowest), high=(high, highest)).reset_index()
-    if shown.empty:
-        return
-    shown["arm"] = shown["arm"].map(arm_label)
-    crosses = _crosses(arms, shown)
-    title, caption = FIGURES[name]
-    lengths = {unit: _lengths(record, unit) for unit in ("rate", "weight")}
-    yield Figure(
-        name=name,
-        title=title,
-        caption=caption.format(**lengths) + (" A cross: one of its networks diverged after it." if crosses else ""),
-        kind="lines",
-        data=shown,
-        options={
-            "x": "step",
-            "y": "value",
-            "hue": "arm",
-            "order": arm_labels(record),
-            "band": ("low", "high"),
-            "x_title": "training step",
-            "percent": name == "val_accuracy",
-        },
-        marks={"crosses": crosses} if crosses else {},
-    )
-
-
-def _crosses(arms: Iterable[ArmSummary], shown: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give the last place of a line before each step at which one of its networks diverged."""
-    return [
+    crosses = [  # the last place of a line before a step at which one of its networks diverged
         last
         for arm in arms
         for step in arm.diverged_at_step
-        for last in shown[(shown["arm"] == arm.label) & (shown["step"] < step)].tail(1).to_dict("records")
+        for last in shown[(shown["arm"] == arm.arm) & (shown["step"] < step)].tail(1).to_dict("records")
     ]
+    title, caption = FIGURES[name]
+    lengths = {unit: _lengths(record, unit) for unit in ("rate", "weight")}
+    return arm_figure(
+        record,
+        "lines",
+        shown,
+        name=name,
+        title=title,
+        caption=caption.format(**lengths) + (" A cross: one of its networks diverged after it." if crosses else ""),
+        marks={"crosses": crosses} if crosses else {},
+        x="step",
+        y="value",
+        band=("low", "high"),
+        x_title="training step",
+        percent=name == "val_accuracy",
+    )
 
 
 def _epochs(record: Record) -> pd.DataFrame:
@@ -593,7 +541,7 @@ def _epochs(record: Record) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "step", "train_loss", "val_accuracy"])
 
 
-def _layers(record: Record) -> Iterator[Figure]:
+def _layers(record: Record) -> list[Figure]:
     """Draw, of each layer, the median over the probes of ||gradient|| / ||weight||."""
     import pandas as pd
 
@@ -605,25 +553,18 @@ def _layers(record: Record) -> Iterator[Figure]:
     ]
     table = pd.DataFrame(rows)
     networks = table[table["value"].abs() < math.inf].groupby(["arm", "layer", "seed"], sort=False)["value"].median()
-    shown = networks.groupby(["arm", "layer"], sort=False).agg(value="median", low="min", high="max").reset_index()
-    if shown.empty:
-        return
-    shown["arm"] = shown["arm"].map(arm_label)
-    yield Figure(
+    return arm_figure(
+        record,
+        "dot_ranges",
+        networks.groupby(["arm", "layer"], sort=False).agg(value="median", low="min", high="max").reset_index(),
         name="layers",
         title="Gradient over weight, by layer",
         caption="‖gradient‖ / ‖weight‖, median over the probes; first layer on top. Dot: median of the seeds. Line: "
         "their lowest to highest value.",
-        kind="dot_ranges",
-        data=shown,
-        options={
-            "rows": "layer",
-            "x": "value",
-            "hue": "arm",
-            "order": arm_labels(record),
-            "ends": ("low", "high"),
-            "x_title": "‖gradient‖ / ‖weight‖",
-        },
+        rows="layer",
+        x="value",
+        ends=("low", "high"),
+        x_title="‖gradient‖ / ‖weight‖",
     )
 
 
@@ -651,27 +592,30 @@ RARER = (
 MISSING = "One of the two arms has no number."
 
 
-def _claims(record: Record, arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None]) -> list[Claim]:
+def _claims(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | None]) -> list[Claim]:
     """Judge by medians over the probes and means over the seeds, where the networks compared have learned something."""
-    batch, plain = _measured_pair(arms)
-    noisy = next((arm for arm in arms if arm.arm == NOISY and arm.seeds), None)
+    batch, plain = both = _measured_pair(arms)
+    noisy = next((arm for arm in arms if arm.arm == NOISY and arm.ended), None)
     judged = [
-        *((_larger(batch, plain, ratios[key], claim, key, times), batch, plain) for claim, key, times in LARGER),
-        *((_rarer(batch, plain, *claim), batch, plain) for claim in RARER),
-        (_trains("Batch norm with noise after it trains as well as batch norm.", noisy, batch, AS_WELL), noisy, batch),
-        (_trains("Batch norm with noise after it trains better than no normalization.", noisy, plain), noisy, plain),
+        *((_larger(batch, plain, ratios[key], claim, key, times), both) for claim, key, times in LARGER),
+        *((_rarer(batch, plain, claim, key), both) for claim, key in RARER),
+        (
+            _trains("Batch norm with noise after it trains as well as batch norm.", noisy, batch, AS_WELL),
+            (noisy, batch),
+        ),
+        (_trains("Batch norm with noise after it trains better than no normalization.", noisy, plain), (noisy, plain)),
     ]
     chance = chance_of(record)
     return [
-        unless_guessing(item, chance, {arm.label: arm.val_accuracy for arm in compared if arm})
-        for item, *compared in judged
+        unless_guessing(item, chance, {arm.label: arm["val_accuracy"] for arm in compared if arm})
+        for item, compared in judged
     ]
 
 
 def _larger(
-    batch: ArmSummary | None, plain: ArmSummary | None, factor: Spread | None, claim: str, key: str, at_least: float
+    batch: Arm | None, plain: Arm | None, factor: Spread | None, claim: str, key: str, at_least: float
 ) -> Claim:
-    with_norm, without = (arm.seen[key] if arm else None for arm in (batch, plain))
+    with_norm, without = (arm[key] if arm else None for arm in (batch, plain))
     if with_norm is None or without is None or factor is None:
         return judge(claim, None, MISSING)
     seeds = f", from {number(factor.low)} to {number(factor.high)} over the seeds" if factor.n > 1 else ""
@@ -684,17 +628,17 @@ def _larger(
     )
 
 
-def _rarer(batch: ArmSummary | None, plain: ArmSummary | None, claim: str, key: str) -> Claim:
-    with_norm, without = (arm.seen[key] if arm else None for arm in (batch, plain))
+def _rarer(batch: Arm | None, plain: Arm | None, claim: str, key: str) -> Claim:
+    with_norm, without = (arm[key] if arm else None for arm in (batch, plain))
     if with_norm is None or without is None:
         return judge(claim, None, MISSING)
     measured = f"At {percent(with_norm.mean)} of the probes with batch norm, at {percent(without.mean)} without."
     return judge(claim, with_norm.mean < without.mean, measured)
 
 
-def _trains(claim: str, arm: ArmSummary | None, other: ArmSummary | None, allowed: float = 0.0) -> Claim:
+def _trains(claim: str, arm: Arm | None, other: Arm | None, allowed: float = 0.0) -> Claim:
     """Judge whether ``arm`` ends at most ``allowed`` behind ``other``."""
-    ours, theirs = (one.val_accuracy if one else None for one in (arm, other))
+    ours, theirs = (one["val_accuracy"] if one else None for one in (arm, other))
     if ours is None or theirs is None:
         missing = other if ours else arm
         why = f"{capital(missing.label)} diverged." if missing else "One of the two arms was not trained."
@@ -717,112 +661,80 @@ def _trains(claim: str, arm: ArmSummary | None, other: ArmSummary | None, allowe
 
 HARDLY = 0.95
 """A training loss that is a larger share than this of that of guessing has hardly moved."""
-FALL_OR_RISE = (
-    "The range of the loss, which the paper shows, counts a fall as much as a rise: a network that learns faster has "
-    "the larger one for that alone. How often the longest step raises the loss tells the two apart."
-)
-SCALE_IS_FREE = (
+TWO_VIEWS = (
     "Weights in front of a normalization can be multiplied by any c > 0 without changing what the network computes: "
     "its gradient is then divided by c and its β by c². Steps in learning rates, as the papers measure, see that; "
-    "steps that are a share of the weights' norm do not, nor does β times its square. Only a difference that shows in "
-    "both is one of shape. The last layer's weights and the parameters of the normalizations have no such freedom, so "
-    "the second view is close to free of scale, not exactly."
+    "steps that are a share of the weights' norm hardly do, nor does β times its square. Only a difference that shows "
+    "in both views is one of shape. The range of the loss counts a fall as much as a rise, so a network that learns "
+    "faster has the larger one; how often the longest step raises the loss tells the two apart."
 )
 
 
-def _headline(record: Record, arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None]) -> str:
+def _headline(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | None]) -> str:
     """Give the difference in both views, which may disagree; of networks that hardly trained, in the paper's alone."""
     if None in _measured_pair(arms):
-        measured = [arm.arm for arm in arms if arm.seeds]
+        measured = [arm.arm for arm in arms if arm.ended]
         so_far = "The loss" if all_measured(record) else "So far the loss"
         return f"{so_far} was probed around {few_arms(measured)}" if measured else "Nothing is measured yet"
-    beta, free = (_size(ratios[key]) for key in ("smoothness", "free_smoothness"))
-    if not beta or not free:
+    first, second = (ratios[key] for key in ("smoothness", "free_smoothness"))
+    if not first or not second:
         return "β cannot be compared: no seed has a finite one with batch norm and without"
-    stuck = [arm.arm for arm in arms if arm.train_loss and arm.train_loss.mean > HARDLY * math.log(class_count(record))]
+    beta, free, guessing = size(first), size(second), math.log(class_count(record))
+    stuck = [arm.arm for arm in arms if (loss := arm["train_loss"]) and loss.mean > HARDLY * guessing]
     if stuck:
         return f"β is {beta} with batch norm; {few_arms(stuck, most=1)} hardly trained"
     return f"β is {beta} with batch norm, {free} for weights of norm 1"
 
 
-def times(factor: Spread, *, less: str = "less", more: str = "more", same: str = "as much") -> str:
-    """Say how many times less something is with batch norm, from how many times as much it is without.
+def size(factor: Spread) -> str:
+    """Say how many times smaller something is with batch norm, from how many times as large it is without.
 
     Where seeds disagree on the direction, it is about the same.
     """
     if factor.low <= 1 <= factor.high and factor.n > 1:
-        return f"about {same}"
+        return "about as large"
     if factor.mean >= 1:
-        return f"{number(factor.mean, digits=2)} times {less}"
-    return f"{number(1 / factor.mean if factor.mean else None, digits=2)} times {more}"
+        return f"{number(factor.mean, digits=2)} times smaller"
+    return f"{number(1 / factor.mean if factor.mean else None, digits=2)} times larger"
 
 
-def _size(factor: Spread | None) -> str:
-    return times(factor, less="smaller", more="larger", same="as large") if factor else ""
-
-
-def _lead(record: Record, arms: Sequence[ArmSummary]) -> str:
+def _lead(record: Record, arms: Sequence[Arm]) -> str:
     config = record.config
-    lost = [f"{len(arm.diverged_at_step)} of {len(arm.seeds)} with {arm.label}" for arm in arms if arm.diverged_at_step]
     return (
         "β is how fast the gradient changes along itself; weights of norm 1 take their scale out of it. The same "
         f"network ({config['network']}) in {len(arms)} variants, probed every {config['probe_every']} steps of "
         f"{counted(config['epochs'], 'epoch')} on {data_label(record)} with learning rate {rate(config['lr'])} and "
-        f"{batches_label(record)}; {seeds_label(len(config['seeds']))}."
-    ) + (f" Diverged, and without a final accuracy: {listing(lost)}." if lost else "")
+        f"{batches_label(record)}; {seeds_label(len(config['seeds']))}.{left_out(arms)}"
+    )
 
 
-def _write_up(arms: Sequence[ArmSummary], ratios: Mapping[str, Spread | None]) -> list[str]:
-    """Say what batch norm changes in each of the two views, and why there are two."""
-    batch, plain = _measured_pair(arms)
-    if batch is None or plain is None:
-        return [SCALE_IS_FREE]
-    views = (("steps of the learning rate", "", "β"), ("steps in proportion to the weights", "free_", "β ‖w‖²"))
-    return [*(line for view in views for line in _view(batch, plain, ratios, *view)), FALL_OR_RISE, SCALE_IS_FREE]
-
-
-def _view(
-    batch: ArmSummary, plain: ArmSummary, ratios: Mapping[str, Spread | None], steps: str, prefix: str, beta: str
-) -> Iterator[str]:
-    loss, change, smoothness = (ratios[prefix + key] for key in ("loss_range", "gradient_change", "smoothness"))
-    with_norm, without = (arm.seen[f"{prefix}raised"] for arm in (batch, plain))
-    if loss and change and smoothness and with_norm and without:
-        yield (
-            f"With batch norm, against no normalization, in {steps}: the gradient changes {times(change)}"
-            f"{' of itself' if prefix else ''}, {beta} is {_size(smoothness)}, the loss varies {times(loss)}, and the "
-            f"longest step raises it at {percent(with_norm.mean, digits=0)} of the probes instead of "
-            f"{percent(without.mean, digits=0)}."
-        )
-
-
-def _method(record: Record, arms: Sequence[ArmSummary]) -> list[str]:
+def _method(record: Record, arms: Sequence[Arm]) -> list[str]:
     rates, shares = (_lengths(record, unit) for unit in ("rate", "weight"))
     noise = (
         f"{capital(arm_label(NOISY))} shifts every normalized channel by up to {LARGEST_SHIFT:g} standard deviations "
         f"and scales it by up to {percent(LARGEST_SCALING, digits=0)} up or down, at random, drawn again at every "
-        "training step, the same for all images of the batch; a probe has the noise of its step. In "
-        "evaluation there is none."
+        "training step, the same for all images of the batch; in evaluation there is none."
     )
-    rounding = [f"{percent(found.mean)} with {arm.label}" for arm in arms if (found := arm.seen["rounding"])]
-    rounds = (
-        "Probes are in float32 although training is not: rounding to bfloat16 alone moves the gradient, by this much "
-        f"of its norm at the median probe: {listing(rounding)}."
-    )
-    return [
-        f"{data_method(record)} A seed decides the initial weights and the order of the images, alike in every arm.",
-        *training_method(record),
+    rounding = [f"{percent(found.mean)} with {arm.label}" for arm in arms if (found := arm["rounding"])]
+    return method_of(
+        record,
         f"At step 0 and every {record.config['probe_every']} steps the loss and its gradient g are taken on the step's "
         f"own batch, in training mode, at the weights x and at x - η g: with η of {rates} learning rates, and with "
-        f"η ‖g‖ of {shares} times the norm ‖w‖ of convolutions and linear layers. It is done on copies: training ends "
-        "with the same bits as without. The loss is the cross-entropy alone, without weight decay; steps follow the "
-        "gradient alone, without momentum.",
-        "The range of the loss is the largest less the smallest of the values at the ends of the steps; the change of "
-        "the gradient is ‖g(x) - g(x - η g)‖, of which the largest counts; the effective smoothness β is the largest "
-        "‖g(x) - g(x - η g)‖ / ‖η g‖. Tables give the median over a network's probes, then mean and range over the "
-        "seeds.",
+        f"η ‖g‖ of {shares} times the norm ‖w‖ of convolutions and linear layers. It is done on copies, without weight "
+        "decay and momentum.",
+        "The range of the loss is the largest less the smallest at the ends of the steps; the change of the gradient "
+        "is the largest ‖g(x) - g(x - η g)‖; the effective smoothness β the largest ‖g(x) - g(x - η g)‖ / ‖η g‖. "
+        "Tables give the median over a network's probes, then mean and range over the seeds.",
         *([noise] if NOISY in record.config["arms"] else []),
-        *([rounds] if rounding else []),
-    ]
+        *(
+            [
+                "Probes are in float32; rounding to bfloat16 moves the gradient at the median probe by these shares of "
+                f"its norm: {listing(rounding)}."
+            ]
+            if rounding
+            else []
+        ),
+    )
 
 
 def _lengths(record: Record, unit: str) -> str:
