@@ -1,0 +1,152 @@
+"""Treatments heal what was diagnosed, stay only where they help, and can be undone bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from steadynorm import FrozenBatchNorm2d
+from steadynorm.doctor import Diagnosis, Finding, Remedy, Severity, diagnose, treat_
+from steadynorm.doctor.checks import CHECKS
+from steadynorm.doctor.treat import TREATMENTS
+from tests.support.doctor import batches, trained_network
+
+
+@pytest.fixture(scope="module")
+def healthy() -> nn.Sequential:
+    return trained_network()
+
+
+@pytest.fixture
+def model(healthy: nn.Sequential) -> Any:
+    return copy.deepcopy(healthy)
+
+
+def bits(model: nn.Module) -> list[bytes]:
+    return [each.detach().clone().numpy().tobytes() for each in model.state_dict().values()]
+
+
+def mean(scores: tuple[float, ...]) -> float:
+    return sum(scores) / len(scores)
+
+
+def spoil(model: Any, fault: str) -> None:
+    with torch.no_grad():
+        if fault == "nan":
+            model[1].running_var[3] = math.nan
+        elif fault == "negative":
+            model[1].running_var[3] = -1.0
+        elif fault == "lost":
+            model[4].reset_running_stats()
+        elif fault == "stale":
+            model[4].running_mean += 3 * model[4].running_var.sqrt()
+        else:
+            model[1].running_var[3] *= 1e4
+
+
+@pytest.mark.parametrize("fault", ["nan", "negative", "lost", "stale", "outlier"])
+def test_a_fault_is_healed_and_can_be_brought_back(healthy: nn.Sequential, model: Any, fault: str) -> None:
+    spoil(model, fault)
+    before = bits(model)
+    diagnosis = diagnose(model, batches())
+    assert not diagnosis.is_healthy
+    treatment = treat_(model, diagnosis, batches())
+    assert diagnose(model, batches()).is_healthy
+    (well,) = {mean(treat_(healthy, diagnose(healthy), batches()).after)}
+    assert mean(treatment.after) == pytest.approx(well, rel=0.25)
+    assert treatment.undo() is model
+    assert bits(model) == before
+    with pytest.raises(RuntimeError, match=r"^treat_: this treatment has been undone already\.$"):
+        treatment.undo()
+
+
+def diagnosis_of(*findings: Finding) -> Diagnosis:
+    return Diagnosis(findings=findings, looked_at="", checks=(), not_run={})
+
+
+def finding(layer: str, treatment: str) -> Finding:
+    return Finding(
+        layer=layer, what="", severity=Severity.WARNING, problem="", remedy=Remedy(advice="Do it.", treatment=treatment)
+    )
+
+
+def test_what_makes_the_score_worse_is_undone(model: Any) -> None:
+    noise = [(0.05 * torch.randn(32, 1, 12, 12, generator=torch.Generator().manual_seed(at)), None) for at in range(4)]
+    mixed = [(x, batches()[0][1]) for x, _ in noise] + batches()[:4]  # measured on noise, scored on images
+    before = bits(model)
+    treatment = treat_(model, diagnosis_of(finding("", "recalibrate")), mixed)
+    (applied,) = treatment.applied
+    assert (applied.kept, applied.why) == (False, "the score was worse after it")
+    assert applied.after > applied.before
+    assert bits(model) == before
+    assert treatment.after == treatment.before
+
+
+def test_without_batches_statistics_are_repaired_and_not_measured(model: Any) -> None:
+    spoil(model, "nan")
+    spoil(model, "lost")
+    treatment = treat_(model, diagnose(model))
+    assert [(each.treatment, each.kept) for each in treatment.applied] == [("repair", True), ("recalibrate", False)]
+    assert treatment.applied[1].why == "it needs batches"
+    assert float(model[1].running_var[3]) == 1.0
+
+
+def test_only_the_layers_that_were_named_change(model: Any) -> None:
+    treat_(model, diagnosis_of(finding("4", "freeze")))
+    assert (type(model[1]), type(model[4])) == (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+@pytest.mark.parametrize(("momentum", "after"), [(0.99, 0.01), (0.0, 0.1), (0.9, 0.1)])
+def test_another_frameworks_momentum_is_turned_round(model: Any, momentum: float, after: float) -> None:
+    model[4].momentum = momentum
+    treatment = treat_(model, diagnose(model))
+    assert model[4].momentum == after
+    treatment.undo()
+    assert model[4].momentum == momentum
+
+
+def test_a_layer_left_in_training_evaluates(model: Any) -> None:
+    model[4].train()
+    treatment = treat_(model, diagnose(model))
+    assert not model[4].training
+    treatment.undo()
+    assert model[4].training
+
+
+def test_half_precision_statistics_become_wide(model: Any) -> None:
+    model[4].bfloat16().train()
+    stored = model[4].running_var
+    treatment = treat_(model.train(), diagnose(model))
+    assert model[4].running_var.dtype == torch.float32
+    assert model[4].weight.dtype == torch.bfloat16
+    treatment.undo()
+    assert model[4].running_var is stored
+
+
+def test_synchronised_layers_become_plain() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SyncBatchNorm(4)).eval()
+    treat_(model, diagnose(model))
+    assert type(model[1]) is nn.BatchNorm2d
+
+
+def test_what_only_the_user_can_do_is_left_to_the_user(model: Any) -> None:
+    model[1].eps = 0.5
+    treatment = treat_(model, diagnose(model))
+    assert [each.check for each in treatment.advice] == ["mixed-eps"]
+    assert "left to you: mixed-eps" in str(treatment)
+
+
+def test_every_remedy_names_a_treatment_that_exists() -> None:
+    remedies = [
+        value
+        for check in CHECKS.values()
+        for value in vars(__import__(check.run.__module__, fromlist=["_"])).values()
+        if isinstance(value, Remedy)
+    ]
+    assert {remedy.treatment for remedy in remedies} - {""} <= set(TREATMENTS)
+    assert len(remedies) >= len(CHECKS) - 1

@@ -1,0 +1,49 @@
+"""A network that learns in a moment, and batches for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from steadynorm.surgery import recalibrate_
+
+__all__ = ["batches", "images", "trained_network"]
+
+
+def images(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images of two classes that a convolution can tell apart: stripes across, and stripes down."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(number) % 2
+    wave = torch.sin(torch.arange(12.0)).expand(12, 12)
+    waves = torch.stack((wave, wave.T))[labels].unsqueeze(1)
+    return waves + 0.8 * torch.randn(number, 1, 12, 12, generator=generator), labels
+
+
+def batches(number: int = 8, size: int = 32, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Batches of such images."""
+    x, y = images(number * size, seed)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def trained_network() -> nn.Sequential:
+    """Trained for a moment, with the statistics of its last weights, in evaluation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for x, y in batches(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    recalibrate_(model, batches(16, seed=2))
+    return model.eval()
