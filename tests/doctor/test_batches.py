@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from steadynorm import GatedBatchNorm2d
 from steadynorm.doctor import CHECKS, Severity, diagnose, observe
-from steadynorm.doctor.compared import cost_of
+from steadynorm.doctor.checks import single_class_batch
+from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.surgery import no_statistics_update, recalibrate_
 from tests.support.doctor import batches, images, trained_network
 
@@ -94,6 +95,11 @@ def test_a_layer_without_running_statistics_depends_on_its_batch(model: Any) -> 
     assert (found.layer, found.severity) == ("4", Severity.WARNING)
 
 
+def test_the_first_layer_that_depends_on_its_batch_is_named_and_none_behind_it(model: Any) -> None:
+    model[1] = nn.BatchNorm2d(8, track_running_stats=False).eval()
+    assert [each.layer for each in diagnose(model, batches()).of("batch-dependence")] == ["1"]
+
+
 def test_a_gated_layer_depends_on_its_batch_on_purpose(model: Any) -> None:
     gated = GatedBatchNorm2d(8).eval()
     gated.load_state_dict(gated.state_dict() | model[4].state_dict())
@@ -147,6 +153,29 @@ class Shared(nn.Module):
         return self.norm(x) + self.norm(self.scale * x)
 
 
+def test_a_variance_that_is_off_in_most_channels_is_no_outlier(model: Any) -> None:
+    model[1].running_var *= 25
+    model[1].running_var[3] *= 1e4
+    assert diagnose(model, batches()).of("outlier-statistics") == ()
+
+
+class Halves(nn.Module):
+    """One batch norm for two halves of a batch of vectors, which are alike but for chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2)
+        return self.norm(first) + self.norm(second)
+
+
+def test_calls_that_differ_by_chance_alone_may_share_statistics() -> None:
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    assert diagnose(Halves(), [x]).of("reused-norm") == ()
+
+
 @pytest.mark.parametrize(("scale", "found"), [(1.0, []), (1.2, []), (5.0, ["norm"])])
 def test_calls_that_differ_share_no_statistics(scale: float, found: list[str]) -> None:
     assert [each.layer for each in diagnose(Shared(scale), batches()).of("reused-norm")] == found
@@ -166,10 +195,16 @@ def test_values_per_channel_are_counted(size: int, severity: Severity | None) ->
     assert diagnose(Pooled().eval(), [x for x, _ in batches(2, size)]).of("values-per-channel") == ()
 
 
-@pytest.mark.parametrize(("number", "drop", "found"), [(65, False, [1]), (65, True, []), (64, False, [])])
+@pytest.mark.parametrize(("number", "drop", "found"), [(145, False, [1]), (145, True, []), (144, False, [])])
 def test_the_last_batch_of_an_epoch_is_counted(number: int, drop: bool, found: list[int]) -> None:
     loader = DataLoader(TensorDataset(*images(number)), batch_size=16, drop_last=drop)
     assert [each.numbers["values"] for each in diagnose(Pooled(), loader).of("values-per-channel")] == found
+
+
+def test_pixels_of_one_image_that_agree_count_once() -> None:
+    maps = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    flat = torch.randn(8, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(8, 1, 12, 12)
+    assert [each.layer for each in diagnose(maps, [flat]).of("statistics-noise")] == ["1"]
 
 
 def test_small_batches_are_mostly_chance(model: Any) -> None:
@@ -198,6 +233,23 @@ def test_shuffled_batches_are_silent_at_the_stated_rate(model: Any) -> None:
         order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
         shuffled = list(zip(x[order].split(32), y[order].split(32), strict=True))
         assert diagnose(model.train(), shuffled).of("single-class-batch") == ()
+
+
+def test_the_probability_of_unequal_classes_is_that_of_the_chi_squared_test() -> None:
+    assert single_class_batch._probability([{0: 10, 1: 20}, {0: 20, 1: 10}]) == pytest.approx(0.009823, rel=1e-3)
+    assert single_class_batch._probability([{0: 10}, {0: 20}]) == 1.0
+
+
+def test_the_distance_of_a_healthy_average_is_its_sampling_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.BatchNorm1d(2000, momentum=0.3)
+    for _ in range(100):
+        model(torch.randn(8, 2000, generator=generator))
+    evidence = observe(model.eval(), [torch.randn(8, 2000, generator=generator) for _ in range(8)])
+    assert evidence.batches is not None
+    distance = distance_of(evidence.norms[0], evidence.batches.sightings[""])
+    assert distance is not None
+    assert float(distance.shift.square().mean().sqrt()) == pytest.approx(distance.error, rel=0.1)
 
 
 def test_the_start_counts_only_where_batches_do_not_contradict_it(model: Any) -> None:

@@ -87,6 +87,20 @@ def test_what_makes_the_score_worse_is_undone(model: Any) -> None:
     assert treatment.after == treatment.before
 
 
+def test_what_makes_the_score_nan_is_undone(model: Any) -> None:
+    before = model[1].running_mean.clone()
+    loss = lambda output, batch: 1.0 if torch.equal(model[1].running_mean, before) else math.nan  # noqa: E731
+    (applied,) = treat_(model, diagnosis_of(finding("", "recalibrate")), batches(), loss=loss).applied
+    assert not applied.kept
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_statistics_are_measured_on_the_half_that_is_not_scored(model: Any) -> None:
+    (applied,) = treat_(model, diagnosis_of(finding("", "recalibrate")), batches(6)).applied
+    assert applied.change is not None
+    assert applied.change.measured["batches"] == 3
+
+
 def test_without_batches_statistics_are_repaired_and_not_measured(model: Any) -> None:
     spoil(model, "nan")
     spoil(model, "lost")

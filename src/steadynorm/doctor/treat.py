@@ -13,7 +13,7 @@ from torch import nn
 
 from steadynorm.doctor.diagnosis import Diagnosis
 from steadynorm.doctor.finding import Finding
-from steadynorm.doctor.runs import MOST_BATCHES, scores_of
+from steadynorm.doctor.runs import scores_of
 from steadynorm.doctor.score import Measure
 from steadynorm.surgery.batches import Batches, Forward, feed, unwrapped
 from steadynorm.surgery.change import Change, NothingDoneError, Transaction
@@ -25,6 +25,10 @@ from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.repair import repair_statistics_
 
 __all__ = ["TREATMENTS", "Applied", "Treatment", "treat_"]
+
+
+MOST_BATCHES = 32
+"""Batches that are taken, of more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ class _Case:
 
     model: nn.Module
     names: frozenset[str]
-    batches: Batches | None
+    batches: list[Any]
     forward: Forward
 
     @property
@@ -127,7 +131,8 @@ def treat_(
     """Apply the remedies of a diagnosis, measure again, keep what helped, and undo what did not.
 
     A treatment is undone where the mean score of the batches is worse after it than before by more than two standard
-    errors. Statistics are measured on the first half of the batches and scored on the second.
+    errors. Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
+    the first 32 are taken.
 
     Args:
         model: that was diagnosed; changed in place. Not wrapped or compiled.
@@ -141,9 +146,10 @@ def treat_(
     Returns:
         the treatment, which can be undone.
     """
-    source = None if batches is None else Batches(batches, "treat_")
     run = forward or feed
-    judged = [] if source is None else list(itertools.islice(source, MOST_BATCHES))[-MOST_BATCHES // 2 :]
+    kept = [] if batches is None else list(itertools.islice(Batches(batches, "treat_"), MOST_BATCHES))
+    half = max(1, len(kept) // 2)
+    measured, judged = kept[:half], kept[half:] or kept
     score = _Score(model, judged, run, loss, metric)
     first = before = score()
     applied = []
@@ -151,7 +157,7 @@ def treat_(
         findings = tuple(finding for finding in diagnosis if finding.remedy.treatment == name)
         if not findings:
             continue
-        case = _Case(model=model, names=frozenset(finding.layer for finding in findings), batches=source, forward=run)
+        case = _Case(model=model, names=frozenset(finding.layer for finding in findings), batches=measured, forward=run)
         try:
             change = treatment(case)
         except (NothingDoneError, ValueError) as error:
@@ -220,20 +226,17 @@ def _is_worse(before: Sequence[float], after: Sequence[float]) -> bool:
 
 
 def _repair(case: _Case) -> Change:
-    return repair_statistics_(
-        case.model, None if case.batches is None else list(case.batches), where=case.where, forward=case.forward
-    )
+    return repair_statistics_(case.model, case.batches or None, where=case.where, forward=case.forward)
 
 
 def _recalibrate(case: _Case) -> Change | None:
-    """Measure statistics on the first half of the batches: of the named layers, or of all where one names the model."""
-    if case.batches is None:
+    """Measure the statistics of the named layers, or of all where one names the model."""
+    if not case.batches:
         return None
-    kept = list(case.batches)
     stored = {module for module in case.model.modules() if is_batch_norm(module) and module.running_mean is not None}
     return recalibrate_(
         case.model,
-        kept[: max(1, len(kept) // 2)],
+        case.batches,
         where=lambda name, module: module in stored and case.where(name, module),
         forward=case.forward,
     )
