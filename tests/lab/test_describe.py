@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from steadynorm.lab.describe import arm_cell, curves, few_arms, pair, training_method
+from steadynorm.lab.describe import Arm, arm_cell, curves, few_arms, pair, training_method, with_and_without
 from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.report import Figure
 from tests.support.records import config, record, run
@@ -84,3 +84,10 @@ def test_few_arms_are_named_and_many_counted():
     assert few_arms(["none", "layer_norm"]) == "no normalization and layer norm"
     assert few_arms(["none", "layer_norm", "batch_norm"]) == "3 arms"
     assert few_arms(["none", "layer_norm"], most=1) == "2 arms"
+
+
+def test_a_number_that_rests_on_both_arms_is_missing_because_of_the_one_that_diverged() -> None:
+    batch = Arm.of("batch_norm", [run("batch_norm", val_accuracy=[0.5])], {"steps": lambda cell: math.nan})
+    lost = replace(batch, arm="none", cells=(run("none", status="diverged", diverged_at_step=7),))
+    found = with_and_without("Sooner.", (batch, lost), "steps", "first step")
+    assert (found.verdict, found.measured) == ("not measured", "Diverged at step 7.")

@@ -7,7 +7,7 @@ import pytest
 
 from steadynorm.lab.experiments.compare import RatedArm, best_rate, describe, largest_fall, pictures
 from steadynorm.reporting.records import Cell, Record
-from steadynorm.reporting.report import Claim
+from steadynorm.reporting.report import Claim, Table
 from tests.support.documented import check_close, content_of, record_of
 from tests.support.records import record, run, summary_json
 
@@ -104,6 +104,20 @@ def test_gradient_norms_leave_out_diverged_runs_while_others_are_left():
         run("none", val_accuracy=[0.1], change=lambda _: {"grad_norm_mean": 50.0}, seed=1, status="diverged"),
     )
     assert found["grad_norm"].mean == 2.0
+
+
+def test_gradient_norms_of_an_arm_that_diverged_are_those_until_then():
+    found = summary_of(run("none", val_accuracy=[0.1], change=lambda _: {"grad_norm_mean": 50.0}, status="diverged"))
+    assert found["grad_norm"].mean == 50.0
+
+
+def test_the_table_names_the_best_epoch():
+    table = next(
+        block
+        for block in describe(made_of(run("none", val_accuracy=[0.1, 0.9, 0.3]))).blocks
+        if isinstance(block, Table)
+    )
+    assert table.rows[0][2].note == "highest at epoch 2"
 
 
 def test_an_experiment_that_has_only_tuned_is_not_finished():
