@@ -3,8 +3,19 @@
 import math
 from dataclasses import replace
 
-from steadynorm.lab.describe import Arm, arm_cell, curves, few_arms, pair, training_method, with_and_without
-from steadynorm.reporting.records import Cell, Measurement
+import pytest
+
+from steadynorm.lab.describe import (
+    Arm,
+    all_measured,
+    arm_cell,
+    curves,
+    few_arms,
+    pair,
+    training_method,
+    with_and_without,
+)
+from steadynorm.reporting.records import Cell, Measurement, Status
 from steadynorm.reporting.report import Figure
 from tests.support.records import config, record, run
 
@@ -91,3 +102,12 @@ def test_a_number_that_rests_on_both_arms_is_missing_because_of_the_one_that_div
     lost = replace(batch, arm="none", cells=(run("none", status="diverged", diverged_at_step=7),))
     found = with_and_without("Sooner.", (batch, lost), "steps", "first step")
     assert (found.verdict, found.measured) == ("not measured", "Diverged at step 7.")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "measured"),
+    [(["finished"], False), (["diverged", "diverged"], True), (["finished", "diverged"], False), ([], False)],
+)
+def test_nothing_is_planned_after_networks_that_all_diverged(statuses: list[Status], measured: bool) -> None:
+    networks = [run("a", val_accuracy=[0.2], seed=seed, status=status) for seed, status in enumerate(statuses)]
+    assert all_measured(record(networks)) == measured

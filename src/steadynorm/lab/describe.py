@@ -422,8 +422,12 @@ def has_ended(record: Record) -> bool:
 
 
 def all_measured(record: Record) -> bool:
-    """Whether every network has ended, and every cell that was planned after them is measured."""
-    return all(cell.has_ended for cell in record.cells) and len(record.cells) > len(record.networks)
+    """Whether every network has ended, and every cell that was planned after them is measured.
+
+    After networks that all diverged there is none.
+    """
+    lost = bool(record.networks) and all(network.status == "diverged" for network in record.networks)
+    return all(cell.has_ended for cell in record.cells) and (lost or len(record.cells) > len(record.networks))
 
 
 def networks_as_json(record: Record) -> list[dict[str, Any]]:
