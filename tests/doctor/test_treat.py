@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -14,17 +13,7 @@ from steadynorm import FrozenBatchNorm2d
 from steadynorm.doctor import Diagnosis, Finding, Remedy, Severity, diagnose, treat_
 from steadynorm.doctor.checks import CHECKS
 from steadynorm.doctor.treat import TREATMENTS
-from tests.support.doctor import batches, trained_network
-
-
-@pytest.fixture(scope="module")
-def healthy() -> nn.Sequential:
-    return trained_network()
-
-
-@pytest.fixture
-def model(healthy: nn.Sequential) -> Any:
-    return copy.deepcopy(healthy)
+from tests.support.doctor import batches
 
 
 def bits(model: nn.Module) -> list[bytes]:
@@ -93,6 +82,25 @@ def test_what_makes_the_score_nan_is_undone(model: Any) -> None:
     (applied,) = treat_(model, diagnosis_of(finding("", "recalibrate")), batches(), loss=loss).applied
     assert not applied.kept
     assert torch.equal(model[1].running_mean, before)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_raises_leaves_the_model_as_it_was(model: Any, error: type[BaseException]) -> None:
+    spoil(model, "negative")
+    model[4].momentum = 0.99
+    before, calls = bits(model), []
+
+    def loss(output: torch.Tensor, batch: object) -> float:
+        calls.append(float(model[1].running_var[3]))
+        if calls[-1] >= 0:  # the repair is done
+            raise error
+        return 1.0
+
+    diagnosis = diagnose(model)
+    with pytest.raises(error):
+        treat_(model, diagnosis, batches(), loss=loss)
+    assert bits(model) == before
+    assert model[4].momentum == 0.99
 
 
 def test_statistics_are_measured_on_the_half_that_is_not_scored(model: Any) -> None:

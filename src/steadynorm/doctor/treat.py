@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from steadynorm.surgery.repair import repair_statistics_
 __all__ = ["TREATMENTS", "Applied", "Treatment", "treat_"]
 
 
+_HALF = (torch.float16, torch.bfloat16)
 MOST_BATCHES = 32
 """Batches that are taken, of more."""
 
@@ -90,9 +91,7 @@ class Treatment:
         """
         if self._undone:
             raise RuntimeError("treat_: this treatment has been undone already.")
-        for each in reversed(self.applied):
-            if each.kept and each.change is not None:
-                self.model = each.change.undo()
+        self.model = _undo(self.applied) or self.model
         self._undone = True
         return self.model
 
@@ -132,7 +131,7 @@ def treat_(
 
     A treatment is undone where the mean score of the batches is worse after it than before by more than two standard
     errors. Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
-    the first 32 are taken.
+    the first 32 are taken. What raises, an interruption included, leaves the model as it was.
 
     Args:
         model: that was diagnosed; changed in place. Not wrapped or compiled.
@@ -152,39 +151,65 @@ def treat_(
     measured, judged = kept[:half], kept[half:] or kept
     score = _Score(model, judged, run, loss, metric)
     first = before = score()
-    applied = []
-    for name, treatment in TREATMENTS.items():
-        findings = tuple(finding for finding in diagnosis if finding.remedy.treatment == name)
-        if not findings:
-            continue
-        case = _Case(model=model, names=frozenset(finding.layer for finding in findings), batches=measured, forward=run)
-        try:
-            change = treatment(case)
-        except (NothingDoneError, ValueError) as error:
-            applied.append(_not_done(name, findings, str(error)))
-            continue
-        if change is None:
-            applied.append(_not_done(name, findings, "it needs batches"))
-            continue
-        after = score()
-        worse = _is_worse(before, after)
-        if worse:
-            change.undo()
-        why = "the score was worse after it" if worse else ""
-        applied.append(
-            Applied(
-                treatment=name,
-                findings=findings,
-                change=change,
-                before=_mean(before),
-                after=_mean(after),
-                kept=not worse,
-                why=why,
+    applied: list[Applied] = []
+    try:
+        for name, treatment in TREATMENTS.items():
+            findings = tuple(finding for finding in diagnosis if finding.remedy.treatment == name)
+            if not findings:
+                continue
+            names = frozenset(finding.layer for finding in findings)
+            applied.append(
+                _apply(name, treatment, findings, _Case(model=model, names=names, batches=measured, forward=run))
             )
-        )
-        before = before if worse else after
+            if applied[-1].change is not None:
+                applied[-1], before = _judge(applied[-1], before, score)
+    except BaseException:
+        _undo(applied)
+        raise
     advice = tuple(finding for finding in diagnosis if not finding.remedy.treatment)
     return Treatment(model=model, applied=tuple(applied), advice=advice, before=first, after=before)
+
+
+def _apply(
+    name: str, treatment: Callable[[_Case], Change | None], findings: tuple[Finding, ...], case: _Case
+) -> Applied:
+    """Change the model, and say why where that cannot be done."""
+    change, why = None, "it needs batches"
+    try:
+        change = treatment(case)
+    except (NothingDoneError, ValueError) as error:
+        why = str(error)
+    return Applied(
+        treatment=name,
+        findings=findings,
+        change=change,
+        before=math.nan,
+        after=math.nan,
+        kept=change is not None,
+        why="" if change is not None else why,
+    )
+
+
+def _judge(
+    applied: Applied, before: tuple[float, ...], score: Callable[[], tuple[float, ...]]
+) -> tuple[Applied, tuple[float, ...]]:
+    """Undo what made the scores worse; give what became of it, and the scores of the model as it is then."""
+    after = score()
+    applied = replace(applied, before=_mean(before), after=_mean(after))
+    if not _is_worse(before, after):
+        return applied, after
+    assert applied.change is not None
+    applied.change.undo()
+    return replace(applied, kept=False, why="the score was worse after it"), before
+
+
+def _undo(applied: Sequence[Applied]) -> nn.Module | None:
+    """Take back what was kept, the last first; give the model, None where nothing was kept."""
+    model = None
+    for each in reversed(applied):
+        if each.kept and each.change is not None:
+            model = each.change.undo()
+    return model
 
 
 class _Score:
@@ -199,10 +224,6 @@ class _Score:
         if not self._batches:
             return ()
         return scores_of(unwrapped(self._model), self._batches, self._forward, loss=self._loss, metric=self._metric)
-
-
-def _not_done(name: str, findings: tuple[Finding, ...], why: str) -> Applied:
-    return Applied(treatment=name, findings=findings, change=None, before=math.nan, after=math.nan, kept=False, why=why)
 
 
 def _mean(scores: Sequence[float]) -> float:
@@ -276,11 +297,12 @@ def _float32(case: _Case) -> Change:
     with Transaction("float32_", case.model) as edits:
         for named in batch_norms_of(case.model, case.where):
             module = named.module
-            for name in ("running_mean", "running_var"):
-                stored = module._buffers.get(name)
-                if stored is not None and stored.dtype in (torch.float16, torch.bfloat16):
-                    edits.set_entry(module._buffers, name, stored.float())
-            edits.note_changed(named.name, label(module), "its running estimates in float32")
+            stored = {name: module._buffers.get(name) for name in ("running_mean", "running_var")}
+            halves = {name: each for name, each in stored.items() if each is not None and each.dtype in _HALF}
+            for name, half in halves.items():
+                edits.set_entry(module._buffers, name, half.float())
+            if halves:
+                edits.note_changed(named.name, label(module), "its running estimates in float32")
         return edits.finish()
 
 
