@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,19 +18,9 @@ from steadynorm.doctor import CHECKS, Severity, diagnose, observe
 from steadynorm.doctor.checks import single_class_batch
 from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.surgery import no_statistics_update, recalibrate_
-from tests.support.doctor import batches, images, trained_network
+from tests.support.doctor import batches, images
 
 BATCH_CHECKS = [name for name, check in CHECKS.items() if check.needs == ("batches",)]
-
-
-@pytest.fixture(scope="module")
-def healthy() -> nn.Sequential:
-    return trained_network()
-
-
-@pytest.fixture
-def model(healthy: nn.Sequential) -> Any:
-    return copy.deepcopy(healthy)
 
 
 @pytest.mark.parametrize(("size", "training"), [(4, False), (16, False), (16, True), (64, False), (64, True)])
@@ -80,7 +69,37 @@ def test_without_labels_nothing_is_scored(model: Any) -> None:
     evidence = observe(model, [x for x, _ in batches()])
     assert evidence.batches is not None
     assert evidence.batches.score == ""
-    assert diagnose(model, [x for x, _ in batches()]).of("train-eval-gap") == ()
+    diagnosis = diagnose(model, [x for x, _ in batches()])
+    assert diagnosis.not_run["train-eval-gap"] == diagnosis.not_run["needs-recalibration"] == "score"
+    assert "need optimizer or score" in str(diagnosis)
+
+
+class Doubled(nn.BatchNorm2d):
+    """What a check cannot know."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_an_unknown_norm_is_named_and_stands_in_no_check_s_way(model: Any) -> None:
+    model[1] = Doubled(8).eval()
+    diagnosis = diagnose(model, batches())
+    assert [each.layer for each in diagnosis.of("lossy-subclass")] == ["1"]
+    assert [each.layer for each in diagnosis.of("train-eval-gap")] == ["4"]
+
+
+def test_what_could_not_be_tried_is_said(model: Any) -> None:
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 2))
+    unread = diagnose(pooled.eval(), batches(2, 1)).unread
+    assert [line.split(",")[0] for line in unread if "training" in line] == ["a step of training"]
+    assert "not looked at: a step of training" in str(diagnose(pooled, batches(2, 1)))
+    broken = [(x.clone().index_fill_(0, torch.tensor([0]), math.nan), y) for x, y in batches()]
+    assert any(line.startswith("what statistics measured now") for line in diagnose(model, broken).unread)
+
+
+def test_statistics_without_numbers_are_said_to_be_unread() -> None:
+    (line,) = diagnose(nn.Sequential(nn.BatchNorm2d(3, device="meta"))).unread
+    assert line == "the statistics of 0, which are on the meta device. Load the weights."
 
 
 def test_one_outlier_in_one_channel_is_found(model: Any) -> None:

@@ -24,9 +24,8 @@ class Check:
 
     Args:
         name: by which findings, ``--explain`` and ``skip`` know it.
-        needs: parts of the evidence that it reads beyond the model's own state: ``example``, ``optimizer``,
-            ``batches``, ``checkpoint``, ``ranks``. Where one is missing the check does not run, and the diagnosis
-            says so.
+        needs: parts of the evidence that it reads beyond the model's own state: ``optimizer``, ``batches``, ``score``.
+            Where one is missing the check does not run, and the diagnosis says so.
         run: evidence -> findings; it reads nothing else, and changes nothing.
         text: docstring of its file: a title, and the paragraphs of :data:`SECTIONS`.
     """

@@ -173,6 +173,7 @@ class Runs:
             beyond once for each call; empty where that could not be tried.
         classes: of each batch, label -> number of samples; empty where there are no labels.
         last_samples: samples of the last batch of an epoch, where the loader tells and it is smaller than the others.
+        unread: what could not be tried, and why, a line each.
     """
 
     batches: int
@@ -188,6 +189,7 @@ class Runs:
     updates: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[Mapping[int, int], ...] = ()
     last_samples: int | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +230,6 @@ class Evidence:
         return at if at is not None and at.name else None
 
     @property
-    def has_trained(self) -> bool:
-        """Whether any batch norm shows that the model has been trained: a counter, statistics or weights that moved."""
-        return any(
-            bool(norm.batches) or not norm.affine_at_start or not (norm.mean is None or norm.at_start)
-            for norm in self.batch_norms
-        )
+    def score(self) -> str | None:
+        """What was scored; None where nothing was."""
+        return self.batches.score or None if self.batches is not None else None

@@ -74,14 +74,23 @@ def observe(
     if batches is not None:
         source = Batches(batches, "diagnose")
         with source.randomness_kept(plain):
-            runs = run_batches(plain, norms, source, forward or feed, loss=loss, metric=metric)
+            runs = run_batches(plain, source, forward or feed, loss=loss, metric=metric)
     return Evidence(
         norms=tuple(norms),
         modules=tuple(_modules(plain)),
         training=model.training,
         optimizer=None if optimizer is None else _optimizer(plain, optimizer),
         batches=runs,
+        unread=(*_without_numbers(plain), *(() if runs is None else runs.unread)),
     )
+
+
+def _without_numbers(model: nn.Module) -> Iterator[str]:
+    """Name the norms whose statistics are on the meta device."""
+    for named in named_modules_of(model):
+        stored = getattr(named.module, "running_mean", None)
+        if _is_norm(named.module) and isinstance(stored, Tensor) and stored.is_meta:
+            yield f"the statistics of {named.name or '(the model)'}, which are on the meta device. Load the weights."
 
 
 def _is_norm(module: nn.Module) -> bool:

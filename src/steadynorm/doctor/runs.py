@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from steadynorm.doctor.evidence import NormState, Runs, Sighting
+from steadynorm.doctor.evidence import Runs, Sighting
 from steadynorm.doctor.score import Measure, Score, labels_of, score_from
 from steadynorm.statistics import measure
 from steadynorm.statistics.noise import sample_noise
@@ -39,7 +39,6 @@ ABLATION = 2
 
 def run_batches(
     model: nn.Module,
-    norms: Sequence[NormState],
     batches: Batches,
     forward: Forward,
     *,
@@ -58,7 +57,6 @@ def run_batches(
 
     Args:
         model: the plain model.
-        norms: its norms.
         batches: up to eight are looked at.
         forward: runs the model on a batch.
         loss: see :func:`steadynorm.doctor.diagnose`.
@@ -73,8 +71,9 @@ def run_batches(
     if not kept:
         raise ValueError("diagnose: there must be at least one batch, got none. See what the loader gives.")
     layers = batch_norms_of(model)
+    unread: list[str] = []
     with preserved_state(model):
-        shown = _scored(model, layers, kept, forward, loss, metric)
+        shown = _scored(model, layers, kept, forward, loss, metric, unread)
         with evaluating(model):
             moved = _moved(model, layers, kept[0], forward)
         with evaluating(model):
@@ -84,9 +83,10 @@ def run_batches(
         moved=moved,
         dependent=dependent,
         dependence=dependence,
-        updates=_updates(model, layers, kept[0], forward),
+        updates=_updates(model, layers, kept[0], forward, unread),
         classes=_classes(kept),
         last_samples=last,
+        unread=tuple(unread),
     )
 
 
@@ -97,6 +97,7 @@ def _scored(
     forward: Forward,
     loss: Measure | None,
     metric: Measure | None,
+    unread: list[str],
 ) -> Runs:
     """Give the inputs of the layers and the scores."""
     with evaluating(model):
@@ -113,7 +114,8 @@ def _scored(
         evaluation = tuple(map(score, outputs, batches))
         del outputs
         scorer = _Scorer(model, forward, score)
-        with use_batch_statistics(model):
+        known = {named.module for named in layers}
+        with use_batch_statistics(model, where=lambda _, module: module in known):
             by_batch = scorer(batches)
         one_layer = {}
         for named in layers:
@@ -126,7 +128,7 @@ def _scored(
             evaluation=evaluation,
             by_batch=by_batch,
             one_layer=one_layer,
-            recalibrated=_recalibrated(model, batches, scorer),
+            recalibrated=_recalibrated(model, batches, scorer, unread),
         )
 
 
@@ -191,7 +193,13 @@ def _distance(whole: Tensor, half: Tensor) -> float:
     return float((first - second).abs().nan_to_num(0, 0, 0).max() / size) if size > 0 else 0.0
 
 
-def _updates(model: nn.Module, layers: Sequence[NamedModule], batch: Any, forward: Forward) -> dict[str, int]:  # noqa: ANN401
+def _updates(
+    model: nn.Module,
+    layers: Sequence[NamedModule],
+    batch: Any,  # noqa: ANN401 (as the loader gives it)
+    forward: Forward,
+    unread: list[str],
+) -> dict[str, int]:
     """Train for one step without an optimizer, and count updates beyond one for each call."""
     counted: dict[str, Any] = {
         named.name: named.module
@@ -218,7 +226,8 @@ def _updates(model: nn.Module, layers: Sequence[NamedModule], batch: Any, forwar
                 total = sum(each.double().sum() for _, each in tensors_in(output) if each.requires_grad)
                 if isinstance(total, Tensor):
                     total.backward()  # type: ignore[no-untyped-call]
-        except (ValueError, RuntimeError):  # one value per channel, a loss that needs more than the batch, no memory
+        except (ValueError, RuntimeError) as error:  # one value per channel, a forward without gradient, no memory
+            unread.append(f"a step of training, for double updates: {error}")
             return {}
         finally:
             for handle in handles:
@@ -300,7 +309,7 @@ class _Scorer:
             return math.nan
 
 
-def _recalibrated(model: nn.Module, batches: Sequence[Any], scorer: _Scorer) -> tuple[float, ...]:
+def _recalibrated(model: nn.Module, batches: Sequence[Any], scorer: _Scorer, unread: list[str]) -> tuple[float, ...]:
     """Score the second half of the batches with statistics measured in one pass over the first; empty if impossible."""
     half = len(batches) // 2
     if not half:
@@ -310,7 +319,8 @@ def _recalibrated(model: nn.Module, batches: Sequence[Any], scorer: _Scorer) -> 
         change = recalibrate_(
             model, batches[:half], where=lambda _, module: module in stored, forward=scorer.forward, passes=1
         )
-    except ValueError:  # nothing that could be recalibrated, or a batch that is not finite
+    except ValueError as error:  # nothing that could be recalibrated, or a batch that is not finite
+        unread.append(f"what statistics measured now would give: {error}")
         return ()
     try:
         return scorer(batches[half:])

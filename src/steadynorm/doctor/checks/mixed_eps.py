@@ -17,6 +17,7 @@ Source: Cadene/pretrained-models.pytorch issue 5; huggingface/transformers pull 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -41,6 +42,6 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         if change > CHANGE:
             problem = (
                 f"Its eps is {norm.eps:g} where most layers have {eps:g}, which changes the gain of a channel by "
-                f"{100 * (2.718281828459045**change - 1):.0f} %."
+                f"{100 * math.expm1(change):.0f} %."
             )
             yield at(norm, Severity.WARNING, problem, _REMEDY, eps=norm.eps, usual=eps, change=change)

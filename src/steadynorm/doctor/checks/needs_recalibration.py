@@ -22,7 +22,7 @@ from steadynorm.doctor.compared import cost_of
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
 
-NEEDS = ("batches",)
+NEEDS = ("batches", "score")
 _REMEDY = Remedy(advice="Measure the statistics again on training images (recalibrate_).", treatment="recalibrate")
 
 

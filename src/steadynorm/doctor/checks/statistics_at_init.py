@@ -4,8 +4,8 @@ Looks at: whether running_mean is exactly 0 and running_var exactly 1 in every c
 weight and bias say that it has been trained.
 
 Harm: in evaluation the layer normalizes by numbers that no batch has given, so accuracy is near chance. Statistics are
-buffers: they are lost where somebody saves, sends, averages or merges ``parameters()`` in place of ``state_dict()``,
-where a checkpoint without them is loaded with strict=False, and where momentum is 0.
+buffers: they are lost where ``parameters()`` are saved, sent, averaged or merged in place of ``state_dict()``, where a
+checkpoint without them is loaded with strict=False, and where momentum is 0.
 
 Remedy: load them from a full checkpoint, or measure them again on a few hundred training images. Safe: the numbers
 there describe no data. A frozen layer is left to you: mean 0 and variance 1 may be meant.

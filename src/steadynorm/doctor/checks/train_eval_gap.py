@@ -25,7 +25,7 @@ from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
 
-NEEDS = ("batches",)
+NEEDS = ("batches", "score")
 SHARE = 0.2
 """Of the gap, won back by one layer alone: then it is named."""
 _REMEDY = Remedy(
