@@ -176,7 +176,7 @@ def _check(config: CompareConfig) -> None:
 
 def describe(record: Record) -> Report:
     """Say what a comparison found."""
-    shared, tuned = pictures(record)
+    shared, tuned = rated_arms(record)
     drawn = _curves(record, shared)
     result = (Figures(drawn[:1]), _table(record, shared), Text(seeds_note(record)))
     return Report(
@@ -260,7 +260,7 @@ class RatedArm(Arm):
         }
 
 
-def pictures(record: Record) -> tuple[list[RatedArm], list[RatedArm]]:
+def rated_arms(record: Record) -> tuple[list[RatedArm], list[RatedArm]]:
     """Give the arms at the shared rate and, once tuning is over, each at its own.
 
     The second holds the arms that have a best rate; where that is the shared rate, the same networks serve both. It is
@@ -350,7 +350,7 @@ def _early_epoch(record: Record) -> int:
 def _is_finished(record: Record) -> bool:
     """Whether every planned run has ended, one way or the other."""
     planned = len(record.config["seeds"])
-    return has_ended(record) and all(arm.seeds == planned for arms in pictures(record) for arm in arms)
+    return has_ended(record) and all(arm.seeds == planned for arms in rated_arms(record) for arm in arms)
 
 
 # What the tables show.

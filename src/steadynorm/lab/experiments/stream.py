@@ -356,7 +356,7 @@ def _single_images(results: Sequence[MethodResult]) -> tuple[Block, ...]:
 def _methods_table(results: Sequence[MethodResult]) -> Table:
     def accuracy(order: str, method: str) -> Entry:
         one = next(one for one in results if (one.order, one.method) == (order, method))
-        note = f"{signed_points(one.gain)} beside stored" if one.gain and method != STORED else ""
+        note = f"{signed_points(one.gain)} against stored" if one.gain and method != STORED else ""
         return Entry(text=percent_spread(one.accuracy), note=note)
 
     columns = {f"{capital(order.replace('_', ' '))}, one by one": partial(accuracy, order) for order in ORDERS}
