@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from steadynorm.lab.experiments.compare import RatedArm, best_rate, describe, largest_fall, pictures
+from steadynorm.lab.experiments.compare import RatedArm, best_rate, describe, largest_fall, rated_arms
 from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Claim, Table
 from tests.support.documented import check_close, content_of, record_of
@@ -13,7 +13,7 @@ from tests.support.records import record, run, summary_json
 
 
 def summary_of(*runs: Cell, **changes) -> RatedArm:
-    return pictures(record(runs, arms=[runs[0].factors["arm"]], **changes))[0][0]
+    return rated_arms(record(runs, arms=[runs[0].factors["arm"]], **changes))[0][0]
 
 
 def judged(*runs: Cell, **changes) -> tuple[Claim, ...]:
@@ -362,25 +362,25 @@ def test_best_rate_is_none_when_every_run_diverged():
 
 
 def test_without_tuning_there_is_one_picture():
-    assert pictures(record([run("batch_norm", val_accuracy=[0.5])]))[1] == []
+    assert rated_arms(record([run("batch_norm", val_accuracy=[0.5])]))[1] == []
 
 
 def test_the_same_runs_serve_both_pictures_when_the_best_rate_is_the_shared_one():
     runs = [run("batch_norm", val_accuracy=[0.5]), tune("batch_norm", 0.1, 0.6), tune("batch_norm", 0.3, 0.2)]
-    shared, tuned = pictures(record(runs, arms=["batch_norm"]))
+    shared, tuned = rated_arms(record(runs, arms=["batch_norm"]))
     assert tuned[0].cells == shared[0].cells == (runs[0],)
 
 
 def test_the_tuned_picture_holds_the_runs_at_the_best_rate():
     own = run("none", val_accuracy=[0.7], lr=0.02)
     runs = [run("none", val_accuracy=[0.5]), own, tune("none", 0.02, 0.6), tune("none", 0.1, 0.2)]
-    _, tuned = pictures(record(runs, arms=["none"]))
+    _, tuned = rated_arms(record(runs, arms=["none"]))
     assert tuned[0].cells == (own,)
 
 
 def test_there_is_no_tuned_picture_while_a_tuning_run_waits():
     runs = [tune("batch_norm", 0.1, 0.6), tune("batch_norm", 0.3, None, status="waiting")]
-    assert pictures(record(runs, arms=["batch_norm"]))[1] == []
+    assert rated_arms(record(runs, arms=["batch_norm"]))[1] == []
 
 
 def test_the_largest_fall_is_between_neighbouring_epochs_up_to_the_limit():

@@ -222,9 +222,9 @@ def test_single_images_are_shown_by_method_and_order() -> None:
     section = describe(stream_record(RUNS, CELLS)).sections[-1]
     assert cells_of(section.shown[1]) == [
         ["Stored", "70.0 %", "70.0 %"],
-        ["Batch", "30.0 %|-40.0 points beside stored", "30.0 %|-40.0 points beside stored"],
-        ["Gated layers", "69.0 %|-1.0 points beside stored", "60.0 %|-10.0 points beside stored"],
-        ["Gate", "69.8 %|-0.2 points beside stored", "68.0 %|-2.0 points beside stored"],
+        ["Batch", "30.0 %|-40.0 points against stored", "30.0 %|-40.0 points against stored"],
+        ["Gated layers", "69.0 %|-1.0 points against stored", "60.0 %|-10.0 points against stored"],
+        ["Gate", "69.8 %|-0.2 points against stored", "68.0 %|-2.0 points against stored"],
     ]
 
 
