@@ -8,7 +8,6 @@ from steadynorm.lab.configuration import (
     OneRateConfig,
     check_experiment,
     check_lists,
-    check_one_rate,
     check_rates,
     prepared,
     quickened,
@@ -59,7 +58,7 @@ def test_what_no_experiment_can_do_is_refused(changes: dict[str, object], messag
 )
 def test_what_no_training_can_do_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_one_rate(replace(OneRateConfig(), **changes))
+        check_experiment(replace(OneRateConfig(), **changes))
 
 
 def test_quick_replaces_what_was_not_set() -> None:

@@ -141,3 +141,11 @@ def test_a_line_of_another_number_of_columns_is_named(tmp_path: Path, line: str)
     found = line.count(",") + 1
     with pytest.raises(UserError, match=rf"measurements\.csv: line \d+ has {found} of 5 columns"):
         read_record(tmp_path)
+
+
+def test_the_values_of_a_quantity_are_told_apart_by_subject() -> None:
+    rows = [("stored", "accuracy", 0.5), ("gate", "accuracy", 0.6), ("", "images", 9.0)]
+    cell = Cell(
+        factors={}, measurements=tuple(Measurement(subject=one, quantity=of, value=value) for one, of, value in rows)
+    )
+    assert cell.values("accuracy") == {"stored": 0.5, "gate": 0.6}

@@ -10,7 +10,7 @@ from steadynorm.deploy.formats import FORMATS
 from steadynorm.deploy.pipeline import EAGER
 from steadynorm.deploy.processes import serving_snippet
 from steadynorm.deploy.results import FILE, Artifact, Outcome, as_content, read_outcome
-from steadynorm.lab.describe import data_label
+from steadynorm.lab.describe.names import data_label
 from steadynorm.lab.report import write_record_report
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, judge, unless_guessing

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -21,22 +22,8 @@ from steadynorm.reporting.flags import check_values, flag
 from steadynorm.reporting.records import Record
 
 __all__ = [
-    "ExperimentConfig",
-    "OneRateConfig",
-    "TrainingConfig",
-    "check_arms",
-    "check_at_least",
-    "check_experiment",
-    "check_lists",
-    "check_network",
-    "check_one_rate",
-    "check_rates",
-    "check_split",
-    "check_training",
-    "prepared",
-    "quickened",
-    "settings_at",
-    "settings_of",
+    *("ExperimentConfig", "OneRateConfig", "TrainingConfig", "prepared", "quickened", "settings_of"),
+    *("check_arms", "check_at_least", "check_experiment", "check_lists", "check_rates", "check_split"),
     "with_reached_milestones",
 ]
 
@@ -176,69 +163,62 @@ def _check_unused(given: ExperimentConfig, default: ExperimentConfig, *, network
         raise UserError(f"{' '.join(unused)}: --network {network} has its own. Drop {what}, or say --network cnn.")
 
 
-def check_experiment(config: ExperimentConfig) -> None:
-    """Refuse what makes no experiment.
+def check_experiment(
+    config: ExperimentConfig,
+    lists: Sequence[str] = (),
+    *,
+    may_be_empty: Sequence[str] = (),
+    least: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Refuse what makes no experiment, and of an experiment that trains the lab's networks what makes no training.
+
+    Args:
+        config: complete.
+        lists: fields of this experiment that hold values, each once.
+        may_be_empty: those of them that may hold none.
+        least: fields of this experiment -> their smallest value.
 
     Raises:
-        UserError: seeds or data are not as they must be.
+        UserError: a value is not as it must be.
     """
-    check_lists(config, ("seeds",))
+    check_lists(config, ("seeds", *lists), may_be_empty=may_be_empty)
     if not all(0 <= seed < 2**63 for seed in config.seeds):
         raise UserError(f"--seeds: must be in [0, 2**63), got {' '.join(map(str, config.seeds))}.")
     check_data_dir(config.data, config.data_dir)
-    for name in ("train_images", "threads"):
-        if getattr(config, name) is not None:
-            check_at_least(config, ((name, 1),))
+    given = [name for name in ("train_images", "threads") if getattr(config, name) is not None]
     if config.address is not None and config.on != "ray":
         raise UserError("--address: is that of a Ray cluster. Add --on ray.")
     if config.on == "ray" and number_of_workers() > 1:
         raise UserError("--on: ray starts its own processes. Run it without torchrun, or with --on local.")
+    check_at_least(config, (*((name, 1) for name in given), *least.items()))
+    if hasattr(config, "lr"):
+        check_rates("--lr", _values_of(config, "lr"))
+    if isinstance(config, TrainingConfig):
+        _check_training(config)
 
 
-def check_one_rate(config: OneRateConfig) -> None:
-    """Refuse what makes no training.
-
-    Raises:
-        UserError: a number is out of its range, or network, depth and widths make no network.
-    """
-    check_training(config)
-    check_at_least(config, (("batch_size", 1),))
-    check_rates("--lr", (config.lr,))
-    check_network(config.network, depth=config.depth, widths=config.widths)
+def _values_of(config: object, name: str) -> tuple[Any, ...]:
+    """Give the values of a field that holds one or several."""
+    value = getattr(config, name)
+    return value if isinstance(value, tuple) else (value,)
 
 
-def check_training(config: TrainingConfig) -> None:
-    """Refuse what makes no training at any learning rate, batch size and depth.
-
-    Raises:
-        UserError: a number is out of its range.
-    """
-    check_at_least(config, (("epochs", 1), ("momentum", 0), ("weight_decay", 0)))
+def _check_training(config: TrainingConfig) -> None:
+    """Refuse what makes no training, at any of its depths and batch sizes."""
+    check_at_least(config, (("epochs", 1), ("momentum", 0), ("weight_decay", 0), ("batch_size", 1)))
     if not config.momentum < 1:
         raise UserError(f"--momentum: must be below 1, got {config.momentum}.")
     if not config.weight_decay < float("inf"):
         raise UserError(f"--weight-decay: must be finite, got {config.weight_decay}.")
-    _check_milestones(config)
-
-
-def _check_milestones(config: TrainingConfig) -> None:
-    """Refuse milestones that lower no rate, or lower it twice at once."""
     bounds = [0, *config.milestones, config.epochs]
     if any(not before < after for before, after in itertools.pairwise(bounds)):
         raise UserError(
             f"--milestones: must rise strictly from at least 1 to less than the {config.epochs} epochs, "
             f"got {' '.join(map(str, config.milestones))}."
         )
-
-
-def check_network(name: str, *, depth: int, widths: Sequence[int]) -> None:
-    """Refuse a depth or widths that make no network.
-
-    Raises:
-        UserError: depth and widths make no network.
-    """
-    with torch.device("meta"):  # no memory, no time
-        build_network(name, arm="none", depth=depth, widths=widths, classes=10, seed=0)
+    for depth in _values_of(config, "depth"):
+        with torch.device("meta"):  # no memory, no time
+            build_network(config.network, arm="none", depth=depth, widths=config.widths, classes=10, seed=0)
 
 
 def check_arms(arms: Sequence[str]) -> None:
@@ -251,15 +231,16 @@ def check_arms(arms: Sequence[str]) -> None:
         find_normalization(arm)
 
 
-def check_at_least(config: object, limits: Sequence[tuple[str, float]]) -> None:
-    """Refuse a number below its limit, or that is none.
+def check_at_least(config: object, limits: Iterable[tuple[str, float]]) -> None:
+    """Refuse a number below its limit, or that is none; of a field that holds several, any of them.
 
     Raises:
         UserError: a number is below its limit, or is no number.
     """
     for name, least in limits:
-        if not getattr(config, name) >= least:
-            raise UserError(f"{flag(name)}: must be at least {least}, got {getattr(config, name)}.")
+        for value in _values_of(config, name):
+            if not value >= least:
+                raise UserError(f"{flag(name)}: must be at least {least}, got {value}.")
 
 
 def check_rates(names: str, rates: Sequence[float]) -> None:
@@ -297,24 +278,24 @@ def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[
         check_values(name, getattr(config, name), may_be_empty=name in may_be_empty)
 
 
-def settings_of(config: OneRateConfig, record: Record, *, accumulate: int = 1) -> Settings:
-    """Give what all networks of an experiment share, every ``auto`` as the record resolved it."""
-    shared = settings_at(config, record, depth=config.depth, batch_size=config.batch_size)
-    return replace(shared, accumulate=accumulate)
+def settings_of(config: TrainingConfig, record: Record, *, accumulate: int = 1, **own: Any) -> Settings:  # noqa: ANN401
+    """Give what all networks of an experiment share, every ``auto`` as the record resolved it.
 
+    Where there are several depths or batch sizes, a network's own factors say which is its; here it is the first.
 
-def settings_at(config: TrainingConfig, record: Record, *, depth: int, batch_size: int) -> Settings:
-    """Give the same where depth and batch size are no flags of their own."""
+    Args:
+        config: of the experiment.
+        record: of the experiment.
+        accumulate: batches in a step.
+        own: further settings.
+    """
+    names = ("network", "widths", "momentum", "weight_decay", "milestones", "augment")
     return Settings(
-        network=config.network,
-        depth=depth,
-        widths=config.widths,
-        batch_size=batch_size,
-        accumulate=1,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        milestones=config.milestones,
-        augment=config.augment,
+        **{name: getattr(config, name) for name in names},
+        depth=_values_of(config, "depth")[0],
+        batch_size=_values_of(config, "batch_size")[0],
+        accumulate=accumulate,
         device=torch.device(record.resolved["device"]),
         precision=record.resolved["precision"],
+        **own,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steadynorm.lab.describe import data_label
+from steadynorm.lab.describe.names import data_label
 from steadynorm.lab.experiment import check_record
 from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.reporting.failure import UserError

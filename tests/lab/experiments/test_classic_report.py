@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from steadynorm.lab.describe import Arm
+from steadynorm.lab.describe.arms import Arm
 from steadynorm.lab.experiments.classic import SHIFTS, arms_of, describe
 from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.report import Claim, Figure, Report, Table
@@ -157,7 +158,9 @@ def test_all_arms_share_figures_of_accuracy_loss_percentiles_and_shifts(whole: R
 
 
 def test_the_figures_draw_the_numbers(whole: Report) -> None:
-    accuracy, loss, percentiles = (figure(whole, name).data for name in ("test_accuracy", "train_loss", "percentiles"))
+    accuracy, loss, percentiles = (
+        pd.DataFrame(figure(whole, name).data) for name in ("test_accuracy", "train_loss", "percentiles")
+    )
     own = accuracy[(accuracy["arm"] == "no normalization") & (accuracy["step"] == 30)]
     assert list(own["value"]) == [0.8, 0.81] and 0 not in set(accuracy["step"])
     assert set(loss[loss["step"] == 20]["value"]) == {1 / 20}
@@ -170,7 +173,7 @@ def test_the_figures_draw_the_numbers(whole: Report) -> None:
 
 def test_a_sigmoid_without_a_width_has_no_point() -> None:
     wide = cell("batch_norm", 0, (0.1,) * 5, drift=(9.0, math.nan, 0.5), width_ratio=(math.nan, 7.0, 1.0))
-    data = figure(describe(made_record([wide])), "shifts").data
+    data = pd.DataFrame(figure(describe(made_record([wide])), "shifts").data)
     assert list(zip(data["drift"], data["width_ratio"], strict=True)) == [(0.5, 1.0)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from steadynorm.lab.describe import Arm
+from steadynorm.lab.describe.arms import Arm
 from steadynorm.lab.experiments.landscape import (
     QUANTITIES,
     arms_of,

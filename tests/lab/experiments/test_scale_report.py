@@ -76,16 +76,16 @@ def test_accuracy_is_the_median_of_the_last_epochs() -> None:
     made = scale_record(*GRID)
     assert (last_epochs(made), last_epochs(scale_record(epochs=90)), last_epochs(scale_record(epochs=2))) == (2, 5, 1)
     large = grid_points(made)["recipe", 1024]
-    assert (large.variant, large.batch_size, large.lr) == ("recipe", 1024, 0.8)
-    assert large.accuracy is not None and large.accuracy.mean == pytest.approx(0.80)
-    assert large.images_per_second is not None and large.images_per_second.mean == pytest.approx(104.5)
+    assert (large.at, large.cells[0].factors["lr"]) == ({"variant": "recipe", "batch_size": 1024}, 0.8)
+    assert large["accuracy"].mean == pytest.approx(0.80)
+    assert large["images_per_second"].mean == pytest.approx(104.5)
 
 
 def test_one_wild_epoch_among_the_last_does_not_decide() -> None:
     values = [0.1] * 15 + [0.10, 0.79, 0.80, 0.81, 0.82]
     run = compare_run("ghost_batch_norm", val_accuracy=values)
     made = scale_record(with_factors(run, batch_size=128, variant="recipe"), epochs=20)
-    assert grid_points(made)["recipe", 128].accuracy.mean == 0.80
+    assert grid_points(made)["recipe", 128]["accuracy"].mean == 0.80
 
 
 def test_batches_are_shown_from_the_smallest_to_the_largest() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steadynorm.lab.experiments.stream import describe, on_single_images, summarise
+from steadynorm.lab.experiments.stream import arms_of, describe, on_single_images
 from steadynorm.reporting.records import Cell, Measurement, Record
 from steadynorm.reporting.report import Figure, Table
 from tests.support.documented import check_equals, content_of, few_values, record_of
@@ -84,14 +84,14 @@ def figure(name: str, made: Record) -> Figure:
 
 
 def test_drops_are_held_against_the_same_seed() -> None:
-    drop = summarise(two_seeds((0.7, 0.8), (0.6, 0.5)), "gated_batch_norm").drop
+    drop = arms_of(two_seeds((0.7, 0.8), (0.6, 0.5)))[0]["drop"]
     assert (drop.mean, drop.low, drop.high) == pytest.approx((0.2, 0.1, 0.3))
 
 
 def test_a_seed_without_a_default_build_has_no_drop() -> None:
     runs = [default(0.7), single("gated_batch_norm", 0.6), single("gated_batch_norm", 0.5, seed=1)]
-    found = summarise(stream_record(runs, [], seeds=[0, 1]), "gated_batch_norm")
-    assert (found.drop.n, found.drop.mean, found.accuracy.n) == (1, pytest.approx(0.1), 2)
+    found = arms_of(stream_record(runs, [], seeds=[0, 1]))[0]
+    assert (found["drop"].n, found["drop"].mean, found["accuracy"].n) == (1, pytest.approx(0.1), 2)
 
 
 def test_the_headline_says_what_both_lose() -> None:
@@ -174,7 +174,7 @@ def test_statistics_measured_again_can_lose_more() -> None:
 def test_methods_are_held_against_stored_ones_on_the_same_images() -> None:
     made = stream_record(RUNS, CELLS)
     mixed, ordered = (
-        {one.method: one.gain.mean for one in on_single_images(made, order)} for order in ("iid", "class_ordered")
+        {one.arm: one["gain"].mean for one in on_single_images(made, order)} for order in ("iid", "class_ordered")
     )
     assert mixed["batch"] == pytest.approx(-0.4)
     assert ordered["gate"] == pytest.approx(-0.02)
@@ -183,7 +183,7 @@ def test_methods_are_held_against_stored_ones_on_the_same_images() -> None:
 
 def test_gains_are_of_the_same_seed() -> None:
     cells = [streamed("iid", 0.5, 0.6, 0.5, 0.5), streamed("iid", 0.7, 0.5, 0.7, 0.7, seed=1)]
-    gain = on_single_images(stream_record(RUNS, cells), "iid")[1].gain
+    gain = on_single_images(stream_record(RUNS, cells), "iid")[1]["gain"]
     assert (gain.mean, gain.low, gain.high) == pytest.approx((-0.05, -0.2, 0.1))
 
 

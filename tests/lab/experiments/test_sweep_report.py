@@ -153,8 +153,8 @@ def test_a_point_counts_explosions_and_guessing() -> None:
     runs += [trained("none", 0.1, 0.4, seed=seed) for seed in (2, 3)]
     made = sweep_record(*runs, arms=["none"], lr=[0.1], seeds=[0, 1, 2, 3])
     (point,) = grid_points(made)
-    assert (point.exploded_at_step, point.guessing, point.waiting, point.seeds) == ((17,), 1, 0, 4)
-    assert (point.accuracy.mean, point.accuracy.n) == (pytest.approx(0.3), 3)
+    assert (point.diverged_at_step, point.values["guessing"].count(1), point.waiting, point.seeds) == ((17,), 1, 0, 4)
+    assert (point["accuracy"].mean, point["accuracy"].n) == (pytest.approx(0.3), 3)
     (row,) = describe(made).table.rows
     assert row[-1].text == "1 of 4 exploded at step 17, 1 of 4 at chance" and row[-1].tone == "bad"
 

@@ -40,40 +40,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.configuration import ExperimentConfig, check_at_least, check_experiment, check_lists, check_rates
+from steadynorm.lab.configuration import ExperimentConfig, check_experiment
 from steadynorm.lab.data import Images
 from steadynorm.lab.data.images import random_stream
-from steadynorm.lab.describe import (
-    Arm,
-    Reduction,
-    accuracy_column,
-    all_measured,
-    arm_cell,
-    arm_figure,
-    arm_label,
-    data_label,
-    ending,
-    expected,
-    few_arms,
-    final,
-    finals,
-    left_out,
-    pair,
-    spread_column,
-    spread_entry,
-    status_entry,
-    with_and_without,
-)
+from steadynorm.lab.describe.arms import Arm, Reduction, final, finals
+from steadynorm.lab.describe.claims import expected, left_out, with_and_without
+from steadynorm.lab.describe.figures import arm_figure
+from steadynorm.lab.describe.method import paragraphs, sentences
+from steadynorm.lab.describe.names import arm_label, few_arms, pair
+from steadynorm.lab.describe.networks import all_measured
+from steadynorm.lab.describe.tables import accuracy_column, arm_cell, ending, spread_column, spread_entry, status_entry
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.sigmoids import PERCENTILES, build_network, check_arms, inputs_in_training, percentiles, shifts
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, unless_guessing
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.numbers import number, percent, rate, seconds
+from steadynorm.reporting.numbers import number, percent, seconds
 from steadynorm.reporting.records import Cell, Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import are_apart, spread
-from steadynorm.reporting.words import listing, seeds_label
+from steadynorm.reporting.words import listing
 
 __all__ = ["EXPERIMENT", "ClassicConfig", "measured_steps"]
 
@@ -232,12 +218,8 @@ def _check(config: ClassicConfig) -> None:
     if (config.data == "mnist") != (config.data_dir is not None):
         raise UserError("--data-dir: belongs to --data mnist, which needs it. Give both or neither.")
     check_arms(config.arms)
-    check_lists(config, ("arms",))
-    check_experiment(config)
-    check_at_least(config, (("steps", 1), ("batch_size", 2)))
-    check_rates("--lr", (config.lr,))
-    if config.train_images is not None:
-        check_at_least(config, (("train_images", 2),))
+    least = {"steps": 1, "batch_size": 2} | ({} if config.train_images is None else {"train_images": 2})
+    check_experiment(config, ("arms",), least=least)
     if not config.widths or min(config.widths) < 1:
         raise UserError(f"--widths: must be positive numbers, got {' '.join(map(str, config.widths)) or 'none'}.")
     if not 0 < config.init_std < math.inf:
@@ -251,14 +233,14 @@ def describe(record: Record) -> Report:
     sigmoids = Figures([*_percentiles(record, arms), *_shifts(record, arms)])
     return Report(
         headline=_headline(record, arms),
-        lead=_lead(record, arms),
+        lead=sentences(record, LEAD, variants=len(arms)) + left_out(arms),
         table=Table.of(arms, SHORT),
         sections=(
             Section(title="Result", blocks=blocks),
             expected(Text(RULE), Claims(_claims(record, arms))),
             Section(title="What reaches a sigmoid", blocks=(sigmoids,)),
         ),
-        method=_method(record),
+        method=paragraphs(record, METHOD),
         finished=all_measured(record),
         findings=_findings(arms),
     )
@@ -518,16 +500,6 @@ def _without_pair(arms: Sequence[Arm]) -> str:
     return f"Accuracy {listing([f'{percent(value)} with {arm_label(arm)}' for arm, value in known.items()])}"
 
 
-def _lead(record: Record, arms: Sequence[Arm]) -> str:
-    config = record.config
-    return (
-        f"Hidden layers of {listing([str(width) for width in config['widths']])} sigmoids, trained for "
-        f"{_steps(config['steps'])} steps on {config['batch_size']} binary images of {data_label(record)} at learning "
-        f"rate {rate(config['lr'])}; {len(arms)} variants that differ in normalization alone; "
-        f"{seeds_label(len(config['seeds']))}.{left_out(arms)}"
-    )
-
-
 def _reading(arms: Sequence[Arm]) -> str:
     """Say how the table's shifts are to be read, and how they are in evaluation mode, which no table shows."""
     batch, plain = pair({arm.arm: arm for arm in arms})
@@ -547,22 +519,26 @@ def _reading(arms: Sequence[Arm]) -> str:
     )
 
 
-def _method(record: Record) -> list[str]:
-    config, resolved = record.config, record.resolved
-    return [
-        f"Data: {data_label(record)}, {resolved['train_images']:,} training and {resolved['validation_images']:,} test "
-        "images of 28 x 28 pixels, made binary at half of full brightness. A seed decides initial weights and order of "
-        "the images, alike in every arm.",
-        f"Training: SGD without momentum or weight decay; weights from a normal distribution of standard deviation "
-        f"{rate(config['init_std'])}, biases from zero. Normalization stands between each hidden layer's linear map "
-        f"and its sigmoids. It ran on {resolved['device']} in {resolved['precision']}.",
-        "What reaches a sigmoid is measured over the test images in training mode, as in the paper, in batches of "
-        f"{config['batch_size']} that are normalized by their own moments; running statistics are left alone. A "
-        "normalized input then has, by construction, the mean and the standard deviation that the layer's bias and "
-        "weight say: it can shift only as far as these are trained to.",
-        "Measured before training, after each hundredth of it and, within the first, after 1, 2, 4, ... steps. The "
-        "common accuracy of a seed is the lower of the two that batch norm and no normalization end with.",
-    ]
+LEAD = """
+Hidden layers of {widths} sigmoids, trained for {steps} steps on {batch_size} binary images of {data} at learning rate
+{lr}; {variants} variants that differ in normalization alone; {seeds}.
+"""
+METHOD = """
+Data: {data}, {train_images} training and {validation_images} test images of 28 x 28 pixels, made binary at half of full
+brightness. A seed decides initial weights and order of the images, alike in every arm.
+
+Training: SGD without momentum or weight decay; weights from a normal distribution of standard deviation {init_std},
+biases from zero. Normalization stands between each hidden layer's linear map and its sigmoids. It ran on {device} in
+{precision}.
+
+What reaches a sigmoid is measured over the test images in training mode, as in the paper, in batches of {batch_size}
+that are normalized by their own moments; running statistics are left alone. A normalized input then has, by
+construction, the mean and the standard deviation that the layer's bias and weight say: it can shift only as far as
+these are trained to.
+
+Measured before training, after each hundredth of it and, within the first, after 1, 2, 4, ... steps. The common
+accuracy of a seed is the lower of the two that batch norm and no normalization end with.
+"""
 
 
 EXPERIMENT = Experiment(name="classic", config=ClassicConfig, quick=QUICK, check=_check, work=_work, describe=describe)

@@ -24,40 +24,19 @@ from typing import Any
 from steadynorm.lab.configuration import (
     OneRateConfig,
     check_arms,
-    check_at_least,
     check_experiment,
-    check_lists,
-    check_one_rate,
     check_rates,
     check_split,
     settings_of,
 )
 from steadynorm.lab.data import hold_out
-from steadynorm.lab.describe import (
-    PLAIN,
-    Arm,
-    Reduction,
-    absent_because,
-    accuracy_entry,
-    arm_cell,
-    arm_figure,
-    arm_labels,
-    batch_arm,
-    batches_label,
-    curves,
-    data_label,
-    ending,
-    expected,
-    final,
-    has_ended,
-    left_out,
-    method_of,
-    networks_as_json,
-    pair,
-    seeds_note,
-    status_entry,
-    with_and_without,
-)
+from steadynorm.lab.describe.arms import Arm, Reduction, final
+from steadynorm.lab.describe.claims import absent_because, expected, left_out, with_and_without
+from steadynorm.lab.describe.figures import arm_figure, curves
+from steadynorm.lab.describe.method import batches_label, method_of, sentences
+from steadynorm.lab.describe.names import PLAIN, arm_labels, batch_arm, data_label, pair
+from steadynorm.lab.describe.networks import has_ended, networks_as_json
+from steadynorm.lab.describe.tables import accuracy_entry, arm_cell, ending, seeds_note, status_entry
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.training import Settings, network, train_networks
 from steadynorm.reporting.chance import chance_of
@@ -165,20 +144,18 @@ def _tune(task: Task[CompareConfig], settings: Settings) -> list[Cell]:
 
 def _check(config: CompareConfig) -> None:
     check_arms(config.arms)
-    check_lists(config, ("arms", "tune_lr"), may_be_empty=("tune_lr",))
-    check_experiment(config)
+    least = {"batch_size": 2, "accumulate": 1}
+    check_experiment(config, ("arms", "tune_lr"), may_be_empty=("tune_lr",), least=least)
     assert config.batch_size is not None
     check_split(config.batch_size)
-    check_at_least(config, (("batch_size", 2), ("accumulate", 1)))
     check_rates("--tune-lr", config.tune_lr)
-    check_one_rate(config)
 
 
 def describe(record: Record) -> Report:
     """Say what a comparison found."""
     shared, tuned = rated_arms(record)
-    drawn = _curves(record, shared)
-    result = (Figures(drawn[:1]), _table(record, shared), Text(seeds_note(record)))
+    accuracy, *others, norms = _curves(record, shared)
+    result = (Figures(accuracy), _table(record, shared), Text(seeds_note(record)))
     return Report(
         headline=_headline(record, shared),
         lead=_lead(record, shared),
@@ -186,15 +163,15 @@ def describe(record: Record) -> Report:
         sections=(
             Section(title="Result", blocks=result),
             expected(Text(_expected_from(record)), Claims(_claims(record, shared))),
-            Section(title="Accuracy and loss", short="Curves", blocks=(Figures(drawn[1:4]),)),
+            Section(title="Accuracy and loss", short="Curves", blocks=(Figures([*itertools.chain(*others)]),)),
             Section(
                 title="Gradient norms and time",
                 short="Gradients and time",
-                blocks=(Figures([*drawn[4:], *_layers(record, shared), *_time(record, shared)]),),
+                blocks=(Figures([*norms, *_layers(record, shared), *_time(record, shared)]),),
             ),
             Section(title="Each at its own learning rate", short="Learning rates", blocks=_tuning(record, tuned)),
         ),
-        method=_method(record),
+        method=method_of(record, METHOD, tuned=TUNED if record.config["tune_lr"] else ""),
         finished=_is_finished(record),
         findings={
             "early_epoch": _early_epoch(record),
@@ -427,19 +404,17 @@ CURVES = (
 )
 
 
-def _curves(record: Record, arms: Sequence[RatedArm]) -> list[Figure]:
-    if not any(cell.measurements for arm in arms for cell in arm.cells):
-        return []
-    runs = {arm.label: arm.cells for arm in arms if arm.cells}
-    draw = partial(curves, runs, order=arm_labels(record), config=record.config)
-    norm = draw(
+def _curves(record: Record, arms: Sequence[RatedArm]) -> list[list[Figure]]:
+    """Draw each of the quantities over the epochs, the norm of the gradient last."""
+    draw = partial(curves, record, {arm.arm: arm.cells for arm in arms if arm.cells})
+    norms = draw(
         "grad_norm_mean",
         name="grad_norm",
         title="Gradient norm of all parameters",
         caption="Of the l2 norm, at each step.",
         steps=("grad_norm_p5", "grad_norm_p95"),
     )
-    return [*(draw(quantity, title=title, caption=caption) for quantity, title, caption in CURVES), norm]
+    return [*(draw(quantity, title=title, caption=caption) for quantity, title, caption in CURVES), norms]
 
 
 def _layers(record: Record, arms: Sequence[RatedArm]) -> Iterator[Figure]:
@@ -496,17 +471,16 @@ def _tuning(record: Record, tuned: Sequence[RatedArm]) -> tuple[Block, ...]:
     if not tuned:
         return (Text(f"{how} The choice is not complete yet."), Figures(_rates(record, ended)))
     labels = {f"{arm.label}, {rate(arm.lr)}": arm.cells for arm in tuned}
-    figure = curves(
+    tuned_curves = curves(
+        record,
         {label: cells for label, cells in labels.items() if cells},
         "val_accuracy",
         name="val_accuracy_tuned",
         title="Validation accuracy, each at its own best rate",
         caption=IN_EVALUATION,
         order=list(labels),
-        config=record.config,
     )
-    begun = any(cell.measurements for cells in labels.values() for cell in cells)
-    drawn = Figures([*_rates(record, ended), *([figure] if begun else [])])
+    drawn = Figures([*_rates(record, ended), *tuned_curves])
     return (Text(how), _table(record, tuned, with_rate=True), drawn)
 
 
@@ -525,7 +499,7 @@ def _rates(record: Record, ended: Sequence[Cell]) -> list[Figure]:
     return arm_figure(
         record,
         "lines",
-        rows or [{"arm": "", "rate": math.nan, "accuracy": math.nan}],
+        rows,
         name="rates",
         title="Held-out accuracy by learning rate",
         caption=f"After {epochs}, on training images kept aside. A ring marks an arm's best rate.{crossed}",
@@ -647,16 +621,6 @@ def _nothing_to_compare(record: Record, arms: Sequence[RatedArm], failed: Sequen
     return f"No network has finished yet: epoch {reached} of {record.config['epochs']}"
 
 
-def _lead(record: Record, arms: Sequence[RatedArm]) -> str:
-    """Say on what the headline rests: network, epochs, rate, seeds, and whether it is complete."""
-    config, seeds = record.config, max((arm.seeds for arm in arms), default=0)
-    return (
-        f"The same network ({config['network']}) in {len(arms)} variants that differ in normalization alone, "
-        f"trained for {counted(config['epochs'], 'epoch')} on {data_label(record)} with learning rate "
-        f"{rate(config['lr'])} and {batches_label(record)}; {seeds_label(seeds)}.{left_out(arms)}"
-    )
-
-
 def _expected_from(record: Record) -> str:
     """Say whose expectations these are, and how far this run may be held against them."""
     if record.config["data"] != "cifar10":
@@ -687,16 +651,27 @@ def _final(arm: RatedArm) -> float:
     return accuracy.mean if (accuracy := arm["val_accuracy"]) else -1.0
 
 
-def _method(record: Record) -> list[str]:
-    tuned = "Learning rates were chosen on training images kept aside, never on the validation images."
-    return method_of(
-        record,
-        "The gradient norm is the l2 norm over all parameters, at every step, before the step is taken. Its steadiness "
-        "is the 95th over the 5th percentile of the steps of an epoch, then the median over the epochs.",
-        "A run whose loss stops being finite is stopped and counted as diverged; means of final accuracy are over the "
-        "runs that finished.",
-        *([tuned] if record.config["tune_lr"] else []),
-    )
+LEAD = """
+The same network ({network}) in {variants} variants that differ in normalization alone, trained for {epochs} on {data}
+with learning rate {lr} and {batches}; {trained}.
+"""
+METHOD = """
+The gradient norm is the l2 norm over all parameters, at every step, before the step is taken. Its steadiness is the
+95th over the 5th percentile of the steps of an epoch, then the median over the epochs.
+
+A run whose loss stops being finite is stopped and counted as diverged; means of final accuracy are over the runs that
+finished.
+
+{tuned}
+"""
+TUNED = "Learning rates were chosen on training images kept aside, never on the validation images."
+
+
+def _lead(record: Record, arms: Sequence[RatedArm]) -> str:
+    """Say on what the headline rests, and whether it is complete."""
+    trained = seeds_label(max((arm.seeds for arm in arms), default=0))
+    batches = batches_label(record)
+    return sentences(record, LEAD, variants=len(arms), batches=batches, trained=trained) + left_out(arms)
 
 
 EXPERIMENT = Experiment(name="compare", config=CompareConfig, quick=QUICK, check=_check, work=_work, describe=describe)

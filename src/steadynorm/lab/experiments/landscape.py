@@ -36,37 +36,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.configuration import (
-    OneRateConfig,
-    check_arms,
-    check_at_least,
-    check_experiment,
-    check_lists,
-    check_one_rate,
-    settings_of,
-)
+from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, settings_of
 from steadynorm.lab.data import batches
-from steadynorm.lab.describe import (
-    Arm,
-    Reduction,
-    accuracy_column,
-    all_measured,
-    arm_cell,
-    arm_figure,
-    arm_label,
-    batches_label,
-    class_count,
-    data_label,
-    ending,
-    expected,
-    few_arms,
-    final,
-    left_out,
-    method_of,
-    pair,
-    spread_column,
-    status_entry,
-)
+from steadynorm.lab.describe.arms import Arm, Reduction, final
+from steadynorm.lab.describe.claims import expected, left_out
+from steadynorm.lab.describe.figures import arm_figure
+from steadynorm.lab.describe.method import batches_label, class_count, method_of, sentences
+from steadynorm.lab.describe.names import arm_label, few_arms, pair
+from steadynorm.lab.describe.networks import all_measured
+from steadynorm.lab.describe.tables import accuracy_column, arm_cell, ending, spread_column, status_entry
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.gradient_norms import watched_weights
 from steadynorm.lab.networks import build_network
@@ -77,11 +55,11 @@ from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import flag
-from steadynorm.reporting.numbers import number, percent, points, rate
+from steadynorm.reporting.numbers import number, percent, points
 from steadynorm.reporting.records import Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, spread
-from steadynorm.reporting.words import capital, counted, listing, seeds_label
+from steadynorm.reporting.words import capital, listing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,16 +220,14 @@ def _rows(subject: str, step: int, values: dict[str, float]) -> Iterator[Measure
 
 def _check(config: LandscapeConfig) -> None:
     check_arms([arm for arm in config.arms if arm != NOISY])
-    check_lists(config, ("arms", "rate_steps", "weight_steps"))
     for name in ("rate_steps", "weight_steps"):
         lengths = getattr(config, name)
         if len(lengths) < 2 or not all(0 < length < math.inf for length in lengths):
             raise UserError(
                 f"{flag(name)}: two or more positive numbers are needed, got {' '.join(map(str, lengths))}."
             )
-    check_experiment(config)
-    check_at_least(config, (("batch_size", 2), ("probe_every", 1)))
-    check_one_rate(config)
+    least = {"batch_size": 2, "probe_every": 1}
+    check_experiment(config, ("arms", "rate_steps", "weight_steps"), least=least)
 
 
 def describe(record: Record) -> Report:
@@ -261,7 +237,7 @@ def describe(record: Record) -> Report:
     ratios = none_over_batch_norm(arms)
     return Report(
         headline=_headline(record, arms, ratios),
-        lead=_lead(record, arms),
+        lead=sentences(record, LEAD, variants=len(arms), batches=batches_label(record)) + left_out(arms),
         table=Table.of(arms, SHORT),
         sections=_sections(record, arms, ratios, probes) if len(probes) else (),
         method=_method(record, arms),
@@ -698,43 +674,36 @@ def size(factor: Spread) -> str:
     return f"{number(1 / factor.mean if factor.mean else None, digits=2)} times larger"
 
 
-def _lead(record: Record, arms: Sequence[Arm]) -> str:
-    config = record.config
-    return (
-        "β is how fast the gradient changes along itself; weights of norm 1 take their scale out of it. The same "
-        f"network ({config['network']}) in {len(arms)} variants, probed every {config['probe_every']} steps of "
-        f"{counted(config['epochs'], 'epoch')} on {data_label(record)} with learning rate {rate(config['lr'])} and "
-        f"{batches_label(record)}; {seeds_label(len(config['seeds']))}.{left_out(arms)}"
-    )
+LEAD = """
+β is how fast the gradient changes along itself; weights of norm 1 take their scale out of it. The same network
+({network}) in {variants} variants, probed every {probe_every} steps of {epochs} on {data} with learning rate {lr} and
+{batches}; {seeds}.
+"""
+METHOD = """
+At step 0 and every {probe_every} steps the loss and its gradient g are taken on the step's own batch, in training mode,
+at the weights x and at x - η g: with η of {rate_steps} learning rates, and with η ‖g‖ of {weight_steps} times the norm
+‖w‖ of convolutions and linear layers. It is done on copies, without weight decay and momentum.
+
+The range of the loss is the largest less the smallest at the ends of the steps; the change of the gradient is the
+largest ‖g(x) - g(x - η g)‖; the effective smoothness β the largest ‖g(x) - g(x - η g)‖ / ‖η g‖. Tables give the median
+over a network's probes, then mean and range over the seeds.
+
+{noise}
+
+{rounding}
+"""
+NOISE = (
+    f"{capital(arm_label(NOISY))} shifts every normalized channel by up to {LARGEST_SHIFT:g} standard deviations and "
+    f"scales it by up to {percent(LARGEST_SCALING, digits=0)} up or down, at random, drawn again at every training "
+    "step, the same for all images of the batch; in evaluation there is none."
+)
 
 
 def _method(record: Record, arms: Sequence[Arm]) -> list[str]:
-    rates, shares = (_lengths(record, unit) for unit in ("rate", "weight"))
-    noise = (
-        f"{capital(arm_label(NOISY))} shifts every normalized channel by up to {LARGEST_SHIFT:g} standard deviations "
-        f"and scales it by up to {percent(LARGEST_SCALING, digits=0)} up or down, at random, drawn again at every "
-        "training step, the same for all images of the batch; in evaluation there is none."
-    )
-    rounding = [f"{percent(found.mean)} with {arm.label}" for arm in arms if (found := arm["rounding"])]
-    return method_of(
-        record,
-        f"At step 0 and every {record.config['probe_every']} steps the loss and its gradient g are taken on the step's "
-        f"own batch, in training mode, at the weights x and at x - η g: with η of {rates} learning rates, and with "
-        f"η ‖g‖ of {shares} times the norm ‖w‖ of convolutions and linear layers. It is done on copies, without weight "
-        "decay and momentum.",
-        "The range of the loss is the largest less the smallest at the ends of the steps; the change of the gradient "
-        "is the largest ‖g(x) - g(x - η g)‖; the effective smoothness β the largest ‖g(x) - g(x - η g)‖ / ‖η g‖. "
-        "Tables give the median over a network's probes, then mean and range over the seeds.",
-        *([noise] if NOISY in record.config["arms"] else []),
-        *(
-            [
-                "Probes are in float32; rounding to bfloat16 moves the gradient at the median probe by these shares of "
-                f"its norm: {listing(rounding)}."
-            ]
-            if rounding
-            else []
-        ),
-    )
+    shares = listing([f"{percent(found.mean)} with {arm.label}" for arm in arms if (found := arm["rounding"])])
+    rounding = f"rounding to bfloat16 moves the gradient at the median probe by these shares of its norm: {shares}."
+    noise = NOISE if NOISY in record.config["arms"] else ""
+    return method_of(record, METHOD, noise=noise, rounding=f"Probes are in float32; {rounding}" if shares else "")
 
 
 def _lengths(record: Record, unit: str) -> str:

@@ -32,17 +32,11 @@ from torch.optim.swa_utils import update_bn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.checkpoint import load_checkpoint
-from steadynorm.lab.configuration import (
-    OneRateConfig,
-    check_experiment,
-    check_lists,
-    check_split,
-    check_training,
-    settings_of,
-)
+from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_split, settings_of
 from steadynorm.lab.data import Dataset, take
 from steadynorm.lab.data.batches import evaluation_batches
-from steadynorm.lab.describe import data_label, expected
+from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.names import data_label
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.training import evaluate, network, train_networks
 from steadynorm.reporting.claims import judge
@@ -102,14 +96,8 @@ QUICK: dict[str, Any] = {
 
 
 def _check(config: RecalibrationConfig) -> None:
-    check_lists(config, ("images",))
-    if min(_images(config)) < 2:
-        raise UserError(f"--images: must be at least 2, got {' '.join(map(str, _images(config)))}.")
-    if config.draws is not None and config.draws < 1:
-        raise UserError(f"--draws: must be at least 1, got {config.draws}.")
-    check_experiment(config)
+    check_experiment(config, ("images",), least={"images": 2} | ({} if config.draws is None else {"draws": 1}))
     check_split(config.batch_size)
-    check_training(config)
     if config.checkpoint is not None and not batch_norms_of(load_checkpoint(config.checkpoint).model):
         raise UserError(f"{config.checkpoint}: its network has no batch norm, so there is nothing to recalibrate.")
 

@@ -14,34 +14,17 @@ minute for an epoch of CIFAR-10, times epochs, variants, batch sizes and seeds.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from steadynorm.lab.configuration import (
-    TrainingConfig,
-    check_at_least,
-    check_experiment,
-    check_lists,
-    check_network,
-    check_rates,
-    check_split,
-    check_training,
-    settings_at,
-)
-from steadynorm.lab.describe import (
-    SERIES,
-    Outcome,
-    data_label,
-    data_method,
-    expected,
-    has_ended,
-    networks_as_json,
-    runs_at,
-    seeds_note,
-    training_method,
-)
+from steadynorm.lab.configuration import TrainingConfig, check_experiment, check_split, settings_of
+from steadynorm.lab.describe.arms import Arm, arms_at, if_finished, points_of
+from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.figures import chart
+from steadynorm.lab.describe.method import method_of, sentences
+from steadynorm.lab.describe.networks import has_ended, networks_as_json
+from steadynorm.lab.describe.tables import SERIES, seeds_note
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.recipe import RECIPES, find_recipe
 from steadynorm.lab.training import Settings, network, train_networks
@@ -53,10 +36,10 @@ from steadynorm.reporting.flags import flag
 from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
 from steadynorm.reporting.records import Cell, Factors, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
-from steadynorm.reporting.seeds import Spread, are_apart, median, spread
+from steadynorm.reporting.seeds import Spread, are_apart, median
 from steadynorm.reporting.words import capital, counted, first_fitting
 
-__all__ = ["EXPERIMENT", "GridPoint", "ScaleConfig", "grid_points", "last_epochs"]
+__all__ = ["EXPERIMENT", "ScaleConfig", "grid_points", "last_epochs"]
 
 STATISTICS = 32  # images that the recipe normalizes together, as the arm ghost_batch_norm does
 SMALL, WHOLE = "ghost_batch_norm", "sync_batch_norm"
@@ -128,16 +111,13 @@ QUICK: dict[str, Any] = {
 
 def _work(task: Task[ScaleConfig]) -> None:
     config = task.config
-    networks = [
-        network_of(config, variant, batch_size, seed)
-        for seed, batch_size, variant in itertools.product(config.seeds, config.batch_size, config.variants)
-    ]
-    shared = settings_at(config, task.record, depth=config.depth, batch_size=config.batch_size[0])
+    grid = points_of(seed=config.seeds, batch_size=config.batch_size, variant=config.variants)
 
     def settings(cell: Cell) -> Settings:
         recipe = find_recipe(cell.factors["variant"])
-        return replace(
-            shared,
+        return settings_of(
+            config,
+            task.record,
             at_once=config.at_once,
             warm_up=config.warm_up if recipe.warm_up else 0,
             warm_up_from=config.lr,
@@ -146,7 +126,7 @@ def _work(task: Task[ScaleConfig]) -> None:
             freeze_last=config.freeze_last if recipe.frozen_end else 0,
         )
 
-    train_networks(task, networks, settings)
+    train_networks(task, [network_of(config, **point) for point in grid], settings)
 
 
 def network_of(config: ScaleConfig, variant: str, batch_size: int, seed: int) -> Factors:
@@ -165,13 +145,9 @@ def network_of(config: ScaleConfig, variant: str, batch_size: int, seed: int) ->
 def _check(config: ScaleConfig) -> None:
     for variant in config.variants:
         find_recipe(variant)
-    check_lists(config, ("variants", "batch_size"))
+    least = {"batch_size": 2, "reference_batch": 1, "warm_up": 0, "freeze_last": 0, "at_once": 2}
+    check_experiment(config, ("variants", "batch_size"), least=least)
     _check_steps(config)
-    check_experiment(config)
-    check_at_least(config, (("reference_batch", 1), ("warm_up", 0), ("freeze_last", 0), ("at_once", 2)))
-    check_rates("--lr", (config.lr,))
-    check_training(config)
-    check_network(config.network, depth=config.depth, widths=config.widths)
     _check_batches(config)
     for name in ("warm_up", "freeze_last"):
         if getattr(config, name) >= config.epochs:
@@ -195,8 +171,6 @@ def _check_steps(config: ScaleConfig) -> None:
 
 def _check_batches(config: ScaleConfig) -> None:
     """Refuse batches that cannot be cut into equal parts that fit into memory, for every worker."""
-    if min(config.batch_size) < 2:
-        raise UserError(f"--batch-size: must be at least 2, got {min(config.batch_size)}.")
     check_split(*config.batch_size)
     for batch_size in config.batch_size:
         if batch_size > config.at_once and (batch_size % config.at_once or config.at_once % number_of_workers()):
@@ -208,60 +182,50 @@ def _check_batches(config: ScaleConfig) -> None:
 
 def describe(record: Record) -> Report:
     """Say what a scaling experiment found."""
-    grid = grid_points(record)
+    grid, words = grid_points(record), _words(record)
     table = _table(record, grid, _accuracy)
-    is_begun = any(point.accuracy for point in grid.values())
+    is_begun = any(arm["accuracy"] for arm in grid.values())
+    figures = _figure(record, grid) if is_begun else []
     return Report(
         headline=_headline(record, grid),
-        lead=_lead(record),
+        lead=sentences(record, LEAD, **words),
         table=table,
         sections=(
-            Section(
-                title="Result",
-                blocks=(Figures([_figure(record)] if is_begun else []), table, Text(_note(record))),
-            ),
+            Section(title="Result", blocks=(Figures(figures), table, Text(sentences(record, NOTE, **words)))),
             expected(Claims(list(_claims(record, grid)))),
             Section(title="Speed", blocks=(_table(record, grid, _speed),) if is_begun else ()),
         ),
-        method=_method(record),
+        method=method_of(record, METHOD, **words),
         finished=has_ended(record),
         findings={
             "last_epochs": last_epochs(record),
-            "places": [asdict(point) for point in grid.values()],
+            "places": [arm.as_json() | {"lr": _rate(arm)} for arm in grid.values()],
             "runs": networks_as_json(record),
         },
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class GridPoint(Outcome):
-    """One variant at one batch size; accuracy is the median of the last epochs."""
-
-    variant: str
-    batch_size: int
-    lr: float
-    """Highest of the training."""
-    images_per_second: Spread | None
-    """In training, the median of a run's epochs."""
+Grid = Mapping[tuple[str, int], Arm]
+"""Variants by their names and batch sizes."""
 
 
-Grid = Mapping[tuple[str, int], GridPoint]
-"""By variant and batch size."""
+def grid_points(record: Record) -> dict[tuple[str, int], Arm]:
+    """Reduce the networks of every variant, in the order of the configuration, at every batch size, smallest first.
 
+    Accuracy is the median of the last epochs, speed the median of all.
+    """
 
-def grid_points(record: Record) -> dict[tuple[str, int], GridPoint]:
-    """Summarise every variant, in the order of the configuration, at every batch size, smallest first."""
-    found = {}
-    for point, runs in runs_at(record, variant=record.config["variants"], batch_size=_sizes(record)):
-        ended = [run for run in runs if run.status == "finished"]
-        found[point["variant"], point["batch_size"]] = GridPoint.of(
-            runs,
-            lambda run: _final_accuracy(record, run),
-            **point,
-            lr=runs[0].factors["lr"] if runs else 0.0,
-            images_per_second=spread(median(run.series("images_per_second").values()) for run in ended),
-        )
-    return found
+    def accuracy(run: Cell) -> float:
+        run.last("val_accuracy")  # which a finished network has
+        return median([*run.series("val_accuracy").values()][-last_epochs(record) :])
+
+    def speed(run: Cell) -> float:
+        return median(run.series("images_per_second").values())
+
+    quantities = {"accuracy": if_finished(accuracy), "images_per_second": if_finished(speed)}
+    variants = [str(variant) for variant in record.config["variants"]]
+    arms = arms_at(record, quantities, by="variant", variant=variants, batch_size=_sizes(record))
+    return {(arm.arm, arm.at["batch_size"]): arm for arm in arms}
 
 
 def last_epochs(record: Record) -> int:
@@ -269,19 +233,19 @@ def last_epochs(record: Record) -> int:
     return max(1, min(LAST, int(record.config["epochs"]) // 4))
 
 
-def _final_accuracy(record: Record, run: Cell) -> float:
-    run.last("val_accuracy")  # which a finished network has
-    return median([*run.series("val_accuracy").values()][-last_epochs(record) :])
-
-
 def _sizes(record: Record) -> list[int]:
     return sorted(int(size) for size in record.config["batch_size"])
+
+
+def _rate(arm: Arm) -> float:
+    """Give the highest rate of the training."""
+    return arm.cells[0].factors["lr"] if arm.cells else 0.0
 
 
 # What the tables and the figure show.
 
 
-def _table(record: Record, grid: Grid, cell: Callable[[GridPoint], Entry]) -> Table:
+def _table(record: Record, grid: Grid, cell: Callable[[Arm], Entry]) -> Table:
     """Lay out a row for each variant and a column for each batch size."""
 
     def column(size: int) -> Callable[[str], Entry]:
@@ -298,42 +262,38 @@ def _name(variant: str) -> str:
     return capital(find_recipe(variant).summary)
 
 
-def _accuracy(point: GridPoint) -> Entry:
-    waiting = "waiting" if point.waiting or not point.seeds else ""
-    words = [percent_spread(point.accuracy) if point.accuracy else "", point.exploded, waiting]
-    note = f"rate {rate(point.lr)}{'; ' if point.accuracy else ''}{spread_note(point.accuracy)}"
-    return Entry(text=", ".join(filter(None, words)), note=note, tone="bad" if point.exploded else "")
+def _accuracy(arm: Arm) -> Entry:
+    accuracy, waiting = arm["accuracy"], "waiting" if arm.waiting or not arm.seeds else ""
+    words = [percent_spread(accuracy) if accuracy else "", arm.exploded, waiting]
+    note = f"rate {rate(_rate(arm))}{'; ' if accuracy else ''}{spread_note(accuracy)}"
+    return Entry(text=", ".join(filter(None, words)), note=note, tone="bad" if arm.lost else "")
 
 
-def _speed(point: GridPoint) -> Entry:
-    value = point.images_per_second
+def _speed(arm: Arm) -> Entry:
+    value = arm["images_per_second"]
     return Entry(text=f"{number(value.mean)} /s" if value else NONE)
 
 
-def _figure(record: Record) -> Figure:
+def _figure(record: Record, grid: Grid) -> list[Figure]:
     """Draw accuracy over the batch size, a line for each variant."""
-    variants = record.config["variants"]
-    runs = [run for _, found in runs_at(record, variant=variants, batch_size=_sizes(record)) for run in found]
-    rows = [_dot(record, run) for run in runs if run.status == "finished"]
-    sizes = sorted({row["images in a step"] for row in rows})
-    axes = {"x": "images in a step", "y": "accuracy", "hue": "variant", "order": list(map(_name, variants))}
-    return Figure(
+    rows = [
+        {"variant": _name(variant), "images in a step": size, "accuracy": accuracy}
+        for (variant, size), arm in grid.items()
+        for cell, accuracy in zip(arm.cells, arm.values["accuracy"], strict=True)
+        if cell.status == "finished"
+    ]
+    axes: dict[str, Any] = {"x": "images in a step", "x_log": True, "y": "accuracy", "percent": True, "dots": True}
+    return chart(
+        "lines",
+        rows,
         name="accuracy",
         title="Validation accuracy over the batch size",
         caption="Median of the last epochs. Line: mean of the seeds. Band: lowest to highest.",
-        kind="lines",
-        data=rows,
-        options=axes | {"x_log": True, "x_values": sizes, "percent": True, "dots": True},
+        **axes,
+        x_values=sorted({row["images in a step"] for row in rows}),
+        hue="variant",
+        order=[_name(variant) for variant in record.config["variants"]],
     )
-
-
-def _dot(record: Record, run: Cell) -> dict[str, Any]:
-    accuracy = _final_accuracy(record, run)
-    return {
-        "variant": _name(run.factors["variant"]),
-        "images in a step": run.factors["batch_size"],
-        "accuracy": accuracy,
-    }
 
 
 # What is claimed.
@@ -369,8 +329,8 @@ def _held(grid: Grid, sizes: Sequence[int]) -> Claim:
 def _of_step(grid: Grid, variant: str, claim: str, size: int) -> Claim:
     """Judge whether a variant is worse than the whole recipe, or, of statistics frozen at the end, that it is not."""
     whole, other = (_known(grid, name, size) for name in (RECIPE, variant))
-    point = grid.get((variant, size))
-    if whole and not other and variant != FROZEN and point and point.exploded and not point.waiting:
+    arm = grid.get((variant, size))
+    if whole and not other and variant != FROZEN and arm and arm.lost and not arm.waiting:
         return judge(claim, True, "Its loss was no longer finite.")
     if not (whole and other):
         missing = variant if whole else RECIPE
@@ -384,14 +344,14 @@ def _of_step(grid: Grid, variant: str, claim: str, size: int) -> Claim:
 
 def _known(grid: Grid, variant: str, size: int) -> Spread | None:
     """Look an accuracy up; None where it was not planned or no run of it has finished."""
-    return grid[variant, size].accuracy if (variant, size) in grid else None
+    return arm["accuracy"] if (arm := grid.get((variant, size))) else None
 
 
 def _why_absent(grid: Grid, variant: str, size: int) -> str:
-    point = grid.get((variant, size))
-    if point is None or not point.seeds:
+    arm = grid.get((variant, size))
+    if arm is None or not arm.seeds:
         return "not trained"
-    return "not ended" if point.waiting else f"loss no longer finite at batch {size:,}"
+    return "not ended" if arm.waiting else f"loss no longer finite at batch {size:,}"
 
 
 # What is said in sentences.
@@ -416,38 +376,39 @@ def _headline(record: Record, grid: Grid) -> str:
     return first_fitting(f"{claim}{beside}{other}", f"{claim}{other}", claim)
 
 
-def _lead(record: Record) -> str:
-    config = record.config
-    sizes, seeds = counted(len(config["batch_size"]), "batch size"), counted(len(config["seeds"]), "seed")
-    return (
-        f"{counted(len(config['variants']), 'variant')} of the recipe at {sizes}, {seeds} each: "
-        f"{counted(config['epochs'], 'epoch')} on {data_label(record)} for every network, so that all see the same "
-        "images as often."
-    )
+LEAD = """
+{variants_count} of the recipe at {sizes}, {count} each: {epochs} on {data} for every network, so that all see the same
+images as often.
+"""
+NOTE = "Accuracy is that of {median}. {note}"
+METHOD = """
+The recipe: at batch B the rate is {lr} · B / {reference_batch} and rises to it from {lr} over {warm_up_epochs}; the
+weight of the last normalization of every residual block starts at zero; normalizations and biases have no weight decay;
+batch norm normalizes {statistics} images at a time. torch's momentum does not hold the rate, so it needs no correction
+as the rate moves.
+
+Without linear scaling the rate is that of the reference batch and needs no warm-up. Statistics of the whole batch are
+of what is in memory at once, at most {at_once} images. Frozen at the end: batch norms normalize by their running
+statistics in the last {frozen_epochs}.
+
+Speed: training images per second, the median of a network's epochs, on {workers}.
+"""
 
 
-def _note(record: Record) -> str:
-    last = last_epochs(record)
-    median = "the last epoch" if last == 1 else f"the median of the last {last} epochs"
-    return f"Accuracy is that of {median}. {seeds_note(record)}"
-
-
-def _method(record: Record) -> list[str]:
-    config, workers = record.config, record.resolved.get("workers", 1)
-    return [
-        data_method(record),
-        *training_method(record),
-        f"The recipe: at batch B the rate is {rate(config['lr'])} · B / {config['reference_batch']} and rises to it "
-        f"from {rate(config['lr'])} over {counted(config['warm_up'], 'epoch')}; the weight of the last normalization "
-        "of every residual block starts at zero; normalizations and biases have no weight decay; batch norm normalizes "
-        f"{STATISTICS} images at a time. torch's momentum does not hold the rate, so it needs no correction as the "
-        "rate moves.",
-        "Without linear scaling the rate is that of the reference batch and needs no warm-up. Statistics of the whole "
-        f"batch are of what is in memory at once, at most {config['at_once']:,} images. Frozen at the end: batch norms "
-        f"normalize by their running statistics in the last {counted(config['freeze_last'], 'epoch')}.",
-        "Speed: training images per second, the median of a network's epochs, on "
-        f"{workers} worker{'' if workers == 1 else 's together'}.",
-    ]
+def _words(record: Record) -> dict[str, str]:
+    """Count what the sentences name."""
+    config, workers, last = record.config, record.resolved.get("workers", 1), last_epochs(record)
+    return {
+        "variants_count": counted(len(config["variants"]), "variant"),
+        "sizes": counted(len(config["batch_size"]), "batch size"),
+        "count": counted(len(config["seeds"]), "seed"),
+        "warm_up_epochs": counted(config["warm_up"], "epoch"),
+        "frozen_epochs": counted(config["freeze_last"], "epoch"),
+        "workers": f"{counted(workers, 'worker')}{' together' * (workers > 1)}",
+        "median": "the last epoch" if last == 1 else f"the median of the last {last} epochs",
+        "note": seeds_note(record),
+        "statistics": str(STATISTICS),
+    }
 
 
 EXPERIMENT = Experiment(name="scale", config=ScaleConfig, quick=QUICK, check=_check, work=_work, describe=describe)

@@ -25,29 +25,17 @@ from torch import Tensor, nn
 
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.configuration import (
-    OneRateConfig,
-    check_at_least,
-    check_experiment,
-    check_lists,
-    check_one_rate,
-    check_split,
-    settings_of,
-)
+from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_split, settings_of
 from steadynorm.lab.data import Images, evaluation_batches, first, take
 from steadynorm.lab.data.cifar10_c import CIFAR10_C, load_cifar10_c
 from steadynorm.lab.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from steadynorm.lab.data.streams import mix_domains, stream
-from steadynorm.lab.describe import (
-    all_measured,
-    data_label,
-    data_method,
-    expected,
-    finals,
-    method_label,
-    networks_as_json,
-    training_method,
-)
+from steadynorm.lab.describe.arms import finals
+from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.figures import chart
+from steadynorm.lab.describe.method import method_of, sentences
+from steadynorm.lab.describe.names import method_label
+from steadynorm.lab.describe.networks import all_measured, networks_as_json
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.judging import check_methods, judge_methods
 from steadynorm.lab.several_decays import DECAYS, with_decay
@@ -59,7 +47,7 @@ from steadynorm.reporting.numbers import NONE, SPACE, percent, points
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
 from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, mean, spread, spreads
-from steadynorm.reporting.words import capital, counted, listing, seeds_label
+from steadynorm.reporting.words import capital, counted, listing
 
 __all__ = ["ARM", "CLEAN", "EXPERIMENT", "KINDS", "MIXED", "SWAPPED", "ShiftConfig"]
 
@@ -242,16 +230,14 @@ def _swap(labels: Tensor) -> Tensor:
 
 def _check(config: ShiftConfig) -> None:
     check_methods(config.methods)
-    check_lists(config, ("methods", "corruptions", "severities"))
     unknown = [name for name in config.corruptions if name not in CORRUPTIONS]
     if unknown:
         raise UserError(f"--corruptions: none is called {unknown[0]!r}. Choose from {', '.join(CORRUPTIONS)}.")
     if not set(config.severities) <= set(SEVERITIES):
         raise UserError(f"--severities: must be from 1 to 5, got {' '.join(map(str, config.severities))}.")
-    check_experiment(config)
+    least = {"stream_images": 1, "stream_batch": 2, "single_images": 1}
+    check_experiment(config, ("methods", "corruptions", "severities"), least=least)
     check_split(config.batch_size)
-    check_at_least(config, (("stream_images", 1), ("stream_batch", 2), ("single_images", 1)))
-    check_one_rate(config)
 
 
 def describe(record: Record) -> Report:
@@ -259,18 +245,18 @@ def describe(record: Record) -> Report:
     found, decays = conditions(record, "stream"), conditions(record, "decays")
     return Report(
         headline=_headline(record, found),
-        lead=_lead(record),
+        lead=sentences(record, LEAD, corruptions_count=counted(len(record.config["corruptions"]), "corruption")),
         table=_short_table(found),
         sections=(
-            Section(title="Result", blocks=(Figures([*_gains(found)]), *_result(found))),
-            expected(
-                Claims(_claims(record, found, decays)),
-            ),
-            Section(title="Each corruption", short="Corruptions", blocks=(Figures([*_corruptions(found)]),)),
+            Section(title="Result", blocks=(Figures(_gains(found)), *_result(found))),
+            expected(Claims(_claims(record, found, decays))),
+            Section(title="Each corruption", short="Corruptions", blocks=(Figures(_corruptions(found)),)),
             Section(title="Which decay survives", short="Decays", blocks=_decays(decays)),
             Section(title="Every stream", blocks=tuple(_every_stream(found))),
         ),
-        method=_method(record),
+        method=method_of(
+            record, METHOD, source=_source(record), one_image=points(1 / record.config["stream_images"], digits=2)
+        ),
         finished=all_measured(record),
         findings=_findings(record, found, decays),
     )
@@ -471,17 +457,17 @@ def _decays(decays: Sequence[Condition]) -> tuple[Block | None, ...]:
         return lambda row: percent(mean_error(rows[row], decay))
 
     table = Table.of(rows, {"Shift": str, **{capital(_decay(name)): error(name) for name in _names(decays)}})
-    return Figures([*_by_severity(decays)]), table, _survivor(decays)
+    return Figures(_by_severity(decays)), table, _survivor(decays)
 
 
 def _decay(name: str) -> str:
     return f"decay {name}" if name[0].isdigit() else "self-tuned momentum"
 
 
-# The figures; nothing before a value of theirs is measured.
+# The figures.
 
 
-def _gains(found: Sequence[Condition]) -> Iterator[Figure]:
+def _gains(found: Sequence[Condition]) -> list[Figure]:
     """Draw the gain of each method over the stored statistics, by kind of stream."""
     rows = [
         {"statistics": method_label(method), "stream": KIND_LABELS[one.kind], "gain": 100 * gain.mean}
@@ -489,19 +475,22 @@ def _gains(found: Sequence[Condition]) -> Iterator[Figure]:
         for method, gain in one.gain.items()
         if method != STORED
     ]
-    if rows:
-        yield Figure(
-            name="gains",
-            title="Gain over the stored statistics",
-            caption="Dot: mean of a kind's streams, clean and corrupted. Line: its worst to its best stream.",
-            kind="dot_ranges",
-            data=rows,
-            options={"rows": "statistics", "x": "gain", "x_title": "points", "signed": True}
-            | {"hue": "stream", "order": list(_by_kind(found))},
-        )
+    return chart(
+        "dot_ranges",
+        rows,
+        name="gains",
+        title="Gain over the stored statistics",
+        caption="Dot: mean of a kind's streams, clean and corrupted. Line: its worst to its best stream.",
+        rows="statistics",
+        x="gain",
+        x_title="points",
+        signed=True,
+        hue="stream",
+        order=list(_by_kind(found)),
+    )
 
 
-def _corruptions(found: Sequence[Condition]) -> Iterator[Figure]:
+def _corruptions(found: Sequence[Condition]) -> list[Figure]:
     """Draw the error under each corruption at its hardest on well-mixed streams."""
     hardest = max((one.severity for one in found), default=0)
     here = [one for one in found if one.kind == "iid" and one.severity in (0, hardest)]
@@ -512,40 +501,45 @@ def _corruptions(found: Sequence[Condition]) -> Iterator[Figure]:
         for method, error in one.error.items()
         if method in NAMED
     ]
-    if rows:
-        yield Figure(
-            name="corruptions",
-            title=f"Error on well-mixed streams, severity {hardest}",
-            caption="Dot: mean of the seeds. Line: their lowest to highest error.",
-            kind="dot_ranges",
-            data=rows,
-            options={"rows": "shift", "x": "error", "ends": ("low", "high"), "percent": True}
-            | {"hue": "statistics", "order": [method_label(name) for name in NAMED if name in _names(here)]},
-        )
+    return chart(
+        "dot_ranges",
+        rows,
+        name="corruptions",
+        title=f"Error on well-mixed streams, severity {hardest}",
+        caption="Dot: mean of the seeds. Line: their lowest to highest error.",
+        rows="shift",
+        x="error",
+        ends=("low", "high"),
+        percent=True,
+        hue="statistics",
+        order=[method_label(name) for name in NAMED if name in _names(here)],
+    )
 
 
-def _by_severity(decays: Sequence[Condition]) -> Iterator[Figure]:
+def _by_severity(decays: Sequence[Condition]) -> list[Figure]:
     """Draw the error of each decay's stored statistics over the severity."""
-    names = _names(decays)
-    severities: dict[int, list[Condition]] = {}
-    for one in decays:
-        if one.shift != SWAPPED:
-            severities.setdefault(one.severity, []).append(one)
+    names, shown = _names(decays), [one for one in decays if one.shift != SWAPPED]
+    severities = list(dict.fromkeys(one.severity for one in shown))
     rows = [
-        {"decay": _decay(name), "severity": severity, "error": mean_error(here, name)}
+        {"decay": _decay(name), "severity": severity}
+        | {"error": mean_error([one for one in shown if one.severity == severity], name)}
         for name in names
-        for severity, here in severities.items()
+        for severity in severities
     ]
-    if rows:
-        yield Figure(
-            name="decays",
-            title="Error of stored statistics by severity",
-            caption="Mean over corruptions and seeds.",
-            kind="lines",
-            data=rows,
-            options={"x": "severity", "x_title": "severity (0: clean)", "x_values": sorted(severities)}
-            | {"y": "error", "percent": True, "dots": True, "hue": "decay", "order": list(map(_decay, names))},
-        )
+    axes: dict[str, Any] = {"x": "severity", "x_title": "severity (0: clean)", "x_values": sorted(severities)}
+    return chart(
+        "lines",
+        rows,
+        name="decays",
+        title="Error of stored statistics by severity",
+        caption="Mean over corruptions and seeds.",
+        **axes,
+        y="error",
+        percent=True,
+        dots=True,
+        hue="decay",
+        order=list(map(_decay, names)),
+    )
 
 
 # What is claimed.
@@ -651,33 +645,25 @@ def _survivor(decays: Sequence[Condition]) -> Text | None:
     )
 
 
-def _lead(record: Record) -> str:
-    config = record.config
-    return (
-        f"One network ({config['network']}) of batch norm, trained for {counted(config['epochs'], 'epoch')} on "
-        f"{data_label(record)}; {counted(len(config['corruptions']), 'corruption')}, streams of "
-        f"{config['stream_images']:,} images in batches of {config['stream_batch']}; "
-        f"{seeds_label(len(config['seeds']))}."
-    )
+LEAD = """
+One network ({network}) of batch norm, trained for {epochs} on {data}; {corruptions_count}, streams of {stream_images}
+images in batches of {stream_batch}; {seeds}.
+"""
+METHOD = """
+Running statistics take no part in training, so one training gives those of every decay: a decay of 0.9 is torch's
+momentum of 0.1. The methods that adapt begin with those of decay 0.9.
 
+Corruptions: {source}. Streams: well mixed; every batch mixing all corruptions; class by class; bursts of classes
+(Dirichlet shares, concentration 0.1); the images of one class, drawn at random; and well mixed, one by one.
 
-def _method(record: Record) -> list[str]:
-    images = record.config["stream_images"]
-    return [
-        data_method(record),
-        *training_method(record),
-        "Running statistics take no part in training, so one training gives those of every decay: a decay of 0.9 is "
-        "torch's momentum of 0.1. The methods that adapt begin with those of decay 0.9.",
-        f"Corruptions: {_source(record)}. Streams: well mixed; every batch mixing all corruptions; class by class; "
-        "bursts of classes (Dirichlet shares, concentration 0.1); the images of one class, drawn at random; and well "
-        "mixed, one by one.",
-        "Statistics: stored; the batch's own; a prior of 16, the stored ones counting as 16 samples beside the "
-        "batch's; running statistics that go on following the stream by a decay or self-tuned, each batch seen before "
-        "it is predicted; gated layers, each for itself; and the gate, which decides for the whole network whether to "
-        "adapt. No method sees a label or takes a gradient, and all calibration is on training images.",
-        "Every method predicts the same images, so differences between methods are less noisy than the errors "
-        f"themselves: of {images:,} images, one image is {points(1 / images, digits=2)}.",
-    ]
+Statistics: stored; the batch's own; a prior of 16, the stored ones counting as 16 samples beside the batch's; running
+statistics that go on following the stream by a decay or self-tuned, each batch seen before it is predicted; gated
+layers, each for itself; and the gate, which decides for the whole network whether to adapt. No method sees a label or
+takes a gradient, and all calibration is on training images.
+
+Every method predicts the same images, so differences between methods are less noisy than the errors themselves: of
+{stream_images} images, one image is {one_image}.
+"""
 
 
 def _source(record: Record) -> str:

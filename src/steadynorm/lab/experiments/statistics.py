@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.configuration import ExperimentConfig, check_at_least, check_experiment, check_rates
+from steadynorm.lab.configuration import ExperimentConfig, check_experiment
 from steadynorm.lab.data import batches
-from steadynorm.lab.describe import data_label, expected
+from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.names import data_label
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.networks import build_network
 from steadynorm.ops.registration import moments
@@ -86,9 +87,7 @@ QUICK: dict[str, Any] = {"steps": 60, "batch_size": 64}
 
 
 def _check(config: StatisticsConfig) -> None:
-    check_experiment(config)
-    check_at_least(config, (("steps", 2), ("batch_size", 2)))  # the first batch is predicted by nothing
-    check_rates("--lr", (config.lr,))
+    check_experiment(config, least={"steps": 2, "batch_size": 2})  # the first batch is predicted by nothing
 
 
 def _work(task: Task[StatisticsConfig]) -> None:

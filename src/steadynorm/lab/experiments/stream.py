@@ -16,9 +16,10 @@ Cost: a step of one image takes some 5 ms on a core, so 30,000 images and five a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -26,34 +27,16 @@ from torch import nn
 
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.configuration import (
-    OneRateConfig,
-    check_arms,
-    check_at_least,
-    check_experiment,
-    check_lists,
-    check_one_rate,
-    check_split,
-    settings_of,
-)
+from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, check_split, settings_of
 from steadynorm.lab.data import evaluation_batches, first
 from steadynorm.lab.data.streams import stream
-from steadynorm.lab.describe import (
-    accuracy_entry,
-    all_measured,
-    arm_cell,
-    arm_label,
-    arm_labels,
-    curves,
-    data_label,
-    data_method,
-    diverged_at_steps,
-    expected,
-    finals,
-    method_label,
-    networks_as_json,
-    training_method,
-)
+from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final, finals, if_finished
+from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.figures import chart, curves
+from steadynorm.lab.describe.method import method_of, sentences
+from steadynorm.lab.describe.names import arm_labels, method_label
+from steadynorm.lab.describe.networks import all_measured, networks_as_json
+from steadynorm.lab.describe.tables import accuracy_entry, arm_cell
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.judging import check_methods, judge_methods
 from steadynorm.lab.training import evaluate, network, train_networks
@@ -62,8 +45,8 @@ from steadynorm.reporting.claims import compare, is_guessing, judge, unless_gues
 from steadynorm.reporting.numbers import percent, percent_spread, points, rate, signed_points
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
 from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
-from steadynorm.reporting.seeds import Spread, spread, spreads
-from steadynorm.reporting.words import capital, counted, listing, seeds_label
+from steadynorm.reporting.seeds import Spread, spread
+from steadynorm.reporting.words import capital
 from steadynorm.surgery import recalibrate_
 
 __all__ = ["DEFAULT_BUILD", "EXPERIMENT", "ORDERS", "STATELESS", "StreamConfig", "default_build", "single"]
@@ -192,209 +175,200 @@ def _measure(task: Task[StreamConfig]) -> Measure:
 def _check(config: StreamConfig) -> None:
     check_arms(config.arms)
     check_methods(config.methods)
-    check_lists(config, ("arms", "methods"))
-    check_experiment(config)
+    check_experiment(config, ("arms", "methods"), least={"batch_size": 2, "stream_images": 1})
     check_split(config.batch_size, 1)
-    check_at_least(config, (("batch_size", 2), ("stream_images", 1)))
-    check_one_rate(config)
 
 
 def describe(record: Record) -> Report:
     """Say what batch size 1 costs."""
-    default = spread(finals(_runs(record, DEFAULT_BUILD, None)).values())
-    arms = [summarise(record, str(arm)) for arm in record.config["arms"]]
+    default, arms = spread(_defaults(record).values()), arms_of(record)
     results = [one for order in ORDERS for one in on_single_images(record, order)]
     table = _table(record, arms, default)
-    note = (
-        "Points below the default build are differences of the same seed. The last column replaces the running "
-        "statistics by those of training images, for the same weights: what it wins was lost by the statistics, what "
-        "is still missing by the weights."
-    )
     return Report(
         headline=_headline(record, arms, default),
-        lead=_lead(record),
+        lead=sentences(record, LEAD, lr_of_one=rate(record.config["lr"] / record.config["batch_size"])),
         table=table,
         sections=(
-            Section(title="Result", blocks=(Figures([*_training(record)]), table, Text(note))),
-            expected(
-                Claims(_claims(record, arms, results, default)),
-            ),
+            Section(title="Result", blocks=(Figures(_training(record)), table, Text(" ".join(NOTE.split())))),
+            expected(Claims(_claims(record, arms, results, default))),
             Section(title="The default build on single images", short="Single images", blocks=_single_images(results)),
         ),
-        method=_method(record),
+        method=method_of(record, METHOD),
         finished=all_measured(record),
         findings={
-            "default_build": asdict(default) if default else None,
-            "arms": [asdict(one) for one in arms],
-            "ways": [asdict(one) for one in results],
+            "default_build": default,
+            "arms": [
+                {"arm": arm.arm, "seeds": arm.seeds, "diverged_at_step": arm.diverged_at_step, **arm.spreads}
+                for arm in arms
+            ],
+            "ways": [{"method": one.arm, **one.at, **one.spreads} for one in results],
             "limit": LIMIT,
             "runs": networks_as_json(record),
         },
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmResult:
-    """One arm trained at batch size 1; spreads are over the seeds."""
-
-    arm: str
-    seeds: int
-    diverged_at_step: tuple[int, ...]
-    accuracy: Spread | None
-    """On the validation images after the last epoch."""
-    drop: Spread | None
-    """Accuracy of the default build less that, seed by seed."""
-    recalibrated: Spread | None
-    """Accuracy once the running statistics are those of training images, for the weights as they are."""
+def _defaults(record: Record) -> dict[int, float]:
+    """Give seed -> accuracy of the default build."""
+    return finals(record.select(part=None, arm=DEFAULT_BUILD, batch_size=None))
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodResult:
-    """The default build on single images that come in one order, by one method; spreads are over the seeds."""
+def arms_of(record: Record) -> list[Arm]:
+    """Reduce the networks of batch size 1 to their numbers.
 
-    method: str
-    order: str
-    accuracy: Spread | None
-    gain: Spread | None
-    """Accuracy less that of the stored statistics on the same images, seed by seed."""
+    ``drop`` is how far the accuracy is below the default build's of the same seed; ``recalibrated`` the accuracy once
+    the running statistics are those of training images, for the weights as they are.
+    """
+    default = _defaults(record)
+    again = {tuple(cell.factors[name] for name in ("arm", "seed")): cell for cell in record.select(part="recalibrated")}
 
+    def drop(run: Cell) -> float:
+        return default.get(run.factors["seed"], math.nan) - run.last("val_accuracy")
 
-def summarise(record: Record, arm: str) -> ArmResult:
-    """Reduce the runs of an arm at batch size 1 to its numbers."""
-    runs, default = _runs(record, arm), finals(_runs(record, DEFAULT_BUILD, None))
-    accuracies, cells = finals(runs), record.select(part="recalibrated", arm=arm)
-    return ArmResult(
-        arm=arm,
-        seeds=len(runs),
-        diverged_at_step=diverged_at_steps(runs),
-        accuracy=spread(accuracies.values()),
-        drop=spread(default[seed] - value for seed, value in accuracies.items() if seed in default),
-        recalibrated=spread(value for cell in cells for value in cell.values("accuracy").values()),
-    )
+    def recalibrated(run: Cell) -> float:
+        cell = again.get((run.factors["arm"], run.factors["seed"]))
+        return cell.values("accuracy").get("", math.nan) if cell else math.nan
+
+    quantities = {"accuracy": final("val_accuracy"), "drop": if_finished(drop), "recalibrated": recalibrated}
+    return arms_at(record, quantities, arm=record.config["arms"], batch_size=[1])
 
 
-def on_single_images(record: Record, order: str) -> list[MethodResult]:
-    """Summarise every method where the images come in this order."""
-    found = [cell.values("accuracy") for cell in record.select(part="stream", order=order)]
-    accuracy = spreads(found)
-    gain = spreads({name: value - each[STORED] for name, value in each.items()} for each in found if STORED in each)
+def on_single_images(record: Record, order: str) -> list[Arm]:
+    """Reduce the default build's streams of this order, for each method, to accuracy and gain over the stored ones."""
+
+    def accuracy(method: str) -> Reduction:
+        return lambda cell: cell.values("accuracy").get(method, math.nan)
+
+    def gain(method: str) -> Reduction:
+        return lambda cell: accuracy(method)(cell) - accuracy(STORED)(cell)
+
+    cells = record.select(part="stream", order=order)
     return [
-        MethodResult(method=method, order=order, accuracy=accuracy.get(method), gain=gain.get(method))
+        Arm.of(method, cells, {"accuracy": accuracy(method), "gain": gain(method)}, at={"order": order})
         for method in map(str, record.config["methods"])
     ]
 
 
-def _runs(record: Record, arm: str, batch_size: int | None = 1) -> list[Cell]:
-    return record.select(part=None, arm=arm, batch_size=batch_size)
-
-
 # What the tables and figures show.
 
+NOTE = """
+Points below the default build are differences of the same seed. The last column replaces the running statistics by
+those of training images, for the same weights: what it wins was lost by the statistics, what is still missing by the
+weights.
+"""
 
-def _table(record: Record, arms: Sequence[ArmResult], default: Spread | None) -> Table:
+
+def _table(record: Record, arms: Sequence[Arm], default: Spread | None) -> Table:
     """Lay out the default build, then a row for each arm."""
     first = Entry(text="Batch norm, the default build", tone="series-0")
-    rows: list[ArmResult | None] = [None, *arms]
-    return Table.of(
-        rows,
-        {
-            "Normalization": lambda one: arm_cell(record, one.arm, before=1) if one else first,
-            "Batch": lambda one: "1" if one else str(record.config["batch_size"]),
-            "Validation accuracy": lambda one: _accuracy(one) if one else accuracy_entry(default),
-            "Below the default build": lambda one: signed_points(one.drop) if one else "",
-            "With statistics measured again": lambda one: _measured_anew(one) if one else "",
-        },
+    columns: Mapping[str, Callable[[Arm | None], Entry | str]] = {
+        "Normalization": lambda arm: arm_cell(record, arm.arm, before=1) if arm else first,
+        "Batch": lambda arm: "1" if arm else str(record.config["batch_size"]),
+        "Validation accuracy": lambda arm: _accuracy(arm) if arm else accuracy_entry(default),
+        "Below the default build": lambda arm: signed_points(arm["drop"]) if arm else "",
+        "With statistics measured again": lambda arm: _measured_anew(arm) if arm else "",
+    }
+    return Table.of([None, *arms], columns)
+
+
+def _accuracy(arm: Arm) -> Entry:
+    """Give the accuracy, or the steps at which an arm diverged that has none."""
+    if arm["accuracy"] or not arm.lost:
+        return accuracy_entry(arm["accuracy"])
+    return Entry(text=arm.lost, tone="bad")
+
+
+def _measured_anew(arm: Arm) -> str:
+    return "no such statistics" if arm.arm in STATELESS else percent_spread(arm["recalibrated"])
+
+
+def _training(record: Record) -> list[Figure]:
+    """Draw validation accuracy over the epochs, the default build's first."""
+    runs = {"default build": record.select(part=None, arm=DEFAULT_BUILD, batch_size=None)}
+    runs |= {str(arm): record.select(part=None, arm=arm, batch_size=1) for arm in record.config["arms"]}
+    return curves(
+        record,
+        runs,
+        "val_accuracy",
+        title="Validation accuracy",
+        caption="After each epoch, in evaluation mode. All but the default build trained at batch size 1.",
+        order=["default build", *arm_labels(record)],
     )
 
 
-def _accuracy(one: ArmResult) -> Entry:
-    """Give the accuracy, or the steps at which an arm diverged that has none."""
-    if one.accuracy or not one.diverged_at_step:
-        return accuracy_entry(one.accuracy)
-    return Entry(text=f"diverged at step {listing([f'{step:,}' for step in one.diverged_at_step])}", tone="bad")
-
-
-def _measured_anew(one: ArmResult) -> str:
-    return "no such statistics" if one.arm in STATELESS else percent_spread(one.recalibrated)
-
-
-def _training(record: Record) -> Iterator[Figure]:
-    """Draw validation accuracy over the epochs, the default build's first."""
-    runs = {"default build": _runs(record, DEFAULT_BUILD, None)}
-    runs |= {arm_label(arm): _runs(record, arm) for arm in record.config["arms"]}
-    if any(run.series("val_accuracy") for run in record.networks):
-        yield curves(
-            runs,
-            "val_accuracy",
-            title="Validation accuracy",
-            caption="After each epoch, in evaluation mode. All but the default build trained at batch size 1.",
-            order=["default build", *arm_labels(record)],
-            config=record.config,
-        )
-
-
-def _single_images(results: Sequence[MethodResult]) -> tuple[Block, ...]:
+def _single_images(results: Sequence[Arm]) -> tuple[Block, ...]:
     """Draw what each method gains over the stored statistics, and lay out its accuracy."""
     rows = [
-        {"statistics": method_label(one.method), "order": one.order.replace("_", "-")}
-        | {"gain": 100 * one.gain.mean, "low": 100 * one.gain.low, "high": 100 * one.gain.high}
+        {"statistics": method_label(one.arm), "order": one.at["order"].replace("_", "-")}
+        | {end: 100 * getattr(gain, of) for end, of in (("gain", "mean"), ("low", "low"), ("high", "high"))}
         for one in results
-        if one.gain and one.method != STORED
+        if (gain := one["gain"]) and one.arm != STORED
     ]
-    figure = Figure(
+    axes: dict[str, Any] = {"rows": "statistics", "x": "gain", "ends": ("low", "high"), "x_title": "points"}
+    figures = chart(
+        "dot_ranges",
+        rows,
         name="ways",
         title="Gain over the stored statistics",
         caption="Dot: mean of the seeds. Line: lowest to highest.",
-        kind="dot_ranges",
-        data=rows,
-        options={"rows": "statistics", "x": "gain", "ends": ("low", "high"), "x_title": "points", "signed": True}
-        | {"hue": "order", "order": [order.replace("_", "-") for order in ORDERS]},
+        **axes,
+        signed=True,
+        hue="order",
+        order=[order.replace("_", "-") for order in ORDERS],
     )
-    return (Figures([figure]), _methods_table(results)) if rows else ()
+    known = {(one.at["order"], one.arm): one for one in results}
+
+    def column(order: str) -> Callable[[str], Entry]:
+        return lambda method: _of_method(known[order, method])
+
+    columns = {f"{capital(order.replace('_', ' '))}, one by one": column(order) for order in ORDERS}
+    methods = dict.fromkeys(one.arm for one in results)
+    table = Table.of(methods, {"Statistics": lambda method: capital(method_label(method)), **columns})
+    return (Figures(figures), table) if rows else ()
 
 
-def _methods_table(results: Sequence[MethodResult]) -> Table:
-    def accuracy(order: str, method: str) -> Entry:
-        one = next(one for one in results if (one.order, one.method) == (order, method))
-        note = f"{signed_points(one.gain)} against stored" if one.gain and method != STORED else ""
-        return Entry(text=percent_spread(one.accuracy), note=note)
-
-    columns = {f"{capital(order.replace('_', ' '))}, one by one": partial(accuracy, order) for order in ORDERS}
-    methods = dict.fromkeys(one.method for one in results)
-    return Table.of(methods, {"Statistics": lambda method: capital(method_label(method)), **columns})
+def _of_method(one: Arm) -> Entry:
+    note = f"{signed_points(one['gain'])} against stored" if one["gain"] and one.arm != STORED else ""
+    return Entry(text=percent_spread(one["accuracy"]), note=note)
 
 
 # What is claimed.
 
 
-def _claims(
-    record: Record, arms: Sequence[ArmResult], results: Sequence[MethodResult], default: Spread | None
-) -> list[Claim]:
-    chance, named = chance_of(record), {one.arm: one for one in arms}
+def _claims(record: Record, arms: Sequence[Arm], results: Sequence[Arm], default: Spread | None) -> list[Claim]:
+    chance, named = chance_of(record), {arm.arm: arm for arm in arms}
     gated, plain = named.get(GATED), named.get(PLAIN)
-    pair = {arm_label(one.arm): one.accuracy for one in (gated, plain) if one}
-    pays_less = _pays_less(gated, plain)
+    pair = {arm.label: arm["accuracy"] for arm in (gated, plain) if arm}
+    pays_less = compare(
+        "At batch size 1 the gated layer loses less than plain batch norm.",
+        *(arm["accuracy"] if arm else None for arm in (gated, plain)),
+        higher=True,
+        what="validation accuracy",
+        names=("with the gate", "without"),
+        shown=percent,
+        absent="Not both were trained to the end.",
+    )
     if all(accuracy and is_guessing(accuracy, chance) for accuracy in pair.values()):  # that one alone is, is a finding
         pays_less = unless_guessing(pays_less, chance, pair)
     judged = (
         _falsifier(gated, default, chance.share),
-        _evaluated([one.gain for one in results if one.method == GATED_LAYERS and one.gain]),
+        _evaluated([gain for one in results if one.arm == GATED_LAYERS and (gain := one["gain"])]),
         pays_less,
         _statistics_are_to_blame(plain),
-        *(_costs_nothing(one) for one in results if one.method == GATE),
+        *(_costs_nothing(one) for one in results if one.arm == GATE),
     )
     return [unless_guessing(item, chance, {"the default build": default}) for item in judged]
 
 
-def _falsifier(gated: ArmResult | None, default: Spread | None, chance: float) -> Claim:
+def _falsifier(gated: Arm | None, default: Spread | None, chance: float) -> Claim:
     claim = f"The gated layer loses at most {points(LIMIT, digits=0)} at batch size 1 (a larger drop falsifies it)."
     diverged = gated.diverged_at_step if gated else ()
-    if gated is None or gated.drop is None:
+    if gated is None or (drop := gated["drop"]) is None:
         return judge(claim, False if diverged else None, "Every run diverged." if diverged else "It was not trained.")
     if default and default.mean < LIMIT + chance:
         reached = f"The default build itself reaches {percent(default.mean)}"
         return judge(claim, None, f"{reached}, too near chance to lose so much.")
-    drop, within = gated.drop, gated.drop.high <= LIMIT
+    within = drop.high <= LIMIT
     seeds = "one seed" if drop.n == 1 else f"{signed_points(drop)}, {drop.n} seeds, at most {points(drop.high)}"
     worst = f"{points(LIMIT - drop.high)} {'within' if within else 'beyond'} the limit at worst"
     lost = f" {len(diverged)} of {gated.seeds} runs diverged." if diverged else ""
@@ -410,38 +384,39 @@ def _evaluated(gains: Sequence[Spread]) -> Claim:
     return judge(claim, least.low >= -LIMIT, text)
 
 
-def _pays_less(gated: ArmResult | None, plain: ArmResult | None) -> Claim:
-    return compare(
-        "At batch size 1 the gated layer loses less than plain batch norm.",
-        gated.accuracy if gated else None,
-        plain.accuracy if plain else None,
-        higher=True,
-        what="validation accuracy",
-        names=("with the gate", "without"),
-        shown=percent,
-        absent="Not both were trained to the end.",
-    )
-
-
-def _statistics_are_to_blame(plain: ArmResult | None) -> Claim:
+def _statistics_are_to_blame(plain: Arm | None) -> Claim:
     claim = "Plain batch norm fails in evaluation, by its running statistics and not by its weights."
-    if plain is None or plain.accuracy is None or plain.recalibrated is None or plain.drop is None:
+    accuracy, again, drop = (plain[name] if plain else None for name in ("accuracy", "recalibrated", "drop"))
+    if accuracy is None or again is None or drop is None:
         return judge(claim, None, "It was not trained to the end.")
-    won = plain.recalibrated.mean - plain.accuracy.mean
+    won = again.mean - accuracy.mean
     found = f"win {points(won)} of them back" if won >= 0 else f"lose {points(won)} more"
-    met = won > plain.drop.mean / 2 > 0
-    return judge(claim, met, f"It {_lost(plain.drop)}; statistics measured again {found}.")
+    return judge(claim, won > drop.mean / 2 > 0, f"It {_lost(drop)}; statistics measured again {found}.")
 
 
-def _costs_nothing(one: MethodResult) -> Claim:
-    order = one.order.replace("_", "-")
+def _costs_nothing(one: Arm) -> Claim:
+    order, gain = one.at["order"].replace("_", "-"), one["gain"]
     claim = f"The gate costs the default build at most {points(SAFE)} on single images, {order}."
-    if one.gain is None:
+    if gain is None:
         return judge(claim, None, "The stream was not measured.")
-    return judge(claim, one.gain.low >= -SAFE, f"{signed_points(one.gain)} against the stored statistics.")
+    return judge(claim, gain.low >= -SAFE, f"{signed_points(gain)} against the stored statistics.")
 
 
 # What is said in sentences.
+
+LEAD = """
+The same network ({network}) trained for {epochs} on {data}, in batches of {batch_size} with rate {lr}, and image by
+image with rate {lr_of_one}; {seeds}.
+"""
+METHOD = """
+At batch size 1 the images come one by one in an order shuffled again for every epoch, with the learning rate divided by
+{batch_size}; the layers keep their defaults, momentum 0.1 of the running statistics included. Frozen batch norm has
+nothing to freeze in a new network: it is a learned weight and bias.
+
+Single images: {stream_images} of the validation images, predicted one by one by the default build in evaluation.
+Class-ordered: all of one class, then all of another. A method that follows the stream sees an image before it predicts
+it. Calibration, where a method needs one, is on training images.
+"""
 
 
 def _lost(drop: Spread) -> str:
@@ -449,9 +424,9 @@ def _lost(drop: Spread) -> str:
     return f"{'loses' if drop.mean >= 0 else 'gains'} {points(drop.mean)}"
 
 
-def _headline(record: Record, arms: Sequence[ArmResult], default: Spread | None) -> str:
-    drops = {one.arm: one.drop for one in arms if one.drop}
-    if GATED in [one.arm for one in arms if one.diverged_at_step and not one.accuracy]:
+def _headline(record: Record, arms: Sequence[Arm], default: Spread | None) -> str:
+    drops = {arm.arm: drop for arm in arms if (drop := arm["drop"])}
+    if GATED in [arm.arm for arm in arms if arm.lost and not arm["accuracy"]]:
         return "At batch size 1 gated batch norm diverged"
     if GATED not in drops:
         return "No gated network has been trained at batch size 1 yet"
@@ -459,29 +434,6 @@ def _headline(record: Record, arms: Sequence[ArmResult], default: Spread | None)
         return f"The default build is no better than guessing ({percent(default.low)}), and has nothing to lose"
     beside = f", plain batch norm {_lost(drops[PLAIN])}" if PLAIN in drops else ""
     return f"At batch size 1 gated batch norm {_lost(drops[GATED])}{beside}"
-
-
-def _lead(record: Record) -> str:
-    config = record.config
-    return (
-        f"The same network ({config['network']}) trained for {counted(config['epochs'], 'epoch')} on "
-        f"{data_label(record)}, in batches of {config['batch_size']} with rate {rate(config['lr'])}, and image by "
-        f"image with rate {rate(config['lr'] / config['batch_size'])}; {seeds_label(len(config['seeds']))}."
-    )
-
-
-def _method(record: Record) -> list[str]:
-    config = record.config
-    return [
-        f"{data_method(record)} A seed decides the initial weights and the order of the images, alike in every arm.",
-        *training_method(record),
-        "At batch size 1 the images come one by one in an order shuffled again for every epoch, with the learning rate "
-        f"divided by {config['batch_size']}; the layers keep their defaults, momentum 0.1 of the running statistics "
-        "included. Frozen batch norm has nothing to freeze in a new network: it is a learned weight and bias.",
-        f"Single images: {config['stream_images']:,} of the validation images, predicted one by one by the default "
-        "build in evaluation. Class-ordered: all of one class, then all of another. A method that follows the stream "
-        "sees an image before it predicts it. Calibration, where a method needs one, is on training images.",
-    ]
 
 
 EXPERIMENT = Experiment(name="stream", config=StreamConfig, quick=QUICK, check=_check, work=_work, describe=describe)

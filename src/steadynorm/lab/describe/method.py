@@ -1,0 +1,95 @@
+"""How networks are trained and judged, in sentences: those that all reports share, and an experiment's own.
+
+An experiment's own are templates such as ``trained for {epochs} on {data} at rate {lr}``, which :func:`sentences` and
+:func:`method_of` fill from the record.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steadynorm.lab.describe.names import data_label
+from steadynorm.reporting.numbers import rate
+from steadynorm.reporting.records import Record
+from steadynorm.reporting.words import counted, listing, seeds_label
+
+__all__ = ["batches_label", "class_count", "method_of", "paragraphs", "sentences"]
+
+DATA = """
+Data: {data}, {train_images} training and {validation_images} validation images in {classes} classes; augmentation:
+{augment}. Network: {network}, the same for every arm except for its normalization layers. A seed decides the initial
+weights, the order of the images and their augmentation, alike in every arm.
+"""
+TRAINING = """
+Training: SGD with momentum {momentum} and weight decay {weight_decay}, {batches}, {schedule}. It ran on {device} in
+{precision}{workers}.
+
+Training loss and accuracy are measured during the epoch, while the weights move{augmented}; validation follows the
+epoch, in evaluation mode. That is why validation can be ahead of training.
+"""
+SHARED = """
+, on {workers} workers that share each batch evenly. Batch norm normalizes each worker's part by itself, where it is
+not synchronised; running statistics are merged before every evaluation
+"""
+
+
+def sentences(record: Record, text: str, **own: object) -> str:
+    """Fill a paragraph: fields of the configuration and of what it became, written as in a sentence.
+
+    Args:
+        record: of the experiment.
+        text: with the names of fields in braces; ``{epochs}`` is counted, ``{seeds}`` says how many there are.
+        own: further values, or others.
+    """
+    config: dict[str, Any] = {**record.config, **record.resolved}
+    words = {name: _word(value) for name, value in config.items()} | {"data": data_label(record)}
+    words |= {"seeds": seeds_label(len(config["seeds"]))}
+    if "epochs" in config:
+        words |= {"epochs": counted(config["epochs"], "epoch")}
+    return " ".join(text.split()).format_map(words | {name: _word(value) for name, value in own.items()})
+
+
+def _word(value: Any) -> str:  # noqa: ANN401 (a field of any type)
+    if isinstance(value, list):
+        return listing([_word(one) for one in value])
+    if isinstance(value, float):
+        return rate(value)
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def paragraphs(record: Record, text: str, **own: object) -> list[str]:
+    """Fill paragraphs, which a blank line parts; one that comes out empty is left out."""
+    return [filled for one in text.split("\n\n") if (filled := sentences(record, one, **own))]
+
+
+def method_of(record: Record, text: str, **own: object) -> list[str]:
+    """Say how networks are trained and judged, and then what the paragraphs of ``text`` say; see :func:`sentences`."""
+    workers = record.resolved.get("workers", 1)  # older records do not have it
+    shared = {
+        "classes": class_count(record),
+        "batches": batches_label(record),
+        "schedule": _schedule(record),
+        "augmented": ", and on augmented images" if record.config["augment"] != "none" else "",
+        "workers": "" if workers == 1 else sentences(record, SHARED),
+    }
+    return paragraphs(record, f"{DATA}\n\n{TRAINING}", **shared) + paragraphs(record, text, **own)
+
+
+def batches_label(record: Record) -> str:
+    """Say how many images are normalized together, and how many of such batches a step averages."""
+    size, together = record.config["batch_size"], record.config.get("accumulate", 1)  # few experiments have it
+    size = listing([str(one) for one in size]) if isinstance(size, list) else size
+    return f"batches of {size}" if together == 1 else f"batches of {size}, {together} to a step"
+
+
+def class_count(record: Record) -> int:
+    """Count the classes, whether the record names or counts them."""
+    classes = record.resolved["classes"]
+    return classes if isinstance(classes, int) else len(classes)
+
+
+def _schedule(record: Record) -> str:
+    """Describe the learning rate over time."""
+    lr, milestones = record.config["lr"], [str(epoch) for epoch in record.config["milestones"]]
+    which = f"learning rate{'s' if isinstance(lr, list) and len(lr) > 1 else ''} {_word(lr)}"
+    return f"{which}, divided by ten after epoch {listing(milestones)}" if milestones else f"{which} throughout"

@@ -1,0 +1,15 @@
+"""Claims on arms."""
+
+import math
+from dataclasses import replace
+
+from steadynorm.lab.describe.arms import Arm
+from steadynorm.lab.describe.claims import with_and_without
+from tests.support.records import run
+
+
+def test_a_number_that_rests_on_both_arms_is_missing_because_of_the_one_that_diverged() -> None:
+    batch = Arm.of("batch_norm", [run("batch_norm", val_accuracy=[0.5])], {"steps": lambda cell: math.nan})
+    lost = replace(batch, arm="none", cells=(run("none", status="diverged", diverged_at_step=7),))
+    found = with_and_without("Sooner.", (batch, lost), "steps", "first step")
+    assert (found.verdict, found.measured) == ("not measured", "Diverged at step 7.")

@@ -1,0 +1,35 @@
+"""How networks are trained, in sentences."""
+
+from dataclasses import replace
+
+import pytest
+
+from steadynorm.lab.describe.method import method_of, paragraphs, sentences
+from tests.support.records import record
+
+
+def test_how_many_workers_shared_the_batches_is_said_where_there_were_several():
+    alone = record([])
+    shared = replace(alone, resolved=alone.resolved | {"workers": 4})
+    assert "worker" not in method_of(alone, "")[1]
+    assert "on cpu in bfloat16, on 4 workers that share each batch evenly. " in method_of(shared, "")[1]
+
+
+@pytest.mark.parametrize(
+    ("lr", "said"),
+    [(0.1, "learning rate 0.1, divided"), ([0.1], "learning rate 0.1, divided"), ([0.1, 1.0], "rates 0.1 and 1, ")],
+)
+def test_the_learning_rates_are_listed(lr: object, said: str) -> None:
+    assert said in method_of(record([], lr=lr), "")[1]
+
+
+def test_fields_are_written_as_in_a_sentence() -> None:
+    made = record([], seeds=[0, 1], epochs=1, lr=[0.1, 1.0])
+    text = "{epochs} of {data}\n  at {lr}, {train_images} images, {network}, {seeds}; {own} on {device}"
+    assert sentences(made, text, own=1234) == (
+        "1 epoch of CIFAR-10 at 0.1 and 1, 50,000 images, cnn, 2 seeds each; 1,234 on cpu"
+    )
+
+
+def test_paragraphs_are_parted_by_blank_lines_and_empty_ones_left_out() -> None:
+    assert paragraphs(record([]), "\nA {a}\nb.\n\n{none}\n\nC.\n", a=1, none="") == ["A 1 b.", "C."]
