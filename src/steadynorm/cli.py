@@ -29,7 +29,7 @@ from steadynorm.lab.experiments import EXPERIMENTS  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
-from steadynorm.reporting.printable import printable  # noqa: E402
+from steadynorm.printable import printable  # noqa: E402
 from steadynorm.reporting.progress import open_display  # noqa: E402
 from steadynorm.reporting.records import read_config  # noqa: E402
 from steadynorm.reporting.results import read_summary, results_table, verdict_lines  # noqa: E402

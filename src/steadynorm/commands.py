@@ -12,8 +12,8 @@ import tyro
 from steadynorm import __version__
 from steadynorm._start import INTERRUPTED, raise_on_interrupt
 from steadynorm.lab.workers import is_first
+from steadynorm.printable import printable
 from steadynorm.reporting.failure import Interrupted, UserError, reason_of
-from steadynorm.reporting.printable import printable
 
 __all__ = ["CANNOT", "INTERRUPTED", "Command", "run_command"]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from steadynorm.surgery import recalibrate_
 
-__all__ = ["batches", "images", "trained_network"]
+__all__ = ["HOSTILE", "batches", "hostile_network", "images", "spoilt_network", "trained_network"]
 
 
 def images(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -46,4 +48,36 @@ def trained_network() -> nn.Sequential:
         functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     recalibrate_(model, batches(16, seed=2))
+    return model.eval()
+
+
+def spoilt_network() -> nn.Sequential:
+    """The trained network with a fault of each severity: NaN, lost statistics, eps of another framework."""
+    model: Any = trained_network()
+    with torch.no_grad():
+        model[1].running_var[3] = torch.nan
+        model[4].reset_running_stats()
+        model[4].eps = 0.3
+        model[1].weight[2] = model[4].weight[2] = 0.0
+    return model
+
+
+HOSTILE = {
+    "html": "<img src=x onerror=alert(1)>",
+    "escape": "a\x1b[2J\x1b]0;owned\x07",
+    "newline": "a\nHealthy: no fault was found",
+    "rich": "[red]a[/red] [link=https://x/y]b[/link]",
+    "markdown": "[click](https://x/y) {0} `",
+    "bidi": "a\N{RIGHT-TO-LEFT OVERRIDE}b",
+    "script": "</script><script>alert(1)</script>",
+}
+"""Kind of harm -> name of a module that would do it where names are not made inert."""
+
+
+def hostile_network(kind: str) -> nn.Module:
+    """A network whose batch norm has such a name and lost its statistics."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3))
+    model.add_module(HOSTILE[kind], nn.BatchNorm2d(4))
+    norm: Any = model[1]
+    norm.num_batches_tracked.fill_(100)
     return model.eval()

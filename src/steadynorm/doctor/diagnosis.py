@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from steadynorm.doctor.finding import Finding, Severity
+from steadynorm.printable import printable_line
 
 __all__ = ["Diagnosis"]
 
@@ -52,9 +53,12 @@ class Diagnosis:
         return iter(self.findings)
 
     def __str__(self) -> str:
-        return "\n".join([self._headline(), self._scope(), *self._found(), *map(_cannot, self.unread)])
+        lines = [self.headline, self.scope, *self._found(), *map(_cannot, self.unread)]
+        return "\n".join(map(printable_line, lines))
 
-    def _headline(self) -> str:
+    @property
+    def headline(self) -> str:
+        """What was found, counted by severity, in one sentence."""
         if not self.findings:
             return "Healthy: no fault was found."
         number = {severity: sum(each.severity == severity for each in self.findings) for severity in Severity}
@@ -62,15 +66,44 @@ class Diagnosis:
         found = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
         return f"Healthy, with {found}." if self.is_healthy else f"Found {found}."
 
-    def _scope(self) -> str:
+    @property
+    def scope(self) -> str:
+        """What was looked at, and what was not for want of evidence."""
         missing = sorted({need for needs in self.not_run.values() for need in needs.split(", ")})
         more = f"{len(self.not_run)} more {'needs' if len(self.not_run) == 1 else 'need'}"
         left = f" {more} {' or '.join(missing)}." if self.not_run else ""
         return f"Looked at {self.looked_at} with {_counted(len(self.checks), 'check')}.{left}"
 
+    @property
+    def groups(self) -> tuple[tuple[Finding, ...], ...]:
+        """The findings of one check and severity together, the worst first."""
+        return tuple(tuple(group) for _, group in groupby(self.findings, key=lambda each: (each.severity, each.check)))
+
+    def to_json(self) -> str:
+        """Give it as a JSON document, see :mod:`steadynorm.doctor.document`."""
+        from steadynorm.doctor.document import to_json  # which reads this module
+
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Diagnosis:
+        """Read what :meth:`to_json` wrote; it needs msgspec.
+
+        Raises:
+            ValueError: it is no JSON, or not of this form and version.
+        """
+        from steadynorm.doctor.document import from_json
+
+        return from_json(text)
+
+    def to_sarif(self) -> str:
+        """Give it as a SARIF 2.1.0 log, see :mod:`steadynorm.doctor.sarif`."""
+        from steadynorm.doctor.sarif import to_sarif
+
+        return to_sarif(self)
+
     def _found(self) -> Iterator[str]:
-        for _, group in groupby(self.findings, key=lambda each: (each.severity, each.check)):
-            first, *others = group
+        for first, *others in self.groups:
             yield f"{first.severity} {first.check}: {first.place}{_others(others)}"
             yield f"  {first.problem}"
             if first.cost is not None:

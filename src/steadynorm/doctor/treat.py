@@ -15,6 +15,7 @@ from steadynorm.doctor.diagnosis import Diagnosis
 from steadynorm.doctor.finding import Finding
 from steadynorm.doctor.runs import scores_of
 from steadynorm.doctor.score import Measure
+from steadynorm.printable import printable_line
 from steadynorm.surgery.batches import Batches, Forward, feed, unwrapped
 from steadynorm.surgery.change import Change, NothingDoneError, Transaction
 from steadynorm.surgery.convert import from_sync_
@@ -100,7 +101,7 @@ class Treatment:
         kept = sum(each.kept for each in self.applied)
         head = f"{kept} of {len(self.applied)} treatments kept{f', {score}' if score else ''}."
         left = [f"left to you: {each.check} at {each.place}: {each.remedy.advice}" for each in self.advice]
-        return "\n".join([head, *map(str, self.applied), *left])
+        return "\n".join(map(printable_line, [head, *map(str, self.applied), *left]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from steadynorm.reporting.printable import printable
+from steadynorm.printable import printable
 
 __all__ = ["Interrupted", "UserError", "check_known", "one_line", "reason_of"]
 

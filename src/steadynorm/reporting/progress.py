@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
-from steadynorm.reporting.printable import printable
+from steadynorm.printable import printable
 
 __all__ = ["Display", "open_display", "silent_display"]
 

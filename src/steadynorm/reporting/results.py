@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from steadynorm.reporting.printable import printable
+from steadynorm.printable import printable
 
 __all__ = ["read_summary", "results_table", "verdict_lines"]
 

@@ -1,8 +1,8 @@
-"""Text from files as a terminal may be given it."""
+"""Text from files and models as a terminal may be given it."""
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+__all__ = ["printable", "printable_line"]
 
 ALLOWED = "\n\N{NO-BREAK SPACE}"
 
@@ -17,6 +17,15 @@ def printable(text: str) -> str:
         text: any; line breaks and no-break spaces stay.
     """
     return "".join(one if one.isprintable() or one in ALLOWED else _escape(one) for one in text)
+
+
+def printable_line(text: str) -> str:
+    r"""Write line breaks as escapes as well, so that a name cannot pass for a line of its own.
+
+    >>> print(printable_line("a\nb"))
+    a\nb
+    """
+    return printable(text).replace("\n", "\\n")
 
 
 def _escape(character: str) -> str:

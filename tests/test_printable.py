@@ -1,7 +1,7 @@
 import pytest
 
+from steadynorm.printable import printable
 from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.printable import printable
 
 
 @pytest.mark.parametrize(
