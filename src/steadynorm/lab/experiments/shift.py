@@ -16,9 +16,9 @@ Cost: on two cores, the training (a minute an epoch of CIFAR-10), then some ten 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,7 @@ def _grid(config: ShiftConfig, seed: int) -> Iterator[Factors]:
 def _measure(task: Task[ShiftConfig]) -> Measure:
     """Make what measures a cell; each seed's network is read and calibrated once."""
     config, dataset, settings = task.config, task.dataset, settings_of(task.config, task.record)
+    predict = partial(judge_methods, config.methods, dataset=dataset, settings=settings)
 
     @cache
     def trained(seed: int) -> nn.Module:
@@ -166,38 +167,24 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
                 yield Measurement(subject=str(decay or "self_tuned"), quantity="accuracy", value=accuracy)
             return
         images, order = _stream(task, job.factors["kind"], shift, severity, seed)
-        model, calibration = adapting(seed)
         yield Measurement(quantity="images", value=float(len(images)))
         yield Measurement(quantity="published", value=float(_published(task, shift, severity) is not None))
-        yield from judge_methods(
-            config.methods,
-            model,
-            calibration,
-            images,
-            order,
-            dataset=dataset,
-            settings=settings,
-            advance=job.advance,
-        )
+        yield from predict(*adapting(seed), images, order, advance=job.advance)
 
     return measure
 
 
 def _stream(task: Task[ShiftConfig], kind: str, shift: str, severity: int, seed: int) -> tuple[Images, list[Tensor]]:
     """Give the images of a stream and its batches."""
-    config = task.config
+    config, alone = task.config, kind == "one_by_one"
     if shift == MIXED:
         domains = [_images(task, name, severity, seed, config.stream_images) for name in config.corruptions]
         images, _ = mix_domains(domains, seed=seed)
         return images, list(torch.split(torch.arange(len(images)), config.stream_batch))
-    if kind == "single_class":
-        images = _images(task, shift, severity, seed, config.stream_images, one_class=True)
-        return images, stream(images.labels, "iid", batch_size=config.stream_batch, seed=seed)
-    if kind == "one_by_one":
-        images = _images(task, shift, severity, seed, config.single_images)
-        return images, stream(images.labels, "iid", batch_size=1, seed=seed)
-    images = _images(task, shift, severity, seed, config.stream_images)
-    return images, stream(images.labels, kind, batch_size=config.stream_batch, seed=seed)
+    count = config.single_images if alone else config.stream_images
+    images = _images(task, shift, severity, seed, count, one_class=kind == "single_class")
+    order = kind if kind in ("class_ordered", "bursts") else "iid"
+    return images, stream(images.labels, order, batch_size=1 if alone else config.stream_batch, seed=seed)
 
 
 def _images(
@@ -212,7 +199,7 @@ def _images(
     if shift in CORRUPTIONS and published is None:
         return corrupt(images, shift, severity=severity, seed=seed)
     if shift == SWAPPED:
-        return Images(pixels=images.pixels, labels=_swap(images.labels))
+        return replace(images, labels=torch.where(images.labels < 2, 1 - images.labels, images.labels))
     return images
 
 
@@ -221,11 +208,6 @@ def _published(task: Task[ShiftConfig], shift: str, severity: int) -> Images | N
     if shift not in CIFAR10_C or task.config.data_dir is None:
         return None
     return load_cifar10_c(task.config.data_dir, shift, severity=severity)
-
-
-def _swap(labels: Tensor) -> Tensor:
-    """Swap classes 0 and 1."""
-    return torch.where(labels < 2, 1 - labels, labels)
 
 
 def _check(config: ShiftConfig) -> None:
@@ -277,6 +259,14 @@ class Condition:
     gain: Mapping[str, Spread]
     """Method -> error of the stored statistics less its own, seed by seed; empty without stored ones."""
 
+    @classmethod
+    def of(cls, kind: str, shift: str, severity: int, cells: Sequence[Cell]) -> Self:
+        """Collect the errors of the cells of several seeds."""
+        errors = [{name: 1 - value for name, value in cell.values("accuracy").items()} for cell in cells]
+        gains = [{name: each[STORED] - error for name, error in each.items()} for each in errors if STORED in each]
+        images = min(int(cell.values("images").get("", 0)) for cell in cells)
+        return cls(kind=kind, shift=shift, severity=severity, images=images, error=spreads(errors), gain=spreads(gains))
+
     @property
     def shift_label(self) -> str:
         """Name the shift."""
@@ -296,20 +286,7 @@ def conditions(record: Record, part: str) -> list[Condition]:
             shift = cell.factors["shift"]
             kind = MIXED if shift == MIXED else cell.factors.get("kind", "")
             grouped.setdefault((kind, shift, cell.factors["severity"]), []).append(cell)
-    return [_condition(*place, cells) for place, cells in grouped.items()]
-
-
-def _condition(kind: str, shift: str, severity: int, cells: Sequence[Cell]) -> Condition:
-    errors = [{name: 1 - value for name, value in cell.values("accuracy").items()} for cell in cells]
-    gains = [{name: each[STORED] - error for name, error in each.items()} for each in errors if STORED in each]
-    return Condition(
-        kind=kind,
-        shift=shift,
-        severity=severity,
-        images=min(int(cell.values("images").get("", 0)) for cell in cells),
-        error=spreads(errors),
-        gain=spreads(gains),
-    )
+    return [Condition.of(*place, cells) for place, cells in grouped.items()]
 
 
 def kept_share(found: Iterable[Condition], method: str) -> float | None:
@@ -334,30 +311,28 @@ def mean_error(found: Iterable[Condition], name: str) -> float:
 
 
 def _findings(record: Record, found: Sequence[Condition], decays: Sequence[Condition]) -> dict[str, Any]:
-    def of_method(one: Condition, method: str) -> dict[str, Any]:
-        return asdict(one) | {"method": method, "error": asdict(one.error[method]), "gain": asdict(one.gain[method])}
-
     def of_stream(one: Condition) -> dict[str, Any]:
         errors = {method: round(error.mean, 6) for method, error in one.error.items()}
         gains = {method: [round(x, 6) for x in (gain.mean, gain.low, gain.high)] for method, gain in one.gain.items()}
-        return asdict(one) | {"n": max(error.n for error in one.error.values()), "error": errors, "gain": gains}
+        return vars(one) | {"n": max(error.n for error in one.error.values()), "error": errors, "gain": gains}
 
     methods = [str(method) for method in record.config["methods"]]
+    least = {method: one for method in methods if (one := worst(found, method))}
     return {
         "limit": LIMIT,
         "kept_share": {method: kept_share(found, method) for method in methods},
-        "worst": {method: of_method(one, method) for method in methods if (one := worst(found, method))},
+        "worst": {
+            method: vars(one) | {"method": method, "error": one.error[method], "gain": one.gain[method]}
+            for method, one in least.items()
+        },
         "decays": [
-            {"decay": decay, "shift": one.shift, "severity": one.severity, "error": asdict(error)}
+            {"decay": decay, "shift": one.shift, "severity": one.severity, "error": error}
             for one in decays
             for decay, error in one.error.items()
         ],
         "streams": [of_stream(one) for one in found],
         "runs": networks_as_json(record),
     }
-
-
-# What the tables show.
 
 
 def _names(found: Iterable[Condition]) -> list[str]:
@@ -377,94 +352,84 @@ def _errors(found: Sequence[Condition]) -> Callable[[str], str]:
 
 def _short_table(found: Sequence[Condition]) -> Table:
     """Lay out what fits into a terminal: error where streams are well mixed, and what is kept and lost at most."""
+    columns: dict[str, Callable[[str], str]] = {
+        "statistics": str,
+        "error, well mixed": _errors([one for one in found if one.kind == "iid"]),
+        "kept of batch's gain": lambda method: percent(kept_share(found, method), digits=0),
+        "at worst, points": lambda method: f"{_lost(one, method):+.1f}" if (one := worst(found, method)) else NONE,
+    }
+    return Table.of(_names(found), columns)
 
-    def lost(method: str) -> str:
-        least = worst(found, method)
-        return f"{100 * least.gain[method].mean:+.1f}" if least else NONE
 
-    return Table.of(
-        _names(found),
-        {
-            "statistics": str,
-            "error, well mixed": _errors([one for one in found if one.kind == "iid"]),
-            "kept of batch's gain": lambda method: percent(kept_share(found, method), digits=0),
-            "at worst, points": lost,
-        },
-    )
+def _lost(one: Condition, method: str) -> float:
+    return 100 * one.gain[method].mean
+
+
+NOTE = """
+Error, averaged over streams: clean and corrupted ones at every severity where they are well mixed, clean ones and the
+hardest severity elsewhere. The last two columns compare with the stored statistics on the same images: the share of
+batch statistics' gain on corrupted, well-mixed streams that is kept, and the stream on which most is lost.
+"""
 
 
 def _result(found: Sequence[Condition]) -> tuple[Block, ...]:
-    if not found:
-        return ()
+    """Lay out the error of each method by kind of stream, and what it keeps and loses."""
 
     def kept(method: str) -> str:
         return NONE if method == STORED else percent(kept_share(found, method), digits=0)
 
-    table = Table.of(
-        _names(found),
-        {
-            "Statistics": lambda method: capital(method_label(method)),
-            **{capital(label): _errors(here) for label, here in _by_kind(found).items()},
-            "Of batch's gain kept": kept,
-            "Worst stream": partial(_worst_cell, found),
-        },
-    )
-    note = (
-        "Error, averaged over streams: clean and corrupted ones at every severity where they are well mixed, clean "
-        "ones and the hardest severity elsewhere. The last two columns compare with the stored statistics on the same "
-        "images: the share of batch statistics' gain on corrupted, well-mixed streams that is kept, and the stream on "
-        "which most is lost."
-    )
-    return table, Text(note)
+    def at_worst(method: str) -> Entry:
+        least = worst(found, method)
+        if least is None or method == STORED:
+            return Entry(text=NONE)
+        note, tone = f"{KIND_LABELS[least.kind]}, {least.label}", "bad" if _is_unsafe(least, method) else ""
+        return Entry(text=f"{_lost(least, method):+.1f}{SPACE}points", note=note, tone=tone)
+
+    columns: dict[str, Callable[[str], Entry | str]] = {
+        "Statistics": lambda method: capital(method_label(method)),
+        **{capital(label): _errors(here) for label, here in _by_kind(found).items()},
+        "Of batch's gain kept": kept,
+        "Worst stream": at_worst,
+    }
+    return (Table.of(_names(found), columns), Text(" ".join(NOTE.split()))) if found else ()
 
 
-def _worst_cell(found: Sequence[Condition], method: str) -> Entry:
-    least = worst(found, method)
-    if least is None or method == STORED:
-        return Entry(text=NONE)
-    gain = least.gain[method].mean
-    note = f"{KIND_LABELS[least.kind]}, {least.label}"
-    return Entry(text=f"{100 * gain:+.1f}{SPACE}points", note=note, tone="bad" if gain < -LIMIT else "")
+def _is_unsafe(one: Condition, method: str) -> bool:
+    return method in one.gain and one.gain[method].mean < -LIMIT
 
 
 def _every_stream(found: Sequence[Condition]) -> Iterator[Block]:
     """Give a table of errors for each kind of stream."""
     for label, here in _by_kind(found).items():
         yield Text(f"{capital(label)}: error, in bold where it is lower than the stored statistics'.")
-        yield Table.of(
-            here,
-            {
-                "Shift": lambda one: Entry(text=capital(one.label), note=f"{one.images:,} images"),
-                **{capital(method_label(method)): partial(_error_cell, method) for method in _names(here)},
-            },
-        )
+        columns: dict[str, Callable[[Condition], Entry | str]] = {
+            "Shift": lambda one: Entry(text=capital(one.label), note=f"{one.images:,} images"),
+            **{capital(method_label(method)): partial(_error_cell, method) for method in _names(here)},
+        }
+        yield Table.of(here, columns)
 
 
 def _error_cell(method: str, one: Condition) -> Entry:
-    gain = one.gain[method].mean if method in one.gain else 0.0
-    return Entry(text=percent(one.error[method].mean), tone="strong" if gain > 0 else "bad" if gain < -LIMIT else "")
+    is_better = method in one.gain and one.gain[method].mean > 0
+    tone = "strong" if is_better else "bad" if _is_unsafe(one, method) else ""
+    return Entry(text=percent(one.error[method].mean), tone=tone)
 
 
 def _decays(decays: Sequence[Condition]) -> tuple[Block | None, ...]:
     """Show the error of each decay's stored statistics: clean, with swapped labels, and by severity."""
-    if not decays:
-        return ()
     rows = {capital(SHIFT_LABELS[name]): [one for one in decays if one.shift == name] for name in (CLEAN, SWAPPED)}
     for severity in sorted({one.severity for one in decays if one.severity}):
         rows[f"Corruptions, severity {severity}"] = [one for one in decays if one.severity == severity]
 
     def error(decay: str) -> Callable[[str], str]:
-        return lambda row: percent(mean_error(rows[row], decay))
+        return lambda row: _errors(rows[row])(decay)
 
     table = Table.of(rows, {"Shift": str, **{capital(_decay(name)): error(name) for name in _names(decays)}})
-    return Figures(_by_severity(decays)), table, _survivor(decays)
+    return (Figures(_by_severity(decays)), table, _survivor(decays)) if decays else ()
 
 
 def _decay(name: str) -> str:
     return f"decay {name}" if name[0].isdigit() else "self-tuned momentum"
-
-
-# The figures.
 
 
 def _gains(found: Sequence[Condition]) -> list[Figure]:
@@ -542,20 +507,14 @@ def _by_severity(decays: Sequence[Condition]) -> list[Figure]:
     )
 
 
-# What is claimed.
-
-
 def _claims(record: Record, found: Sequence[Condition], decays: Sequence[Condition]) -> list[Claim]:
     """Judge what was expected, in the order of the experiment's question."""
     corrupted = [one for one in found if one.kind == "iid" and one.severity]
     ordered = [one for one in found if one.kind == "class_ordered"]
+    wins = "On corrupted, well-mixed streams a batch's own statistics err less than the stored ones."
     judged = (
         _swap_costs_the_same(decays),
-        _batch_and_stored(
-            "On corrupted, well-mixed streams a batch's own statistics err less than the stored ones.",
-            corrupted,
-            higher=False,
-        ),
+        _batch_and_stored(wins, corrupted, higher=False),
         _batch_and_stored("On streams ordered by class they err more.", ordered, higher=True),
         _safe(found),
         _keeps(found),
@@ -595,28 +554,21 @@ def _safe(found: Sequence[Condition]) -> Claim:
     least = worst(found, GATE)
     if least is None:
         return judge(claim, None, "The gate was not measured.")
-    lost = [one for one in found if GATE in one.gain and one.gain[GATE].mean < -LIMIT]
-    text = (
-        f"At worst {100 * least.gain[GATE].mean:+.2f} points ({KIND_LABELS[least.kind]}, {least.label}); more than "
-        f"{points(LIMIT)} are lost on {len(lost)} of {len(found)} streams."
-    )
-    return judge(claim, not lost, text)
+    lost = sum(_is_unsafe(one, GATE) for one in found)
+    at_worst = f"At worst {_lost(least, GATE):+.2f} points ({KIND_LABELS[least.kind]}, {least.label})"
+    return judge(claim, not lost, f"{at_worst}; more than {points(LIMIT)} are lost on {lost} of {len(found)} streams.")
 
 
 def _keeps(found: Sequence[Condition]) -> Claim:
     claim = f"It keeps {percent(SHARE, digits=0)} of what batch statistics win on corrupted, well-mixed streams."
     share = kept_share(found, GATE)
-    if share is None:
-        return judge(claim, None, "The gate was not measured.")
-    return judge(claim, share >= SHARE, f"It keeps {percent(share, digits=0)}.")
+    measured = "The gate was not measured." if share is None else f"It keeps {percent(share, digits=0)}."
+    return judge(claim, None if share is None else share >= SHARE, measured)
 
 
 def _trained(record: Record) -> Spread | None:
     """Give the accuracy of the networks after training, on the validation images as they are."""
     return spread(finals(record.networks).values())
-
-
-# What is said in sentences.
 
 
 def _headline(record: Record, found: Sequence[Condition]) -> str:

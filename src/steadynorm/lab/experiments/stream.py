@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
@@ -137,6 +137,7 @@ def _measure(task: Task[StreamConfig]) -> Measure:
     """Make what measures a cell; a checkpoint is read and calibrated once."""
     config, settings = task.config, settings_of(task.config, task.record)
     few = first(task.dataset.train, CALIBRATION)
+    predict = partial(judge_methods, config.methods, dataset=task.dataset, settings=settings)
 
     @cache
     def adapting(seed: int) -> tuple[nn.Module, Calibration]:
@@ -155,19 +156,9 @@ def _measure(task: Task[StreamConfig]) -> Measure:
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)
             yield Measurement(quantity="accuracy", value=accuracy)
             return
-        model, calibration = adapting(seed)
         images = first(task.dataset.validation, config.stream_images)
         order = stream(images.labels, job.factors["order"], batch_size=1, seed=seed)
-        yield from judge_methods(
-            config.methods,
-            model,
-            calibration,
-            images,
-            order,
-            dataset=task.dataset,
-            settings=settings,
-            advance=job.advance,
-        )
+        yield from predict(*adapting(seed), images, order, advance=job.advance)
 
     return measure
 
@@ -248,8 +239,6 @@ def on_single_images(record: Record, order: str) -> list[Arm]:
         for method in map(str, record.config["methods"])
     ]
 
-
-# What the tables and figures show.
 
 NOTE = """
 Points below the default build are differences of the same seed. The last column replaces the running statistics by
@@ -332,9 +321,6 @@ def _of_method(one: Arm) -> Entry:
     return Entry(text=percent_spread(one["accuracy"]), note=note)
 
 
-# What is claimed.
-
-
 def _claims(record: Record, arms: Sequence[Arm], results: Sequence[Arm], default: Spread | None) -> list[Claim]:
     chance, named = chance_of(record), {arm.arm: arm for arm in arms}
     gated, plain = named.get(GATED), named.get(PLAIN)
@@ -401,8 +387,6 @@ def _costs_nothing(one: Arm) -> Claim:
         return judge(claim, None, "The stream was not measured.")
     return judge(claim, gain.low >= -SAFE, f"{signed_points(gain)} against the stored statistics.")
 
-
-# What is said in sentences.
 
 LEAD = """
 The same network ({network}) trained for {epochs} on {data}, in batches of {batch_size} with rate {lr}, and image by
