@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from steadynorm.statistics import Moments, measure
-from steadynorm.statistics.noise import sample_noise, standardized_distance, update_noise_
+from steadynorm.statistics.noise import (
+    moments_by_sample,
+    sample_noise,
+    sampling_error,
+    standardized_distance,
+    update_noise_,
+)
 from tests.support.layers import drawn
 
 
@@ -87,3 +93,28 @@ def test_channels_that_are_not_finite_are_left_out_of_a_distance():
     batch = Moments(mean=torch.tensor([3.0, float("nan")]), var=torch.ones(2), count=4)
     stored = Moments(mean=torch.tensor([1.0, 0.0]), var=torch.ones(2), count=4)
     assert standardized_distance(batch, stored, eps=0.0).item() == 4
+
+
+@pytest.mark.parametrize("shape", [(40, 32), (40, 32, 5), (40, 32, 2, 3)])
+def test_the_sampling_error_is_that_of_repeated_batches(shape):
+    batches = [
+        drawn(*shape, seed=seed) ** 2 + drawn(40, 32, *[1] * (len(shape) - 2), seed=-seed) for seed in range(200)
+    ]
+    moments = [measure(x) for x in batches]
+    errors = [sampling_error(moments_by_sample(x), m) for x, m in zip(batches, moments, strict=True)]
+    for at, values in enumerate((torch.stack([m.mean for m in moments]), torch.stack([m.var for m in moments]))):
+        stated = torch.stack([each[at] for each in errors]).mean()
+        assert stated.item() == pytest.approx(values.var(0).mean().item(), rel=0.1)
+
+
+def test_moments_by_sample_are_those_of_each_sample_alone():
+    x = drawn(4, 3, 5, 2)
+    found = moments_by_sample(x)
+    for at in range(4):
+        alone = measure(x[at : at + 1])
+        torch.testing.assert_close((found.mean[at], found.var[at]), (alone.mean, alone.var))
+
+
+def test_a_single_sample_has_no_sampling_error():
+    x = drawn(1, 3, 5)
+    assert all(each.isnan().all() for each in sampling_error(moments_by_sample(x), measure(x)))

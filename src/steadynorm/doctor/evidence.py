@@ -140,6 +140,13 @@ class Sighting:
         samples: N.
         noise: variance of one sample's mean in units of the variance of its values, see
             :func:`steadynorm.statistics.noise.sample_noise`; NaN for a single sample.
+        mean_error: squared standard error of the mean, shape (C,), see
+            :func:`steadynorm.statistics.noise.sampling_error`; NaN for a single sample.
+        var_error: likewise of the variance.
+        shape: of the input.
+        at: places in the batch of a few samples, in their order, spread over it.
+        sample_means: each of those samples' own means, shape (K, C), float32.
+        sample_vars: likewise their variances over positions.
     """
 
     batch: int
@@ -149,6 +156,12 @@ class Sighting:
     count: int
     samples: int
     noise: float
+    mean_error: Tensor
+    var_error: Tensor
+    shape: tuple[int, ...]
+    at: tuple[int, ...]
+    sample_means: Tensor
+    sample_vars: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

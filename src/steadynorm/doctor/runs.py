@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,10 +16,9 @@ from torch.utils._pytree import tree_map
 
 from steadynorm.doctor.evidence import Runs, Sighting
 from steadynorm.doctor.score import Measure, Score, labels_of, score_from
-from steadynorm.statistics import measure
-from steadynorm.statistics.noise import sample_noise
+from steadynorm.doctor.sightings import watching
 from steadynorm.surgery.batches import Batches, Forward, evaluating
-from steadynorm.surgery.contexts import replaced_forwards, use_batch_statistics
+from steadynorm.surgery.contexts import use_batch_statistics
 from steadynorm.surgery.flow.trial import preserved_state, tensors_in
 from steadynorm.surgery.kinds import is_batch_norm
 from steadynorm.surgery.named_modules import NamedModule, batch_norms_of
@@ -103,7 +101,7 @@ def _scored(
     with evaluating(model):
         seen: dict[str, list[Sighting]] = {named.name: [] for named in layers}
         outputs = []
-        with _watching({named.module: seen[named.name] for named in layers}) as mark:
+        with watching({named.module: seen[named.name] for named in layers}) as mark:
             for at, batch in enumerate(batches):
                 mark(at)
                 outputs.append(forward(model, batch))
@@ -326,34 +324,3 @@ def _recalibrated(model: nn.Module, batches: Sequence[Any], scorer: _Scorer, unr
         return scorer(batches[half:])
     finally:
         change.undo()
-
-
-@contextmanager
-def _watching(layers: dict[nn.Module, list[Sighting]]) -> Iterator[Callable[[int], None]]:
-    """Note the moments of every input of the layers; what is given says which batch runs."""
-    current = 0
-
-    def mark(batch: int) -> None:
-        nonlocal current
-        current = batch
-
-    def watched(module: nn.Module, seen: list[Sighting]) -> Callable[..., Any]:
-        inner = vars(module).get("forward")
-
-        def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
-            x = arguments[0] if arguments else named["input"]
-            if isinstance(x, Tensor) and x.numel():
-                seen.append(_sighting(x, current, sum(each.batch == current for each in seen)))
-            return inner(*arguments, **named) if inner else type(module).forward(module, *arguments, **named)
-
-        return forward
-
-    with replaced_forwards({module: watched(module, seen) for module, seen in layers.items()}):
-        yield mark
-
-
-def _sighting(x: Tensor, batch: int, call: int) -> Sighting:
-    moments = measure(x)
-    noise = float(sample_noise(x, moments)) if len(x) > 1 else math.nan
-    mean, var = (each.detach().to("cpu", torch.float64) for each in (moments.mean, moments.var))
-    return Sighting(batch=batch, call=call, mean=mean, var=var, count=int(moments.count), samples=len(x), noise=noise)

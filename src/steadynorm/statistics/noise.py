@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.statistics.moments import Moments
+from steadynorm.statistics.moments import Moments, statistics_dtype
 
-__all__ = ["sample_noise", "standardized_distance", "update_noise_"]
+__all__ = ["moments_by_sample", "sample_noise", "sampling_error", "standardized_distance", "update_noise_"]
 
 MOST_SAMPLES = 4
 """Samples that :func:`sample_noise` looks at; with C channels it errs by some √(2/(3·C)) of its value."""
@@ -43,6 +43,47 @@ def sample_noise(x: Tensor, batch: Moments) -> Tensor:
     told = varies.sum()
     noise = torch.where(varies, var / batch.var, 0).sum() / told.clamp(min=1)
     return torch.where(samples > 1, torch.where(told > 0, noise, 1), torch.nan)
+
+
+def moments_by_sample(x: Tensor) -> Moments:
+    """Measure each sample's own moments of every channel.
+
+    Args:
+        x: shape (N, C, ...), any floating dtype.
+
+    Returns:
+        Moments of shape (N, C), in float32 (float64 for float64 input); without positions the values themselves, with
+        variance 0.
+    """
+    values = x.to(statistics_dtype(x.dtype))
+    if values.dim() == 2:
+        return Moments(mean=values, var=torch.zeros_like(values), count=1)
+    var, mean = torch.var_mean(values.flatten(2), dim=2, correction=0)
+    return Moments(mean=mean, var=var, count=values[0, 0].numel())
+
+
+def sampling_error(each: Moments, batch: Moments) -> tuple[Tensor, Tensor]:
+    """Give the squared standard errors of a batch's mean and variance, whose samples are independent.
+
+        error²(mean) = 1/(N·(N − 1)) · Σₙ (meanₙ − mean)²
+        error²(var)  = 1/(N·(N − 1)) · Σₙ (varₙ + (meanₙ − mean)² − var)²
+
+    Positions of one sample may depend on each other in any manner, and values may be of any distribution.
+
+    Args:
+        each: moments of the samples, shape (N, C).
+        batch: moments of all of them.
+
+    Returns:
+        two tensors of shape (C,); NaN for a single sample.
+
+    Source: the standard error of a mean, of two averages over samples.
+    """
+    number = len(each.mean)
+    offset = each.mean - batch.mean
+    squares = each.var + offset.square() - batch.var
+    scale = number * (number - 1) if number > 1 else float("nan")
+    return offset.square().sum(0) / scale, squares.square().sum(0) / scale
 
 
 @torch.no_grad()

@@ -1,0 +1,79 @@
+"""What a layer is given, call by call: its moments, how sure they are, and a few samples' own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.doctor.evidence import Sighting
+from steadynorm.statistics import measure
+from steadynorm.statistics.noise import moments_by_sample, sample_noise, sampling_error
+from steadynorm.surgery.contexts import replaced_forwards
+
+__all__ = ["MOST_SAMPLES", "sighting_of", "watching"]
+
+MOST_SAMPLES = 16
+"""Samples of a batch whose own moments are kept, of more."""
+
+
+@contextmanager
+def watching(layers: dict[nn.Module, list[Sighting]]) -> Iterator[Callable[[int], None]]:
+    """Note the moments of every input of the layers; what is given says which batch runs."""
+    current = 0
+
+    def mark(batch: int) -> None:
+        nonlocal current
+        current = batch
+
+    def watched(module: nn.Module, seen: list[Sighting]) -> Callable[..., Any]:
+        inner = vars(module).get("forward")
+
+        def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
+            x = arguments[0] if arguments else named["input"]
+            if isinstance(x, Tensor) and x.numel():
+                seen.append(sighting_of(x.detach(), current, sum(each.batch == current for each in seen)))
+            return inner(*arguments, **named) if inner else type(module).forward(module, *arguments, **named)
+
+        return forward
+
+    with replaced_forwards({module: watched(module, seen) for module, seen in layers.items()}):
+        yield mark
+
+
+def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
+    """Take down what an input shows.
+
+    Args:
+        x: shape (N, C, ...), not empty.
+        batch: its number.
+        call: likewise, within the batch.
+    """
+    moments = measure(x)
+    each = moments_by_sample(x)
+    mean_error, var_error = sampling_error(each, moments)
+    picked = torch.arange(min(len(x), MOST_SAMPLES)) * len(x) // min(len(x), MOST_SAMPLES)
+    at = picked.to(x.device)
+    return Sighting(
+        batch=batch,
+        call=call,
+        mean=_kept(moments.mean),
+        var=_kept(moments.var),
+        count=int(moments.count),
+        samples=len(x),
+        noise=float(sample_noise(x, moments)) if len(x) > 1 else math.nan,
+        mean_error=_kept(mean_error),
+        var_error=_kept(var_error),
+        shape=tuple(x.shape),
+        at=tuple(picked.tolist()),
+        sample_means=each.mean[at].to("cpu", torch.float32),
+        sample_vars=each.var[at].to("cpu", torch.float32),
+    )
+
+
+def _kept(value: Tensor) -> Tensor:
+    return value.to("cpu", torch.float64)
