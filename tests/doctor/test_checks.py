@@ -110,6 +110,18 @@ class Holder(nn.Module):
         self.norm = nn.BatchNorm2d(3)
 
 
+def copied(change: Callable[[Any], object]) -> Callable[[], nn.Module]:
+    """A trained network and a frozen copy of it, whose first norm is changed."""
+
+    def build() -> nn.Module:
+        pair = nn.ModuleDict({"model": trained(), "average": trained().requires_grad_(False).eval()})
+        pair["average"].load_state_dict(pair["model"].state_dict())
+        change(norms(pair["average"])[0])
+        return pair
+
+    return build
+
+
 class GradSampleModule(nn.Sequential):
     """Named as Opacus names its wrapper."""
 
@@ -185,6 +197,12 @@ FAULTS: list[tuple[str, str, Severity, Callable[[], nn.Module]]] = [
         Severity.NOTE,
         lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Identity())),
     ),
+    (
+        "copied-statistics-mismatch",
+        "average.0.1",
+        Severity.WARNING,
+        copied(lambda norm: norm.running_mean.add_(1)),
+    ),
     ("redundant-bias", "0", Severity.NOTE, sequence(nn.Linear(3, 8), nn.BatchNorm1d(8))),
 ]
 HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
@@ -233,6 +251,7 @@ HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
     ("fp16-unsafe-variance", edit(lambda norm: norm.running_var[2].fill_(6e4))),
     ("norm-near-output", trained),
     ("norm-near-output", lambda: nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))),
+    ("copied-statistics-mismatch", copied(lambda norm: norm.running_mean.add_(0.1))),
     ("redundant-bias", sequence(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8))),
     ("redundant-bias", sequence(nn.Linear(3, 8), nn.ReLU(), nn.BatchNorm1d(8))),
     ("redundant-bias", edit_model(freeze_, sequence(nn.Linear(3, 8), nn.BatchNorm1d(8)))),

@@ -12,10 +12,17 @@ from typing import Self
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding
 
-__all__ = ["SECTIONS", "Check"]
+__all__ = ["NEEDED", "SECTIONS", "Check"]
 
 SECTIONS = ("Looks at", "Harm", "Remedy", "Threshold", "Source")
 """What the docstring of a check's file says, each in a paragraph of its own."""
+NEEDED = {
+    "ranks": "ranks (a state of each)",
+    "reference": "reference batches",
+    "score": "score",
+    "step": "accumulation or world_size",
+}
+"""Parts of the evidence, for a reader, where their name does not say what to give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +31,9 @@ class Check:
 
     Args:
         name: by which findings, ``--explain`` and ``skip`` know it.
-        needs: parts of the evidence that it reads beyond the model's own state: ``optimizer``, ``batches``, ``score``.
-            Where one is missing the check does not run, and the diagnosis says so.
+        needs: parts of the evidence that it reads beyond the model's own state: ``optimizer``, ``batches``, ``score``,
+            ``reference``, ``checkpoint``, ``ranks``, ``step``. Where one is missing the check does not run, and the
+            diagnosis says so.
         run: evidence -> findings; it reads nothing else, and changes nothing.
         text: docstring of its file: a title, and the paragraphs of :data:`SECTIONS`.
     """
@@ -57,6 +65,6 @@ class Check:
 
     def explain(self) -> str:
         """Give its page: title, what it looks at, why that harms, the remedy, the threshold, the source."""
-        needs = f"Needs: {', '.join(self.needs)}.\n\n" if self.needs else ""
+        needs = f"Needs: {', '.join(NEEDED.get(each, each) for each in self.needs)}.\n\n" if self.needs else ""
         body = "\n\n".join(f"**{name}.** {text}" for name, text in self.sections().items())
         return f"# {self.name}\n\n{self.title}\n\n{needs}{body}\n"

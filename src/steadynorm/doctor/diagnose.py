@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from steadynorm.doctor.check import NEEDED
 from steadynorm.doctor.checks import CHECKS
 from steadynorm.doctor.diagnosis import Diagnosis
+from steadynorm.doctor.elsewhere import Ranks
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding
 from steadynorm.doctor.observe import observe
@@ -27,6 +29,11 @@ def diagnose(
     loss: Measure | None = None,
     metric: Measure | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    reference: Iterable[Any] | None = None,
+    checkpoint: Mapping[str, Any] | nn.Module | None = None,
+    ranks: Ranks | None = None,
+    accumulation: int | None = None,
+    world_size: int | None = None,
     skip: Collection[str] = (),
 ) -> Diagnosis:
     """Look for faults of normalization in a model, and say what they are and what to do.
@@ -43,6 +50,11 @@ def diagnose(
             the batch's second item), cross-entropy is taken; else costs are not measured.
         metric: output and batch -> a number of which more is better.
         optimizer: of its parameters.
+        reference: batches that the model is known to be good on, such as those of its validation.
+        checkpoint: that the model is to be as, in any form that people keep.
+        ranks: a state dict of every rank; or the process group, and then every rank must call, or it waits for ever.
+        accumulation: forwards of one worker for each step of the optimizer.
+        world_size: workers; None asks torch.distributed.
         skip: names of checks that are not to run.
 
     Returns:
@@ -50,7 +62,7 @@ def diagnose(
 
     Raises:
         TypeError: the model is no module.
-        ValueError: ``skip`` names an unknown check.
+        ValueError: ``skip`` names an unknown check; there are no batches; the checkpoint has none of the model's names.
 
     >>> print(diagnose(nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU())).is_healthy)
     True
@@ -58,7 +70,22 @@ def diagnose(
     unknown = sorted(set(skip) - set(CHECKS))
     if unknown:
         raise ValueError(f"diagnose: skip must name checks, got {unknown[0]!r}. They are {', '.join(CHECKS)}.")
-    evidence = observe(model, batches, forward=forward, loss=loss, metric=metric, optimizer=optimizer)
+    for name, number in (("accumulation", accumulation), ("world_size", world_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"diagnose: {name} must be at least 1, got {number}.")
+    evidence = observe(
+        model,
+        batches,
+        forward=forward,
+        loss=loss,
+        metric=metric,
+        optimizer=optimizer,
+        reference=reference,
+        checkpoint=checkpoint,
+        ranks=ranks,
+        accumulation=accumulation,
+        world_size=world_size,
+    )
     return judge(evidence, skip=skip)
 
 
@@ -72,7 +99,7 @@ def judge(evidence: Evidence, *, skip: Collection[str] = ()) -> Diagnosis:
             continue
         missing = [need for need in check.needs if getattr(evidence, need) is None]
         if missing:
-            not_run[check.name] = ", ".join(missing)
+            not_run[check.name] = ", ".join(NEEDED.get(need, need) for need in missing)
             continue
         ran.append(check.name)
         findings += check.findings(evidence)

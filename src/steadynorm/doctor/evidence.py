@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Evidence", "ModuleState", "NormState", "OptimizerState", "Runs", "Sighting"]
+__all__ = [
+    "CheckpointState",
+    "Evidence",
+    "ModuleState",
+    "NormState",
+    "OptimizerState",
+    "RankStatistics",
+    "Runs",
+    "Sighting",
+    "Step",
+    "Twins",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +138,73 @@ class OptimizerState:
     decay: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step of the optimizer takes together.
+
+    Args:
+        accumulation: forwards of one worker for each step.
+        world_size: workers.
+    """
+
+    accumulation: int = 1
+    world_size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckpointState:
+    """A checkpoint beside the model, by the model's names.
+
+    Args:
+        missing: names of the model that the checkpoint does not have; counters of batches are not needed.
+        unknown: names of the checkpoint that the model does not have.
+        misshapen: name -> the two shapes, in words.
+        different: names of the tensors whose numbers differ from the model's, statistics and counters aside.
+        compared: how many tensors were compared, statistics and counters aside.
+        moved: norms whose running estimates differ from the checkpoint's, name -> by how much, in standard deviations:
+            the root mean square over channels of the shift of the mean and the logarithm of the deviations' ratio.
+    """
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    misshapen: Mapping[str, str]
+    different: tuple[str, ...]
+    compared: int
+    moved: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankStatistics:
+    """A norm's running estimates on every rank, by rank; float64 on the CPU.
+
+    Args:
+        means: shape (R, C).
+        vars: likewise.
+    """
+
+    means: Tensor
+    vars: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twins:
+    """Two parts of a model that are built alike and whose weights are nearly the same.
+
+    Args:
+        first: qualified name.
+        second: likewise.
+        weights: distance of their weights, relative to the first's.
+        frozen: whether one of them has no parameter that requires a gradient, as a teacher or an average has.
+        norms: their norms in pairs, by name.
+    """
+
+    first: str
+    second: str
+    weights: float
+    frozen: bool
+    norms: tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sighting:
     """What one call of a layer was given, in evaluation.
@@ -215,6 +293,12 @@ class Evidence:
         training: the model's mode.
         optimizer: None where none was given.
         batches: None where none were given.
+        reference: batches that the model is known to be good on; None where none were given.
+        checkpoint: None where none was given.
+        ranks: name of a norm -> its statistics on every rank; None where there is one rank, or others were not asked.
+        step: None where it is not known what a step of the optimizer takes together.
+        twins: parts of the model that are copies of each other.
+        averaged: whether the model is a torch AveragedModel that averages parameters and no buffers.
         unread: what could not be looked at, a line each.
     """
 
@@ -223,6 +307,12 @@ class Evidence:
     training: bool
     optimizer: OptimizerState | None = None
     batches: Runs | None = None
+    reference: Runs | None = None
+    checkpoint: CheckpointState | None = None
+    ranks: Mapping[str, RankStatistics] | None = None
+    step: Step | None = None
+    twins: tuple[Twins, ...] = ()
+    averaged: bool = False
     unread: tuple[str, ...] = ()
     by_name: Mapping[str, ModuleState] = field(init=False, repr=False)
 

@@ -114,9 +114,14 @@ def at(layer: Named, severity: Severity, problem: str, remedy: Remedy, **numbers
 
 
 def of_model(
-    severity: Severity, problem: str, remedy: Remedy, cost: Cost, layer: Named | None = None, **numbers: float | str
+    severity: Severity,
+    problem: str,
+    remedy: Remedy,
+    cost: Cost | None = None,
+    layer: Named | None = None,
+    **numbers: float | str,
 ) -> Finding:
-    """Give a finding that costs so much, of the model as a whole or at the layer that explains it."""
+    """Give a finding of the model as a whole, or at the layer that explains it, with its cost where that is known."""
     return Finding(
         layer=layer.name if layer else "",
         what=layer.label if layer else "",

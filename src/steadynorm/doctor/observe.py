@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState
+from steadynorm.doctor.elsewhere import Ranks, compare_checkpoint, gather_ranks
+from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState, Runs, Step
 from steadynorm.doctor.runs import run_batches
 from steadynorm.doctor.score import Measure
+from steadynorm.doctor.twins import twins_of
 from steadynorm.layers.base import BatchNormBase
 from steadynorm.surgery.batches import Batches, Forward, feed, unwrapped
 from steadynorm.surgery.flow.dataflow import LAYERS
@@ -48,6 +50,11 @@ def observe(
     loss: Measure | None = None,
     metric: Measure | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    reference: Iterable[Any] | None = None,
+    checkpoint: Mapping[str, Any] | nn.Module | None = None,
+    ranks: Ranks | None = None,
+    accumulation: int | None = None,
+    world_size: int | None = None,
 ) -> Evidence:
     """Take down what a model's normalization layers are, what stands around them, and what batches show of them.
 
@@ -58,31 +65,59 @@ def observe(
         loss: see :func:`steadynorm.doctor.diagnose`.
         metric: likewise.
         optimizer: of its parameters.
+        reference: see :func:`steadynorm.doctor.diagnose`, as the others.
+        checkpoint: likewise.
+        ranks: likewise.
+        accumulation: likewise.
+        world_size: likewise.
 
     Returns:
         the evidence, which shares no tensor with the model.
 
     Raises:
         TypeError: the model is no module.
+        ValueError: the checkpoint has none of the model's names, or there is nothing in the batches.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"observe: model must be a torch.nn.Module, got {type(model).__name__}.")
     plain = unwrapped(model)
     norms = [_norm(named.name, named.module) for named in named_modules_of(plain) if _is_norm(named.module)]
     norms += [_norm(path, module, hidden=True) for path, module in held_norms(plain).items()]
-    runs = None
-    if batches is not None:
-        source = Batches(batches, "diagnose")
-        with source.randomness_kept(plain):
-            runs = run_batches(plain, source, forward or feed, loss=loss, metric=metric)
+    runs, known = (
+        None if each is None else _run(plain, each, forward or feed, loss, metric) for each in (batches, reference)
+    )
     return Evidence(
         norms=tuple(norms),
         modules=tuple(_modules(plain)),
         training=model.training,
         optimizer=None if optimizer is None else _optimizer(plain, optimizer),
         batches=runs,
+        reference=known,
+        checkpoint=None if checkpoint is None else compare_checkpoint(plain, norms, checkpoint),
+        ranks=None if ranks is None else gather_ranks(plain, norms, ranks),
+        step=_step(accumulation, world_size),
+        twins=twins_of(plain),
+        averaged=type(model).__name__ == "AveragedModel" and getattr(model, "use_buffers", None) is False,
         unread=(*_without_numbers(plain), *(() if runs is None else runs.unread)),
     )
+
+
+def _run(
+    model: nn.Module, batches: Iterable[Any], forward: Forward, loss: Measure | None, metric: Measure | None
+) -> Runs:
+    source = Batches(batches, "diagnose")
+    with source.randomness_kept(model):
+        return run_batches(model, source, forward, loss=loss, metric=metric)
+
+
+def _step(accumulation: int | None, world_size: int | None) -> Step | None:
+    """Give what is known of a step; the number of workers is the default process group's where none is given."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if world_size is None and distributed:
+        world_size = torch.distributed.get_world_size()
+    if accumulation is None and world_size is None:
+        return None
+    return Step(accumulation=accumulation or 1, world_size=world_size or 1)
 
 
 def _without_numbers(model: nn.Module) -> Iterator[str]:

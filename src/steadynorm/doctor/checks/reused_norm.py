@@ -19,10 +19,9 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from steadynorm.doctor.compared import pooled
+from steadynorm.doctor.compared import apart, pooled
 from steadynorm.doctor.evidence import Evidence, Sighting
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
-from steadynorm.statistics import Moments
 
 NEEDS = ("batches",)
 APART = 0.5
@@ -37,23 +36,16 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         calls = [[each for each in seen if each.call == call] for call in sorted({each.call for each in seen})]
         if len(calls) < 2 or norm.is_frozen:
             continue
-        apart = max(
-            _apart(pooled(first), pooled(second), norm.eps) - 3 * _error(first, second)
+        distance = max(
+            apart(pooled(first), pooled(second), eps=norm.eps) - 3 * _error(first, second)
             for first, second in itertools.combinations(calls, 2)
         )
-        if apart > APART:
+        if distance > APART:
             problem = (
-                f"It is called {len(calls)} times in a forward, on inputs whose statistics are {apart:.2g} standard "
+                f"It is called {len(calls)} times in a forward, on inputs whose statistics are {distance:.2g} standard "
                 "deviations apart: its running estimates fit none of them."
             )
-            yield at(norm, Severity.WARNING, problem, _REMEDY, calls=len(calls), apart=apart)
-
-
-def _apart(first: Moments, second: Moments, eps: float) -> float:
-    scale = (first.var + second.var) / 2 + eps
-    shift = (first.mean - second.mean).square() / scale
-    gain = (((first.var + eps) / (second.var + eps)).log() / 2).square()
-    return float((shift + gain).mean().sqrt())
+            yield at(norm, Severity.WARNING, problem, _REMEDY, calls=len(calls), apart=distance)
 
 
 def _error(first: list[Sighting], second: list[Sighting]) -> float:

@@ -1,0 +1,92 @@
+"""A model that is not what its checkpoint says.
+
+Looks at: the names, shapes and numbers of a checkpoint beside those of the model. Names behind wrappers' prefixes and
+nested mappings are understood. A missing ``num_batches_tracked`` is no fault: torch fills it in.
+
+Harm: ``load_state_dict(strict=False)`` passes over what does not fit. Where that are running estimates, the layer
+evaluates by those of a new one, and accuracy is near chance though every weight is right. Loaders that copy
+``parameters()`` do the same.
+
+Remedy: rename the keys or build the model that the checkpoint is of, and load again; ``load_statistics_`` loads the
+statistics alone, and names what it refuses. Safe: the checkpoint is what you ask for.
+
+Threshold: none for names, shapes and statistics that are missing. Numbers count as the same where they are equal in
+the coarser dtype of the two. Statistics that differ are reported as lost where the weights are the checkpoint's.
+
+Source: pytorch issue 8430; ultralytics/yolov3 issue 20; huggingface/peft issue 1732.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from steadynorm.doctor.evidence import CheckpointState, Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at, of_model
+
+NEEDS = ("checkpoint",)
+STATISTICS = ("running_mean", "running_var")
+_LISTED = 3
+_MISSING = Remedy(
+    advice="Load a checkpoint that has its statistics, or measure them on training images (recalibrate_).",
+    treatment="recalibrate",
+)
+_LOAD = Remedy(advice="Load the checkpoint's statistics (load_statistics_), if they were not changed on purpose.")
+_BUILD = Remedy(advice="Rename the checkpoint's keys, or build the model that it was saved from, and load it again.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    checkpoint = evidence.checkpoint
+    assert checkpoint is not None
+    without = {_owner(name) for name in (*checkpoint.missing, *checkpoint.misshapen) if _is_statistic(name)}
+    loaded = not checkpoint.different
+    for norm in evidence.norms:
+        if norm.name in without:
+            problem = "The checkpoint has no running estimates for it, so what it evaluates by comes from elsewhere."
+            yield at(norm, Severity.WARNING, problem, _MISSING)
+        elif norm.name in checkpoint.moved and loaded:
+            distance = checkpoint.moved[norm.name]
+            problem = (
+                f"Its running estimates are {distance:.2g} standard deviations from the checkpoint's, though the "
+                "model's weights are the checkpoint's."
+            )
+            yield at(norm, Severity.WARNING, problem, _LOAD, distance=distance)
+    yield from _names(checkpoint)
+    if not loaded:
+        problem = (
+            f"{len(checkpoint.different)} of {checkpoint.compared} weights are not the checkpoint's: "
+            f"{_some(checkpoint.different)}. It was not loaded, or the model was trained since."
+        )
+        yield of_model(Severity.NOTE, problem, _BUILD)
+
+
+def _names(checkpoint: CheckpointState) -> Iterator[Finding]:
+    weights = [name for name in checkpoint.missing if not _is_statistic(name)]
+    if weights:
+        problem = f"The checkpoint has no {_some(weights)}, so the model's own numbers stay there."
+        yield of_model(Severity.WARNING, problem, _BUILD, names=len(weights))
+    lost = [name for name in checkpoint.unknown if _is_statistic(name)]
+    if lost:
+        problem = f"The checkpoint has running estimates that no layer of the model takes: {_some(lost)}."
+        yield of_model(Severity.WARNING, problem, _BUILD, names=len(lost))
+    others = [name for name in checkpoint.unknown if not _is_statistic(name) and not name.endswith("batches_tracked")]
+    if others:
+        problem = f"The checkpoint has names that the model does not have: {_some(others)}."
+        yield of_model(Severity.NOTE, problem, _BUILD, names=len(others))
+    shapes = {name: text for name, text in checkpoint.misshapen.items() if not _is_statistic(name)}
+    if shapes:
+        name, text = next(iter(shapes.items()))
+        problem = f"{len(shapes)} of the checkpoint's shapes are not the model's: {name} is {text}."
+        yield of_model(Severity.WARNING, problem, _BUILD, names=len(shapes))
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in STATISTICS
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

@@ -1,0 +1,67 @@
+"""A copy of a network whose weights follow the original and whose statistics do not.
+
+Looks at: parts of a model that have the same names and shapes and nearly the same weights (teacher and student, target
+and online network, average and raw weights; put them in one ``nn.ModuleDict`` to see both), and the running estimates
+of their norms in pairs. And torch's AveragedModel with ``use_buffers=False``.
+
+Harm: a hand-written average or polyak step goes over ``parameters()``; running estimates are buffers, and stay those
+of the day when the copy was made. The copy evaluates by statistics of other weights, and is far worse than the
+original. AveragedModel copies the last statistics, which are not those of averaged weights.
+
+Remedy: copy the buffers too (``copy_statistics_``), or measure them for the copy's own weights (``recalibrate_``,
+which is better for an average). Safe.
+
+Threshold: weights closer than half of their size (independent draws are √2 apart). Statistics further apart than a
+quarter of a standard deviation plus five times the relative distance of the weights: a layer's moments move with its
+weights, by about their relative change for each layer below it. A warning where one of the two is not trained; two
+branches that both learn may see data of their own.
+
+Source: pytorch/ignite issue 2590; DLR-RM/stable-baselines3 pull request 1004; pytorch issue 84053.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.compared import apart
+from steadynorm.doctor.evidence import Evidence, NormState
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at, of_model
+from steadynorm.statistics import Moments
+
+APART, FOLLOWED = 0.25, 5.0
+_COPY = Remedy(advice="Copy the statistics with the weights (copy_statistics_), or measure them again (recalibrate_).")
+_MEASURE = Remedy(
+    advice="Measure the statistics of the averaged weights (recalibrate_, or torch's update_bn).",
+    treatment="recalibrate",
+)
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    norms = {norm.name: norm for norm in evidence.norms}
+    for twins in evidence.twins:
+        for first, second in twins.norms:
+            distance = _distance(norms[first], norms[second])
+            if distance is not None and distance > APART + FOLLOWED * twins.weights:
+                problem = (
+                    f"Its running estimates are {distance:.2g} standard deviations from those of {first}, of which "
+                    f"its weights are a copy ({100 * twins.weights:.2g} % apart)."
+                )
+                severity = Severity.WARNING if twins.frozen else Severity.NOTE
+                yield at(norms[second], severity, problem, _COPY, distance=distance, weights=twins.weights)
+    if evidence.averaged and any(norm.mean is not None for norm in evidence.batch_norms):
+        problem = "The weights are an average (use_buffers=False), the statistics those of the last weights alone."
+        yield of_model(Severity.NOTE, problem, _MEASURE)
+
+
+def _distance(first: NormState, second: NormState) -> float | None:
+    """Give how far their statistics are apart; None where one has none, or none that are numbers."""
+    one, other = _moments(first), _moments(second)
+    return None if one is None or other is None else apart(one, other, eps=first.eps)
+
+
+def _moments(norm: NormState) -> Moments | None:
+    mean, var = norm.mean, norm.var
+    if mean is None or var is None or not (mean.isfinite() & var.isfinite() & (var >= 0)).all():
+        return None
+    return Moments(mean=mean, var=var, count=1)

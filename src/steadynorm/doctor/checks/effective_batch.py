@@ -1,0 +1,61 @@
+"""Batches of a step that no layer sees together.
+
+Looks at: independent values per channel of each forward (N/noise, see ``statistics-noise``), beside those of one step
+of the optimizer: times forwards that are accumulated, times workers.
+
+Harm: gradients are accumulated over forwards and workers, statistics are not. "Accumulate to 64" trains with the
+statistics of 8, moves the running estimates eight times for each step, and is no batch of 64; eight workers with 2
+images each normalize by 2.
+
+Remedy: synchronise over workers (``convert_`` to sync_batch_norm). For accumulation freeze the statistics, or convert
+to batch renorm, a gated layer or group norm; momentum 1 − (1 − m)^(1/k) for k forwards keeps the estimates' memory.
+
+Threshold: a note where a step takes more together than a layer; a warning where a forward has fewer than 16
+independent values and the step has at least that many, so that the larger batch was meant to help and does not.
+
+Source: pytorch issue 46516; ultralytics/yolov5 issue 1630; mmdetection issue 3621.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from steadynorm.doctor.checks.statistics_noise import FEWEST
+from steadynorm.doctor.evidence import Evidence, NormState, Step
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches", "step")
+_SYNC = Remedy(advice="Synchronise the statistics over workers (convert_ to sync_batch_norm).")
+_FREEZE = Remedy(advice="Freeze the statistics (freeze_), or convert_ to batch_renorm, gated_batch_norm or group_norm.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    assert evidence.batches is not None and evidence.step is not None
+    for norm in evidence.batch_norms:
+        seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if math.isfinite(each.noise)]
+        times, workers = _left_out(norm, evidence.step)
+        if not norm.moves or not seen or times * workers == 1:
+            continue
+        one = min(each.samples / max(each.noise, 1e-12) for each in seen) * evidence.step.world_size / workers
+        step = one * times * workers
+        what = " and ".join([f"{times} forwards"] * (times > 1) + [f"{workers} workers"] * (workers > 1))
+        problem = (
+            f"It normalizes by {one:.3g} independent values per channel, while a step of the optimizer takes {what} "
+            f"together, {step:.3g}."
+        )
+        small = one < FEWEST <= step
+        yield at(
+            norm,
+            Severity.WARNING if small else Severity.NOTE,
+            problem,
+            _SYNC if workers > 1 else _FREEZE,
+            independent=one,
+            of_step=step,
+        )
+
+
+def _left_out(norm: NormState, step: Step) -> tuple[int, int]:
+    """Give the forwards and workers of a step that its statistics are not taken over."""
+    return step.accumulation, 1 if "sync" in norm.kind else step.world_size

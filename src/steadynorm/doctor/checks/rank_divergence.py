@@ -1,0 +1,69 @@
+"""Ranks whose running estimates are not the same.
+
+Looks at: the running estimates of every rank, from a state dict of each, or gathered over a process group.
+
+Harm: each rank evaluates another model, and the checkpoint of rank 0 gives other numbers than the validation that was
+averaged over ranks. ``broadcast_buffers=False``, other wrappers than torch's, and a recalibration on each rank's own
+data leave them apart.
+
+Remedy: make one of them, over all ranks' values (``merge_statistics``), or measure them with a process group
+(``recalibrate_``). Safe.
+
+Threshold: one step apart is how DistributedDataParallel leaves them between two forwards: every rank's own batch with
+the weight of the momentum. So a note up to the momentum times half a standard deviation (root mean square over
+channels, of the rank that is furthest from the mean of all), a warning beyond.
+
+Source: pytorch issue 13711; pytorch-image-models issue 110; mmpose issue 998.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from steadynorm.doctor.compared import apart
+from steadynorm.doctor.evidence import Evidence, RankStatistics
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+from steadynorm.statistics import Moments
+
+NEEDS = ("ranks",)
+SHARE = 0.5
+USUAL = 0.1
+"""Momentum that is assumed where a layer has none."""
+_REMEDY = Remedy(advice="Make one of all ranks' statistics (merge_statistics) before evaluating or saving.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    assert evidence.ranks is not None
+    for norm in evidence.norms:
+        stored = evidence.ranks.get(norm.name)
+        if stored is None or _are_equal(stored) or not _are_numbers(stored):
+            continue
+        distance, rank = _furthest(stored, norm.eps)
+        known = SHARE * (norm.momentum if norm.momentum is not None else USUAL)
+        problem = (
+            f"Its running estimates differ over {len(stored.means)} ranks: those of rank {rank} are {distance:.2g} "
+            "standard deviations from their mean, so each rank evaluates another model."
+        )
+        severity = Severity.WARNING if distance > known else Severity.NOTE
+        yield at(norm, severity, problem, _REMEDY, distance=distance, rank=rank)
+
+
+def _are_equal(stored: RankStatistics) -> bool:
+    return all(torch.equal(each, each[:1].expand_as(each)) for each in (stored.means, stored.vars))
+
+
+def _are_numbers(stored: RankStatistics) -> bool:
+    return bool(stored.means.isfinite().all() and stored.vars.isfinite().all() and (stored.vars >= 0).all())
+
+
+def _furthest(stored: RankStatistics, eps: float) -> tuple[float, int]:
+    """Give the largest distance of a rank from the mean of all, and the rank."""
+    mean = Moments(mean=stored.means.mean(0), var=stored.vars.mean(0), count=1)
+    each = [
+        apart(Moments(mean=one, var=var, count=1), mean, eps=eps)
+        for one, var in zip(stored.means, stored.vars, strict=True)
+    ]
+    return max(each), each.index(max(each))
