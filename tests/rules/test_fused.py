@@ -276,6 +276,18 @@ def test_whole_numbers_as_momentum_and_eps_compile_no_other_kernel():
     assert kernel.signatures == before
 
 
+def test_absent_parameters_and_estimates_compile_no_other_kernel():
+    x, parameter = X.clone().requires_grad_(), torch.ones(3, requires_grad=True)
+    running = torch.zeros(3), torch.ones(3)
+    kernels = _numba.kernels.normalize, _numba.kernels.normalize_grad
+    with backend("numba"):
+        functional.batch_norm(x, *running, parameter, parameter, training=True).square().sum().backward()
+        before = [list(kernel.signatures) for kernel in kernels]
+        for weight, bias in ((parameter, None), (None, parameter), (None, None)):
+            functional.batch_norm(x, None, None, weight, bias, training=True).square().sum().backward()
+    assert [kernel.signatures for kernel in kernels] == before
+
+
 def test_training_in_float32_a_module_of_bfloat16_parameters():
     layer = BatchNorm2d(3, activation="relu").bfloat16()
     with backend("numba"):

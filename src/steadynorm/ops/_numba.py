@@ -25,7 +25,7 @@ from steadynorm.ops._numba_operands import check_rule, check_stored
 from steadynorm.ops._numba_rules import Rule
 from steadynorm.ops._numba_simd import LANES, has_feature
 from steadynorm.ops._numba_threads import is_forked, run, start
-from steadynorm.ops._operands import address, check_numbers, check_operands
+from steadynorm.ops._operands import address, address_or_0, check_numbers, check_operands
 from steadynorm.ops.reference import LEAKY_SLOPE, Activation
 
 __all__ = [
@@ -272,10 +272,10 @@ def normalize(
         chunks,
         x_NCS.numel(),
         address(x_NCS),
-        address(weight),
-        address(bias),
-        address(running_mean),
-        address(running_var),
+        address_or_0(weight),
+        address_or_0(bias),
+        address_or_0(running_mean),
+        address_or_0(running_var),
         momentum,
         address(noise),
         noise_momentum,
@@ -330,15 +330,15 @@ def normalize_grad(
         x_NCS.numel(),
         address(dy_NCS),
         address(x_NCS),
-        address(weight),
-        address(bias),
+        address_or_0(weight),
+        address_or_0(bias),
         address(saved),
         address(residual_NCS),
         address(dx_NCS),
         address(d_residual_NCS),
-        address(d_weight),
-        address(d_bias),
-        address(d_confidence),
+        address_or_0(d_weight),
+        address_or_0(d_bias),
+        address_or_0(d_confidence),
         _streams(layout, dx_NCS, d_residual_NCS),
     )
     return dx_NCS, d_residual_NCS, d_weight, d_bias, d_confidence

@@ -84,9 +84,9 @@ def _computed_gate(rule: Gated, moments: ChannelMoments) -> tuple[float, float]:
     return odds / (1.0 + odds), ratio
 
 
-def _write_confidence_gradient(rule: Gated, gate: float, ratio: float, d_gate: float, target: Array | None) -> None:
+def _write_confidence_gradient(rule: Gated, gate: float, ratio: float, d_gate: float, target: Array) -> None:
     """d_confidence = d_gate·gate·(1 − gate)·(1, ln ratio, −ln noise)."""
-    if target is not None:
+    if target.size > 0:
         slope = d_gate * gate * (1.0 - gate)
         target[0] = slope
         target[1] = slope * math.log(max(ratio, 1e-6))

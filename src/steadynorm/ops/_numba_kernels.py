@@ -21,7 +21,7 @@ from steadynorm.ops._numba_rules import (
     write_confidence_gradient,
 )
 from steadynorm.ops._numba_sums import Sums, measure, sample_means, total_sums
-from steadynorm.ops._numba_types import Activation, Array, Dtype, array, compiled, floats, inline, part
+from steadynorm.ops._numba_types import Activation, Array, Dtype, array, compiled, floats, floats_if_any, inline, part
 from steadynorm.ops._numba_write import Grad, Transform, write
 from steadynorm.statistics.noise import MOST_SAMPLES
 
@@ -111,16 +111,16 @@ def grad(
 
 @inline
 def _fill_affine(
-    rule: Rule, moments: ChannelMoments, gate: float, weight: Array | None, bias: Array | None, numbers: Array
+    rule: Rule, moments: ChannelMoments, gate: float, weight: Array, bias: Array, numbers: Array
 ) -> None:
-    """Write center, scale = weight·factor and shift = bias + weight·offset."""
+    """Write center, scale = weight·factor and shift = bias + weight·offset; an empty array is absent."""
     channels = moments.mean.size
     for channel in range(channels):
         center, scale, shift = affine_of(rule, moments, gate, channel)
-        if weight is not None:
+        if weight.size > 0:
             scale *= weight[channel]
             shift *= weight[channel]
-        if bias is not None:
+        if bias.size > 0:
             shift += bias[channel]
         numbers[channel] = center
         numbers[channels + channel] = scale
@@ -128,18 +128,16 @@ def _fill_affine(
 
 
 @inline
-def _update_running(running: Array | None, batch: Array, correction: float, momentum: float) -> None:
-    """Write running = (1 − momentum)·running + momentum·correction·batch."""
-    if running is not None:
-        for channel in range(batch.size):
-            running[channel] = (1.0 - momentum) * running[channel] + momentum * correction * batch[channel]
+def _update_running(running: Array, batch: Array, correction: float, momentum: float) -> None:
+    """Write running = (1 − momentum)·running + momentum·correction·batch; an empty array is absent."""
+    for channel in range(running.size):
+        running[channel] = (1.0 - momentum) * running[channel] + momentum * correction * batch[channel]
 
 
 @inline
-def _put_all(target: Array | None, values: Array) -> None:
-    if target is not None:
-        for channel in range(target.size):
-            target[channel] = values[channel]
+def _put_all(target: Array, values: Array) -> None:
+    for channel in range(target.size):
+        target[channel] = values[channel]
 
 
 @inline
@@ -175,10 +173,9 @@ def _merge_chunks(saved: Array, rule: Rule, channels: int, samples: int, chunks:
 
 
 @inline
-def _copy(source: Array | None, target: Array) -> None:
-    if source is not None:
-        for i in range(source.size):
-            target[i] = source[i]
+def _copy(source: Array, target: Array) -> None:
+    for i in range(source.size):
+        target[i] = source[i]
 
 
 @compiled
@@ -218,10 +215,10 @@ def normalize(
     chunks: int,  # parts of the batch that are normalized each by itself; 1 where estimates follow
     size: int,
     x: int,
-    weight: int | None,  # shape (C,)
-    bias: int | None,  # likewise
-    running_mean: int | None,  # likewise; for rules that look at it, and changed
-    running_var: int | None,  # likewise
+    weight: int,  # shape (C,); 0 where there is none
+    bias: int,  # likewise
+    running_mean: int,  # likewise; for rules that look at it, and changed
+    running_var: int,  # likewise
     momentum: float,  # weight of this batch in them
     noise: int | None,  # one number; changed
     noise_momentum: float,  # weight of this batch in it
@@ -236,15 +233,15 @@ def normalize(
     inputs = array(dtype, x, size), array(dtype, residual, size), array(dtype, y, size)
     rows, numbers = floats(saved, saved_rows(rule, chunks) * channels), np.empty(3 * channels, np.float32)
     if reads_running(rule):
-        _copy(floats(running_mean, channels), rows[2 * channels :])
-        _copy(floats(running_var, channels), rows[3 * channels :])
+        _copy(floats_if_any(running_mean, channels), rows[2 * channels :])
+        _copy(floats_if_any(running_var, channels), rows[3 * channels :])
     for chunk in range(chunks):
         first, last = _chunk(samples, chunks, chunk)
         first, last = first * per_sample, last * per_sample
         moments = _moments_of(rule, rows, channels, chunks, chunk)
         measure(inputs[0][first:last], layout, moments.mean, moments.var, blocks)
         gate, _ = gate_of(rule, moments)
-        _fill_affine(rule, moments, gate, floats(weight, channels), floats(bias, channels), numbers)
+        _fill_affine(rule, moments, gate, floats_if_any(weight, channels), floats_if_any(bias, channels), numbers)
         task = Transform(inputs[0][first:last], part(inputs[1], first, last), numbers, inputs[2][first:last])
         write(task, activation, layout, streaming, blocks)
     if chunks > 1:
@@ -252,13 +249,13 @@ def normalize(
     whole, count = _moments_of(rule, rows, channels, 1, 0), size // channels
     _update_noise(floats(noise, 1), noise_momentum, inputs[0], layout, whole, samples)
     if momentum != 0.0:
-        _update_running(floats(running_mean, channels), whole.mean, 1.0, momentum)
-        _update_running(floats(running_var, channels), whole.var, count / (count - 1), momentum)
+        _update_running(floats_if_any(running_mean, channels), whole.mean, 1.0, momentum)
+        _update_running(floats_if_any(running_var, channels), whole.var, count / (count - 1), momentum)
 
 
 @inline
 def _fill_gradient(
-    rule: Rule, moments: ChannelMoments, weight: Array | None, totals: Array, count: int, sums: Array, numbers: Array
+    rule: Rule, moments: ChannelMoments, weight: Array, totals: Array, count: int, sums: Array, numbers: Array
 ) -> tuple[float, float, float]:
     """Write a, b and c of dx = a·dy′ + b·(x − center) + c; add to the sums, which are Σd_weight and Σd_bias.
 
@@ -270,7 +267,7 @@ def _fill_gradient(
     d_gate = 0.0
     for channel in range(channels):
         center, factor, offset = affine_of(rule, moments, gate, channel)
-        gamma = 1.0 if weight is None else weight[channel]
+        gamma = weight[channel] if weight.size > 0 else 1.0
         sum_dy, sum_dy_xc = totals[0, channel], totals[1, channel]
         sums[0, channel] += factor * sum_dy_xc
         if offset != 0.0:
@@ -299,15 +296,15 @@ def normalize_grad(
     size: int,
     dy: int,
     x: int,
-    weight: int | None,  # shape (C,)
-    bias: int | None,  # likewise
+    weight: int,  # shape (C,); 0 where there is none
+    bias: int,  # likewise
     saved: int,  # what normalize has written
     residual: int | None,  # as x
     dx: int,  # as x; written
     d_residual: int | None,  # likewise
-    d_weight: int | None,  # shape (C,); written
-    d_bias: int | None,  # likewise
-    d_rule: int | None,  # shape (3,), gradients with respect to the gate's confidence; written
+    d_weight: int,  # shape (C,); written; 0 where there is none
+    d_bias: int,  # likewise
+    d_rule: int,  # shape (3,), gradients with respect to the gate's confidence; written; 0 where there is none
     streaming: bool,
     blocks: int,
 ) -> None:
@@ -327,13 +324,13 @@ def normalize_grad(
         moments = _moments_of(rule, rows, channels, chunks, chunk)
         parts = inputs[0][first:last], inputs[1][first:last], part(inputs[2], first, last)
         gate, _ = gate_of(rule, moments)
-        _fill_affine(rule, moments, gate, floats(weight, channels), floats(bias, channels), numbers)
+        _fill_affine(rule, moments, gate, floats_if_any(weight, channels), floats_if_any(bias, channels), numbers)
         totals = total_sums(Sums(parts[0], parts[1], parts[2], numbers), activation, layout, blocks)
         gate, ratio, d_gate = _fill_gradient(
-            rule, moments, floats(weight, channels), totals, (last - first) // channels, sums, numbers
+            rule, moments, floats_if_any(weight, channels), totals, (last - first) // channels, sums, numbers
         )
-        write_confidence_gradient(rule, gate, ratio, d_gate, floats(d_rule, 3))
+        write_confidence_gradient(rule, gate, ratio, d_gate, floats_if_any(d_rule, 3))
         task = Grad(parts[0], parts[1], parts[2], numbers, results[0][first:last], part(results[1], first, last))
         write(task, activation, layout, streaming, blocks)
-    _put_all(floats(d_weight, channels), sums[0])
-    _put_all(floats(d_bias, channels), sums[1])
+    _put_all(floats_if_any(d_weight, channels), sums[0])
+    _put_all(floats_if_any(d_bias, channels), sums[1])

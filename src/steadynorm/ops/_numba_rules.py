@@ -52,7 +52,7 @@ def _of_own_variance(
     return d_center, -0.5 * d_factor * factor / (moments.var[channel] + rule.eps), 0.0
 
 
-def _no_confidence(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array | None) -> None:
+def _no_confidence(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array) -> None:
     return None
 
 
@@ -137,8 +137,8 @@ def _moment_gradients(
     return _forms[rule.instance_class].moment_gradients
 
 
-def write_confidence_gradient(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array | None) -> None:
-    """Write the gradient with respect to the confidence."""
+def write_confidence_gradient(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array) -> None:
+    """Write the gradient with respect to the confidence, where the target is not empty."""
     raise NotImplementedError
 
 

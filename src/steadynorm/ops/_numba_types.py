@@ -39,6 +39,7 @@ __all__ = [
     "compiled",
     "exp",
     "floats",
+    "floats_if_any",
     "inline",
     "parallel",
     "part",
@@ -125,6 +126,13 @@ def floats(address: int | None, size: int) -> Any:  # noqa: ANN401 (as above)
 @choose_inline(floats)
 def _floats_of(address: Type, size: Type) -> Callable[..., Any]:
     return lambda address, size: array(_FLOAT32, address, size)
+
+
+@inline
+def floats_if_any(address: int, size: int) -> Array:
+    """View memory as float32 numbers; none of them at address 0, so that one compiled version serves both."""
+    numbers: Array = floats(address, size if address != 0 else 0)
+    return numbers
 
 
 def part(numbers: Array | None, first: int, last: int) -> Any:  # noqa: ANN401 (as above)

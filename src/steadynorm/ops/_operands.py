@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Never
 
 import torch
 from torch import Tensor
 
-__all__ = ["address", "check_numbers", "check_operands"]
+__all__ = ["address", "address_or_0", "check_numbers", "check_operands"]
 
 
 def check_operands(
@@ -62,15 +63,19 @@ def address(tensor: Tensor | None) -> int | None:
     Raises:
         RuntimeError: it has no memory, as one whose storage was freed.
     """
-    if tensor is None:
-        return None
-    place = tensor.data_ptr()
-    if not place:
-        raise RuntimeError(
-            f"steadynorm.ops: a tensor must have memory, got one of shape {tuple(tensor.shape)} whose storage is freed "
-            "or was never allocated. Restore it before the call."
-        )
-    return place
+    return None if tensor is None else tensor.data_ptr() or _refuse_freed(tensor)
+
+
+def address_or_0(tensor: Tensor | None) -> int:
+    """As :func:`address`, but 0 where there is none: the kernel asks while it runs, and one version serves both."""
+    return 0 if tensor is None else tensor.data_ptr() or _refuse_freed(tensor)
+
+
+def _refuse_freed(tensor: Tensor) -> Never:
+    raise RuntimeError(
+        f"steadynorm.ops: a tensor must have memory, got one of shape {tuple(tensor.shape)} whose storage is freed "
+        "or was never allocated. Restore it before the call."
+    )
 
 
 def _misfit(where: str, name: str, demand: str, tensor: Tensor) -> ValueError:
