@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from steadynorm.lab.several_decays import SeveralDecays
 from steadynorm.reporting.failure import UserError
+from steadynorm.statistics.moments import mixture
 from steadynorm.surgery import reconcile_statistics_
 
 __all__ = [
@@ -235,8 +236,16 @@ def sync_buffers_(model: nn.Module) -> None:
     reconcile_statistics_(model)
     for module in model.modules():
         if isinstance(module, SeveralDecays):
-            mean = mean_over_workers(module.means)
-            module.vars.copy_(mean_over_workers(module.vars + (module.means - mean).square()))
+            means, variances = (_of_all_workers(each).double() for each in (module.means, module.vars))
+            mean, var = mixture(means, variances, means.new_tensor(1 / number_of_workers()))
             module.means.copy_(mean)
+            module.vars.copy_(var)
     for tensor in model.buffers():
         dist.broadcast(tensor, src=0)
+
+
+def _of_all_workers(tensor: Tensor) -> Tensor:
+    """Stack a tensor's values on the workers, in their order."""
+    parts = [torch.empty_like(tensor) for _ in range(number_of_workers())]
+    dist.all_gather(parts, tensor)
+    return torch.stack(parts)
