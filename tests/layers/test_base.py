@@ -71,3 +71,21 @@ def test_a_subclass_keeps_its_own_constructor_and_the_order_of_its_bases():
     assert "options" in inspect.signature(Right).parameters
     with pytest.raises(TypeError, match=r"^Right\.__init__\(\) got an unexpected keyword argument 'epsilon'"):
         Right(3, epsilon=1)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_errors_of_a_forward_name_the_class(name, training):
+    class Mine(getattr(steadynorm.layers, name)):
+        pass
+
+    layer = Mine(3, **({"ghost_batch_size": 2} if "Ghost" in name else {})).train(training)
+    x = torch.randn(4, 3) if "1d" in name or name == "SyncBatchNorm" else torch.randn(4, 3, *[2] * int(name[-2]))
+    mask = {"mask": torch.ones(4, dtype=torch.bool)} if "Masked" in name else {}
+    with pytest.raises(RuntimeError, match=r"^Mine: residual must have the input's shape"):
+        layer(x, residual=x[:, :2], **mask)
+    with pytest.raises(RuntimeError, match=r"^Mine: input must be of a floating dtype"):
+        layer(x.long(), **mask)
+    if mask:
+        with pytest.raises(ValueError, match=r"^Mine: mask must be boolean"):
+            layer(x, mask=mask["mask"].long())

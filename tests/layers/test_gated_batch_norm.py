@@ -195,6 +195,6 @@ def test_numbers_of_a_gate_that_are_too_many_are_refused_by_name(name, size, sha
     state[name] = torch.nn.Parameter(torch.ones(size)) if name == "confidence" else torch.ones(size)
     with pytest.raises(
         RuntimeError,
-        match=rf"gated_batch_norm: {name} must have \d elements, once for all channels, got shape \({size},\)",
+        match=rf"GatedBatchNorm[12]d: {name} must have \d elements, once for all channels, got shape \({size},\)",
     ):
         norm(torch.randn(shape))

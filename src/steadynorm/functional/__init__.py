@@ -1,4 +1,7 @@
-"""Stateless entry points: signatures as ``torch.nn.functional`` has them, with our extras keyword-only."""
+"""Stateless entry points: signatures as ``torch.nn.functional`` has them, with our extras keyword-only.
+
+``_caller`` names the function in errors; a layer gives its own name.
+"""
 
 from steadynorm.functional.batch_norm import batch_norm, batch_norm_with_moments
 from steadynorm.functional.batch_renorm import batch_renorm

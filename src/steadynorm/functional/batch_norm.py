@@ -40,6 +40,7 @@ def batch_norm(
     residual: Tensor | None = None,
     activation: Activation | None = None,
     num_batches_tracked: Tensor | None = None,
+    _caller: str = "batch_norm",
 ) -> Tensor:
     """Normalize every channel, and add, and activate.
 
@@ -75,8 +76,8 @@ def batch_norm(
     Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; torch.nn.functional.batch_norm.
     """
     if not training:
-        return evaluate("batch_norm", input, running_mean, running_var, weight, bias, eps, residual, activation)
-    check_training("batch_norm", input, residual, activation, eps, (running_mean, running_var, weight, bias))
+        return evaluate(_caller, input, running_mean, running_var, weight, bias, eps, residual, activation)
+    check_training(_caller, input, residual, activation, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)[0]
     # torch's function takes a number, which a record would keep for all batches.
@@ -115,6 +116,7 @@ def batch_norm_with_moments(
     *,
     residual: Tensor | None = None,
     activation: Activation | None = None,
+    _caller: str = "batch_norm_with_moments",
 ) -> tuple[Tensor, Moments]:
     """Normalize a training batch as :func:`batch_norm` does, and give its moments.
 
@@ -128,7 +130,7 @@ def batch_norm_with_moments(
     Raises:
         as :func:`batch_norm` in training.
     """
-    check_training("batch_norm", input, residual, activation, eps, (None, None, weight, bias))
+    check_training(_caller, input, residual, activation, eps, (None, None, weight, bias))
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)
     path = choose_path(input, residual, activation, weight, bias)

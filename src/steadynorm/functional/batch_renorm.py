@@ -28,6 +28,7 @@ def batch_renorm(
     d_max: Tensor,
     residual: Tensor | None = None,
     activation: Activation | None = None,
+    _caller: str = "batch_renorm",
 ) -> tuple[Tensor, Moments]:
     """Normalize a training batch by its own moments, corrected towards the running ones.
 
@@ -58,7 +59,7 @@ def batch_renorm(
     """
     check_momentum(momentum)
     parameters = (running_mean, running_var, weight, bias)
-    check_training("batch_renorm", input, residual, activation, eps, parameters, fewest=1)
+    check_training(_caller, input, residual, activation, eps, parameters, fewest=1)
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)
     rule, per_channel = BatchRenormRule(eps), (weight, bias, running_mean, running_var)

@@ -25,6 +25,7 @@ def frozen_batch_norm(
     *,
     residual: Tensor | None = None,
     activation: Activation | None = None,
+    _caller: str = "frozen_batch_norm",
 ) -> Tensor:
     """Map every channel by stored statistics, in one pass each way where gradients are wanted.
 
@@ -49,12 +50,12 @@ def frozen_batch_norm(
     inputs = (input, residual, weight, bias)
     wanted = isinstance(input, Tensor) and _differentiates(*inputs) and input.numel() > 0  # torch.fx has proxies
     if wanted and choose_path(input, residual, activation, mean, var, weight, bias) == "fused":
-        check_training("frozen_batch_norm", input, residual, activation, eps, (mean, var, weight, bias), fewest=1)
+        check_training(_caller, input, residual, activation, eps, (mean, var, weight, bias), fewest=1)
         stored = Moments(mean=mean, var=var, count=1)
         return normalize(
             input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation, stored=stored
         )[0]
-    return evaluate("frozen_batch_norm", input, mean, var, weight, bias, eps, residual, activation)
+    return evaluate(_caller, input, mean, var, weight, bias, eps, residual, activation)
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:

@@ -42,6 +42,7 @@ def gated_batch_norm(
     samples: int | Tensor | None = None,
     residual: Tensor | None = None,
     activation: Activation | None = None,
+    _caller: str = "gated_batch_norm",
 ) -> tuple[Tensor, Moments]:
     """Normalize a batch by moments between the running ones and its own, as far as it is to be believed.
 
@@ -73,8 +74,8 @@ def gated_batch_norm(
     """
     check_momentum(momentum)
     parameters = (running_mean, running_var, weight, bias)
-    check_training("gated_batch_norm", input, residual, activation, eps, parameters, fewest=1)
-    check_gate("gated_batch_norm", noise, confidence)
+    check_training(_caller, input, residual, activation, eps, parameters, fewest=1)
+    check_gate(_caller, noise, confidence)
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)
     rule, per_channel = GatedBatchNormRule(eps, gate), (weight, bias, running_mean, running_var)

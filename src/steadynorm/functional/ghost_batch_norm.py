@@ -32,6 +32,7 @@ def ghost_batch_norm(
     ghost_batch_size: int,
     residual: Tensor | None = None,
     activation: Activation | None = None,
+    _caller: str = "ghost_batch_norm",
 ) -> tuple[Tensor, Moments]:
     """Normalize every chunk of a training batch by its own moments.
 
@@ -49,7 +50,7 @@ def ghost_batch_norm(
 
     Source: Hoffer, Hubara & Soudry 2017 (arXiv 1705.08741), Alg. 1.
     """
-    check_training("ghost_batch_norm", input, residual, activation, eps, (None, None, weight, bias))
+    check_training(_caller, input, residual, activation, eps, (None, None, weight, bias))
     samples, channels = input.shape[:2]
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)

@@ -17,7 +17,9 @@ from steadynorm.statistics.ranks import Ranks, pool_over
 __all__ = ["masked_batch_norm", "valid_positions"]
 
 
-def valid_positions(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+def valid_positions(
+    input: Tensor, mask: Tensor | None, lengths: Tensor | None, *, _caller: str = "masked_batch_norm"
+) -> Tensor:
     """Give where there are values, as a mask that broadcasts to the input: shape (N, 1, L), or (N, 1).
 
     Args:
@@ -31,21 +33,21 @@ def valid_positions(input: Tensor, mask: Tensor | None, lengths: Tensor | None) 
     """
     for what, tensor in (("input", input), ("mask", mask), ("lengths", lengths)):
         if tensor is not None:
-            check_one_size("masked_batch_norm", what, tensor)
+            check_one_size(_caller, what, tensor)
     samples = (input.shape[0], *input.shape[2:])
     if mask is not None and lengths is None:
         if mask.dtype != torch.bool or mask.shape != samples:
             raise ValueError(
-                f"masked_batch_norm: mask must be boolean, of shape {samples} for input {tuple(input.shape)}, got "
+                f"{_caller}: mask must be boolean, of shape {samples} for input {tuple(input.shape)}, got "
                 f"{mask.dtype} {tuple(mask.shape)}."
             )
         return mask.unsqueeze(1)
     if lengths is None or mask is not None:
         found = "both" if lengths is not None else "neither"
-        raise ValueError(f"masked_batch_norm: either mask or lengths must be given, got {found}.")
+        raise ValueError(f"{_caller}: either mask or lengths must be given, got {found}.")
     if input.dim() != 3 or lengths.shape != samples[:1] or lengths.is_floating_point():
         raise ValueError(
-            f"masked_batch_norm: lengths must be integers of shape (N,) beside input (N, C, L), got {lengths.dtype} "
+            f"{_caller}: lengths must be integers of shape (N,) beside input (N, C, L), got {lengths.dtype} "
             f"{tuple(lengths.shape)} beside {tuple(input.shape)}."
         )
     positions = torch.arange(input.shape[2], device=input.device)
@@ -62,6 +64,7 @@ def masked_batch_norm(
     residual: Tensor | None = None,
     activation: Activation | None = None,
     ranks: Ranks | None = None,
+    _caller: str = "masked_batch_norm",
 ) -> tuple[Tensor, Moments]:
     """Normalize the valid positions of a training batch by their own moments, and leave the others as they are.
 
@@ -82,7 +85,7 @@ def masked_batch_norm(
     Raises:
         as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias there.
     """
-    check_training("masked_batch_norm", input, residual, activation, eps, (None, None, weight, bias), fewest=1)
+    check_training(_caller, input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     input = input if is_transformed() else laid_out(input)
     xc, moments = _centred(input, valid, ranks)
     affine = BatchNormRule(eps).forward(moments, weight, bias)

@@ -22,6 +22,7 @@ def sync_batch_norm(
     ranks: Ranks,
     residual: Tensor | None = None,
     activation: Activation | None = None,
+    _caller: str = "sync_batch_norm",
 ) -> tuple[Tensor, Moments]:
     """Normalize this rank's part of a training batch by the moments of all ranks' parts together.
 
@@ -44,7 +45,7 @@ def sync_batch_norm(
         RuntimeError: a rank has not taken part within the process group's timeout.
         otherwise as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias.
     """
-    check_training("sync_batch_norm", input, residual, activation, eps, (None, None, weight, bias), fewest=1)
+    check_training(_caller, input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     if input.shape[1] == 0:  # nothing to tell each other
         return normalize_nothing(input, weight, bias, residual)
     return normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation, ranks=ranks)

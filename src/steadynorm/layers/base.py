@@ -140,6 +140,7 @@ class BatchNormBase(RunningStatistics):
             eps=self.eps,
             residual=residual,
             activation=self.activation,
+            _caller=type(self).__name__,
         )
 
     def __prepare_scriptable__(self) -> Self:

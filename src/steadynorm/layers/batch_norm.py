@@ -28,7 +28,13 @@ class _BatchNorm(BatchNormBase):
             mean = var = None
         elif mean is not None and var is not None and (self._needs_moments() or is_recomputing()):
             y, moments = batch_norm_with_moments(
-                input, weight, bias, self.eps, residual=residual, activation=self.activation
+                input,
+                weight,
+                bias,
+                self.eps,
+                residual=residual,
+                activation=self.activation,
+                _caller=type(self).__name__,
             )
             self._update_running(moments)
             return y
@@ -48,6 +54,7 @@ class _BatchNorm(BatchNormBase):
             residual=residual,
             activation=self.activation,
             num_batches_tracked=batches,
+            _caller=type(self).__name__,
         )
 
 

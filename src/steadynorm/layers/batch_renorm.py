@@ -71,6 +71,7 @@ class _BatchRenorm(BatchNormBase):
             residual=residual,
             activation=self.activation,
             momentum=share or 0.0,
+            _caller=type(self).__name__,
         )
         if share is None:
             self._update_running(moments)

@@ -52,6 +52,7 @@ class _FrozenBatchNorm(BatchNormBase):
             eps=self.eps,
             residual=residual,
             activation=self.activation,
+            _caller=type(self).__name__,
         )
 
 

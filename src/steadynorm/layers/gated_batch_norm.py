@@ -108,6 +108,7 @@ class _GatedBatchNorm(BatchNormBase):
             residual=residual,
             activation=self.activation,
             **training,
+            _caller=type(self).__name__,
         )
 
     def _draw_samples(self, available: int) -> int | Tensor | None:

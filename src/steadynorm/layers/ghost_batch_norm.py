@@ -44,6 +44,7 @@ class _GhostBatchNorm(BatchNormBase):
             ghost_batch_size=self.ghost_batch_size,
             residual=residual,
             activation=self.activation,
+            _caller=type(self).__name__,
         )
         self._update_running(moments)
         return y

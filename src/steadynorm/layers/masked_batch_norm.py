@@ -99,7 +99,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
             return super().forward(input, residual)
         check_is_tensor(self, input, instead="Call .eval() and leave out mask and lengths")
         self._check_input_dim(input)
-        valid = valid_positions(input, mask, lengths)
+        valid = valid_positions(input, mask, lengths, _caller=type(self).__name__)
         if residual is not None:
             check_residual(type(self).__name__, input, residual)
         if self.training or (self.running_mean is None and self.running_var is None):
@@ -123,6 +123,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
             residual=residual,
             activation=self.activation,
             ranks=self._ranks(input),
+            _caller=type(self).__name__,
         )
         self._update_running(moments)
         return y

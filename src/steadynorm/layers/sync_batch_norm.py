@@ -55,6 +55,7 @@ class OverRanks(_BatchNorm):
             ranks=ranks,
             residual=residual,
             activation=self.activation,
+            _caller=type(self).__name__,
         )
         self._update_running(moments)
         return y
