@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ import tyro
 
 from steadynorm.bench import inference, kernels, layers, step, workers
 from steadynorm.bench.benchmark import Benchmark, Flags
+from steadynorm.bench.moved import MOVED, moved_record
 from steadynorm.bench.record import Json, read_record
 from steadynorm.bench.table import markdown
 from steadynorm.commands import Command
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.progress import open_display
-from steadynorm.reporting.report import Report, Table
+from steadynorm.reporting.report import Table
 
 __all__ = ["BENCHMARKS", "COMMANDS", "MOVED", "SUMMARY", "TableConfig", "table_of"]
 
@@ -30,8 +30,6 @@ BENCHMARKS: tuple[Benchmark[Any, Any], ...] = tuple(
     module.BENCHMARK for module in (kernels, layers, step, inference, workers)
 )
 """All of them; command line, help, tables and tests are made from this list."""
-MOVED = ("statistics", "recalibration")
-"""Now experiments of these names; their old commands, and the records that these wrote, are still accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +58,9 @@ def table_of(record: Json) -> str:
 
 def _old_table(record: Json) -> tuple[str, Table]:
     """Give the table of a record from before the benchmark became an experiment."""
-    module = importlib.import_module(f"steadynorm.lab.experiments.{record['bench']}")  # needs packages of the lab
-    report: Report = module.describe(module.of_bench(record))
+    from steadynorm.lab.experiments import EXPERIMENTS  # which needs packages of the lab
+
+    report = EXPERIMENTS[record["bench"]].describe(moved_record(record))
     return report.lead.removesuffix("."), report.table
 
 

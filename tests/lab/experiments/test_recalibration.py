@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from steadynorm.bench.moved import moved_record
 from steadynorm.lab.data import load_dataset
 from steadynorm.lab.experiments import recalibration
-from steadynorm.lab.experiments.recalibration import EXPERIMENT, RecalibrationConfig, describe, of_bench
+from steadynorm.lab.experiments.recalibration import EXPERIMENT, RecalibrationConfig, describe
 from steadynorm.lab.networks import build_network
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Record, read_record
@@ -100,7 +101,7 @@ def made_record(**ours: list[float]) -> Record:
         for name, each in ours.items()
     ]
     config = OLD["config"] | {"draws": len(next(iter(ours.values()))), "images": [row["images"] for row in rows]}
-    return of_bench(OLD | {"original": 80.0, "rows": rows, "config": config})
+    return moved_record(OLD | {"original": 80.0, "rows": rows, "config": config})
 
 
 @pytest.mark.parametrize("few", [70.0, 79.0])
@@ -124,7 +125,7 @@ def test_the_readmes_table_is_that_of_the_record_in_docs() -> None:
     pattern = rf"<!-- record: {RESULT.relative_to(ROOT)} -->\n(.*?)<!-- /record -->"
     (block,) = re.findall(pattern, (ROOT / "README.md").read_text(), flags=re.DOTALL)
     rows = [[text.strip() for text in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
-    table = describe(of_bench(OLD)).table
+    table = describe(moved_record(OLD)).table
     assert rows[0] == list(table.columns)
     expected = [[f"{one.text} ({one.note})" if one.note else one.text for one in row] for row in table.rows]
     assert rows[2:] == [[text.replace("\N{NO-BREAK SPACE}", " ") for text in row] for row in expected]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from steadynorm.bench.moved import moved_record
 from steadynorm.lab.experiments import statistics
-from steadynorm.lab.experiments.statistics import EXPERIMENT, StatisticsConfig, describe, errors, of_bench, predict
+from steadynorm.lab.experiments.statistics import EXPERIMENT, StatisticsConfig, describe, errors, predict
 from steadynorm.layers import BatchNorm2d
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Measurement, Record, read_record
@@ -107,7 +108,7 @@ def made_record(*self_tuned: tuple[float, float]) -> Record:
         values |= {"var_best_error": 0.2, "self_tuned": mean, "var_self_tuned": var, "torchs": 3.0, "var_torchs": 2.0}
         rows += [Measurement(subject=f"norm{at}", quantity=name, value=value) for name, value in values.items()]
     cells = (Cell(factors={"seed": 0}, status="finished", measurements=tuple(rows)),) if rows else ()
-    return replace(of_bench(json.loads(RESULT.read_text())), cells=cells)
+    return replace(moved_record(json.loads(RESULT.read_text())), cells=cells)
 
 
 @pytest.mark.parametrize(("worst", "verdict"), [(1.06, "met"), (1.07, "not met")])
@@ -136,7 +137,7 @@ def test_a_report_before_the_first_seed_says_so() -> None:
 
 def test_the_record_in_docs_gives_the_numbers_that_it_holds() -> None:
     old = json.loads(RESULT.read_text())
-    report = describe(of_bench(old))
+    report = describe(moved_record(old))
     for row, one in zip(report.table.rows, old["layers"], strict=True):
         (best, best_var), (tuned, tuned_var), (torchs, torchs_var) = (
             one[name] for name in ("best_momentum", "self_tuned", "torchs")

@@ -43,7 +43,8 @@ def sentences(record: Record, text: str, **own: object) -> str:
     """
     config: dict[str, Any] = {**record.config, **record.resolved}
     words = {name: _word(value) for name, value in config.items()} | {"data": data_label(record)}
-    words |= {"seeds": seeds_label(len(config["seeds"]))}
+    if "seeds" in config:
+        words |= {"seeds": seeds_label(len(config["seeds"]))}
     if "epochs" in config:
         words |= {"epochs": counted(config["epochs"], "epoch")}
     return " ".join(text.split()).format_map(words | {name: _word(value) for name, value in own.items()})

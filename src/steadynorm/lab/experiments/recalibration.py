@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +34,10 @@ from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_split, settings_of
 from steadynorm.lab.data import Dataset, take
 from steadynorm.lab.data.batches import evaluation_batches
+from steadynorm.lab.describe.arms import Arm, Reduction, points_of
 from steadynorm.lab.describe.claims import expected
-from steadynorm.lab.describe.names import data_label
+from steadynorm.lab.describe.figures import chart
+from steadynorm.lab.describe.method import paragraphs, sentences
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.training import evaluate, network, train_networks
 from steadynorm.reporting.claims import judge
@@ -45,11 +46,11 @@ from steadynorm.reporting.numbers import percent, seconds
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table
 from steadynorm.reporting.seeds import Spread, spread
-from steadynorm.reporting.words import seeds_label
+from steadynorm.reporting.words import capital, seeds_label
 from steadynorm.surgery import recalibrate_
 from steadynorm.surgery.named_modules import batch_norms_of
 
-__all__ = ["EXPERIMENT", "RecalibrationConfig", "of_bench"]
+__all__ = ["EXPERIMENT", "RecalibrationConfig"]
 
 WITHIN = 0.002
 """Share of the validation images that may be missing."""
@@ -121,7 +122,7 @@ def _work(task: Task[RecalibrationConfig]) -> None:
         raise UserError(f"--images: there are {len(task.dataset.train)} training images, got {max(_images(config))}.")
     if config.checkpoint is None:
         train_networks(task, [_network(config, seed) for seed in seeds], settings_of(config, task.record))
-    measure_cells([{"images": count, "seed": seed} for count in _images(config) for seed in seeds], _measure, task)
+    measure_cells(points_of(images=_images(config), seed=seeds), _measure, task)
 
 
 def _measure(task: Task[RecalibrationConfig]) -> Measure:
@@ -164,152 +165,128 @@ def _draw(dataset: Dataset, count: int, batch: int, seed: int, device: torch.dev
     return [x for x, _ in evaluation_batches(drawn, dataset=dataset, batch_size=batch, device=device)]
 
 
-# What the report says.
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """One number of images; every spread is over its measured seeds."""
-
-    images: int
-    ours: Spread | None
-    update_bn: Spread | None
-    passes: Spread | None
-    seconds: Spread | None
-    original: Spread | None
-
-    @classmethod
-    def of(cls, images: int, cells: Sequence[Cell]) -> _Row:
-        """Summarise the cells of a number."""
-        found = {name: spread(cell.last(name) for cell in cells) for name in cls.__annotations__ if name != "images"}
-        return cls(images=images, **found)
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether the accuracy is back, on average."""
-        return bool(self.ours and self.original and self.ours.mean >= self.original.mean - WITHIN)
-
-
 def describe(record: Record) -> Report:
     """Say from how many images the accuracy is back."""
     done = [cell for cell in record.cells if not cell.is_network and cell.status == "finished"]
-    rows = [
-        _Row.of(images, cells)
-        for images in record.config["images"]
-        if (cells := [cell for cell in done if cell.factors["images"] == images])
-    ]
-    wiped = spread(cell.last("wiped") for cell in done)
+    counts = sizes_of(record, done)
     table = Table.of(
-        rows,
+        counts,
         {
-            "Training images": lambda row: f"{row.images:,}",
-            "Recalibrated": lambda row: _entry(row.ours),
-            "torch's update_bn": lambda row: _entry(row.update_bn),
-            "Passes": lambda row: f"{row.passes.high:.0f}" if row.passes else "",
-            "Seconds": lambda row: seconds(row.seconds.mean if row.seconds else None),
+            "Training images": lambda one: f"{one.at['images']:,}",
+            "Recalibrated": _column("ours"),
+            "torch's update_bn": _column("update_bn"),
+            "Passes": lambda one: f"{found.high:.0f}" if (found := one["passes"]) else "",
+            "Seconds": lambda one: seconds(found.mean if (found := one["seconds"]) else None),
         },
     )
-    figure = Figures([_figure(done)] if done else [])
+    wiped = spread(cell.last("wiped") for cell in done)
     return Report(
-        headline=_headline(rows),
-        lead=_lead(record, rows, wiped),
+        headline=_headline(counts),
+        lead=_lead(record, counts, wiped),
         table=table,
         sections=[
-            expected(Claims([_claim(rows)])),
-            Section(title="Accuracy by the number of images", short="Accuracy", blocks=[figure, table]),
+            expected(Claims([_claim(counts)])),
+            Section(title="Accuracy by the number of images", short="Accuracy", blocks=[Figures(_figure(done)), table]),
         ],
-        method=_method(record),
+        method=paragraphs(record, METHOD),
         finished=bool(done) and all(cell.has_ended for cell in record.cells),
-        findings={"within": WITHIN, "wiped": wiped, "rows": rows},
+        findings={"within": WITHIN, "wiped": wiped, "rows": [{**one.at, **one.spreads} for one in counts]},
     )
 
 
-def _figure(cells: Sequence[Cell]) -> Figure:
-    methods = {"ours": "recalibrate_", "update_bn": "torch's update_bn", "original": "original statistics"}
-    rows = [
-        {"images": f"{cell.factors['images']:,} images", "method": label, "accuracy": cell.last(quantity)}
-        for cell in cells
-        for quantity, label in methods.items()
-    ]
-    return Figure(
-        name="accuracy",
-        title="Validation accuracy after recalibration",
-        caption="Dot: mean over the seeds, which draw the training images; line: their range.",
-        kind="dot_ranges",
-        data=rows,
-        options={"rows": "images", "x": "accuracy", "hue": "method", "order": list(methods.values()), "percent": True},
-    )
+def sizes_of(record: Record, done: Sequence[Cell]) -> list[Arm]:
+    """Give every number of images that is measured, with its quantities over the seeds."""
+
+    def last(quantity: str) -> Reduction:
+        return lambda cell: cell.last(quantity)
+
+    quantities = {name: last(name) for name in ("ours", "update_bn", "passes", "seconds", "original")}
+    of = {images: [cell for cell in done if cell.factors["images"] == images] for images in record.config["images"]}
+    return [Arm.of(str(images), cells, quantities, at={"images": images}) for images, cells in of.items() if cells]
 
 
-def _entry(accuracy: Spread | None) -> Entry:
+def _is_enough(one: Arm) -> bool:
+    """Whether the accuracy is back, on average."""
+    ours, original = one["ours"], one["original"]
+    return bool(ours and original and ours.mean >= original.mean - WITHIN)
+
+
+def _column(quantity: str) -> Callable[[Arm], Entry]:
     """Write a mean with its range, finely: differences are small."""
-    if accuracy is None or accuracy.n == 1:
-        return Entry(text=_accuracy(accuracy))
-    return Entry(text=_accuracy(accuracy), note=f"{100 * accuracy.low:.2f} to {100 * accuracy.high:.2f}")
 
+    def entry(one: Arm) -> Entry:
+        found = one[quantity]
+        several = f"{100 * found.low:.2f} to {100 * found.high:.2f}" if found and found.n > 1 else ""
+        return Entry(text=_accuracy(found), note=several)
 
-def _headline(rows: Sequence[_Row]) -> str:
-    if not rows:
-        return "Nothing is measured yet"
-    enough = [
-        row.images for row in takewhile(attrgetter("is_enough"), sorted(rows, key=attrgetter("images"), reverse=True))
-    ]
-    points = f"{100 * WITHIN:g} points of the original accuracy"
-    if not enough:
-        return f"Recalibration loses more than {points}"
-    return f"From {enough[-1]:,} images on, recalibration loses at most {points}"
-
-
-def _lead(record: Record, rows: Sequence[_Row], wiped: Spread | None) -> str:
-    config = record.config
-    what = f"the checkpoint {Path(config['checkpoint']).name}" if config["checkpoint"] else f"a {config['network']}"
-    original = rows[0].original if rows else None
-    return (
-        f"{what[0].upper()}{what[1:]} on {data_label(record)}; validation accuracy {_accuracy(original)} with its own "
-        f"running statistics, {_accuracy(wiped)} with mean 0 and variance 1; "
-        f"{seeds_label(config['draws'] or len(config['seeds']))}."
-    )
+    return entry
 
 
 def _accuracy(found: Spread | None) -> str:
     return percent(found.mean if found else None, digits=2)
 
 
-def _claim(rows: Sequence[_Row]) -> Claim:
+def _figure(cells: Sequence[Cell]) -> list[Figure]:
+    methods = {"ours": "recalibrate_", "update_bn": "torch's update_bn", "original": "original statistics"}
+    rows = [
+        {"images": f"{cell.factors['images']:,} images", "method": label, "accuracy": cell.last(quantity)}
+        for cell in cells
+        for quantity, label in methods.items()
+    ]
+    return chart(
+        "dot_ranges",
+        rows,
+        name="accuracy",
+        title="Validation accuracy after recalibration",
+        caption="Dot: mean over the seeds, which draw the training images; line: their range.",
+        rows="images",
+        x="accuracy",
+        percent=True,
+        hue="method",
+        order=list(methods.values()),
+    )
+
+
+def _headline(counts: Sequence[Arm]) -> str:
+    if not counts:
+        return "Nothing is measured yet"
+    falling = sorted(counts, key=lambda one: one.at["images"], reverse=True)
+    enough = [one.at["images"] for one in takewhile(_is_enough, falling)]
+    points = f"{100 * WITHIN:g} points of the original accuracy"
+    if not enough:
+        return f"Recalibration loses more than {points}"
+    return f"From {enough[-1]:,} images on, recalibration loses at most {points}"
+
+
+def _claim(counts: Sequence[Arm]) -> Claim:
     claim = f"From {ENOUGH:,} images on, at most {100 * WITHIN:g} points of the original accuracy are lost."
-    large = [row for row in rows if row.images >= ENOUGH]
+    large = [one for one in counts if one.at["images"] >= ENOUGH]
     if not large:
         return judge(claim, None, f"No number of images from {ENOUGH:,} on is measured.")
-    measured = [f"{_accuracy(row.ours)} at {row.images:,}" for row in large]
-    text = f"Of {_accuracy(large[0].original)}: {', '.join(measured)}."
-    return judge(claim, all(row.is_enough for row in large), text)
+    measured = ", ".join(f"{_accuracy(one['ours'])} at {one.at['images']:,}" for one in large)
+    return judge(claim, all(map(_is_enough, large)), f"Of {_accuracy(large[0]['original'])}: {measured}.")
 
 
-def _method(record: Record) -> list[str]:
-    return [
-        "Running means are set to 0 and running variances to 1, and measured again from training images that are drawn "
-        f"without putting any back, in batches of {record.config['batch_size']}; what is left over is a smaller batch. "
-        "torch.optim.swa_utils.update_bn gets the same batches. Accuracy is that on all validation images, in float32.",
-        "recalibrate_ passes over the batches until no estimate depends on the layers before it, and weighs every "
-        "batch by its count; the number of passes is its own choice.",
-    ]
+LEAD = """
+{what} on {data}; validation accuracy {original} with its own running statistics, {wiped} with mean 0 and variance 1;
+{drawn}.
+"""
+METHOD = """
+Running means are set to 0 and running variances to 1, and measured again from training images that are drawn without
+putting any back, in batches of {batch_size}; what is left over is a smaller batch. torch.optim.swa_utils.update_bn gets
+the same batches. Accuracy is that on all validation images, in float32.
+
+recalibrate_ passes over the batches until no estimate depends on the layers before it, and weighs every batch by its
+count; the number of passes is its own choice.
+"""
 
 
-def of_bench(old: Mapping[str, Any]) -> Record:
-    """Turn what ``steadynorm bench recalibration`` wrote, before it was this experiment, into a record."""
-    config = old["config"] | {"batch_size": old["config"]["batch"]}
-    before = [Measurement(quantity=name, value=old[name] / 100) for name in ("original", "wiped")]
-    cells = []
-    for row in old["rows"]:
-        for seed in range(config["draws"]):
-            found = {name: row[name][seed] for name in ("passes", "standard_error", "seconds")}
-            found |= {name: row[name][seed] / 100 for name in ("ours", "update_bn")}
-            rows = [*before, *(Measurement(quantity=name, value=value) for name, value in found.items())]
-            factors = {"images": row["images"], "seed": seed}
-            cells.append(Cell(factors=factors, status="finished", measurements=tuple(rows)))
-    head = {name: old[name] for name in ("command", "created", "versions", "machine")}
-    resolved = {"device": old["device"], "precision": "fp32"}
-    return Record(experiment="recalibration", config=config, resolved=resolved, cells=tuple(cells), **head)
+def _lead(record: Record, counts: Sequence[Arm], wiped: Spread | None) -> str:
+    config = record.config
+    what = f"the checkpoint {Path(config['checkpoint']).name}" if config["checkpoint"] else f"a {config['network']}"
+    original = _accuracy(counts[0]["original"] if counts else None)
+    drawn = seeds_label(config["draws"] or len(config["seeds"]))
+    return sentences(record, LEAD, what=capital(what), original=original, wiped=_accuracy(wiped), drawn=drawn)
 
 
 EXPERIMENT = Experiment(

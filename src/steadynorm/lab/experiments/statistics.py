@@ -17,7 +17,7 @@ Cost: a minute and a half for 500 steps of the cnn on two cores.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -31,20 +31,19 @@ from torch import Tensor, nn
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import ExperimentConfig, check_experiment
 from steadynorm.lab.data import batches
+from steadynorm.lab.describe.arms import Arm, Reduction
 from steadynorm.lab.describe.claims import expected
-from steadynorm.lab.describe.names import data_label
+from steadynorm.lab.describe.figures import chart
+from steadynorm.lab.describe.method import paragraphs, sentences
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.networks import build_network
 from steadynorm.ops.registration import moments
 from steadynorm.reporting.claims import judge
-from steadynorm.reporting.numbers import rate
 from steadynorm.reporting.records import Cell, Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Figure, Figures, Report, Section, Table
-from steadynorm.reporting.seeds import Spread, spread
-from steadynorm.reporting.words import seeds_label
 from steadynorm.statistics import Moments, SelfTuned, update_running_
 
-__all__ = ["EXPERIMENT", "StatisticsConfig", "errors", "of_bench", "predict"]
+__all__ = ["EXPERIMENT", "PARTS", "QUANTITIES", "StatisticsConfig", "errors", "predict"]
 
 Array = NDArray[np.float64]
 
@@ -124,25 +123,16 @@ def _log(
             module.register_forward_pre_hook(_keeper(rows.setdefault(name, []), counts, name))
     model.train()
     bf16 = task.record.resolved["precision"] == "bf16"
-    for step, (x, labels) in enumerate(_endless(task, seed, device), start=1):
+    how: dict[str, Any] = {"batch_size": config.batch_size, "seed": seed, "augment": "none", "device": device}
+    epochs = (batches(dataset.train, dataset=dataset, epoch=epoch, **how) for epoch in itertools.count(1))
+    for step, (x, labels) in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), config.steps), start=1):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = model(x).float()
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         advance(step / config.steps, "")
-        if step == config.steps:
-            break
     return {name: (torch.stack(kept).double().cpu(), counts[name]) for name, kept in rows.items()}
-
-
-def _endless(task: Task[StatisticsConfig], seed: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give batches, epoch by epoch."""
-    how: dict[str, Any] = {"batch_size": task.config.batch_size, "seed": seed, "augment": "none", "device": device}
-    epoch = 0
-    while True:
-        epoch += 1
-        yield from batches(task.dataset.train, dataset=task.dataset, epoch=epoch, **how)
 
 
 def _keeper(kept: list[Tensor], counts: dict[str, int], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -218,143 +208,106 @@ def _smooth(values: Array) -> Array:
     return smooth
 
 
-# What the report says.
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Layer:
-    """One layer: quantity -> its spread over the seeds."""
-
-    name: str
-    found: Mapping[str, Spread]
-
-    def pair(self, quantity: str) -> list[float]:
-        """Give the means over the seeds, of the mean and of the variance."""
-        return [self.found[part + quantity].mean for part in PARTS]
-
-    def shown(self, quantity: str, form: str) -> str:
-        """Write them."""
-        return ", ".join(f"{value:{form}}" for value in self.pair(quantity))
-
-
 def describe(record: Record) -> Report:
     """Say how near self-tuned statistics come to the best fixed momentum."""
-    layers = list(_layers(record))
-    ratios = np.array([layer.pair("self_tuned") for layer in layers]).reshape(-1, 2)
+    cells = [cell for cell in record.cells if cell.status == "finished"]
+    layers = layers_of(cells)
+    ratios = np.array([_means(layer, "self_tuned") for layer in layers]).reshape(-1, 2)
     average, worst = (ratios.mean(0).tolist(), ratios.max(0).tolist()) if layers else (None, None)
     table = Table.of(
         layers,
         {
-            "Layer": lambda layer: layer.name,
-            "Channels": lambda layer: f"{layer.found['channels'].mean:.0f}",
-            "Best momentum: mean, variance": lambda layer: layer.shown("best_momentum", ".2g"),
-            "Self-tuned: mean, variance": lambda layer: layer.shown("self_tuned", ".3f"),
-            "Momentum 0.1: mean, variance": lambda layer: layer.shown("torchs", ".1f"),
+            "Layer": lambda layer: layer.arm,
+            "Channels": lambda layer: f"{layer.values['channels'][0]:.0f}",
+            "Best momentum: mean, variance": _pair("best_momentum", ".2g"),
+            "Self-tuned: mean, variance": _pair("self_tuned", ".3f"),
+            "Momentum 0.1: mean, variance": _pair("torchs", ".1f"),
         },
     )
-    figure = Figures([_figure(record)] if layers else [])
+    most = f"{max(worst):.2f} times as much as the best fixed momentum" if worst else ""
     return Report(
-        headline=_headline(worst),
-        lead=_lead(record),
+        headline=f"Self-tuned statistics err at most {most}" if most else "Nothing is measured yet",
+        lead=sentences(record, LEAD),
         table=table,
         sections=[
             expected(Claims([_claim(average, worst)])),
-            Section(title="Errors by layer", short="Layers", blocks=[figure, table]),
+            Section(title="Errors by layer", short="Layers", blocks=[Figures(_figure(cells)), table]),
         ],
-        method=_method(record),
+        method=paragraphs(record, METHOD),
         finished=bool(record.cells) and all(cell.has_ended for cell in record.cells),
         findings={
             "self_tuned": {"average": average, "worst": worst, "limit": AT_MOST},
-            "layers": [{"layer": layer.name, **layer.found} for layer in layers],
+            "layers": [{"layer": layer.arm, **layer.spreads} for layer in layers],
         },
     )
 
 
-def _layers(record: Record) -> Iterator[_Layer]:
-    """Give every layer, in the order of the network."""
-    cells = [cell for cell in record.cells if cell.status == "finished"]
+def layers_of(cells: Sequence[Cell]) -> list[Arm]:
+    """Give every layer, in the order of the network, with its quantities over the seeds."""
+
+    def of(layer: str, quantity: str) -> Reduction:
+        return lambda cell: cell.values(quantity)[layer]
+
     quantities = ["channels", *(part + name for name in QUANTITIES for part in PARTS)]
-    for name in cells[0].values("channels") if cells else ():
-        found = {quantity: spread(cell.values(quantity)[name] for cell in cells) for quantity in quantities}
-        yield _Layer(name=name, found={quantity: one for quantity, one in found.items() if one})
+    layers = cells[0].values("channels") if cells else ()
+    return [Arm.of(layer, cells, {quantity: of(layer, quantity) for quantity in quantities}) for layer in layers]
 
 
-def _headline(worst: Sequence[float] | None) -> str:
-    if worst is None:
-        return "Nothing is measured yet"
-    return f"Self-tuned statistics err at most {max(worst):.2f} times as much as the best fixed momentum"
+def _means(layer: Arm, quantity: str) -> list[float]:
+    """Give the means over the seeds, of the mean and of the variance."""
+    return [found.mean for part in PARTS if (found := layer[part + quantity])]
 
 
-def _lead(record: Record) -> str:
-    config = record.config
-    return (
-        f"{config['network']} on {data_label(record)}, batches of {config['batch_size']}, learning rate "
-        f"{rate(config['lr'])}, {config['steps']:,} steps; {seeds_label(len(config['seeds']))}. Squared error of "
-        "predicting the next batch's statistics, that of the best fixed momentum being 1."
-    )
+def _pair(quantity: str, form: str) -> Callable[[Arm], str]:
+    return lambda layer: ", ".join(f"{value:{form}}" for value in _means(layer, quantity))
 
 
 def _claim(average: Sequence[float] | None, worst: Sequence[float] | None) -> Claim:
     claim = f"Self-tuned statistics err at most {AT_MOST:g} times as much as the best fixed momentum, in every layer."
     if average is None or worst is None:
         return judge(claim, None, "No seed is measured yet.")
-    measured = [
-        f"{what} {at:.3f} (worst layer {most:.3f})"
-        for what, at, most in zip(("mean", "variance"), average, worst, strict=True)
-    ]
-    return judge(claim, max(worst) <= AT_MOST, f"Averages over the layers: {', '.join(measured)}.")
+    found = zip(("mean", "variance"), average, worst, strict=True)
+    measured = ", ".join(f"{what} {at:.3f} (worst layer {most:.3f})" for what, at, most in found)
+    return judge(claim, max(worst) <= AT_MOST, f"Averages over the layers: {measured}.")
 
 
-def _figure(record: Record) -> Figure:
-    order = ["self-tuned", "momentum 0.1"]
-    names = {"self_tuned": order[0], "torchs": order[1]}
+def _figure(cells: Sequence[Cell]) -> list[Figure]:
+    names = {"self_tuned": "self-tuned", "torchs": "momentum 0.1"}
     rows = [
-        {"layer": f"{layer}, {what}", "method": label, "error": value}
-        for cell in record.cells
-        if cell.status == "finished"
+        {"layer": f"{layer}, {what}", "method": label, "error": cell.values(part + quantity)[layer]}
+        for cell in cells
         for layer in cell.values("channels")
         for part, what in zip(PARTS, ("mean", "variance"), strict=True)
         for quantity, label in names.items()
-        for value in [cell.values(part + quantity)[layer]]
     ]
-    return Figure(
+    return chart(
+        "dot_ranges",
+        rows,
         name="errors",
         title="Error over that of the best fixed momentum",
         caption="Dot: mean over the seeds; line: their range. 1 is the best fixed momentum, chosen in hindsight.",
-        kind="dot_ranges",
-        data=rows,
-        options={"rows": "layer", "x": "error", "hue": "method", "order": order, "x_title": "squared error, best = 1"},
+        rows="layer",
+        x="error",
+        x_title="squared error, best = 1",
+        hue="method",
+        order=list(names.values()),
     )
 
 
-def _method(record: Record) -> list[str]:
-    config, resolved = record.config, record.resolved
-    return [
-        f"A {config['network']} with plain batch norm trains by SGD with momentum {MOMENTUM} and weight decay "
-        f"{WEIGHT_DECAY:g} on {resolved['device']} in {resolved['precision']}. Mean and unbiased variance of what goes "
-        "into each batch norm are logged at every step.",
-        f"Each batch is then predicted from those before it: by the momenta 1, 1/2, ... {MOMENTA[-1]:g}, which begin "
-        f"with the average of what was seen; by torch's {TORCHS:g}, which begins at mean 0 and variance 1; and by "
-        "self-tuned statistics. An error is the squared difference to what came, in variances for the mean and squared "
-        f"variances for the variance (the channel's average over {2 * AROUND + 1} batches around), averaged over "
-        "channels and batches. The best momentum is chosen in hindsight for each layer, for mean and variance apart.",
-    ]
+LEAD = """
+{network} on {data}, batches of {batch_size}, learning rate {lr}, {steps} steps; {seeds}. Squared error of predicting
+the next batch's statistics, that of the best fixed momentum being 1.
+"""
+METHOD = f"""
+A {{network}} with plain batch norm trains by SGD with momentum {MOMENTUM} and weight decay {WEIGHT_DECAY:g} on
+{{device}} in {{precision}}. Mean and unbiased variance of what goes into each batch norm are logged at every step.
 
-
-def of_bench(old: Mapping[str, Any]) -> Record:
-    """Turn what ``steadynorm bench statistics`` wrote, before it was this experiment, into a record."""
-    config = dict(old["config"])
-    config |= {"seeds": [config["seed"]], "batch_size": config["batch"]}
-    rows = []
-    for one in old["layers"]:
-        rows.append(Measurement(subject=one["layer"], quantity="channels", value=one["channels"]))
-        for name, (at, part) in itertools.product(QUANTITIES, enumerate(PARTS)):
-            rows.append(Measurement(subject=one["layer"], quantity=part + name, value=one[name][at]))
-    cell = Cell(factors={"seed": config["seed"]}, status="finished", measurements=tuple(rows))
-    head = {name: old[name] for name in ("command", "created", "versions", "machine")}
-    resolved = {"device": old["device"], "precision": old["precision"]}
-    return Record(experiment="statistics", config=config, resolved=resolved, cells=(cell,), **head)
-
+Each batch is then predicted from those before it: by the momenta 1, 1/2, ... {MOMENTA[-1]:g}, which begin with the
+average of what was seen; by torch's {TORCHS:g}, which begins at mean 0 and variance 1; and by self-tuned statistics. An
+error is the squared difference to what came, in variances for the mean and squared variances for the variance (the
+channel's average over {2 * AROUND + 1} batches around), averaged over channels and batches. The best momentum is chosen
+in hindsight for each layer, for mean and variance apart.
+"""
 
 EXPERIMENT = Experiment(
     name="statistics", config=StatisticsConfig, quick=QUICK, check=_check, work=_work, describe=describe
