@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from steadynorm.lab.describe.method import method_of, paragraphs, sentences
+from steadynorm.reporting.failure import UserError
 from tests.support.records import record
 
 
@@ -33,3 +34,8 @@ def test_fields_are_written_as_in_a_sentence() -> None:
 
 def test_paragraphs_are_parted_by_blank_lines_and_empty_ones_left_out() -> None:
     assert paragraphs(record([]), "\nA {a}\nb.\n\n{none}\n\nC.\n", a=1, none="") == ["A 1 b.", "C."]
+
+
+def test_a_field_that_the_record_does_not_have_is_one_line_for_the_user() -> None:
+    with pytest.raises(UserError, match="a record is damaged: it does not say 'wishes'"):
+        sentences(record([]), "{wishes}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from steadynorm.lab.describe.names import data_label
 from steadynorm.reporting.numbers import rate
-from steadynorm.reporting.records import Record
+from steadynorm.reporting.records import Record, StoredFields
 from steadynorm.reporting.words import counted, listing, seeds_label
 
 __all__ = ["batches_label", "class_count", "method_of", "paragraphs", "sentences"]
@@ -40,6 +40,9 @@ def sentences(record: Record, text: str, **own: object) -> str:
         record: of the experiment.
         text: with the names of fields in braces; ``{epochs}`` is counted, ``{seeds}`` says how many there are.
         own: further values, or others.
+
+    Raises:
+        UserError: the record does not have a field.
     """
     config: dict[str, Any] = {**record.config, **record.resolved}
     words = {name: _word(value) for name, value in config.items()} | {"data": data_label(record)}
@@ -47,7 +50,8 @@ def sentences(record: Record, text: str, **own: object) -> str:
         words |= {"seeds": seeds_label(len(config["seeds"]))}
     if "epochs" in config:
         words |= {"epochs": counted(config["epochs"], "epoch")}
-    return " ".join(text.split()).format_map(words | {name: _word(value) for name, value in own.items()})
+    words |= {name: _word(value) for name, value in own.items()}
+    return " ".join(text.split()).format_map(StoredFields(words))
 
 
 def _word(value: Any) -> str:  # noqa: ANN401 (a field of any type)
