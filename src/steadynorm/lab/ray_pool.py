@@ -58,15 +58,17 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
     except (ConnectionError, ValueError, RuntimeError) as error:
         what = f"--address: no Ray cluster answers at {address}" if address else "--on ray: Ray does not start here"
         raise UserError(f"{what} ({error}).") from error
+    pool = Pool(threads=threads, display=display)
     try:
         _check_fits(threads)
-        yield Pool(threads=threads, display=display)
+        yield pool
     except ray.exceptions.RayTaskError:  # a task's own fault
         raise
     except ray.exceptions.RayError as error:
         what = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"--on ray: Ray is lost ({what}). What is finished is kept: continue with --resume.") from error
     finally:
+        pool.close()
         ray.shutdown()
 
 
@@ -97,6 +99,7 @@ class Pool:
     """Of each task."""
     display: Display
     _at_once: int | None = field(default=None, init=False)
+    _news: Any = field(default=None, init=False)
 
     def measure(
         self,
@@ -129,29 +132,51 @@ class Pool:
         at_once = self._how_many(waiting[0], shared, gpus) if timed else self._at_once or self._slots()
         left, tries = list(waiting), dict.fromkeys((cell.name for cell in waiting), 0)
         running: dict[Any, Cell] = {}
-        with _queue() as queue:
-            while left or running:
-                while left and len(running) < at_once:
-                    cell = files.last_state(left.pop(0))
-                    given = (shared, cell, files.begin(cell), queue, self.threads)
-                    running[self._remote(_measure, gpus).remote(*given)] = cell
-                ready, _ = ray.wait(list(running), timeout=PAUSE)
-                for what, arguments in queue.get_nowait_batch(queue.size()):
-                    getattr(files, what)(*arguments)
-                for reference in ready:
-                    cell = running.pop(reference)
-                    try:
-                        files.end(ray.get(reference))
-                    except ray.exceptions.RayTaskError as error:
-                        if isinstance(error.cause, UserError | OSError):
-                            raise error.cause from error
-                        raise
-                    except ray.exceptions.RayError as error:
-                        tries[cell.name] += 1
-                        if tries[cell.name] > RETRIES:
-                            died = f"its worker died {tries[cell.name]} times ({type(error).__name__})"
-                            raise UserError(f"{cell.name}: {died}.") from error
-                        left.insert(0, cell)
+        queue = self._queue()
+        while left or running:
+            while left and len(running) < at_once:
+                cell = files.last_state(left.pop(0))
+                given = (shared, cell, files.begin(cell), queue, self.threads)
+                running[self._remote(_measure, gpus).remote(*given)] = cell
+            ready, _ = ray.wait(list(running), timeout=PAUSE)
+            for what, arguments in queue.get_nowait_batch(queue.size()):
+                getattr(files, what)(*arguments)
+            for reference in ready:
+                cell = running.pop(reference)
+                try:
+                    files.end(ray.get(reference))
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, UserError | OSError):
+                        raise error.cause from error
+                    raise
+                except ray.exceptions.RayError as error:
+                    tries[cell.name] += 1
+                    if tries[cell.name] > RETRIES:
+                        died = f"its worker died {tries[cell.name]} times ({type(error).__name__})"
+                        raise UserError(f"{cell.name}: {died}.") from error
+                    left.insert(0, cell)
+
+    def close(self) -> None:
+        """End the queue while Ray is still joined: its handle could end an actor of a Ray that is joined later."""
+        import ray
+
+        if self._news is not None:
+            with contextlib.suppress(ray.exceptions.RayError):  # it may be Ray that is lost
+                self._news.shutdown(force=True)
+
+    def _queue(self) -> Any:  # noqa: ANN401 (Ray's)
+        """Give the queue of states and news, one for all that the pool measures: its process takes seconds to start.
+
+        It is on the driver's own machine, which does not go away while there is a driver.
+        """
+        import ray
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if self._news is None:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self._news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        return self._news
 
     def _slots(self) -> int:
         """Count the tasks that the cluster has cores for."""
@@ -186,22 +211,6 @@ class Pool:
         import ray
 
         return ray.remote(function).options(max_retries=0, num_cpus=float(self.threads), num_gpus=gpus)
-
-
-@contextlib.contextmanager
-def _queue() -> Iterator[Any]:
-    """Open a queue of Ray's on the driver's own machine, which does not go away while there is a driver."""
-    import ray
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    try:
-        yield queue
-    finally:
-        with contextlib.suppress(ray.exceptions.RayError):  # it may be Ray that is lost
-            queue.shutdown(force=True)
 
 
 def _amount(resource: str) -> int:

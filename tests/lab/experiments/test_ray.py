@@ -17,6 +17,7 @@ import psutil
 import pytest
 import ray
 import torch
+from ray.util.queue import Queue
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -126,9 +127,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("cluster")  # another, which is not to be joined
-def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(local: Path, tmp_path: Path) -> None:
+def test_a_sweep_on_a_ray_of_its_own_equals_the_local_one_run_for_run(
+    local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     display, place, expected = Recorder(), tmp_path / "a", read_record(local)
+    queues: list[Queue] = []
+    monkeypatch.setattr("ray.util.queue.Queue", lambda **given: queues.append(Queue(**given)) or queues[-1])
     found = run(replace(SWEEP, on="ray", out=place), display)
+    assert [queue.actor for queue in queues] == [None], "one for the grid and the search, ended"
     assert numbers(found) == numbers(expected) and len(found.cells) > 8
     assert {one.status for one in found.cells} == {"finished", "diverged"} and EXPERIMENTS["sweep"].describe(
         found
