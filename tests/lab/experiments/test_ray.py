@@ -67,7 +67,6 @@ CELLS = LandscapeConfig(
     rate_steps=(0.5, 2.0),
     threads=1,
 )
-PORT = 26379  # of the cluster that is started here
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,17 +74,33 @@ def same_data_and_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("steadynorm.lab.experiment.load_dataset", lambda *_, **__: tiny_dataset())
+        patch.setenv("RAY_worker_niceness", "0")  # by default 15: tests beside these would leave its workers no time
         yield
     torch.set_num_threads(threads)
 
 
+def free_ports(number: int) -> list[int]:
+    """Ports of this machine that nothing listens at."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in found:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in found]
+
+
 @pytest.fixture(scope="module")
-def head() -> Iterator[psutil.Popen]:
+def ports() -> list[int]:
+    return free_ports(2)
+
+
+@pytest.fixture(scope="module")
+def head(ports: list[int]) -> Iterator[psutil.Popen]:
     """A Ray cluster of two cores, started and stopped here; others on this machine are left alone."""
     ray = str(Path(sys.executable).with_name("ray"))
-    start = [ray, "start", "--head", f"--port={PORT}", "--num-cpus=2", "--include-dashboard=false"]
-    with psutil.Popen([*start, "--disable-usage-stats", "--block"], stdout=subprocess.DEVNULL) as process:
-        await_answer(PORT)
+    start = [ray, "start", "--head", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--num-cpus=2"]
+    rest = ["--include-dashboard=false", "--disable-usage-stats", "--block"]
+    with psutil.Popen([*start, *rest], stdout=subprocess.DEVNULL) as process:
+        await_answer(ports[0])
         yield process
         rest = process.children(recursive=True)
         process.terminate()
@@ -95,9 +110,9 @@ def head() -> Iterator[psutil.Popen]:
 
 
 @pytest.fixture
-def cluster(head: psutil.Popen) -> str:
+def cluster(head: psutil.Popen, ports: list[int]) -> str:
     """The cluster's address."""
-    return f"127.0.0.1:{PORT}"
+    return f"127.0.0.1:{ports[0]}"
 
 
 def await_answer(port: int) -> None:
