@@ -71,7 +71,7 @@ def test_without_labels_nothing_is_scored(model: Any) -> None:
     assert evidence.batches.score == ""
     diagnosis = diagnose(model, [x for x, _ in batches()])
     assert diagnosis.not_run["train-eval-gap"] == diagnosis.not_run["needs-recalibration"] == "score"
-    assert "need optimizer or score" in str(diagnosis)
+    assert " or score." in str(diagnosis)
 
 
 class Doubled(nn.BatchNorm2d):
@@ -230,7 +230,8 @@ def test_small_batches_are_mostly_chance(model: Any) -> None:
     vectors = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 2))
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     assert [each.layer for each in diagnose(vectors, list(x.split(8))).of("statistics-noise")] == ["1"]
-    assert diagnose(vectors, list(x.split(32))).of("statistics-noise") == ()
+    for size in (16, 32):
+        assert diagnose(vectors, list(x.split(size))).of("statistics-noise") == ()
     assert diagnose(vectors.eval(), list(x.split(8))).of("statistics-noise") == ()
 
 
