@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadynorm.layers import batch_norm_state
 from steadynorm.ops.reference import ACTIVATIONS
-from tests.support.family import build, each_batch_norm_in_evaluation, each_follower, each_member, torchs
+from tests.support.family import MEMBERS, build, each_batch_norm_in_evaluation, each_follower, each_member, torchs
 from tests.support.layers import drawn, each_shape
 
 SHAPE = (5, 3, 2, 3)
@@ -58,10 +58,8 @@ def test_evaluation_is_torchs_batch_norm(name, shape):
     assert_same_state(ours, before)
 
 
-@each_member
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_gradients_of_all_inputs_are_those_of_the_numbers(name, training, activation):
+def differentiated(name, training, activation):
+    """A layer as a function of all its inputs, and where to differentiate it."""
     layer = build(name, activation=activation).train(training)
     start = state_of(layer)
 
@@ -76,8 +74,29 @@ def test_gradients_of_all_inputs_are_those_of_the_numbers(name, training, activa
         layer.warmup_steps = 10
     if name == "GatedBatchNorm":
         layer.gate, layer.confidence = 0.3, None  # likewise
-    assert torch.autograd.gradcheck(forward, [value.requires_grad_() for value in inputs])
-    assert torch.autograd.gradgradcheck(forward, inputs)
+    return forward, [value.requires_grad_() for value in inputs]
+
+
+@each_member
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_gradients_of_all_inputs_are_those_of_the_numbers(name, training, activation):
+    assert torch.autograd.gradcheck(*differentiated(name, training, activation))
+
+
+# Every member in both modes with both backends; each activation meets all of them, one at a time.
+@pytest.mark.parametrize(
+    ("each_backend", "name", "training", "activation"),
+    [
+        (backend, name, training, (None, *ACTIVATIONS)[(number + training + 2 * (backend == "auto")) % 4])
+        for number, name in enumerate(MEMBERS)
+        for training in (True, False)
+        for backend in ("reference", "auto")
+    ],
+    indirect=["each_backend"],
+)
+def test_gradients_of_gradients_are_those_of_the_numbers(each_backend, name, training, activation):
+    assert torch.autograd.gradgradcheck(*differentiated(name, training, activation))
 
 
 @each_member
