@@ -5,18 +5,18 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.registry import lookup_backend
 from torch.utils.checkpoint import checkpoint
 
 import steadynorm
 from steadynorm.layers import recomputation
-from tests.support.family import build, each_member
+from tests.support.family import FOLLOWING, build, each_member
 from tests.support.layers import drawn
 from tests.support.versions import skip_before
 
 # Dynamo itself instantiates an autograd function that it traces.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 SHAPE = (5, 3, 2, 3)
-each_mode = pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not-reentrant"])
 
 
 @pytest.fixture
@@ -51,16 +51,55 @@ def assert_trains_alike(run, model, eager, *, steps=3, shape=SHAPE):
             assert_close(actual, expected)
 
 
-def checkpointed(model, *, use_reentrant, **options):
-    compiled = torch.compile(model, **{"fullgraph": True, "backend": "aot_eager", **options})
-    return lambda x: checkpoint(compiled, x, use_reentrant=use_reentrant)
+def call(run, x, how):
+    """Run a model as it is, checkpointed in one of two ways, or with hooks that save elsewhere."""
+    if how == "plainly":
+        return run(x)
+    if how == "elsewhere":
+        with torch.autograd.graph.save_on_cpu():
+            return run(x)
+    return checkpoint(run, x, use_reentrant=how == "reentrant")
+
+
+def by_turns(model, turns, **options):
+    """A compiled model, called in one way after the other; for each graph that is made, in which, and if it chooses."""
+    turns, graphs, now = iter(turns), [], []
+
+    def backend(graph, inputs):
+        names = [str(node.target) for node in graph.graph.nodes]
+        graphs.append((now[-1], chooses(names)))
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    def run(x):
+        now.append(next(turns))
+        return call(compiled, x, now[-1])
+
+    compiled = torch.compile(model, **{"fullgraph": True, "backend": backend, **options})
+    return run, graphs
+
+
+def chooses(operations):
+    return any("unless_recomputing" in name for name in operations)
+
+
+TURNS = ("not reentrant", "reentrant", "plainly", "elsewhere", "not reentrant", "reentrant", "plainly", "plainly")
 
 
 @each_member
-@each_mode
-def test_a_batch_counts_once(name, use_reentrant):
+def test_a_batch_counts_once_however_it_is_run(name):
     layer = build(name, activation="silu")
-    assert_trains_alike(checkpointed(layer, use_reentrant=use_reentrant), layer, copy.deepcopy(layer))
+    run, graphs = by_turns(layer, TURNS)
+    assert_trains_alike(run, layer, copy.deepcopy(layer), steps=len(TURNS))
+    assert any(choice for _, choice in graphs) == (name in FOLLOWING)
+    # What nothing recomputes has a graph of its own, which pays nothing for it; one that holds for all pays nothing.
+    assert {choice for turn, choice in graphs if turn == "plainly"} == ({False} if name in FOLLOWING else set())
+
+
+def test_forward_and_recomputation_are_one_graph_of_their_own():
+    layer, turns = build("BatchNorm"), ("plainly", "not reentrant", "plainly")
+    run, graphs = by_turns(layer, turns)
+    assert_trains_alike(run, layer, copy.deepcopy(layer), steps=len(turns))
+    assert graphs == [("plainly", False), ("not reentrant", True)]
 
 
 @pytest.mark.parametrize(
@@ -70,16 +109,17 @@ def test_a_batch_counts_once(name, use_reentrant):
 )
 def test_a_batch_counts_once_however_the_estimates_follow(arguments):
     layer = build("BatchNorm", **arguments)
-    assert_trains_alike(checkpointed(layer, use_reentrant=False), layer, copy.deepcopy(layer))
+    run, _ = by_turns(layer, ["not reentrant"] * 3)
+    assert_trains_alike(run, layer, copy.deepcopy(layer))
 
 
-@each_mode
-def test_a_batch_counts_once_in_a_network(use_reentrant):
+def test_a_batch_counts_once_in_a_network():
     model = nn.Sequential(
         nn.Conv2d(3, 3, 1), build("GatedBatchNorm", update_every=2), nn.Tanh(), build("BatchRenorm"), nn.Tanh()
     ).double()
-    run = checkpointed(model, use_reentrant=use_reentrant, dynamic=True)
-    assert_trains_alike(run, model, copy.deepcopy(model))
+    turns = ["not reentrant"] * 3 + ["reentrant"] * 3
+    run, _ = by_turns(model, turns, dynamic=True)
+    assert_trains_alike(run, model, copy.deepcopy(model), steps=len(turns))
 
 
 class Padded(nn.Module):
@@ -95,63 +135,8 @@ class Padded(nn.Module):
 
 def test_a_masked_batch_counts_once():
     model = Padded()
-    run = checkpointed(model, use_reentrant=False)
+    run, _ = by_turns(model, ["not reentrant"] * 3)
     assert_trains_alike(run, model, copy.deepcopy(model), shape=(4, 3, 4))
-
-
-@each_mode
-def test_a_batch_counts_once_with_and_without_checkpointing_by_turns(use_reentrant):
-    layer = build("BatchRenorm")
-    compiled, eager = torch.compile(layer, fullgraph=True, backend="aot_eager"), copy.deepcopy(layer)
-    turns = iter((True, False, True, True, False, False))
-
-    def run(x):
-        return checkpoint(compiled, x, use_reentrant=use_reentrant) if next(turns) else compiled(x)
-
-    assert_trains_alike(run, layer, eager, steps=6)
-
-
-def test_a_batch_counts_once_where_hooks_save_elsewhere():
-    layer = build("GatedBatchNorm")
-    compiled, eager = torch.compile(layer, fullgraph=True, backend="aot_eager"), copy.deepcopy(layer)
-
-    def run(x):
-        with torch.autograd.graph.save_on_cpu():
-            return compiled(x)
-
-    assert_trains_alike(run, layer, eager)
-
-
-def graphs_of(layer, run):
-    """Run a layer compiled, and give the names of the operations in each graph that is made."""
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph
-
-    run(torch.compile(layer, fullgraph=True, backend=backend), drawn(*SHAPE).requires_grad_())
-    return graphs
-
-
-def chooses(graph):
-    return any("unless_recomputing" in name for name in graph)
-
-
-@each_member
-def test_a_graph_that_nothing_recomputes_holds_no_choice(name):
-    layer = build(name)
-    graphs = graphs_of(layer, lambda compiled, x: compiled(x).sum().backward())
-    assert len(graphs) == 1 and not chooses(graphs[0])
-
-
-def test_forward_and_recomputation_are_one_graph_of_their_own():
-    def run(compiled, x):
-        compiled(x).sum().backward()
-        checkpoint(compiled, x, use_reentrant=False).sum().backward()
-        compiled(x).sum().backward()
-
-    assert [chooses(graph) for graph in graphs_of(build("BatchNorm"), run)] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["BatchRenorm", "GatedBatchNorm"])
