@@ -64,7 +64,7 @@ def peak_mib():
     """
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) / 1024
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
     try:
         import resource
     except ImportError:  # on Windows
