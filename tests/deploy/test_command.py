@@ -153,9 +153,9 @@ except ImportError:
         assert np.allclose(json.loads(done.stdout), expected, atol=0.1 * np.abs(expected).max())
 
 
-def answering(change):
-    """Servers whose answers are changed, by the name of their file."""
-    ask = Server.ask
+def answering(server, change):
+    """How servers ask whose answers are changed, by the name of their file."""
+    ask = server.ask
 
     def changed(self, do, **request):
         answer = ask(self, do, **request)
@@ -167,7 +167,7 @@ def answering(change):
 
 
 @pytest.mark.slow
-def test_too_great_a_loss_of_accuracy_is_refused_and_the_file_removed(tmp_path, monkeypatch):
+def test_too_great_a_loss_of_accuracy_is_refused_and_the_file_removed(tmp_path, monkeypatch, served_here):
     labels = first(load_dataset("shapes").validation, 40).labels.numpy()
     truth = np.eye(10, dtype=np.float32)[labels]
     monkeypatch.setattr(pipeline, "eager_outputs", lambda model, images: truth)
@@ -177,13 +177,10 @@ def test_too_great_a_loss_of_accuracy_is_refused_and_the_file_removed(tmp_path, 
 
 
 @pytest.mark.slow
-def test_without_labels_another_class_than_the_models_is_what_is_lost(tmp_path, monkeypatch):
+def test_without_labels_another_class_than_the_models_is_what_is_lost(tmp_path, monkeypatch, served_here):
     source = "tests.support.deploy:build_seven_classes"
-    monkeypatch.setattr(
-        Server,
-        "ask",
-        answering(lambda name, outputs: np.roll(outputs, 1, axis=1) if "dynamic" in name else outputs),
-    )
+    wrong = answering(served_here, lambda name, outputs: np.roll(outputs, 1, axis=1) if "dynamic" in name else outputs)
+    monkeypatch.setattr(served_here, "ask", wrong)
     directory = export(tmp_path, source=source, format=("onnx",), quantize=("none", "dynamic"), max_drop=1.0)
     refused, kept = artifact(directory, "onnx", "dynamic"), artifact(directory, "onnx", "none")
     assert (
@@ -201,7 +198,7 @@ def test_without_labels_another_class_than_the_models_is_what_is_lost(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "norms"), [("resnet", 11), ("mobilenet", 52)])
-def test_models_of_transformers_are_exported_alike(tmp_path, name, norms):
+def test_models_of_transformers_are_exported_alike(tmp_path, name, norms, served_here):
     source, formats = f"tests.support.deploy:build_{name}", ("torchscript", "torch-export", "onnx")
     directory = export(tmp_path, source=source, format=formats, quantize=("none", "static"))
     outcome = read_outcome(directory)
@@ -212,7 +209,7 @@ def test_models_of_transformers_are_exported_alike(tmp_path, name, norms):
 
 
 @pytest.mark.slow
-def test_a_model_that_no_graph_can_hold_is_told_of(tmp_path):
+def test_a_model_that_no_graph_can_hold_is_told_of(tmp_path, served_here):
     source = "tests.support.deploy:build_branching"
     directory = export(tmp_path, source=source, format=("torchscript", "torch-export"), quantize=("none",))
     assert "decides by its data in one place;" in artifact(directory, "torchscript", "none").note
@@ -221,7 +218,7 @@ def test_a_model_that_no_graph_can_hold_is_told_of(tmp_path):
     assert [path.suffix for path in directory.glob("model-*")] == [".pt"]
 
 
-def test_a_full_disk_is_not_the_formats_fault(tmp_path, monkeypatch):
+def test_a_full_disk_is_not_the_formats_fault(tmp_path, monkeypatch, served_here):
     def full(*arguments, **named):
         raise OSError(28, "No space left on device")
 
@@ -248,7 +245,7 @@ def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):
     assert with_data(ExportConfig(source="package:function"))[0].data == "shapes"
 
 
-def test_a_built_model_is_not_scored_on_classes_that_may_not_be_its_own(tmp_path):
+def test_a_built_model_is_not_scored_on_classes_that_may_not_be_its_own(tmp_path, served_here):
     said = Recorder()
     config = {**SMALL, "data": None, "format": ("torchscript",), "quantize": ("none",)}
     source = "tests.support.deploy:build_model"
@@ -305,7 +302,7 @@ def test_a_refused_int8_file_is_an_expectation_that_is_not_met(exported, tmp_pat
     assert verdicts(replace(outcome, artifacts=tuple(refused))) == ["met", "not met", "met"]
 
 
-def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, monkeypatch, served_here):
     monkeypatch.setattr("steadynorm.deploy.comparison.TOLERANCE", 0.0)
     with pytest.raises(UserError, match=r"nothing could be exported: TorchScript: its outputs are off by"):
         export(tmp_path, format=("torchscript",), quantize=("none",))
@@ -313,9 +310,9 @@ def test_a_float_file_that_answers_otherwise_leaves_nothing_behind(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_outputs_that_are_not_finite_are_refused(tmp_path, monkeypatch):
-    wrong = answering(lambda name, outputs: outputs * np.nan if name.startswith("model-") else outputs)
-    monkeypatch.setattr(Server, "ask", wrong)
+def test_outputs_that_are_not_finite_are_refused(tmp_path, monkeypatch, served_here):
+    wrong = answering(served_here, lambda name, outputs: outputs * np.nan if name.startswith("model-") else outputs)
+    monkeypatch.setattr(served_here, "ask", wrong)
     with pytest.raises(UserError, match=r"TorchScript: its outputs are not finite\."):
         export(tmp_path, format=("torchscript",), quantize=("none", "dynamic"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -351,7 +348,7 @@ def test_a_model_of_which_nothing_folds_is_left_as_it_is_with_the_reason(norm):
     assert torch.equal(folded(torch.ones(2, 3, 2, 2)), model(torch.ones(2, 3, 2, 2)))
 
 
-def test_no_row_says_folded_where_nothing_folded(tmp_path):
+def test_no_row_says_folded_where_nothing_folded(tmp_path, served_here):
     source = "tests.support.deploy:build_unfoldable"
     outcome = read_outcome(export(tmp_path, source=source, format=("torchscript",), quantize=("none",)))
     assert outcome.steps[0] == "No batch norms folded into the weights beside them."
@@ -368,7 +365,7 @@ def test_a_damaged_record_is_one_line(tmp_path, text):
         read_outcome(tmp_path)
 
 
-def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, served_here):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
@@ -429,7 +426,7 @@ def test_a_format_whose_packages_are_missing_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_float_program_does_not_need_what_quantises(tmp_path, monkeypatch):
+def test_a_float_program_does_not_need_what_quantises(tmp_path, monkeypatch, served_here):
     monkeypatch.setattr("steadynorm.deploy.formats.find_spec", lambda name: None if name == "torchao" else 1)
     directory = export(tmp_path, format=("torch-export",), quantize=("none", "static"))
     assert artifact(directory, "torch-export", "none").file
@@ -445,7 +442,7 @@ def test_no_compiler_is_said(monkeypatch):
         check_config(ExportConfig(source="a", format=("aotinductor",)))
 
 
-def test_the_command_exits_with_1_where_the_target_is_missed(tmp_path, capsys):
+def test_the_command_exits_with_1_where_the_target_is_missed(tmp_path, capsys, served_here):
     save_checkpoint(tmp_path / "a.safetensors")
     flags = ["--images", "20", "--requests", "5", "--format", "torchscript", "--quantize", "none", "--threads", "1"]
     command = ["export", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "out"), *flags]

@@ -66,7 +66,7 @@ def test_files_are_timed_beside_eager_torch_where_that_is_asked_for(tmp_path):
     assert all(0 < one.latency.p50 <= one.latency.p95 <= one.latency.p99 for one in made.artifacts)
 
 
-def test_what_no_file_can_hold_is_refused_in_the_result(tmp_path):
+def test_what_no_file_can_hold_is_refused_in_the_result(tmp_path, served_here):
     made = export(mlp(), torch.randn(4, 12), out=tmp_path / "out", formats="torchscript", quantize=("none", "static"))
     refused = made.of("torchscript", "static")
     assert refused.refused == FORMATS["torchscript"].lacking["static"] and made.path(refused) is None
@@ -74,8 +74,8 @@ def test_what_no_file_can_hold_is_refused_in_the_result(tmp_path):
         made.of("onnx")
 
 
-def test_a_refused_file_is_removed_and_the_others_stay(tmp_path, monkeypatch):
-    ask = Server.ask
+def test_a_refused_file_is_removed_and_the_others_stay(tmp_path, monkeypatch, served_here):
+    ask = served_here.ask
 
     def wrong_in_int8(self, do, **request):
         answer = ask(self, do, **request)
@@ -83,13 +83,13 @@ def test_a_refused_file_is_removed_and_the_others_stay(tmp_path, monkeypatch):
             np.save(request["outputs"], -np.load(request["outputs"]))
         return answer
 
-    monkeypatch.setattr(Server, "ask", wrong_in_int8)
+    monkeypatch.setattr(served_here, "ask", wrong_in_int8)
     made = export(mlp(), torch.randn(4, 12), out=tmp_path / "out", formats="torchscript", quantize=("none", "dynamic"))
     assert made.of("torchscript", "dynamic").refused.endswith("more than the max drop of 1.")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["artifacts.json", "model-torchscript-none.pt"]
 
 
-def test_quantising_sees_the_calibration_inputs_and_a_trace_two_of_the_others(tmp_path, monkeypatch):
+def test_quantising_sees_the_calibration_inputs_and_a_trace_two_of_the_others(tmp_path, monkeypatch, served_here):
     seen, right = [], FORMATS["torchscript"]
 
     def watched(request, quantize, path):
@@ -126,7 +126,7 @@ def test_the_model_and_all_random_numbers_are_left_as_they_were(tmp_path, format
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
 
 
-def test_weights_are_loaded_into_the_file_and_not_into_the_model(tmp_path):
+def test_weights_are_loaded_into_the_file_and_not_into_the_model(tmp_path, served_here):
     model, other = mlp(), mlp()
     with torch.no_grad():
         other[3].bias += 1
@@ -140,7 +140,7 @@ def test_weights_are_loaded_into_the_file_and_not_into_the_model(tmp_path):
     assert made.steps[0].startswith(f"{tmp_path / 'a.pt'}: 9 of the model's 9 tensors read")
 
 
-def test_several_batches_are_compared_and_one_image_is_enough(tmp_path):
+def test_several_batches_are_compared_and_one_image_is_enough(tmp_path, served_here):
     model = mlp()
     parts = [torch.randn(3, 12), torch.randn(2, 12)]
     made = export(model, parts, out=tmp_path / "a", formats="torchscript", labels=model(torch.cat(parts)).argmax(1))
@@ -150,7 +150,7 @@ def test_several_batches_are_compared_and_one_image_is_enough(tmp_path):
     assert served(torch.ones(7, 12)).shape == (7, 3)
 
 
-def test_the_first_of_several_outputs_is_served(tmp_path):
+def test_the_first_of_several_outputs_is_served(tmp_path, served_here):
     made = export(build_two_outputs(), CNN_IMAGES, out=tmp_path / "out", formats="torchscript")
     with torch.no_grad():
         served = torch.jit.load(made.path(made.of("torchscript")))(CNN_IMAGES)
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
         export(mlp(), torch.ones(4, 12), out=tmp_path / "file" / "out", formats="torchscript")
 
 
-def test_an_empty_folder_is_filled_and_a_full_one_refused(tmp_path):
+def test_an_empty_folder_is_filled_and_a_full_one_refused(tmp_path, served_here):
     (tmp_path / "out").mkdir()
     export(mlp(), torch.ones(4, 12), out=tmp_path / "out", formats="torchscript")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["artifacts.json", "model-torchscript-none.pt", "out"]
@@ -225,7 +225,7 @@ def test_an_empty_folder_is_filled_and_a_full_one_refused(tmp_path):
         export(mlp(), torch.ones(4, 12), out=tmp_path / "out", formats="torchscript")
 
 
-def test_a_class_that_no_other_process_knows_is_exported_but_not_timed(tmp_path):
+def test_a_class_that_no_other_process_knows_is_exported_but_not_timed(tmp_path, served_here):
     class Local(nn.Sequential):
         pass
 
