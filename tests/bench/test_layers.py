@@ -139,6 +139,11 @@ def test_a_summary_has_the_median_the_most_and_where() -> None:
     assert "2.000 ms (1.000-3.000)  batch_renorm 1.25  frozen_batch_norm 0.50" in shown.lines[-1]
 
 
+def test_the_median_of_two_cases_lies_between_them() -> None:
+    rows = [{"layers": {"a": {"over_plain": ratio}}, "x_bytes": 1, "case": ratio} for ratio in (1.0, 2.0)]
+    assert layers._summary("a", rows, "cuda")["median"] == 1.5
+
+
 @pytest.mark.parametrize(("ratio", "met"), [(1.15, True), (1.16, False)])
 def test_from_eight_megabytes_on_limits_are_held(ratio: float, met: bool) -> None:
     config = replace(TINY, layers=("gated_batch_norm",), batches=(128,), min_mb=8.0, max_mb=64.0)

@@ -11,6 +11,7 @@ Cost: about three minutes on two cores.
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -159,7 +160,7 @@ def _summary(name: str, rows: Sequence[Json], device: str) -> Json:
     big = [ratio for ratio, row in known if row["x_bytes"] >= BIG_MB[device] * 1e6]
     return {
         "cases": len(known),
-        "median": known[len(known) // 2][0] if known else None,
+        "median": statistics.median(ratio for ratio, _ in known) if known else None,
         "most": known[-1][0] if known else None,
         "most_at": known[-1][1]["case"] if known else None,
         "limit": limit,
