@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import steadynorm
+import steadynorm.doctor
 import steadynorm.functional
 import steadynorm.layers
 import steadynorm.rules
@@ -42,12 +43,21 @@ def imported_by(statement: str) -> set[str]:
 
 def test_public_names_are_the_documented_ones():
     layers = sorted(cls.__name__ for kind in BATCH_NORMS.values() if kind.ours for cls in kind.classes.values())
-    assert steadynorm.__all__ == [*layers, "backend", "batch_norm", "explain_backend", "surgery", "warmup"]
+    functions = ["backend", "batch_norm", "diagnose", "explain_backend", "surgery", "treat_", "warmup"]
+    assert steadynorm.__all__ == [*layers, *functions]
 
 
 @pytest.mark.parametrize(
     "module",
-    [steadynorm, steadynorm.functional, steadynorm.layers, steadynorm.rules, steadynorm.statistics, steadynorm.surgery],
+    [
+        steadynorm,
+        steadynorm.doctor,
+        steadynorm.functional,
+        steadynorm.layers,
+        steadynorm.rules,
+        steadynorm.statistics,
+        steadynorm.surgery,
+    ],
     ids=lambda module: module.__name__,
 )
 def test_public_names_are_sorted_and_there(module):
@@ -58,6 +68,13 @@ def test_public_names_are_sorted_and_there(module):
 @pytest.mark.parametrize("name", steadynorm.__all__)
 def test_public_names_are_documented(name):
     assert getattr(steadynorm, name).__doc__
+
+
+def test_the_doctor_is_imported_when_it_is_called_for():
+    assert steadynorm.diagnose is steadynorm.doctor.diagnose and steadynorm.treat_ is steadynorm.doctor.treat_
+    assert "steadynorm.doctor" not in imported_by("import steadynorm")
+    with pytest.raises(AttributeError, match="^module 'steadynorm' has no attribute 'treat'$"):
+        steadynorm.treat  # noqa: B018
 
 
 def test_importing_the_library_imports_no_optional_package():

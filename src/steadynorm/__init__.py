@@ -1,5 +1,7 @@
 """Normalization for PyTorch: drop-in layers held to a float64 reference, and the experiments that show what they do."""
 
+from typing import TYPE_CHECKING, Any
+
 from steadynorm import _start, surgery  # _start is first, so that Ctrl-C finds it while the rest is imported
 from steadynorm.functional import batch_norm
 from steadynorm.layers import (
@@ -24,6 +26,9 @@ from steadynorm.layers import (
 from steadynorm.layers.warmup import warmup
 from steadynorm.ops.dispatch import backend, explain_backend
 
+if TYPE_CHECKING:
+    from steadynorm.doctor import diagnose, treat_
+
 del _start
 
 __all__ = [
@@ -46,9 +51,20 @@ __all__ = [
     "SyncBatchNorm",
     "backend",
     "batch_norm",
+    "diagnose",
     "explain_backend",
     "surgery",
+    "treat_",
     "warmup",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (what a module holds)
+    """Import the doctor when it is called for: a training need not wait for it."""
+    if name in ("diagnose", "treat_"):
+        from steadynorm import doctor
+
+        return getattr(doctor, name)
+    raise AttributeError(f"module 'steadynorm' has no attribute {name!r}")
