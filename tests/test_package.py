@@ -73,7 +73,7 @@ def test_public_names_are_documented(name):
 def test_the_doctor_is_imported_when_it_is_called_for():
     assert steadynorm.diagnose is steadynorm.doctor.diagnose and steadynorm.treat_ is steadynorm.doctor.treat_
     assert "steadynorm.doctor" not in imported_by("import steadynorm")
-    with pytest.raises(AttributeError, match="^module 'steadynorm' has no attribute 'treat'$"):
+    with pytest.raises(AttributeError, match=r"^module 'steadynorm' has no attribute 'treat'$"):
         steadynorm.treat  # noqa: B018
 
 

@@ -27,7 +27,8 @@ from steadynorm.layers.warmup import warmup
 from steadynorm.ops.dispatch import backend, explain_backend
 
 if TYPE_CHECKING:
-    from steadynorm.doctor import diagnose, treat_
+    from steadynorm.doctor.diagnose import diagnose
+    from steadynorm.doctor.treat import treat_
 
 del _start
 

@@ -110,9 +110,7 @@ def grad(
 
 
 @inline
-def _fill_affine(
-    rule: Rule, moments: ChannelMoments, gate: float, weight: Array, bias: Array, numbers: Array
-) -> None:
+def _fill_affine(rule: Rule, moments: ChannelMoments, gate: float, weight: Array, bias: Array, numbers: Array) -> None:
     """Write center, scale = weight·factor and shift = bias + weight·offset; an empty array is absent."""
     channels = moments.mean.size
     for channel in range(channels):

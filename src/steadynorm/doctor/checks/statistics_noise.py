@@ -10,8 +10,8 @@ Remedy: freeze the statistics (fine-tuning), synchronise over workers, or conver
 group norm. What is best depends on the task.
 
 Threshold: fewer than 12 independent values: the standard error of the mean is then above 0.29 of the standard
-deviation. It lies between the batches of 16 of the source, which cost nothing, and its batches of 8, which cost a point;
-16 itself would speak of vectors in batches of 16, by chance. Looked at only in layers that train.
+deviation. It lies between the batches of 16 of the source, which cost nothing, and its batches of 8, which cost a
+point; 16 itself would speak of vectors in batches of 16, by chance. Looked at only in layers that train.
 
 Source: Wu & He 2018 (arXiv 1803.08494), figure 1; Ioffe 2017 (arXiv 1702.03275).
 """
