@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from steadynorm import GatedBatchNorm2d
-from steadynorm.doctor import CHECKS, Severity, diagnose, observe
-from steadynorm.doctor.checks import single_class_batch
+from steadynorm.doctor import CHECKS, Cost, Severity, diagnose, observe
+from steadynorm.doctor.checks import single_class_batch, train_eval_gap
 from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.surgery import no_statistics_update, recalibrate_
 from tests.support.doctor import batches, images
@@ -330,3 +330,26 @@ def test_observing_leaves_no_trace(model: Any, change: Callable[[Any], object] |
 def test_no_batches_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match=r"^diagnose: there must be at least one batch, got none\."):
         diagnose(model, [])
+
+
+@pytest.mark.parametrize(("batches", "errors"), [(2, 12.71), (4, 3.18), (8, 2.36), (32, 2.36)])
+def test_a_cost_matters_by_students_test_and_from_a_twentieth_on(batches: int, errors: float) -> None:
+    """The table of Student's distribution at 97.5 %, for one degree of freedom less than batches."""
+    scores = [1.0] * batches
+    above, below = (
+        Cost(quantity="loss", value=0.1, standard_error=0.1 / each) for each in (errors + 0.1, errors - 0.1)
+    )
+    assert above.matters(scores) and not below.matters(scores)
+    assert not Cost(quantity="loss", value=0.049, standard_error=1e-6).matters(scores)
+
+
+@pytest.mark.parametrize(
+    ("gains", "named"),
+    [
+        ({"a": 0.0, "b": 0.98, "c": 0.85}, ["b"]),  # c normalizes again what b has spoiled
+        ({"a": 0.25, "b": 0.9, "c": 0.85}, ["a", "b"]),
+        ({"a": 0.1, "b": 0.19, "c": -0.5}, []),
+    ],
+)
+def test_a_layer_is_named_that_wins_back_more_than_those_before_it(gains: dict[str, float], named: list[str]) -> None:
+    assert train_eval_gap._first_to_help(gains, ["a", "b", "c"]) == named

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from steadynorm import FrozenBatchNorm2d
-from steadynorm.doctor import Diagnosis, Finding, Remedy, Severity, diagnose, treat_
+from steadynorm.doctor import Cost, Diagnosis, Finding, Remedy, Severity, diagnose, treat_
 from steadynorm.doctor.checks import CHECKS
 from steadynorm.doctor.treat import TREATMENTS
 from tests.support.doctor import batches
@@ -172,3 +174,26 @@ def test_every_remedy_names_a_treatment_that_exists() -> None:
     ]
     assert {remedy.treatment for remedy in remedies} - {""} <= set(TREATMENTS)
     assert len(remedies) >= len(CHECKS) - 1
+
+
+def test_where_a_cost_was_measured_all_layers_are_measured_again(model: Any) -> None:
+    spoil(model, "stale")
+    named = finding("1", "recalibrate")
+    alone = treat_(copy.deepcopy(model), diagnosis_of(named), batches())
+    assert [each.name for each in alone.applied[0].change.changed] == ["1"]
+    costly = replace(named, cost=Cost(quantity="cross-entropy", value=1.0, standard_error=0.1))
+    both = treat_(model, diagnosis_of(costly), batches())
+    assert [each.name for each in both.applied[0].change.changed] == ["1", "4"]
+
+
+def test_a_wrong_momentum_is_set_right_and_what_it_left_is_measured_again(model: Any) -> None:
+    for norm in (model[1], model[4]):
+        norm.momentum = 0.99
+    model.train()
+    with torch.no_grad():
+        model(3 * batches()[0][0][:4] + 1)
+    model.eval()
+    treatment = treat_(model, diagnose(model), batches())
+    assert [each.treatment for each in treatment.applied] == ["momentum", "recalibrate"]
+    assert model[1].momentum == pytest.approx(0.01)
+    assert mean(treatment.after) < 0.9 * mean(treatment.before)

@@ -131,7 +131,8 @@ def treat_(
     """Apply the remedies of a diagnosis, measure again, keep what helped, and undo what did not.
 
     A treatment is undone where the mean score of the batches is worse after it than before by more than two standard
-    errors. Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
+    errors. Where a finding has a cost, which is the whole model's, all layers are treated; else those that are named.
+    Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
     the first 32 are taken. What raises, an interruption included, leaves the model as it was.
 
     Args:
@@ -155,10 +156,11 @@ def treat_(
     applied: list[Applied] = []
     try:
         for name, treatment in TREATMENTS.items():
-            findings = tuple(finding for finding in diagnosis if finding.remedy.treatment == name)
+            findings = tuple(finding for finding in diagnosis if name in _treatments(finding))
             if not findings:
                 continue
-            names = frozenset(finding.layer for finding in findings)
+            measured_on_all = any(finding.cost is not None for finding in findings)
+            names = frozenset(() if measured_on_all else (finding.layer for finding in findings))
             applied.append(
                 _apply(name, treatment, findings, _Case(model=model, names=names, batches=measured, forward=run))
             )
@@ -169,6 +171,12 @@ def treat_(
         raise
     advice = tuple(finding for finding in diagnosis if not finding.remedy.treatment)
     return Treatment(model=model, applied=tuple(applied), advice=advice, before=first, after=before)
+
+
+def _treatments(finding: Finding) -> tuple[str, ...]:
+    """Name what a finding asks for: a wrong momentum has also left the statistics of few batches."""
+    treatment = finding.remedy.treatment
+    return (treatment, "recalibrate") if treatment == "momentum" else (treatment,)
 
 
 def _apply(

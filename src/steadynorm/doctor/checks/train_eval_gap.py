@@ -10,16 +10,17 @@ training mode fails in evaluation.
 Remedy: measure the statistics again on training data (``recalibrate_``). Safe where the batches are like the data that
 the model will see; it can be undone.
 
-Threshold: the score would be better by more than three standard errors over the batches, and by more than a twentieth
-of itself. Batch statistics are noisier than running ones, so a healthy model is better in evaluation. A layer is named
-where it alone wins back a fifth of that.
+Threshold: the score would be better, by Student's test over the batches at 2.5 %, and by more than a twentieth of
+itself. Batch statistics are noisier than running ones, so a healthy model is better in evaluation, and its gap is
+negative. A layer is named where it alone wins back a fifth more of that than every layer that the model lists before
+it: later ones normalize again what an earlier one has spoiled, so they win back almost as much.
 
 Source: pytorch issue 4741; Wu & Johnson 2021 (arXiv 2105.07576).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.doctor.evidence import Evidence, NormState
@@ -45,7 +46,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         for name, scores in runs.one_layer.items()
         if (gain := cost_of(runs.score, runs.evaluation, scores)) is not None
     }
-    guilty = sorted((name for name, share in gains.items() if share > SHARE), key=lambda name: -gains[name])
+    guilty = _first_to_help(gains, list(runs.sightings))
     norms = {norm.name: norm for norm in evidence.norms}
     problem = f"In evaluation the {runs.score} is worse by {cost.value:.3g} than with the batches' own statistics"
     if not guilty:
@@ -61,6 +62,17 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             share=share,
             **_distance(evidence, norms[name]),
         )
+
+
+def _first_to_help(gains: Mapping[str, float], order: Sequence[str]) -> list[str]:
+    """Name the layers that win back clearly more than all that run before them."""
+    found: list[str] = []
+    best = 0.0
+    for name in order:
+        if gains.get(name, 0.0) > best + SHARE:
+            found.append(name)
+        best = max(best, gains.get(name, 0.0))
+    return found
 
 
 def _distance(evidence: Evidence, norm: NormState) -> dict[str, float]:
