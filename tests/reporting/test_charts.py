@@ -95,6 +95,7 @@ def test_differences_stand_beside_a_line_at_zero() -> None:
     data = pd.DataFrame({"layer": ["x"], "gain": [-1.0], "arm": "a"})
     chart = dot_ranges(data, rows="layer", x="gain", hue="arm", order=["a"], signed=True)
     assert shown(chart, "rule") == [{"zero": 0}] and axes(chart, "point")["x"]["axis"]["format"].startswith("+")
+    assert axes(chart, "point")["x"]["axis"]["labelExpr"].startswith("datum.value === 0 ? '0'")
 
 
 def test_a_bar_begins_at_zero_and_carries_its_text() -> None:

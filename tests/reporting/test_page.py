@@ -37,6 +37,27 @@ def test_figures_are_large_enough_to_read(page, report, width):
     assert len(sizes) >= 6 and all(w >= 300 and h >= 90 for w, h in sizes)
 
 
+def test_the_words_of_a_command_stay_whole_on_a_phone(page, report):
+    page.open(report, width=390)
+    heights = page.evaluate("[...document.querySelectorAll('.word')].map(one => one.getBoundingClientRect().height)")
+    assert len(heights) > 3 and max(heights) < 30
+
+
+def test_a_long_verdict_leaves_a_claim_and_what_was_measured_together(page, awkward):
+    page.open(awkward / "report.html", width=1280)
+    gap = """[...document.querySelectorAll('.verdicts li')].map(one => {
+        const [claim, measured] = ['.claim', '.measured'].map(part => {
+            const text = document.createRange();
+            text.selectNodeContents(one.querySelector(part));
+            return text.getBoundingClientRect();
+        });
+        return measured.top - claim.bottom;
+    })"""
+    page.evaluate("document.querySelectorAll('.chip').forEach(one => { one.textContent = 'not measured: at chance' })")
+    gaps = page.evaluate(gap)
+    assert len(gaps) > 2 and max(gaps) < 12
+
+
 def test_the_browser_has_nothing_to_complain_about(page, report):
     page.open(report, width=1280)
     complaints = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Network.loadingFailed"}

@@ -126,7 +126,7 @@ def dot_ranges(
     shown = groups.agg(mean=(x, "mean"), low=(low, how[0]), high=(high, how[1])).reset_index()
     names = list(dict.fromkeys(shown[rows]))
     axis: dict[str, Any] = (
-        {"axis": alt.Axis(format="+~r", tickCount=6)}
+        {"axis": alt.Axis(format="+~r", tickCount=6, labelExpr="datum.value === 0 ? '0' : datum.label")}
         if signed
         else _value_axis([*shown["low"], *shown["high"]], percent=percent)
     )
@@ -246,7 +246,7 @@ def _x_axis(x: str, *, title: str, log: bool, values: Sequence[float], domain: t
     if log and domain and not values:
         values = _round_numbers(domain)
     ticks: dict[str, Any] = {"values": list(values)} if values else {"tickMinStep": 1} if not log else {}
-    return alt.X(f"{x}:Q", title=title, scale=scale, axis=alt.Axis(format="~g" if log else "~r", **ticks))
+    return alt.X(f"{x}:Q", title=title, scale=scale, axis=alt.Axis(format=",~g" if log else "~r", **ticks))
 
 
 def _value_axis(values: Sequence[float], *, percent: bool, domain: Sequence[float] | None = None) -> dict[str, Any]:

@@ -6,7 +6,18 @@ import math
 
 from steadynorm.reporting.seeds import Spread
 
-__all__ = ["NONE", "number", "percent", "percent_spread", "points", "rate", "seconds", "signed_points", "spread_note"]
+__all__ = [
+    "NONE",
+    "number",
+    "percent",
+    "percent_spread",
+    "points",
+    "rate",
+    "seconds",
+    "seed_count",
+    "signed_points",
+    "spread_note",
+]
 
 NONE = "—"
 """Stands where nothing was measured."""
@@ -41,13 +52,18 @@ def percent_spread(value: Spread | None) -> str:
     return f"{100 * value.mean:.1f}{SPACE}±{SPACE}{100 * value.sd:.1f}{SPACE}%"
 
 
+def seed_count(value: Spread) -> str:
+    """Say over how many seeds a spread is, in one piece."""
+    return f"n{SPACE}={SPACE}{value.n}"
+
+
 def spread_note(value: Spread | None) -> str:
     """Write the range of a share over its seeds, or that there is only one."""
     if value is None:
         return ""
     if value.sd is None:
         return "one seed"
-    return f"{100 * value.low:.1f} to {100 * value.high:.1f}{SPACE}%, n = {value.n}"
+    return f"{100 * value.low:.1f} to {100 * value.high:.1f}{SPACE}%, {seed_count(value)}"
 
 
 def number(value: float | None, *, digits: int = 3) -> str:

@@ -32,6 +32,8 @@ LOST = [cell("none", seed, (0.1, 0.1), diverged=True) for seed in (0, 1)]
 FIRST = [cell("batch_norm", 0, (0.1, 0.5, 0.9, 0.88, 0.92)), cell("batch_norm", 1, (0.1, 0.9, 0.9, 0.9, 0.9))]
 SECOND = [cell("none", 0, (0.1, 0.1, 0.2, 0.7, 0.9)), cell("none", 1, (0.1, 0.2, 0.3, 0.94, 0.95))]
 
+TWO = "n = 2".replace(" ", "\N{NO-BREAK SPACE}")
+
 
 def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
@@ -203,8 +205,8 @@ def test_the_table_holds_mean_and_range_of_the_seeds() -> None:
     found = [(plain(entry.text), entry.note) for entry in table(describe(made_record([*BATCH, *none]))).rows[1]]
     assert found[0] == ("No normalization", "")
     assert found[1][0] == "80.0 ± 0.0 %"
-    assert found[2] == ("30", "30 to 30, n = 2")
-    assert found[4] == ("0.500", "0.250 to 0.750, n = 2")
+    assert found[2] == ("30", f"30 to 30, {TWO}")
+    assert found[4] == ("0.500", f"0.250 to 0.750, {TWO}")
     assert found[7] == ("12.0 s", "")
 
 

@@ -231,8 +231,8 @@ def test_single_images_are_shown_by_method_and_order() -> None:
 def test_the_figure_of_methods_has_their_gains_in_points() -> None:
     found = figure("ways", stream_record(RUNS, CELLS))
     rows = {(one["statistics"], one["order"]): one["gain"] for one in found.data}
-    assert rows["batch", "iid"] == pytest.approx(-40)
-    assert rows["gate", "class-ordered"] == pytest.approx(-2)
+    assert rows["batch", "well mixed"] == pytest.approx(-40)
+    assert rows["gate", "class by class"] == pytest.approx(-2)
     assert {name for name, _ in rows} == {"batch", "gated layers", "gate"}
 
 
@@ -250,6 +250,12 @@ def test_the_figure_of_methods_has_their_gains_in_points() -> None:
 )
 def test_every_record_makes_a_page(made: Record, tmp_path: Path) -> None:
     check_page(made, tmp_path)
+
+
+def test_what_the_default_build_cannot_have_is_hidden_on_a_phone(tmp_path: Path) -> None:
+    text = check_page(stream_record(RUNS, CELLS), tmp_path)
+    for name in ("Below the default build", "With statistics measured again"):
+        assert text.count(f'<td data-label="{name}" class="empty">') == 1
 
 
 def test_a_report_is_finished_once_every_cell_is_measured() -> None:

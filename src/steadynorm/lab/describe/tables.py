@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from steadynorm.lab.describe.arms import Arm
 from steadynorm.lab.describe.names import arm_label
-from steadynorm.reporting.numbers import NONE, number, percent_spread, spread_note
+from steadynorm.reporting.numbers import NONE, number, percent_spread, seed_count, spread_note
 from steadynorm.reporting.records import Record
 from steadynorm.reporting.report import Entry
 from steadynorm.reporting.seeds import Spread
@@ -35,7 +35,7 @@ def spread_entry(value: Spread | None, shown: Callable[[float], str] = number) -
     """Write a mean over seeds, with their range below it."""
     if value is None:
         return Entry(text=NONE)
-    several = f"{shown(value.low)} to {shown(value.high)}, n = {value.n}" if value.n > 1 else ""
+    several = f"{shown(value.low)} to {shown(value.high)}, {seed_count(value)}" if value.n > 1 else ""
     return Entry(text=shown(value.mean), note=several)
 
 

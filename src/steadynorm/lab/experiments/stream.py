@@ -53,8 +53,9 @@ __all__ = ["DEFAULT_BUILD", "EXPERIMENT", "ORDERS", "STATELESS", "StreamConfig",
 
 DEFAULT_BUILD = "batch_norm"
 """The arm that is trained on whole batches, to be compared with."""
-ORDERS = ("iid", "class_ordered")
-"""How the test images arrive, one by one."""
+ORDER_LABELS = {"iid": "well mixed", "class_ordered": "class by class"}
+"""How the test images arrive, one by one, and what that is called."""
+ORDERS = tuple(ORDER_LABELS)
 STATELESS = ("group_norm", "layer_norm", "instance_norm", "none", "frozen_batch_norm")
 """Arms whose evaluation has no running statistics that training moves."""
 CALIBRATION = 1000  # training images that a network's methods are calibrated on, and statistics measured on
@@ -288,7 +289,7 @@ def _training(record: Record) -> list[Figure]:
 def _single_images(results: Sequence[Arm]) -> tuple[Block, ...]:
     """Draw what each method gains over the stored statistics, and lay out its accuracy."""
     rows = [
-        {"statistics": method_label(one.arm), "order": one.at["order"].replace("_", "-")}
+        {"statistics": method_label(one.arm), "order": ORDER_LABELS[one.at["order"]]}
         | {end: 100 * getattr(gain, of) for end, of in (("gain", "mean"), ("low", "low"), ("high", "high"))}
         for one in results
         if (gain := one["gain"]) and one.arm != STORED
@@ -303,14 +304,14 @@ def _single_images(results: Sequence[Arm]) -> tuple[Block, ...]:
         **axes,
         signed=True,
         hue="order",
-        order=[order.replace("_", "-") for order in ORDERS],
+        order=list(ORDER_LABELS.values()),
     )
     known = {(one.at["order"], one.arm): one for one in results}
 
     def column(order: str) -> Callable[[str], Entry]:
         return lambda method: _of_method(known[order, method])
 
-    columns = {f"{capital(order.replace('_', ' '))}, one by one": column(order) for order in ORDERS}
+    columns = {f"{capital(label)}, one by one": column(order) for order, label in ORDER_LABELS.items()}
     methods = dict.fromkeys(one.arm for one in results)
     table = Table.of(methods, {"Statistics": lambda method: capital(method_label(method)), **columns})
     return (Figures(figures), table) if rows else ()
@@ -381,7 +382,7 @@ def _statistics_are_to_blame(plain: Arm | None) -> Claim:
 
 
 def _costs_nothing(one: Arm) -> Claim:
-    order, gain = one.at["order"].replace("_", "-"), one["gain"]
+    order, gain = ORDER_LABELS[one.at["order"]], one["gain"]
     claim = f"The gate costs the default build at most {points(SAFE)} on single images, {order}."
     if gain is None:
         return judge(claim, None, "The stream was not measured.")
@@ -398,7 +399,7 @@ At batch size 1 the images come one by one in an order shuffled again for every 
 nothing to freeze in a new network: it is a learned weight and bias.
 
 Single images: {stream_images} of the validation images, predicted one by one by the default build in evaluation.
-Class-ordered: all of one class, then all of another. A method that follows the stream sees an image before it predicts
+Class by class: all of one class, then all of another. A method that follows the stream sees an image before it predicts
 it. Calibration, where a method needs one, is on training images.
 """
 
