@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from steadynorm.lab import experiment
-from steadynorm.lab.configuration import quickened
+from steadynorm.lab.configuration import prepared, quickened
 from steadynorm.lab.data import Images, first
-from steadynorm.lab.experiment import check_same, explain_stop, new_record, stored_config
-from steadynorm.lab.experiments import compare
+from steadynorm.lab.experiment import check_record, check_same, explain_stop, new_record, stored_config
+from steadynorm.lab.experiments import EXPERIMENTS, compare
 from steadynorm.lab.experiments.compare import CompareConfig
+from steadynorm.lab.training import network
 from steadynorm.reporting.failure import Interrupted, UserError
-from steadynorm.reporting.records import read_record
+from steadynorm.reporting.records import Cell, read_record
 from steadynorm.reporting.run_directory import RunDirectory
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset
 from tests.support.first_format import write_first_format
@@ -205,3 +206,24 @@ def test_a_directory_with_a_damaged_configuration_is_not_resumed(tmp_path: Path,
     RunDirectory(tmp_path).begin(replace(record, config=record.config | change))
     with pytest.raises(UserError, match=f"{next(iter(change)).replace('_', '.')}"):
         compare.EXPERIMENT.run(CompareConfig(resume=tmp_path), Recorder())
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("compare", {"seed": "0"}),
+        ("compare", {"epochs": 0}),
+        ("compare", {"lr": "fast"}),
+        ("compare", {"purpose": 1}),
+        ("shift", {"part": "decays", "severity": "5"}),
+        ("shift", {"part": 5}),
+        ("recalibration", {"images": "many"}),
+    ],
+)
+def test_a_factor_of_another_type_is_damage(name: str, factors: dict[str, object]) -> None:
+    chosen = EXPERIMENTS[name]
+    record = new_record(name, prepared(chosen.config(), {}), DATA)
+    cell = Cell(factors=network(arm="none", seed=0, lr=1, epochs=2) | factors)
+    check_record(chosen, replace(record, cells=(replace(cell, factors=network(arm="none", seed=0, lr=1, epochs=2)),)))
+    with pytest.raises(UserError, match=f"a record is damaged .{[*factors][-1]} of "):
+        check_record(chosen, replace(record, cells=(cell,)))

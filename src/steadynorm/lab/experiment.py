@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,14 +21,10 @@ from torch import nn
 
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.configuration import ExperimentConfig, prepared, with_reached_milestones
-from steadynorm.lab.data import Dataset, Images, first, load_dataset
-from steadynorm.lab.machine import (
-    choose_device,
-    choose_precision,
-    choose_threads,
-)
+from steadynorm.lab.data import Dataset, first, load_dataset
+from steadynorm.lab.machine import choose_device, choose_precision, choose_threads
 from steadynorm.lab.ray_pool import Pool, open_pool
-from steadynorm.lab.training import overflow_ignored
+from steadynorm.lab.training import Positive, network, overflow_ignored
 from steadynorm.lab.workers import (
     check_alike,
     may_restart,
@@ -329,12 +326,18 @@ def check_record(experiment: Experiment[Any], record: Record) -> None:
     experiment.check(with_reached_milestones(config))
     with _damage_named("resolved"):
         msgspec.convert(record.resolved, _Resolved)
+    kinds = _factor_types(config)
     for cell in record.cells:
-        with _damage_named(f"factors of {cell.name}"):
-            msgspec.convert(cell.factors, _Factors)
+        for name, value in cell.factors.items():
+            with _damage_named(f"{name} of {cell.name}"):
+                msgspec.convert(value, kinds.get(name, str))
 
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+def _factor_types(config: ExperimentConfig) -> dict[str, Any]:
+    """Say of which type a factor is: as :func:`network` takes it, or as the configuration lists it; else it is text."""
+    listed = {name: type(values[0]) for name, values in vars(config).items() if isinstance(values, tuple) and values}
+    singular = {re.sub("ies$", "y", name).removesuffix("s"): kind for name, kind in listed.items()}
+    return listed | singular | get_type_hints(network, include_extras=True)
 
 
 class _Resolved(TypedDict, total=False):
@@ -347,22 +350,6 @@ class _Resolved(TypedDict, total=False):
     classes: Annotated[list[str], msgspec.Meta(min_length=1)] | Positive
     chance: Annotated[float, msgspec.Meta(gt=0, lt=1)]
     data_sha256: str
-
-
-class _Factors(TypedDict, total=False):
-    purpose: str
-    variant: str
-    arm: str
-    lr: float
-    batch_size: Positive
-    depth: Positive
-    seed: int
-    epochs: Positive
-    part: str
-    kind: str
-    order: str
-    shift: str
-    severity: int
 
 
 @contextlib.contextmanager
@@ -435,10 +422,6 @@ def explain_stop(name: str, place: Path, display: Display, where: Sequence[str] 
 def _digest(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.validation):
-        for part in _parts(split):
-            digest.update(part.numpy().data)
+        for part in (split.rows, split.labels):
+            digest.update(part.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _parts(split: Images) -> tuple[torch.Tensor, torch.Tensor]:
-    return split.pixels.permute(0, 2, 3, 1).contiguous(), split.labels.contiguous()

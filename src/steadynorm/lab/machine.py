@@ -10,12 +10,7 @@ import torch
 from steadynorm.reporting.environment import count_cores, cpuinfo
 from steadynorm.reporting.failure import UserError
 
-__all__ = [
-    "choose_device",
-    "choose_precision",
-    "choose_threads",
-    "reuse_memory",
-]
+__all__ = ["choose_device", "choose_precision", "choose_threads", "reuse_memory"]
 
 Precision = Literal["fp32", "bf16"]
 

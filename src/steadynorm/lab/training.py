@@ -8,8 +8,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,18 +37,22 @@ if TYPE_CHECKING:
     from steadynorm.lab.experiment import Task
 
 __all__ = [
-    "Settings",
-    "Training",
-    "autocast",
-    "evaluate",
-    "learning_rate",
-    "network",
-    "overflow_ignored",
-    "steps_per_epoch",
-    "train_networks",
+    *(
+        "Positive",
+        "Settings",
+        "Trainer",
+        "Training",
+        "autocast",
+        "evaluate",
+        "learning_rate",
+        "network",
+        "overflow_ignored",
+    ),
+    *("steps_per_epoch", "train_networks"),
 ]
 
 TaskT = TypeVar("TaskT", bound="Task[Any]")
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 EVALUATION_BATCH = 500
 TIMED_STEPS, TIMED_IMAGES = 6, 512  # at least, to find out how fast a network trains
@@ -136,11 +141,11 @@ def network(
     arm: str,
     seed: int,
     lr: float,
-    epochs: int,
+    epochs: Positive,
     purpose: str | None = None,
     variant: str | None = None,
-    batch_size: int | None = None,
-    depth: int | None = None,
+    batch_size: Positive | None = None,
+    depth: Positive | None = None,
 ) -> Factors:
     """Say which network is trained, apart from what all networks of the experiment share.
 
@@ -158,16 +163,8 @@ def network(
     Returns:
         the factors in the order of the cell's name, without those that are None.
     """
-    factors = {
-        "purpose": purpose,
-        "variant": variant,
-        "arm": arm,
-        "lr": lr,
-        "batch_size": batch_size,
-        "depth": depth,
-        "seed": seed,
-        "epochs": epochs,
-    }
+    factors = {"purpose": purpose, "variant": variant, "arm": arm, "lr": lr, "batch_size": batch_size, "depth": depth}
+    factors |= {"seed": seed, "epochs": epochs}
     return {name: value for name, value in factors.items() if value is not None}
 
 
@@ -236,9 +233,9 @@ class Training:
         steps = [few.steps(1) for _ in range(2)][-1]
         return steps.images / steps.seconds
 
-    def _trainer(self, cell: Cell, advance: Callable[[float, str], None]) -> _Trainer:
+    def _trainer(self, cell: Cell, advance: Callable[[float, str], None]) -> Trainer:
         shared = self.settings if isinstance(self.settings, Settings) else self.settings(cell)
-        return _Trainer.start(cell.factors, _settings_of(cell.factors, shared), self.dataset, advance)
+        return Trainer.start(cell.factors, _settings_of(cell.factors, shared), self.dataset, advance)
 
 
 def _epochs_done(cell: Cell) -> int:
@@ -265,7 +262,7 @@ def _said(rows: Sequence[Measurement]) -> str:
 
 
 @dataclass(frozen=True)
-class _Trainer:
+class Trainer:
     """A network while it trains."""
 
     model: nn.Module
@@ -277,8 +274,12 @@ class _Trainer:
 
     @classmethod
     def start(
-        cls, factors: Factors, settings: Settings, dataset: Dataset, advance: Callable[[float, str], None]
-    ) -> _Trainer:
+        cls,
+        factors: Factors,
+        settings: Settings,
+        dataset: Dataset,
+        advance: Callable[[float, str], None] = lambda share, text: None,
+    ) -> Trainer:
         """Build the network with its initial weights."""
         torch.manual_seed(factors["seed"])
         model = build_network(
@@ -341,8 +342,9 @@ class _Trainer:
         norms = torch.zeros(total, len(watched) + 1, device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
         images = done = looked = 0
+        batches = self.batches(epoch, part=(worker(), number_of_workers()))
         start = time.perf_counter()
-        for group in itertools.islice(_groups(self._batches(epoch), self.settings.accumulate), total):
+        for group in itertools.islice(_groups(batches, self.settings.accumulate), total):
             rate = learning_rate(self.factors["lr"], self.settings, epoch=epoch, share=(done + 1) / total)
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = rate
@@ -371,16 +373,18 @@ class _Trainer:
         hits, shown = sum_over_workers(hits, torch.tensor(images, device=device))
         return _Steps(losses[:done].cpu(), int(hits), int(shown), norms[:done].cpu(), seconds)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the training batches of an epoch, or a worker's part of each."""
+        how = self.settings
         return batches(
             self.dataset.train,
             dataset=self.dataset,
-            batch_size=self.settings.batch_size,
+            batch_size=how.batch_size,
+            augment=how.augment,
+            device=how.device,
             seed=self.factors["seed"],
             epoch=epoch,
-            augment=self.settings.augment,
-            device=self.settings.device,
-            part=(worker(), number_of_workers()),
+            part=part,
         )
 
     def _validate(self) -> tuple[float, float]:

@@ -32,6 +32,12 @@ def test_fields_are_written_as_in_a_sentence() -> None:
     )
 
 
+def test_values_of_a_field_are_counted_by_its_name() -> None:
+    made = record([], seeds=[0, 1], arms=["none"], lr=[0.1, 1.0], batch_size=[64])
+    text = "{arms_count}, {lr_count}, {batch_size_count}, {seeds_count}"
+    assert sentences(made, text) == "1 normalization, 2 learning rates, 1 batch size, 2 seeds"
+
+
 def test_paragraphs_are_parted_by_blank_lines_and_empty_ones_left_out() -> None:
     assert paragraphs(record([]), "\nA {a}\nb.\n\n{none}\n\nC.\n", a=1, none="") == ["A 1 b.", "C."]
 

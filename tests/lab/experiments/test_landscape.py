@@ -126,7 +126,7 @@ def trained(config: LandscapeConfig, monkeypatch: pytest.MonkeyPatch) -> list[to
 
     def keep(*arguments):
         cell = start(*arguments)
-        kept.extend(cell.model.state_dict(keep_vars=True).values())
+        kept.extend(cell.trainer.model.state_dict(keep_vars=True).values())
         cells.append(cell)
         return cell
 
@@ -134,7 +134,7 @@ def trained(config: LandscapeConfig, monkeypatch: pytest.MonkeyPatch) -> list[to
     with monkeypatch.context() as patch:
         patch.setattr(landscape._Trace, "start", keep)
         run(config)
-    kept += [state["momentum_buffer"] for cell in cells for state in cell.optimizer.state.values()]
+    kept += [state["momentum_buffer"] for cell in cells for state in cell.trainer.optimizer.state.values()]
     return [*(tensor.detach().clone() for tensor in kept), torch.get_rng_state()]
 
 

@@ -105,7 +105,7 @@ def _training(
     plan: tuple[Tensor, ...],
     part: tuple[int, int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    pixels, labels = _rows(images, device), images.labels.to(device)
+    pixels, labels = images.rows.to(device).contiguous(), images.labels.to(device)
     order, *moves = (each.to(device) for each in plan)
     number, parts = part
     for together in torch.split(order, batch_size):
@@ -120,14 +120,9 @@ def _training(
 def _in_order(
     images: Images, dataset: Dataset, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    pixels, labels = _rows(images, device), images.labels.to(device)
+    pixels, labels = images.rows.to(device).contiguous(), images.labels.to(device)
     for batch, targets in zip(torch.split(pixels, batch_size), torch.split(labels, batch_size), strict=True):
         yield _normalised(batch, dataset), targets
-
-
-def _rows(images: Images, device: torch.device) -> Tensor:
-    """Give the bytes as they lie in memory: shape (N, H, W, C)."""
-    return images.pixels.to(device).permute(0, 2, 3, 1).contiguous()
 
 
 def _crop_and_flip(batch: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:

@@ -29,11 +29,7 @@ _FORMAT = b"steadynorm images 1"
 
 
 def cached_images(
-    name: str,
-    decode: Callable[[], Images],
-    *,
-    sources: Sequence[Path],
-    progress: Callable[[str], None],
+    name: str, decode: Callable[[], Images], *, sources: Sequence[Path], progress: Callable[[str], None]
 ) -> Images:
     """Give what ``decode`` gives, from the cache where it is there and whole.
 
@@ -101,18 +97,14 @@ def _read(path: Path, progress: Callable[[str], None]) -> Images | None:
     if rows.dtype != torch.uint8 or labels.dtype != torch.int64 or checksum != _checksum(rows, labels):
         progress(f"cache: {path} is damaged, its content does not match its checksum. Decoding the images again.")
         return None
-    return Images(pixels=rows.permute(0, 3, 1, 2), labels=labels)
+    return Images.of_rows(rows, labels)
 
 
 def _write(path: Path, images: Images, progress: Callable[[str], None]) -> None:
-    rows = images.pixels.permute(0, 2, 3, 1).contiguous()
+    rows = images.rows.contiguous()
     try:
         with atomic_path(path) as temporary:
-            save_file(
-                {"pixels": rows, "labels": images.labels},
-                temporary,
-                {"sha256": _checksum(rows, images.labels)},
-            )
+            save_file({"pixels": rows, "labels": images.labels}, temporary, {"sha256": _checksum(rows, images.labels)})
     except (OSError, SafetensorError) as error:
         progress(
             f"cache: {path} cannot be written ({_one_line(error)}). The images will be decoded "

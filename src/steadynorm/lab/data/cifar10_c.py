@@ -61,7 +61,7 @@ def load_cifar10_c(data_dir: Path, name: str, *, severity: int) -> Images | None
     # Copied, because a file mapped into memory could change under the experiment.
     rows = np.array(_mapped(path, (SIZE, SIZE, 3), ("uint8",))[part], order="C")
     labels = _labels(path.with_name("labels.npy"))[part]
-    return Images(pixels=torch.from_numpy(rows).permute(0, 3, 1, 2), labels=torch.from_numpy(labels))
+    return Images.of_rows(torch.from_numpy(rows), torch.from_numpy(labels))
 
 
 def _labels(path: Path) -> NDArray[np.int64]:
@@ -82,8 +82,7 @@ def _mapped(path: Path, shape: tuple[int, ...], types: tuple[str, ...]) -> NDArr
         raise UserError(f"{path}: must be there, got no such file. Give all files of CIFAR-10-C.") from error
     # NumPy reports truncated and damaged files with any of the last five.
     except (OSError, ValueError, TypeError, OverflowError, SyntaxError, TokenError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: must be a whole .npy file of numbers, got {reason}. Download it again.") from error
+        raise UserError(f"{path}: must be a whole .npy file of numbers, got {error}. Download it again.") from error
     expected = (SEVERITY_COUNT * COUNT, *shape)
     if content.shape != expected or content.dtype.name not in types:
         raise UserError(

@@ -44,6 +44,16 @@ class Images:
                 f"got {self.labels.dtype} {tuple(self.labels.shape)}."
             )
 
+    @classmethod
+    def of_rows(cls, rows: Tensor, labels: Tensor) -> Images:
+        """Hold pixels that lie in memory row by row, shape (N, H, W, C)."""
+        return cls(pixels=rows.permute(0, 3, 1, 2), labels=labels)
+
+    @property
+    def rows(self) -> Tensor:
+        """The pixels as they lie in memory, shape (N, H, W, C)."""
+        return self.pixels.permute(0, 2, 3, 1)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -70,9 +80,7 @@ def first(images: Images, count: int) -> Images:
 
 def take(images: Images, rows: Tensor) -> Images:
     """Give the images at these places, int64 of shape (M,), in their order."""
-    # The channels-last view keeps each image one block of memory, and the copy in the same layout.
-    pixels = images.pixels.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
-    return Images(pixels=pixels, labels=images.labels[rows])
+    return Images.of_rows(images.rows[rows], images.labels[rows])  # each image stays one block of memory
 
 
 def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:
@@ -99,7 +107,8 @@ def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Ima
         )
     chosen = np.zeros(count, dtype=bool)
     chosen[random_stream(seed, _HOLD_OUT_STREAM).permutation(count)[:held]] = True
-    return _select(images, ~chosen), _select(images, chosen)
+    rest, kept = (take(images, torch.from_numpy(np.flatnonzero(one))) for one in (~chosen, chosen))
+    return rest, kept
 
 
 def random_stream(seed: int, epoch: int) -> np.random.Generator:
@@ -114,7 +123,3 @@ def random_stream(seed: int, epoch: int) -> np.random.Generator:
     if not (0 <= seed < 2**64 and 0 <= epoch < 2**64):
         raise ValueError(f"random_stream: seed and epoch must be in [0, 2**64), got {seed} and {epoch}.")
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-
-
-def _select(images: Images, chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Images:
-    return take(images, torch.from_numpy(np.flatnonzero(chosen)))

@@ -49,9 +49,8 @@ def read_parquet(paths: Sequence[Path], *, what: str, progress: Callable[[str], 
             before, done = done, done + len(decoded)
             if done // _PROGRESS_EVERY > before // _PROGRESS_EVERY:
                 progress(f"{what}: {done:,} images decoded")
-    pixels = torch.from_numpy(np.concatenate(rows)).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.concatenate([chunk.labels for chunk in chunks]))
-    return Images(pixels=pixels, labels=labels)
+    labels = np.concatenate([chunk.labels for chunk in chunks])
+    return Images.of_rows(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +71,11 @@ def _chunks(path: Path) -> Iterator[_Chunk]:
             for batch in file.iter_batches(_CHUNK, columns=[f"{column}.bytes", "label"]):
                 encoded = batch.column(column).field("bytes").to_pylist()
                 yield _Chunk(
-                    path=path,
-                    first=first,
-                    encoded=encoded,
-                    labels=_labels(batch.column("label"), path, first),
+                    path=path, first=first, encoded=encoded, labels=_labels(batch.column("label"), path, first)
                 )
                 first += len(encoded)
     except (pa.ArrowException, UnicodeError, OSError) as error:  # names that are no UTF-8 among them
-        raise UserError(f"{path}: must be a whole Parquet file, got {_one_line(error)}. Download it again.") from error
+        raise UserError(f"{path}: must be a whole Parquet file, got {error}. Download it again.") from error
 
 
 def _check_columns(schema: Any, path: Path) -> str:  # noqa: ANN401 - pyarrow has no type annotations
@@ -114,7 +110,7 @@ def _decode_chunk(chunk: _Chunk) -> NDArray[np.uint8]:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"{chunk.path}: row {chunk.first + offset}: must be an image of {SIZE} x {SIZE} RGB pixels, "
-                f"got {_one_line(error)}. Download it again."
+                f"got {error}. Download it again."
             ) from error
     return pixels
 
@@ -131,7 +127,3 @@ def _decode(encoded: bytes | None) -> NDArray[np.uint8]:
         if image.size != (SIZE, SIZE) or image.mode != "RGB":
             raise ValueError(f"{image.width} x {image.height} pixels of kind {image.mode}")
         return np.asarray(image)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -130,11 +130,7 @@ class _Machine:
 
 
 def _allowed(module: str, name: str) -> _Global:
-    known = {
-        *((module, "_reconstruct") for module in _ARRAY_MODULES),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-    }
+    known = {*((module, "_reconstruct") for module in _ARRAY_MODULES), ("numpy", "ndarray"), ("numpy", "dtype")}
     if (module, name) not in {*known, ("_codecs", "encode")}:
         raise ValueError(f"the pickle asks for {module}.{name}, which plain data does not need")
     return _Global(module=module, name=name)

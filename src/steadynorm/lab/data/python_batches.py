@@ -30,8 +30,7 @@ def read_batches(paths: Sequence[Path]) -> Images:
     parts = [_read_batch(path) for path in paths]
     planes = torch.cat([data for data, _ in parts]).view(-1, 3, SIZE, SIZE)
     return Images(
-        pixels=planes.contiguous(memory_format=torch.channels_last),
-        labels=torch.cat([labels for _, labels in parts]),
+        pixels=planes.contiguous(memory_format=torch.channels_last), labels=torch.cat([labels for _, labels in parts])
     )
 
 

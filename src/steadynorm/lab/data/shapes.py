@@ -52,7 +52,7 @@ def make_shapes() -> Dataset:
     """
     train = _split(TRAIN_COUNT, _Draws(1))
     validation = _split(VALIDATION_COUNT, _Draws(2))
-    pixels = train.pixels.permute(0, 2, 3, 1).reshape(-1, 3).numpy().astype(np.int64)
+    pixels = train.rows.reshape(-1, 3).numpy().astype(np.int64)
     mean = pixels.sum(axis=0) / (255 * len(pixels))
     var = (pixels * pixels).sum(axis=0) / (255**2 * len(pixels)) - mean * mean
     return Dataset(
@@ -68,8 +68,8 @@ def make_shapes() -> Dataset:
 def _split(count: int, draws: _Draws) -> Images:
     labels = (np.arange(count) % len(SHAPES))[np.argsort(draws.uniform(0, 1, count), kind="stable")]
     drawn = [_draw(part, draws) for part in np.split(labels, range(_CHUNK, count, _CHUNK))]
-    pixels = torch.from_numpy(np.ascontiguousarray(np.concatenate(drawn))).permute(0, 3, 1, 2)
-    return Images(pixels=pixels, labels=torch.from_numpy(labels.astype(np.int64)))
+    rows = torch.from_numpy(np.ascontiguousarray(np.concatenate(drawn)))
+    return Images.of_rows(rows, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _draw(labels: NDArray[np.int64], draws: _Draws) -> NDArray[np.uint8]:

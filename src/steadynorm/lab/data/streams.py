@@ -82,10 +82,10 @@ def mix_domains(domains: Sequence[Images], *, seed: int) -> tuple[Images, Tensor
             raise ValueError(f"mix_domains: domains must have equal shapes and labels, got others in domain {number}.")
     order = torch.from_numpy(random_stream(seed, _DOMAIN_ORDER).permutation(len(first)))
     source = torch.arange(len(first)) % len(domains)
-    rows = first.pixels.permute(0, 2, 3, 1)[order]
+    rows = first.rows[order]
     for number, domain in enumerate(domains):
-        rows[source == number] = domain.pixels.permute(0, 2, 3, 1)[order[source == number]]
-    return Images(pixels=rows.permute(0, 3, 1, 2), labels=first.labels[order]), source
+        rows[source == number] = domain.rows[order[source == number]]
+    return Images.of_rows(rows, first.labels[order]), source
 
 
 def _iid(labels: Indices, random: np.random.Generator) -> Indices:

@@ -13,8 +13,10 @@ from steadynorm.reporting.numbers import rate
 from steadynorm.reporting.records import Record, StoredFields
 from steadynorm.reporting.words import counted, listing, seeds_label
 
-__all__ = ["batches_label", "class_count", "method_of", "paragraphs", "sentences"]
+__all__ = ["batches_label", "class_count", "method_of", "paragraphs", "sentences", "word"]
 
+SINGULAR = {"arms": "normalization", "lr": "learning rate"}
+"""What is counted of fields that are called otherwise."""
 DATA = """
 Data: {data}, {train_images} training and {validation_images} validation images in {classes} classes; augmentation:
 {augment}. Network: {network}, the same for every arm except for its normalization layers. A seed decides the initial
@@ -38,25 +40,33 @@ def sentences(record: Record, text: str, **own: object) -> str:
 
     Args:
         record: of the experiment.
-        text: with the names of fields in braces; ``{epochs}`` is counted, ``{seeds}`` says how many there are.
+        text: with the names of fields in braces; ``{epochs}`` is counted, ``{seeds}`` says how many there are, and
+            ``{arms_count}`` counts the values of a field that holds several.
         own: further values, or others.
 
     Raises:
         UserError: the record does not have a field.
     """
     config: dict[str, Any] = {**record.config, **record.resolved}
-    words = {name: _word(value) for name, value in config.items()} | {"data": data_label(record)}
+    words = {name: word(value) for name, value in config.items()} | {"data": data_label(record)}
+    lists = {name: value for name, value in config.items() if isinstance(value, list)}
+    words |= {f"{name}_count": counted(len(values), _singular(name)) for name, values in lists.items()}
     if "seeds" in config:
         words |= {"seeds": seeds_label(len(config["seeds"]))}
     if "epochs" in config:
         words |= {"epochs": counted(config["epochs"], "epoch")}
-    words |= {name: _word(value) for name, value in own.items()}
+    words |= {name: word(value) for name, value in own.items()}
     return " ".join(text.split()).format_map(StoredFields(words))
 
 
-def _word(value: Any) -> str:  # noqa: ANN401 (a field of any type)
+def _singular(name: str) -> str:
+    return SINGULAR.get(name, name.removesuffix("s").replace("_", " "))
+
+
+def word(value: Any) -> str:  # noqa: ANN401 (a field of any type)
+    """Write the value of a field as in a sentence."""
     if isinstance(value, list):
-        return listing([_word(one) for one in value])
+        return listing([word(one) for one in value])
     if isinstance(value, float):
         return rate(value)
     return f"{value:,}" if type(value) is int else str(value)
@@ -96,5 +106,5 @@ def class_count(record: Record) -> int:
 def _schedule(record: Record) -> str:
     """Describe the learning rate over time."""
     lr, milestones = record.config["lr"], [str(epoch) for epoch in record.config["milestones"]]
-    which = f"learning rate{'s' if isinstance(lr, list) and len(lr) > 1 else ''} {_word(lr)}"
+    which = f"learning rate{'s' if isinstance(lr, list) and len(lr) > 1 else ''} {word(lr)}"
     return f"{which}, divided by ten after epoch {listing(milestones)}" if milestones else f"{which} throughout"

@@ -19,12 +19,7 @@ ARMS = {
     "self_tuned_batch_norm": "self-tuned batch norm",
     "torch_batch_norm": "torch's batch norm",
 }
-DATA = {
-    "cifar10": "CIFAR-10",
-    "digits": "the embedded digits",
-    "mnist": "MNIST",
-    "shapes": "the embedded shapes",
-}
+DATA = {"cifar10": "CIFAR-10", "digits": "the embedded digits", "mnist": "MNIST", "shapes": "the embedded shapes"}
 METHODS = {"prior_16": "prior of 16", "self_tuned": "following, tuned", "gated": "gated layers"}
 ArmT = TypeVar("ArmT")
 

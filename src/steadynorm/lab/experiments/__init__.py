@@ -24,16 +24,6 @@ __all__ = ["EXPERIMENTS"]
 
 EXPERIMENTS: dict[str, Experiment[Any]] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (
-        compare,
-        sweep,
-        shift,
-        stream,
-        scale,
-        landscape,
-        classic,
-        statistics,
-        recalibration,
-    )
+    for module in (compare, sweep, shift, stream, scale, landscape, classic, statistics, recalibration)
 }
 """Name of the command -> experiment."""

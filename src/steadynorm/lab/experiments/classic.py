@@ -43,7 +43,7 @@ from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import ExperimentConfig, check_experiment
 from steadynorm.lab.data import Images
 from steadynorm.lab.data.images import random_stream
-from steadynorm.lab.describe.arms import Arm, Reduction, final, finals
+from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final, finals, if_finished
 from steadynorm.lab.describe.claims import expected, left_out, with_and_without
 from steadynorm.lab.describe.figures import arm_figure
 from steadynorm.lab.describe.method import paragraphs, sentences
@@ -58,7 +58,7 @@ from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import number, percent, seconds
 from steadynorm.reporting.records import Cell, Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
-from steadynorm.reporting.seeds import are_apart, spread
+from steadynorm.reporting.seeds import Spread, are_apart, spread
 from steadynorm.reporting.words import listing
 
 __all__ = ["EXPERIMENT", "ClassicConfig", "measured_steps"]
@@ -259,9 +259,9 @@ def arms_of(record: Record) -> list[Arm]:
         "train_loss": final("train_loss"),
         "steps_to_common": _steps_to_common(record),
         **{name: _of_the_middle(name) for name in SHIFTS},
-        "seconds": lambda cell: cell.seconds or 0 if cell.status == "finished" else math.nan,
+        "seconds": if_finished(lambda cell: cell.seconds or 0),
     }
-    return [Arm.of(arm, record.select(arm=arm), quantities) for arm in map(str, record.config["arms"])]
+    return arms_at(record, quantities, arm=record.config["arms"])
 
 
 def _steps_to_common(record: Record) -> Reduction:
@@ -294,30 +294,23 @@ def _of_the_middle(quantity: str) -> Reduction:
 
 def _findings(arms: Sequence[Arm]) -> dict[str, Any]:
     """Give the summaries, and what the figures show."""
-    curves: dict[str, dict[int, list[float]]] = {arm.arm: {} for arm in arms}
-    for arm in arms:
-        for cell in arm.ended:
-            for step, accuracy in cell.series("test_accuracy").items():
-                curves[arm.arm].setdefault(step, []).append(accuracy)
+
+    def summary(arm: Arm) -> dict[str, Any]:
+        counts = {"seeds": arm.seeds, "measured": len(arm.ended), "common_missed": _missed(arm)}
+        return {"arm": arm.arm, **counts, "diverged_at_step": arm.diverged_at_step, **arm.spreads}
+
+    def curve(arm: Arm) -> dict[int, Spread | None]:
+        series = [cell.series("test_accuracy") for cell in arm.ended]
+        steps = sorted({step for one in series for step in one})
+        return {step: spread(one[step] for one in series if step in one) for step in steps}
+
     return {
-        "arms": {
-            arm.arm: {
-                "arm": arm.arm,
-                "seeds": arm.seeds,
-                "measured": len(arm.ended),
-                "diverged_at_step": arm.diverged_at_step,
-                "common_missed": _missed(arm),
-                **arm.spreads,
-            }
-            for arm in arms
-        },
+        "arms": {arm.arm: summary(arm) for arm in arms},
         "sigmoids": {
             arm.arm: {name: spread(v for cell in arm.cells for v in cell.values(name).values()) for name in SHIFTS}
             for arm in arms
         },
-        "test_accuracy": {
-            arm: {step: spread(values) for step, values in sorted(curve.items())} for arm, curve in curves.items()
-        },
+        "test_accuracy": {arm.arm: curve(arm) for arm in arms},
         "shown_unit": {
             first.name: {name: first.series(name, SHOWN) for name in PERCENTILES}
             for arm in arms
@@ -325,8 +318,6 @@ def _findings(arms: Sequence[Arm]) -> dict[str, Any]:
         },
     }
 
-
-# What the tables show.
 
 SHORT: Mapping[str, Callable[[Arm], Entry | str]] = {
     "arm": lambda arm: arm.arm,
@@ -369,9 +360,6 @@ def _missed(arm: Arm) -> int:
 
 def _steps(value: float) -> str:
     return f"{value:,.0f}"
-
-
-# The figures.
 
 
 def _curves(record: Record, arms: Sequence[Arm]) -> list[Figure]:
@@ -446,8 +434,6 @@ def _shifts(record: Record, arms: Sequence[Arm]) -> list[Figure]:
     )
 
 
-# What is claimed.
-
 RULE = "An expectation is met where the means differ as it says and the ranges of the seeds do not overlap."
 
 
@@ -466,9 +452,6 @@ def _claims(record: Record, arms: Sequence[Arm]) -> list[Claim]:
         with_and_without(width, both, "width_ratio", "the middle one's change of width"),
     )
     return [unless_guessing(item, chance_of(record), networks) for item in judged]
-
-
-# What is said in sentences.
 
 
 def _headline(record: Record, arms: Sequence[Arm]) -> str:

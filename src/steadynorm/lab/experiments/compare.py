@@ -32,8 +32,8 @@ from steadynorm.lab.configuration import (
 from steadynorm.lab.data import hold_out
 from steadynorm.lab.describe.arms import Arm, Reduction, final
 from steadynorm.lab.describe.claims import absent_because, expected, left_out, with_and_without
-from steadynorm.lab.describe.figures import arm_figure, curves
-from steadynorm.lab.describe.method import batches_label, method_of, sentences
+from steadynorm.lab.describe.figures import arm_figure, chart, curves
+from steadynorm.lab.describe.method import batches_label, method_of, sentences, word
 from steadynorm.lab.describe.names import PLAIN, arm_labels, batch_arm, data_label, pair
 from steadynorm.lab.describe.networks import has_ended, networks_as_json
 from steadynorm.lab.describe.tables import accuracy_entry, arm_cell, ending, seeds_note, status_entry
@@ -330,8 +330,6 @@ def _is_finished(record: Record) -> bool:
     return has_ended(record) and all(arm.seeds == planned for arms in rated_arms(record) for arm in arms)
 
 
-# What the tables show.
-
 SHORT: Mapping[str, Callable[[RatedArm], str]] = {
     "arm": lambda arm: arm.arm,
     "learning rate": lambda arm: rate(arm.lr),
@@ -393,8 +391,6 @@ def _accuracy(arm: RatedArm) -> Entry:
     return Entry(text=NONE, note=f"{percent(reached.mean)} {until} epoch {arm.reached_epoch}")
 
 
-# The figures.
-
 IN_EVALUATION = "After each epoch, in evaluation mode."
 CURVES = (
     ("val_accuracy", "Validation accuracy", IN_EVALUATION),
@@ -447,15 +443,9 @@ def _layers(record: Record, arms: Sequence[RatedArm]) -> Iterator[Figure]:
 def _time(record: Record, arms: Sequence[RatedArm]) -> list[Figure]:
     times = {arm.label: arm.middle("seconds") for arm in arms}
     rows = [{"arm": arm, "seconds": value, "text": seconds(value)} for arm, value in times.items() if value is not None]
-    figure = Figure(
-        name="time",
-        title="Time for one epoch",
-        caption="Median over all epochs, validation included.",
-        kind="bars",
-        data=rows,
-        options={"rows": "arm", "x": "seconds", "text": "text", "order": arm_labels(record)},
-    )
-    return [figure] if rows else []
+    axes: dict[str, Any] = {"rows": "arm", "x": "seconds", "text": "text", "order": arm_labels(record)}
+    caption = "Median over all epochs, validation included."
+    return chart("bars", rows, name="time", title="Time for one epoch", caption=caption, **axes)
 
 
 def _tuning(record: Record, tuned: Sequence[RatedArm]) -> tuple[Block, ...]:
@@ -484,6 +474,10 @@ def _tuning(record: Record, tuned: Sequence[RatedArm]) -> tuple[Block, ...]:
     return (Text(how), _table(record, tuned, with_rate=True), drawn)
 
 
+RATES: dict[str, Any] = {"x": "rate", "x_title": "learning rate", "x_log": True, "y": "accuracy"}
+RATES |= {"percent": True, "dots": True}
+
+
 def _rates(record: Record, ended: Sequence[Cell]) -> list[Figure]:
     """Draw held-out accuracy over the learning rate."""
 
@@ -504,17 +498,9 @@ def _rates(record: Record, ended: Sequence[Cell]) -> list[Figure]:
         title="Held-out accuracy by learning rate",
         caption=f"After {epochs}, on training images kept aside. A ring marks an arm's best rate.{crossed}",
         marks={"rings": [one for one in rows if one["rate"] == best[one["arm"]]], "crosses": crosses},
-        x="rate",
-        y="accuracy",
-        x_title="learning rate",
-        x_log=True,
+        **RATES,
         x_values=sorted({run.factors["lr"] for run in runs}),
-        percent=True,
-        dots=True,
     )
-
-
-# What is claimed.
 
 
 def _claims(record: Record, arms: Sequence[RatedArm]) -> list[Claim]:
@@ -583,9 +569,6 @@ def _over_epochs(
     return with_and_without(claim, (batch, plain), quantity, what, shown)
 
 
-# What is said in sentences.
-
-
 def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
     """Say what the arms at the shared rate show."""
     measured = sorted((arm for arm in arms if arm["val_accuracy"]), key=_final, reverse=True)
@@ -636,12 +619,8 @@ def _expected_from(record: Record) -> str:
 
 def _deviations(record: Record) -> list[str]:
     """Say where the configuration leaves the article's."""
-
-    def text(value: object) -> str:
-        return listing([str(item) for item in value]) if isinstance(value, list) else f"{value:g}"
-
     return [
-        f"{key.replace('_', ' ')} {text(record.config[key])} instead of {text(value)}"
+        f"{key.replace('_', ' ')} {word(record.config[key])} instead of {word(value)}"
         for key, value in ARTICLES.items()
         if record.config.get(key, value) != value
     ]

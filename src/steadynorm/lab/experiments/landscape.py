@@ -31,14 +31,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, settings_of
-from steadynorm.lab.data import batches
-from steadynorm.lab.describe.arms import Arm, Reduction, final
+from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final
 from steadynorm.lab.describe.claims import expected, left_out
 from steadynorm.lab.describe.figures import arm_figure
 from steadynorm.lab.describe.method import batches_label, class_count, method_of, sentences
@@ -47,10 +45,9 @@ from steadynorm.lab.describe.networks import all_measured
 from steadynorm.lab.describe.tables import accuracy_column, arm_cell, ending, spread_column, status_entry
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.gradient_norms import watched_weights
-from steadynorm.lab.networks import build_network
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY, add_noise_
 from steadynorm.lab.probe import Slope, norm_of, probe, slope
-from steadynorm.lab.training import Settings, autocast, evaluate, learning_rate, steps_per_epoch
+from steadynorm.lab.training import Trainer, autocast, evaluate, learning_rate, network, steps_per_epoch
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
@@ -111,64 +108,49 @@ def _measure(task: Task[LandscapeConfig]) -> Measure:
 class _Trace:
     """A network while it trains and is probed."""
 
-    task: Task[LandscapeConfig]
-    settings: Settings
-    seed: int
-    model: nn.Module
-    optimizer: torch.optim.SGD
+    config: LandscapeConfig
+    trainer: Trainer
 
     @classmethod
     def start(cls, task: Task[LandscapeConfig], arm: str, seed: int) -> _Trace:
         """Build the network with its initial weights."""
-        config, settings = task.config, settings_of(task.config, task.record)
-        torch.manual_seed(seed)
-        model = build_network(
-            config.network,
-            arm="batch_norm" if arm == NOISY else arm,
-            depth=config.depth,
-            widths=config.widths,
-            classes=len(task.dataset.classes),
-            seed=seed,
-            batches=config.epochs * steps_per_epoch(task.dataset.train, settings),
-        )
-        if arm == NOISY:
-            add_noise_(model)
-        model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        return cls(task, settings, seed, model.train(), optimizer)
+        config, is_noisy = task.config, arm == NOISY
+        factors = network(arm="batch_norm" if is_noisy else arm, seed=seed, lr=config.lr, epochs=config.epochs)
+        trainer = Trainer.start(factors, settings_of(config, task.record), task.dataset)
+        if is_noisy:
+            add_noise_(trainer.model)
+        trainer.model.train()
+        return cls(config, trainer)
 
     def measure(self, advance: Callable[[float, str], None]) -> Iterator[Measurement]:
         """Train to the last epoch, or to a loss that is not finite, and give what is seen on the way."""
-        steps, epochs = steps_per_epoch(self.task.dataset.train, self.settings), self.task.config.epochs
+        model, dataset, settings = self.trainer.model, self.trainer.dataset, self.trainer.settings
+        steps, epochs = steps_per_epoch(dataset.train, settings), self.config.epochs
         for epoch in range(1, epochs + 1):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.task.config.lr, self.settings, epoch=epoch)
+            for group in self.trainer.optimizer.param_groups:
+                group["lr"] = learning_rate(self.config.lr, settings, epoch=epoch)
             losses = []
-            for step, (x, labels) in enumerate(self._batches(epoch), start=(epoch - 1) * steps):
-                if step % self.task.config.probe_every == 0:
+            for step, (x, labels) in enumerate(self.trainer.batches(epoch), start=(epoch - 1) * steps):
+                if step % self.config.probe_every == 0:
                     yield from self._probe(x, labels, step)
                 losses.append(self._step(x, labels))
                 if not math.isfinite(losses[-1]):
                     yield Measurement(step=step + 1, quantity="diverged", value=step + 1)
                     return
                 advance((step + 1) / (steps * epochs), "")
-            val_loss, val_accuracy = evaluate(
-                self.model, self.task.dataset.validation, self.task.dataset, self.settings
-            )
+            val_loss, val_accuracy = evaluate(model, dataset.validation, dataset, settings)
             found = {"train_loss": sum(losses) / steps, "val_loss": val_loss, "val_accuracy": val_accuracy}
             yield from _rows("", epoch * steps, found)
 
     def _step(self, x: Tensor, labels: Tensor) -> float:
-        self.optimizer.zero_grad()
-        loss = self._loss(self.model, x, labels)
+        self.trainer.optimizer.zero_grad()
+        loss = self._loss(self.trainer.model, x, labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.trainer.optimizer.step()
         return loss.item()
 
     def _loss(self, model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        with autocast(self.settings):
+        with autocast(self.trainer.settings):
             logits = model(x).float()
         return F.cross_entropy(logits, labels)
 
@@ -178,35 +160,25 @@ class _Trace:
         def loss(model: nn.Module) -> Tensor:
             return F.cross_entropy(model(x), labels)
 
-        here, weights, rate = slope(self.model, loss), watched_weights(self.model), self.optimizer.param_groups[0]["lr"]
+        model, rate = self.trainer.model, self.trainer.optimizer.param_groups[0]["lr"]
+        here, weights = slope(model, loss), watched_weights(model)
         weight_norm = norm_of(weights.values())
         found = {"loss": here.loss, "gradient_norm": here.norm, "weight_norm": weight_norm, "learning_rate": rate}
-        if self.settings.precision != "fp32":
-            rounded = slope(self.model, lambda model: self._loss(model, x, labels))
+        if self.trainer.settings.precision != "fp32":
+            rounded = slope(model, lambda model: self._loss(model, x, labels))
             found["rounding"] = _distance(rounded, here) / here.norm
         yield from _rows("", step, found)
         for name, weight in weights.items():
             norms = {"gradient_norm": norm_of([here.gradient[f"{name}.weight"]]), "weight_norm": norm_of([weight])}
             yield from _rows(name, step, norms)
-        etas = {f"rate {length!r}": length * rate for length in self.task.config.rate_steps}
+        etas = {f"rate {length!r}": length * rate for length in self.config.rate_steps}
         etas |= {
             f"weights {length!r}": length * weight_norm / here.norm if here.norm else math.nan
-            for length in self.task.config.weight_steps
+            for length in self.config.weight_steps
         }
-        points = probe(self.model, loss, here, etas=tuple(etas.values()))
+        points = probe(model, loss, here, etas=tuple(etas.values()))
         for subject, point in zip(etas, points, strict=True):
             yield from _rows(subject, step, vars(point))
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(
-            self.task.dataset.train,
-            dataset=self.task.dataset,
-            batch_size=self.settings.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            augment=self.settings.augment,
-            device=self.settings.device,
-        )
 
 
 def _distance(first: Slope, second: Slope) -> float:
@@ -244,12 +216,8 @@ def describe(record: Record) -> Report:
         finished=all_measured(record),
         findings={
             "arms": [
-                {
-                    "arm": arm.arm,
-                    "seeds": [cell.factors["seed"] for cell in arm.ended],
-                    "diverged_at_step": arm.diverged_at_step,
-                }
-                | arm.spreads
+                {"arm": arm.arm, "seeds": [cell.factors["seed"] for cell in arm.ended]}
+                | {"diverged_at_step": arm.diverged_at_step, **arm.spreads}
                 for arm in arms
             ],
             "none_over_batch_norm": ratios,
@@ -289,7 +257,7 @@ def arms_of(record: Record, probes: pd.DataFrame) -> list[Arm]:
         return lambda cell: float(centers[key].get((cell.factors["arm"], cell.factors["seed"]), math.nan))
 
     quantities = {key: final(key) for key in ("val_accuracy", "train_loss")} | {key: center(key) for key in QUANTITIES}
-    return [Arm.of(arm, record.select(arm=arm), quantities) for arm in map(str, record.config["arms"])]
+    return arms_at(record, quantities, arm=record.config["arms"])
 
 
 def none_over_batch_norm(arms: Sequence[Arm]) -> dict[str, Spread | None]:
@@ -311,8 +279,6 @@ def none_over_batch_norm(arms: Sequence[Arm]) -> dict[str, Spread | None]:
 def _measured_pair(arms: Iterable[Arm]) -> tuple[Arm | None, Arm | None]:
     return pair({arm.arm: arm for arm in arms if arm.ended})
 
-
-# What a probe gives.
 
 Subjects = dict[str, dict[str, float]]
 """What was measured after a step: subject -> quantity -> value."""
@@ -386,8 +352,6 @@ def _largest(values: Iterable[float]) -> float:
     return max(math.inf if math.isnan(value) else value for value in values)
 
 
-# What the tables show.
-
 SHORT: Mapping[str, Callable[[Arm], Entry | str]] = {
     "arm": lambda arm: arm.arm,
     "seeds": lambda arm: str(len(arm.ended)),
@@ -417,8 +381,6 @@ ENDS = {
 }
 
 
-# The sections and their figures.
-
 PAPERS = (
     "The claims are those of Santurkar et al. 2018 (arXiv 1805.11604) on a VGG network, and of Bjorck et al. 2018 "
     "(arXiv 1806.02375) on gradients. Each is judged by the median over all probes, as the ratio of no normalization "
@@ -447,10 +409,7 @@ FIGURES = {
         "Step of one learning rate over the weights",
         f"How far one step, momentum aside, moves the weights. {OVER_SEEDS}",
     ),
-    "train_loss": (
-        "Training loss",
-        f"Mean cross-entropy in nats over an epoch, while the weights move. {OVER_SEEDS}",
-    ),
+    "train_loss": ("Training loss", f"Mean cross-entropy in nats over an epoch, while the weights move. {OVER_SEEDS}"),
     "val_accuracy": ("Validation accuracy", f"After each epoch, in evaluation mode, without noise. {OVER_SEEDS}"),
 }
 """Column of the probes or epochs -> title and caption."""
@@ -544,8 +503,6 @@ def _layers(record: Record) -> list[Figure]:
     )
 
 
-# What is claimed.
-
 ORDERS = 30.0
 """"Almost two orders of magnitude", in which the two arms' gradients are to differ."""
 AS_WELL = 0.02
@@ -565,6 +522,7 @@ RARER = (
     ("The longest step along the gradient raises the loss less often with batch norm.", "raised"),
     ("So it does with steps in proportion to the weights.", "free_raised"),
 )
+TRAINS = ("as well as batch norm", "better than no normalization")
 MISSING = "One of the two arms has no number."
 
 
@@ -572,14 +530,12 @@ def _claims(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | N
     """Judge by medians over the probes and means over the seeds, where the networks compared have learned something."""
     batch, plain = both = _measured_pair(arms)
     noisy = next((arm for arm in arms if arm.arm == NOISY and arm.ended), None)
+    as_well, better = (f"Batch norm with noise after it trains {how}." for how in TRAINS)
     judged = [
         *((_larger(batch, plain, ratios[key], claim, key, times), both) for claim, key, times in LARGER),
         *((_rarer(batch, plain, claim, key), both) for claim, key in RARER),
-        (
-            _trains("Batch norm with noise after it trains as well as batch norm.", noisy, batch, AS_WELL),
-            (noisy, batch),
-        ),
-        (_trains("Batch norm with noise after it trains better than no normalization.", noisy, plain), (noisy, plain)),
+        (_trains(as_well, noisy, batch, AS_WELL), (noisy, batch)),
+        (_trains(better, noisy, plain), (noisy, plain)),
     ]
     chance = chance_of(record)
     return [
@@ -632,8 +588,6 @@ def _trains(claim: str, arm: Arm | None, other: Arm | None, allowed: float = 0.0
         f"{points(ahead)} {'ahead' if ahead > 0 else 'behind'} ({seeds}){tolerance}.",
     )
 
-
-# What is said in sentences.
 
 HARDLY = 0.95
 """A training loss that is a larger share than this of that of guessing has hardly moved."""

@@ -242,9 +242,6 @@ def _rate(arm: Arm) -> float:
     return arm.cells[0].factors["lr"] if arm.cells else 0.0
 
 
-# What the tables and the figure show.
-
-
 def _table(record: Record, grid: Grid, cell: Callable[[Arm], Entry]) -> Table:
     """Lay out a row for each variant and a column for each batch size."""
 
@@ -294,9 +291,6 @@ def _figure(record: Record, grid: Grid) -> list[Figure]:
         hue="variant",
         order=[_name(variant) for variant in record.config["variants"]],
     )
-
-
-# What is claimed.
 
 
 def _claims(record: Record, grid: Grid) -> Iterator[Claim]:
@@ -354,9 +348,6 @@ def _why_absent(grid: Grid, variant: str, size: int) -> str:
     return "not ended" if arm.waiting else f"loss no longer finite at batch {size:,}"
 
 
-# What is said in sentences.
-
-
 def _headline(record: Record, grid: Grid) -> str:
     """Say what the recipe reaches at the largest batch, and which variant is best or which step matters most there."""
     sizes = _sizes(record)
@@ -377,8 +368,8 @@ def _headline(record: Record, grid: Grid) -> str:
 
 
 LEAD = """
-{variants_count} of the recipe at {sizes}, {count} each: {epochs} on {data} for every network, so that all see the same
-images as often.
+{variants_count} of the recipe at {batch_size_count}, {seeds_count} each: {epochs} on {data} for every network, so that
+all see the same images as often.
 """
 NOTE = "Accuracy is that of {median}. {note}"
 METHOD = """
@@ -399,9 +390,6 @@ def _words(record: Record) -> dict[str, str]:
     """Count what the sentences name."""
     config, workers, last = record.config, record.resolved.get("workers", 1), last_epochs(record)
     return {
-        "variants_count": counted(len(config["variants"]), "variant"),
-        "sizes": counted(len(config["batch_size"]), "batch size"),
-        "count": counted(len(config["seeds"]), "seed"),
         "warm_up_epochs": counted(config["warm_up"], "epoch"),
         "frozen_epochs": counted(config["freeze_last"], "epoch"),
         "workers": f"{counted(workers, 'worker')}{' together' * (workers > 1)}",

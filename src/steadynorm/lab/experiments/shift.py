@@ -47,7 +47,7 @@ from steadynorm.reporting.numbers import NONE, SPACE, percent, points
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
 from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, mean, spread, spreads
-from steadynorm.reporting.words import capital, counted, listing
+from steadynorm.reporting.words import capital, listing
 
 __all__ = ["ARM", "CLEAN", "EXPERIMENT", "KINDS", "MIXED", "SWAPPED", "ShiftConfig"]
 
@@ -227,7 +227,7 @@ def describe(record: Record) -> Report:
     found, decays = conditions(record, "stream"), conditions(record, "decays")
     return Report(
         headline=_headline(record, found),
-        lead=sentences(record, LEAD, corruptions_count=counted(len(record.config["corruptions"]), "corruption")),
+        lead=sentences(record, LEAD),
         table=_short_table(found),
         sections=(
             Section(title="Result", blocks=(Figures(_gains(found)), *_result(found))),

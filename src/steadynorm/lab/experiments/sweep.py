@@ -38,7 +38,7 @@ from steadynorm.reporting.numbers import NONE, number, percent, points, rate
 from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import are_apart
-from steadynorm.reporting.words import capital, counted, first_fitting, listing
+from steadynorm.reporting.words import first_fitting, listing
 
 __all__ = ["EXPERIMENT", "RateLimit", "SweepConfig", "grid_points", "rate_limits"]
 
@@ -135,7 +135,7 @@ def describe(record: Record) -> Report:
     searched = (Figures(_limit_figures(record, limits)), _limit_table(record, limits)) if limits else ()
     return Report(
         headline=_headline(record, grid),
-        lead=sentences(record, LEAD, grid=_grid(record), count=counted(len(record.config["seeds"]), "seed")),
+        lead=sentences(record, LEAD),
         table=Table.of(grid, {"Normalization": lambda arm: arm.arm, **COLUMNS}),
         sections=(
             Section(title="Result", blocks=(Figures(_accuracy_figures(record)), *(() if is_long else shown))),
@@ -202,9 +202,6 @@ def rate_limits(record: Record) -> list[RateLimit]:
         brackets = tuple(bracket(one) for one in tried if one)
         found.append(RateLimit(arm=point["arm"], at=point, brackets=brackets))
     return found if config["largest_rate"] else []
-
-
-# What the tables and figures show.
 
 
 def _ending(arm: Arm) -> Entry:
@@ -294,8 +291,6 @@ def _limit_figures(record: Record, limits: Sequence[RateLimit]) -> list[Figure]:
     return found
 
 
-# What is claimed.
-
 Found = TypeVar("Found", Arm, RateLimit)
 
 
@@ -371,9 +366,6 @@ def _accuracy(arm: Arm) -> float:
     return found.mean if (found := arm["accuracy"]) else math.nan
 
 
-# What is said in sentences.
-
-
 def _headline(record: Record, grid: Sequence[Arm]) -> str:
     """Say from which rate on training explodes, and with which normalizations it does not."""
     ended = [arm for arm in grid if arm["accuracy"] or arm.lost]
@@ -396,13 +388,10 @@ def _with(arm: str) -> str:
     return "without normalization" if arm == PLAIN else f"with {arm_label(arm)}"
 
 
-def _grid(record: Record) -> str:
-    """Count the values of each factor."""
-    names = {"arms": "normalization", "lr": "learning rate", "batch_size": "batch size", "depth": "depth"}
-    return capital(listing([counted(len(record.config[key]), name) for key, name in names.items()]))
-
-
-LEAD = "{grid}, {count} each: {epochs} on {data} for every network."
+LEAD = """
+{arms_count}, {lr_count}, {batch_size_count} and {depth_count}, {seeds_count} each: {epochs} on {data} for every
+network.
+"""
 METHOD = """
 A run whose loss stops being finite is stopped and counted as exploded, at that step.
 

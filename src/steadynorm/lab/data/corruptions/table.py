@@ -92,13 +92,13 @@ def corrupt(images: Images, name: str, *, severity: int, seed: int) -> Images:
         raise ValueError(f"corrupt: images must be (N, 3, {SIZE}, {SIZE}), got {tuple(images.pixels.shape)}.")
     corruption = CORRUPTIONS[name]
     random = random_stream(seed, _stream_number(name, severity))
-    rows = images.pixels.permute(0, 2, 3, 1).numpy()
+    rows = images.rows.numpy()
     corrupted = np.empty(rows.shape, dtype=np.uint8)
     for first in range(0, len(rows), _CHUNK):
         chunk = slice(first, first + _CHUNK)
         pixels = corruption.apply(rows[chunk] / 255.0, random, *corruption.strengths[severity - 1])
         corrupted[chunk] = np.floor(np.clip(pixels, 0, 1) * 255 + 0.5)
-    return Images(pixels=torch.from_numpy(corrupted).permute(0, 3, 1, 2), labels=images.labels)
+    return Images.of_rows(torch.from_numpy(corrupted), images.labels)
 
 
 def _stream_number(name: str, severity: int) -> int:
