@@ -42,6 +42,10 @@ FLAGS = {
     "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
     "statistics": STATISTICS_FLAGS,
     "recalibration": RECALIBRATION_FLAGS,
+    "doctor": """
+        --weights --weights-key --data --data-dir --mean --std --input-size --batch-size --batches --seed --device
+        --skip --json --sarif --html --explain --list
+    """,
     "export": """
         --weights --weights-key --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
         --calibration-images --requests --batch-size --threads --out --json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from rich.console import Console  # noqa: E402
 
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
+from steadynorm.checkup.command import DoctorConfig, explain, run_doctor  # noqa: E402
+from steadynorm.checkup.files import write_files  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.deploy.command import ExportConfig, run_export  # noqa: E402
 from steadynorm.deploy.report import build_export_report, missed_target  # noqa: E402
@@ -30,6 +33,7 @@ from steadynorm.lab.machine import reuse_memory  # noqa: E402
 from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
 from steadynorm.printable import printable  # noqa: E402
+from steadynorm.reporting.diagnosis import as_content, list_checks, show  # noqa: E402
 from steadynorm.reporting.progress import open_display  # noqa: E402
 from steadynorm.reporting.records import read_config  # noqa: E402
 from steadynorm.reporting.results import read_summary, results_table, verdict_lines  # noqa: E402
@@ -69,6 +73,24 @@ def export(config: ExportConfig) -> int:
     return int(missed_target(directory))
 
 
+def doctor(config: DoctorConfig) -> int:
+    """Diagnose a model; 1 where something worse than a note is found."""
+    if config.list:
+        list_checks(Console())
+        return 0
+    if config.explain is not None:
+        print(explain(config.explain), end="")
+        return 0
+    with open_display() as display:
+        found = run_doctor(config, display)
+    write_files(config, found)
+    if config.json == ():
+        print(json.dumps(as_content(found), indent=2, allow_nan=False))
+    else:
+        show(found, Console())
+    return int(not found.diagnosis.is_healthy)
+
+
 def report(config: ReportConfig) -> None:
     """Rebuild a report."""
     exported = read_config(config.directory).experiment == "export"
@@ -78,6 +100,7 @@ def report(config: ReportConfig) -> None:
 # command -> (its flags, what it does)
 COMMANDS: dict[str, Command] = {
     **{name: (one.config, _command(one)) for name, one in EXPERIMENTS.items()},
+    "doctor": (DoctorConfig, doctor),
     "export": (ExportConfig, export),
     "report": (ReportConfig, report),
     "warmup": (WarmupConfig, warmup),

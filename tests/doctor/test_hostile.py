@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from steadynorm.doctor import Diagnosis, diagnose, treat_
+from steadynorm.printable import printable_line
+from steadynorm.reporting.diagnosis import Examination, show
 from tests.support.doctor import HOSTILE, hostile_network
 
 CONTROL = {chr(code) for code in (*range(32), *range(127, 160))} | {"\N{RIGHT-TO-LEFT OVERRIDE}"}
@@ -64,3 +69,13 @@ def test_sarif_shows_no_control_character_placeholder_or_link(kind: str, diagnos
     assert "[click](" not in text
     if kind == "markdown":
         assert r"\[click\](https://x/y) {{0}}" in text
+
+
+def test_at_the_terminal_markup_and_escapes_are_text(kind: str, diagnosis: Diagnosis) -> None:
+    file = io.StringIO()
+    show(Examination(diagnosis=diagnosis, model="a:b"), Console(file=file, width=500, force_terminal=True))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())  # rich's own colors
+    assert controls(text) == set()
+    assert not any(line.startswith("Healthy") for line in text.splitlines())
+    assert printable_line(HOSTILE[kind]) in text
+    assert "\x1b]8" not in file.getvalue()

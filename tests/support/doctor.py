@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from steadynorm.surgery import recalibrate_
 
-__all__ = ["HOSTILE", "batches", "hostile_network", "images", "spoilt_network", "trained_network"]
+__all__ = [
+    "HOSTILE",
+    "batches",
+    "hostile_network",
+    "images",
+    "save_images",
+    "spoilt_network",
+    "trained_network",
+    "wiped_network",
+]
 
 
 def images(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -28,8 +41,28 @@ def batches(number: int = 8, size: int = 32, seed: int = 1) -> list[tuple[Tensor
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
+def save_images(path: Path, number: int = 8, size: int = 32) -> Path:
+    """Such images as an .npz file, as the network takes them."""
+    x, y = images(number * size, seed=1)
+    np.savez(path, x=x.numpy(), y=y.numpy())
+    return path
+
+
 def trained_network() -> nn.Sequential:
     """Trained for a moment, with the statistics of its last weights, in evaluation."""
+    return copy.deepcopy(_trained())
+
+
+def wiped_network() -> nn.Sequential:
+    """The trained network without its statistics."""
+    model: Any = trained_network()
+    model[1].reset_running_stats()
+    model[4].reset_running_stats()
+    return model
+
+
+@functools.cache
+def _trained() -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, bias=False),
@@ -81,3 +114,13 @@ def hostile_network(kind: str) -> nn.Module:
     norm: Any = model[1]
     norm.num_batches_tracked.fill_(100)
     return model.eval()
+
+
+def untrained_network() -> nn.Sequential:
+    """The network with other weights, in evaluation."""
+    model = trained_network()
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+    return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def is_built(what: str) -> bool:
     return ":" in what and not what.endswith(".safetensors")
 
 
-def load_source(what: str, *, weights: Path | None, key: str | None = None) -> Source:
+def load_source(what: str, *, weights: Path | None, key: str | None = None, may_lack: Collection[str] = ()) -> Source:
     """Load a model.
 
     Args:
@@ -65,6 +66,7 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None) -> S
         weights: a file of weights, see :func:`steadynorm.deploy.weights.load_weights`; for a built model only, and only
             where the function does not load them itself.
         key: where in that file they are.
+        may_lack: see :func:`steadynorm.deploy.weights.load_weights`.
 
     Raises:
         UserError: it cannot be found, imported or built, or its tensors are not the model's.
@@ -88,7 +90,7 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None) -> S
         return Source(model=found.model, name=f"{found.network} with {found.arm.replace('_', ' ')}")
     module, _, function = what.partition(":")
     model = _build(module, function)
-    read = "" if weights is None else load_weights(model, weights, key=key)
+    read = "" if weights is None else load_weights(model, weights, key=key, may_lack=may_lack)
     return Source(model=model, name=what, weights=read)
 
 

@@ -7,7 +7,7 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 """What training scripts keep beside weights and what runs nothing when it is built. NumPy's scalars are not among them:
 a pickle may give their type any memory layout."""
+HALF = (torch.float16, torch.bfloat16)
 SHOWN = 3
 COMPRESSED_BYTES = 2**26
 """That an archive may have beyond its own size; torch.save compresses nothing, and TorchScript its code alone."""
@@ -37,7 +38,14 @@ COMPRESSED_BYTES = 2**26
 FLAGS = ("--weights", "--weights-key")
 
 
-def load_weights(model: nn.Module, path: Path, *, key: str | None = None, options: tuple[str, str] = FLAGS) -> str:
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    *,
+    key: str | None = None,
+    options: tuple[str, str] = FLAGS,
+    may_lack: Collection[str] = (),
+) -> str:
     """Load a file of weights into a model, in place.
 
     Understood are ``.safetensors`` and what ``torch.save`` wrote (``.pt``, ``.pth``, ``.ckpt``, ``.bin``): a state
@@ -49,6 +57,8 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None, option
         path: of the file.
         key: where in the file the weights are, with a dot between nested keys; None finds them.
         options: what errors call the two above.
+        may_lack: last parts of names that the file need not have; the model then keeps its own. Counters of batches are
+            never needed.
 
     Returns:
         what was read, how its names were understood, and what was left; a sentence.
@@ -67,7 +77,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str | None = None, option
         choice = f" by {options[1]}" if key is None and "is meant" in str(error) else ""
         raise UserError(f"{str(error).rstrip('.')}{choice}.") from error
     own = model.state_dict()
-    _check_fit(state, own, where)
+    _check_fit(state, own, where, may_lack)
     model.load_state_dict(state.tensors, strict=False)
     return _understood(state, own, path)
 
@@ -136,13 +146,13 @@ def _part(loaded: Any, key: str | None, where: str) -> Any:  # noqa: ANN401 (wha
     return loaded
 
 
-def _check_fit(state: NamedState, own: Mapping[str, Tensor], where: str) -> None:
+def _check_fit(state: NamedState, own: Mapping[str, Tensor], where: str, may_lack: Collection[str]) -> None:
     """Refuse weights that would leave the model unfinished.
 
     Raises:
         UserError: a tensor is missing, holds no numbers, or has another shape or kind of number than the model's.
     """
-    wrong = [f"{name} is missing" for name in state.missing]
+    wrong = [f"{name} is missing" for name in state.missing if name.rpartition(".")[2] not in may_lack]
     found = {name: why_no_numbers(each) or _misfit(each, own[name]) for name, each in state.tensors.items()}
     misfits = [f"{name} {why}" for name, why in found.items() if why]
     if not wrong and not misfits:
@@ -163,8 +173,11 @@ def _misfit(given: Tensor, own: Tensor) -> str:
 
 def _understood(state: NamedState, own: Mapping[str, Tensor], path: Path) -> str:
     parts = [f"{path}: {len(state.tensors)} of the model's {len(own)} tensors read", *state.notes]
+    halves = {each.dtype for name, each in state.tensors.items() if each.dtype in HALF and own[name].dtype not in HALF}
+    if halves:
+        parts.append(f"stored there in {' and '.join(sorted(str(each).removeprefix('torch.') for each in halves))}")
     absent = [name for name in own if name not in state.tensors]
-    if absent:  # counters of batches, which decide nothing in evaluation
+    if absent:  # counters of batches, which decide nothing in evaluation, and what may be lacking
         parts.append(f"not there: {_some(absent)}")
     if state.unknown:
         parts.append(f"not in the model, so left: {_some(state.unknown)}")

@@ -6,6 +6,7 @@ from steadynorm.doctor.diagnosis import Diagnosis
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity
 from steadynorm.doctor.observe import observe
+from steadynorm.doctor.score import accuracy
 from steadynorm.doctor.treat import Treatment, treat_
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Remedy",
     "Severity",
     "Treatment",
+    "accuracy",
     "diagnose",
     "judge",
     "observe",

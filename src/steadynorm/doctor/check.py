@@ -66,5 +66,5 @@ class Check:
     def explain(self) -> str:
         """Give its page: title, what it looks at, why that harms, the remedy, the threshold, the source."""
         needs = f"Needs: {', '.join(NEEDED.get(each, each) for each in self.needs)}.\n\n" if self.needs else ""
-        body = "\n\n".join(f"**{name}.** {text}" for name, text in self.sections().items())
+        body = "\n\n".join(f"**{name}.** {text[:1].upper()}{text[1:]}" for name, text in self.sections().items())
         return f"# {self.name}\n\n{self.title}\n\n{needs}{body}\n"

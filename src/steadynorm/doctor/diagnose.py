@@ -48,7 +48,8 @@ def diagnose(
         loss: output and batch -> a number of which less is better, the mean over the batch's samples. Where neither
             loss nor metric is given, and output and batch look like a classifier's (logits of shape (N, K), labels as
             the batch's second item), cross-entropy is taken; else costs are not measured.
-        metric: output and batch -> a number of which more is better.
+        metric: output and batch -> a number of which more is better, such as :func:`steadynorm.doctor.accuracy`.
+            Findings call it by the function's name.
         optimizer: of its parameters.
         reference: batches that the model is known to be good on, such as those of its validation.
         checkpoint: that the model is to be as, in any form that people keep.

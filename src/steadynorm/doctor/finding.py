@@ -34,7 +34,7 @@ class Cost:
     """What a fault costs, measured on the batches that were given.
 
     Args:
-        quantity: what was measured: ``loss``, ``metric``, or ``outputs that differ``.
+        quantity: what was measured: name of the score, such as ``accuracy`` or ``cross-entropy``.
         value: how much better it would be without the fault, in the quantity's own units; never negative for a fault.
         standard_error: of the value, over batches; NaN for a single batch.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Measure", "Score", "labels_of", "score_from"]
+__all__ = ["Measure", "Score", "accuracy", "labels_of", "logits_of", "score_from"]
 
 Measure = Callable[[Any, Any], "float | Tensor"]
 """Output of the model and the batch as the loader gives it -> one number, the mean over the batch's samples."""
@@ -21,7 +21,8 @@ class Score:
     """A number for each batch.
 
     Args:
-        name: what it is, for reports: ``loss``, ``metric``, ``cross-entropy``, or ``mean log-odds``.
+        name: what it is, for reports: the name of the function that was given, ``loss`` or ``metric`` where that has
+            none, or ``cross-entropy``.
         sign: 1 where less is better, −1 where more is.
         measure: gives it.
     """
@@ -48,10 +49,21 @@ def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch:
         the score, None where nothing is known to score by.
     """
     if loss is not None:
-        return Score(name="loss", sign=1, measure=loss)
+        return Score(name=_name(loss, "loss"), sign=1, measure=loss)
     if metric is not None:
-        return Score(name="metric", sign=-1, measure=metric)
+        return Score(name=_name(metric, "metric"), sign=-1, measure=metric)
     return Score(name="cross-entropy", sign=1, measure=_cross_entropy) if _is_classifier(output, batch) else None
+
+
+def accuracy(output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model and the loader give them)
+    """Give the share of a batch's samples whose largest logit is their label's, for ``metric``."""
+    logits, labels = logits_of(output), labels_of(batch)
+    if logits is None or labels is None:
+        raise TypeError(
+            "accuracy: output must be logits of shape (N, K) and the batch's second item, or labels, integers of "
+            "shape (N,). Give a metric of your own."
+        )
+    return float((logits.argmax(dim=1) == labels.to(logits.device)).double().mean())
 
 
 def labels_of(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives it)
@@ -67,6 +79,12 @@ def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives
     """Give the logits of a classifier's output, shape (N, K); None where it gives none."""
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     return found if isinstance(found, Tensor) and found.dim() == 2 and found.is_floating_point() else None
+
+
+def _name(measure: Measure, usual: str) -> str:
+    """Give the name of a function; the usual one of a lambda or an object."""
+    name = str(getattr(measure, "__name__", ""))
+    return name.replace("_", " ").strip() if name.isidentifier() else usual
 
 
 def _is_classifier(output: Any, batch: Any) -> bool:  # noqa: ANN401 (as they come)

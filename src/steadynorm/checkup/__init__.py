@@ -1,0 +1,6 @@
+"""The doctor at the command line: a model, its weights and its data from files; the diagnosis and the treatment."""
+
+from steadynorm.checkup.command import DoctorConfig, run_doctor
+from steadynorm.checkup.data import Sample, load_sample
+
+__all__ = ["DoctorConfig", "Sample", "load_sample", "run_doctor"]

@@ -1,0 +1,23 @@
+"""The files that a diagnosis is written into."""
+
+from __future__ import annotations
+
+import json
+
+from steadynorm.checkup.command import DoctorConfig
+from steadynorm.reporting.diagnosis import Examination, as_content
+from steadynorm.reporting.files import write_text
+
+__all__ = ["write_files"]
+
+
+def write_files(config: DoctorConfig, found: Examination) -> None:
+    """Write what ``--json``, ``--sarif`` and ``--html`` ask for, each whole or not at all.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for path in config.json or ():
+        write_text(path, json.dumps(as_content(found), indent=2, allow_nan=False) + "\n")
+    if config.sarif is not None:
+        write_text(config.sarif, found.diagnosis.to_sarif())

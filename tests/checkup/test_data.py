@@ -1,0 +1,168 @@
+"""Batches from a data set by name, from images in folders and from arrays, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from steadynorm.checkup.data import Wanted, load_sample
+from steadynorm.lab.data import load_dataset
+from steadynorm.reporting.failure import UserError
+
+
+def load(data: object, **wanted: Any) -> Any:
+    return load_sample(str(data), Wanted(**wanted), lambda message: None)
+
+
+def arrays(tmp_path: Path, **named: Any) -> Path:
+    np.savez(tmp_path / "a.npz", **named)
+    return tmp_path / "a.npz"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Three images each of two classes: red ones, and blue ones that are twice as wide as high."""
+    for name, color, size in (("red", (255, 0, 0), (8, 8)), ("blue", (0, 0, 255), (16, 8))):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", size, color).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def test_training_images_of_a_data_set_are_normalized_as_it_says() -> None:
+    sample = load("digits", batch_size=16, number=2)
+    dataset = load_dataset("digits")
+    x, y = sample.batches[0]
+    pixels = x * dataset.std[0] + dataset.mean[0]
+    rows = [
+        int((dataset.train.pixels == (255 * image).round().byte()).flatten(1).all(1).nonzero()[0]) for image in pixels
+    ]
+    assert dataset.train.labels[rows].tolist() == y.tolist()
+    assert rows != sorted(rows)
+    assert (len(sample.batches), sample.classes) == (2, 10)
+    assert sample.told.startswith("32 training images of digits in batches of 16, normalized by mean 0.")
+
+
+def test_the_seed_decides_which_samples_are_taken() -> None:
+    first, again, other = (load("digits", batch_size=16, number=1, seed=seed).batches[0][1] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_mean_std_and_size_can_be_given() -> None:
+    plain = load("digits", batch_size=4, number=1, mean=(0.0,), std=(1.0,)).batches[0][0]
+    assert (float(plain.min()), float(plain.max())) == (0.0, 1.0)
+    moved = load("digits", batch_size=4, number=1, mean=(0.5,), std=(0.25,)).batches[0][0]
+    assert torch.allclose(moved, (plain - 0.5) / 0.25, atol=1e-6)
+    assert load("digits", batch_size=4, number=1, input_size=(32, 40)).batches[0][0].shape == (4, 1, 32, 40)
+
+
+def test_floats_are_given_as_they_are_and_an_incomplete_batch_is_left_out(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(10, 2, 3)), np.arange(10) % 3
+    sample = load(arrays(tmp_path, x=x, y=y), batch_size=4, number=8)
+    assert [(len(a), len(b)) for a, b in sample.batches] == [(4, 4), (4, 4)]
+    for images, labels in sample.batches:
+        for image, label in zip(images, labels, strict=True):
+            (row,) = np.flatnonzero((np.abs(x - image.numpy()) < 1e-6).all((1, 2)))
+            assert y[row] == label
+    assert sample.classes == 3
+    assert sample.told == "8 samples of a.npz in batches of 4, as they are"
+
+
+def test_a_file_smaller_than_a_batch_is_one_batch(tmp_path: Path) -> None:
+    sample = load(arrays(tmp_path, x=np.zeros((3, 2))), batch_size=64)
+    assert [tuple(each.shape) for each in sample.batches] == [(3, 2)]
+    assert sample.classes == 0
+
+
+def test_bytes_are_pixels_and_channels_come_first(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 5, 6, 3), dtype=np.uint8)
+    pixels[..., 1] = 255
+    (x,) = load(arrays(tmp_path, x=pixels), mean=(0.0, 0.5, 0.0), std=(1.0, 0.5, 1.0)).batches
+    assert x.shape == (4, 3, 5, 6)
+    assert x[0, :, 0, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_other_integers_are_indices(tmp_path: Path) -> None:
+    (x,) = load(arrays(tmp_path, x=np.arange(6, dtype=np.int32).reshape(3, 2))).batches
+    assert x.dtype == torch.int64
+    assert sorted(x.flatten().tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+def test_folders_are_classes_in_the_order_of_their_names(folders: Path) -> None:
+    sample = load(folders, batch_size=6, mean=(0.0,), std=(1.0,), input_size=(4, 4))
+    ((x, y),) = sample.batches
+    assert x.shape == (6, 3, 4, 4)
+    assert {(int(label), tuple(image[:, 0, 0].tolist())) for image, label in zip(x, y, strict=True)} == {
+        (0, (0.0, 0.0, 1.0)),
+        (1, (1.0, 0.0, 0.0)),
+    }
+    assert sample.classes == 2
+    assert "with 2 class folders" in sample.told
+
+
+def test_images_of_a_directory_are_fed_as_photographs_usually_are(folders: Path) -> None:
+    ((x, y),) = load(folders, batch_size=6).batches
+    assert x.shape == (6, 3, 224, 224)
+    red = x[y == 1][0, :, 0, 0]
+    assert torch.allclose(
+        red, (torch.tensor([1.0, 0, 0]) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    )
+
+
+def test_images_without_folders_have_no_labels(folders: Path) -> None:
+    (x,) = load(folders / "red", batch_size=3).batches
+    assert len(x) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"images": np.zeros(3)}, "must have an array x, and y where there are labels; it has images."),
+        ({"x": np.zeros(3), "y": np.zeros(3)}, "y must be integers of shape (3,), got float64 (3,)."),
+        ({"x": np.zeros(3), "y": np.zeros(2, dtype=int)}, "y must be integers of shape (3,), got int64 (2,)."),
+        ({"x": np.zeros((0, 3))}, "x must be numbers of shape (N, ...), got float64 (0, 3)."),
+        ({"x": np.array(["a"])}, "x must be numbers"),
+        ({"x": np.array([{}, 1], dtype=object)}, "is no .npz file of plain arrays"),
+    ],
+)
+def test_arrays_that_mean_nothing_are_refused(tmp_path: Path, content: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=re.escape(why)):
+        load(arrays(tmp_path, **content))
+
+
+def test_what_is_no_data_is_refused(tmp_path: Path, folders: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not an archive")
+    for data, why in (
+        ("imagenet", "--data: must be one of shapes, cifar10, digits, mnist, a directory of images, or an .npz file"),
+        (tmp_path / "none.npz", "there is no such file"),
+        (tmp_path / "a.npz", "a.npz: is no .npz file."),
+        (folders / "empty", "must hold images, or a folder of images for each class; it has none."),
+    ):
+        with pytest.raises(UserError, match=re.escape(why)):
+            load(data)
+
+
+def test_an_image_that_cannot_be_read_is_named(folders: Path) -> None:
+    (folders / "red" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"0\.png: is no image that can be read"):
+        load(folders, batch_size=6)
+
+
+@pytest.mark.parametrize("flag", ["mean", "std"])
+def test_numbers_by_channel_must_fit(flag: str) -> None:
+    with pytest.raises(UserError, match=rf"^--{flag}: must be one number or 1, one for each channel, got 3\."):
+        load("digits", batch_size=4, number=1, **{flag: (0.5, 0.5, 0.5)})
+
+
+def test_a_place_has_no_data_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--data-dir: says where a data set lies that has a name"):
+        load(tmp_path, data_dir=tmp_path)
