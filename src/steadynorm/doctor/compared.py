@@ -13,7 +13,7 @@ from steadynorm.doctor.evidence import NormState, Sighting
 from steadynorm.doctor.finding import Cost
 from steadynorm.statistics import Moments
 
-__all__ = ["Distance", "apart", "cost_of", "distance_of", "pooled"]
+__all__ = ["Distance", "apart", "cost_of", "difference_of", "distance_of", "pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,25 @@ def distance_of(norm: NormState, sightings: Sequence[Sighting]) -> Distance | No
         log_gain=((found.var + norm.eps) / scale).log() / 2,
         error=math.sqrt(noise / samples + averaged),
     )
+
+
+def difference_of(before: Sequence[float], after: Sequence[float], quantity: str) -> Cost | None:
+    """Give how much more a score is over some batches than over others; None where either has none.
+
+    Args:
+        before: a score for each batch, of which less is better.
+        after: of other batches.
+        quantity: name of the score.
+    """
+    first, second = ([score for score in scores if math.isfinite(score)] for scores in (before, after))
+    if len(first) < 2 or len(second) < 2:
+        return None
+    means = [sum(scores) / len(scores) for scores in (first, second)]
+    error = sum(
+        sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores)
+        for scores, mean in zip((first, second), means, strict=True)
+    )
+    return Cost(quantity=quantity, value=means[1] - means[0], standard_error=math.sqrt(error))
 
 
 def cost_of(quantity: str, before: Sequence[float], after: Sequence[float]) -> Cost | None:

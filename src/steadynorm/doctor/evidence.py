@@ -14,6 +14,8 @@ __all__ = [
     "ModuleState",
     "NormState",
     "OptimizerState",
+    "Padding",
+    "Parity",
     "RankStatistics",
     "Runs",
     "Sighting",
@@ -206,6 +208,25 @@ class Twins:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Padding:
+    """Positions at the end of an input that repeat the last one, in every channel.
+
+    Args:
+        share: of all positions.
+        axis: of the input along which they lie.
+        ragged: whether samples have different numbers of them.
+        mean: of the other positions, shape (C,), float64.
+        var: likewise, biased.
+    """
+
+    share: float
+    axis: int
+    ragged: bool
+    mean: Tensor
+    var: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sighting:
     """What one call of a layer was given, in evaluation.
 
@@ -225,6 +246,7 @@ class Sighting:
         at: places in the batch of a few samples, in their order, spread over it.
         sample_means: each of those samples' own means, shape (K, C), float32.
         sample_vars: likewise their variances over positions.
+        padding: what looks like padding in it; None where there is none.
     """
 
     batch: int
@@ -240,6 +262,20 @@ class Sighting:
     at: tuple[int, ...]
     sample_means: Tensor
     sample_vars: Tensor
+    padding: Padding | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far a norm's output in evaluation is from the formula, beyond what rounding explains.
+
+    Args:
+        error: largest, relative to the root mean square of the output; 0 where rounding explains all.
+        other_backend: likewise of the layer on a GPU without cuDNN.
+    """
+
+    error: float
+    other_backend: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +298,10 @@ class Runs:
             largest magnitude of the output.
         updates: name of a batch norm -> how often one forward and backward in training moved its running estimates
             beyond once for each call; empty where that could not be tried.
+        parity: name of a norm of any kind -> its output beside the formula; those of which it is not known are missing.
+        axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1.
+        raw: norms that are given a tensor of the batch as it is.
+        labels: of each batch, in its order; empty where there are none.
         classes: of each batch, label -> number of samples; empty where there are no labels.
         last_samples: samples of the last batch of an epoch, where the loader tells and it is smaller than the others.
         unread: what could not be tried, and why, a line each.
@@ -278,6 +318,10 @@ class Runs:
     dependent: tuple[str, ...] = ()
     dependence: float = 0.0
     updates: Mapping[str, int] = field(default_factory=dict)
+    parity: Mapping[str, Parity] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    raw: tuple[str, ...] = ()
+    labels: tuple[tuple[int, ...], ...] = ()
     classes: tuple[Mapping[int, int], ...] = ()
     last_samples: int | None = None
     unread: tuple[str, ...] = ()

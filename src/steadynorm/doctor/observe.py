@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from steadynorm.doctor.elsewhere import Ranks, compare_checkpoint, gather_ranks
 from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState, Runs, Step
-from steadynorm.doctor.runs import run_batches
+from steadynorm.doctor.runs import run_batches, run_reference
 from steadynorm.doctor.score import Measure
 from steadynorm.doctor.twins import twins_of
 from steadynorm.layers.base import BatchNormBase
@@ -83,9 +83,9 @@ def observe(
     plain = unwrapped(model)
     norms = [_norm(named.name, named.module) for named in named_modules_of(plain) if _is_norm(named.module)]
     norms += [_norm(path, module, hidden=True) for path, module in held_norms(plain).items()]
-    runs, known = (
-        None if each is None else _run(plain, each, forward or feed, loss, metric) for each in (batches, reference)
-    )
+    run = forward or feed
+    runs = None if batches is None else _run(run_batches, plain, batches, run, loss, metric)
+    known = None if reference is None else _run(run_reference, plain, reference, run, loss, metric)
     return Evidence(
         norms=tuple(norms),
         modules=tuple(_modules(plain)),
@@ -103,11 +103,16 @@ def observe(
 
 
 def _run(
-    model: nn.Module, batches: Iterable[Any], forward: Forward, loss: Measure | None, metric: Measure | None
+    runs: Callable[..., Runs],
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward,
+    loss: Measure | None,
+    metric: Measure | None,
 ) -> Runs:
     source = Batches(batches, "diagnose")
     with source.randomness_kept(model):
-        return run_batches(model, source, forward, loss=loss, metric=metric)
+        return runs(model, source, forward, loss=loss, metric=metric)
 
 
 def _step(accumulation: int | None, world_size: int | None) -> Step | None:

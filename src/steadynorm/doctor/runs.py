@@ -12,27 +12,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from steadynorm.doctor.evidence import Runs, Sighting
+from steadynorm.doctor.first_batch import look_closely
 from steadynorm.doctor.score import Measure, Score, labels_of, score_from
 from steadynorm.doctor.sightings import watching
 from steadynorm.surgery.batches import Batches, Forward, evaluating
 from steadynorm.surgery.contexts import use_batch_statistics
 from steadynorm.surgery.flow.trial import preserved_state, tensors_in
 from steadynorm.surgery.kinds import is_batch_norm
-from steadynorm.surgery.named_modules import NamedModule, batch_norms_of
+from steadynorm.surgery.named_modules import NamedModule, batch_norms_of, named_modules_of
 from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.runnable import check_runnable
 
-__all__ = ["MOST_BATCHES", "run_batches", "scores_of"]
+__all__ = ["MOST_BATCHES", "run_batches", "run_reference", "scores_of"]
 
 MOST_BATCHES = 8
 """Batches that are looked at, of more."""
-_SAME = 1e-4
-"""Relative difference that rounding explains."""
 ABLATION = 2
 """Batches on which one layer after the other is given the batch's own statistics."""
+_OTHERS = (nn.GroupNorm, nn.LayerNorm)
+"""Norms without statistics whose output is compared with the formula."""
 
 
 def run_batches(
@@ -49,7 +49,7 @@ def run_batches(
     2. In evaluation but for the batch norms, which take the batch's statistics.
     3. On two batches, one layer after the other taking the batch's statistics, the others evaluating.
     4. In evaluation on the second half of the batches, with statistics measured on the first half.
-    5. One batch in evaluation, and its first half; one forward and backward in training.
+    5. One batch in evaluation, looked at closely, and its first half; one forward and backward in training.
 
     Without a score, 2 to 4 are left out.
 
@@ -65,27 +65,73 @@ def run_batches(
     """
     check_runnable("diagnose", model)
     last = _last_samples(batches.source)
-    kept = list(itertools.islice(batches, MOST_BATCHES))
-    if not kept:
-        raise ValueError("diagnose: there must be at least one batch, got none. See what the loader gives.")
+    kept = _first(batches)
     layers = batch_norms_of(model)
+    norms = [*layers, *(named for named in named_modules_of(model) if isinstance(named.module, _OTHERS))]
     unread: list[str] = []
     with preserved_state(model):
         shown = _scored(model, layers, kept, forward, loss, metric, unread)
         with evaluating(model):
-            moved = _moved(model, layers, kept[0], forward)
-        with evaluating(model):
-            dependent, dependence = _dependent(model, layers, kept[0], forward)
+            close = look_closely(model, norms, kept[0], forward)
+    labels = _labels(kept)
     return replace(
         shown,
-        moved=moved,
-        dependent=dependent,
-        dependence=dependence,
+        **vars(close),
         updates=_updates(model, layers, kept[0], forward, unread),
-        classes=_classes(kept),
+        labels=labels,
+        classes=tuple(dict(Counter(each)) for each in labels),
         last_samples=last,
         unread=tuple(unread),
     )
+
+
+def run_reference(
+    model: nn.Module,
+    batches: Batches,
+    forward: Forward,
+    *,
+    loss: Measure | None = None,
+    metric: Measure | None = None,
+) -> Runs:
+    """Run a model over batches in evaluation, for the inputs of its batch norms and the score alone; as run_batches."""
+    check_runnable("diagnose", model)
+    kept = _first(batches)
+    seen: dict[str, list[Sighting]] = {}
+    with preserved_state(model), evaluating(model):
+        outputs = _watched(model, batch_norms_of(model), kept, forward, seen)
+        score = score_from(loss, metric, outputs[0], kept[0])
+        scores = () if score is None else tuple(map(score, outputs, kept))
+    return Runs(
+        batches=len(kept),
+        sightings={name: tuple(each) for name, each in seen.items()},
+        score="" if score is None else score.name,
+        evaluation=scores,
+        labels=_labels(kept),
+    )
+
+
+def _first(batches: Batches) -> list[Any]:
+    kept = list(itertools.islice(batches, MOST_BATCHES))
+    if not kept:
+        raise ValueError("diagnose: there must be at least one batch, got none. See what the loader gives.")
+    return kept
+
+
+def _watched(
+    model: nn.Module,
+    layers: Sequence[NamedModule],
+    batches: Sequence[Any],
+    forward: Forward,
+    seen: dict[str, list[Sighting]],
+) -> list[Any]:
+    """Run the batches, and note what the layers are given; give the outputs."""
+    seen.update({named.name: [] for named in layers})
+    outputs = []
+    with watching({named.module: seen[named.name] for named in layers}) as mark:
+        for at, batch in enumerate(batches):
+            mark(at)
+            outputs.append(forward(model, batch))
+    return outputs
 
 
 def _scored(
@@ -99,12 +145,8 @@ def _scored(
 ) -> Runs:
     """Give the inputs of the layers and the scores."""
     with evaluating(model):
-        seen: dict[str, list[Sighting]] = {named.name: [] for named in layers}
-        outputs = []
-        with watching({named.module: seen[named.name] for named in layers}) as mark:
-            for at, batch in enumerate(batches):
-                mark(at)
-                outputs.append(forward(model, batch))
+        seen: dict[str, list[Sighting]] = {}
+        outputs = _watched(model, layers, batches, forward, seen)
         sightings = {name: tuple(each) for name, each in seen.items()}
         score = score_from(loss, metric, outputs[0], batches[0])
         if score is None:
@@ -128,67 +170,6 @@ def _scored(
             one_layer=one_layer,
             recalibrated=_recalibrated(model, batches, scorer, unread),
         )
-
-
-def _moved(model: nn.Module, layers: Sequence[NamedModule], batch: Any, forward: Forward) -> tuple[str, ...]:  # noqa: ANN401
-    """Name the layers whose running estimates a forward in evaluation moves."""
-    before = {named.name: _statistics(named.module) for named in layers}
-    forward(model, batch)
-    return tuple(named.name for named in layers if _differ(before[named.name], _statistics(named.module)))
-
-
-def _dependent(
-    model: nn.Module,
-    layers: Sequence[NamedModule],
-    batch: Any,  # noqa: ANN401 (as the loader gives it)
-    forward: Forward,
-) -> tuple[tuple[str, ...], float]:
-    """Run a batch and its first half, and name the layers that treat the same samples otherwise."""
-    half = _first_half(batch)
-    if half is None:
-        return (), 0.0
-    whole_seen, half_seen = (_inputs_and_outputs(model, layers, each, forward) for each in (batch, half))
-    guilty = []
-    for named in layers:
-        first, second = whole_seen[named.name], half_seen[named.name]
-        if len(first) == len(second) == 1:
-            (x, y), (half_x, half_y) = first[0], second[0]
-            if _distance(x, half_x) <= _SAME < _distance(y, half_y):
-                guilty.append(named.name)
-    return tuple(guilty), _distance(whole_seen[""][0][1], half_seen[""][0][1])
-
-
-def _inputs_and_outputs(
-    model: nn.Module,
-    layers: Sequence[NamedModule],
-    batch: Any,  # noqa: ANN401 (as the loader gives it)
-    forward: Forward,
-) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Give what each layer was given and gave, call by call; of the model, under an empty name, the output twice."""
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {named.name: [] for named in layers}
-
-    def note(name: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        if arguments and isinstance(arguments[0], Tensor) and isinstance(output, Tensor):
-            seen[name].append((arguments[0].detach(), output.detach()))
-
-    handles = [named.module.register_forward_hook(partial(note, named.name)) for named in layers]
-    try:
-        output = forward(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    tensor = next((each for _, each in tensors_in(output) if each.is_floating_point() and each.dim()), torch.zeros(1))
-    return seen | {"": [(tensor, tensor)]}
-
-
-def _distance(whole: Tensor, half: Tensor) -> float:
-    """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
-    number = min(len(whole), len(half))
-    if whole.shape[1:] != half.shape[1:] or number == 0:
-        return 0.0
-    first, second = whole[:number].float(), half[:number].float()
-    size = first.abs().nan_to_num(0, 0, 0).max()
-    return float((first - second).abs().nan_to_num(0, 0, 0).max() / size) if size > 0 else 0.0
 
 
 def _updates(
@@ -236,11 +217,11 @@ def _updates(
     return {name: after[name] - before[name] - made[name] for name in calls}
 
 
-def _classes(batches: Sequence[Any]) -> tuple[dict[int, int], ...]:
+def _labels(batches: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
     found = [labels_of(batch) for batch in batches]
     if any(labels is None for labels in found):
         return ()
-    return tuple(dict(Counter(labels.tolist())) for labels in found if labels is not None)
+    return tuple(tuple(labels.tolist()) for labels in found if labels is not None)
 
 
 def _last_samples(loader: object) -> int | None:
@@ -250,24 +231,6 @@ def _last_samples(loader: object) -> int | None:
     if not isinstance(size, int) or drop or not isinstance(sampler, Sized):
         return None
     return len(sampler) % size or None
-
-
-def _statistics(module: Any) -> list[Tensor]:  # noqa: ANN401 (a batch norm)
-    stored = (getattr(module, name, None) for name in ("running_mean", "running_var"))
-    return [each.detach().clone() for each in stored if isinstance(each, Tensor)]
-
-
-def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    return any(not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(first, second, strict=True))
-
-
-def _first_half(batch: Any) -> Any:  # noqa: ANN401 (as the loader gives it)
-    """Give the first half of a batch's samples; None where it has fewer than 4, or no tensors."""
-    tensors = [each for _, each in tensors_in(batch) if each.dim()]
-    number = min((len(each) for each in tensors), default=0)
-    if number < 4:
-        return None
-    return tree_map(lambda leaf: leaf[: number // 2] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
 
 
 def _is(chosen: nn.Module, name: str, module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadynorm.doctor.evidence import Sighting
+from steadynorm.doctor.evidence import Padding, Sighting
 from steadynorm.statistics import measure
 from steadynorm.statistics.noise import moments_by_sample, sample_noise, sampling_error
 from steadynorm.surgery.contexts import replaced_forwards
@@ -72,8 +72,45 @@ def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
         at=tuple(picked.tolist()),
         sample_means=each.mean[at].to("cpu", torch.float32),
         sample_vars=each.var[at].to("cpu", torch.float32),
+        padding=_padding(x),
     )
 
 
 def _kept(value: Tensor) -> Tensor:
     return value.to("cpu", torch.float64)
+
+
+def _padding(x: Tensor) -> Padding | None:
+    """Find the axis at whose end most positions repeat the last one exactly, in all channels."""
+    lengths = {axis: _repeated(x, axis) for axis in range(2, x.dim())}
+    shares = {axis: float(found.sum()) / (len(x) * x.shape[axis]) for axis, found in lengths.items()}
+    axis = max((each for each in shares if 0 < shares[each] < 1), key=lambda each: shares[each], default=None)
+    if axis is None:
+        return None
+    content = torch.arange(x.shape[axis], device=x.device) < x.shape[axis] - lengths[axis].unsqueeze(1)
+    whole = [1] * x.dim()
+    whole[0], whole[axis] = len(x), x.shape[axis]
+    kept = content.view(whole).expand(len(x), 1, *x.shape[2:])
+    values = x.transpose(0, 1)[:, kept.squeeze(1)]
+    rest = measure(values.unsqueeze(0))
+    return Padding(
+        share=shares[axis],
+        axis=axis,
+        ragged=bool((lengths[axis] != lengths[axis][0]).any()),
+        mean=_kept(rest.mean),
+        var=_kept(rest.var),
+    )
+
+
+def _repeated(x: Tensor, axis: int) -> Tensor:
+    """Count for each sample the positions at an axis's end that equal the last, of two or more; shape (N,)."""
+    nothing = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    if x.shape[axis] < 2:
+        return nothing
+    others = [at for at in range(1, x.dim()) if at != axis]
+    last = x.narrow(axis, x.shape[axis] - 1, 1)
+    if not (x.narrow(axis, x.shape[axis] - 2, 1) == last).all([*others, axis]).any():
+        return nothing
+    same = (x == last).all(others) if others else x == last
+    run = same.flip(1).long().cumprod(1).sum(1)
+    return torch.where(run > 1, run, nothing)

@@ -1,0 +1,111 @@
+"""On which axis a tensor's features are, followed from the layers that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = ["FeatureAxes"]
+
+
+def _named(*names: str) -> set[Callable[..., Any]]:
+    owners = (torch, functional, Tensor)
+    return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
+
+
+_LAST = _named("linear", "embedding", "layer_norm", "rms_norm")
+_FIRST = _named(
+    *(f"{name}{size}d" for name in ("conv", "conv_transpose") for size in (1, 2, 3)),
+    *("batch_norm", "instance_norm", "group_norm"),
+)
+_KEEPING = _named(
+    *("relu", "relu_", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "mish", "softplus"),
+    *("hardswish", "hardsigmoid", "hardtanh", "relu6", "dropout", "dropout1d", "dropout2d", "alpha_dropout"),
+    *("contiguous", "clone", "to", "float", "half", "bfloat16", "double", "detach", "abs", "exp", "sqrt", "clamp"),
+    *("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "neg"),
+    *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__imul__", "__truediv__"),
+)
+_TURNING = _named("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis")
+
+
+class FeatureAxes(TorchFunctionMode):
+    """While it is on, follows where the features are of what linear layers, embeddings and convolutions give.
+
+    Linear layers, embeddings and layer norms over one dimension put them last, convolutions and batch norms on axis 1;
+    what works value by value leaves them there; transposing moves them. Of anything else nothing is known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._axes: Any = WeakTensorKeyDictionary()
+
+    def of(self, x: Tensor) -> int | None:
+        """Give the axis of a tensor's features, None where it is not known."""
+        axis: int | None = self._axes.get(x)
+        return axis
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 (what the function gives)
+        """Run a function and note where the features of its result are."""
+        named = dict(kwargs or {})
+        axes = self._known(func, args, named)
+        output = func(*args, **named)
+        axis = self._axis(func, axes, output, args, named)
+        if axis is not None:
+            self._axes[output] = axis
+        elif isinstance(output, Tensor) and output in self._axes and func not in _KEEPING:
+            del self._axes[output]  # changed in place, by what is not known
+        return output
+
+    def _known(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> set[tuple[int, int]]:
+        """Give axis and number of dimensions of the arguments of which it is known."""
+        if func not in _KEEPING and func not in _TURNING and func not in _LAST:
+            return set()
+        found = (leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor))
+        return {(axis, leaf.dim()) for leaf in found if (axis := self._axes.get(leaf)) is not None}
+
+    def _axis(
+        self,
+        func: Callable[..., Any],
+        axes: set[tuple[int, int]],
+        output: object,
+        args: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> int | None:
+        if not isinstance(output, Tensor) or output.dim() < 2:
+            return None
+        axis, dimensions = next(iter(axes)) if len(axes) == 1 else (None, 0)
+        if func in _LAST:
+            normalizes = func not in _named("linear", "embedding")
+            if normalizes and axis is not None:
+                return axis  # over another axis than the features', as some normalize over time
+            return output.dim() - 1
+        if func in _FIRST:
+            return 1
+        if axis is None or dimensions != output.dim():
+            return None
+        return axis if func in _KEEPING else _turned(func, axis, output, args, named)
+
+
+def _turned(
+    func: Callable[..., Any], axis: int, output: Tensor, args: tuple[Any, ...], named: dict[str, Any]
+) -> int | None:
+    """Give where an axis is after a transposition, as an example of one value along each other axis shows."""
+    if not args or not isinstance(args[0], Tensor):
+        return None
+    example = torch.empty([2 if at == axis else 1 for at in range(output.dim())], device="meta")
+    with torch._C.DisableTorchFunction():
+        turned = func(example, *args[1:], **named)
+    return next((at for at, size in enumerate(turned.shape) if size == 2), None)

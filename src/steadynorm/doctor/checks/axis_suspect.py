@@ -1,0 +1,48 @@
+"""A batch norm whose channels are not on axis 1.
+
+Looks at: where the features are of what a layer is given, followed from the linear layers, embeddings and layer norms
+that put them last, through activations and transpositions; and images that are given to a layer with their colours
+last.
+
+Harm: batch norm takes axis 1 as channels whatever is there. Given (N, L, C) it normalizes every time step over the
+features, by running estimates of time steps. Where L is not C an error tells; where they are equal nothing does.
+
+Remedy: transpose to (N, C, L) before the layer and back after it, or flatten to (N·L, C). Only you can, in the model's
+code.
+
+Threshold: none for the axis, which is followed and not guessed; where the two axes have different sizes the layer was
+built for the other one on purpose, and it is a note. Colours last: 4 values or fewer on the last axis, more on axis 1.
+
+Source: pytorch issue 76613; self-critical.pytorch issue 44.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches",)
+COLOURS = 4
+_REMEDY = Remedy(advice="Transpose so that the features are on axis 1, as (N, C, L), or flatten to (N·L, C).")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    runs = evidence.batches
+    assert runs is not None
+    for norm in evidence.batch_norms:
+        seen = runs.sightings.get(norm.name, ())
+        if not seen:
+            continue
+        shape = seen[0].shape
+        axis = runs.axes.get(norm.name)
+        given = f"It is given {shape}"
+        if axis is not None and axis < len(shape):
+            same = shape[axis] == shape[1]
+            problem = f"{given} with features on axis {axis}, and normalizes axis 1 as if they were there."
+            yield at(norm, Severity.WARNING if same else Severity.NOTE, problem, _REMEDY, axis=axis)
+        elif norm.name in runs.raw and len(shape) == 4 and shape[-1] <= COLOURS < shape[1]:
+            problem = f"{given}, which looks like images with their colours last, and normalizes axis 1."
+            yield at(norm, Severity.WARNING, problem, _REMEDY, axis=3)

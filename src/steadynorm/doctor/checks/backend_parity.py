@@ -1,0 +1,42 @@
+"""A norm whose output is not what its formula says.
+
+Looks at: the output of each norm in evaluation (batch norms by their running estimates; group and layer norms) beside
+the formula in float64, on the same input; as the model runs it, and on a GPU without cuDNN. Models that are compiled
+are looked at uncompiled, and layers that have hooks, take a residual or train are left out.
+
+Harm: a wrong kernel, a replaced method or a wrapper changes the network, and no metric of training shows it where the
+same device trains and evaluates.
+
+Remedy: switch the backend off (``torch.backends``), use another version of torch, or find who replaces the forward.
+
+Threshold: 16 units in the last place of the terms (|x| + |mean|)·scale + |shift|, in the coarsest dtype that takes
+part. An error below a hundredth of the output's root mean square is a note.
+
+Source: pytorch issues 181696 and 175189.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+
+NEEDS = ("batches",)
+SMALL = 0.01
+_REMEDY = Remedy(advice="Switch this backend off (torch.backends), or see who replaces the layer's computation.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find them."""
+    assert evidence.batches is not None
+    for norm in evidence.norms:
+        found = evidence.batches.parity.get(norm.name)
+        if found is None or found.error == found.other_backend == 0:
+            continue
+        here = found.error > 0
+        error = found.error if here else found.other_backend
+        where = "" if here else " without cuDNN, and right with it"
+        problem = f"Its output in evaluation is off from the formula by {error:.2g} of its size{where}."
+        severity = Severity.WARNING if here and error > SMALL else Severity.NOTE
+        yield at(norm, severity, problem, _REMEDY, error=error)

@@ -1,0 +1,63 @@
+"""Batches that are not drawn at random from the data.
+
+Looks at: the means of single samples at up to eight layers, with each class's mean taken away where there are labels,
+and whether those of one batch are more alike than those of different batches.
+
+Harm: frames of one video, one patient or one source in a batch: its statistics are those of that source, and tell what
+the samples have in common. Training normalizes that away, or learns to read it; evaluation, by running estimates, has
+nothing of the kind. Train loss falls and validation does not; test accuracy depends on the order.
+
+Remedy: shuffle the training data (``shuffle=True``), and over workers too. Where order is the task's (contrastive
+pairs), shuffle what batch norm sees, or use a norm that does not mix samples.
+
+Threshold: the batches' means vary more than in each of 999 random arrangements of the same samples, over all layers
+together: a false-alarm rate of 1/1000 for a diagnosis. And at least twice as much as by chance. Looked at where a layer
+trains. Unequal classes are ``single-class-batch``.
+
+Source: moco issue 137; warpem/miss-alignment issue 6; Anderson 2001, "A new method for non-parametric multivariate
+analysis of variance".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+from steadynorm.doctor.samples import Samples, samples_of, surprise
+
+NEEDS = ("batches",)
+FACTOR = 2.0
+FEWEST = 4
+"""Batches."""
+_REMEDY = Remedy(advice="Shuffle the training data (shuffle=True), so that a batch has samples from everywhere.")
+
+
+def run(evidence: Evidence) -> Iterator[Finding]:
+    """Find it."""
+    assert evidence.batches is not None
+    if evidence.batches.batches < FEWEST:
+        return
+    layers = samples_of(evidence, lambda norm: norm.moves)
+    found = {each: ratio for each, ratio in surprise(layers, _batch_means, _anywhere).items() if ratio > FACTOR}
+    if found:
+        first = max(found, key=lambda each: found[each])
+        problem = (
+            f"The means of its batches vary {found[first]:.2g} times as much as those of batches drawn at random: "
+            "consecutive samples are alike."
+        )
+        yield at(layers[first].norm, Severity.WARNING, problem, _REMEDY, ratio=found[first])
+
+
+def _batch_means(samples: Samples) -> Tensor:
+    """Give contrasts of each batch's mean with that of all, whose squares add up to the variation between batches."""
+    each = torch.stack([(samples.batch == batch).double() for batch in sorted(set(samples.batch.tolist()))])
+    size = each.sum(1, keepdim=True)
+    return (each / size - 1 / len(samples.batch)) * size.sqrt()
+
+
+def _anywhere(samples: Samples) -> Tensor:
+    return torch.zeros_like(samples.batch)

@@ -1,0 +1,171 @@
+"""One batch looked at closely, in evaluation: what each norm is given and gives, alone and beside half of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from steadynorm.doctor.axes import FeatureAxes
+from steadynorm.doctor.evidence import Parity
+from steadynorm.doctor.parity import parity_of
+from steadynorm.surgery.batches import Forward
+from steadynorm.surgery.flow.trial import tensors_in
+from steadynorm.surgery.kinds import is_batch_norm
+from steadynorm.surgery.named_modules import NamedModule
+
+__all__ = ["FirstBatch", "look_closely"]
+
+_SAME = 1e-4
+"""Relative difference that rounding explains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstBatch:
+    """What one batch shows; the fields are those of :class:`steadynorm.doctor.evidence.Runs`."""
+
+    moved: tuple[str, ...]
+    dependent: tuple[str, ...]
+    dependence: float
+    parity: dict[str, Parity]
+    axes: dict[str, int]
+    raw: tuple[str, ...]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Seen:
+    """What a forward shows."""
+
+    output: Tensor | None = None
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    parity: dict[str, Parity] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
+    raw: list[str] = field(default_factory=list)
+
+
+def look_closely(
+    model: nn.Module,
+    norms: Sequence[NamedModule],
+    batch: Any,  # noqa: ANN401 (as the loader gives it)
+    forward: Forward,
+) -> FirstBatch:
+    """Run a batch and its first half.
+
+    Args:
+        model: in evaluation, without gradient.
+        norms: every norm, batch norms or others.
+        batch: as the loader gives it.
+        forward: runs the model on it.
+    """
+    before = {named.name: _statistics(named.module) for named in norms}
+    whole = _run(model, norms, batch, forward, closely=True)
+    moved = tuple(named.name for named in norms if _differ(before[named.name], _statistics(named.module)))
+    dependent: tuple[str, ...] = ()
+    dependence = 0.0
+    half = _first_half(batch)
+    if half is not None:
+        layers = [named for named in norms if is_batch_norm(named.module)]
+        dependent, dependence = _dependent(layers, whole, _run(model, layers, half, forward))
+    return FirstBatch(
+        moved=moved,
+        dependent=dependent,
+        dependence=dependence,
+        parity=whole.parity,
+        axes=whole.axes,
+        raw=tuple(whole.raw),
+    )
+
+
+def _run(
+    model: nn.Module,
+    norms: Sequence[NamedModule],
+    batch: Any,  # noqa: ANN401 (as the loader gives it)
+    forward: Forward,
+    *,
+    closely: bool = False,
+) -> _Seen:
+    """Give what each norm was given and gave, call by call."""
+    seen = _Seen(calls={named.name: [] for named in norms})
+    axes = FeatureAxes()
+    plain = {named.name for named in norms if not named.module._forward_hooks and not named.module._forward_pre_hooks}
+    given = {id(each) for _, each in tensors_in(batch)}
+
+    def before(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0] if arguments else None
+        if isinstance(x, Tensor):
+            axis = axes.of(x)
+            if axis is not None and axis != 1:
+                seen.axes.setdefault(name, axis)
+            if id(x) in given:
+                seen.raw.append(name)
+
+    def after(name: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        if not arguments or not isinstance(arguments[0], Tensor) or not isinstance(output, Tensor):
+            return
+        x = arguments[0].detach()
+        seen.calls[name].append((x, output.detach()))
+        alone = len(arguments) == 1 and name in plain  # no residual, and no hook that changes what it gave
+        if closely and alone and len(seen.calls[name]) == 1 and not module.training:
+            found = parity_of(module, x, output)
+            if found is not None:
+                seen.parity[name] = found
+
+    handles = [named.module.register_forward_hook(partial(after, named.name)) for named in norms]
+    handles += [named.module.register_forward_pre_hook(partial(before, named.name)) for named in norms if closely]
+    try:
+        if closely:
+            with axes:
+                output = forward(model, batch)
+        else:
+            output = forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen.output = next((each for _, each in tensors_in(output) if each.is_floating_point() and each.dim()), None)
+    return seen
+
+
+def _dependent(layers: Sequence[NamedModule], whole: _Seen, half: _Seen) -> tuple[tuple[str, ...], float]:
+    """Name the layers that treat the same samples otherwise in a half of their batch."""
+    guilty = []
+    for named in layers:
+        first, second = whole.calls[named.name], half.calls[named.name]
+        if len(first) == len(second) == 1:
+            (x, y), (half_x, half_y) = first[0], second[0]
+            if _distance(x, half_x) <= _SAME < _distance(y, half_y):
+                guilty.append(named.name)
+    dependence = 0.0 if whole.output is None or half.output is None else _distance(whole.output, half.output)
+    return tuple(guilty), dependence
+
+
+def _distance(whole: Tensor, half: Tensor) -> float:
+    """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
+    number = min(len(whole), len(half))
+    if whole.shape[1:] != half.shape[1:] or number == 0:
+        return 0.0
+    first, second = whole[:number].float(), half[:number].float()
+    size = first.abs().nan_to_num(0, 0, 0).max()
+    return float((first - second).abs().nan_to_num(0, 0, 0).max() / size) if size > 0 else 0.0
+
+
+def _statistics(module: Any) -> list[Tensor]:  # noqa: ANN401 (a norm)
+    stored = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return [each.detach().clone() for each in stored if isinstance(each, Tensor)]
+
+
+def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return any(not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(first, second, strict=True))
+
+
+def _first_half(batch: Any) -> Any:  # noqa: ANN401 (as the loader gives it)
+    """Give the first half of a batch's samples; None where it has fewer than 4, or no tensors."""
+    tensors = [each for _, each in tensors_in(batch) if each.dim()]
+    number = min((len(each) for each in tensors), default=0)
+    if number < 4:
+        return None
+    return tree_map(lambda leaf: leaf[: number // 2] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)

@@ -1,0 +1,138 @@
+"""Whether the samples of batches are drawn alike: permutations of samples' own moments, over several layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steadynorm.doctor.evidence import Evidence, NormState, Sighting
+from steadynorm.statistics import Moments
+
+__all__ = ["FALSE_ALARMS", "Samples", "moments_of", "samples_of", "surprise"]
+
+MOST_LAYERS = 8
+"""Layers that are looked at, spread over the model: how data are drawn shows in any of them."""
+PERMUTATIONS = 999
+FALSE_ALARMS = 1 / (PERMUTATIONS + 1)
+"""Probability that healthy data lie beyond all permutations."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """Single samples of a layer's inputs.
+
+    Args:
+        norm: the layer.
+        values: their means in units of the channel's spread of means, shape (n, C), class means taken away where there
+            are labels; channels that do not vary are left out.
+        means: their means as they are, shape (n, C).
+        vars: likewise their variances over positions.
+        batch: number of each one's batch, shape (n,).
+        place: where in its batch it was, from 0 to 1, shape (n,).
+        labelled: whether class means are taken away.
+    """
+
+    norm: NormState
+    values: Tensor
+    means: Tensor
+    vars: Tensor
+    batch: Tensor
+    place: Tensor
+    labelled: bool
+
+
+def samples_of(evidence: Evidence, chosen: Callable[[NormState], bool]) -> list[Samples]:
+    """Give the samples of a few batch norms, in the order of the model; of the first call in each forward.
+
+    Args:
+        evidence: with batches.
+        chosen: which layers are meant.
+    """
+    assert evidence.batches is not None
+    found = []
+    for norm in evidence.batch_norms:
+        seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if each.call == 0 and len(each.at) > 1]
+        if chosen(norm) and seen:
+            samples = _samples(norm, seen, evidence.batches.labels)
+            if samples is not None:
+                found.append(samples)
+    step = max(1, -(-len(found) // MOST_LAYERS))
+    return found[::step]
+
+
+def _samples(norm: NormState, seen: Sequence[Sighting], labels: Sequence[Sequence[int]]) -> Samples | None:
+    means = torch.cat([each.sample_means for each in seen]).double()
+    variances = torch.cat([each.sample_vars for each in seen]).double()
+    values = means
+    labelled = bool(labels) and all(len(labels[each.batch]) == each.samples for each in seen)
+    if labelled:
+        classes = torch.tensor([labels[each.batch][at] for each in seen for at in each.at])
+        values = values.clone()
+        for label in set(classes.tolist()):
+            values[classes == label] -= values[classes == label].mean(0)
+    spread = values.std(0)
+    varies = (spread > 1e-6 * (means.abs().mean(0) + variances.mean(0).sqrt())) & spread.isfinite()
+    if not varies.any():
+        return None
+    return Samples(
+        norm=norm,
+        values=(values / spread)[:, varies],
+        means=means,
+        vars=variances,
+        batch=torch.tensor([each.batch for each in seen for _ in each.at]),
+        place=torch.tensor([at / each.samples for each in seen for at in each.at]),
+        labelled=labelled,
+    )
+
+
+def moments_of(samples: Samples, chosen: Tensor) -> Moments:
+    """Give the moments of the values of some samples, by the law of total variance."""
+    means, variances = samples.means[chosen], samples.vars[chosen]
+    mean = means.mean(0)
+    return Moments(mean=mean, var=variances.mean(0) + (means - mean).square().mean(0), count=int(chosen.sum()))
+
+
+def surprise(
+    layers: Sequence[Samples], weights: Callable[[Samples], Tensor], within: Callable[[Samples], Tensor]
+) -> Mapping[int, float]:
+    """Say at which layers the samples' arrangement gives more than any of 999 random ones does at any layer.
+
+    The statistic of a layer is Σⱼ ‖Σᵢ wⱼᵢ·valueᵢ‖², in standard deviations of its own permutations; the largest over
+    layers is compared with the largest over layers of each permutation, so that many channels and layers raise no more
+    false alarms than one. Exact for samples that are drawn alike, of whatever distribution.
+
+    Args:
+        layers: what :func:`samples_of` gives.
+        weights: gives contrasts of a layer's samples, shape (k, n).
+        within: gives the group within which each sample may change places, shape (n,).
+
+    Returns:
+        number of the layer -> its statistic relative to the mean of the permutations, where it is beyond all of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = [_statistics(each, weights(each), within(each), generator) for each in layers]
+    if not found:
+        return {}
+    means, spreads = ([float(part(each[1:])) for each in found] for part in (torch.mean, torch.std))
+    scores = torch.stack([(e - m) / max(s, 1e-300) for e, m, s in zip(found, means, spreads, strict=True)])
+    highest = scores[:, 1:].max()
+    return {at: float(found[at][0]) / max(means[at], 1e-300) for at in range(len(layers)) if scores[at, 0] > highest}
+
+
+def _statistics(samples: Samples, weights: Tensor, within: Tensor, generator: torch.Generator) -> Tensor:
+    """Give the statistic as it is, then that of every permutation."""
+    together = samples.values @ samples.values.T
+    orders = torch.cat((torch.arange(len(within)).unsqueeze(0), _permutations(within, generator)))
+    arranged = weights.to(together)[:, orders].movedim(0, 1)
+    return ((arranged @ together) * arranged).sum((1, 2))
+
+
+def _permutations(within: Tensor, generator: torch.Generator) -> Tensor:
+    """Give random orders that leave every sample in its group, shape (999, n)."""
+    keys = within + torch.rand(PERMUTATIONS, len(within), generator=generator, dtype=torch.float64)
+    orders = torch.empty(keys.shape, dtype=torch.long)
+    orders[:, within.argsort(stable=True)] = keys.argsort(1)
+    return orders

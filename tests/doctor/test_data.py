@@ -1,0 +1,278 @@
+"""What batches say of how data were drawn, padded and laid out, of another domain, and of a layer's arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from steadynorm import GatedBatchNorm1d, MaskedBatchNorm1d
+from steadynorm.doctor import Severity, diagnose, observe
+from steadynorm.doctor.axes import FeatureAxes
+from steadynorm.doctor.evidence import Sighting
+from steadynorm.doctor.sightings import sighting_of
+from tests.support.doctor import batches, images
+
+NOTE, WARNING = Severity.NOTE, Severity.WARNING
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def split(x: Tensor, y: Tensor, size: int = 32) -> Pairs:
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def from_sources(number: int = 8, size: int = 32) -> Pairs:
+    """Batches of one source each: every source has a brightness of its own, in every class."""
+    x, y = images(number * size)
+    source = torch.randn(number, generator=torch.Generator().manual_seed(1))
+    return split(x + source.repeat_interleave(size).view(-1, 1, 1, 1), y, size)
+
+
+def shuffled(pairs: Pairs, seed: int = 0) -> Pairs:
+    x, y = (torch.cat(list(each)) for each in zip(*pairs, strict=True))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return split(x[order], y[order], len(pairs[0][0]))
+
+
+def test_batches_of_one_source_each_are_named(model: Any) -> None:
+    (found,) = diagnose(model.train(), from_sources()).of("order-leak")
+    assert found.severity == WARNING
+    assert diagnose(model.eval(), from_sources()).of("order-leak") == ()
+    (without_labels,) = diagnose(model.train(), [x for x, _ in from_sources()]).of("order-leak")
+    assert without_labels.layer == found.layer
+
+
+def test_the_same_samples_in_any_order_are_silent(model: Any) -> None:
+    for seed in range(5):
+        diagnosis = diagnose(model.train(), shuffled(from_sources(), seed))
+        assert [diagnosis.of(check) for check in ("order-leak", "batch-mixture", "padding-in-statistics")] == [()] * 3
+
+
+def test_batches_ordered_by_class_are_left_to_the_check_of_classes(model: Any) -> None:
+    x, y = images(256)
+    order = y.argsort(stable=True)
+    diagnosis = diagnose(model.train(), split(x[order], y[order]))
+    assert diagnosis.of("single-class-batch") != ()
+    assert diagnosis.of("order-leak") == ()
+
+
+def concatenated(gain: float) -> Pairs:
+    """The second half of every batch is of another domain."""
+    x, y = images(256)
+    gains = torch.where(torch.arange(256) % 32 < 16, 1.0, gain).view(-1, 1, 1, 1)
+    return split(x * gains, y)
+
+
+@pytest.mark.parametrize(("gain", "found"), [(4.0, [WARNING]), (1.0, [])])
+def test_two_domains_one_behind_the_other_in_each_batch_are_named(
+    model: Any, gain: float, found: list[Severity]
+) -> None:
+    assert [each.severity for each in diagnose(model.train(), concatenated(gain)).of("batch-mixture")] == found
+
+
+def brightened(by: float) -> Pairs:
+    """Every other image of each class is brighter, in no order."""
+    x, y = images(256)
+    return shuffled(split(x + by * (torch.arange(256) // 2 % 2).view(-1, 1, 1, 1), y))
+
+
+@pytest.mark.parametrize(("by", "labels", "found"), [(4.0, True, [WARNING]), (4.0, False, [NOTE]), (0.2, True, [])])
+def test_two_heaps_of_samples_are_named(model: Any, by: float, labels: bool, found: list[Severity]) -> None:
+    given = brightened(by) if labels else [x for x, _ in brightened(by)]
+    assert [each.severity for each in diagnose(model.train(), given).of("batch-mixture")] == found
+
+
+def test_classes_are_no_heaps(model: Any) -> None:
+    x, y = images(256)
+    bright = x + 4 * y.view(-1, 1, 1, 1)
+    assert diagnose(model.train(), shuffled(split(bright, y))).of("batch-mixture") == ()
+
+
+def darkened(by: float) -> Pairs:
+    return [(by * x, y) for x, y in batches(seed=4)]
+
+
+def test_a_shift_that_costs_something_is_found_with_its_cost(model: Any) -> None:
+    (found,) = diagnose(model, darkened(0.2), reference=batches()).of("domain-shift")
+    with torch.no_grad():
+        worse, right = (
+            sum(float(functional.cross_entropy(model(x), y)) for x, y in pairs) / 8
+            for pairs in (darkened(0.2), batches())
+        )
+    assert found.severity == WARNING
+    assert found.cost is not None
+    assert found.cost.value == pytest.approx(worse - right, rel=1e-6)
+
+
+@pytest.mark.parametrize("by", [1.0, 1.3])
+def test_a_shift_that_costs_nothing_is_none(model: Any, by: float) -> None:
+    diagnosis = diagnose(model, darkened(by), reference=batches())
+    assert "domain-shift" in diagnosis.checks
+    assert diagnosis.of("domain-shift") == ()
+
+
+def test_harder_data_whose_moments_are_the_same_are_no_shift(model: Any) -> None:
+    wrong = [(x, 1 - y) for x, y in batches(seed=4)]
+    assert diagnose(model, wrong, reference=batches()).of("domain-shift") == ()
+
+
+@pytest.mark.parametrize(("by", "found"), [(0.2, [NOTE]), (1.0, [])])
+def test_without_labels_a_shift_is_a_note(model: Any, by: float, found: list[Severity]) -> None:
+    given, known = ([x for x, _ in pairs] for pairs in (darkened(by), batches()))
+    assert [each.severity for each in diagnose(model, given, reference=known).of("domain-shift")] == found
+    assert diagnose(model, given).not_run["domain-shift"] == "reference batches"
+
+
+def sequences(lengths: Tensor, time: int = 20) -> Tensor:
+    """Sequences of so many steps, with zeros behind them."""
+    x = 3 + torch.randn(len(lengths), 4, time, generator=torch.Generator().manual_seed(0))
+    return x * (torch.arange(time) < lengths.unsqueeze(1)).unsqueeze(1)
+
+
+RAGGED = 4 + torch.arange(32) % 15
+
+
+@pytest.mark.parametrize(
+    ("x", "norm", "found"),
+    [
+        (sequences(RAGGED), nn.BatchNorm1d(8), [WARNING]),
+        (sequences(RAGGED).unsqueeze(2).expand(32, 4, 6, 20), nn.BatchNorm2d(8), [NOTE]),
+        (sequences(RAGGED).unsqueeze(3).expand(32, 4, 20, 6), nn.BatchNorm2d(8), [NOTE]),
+        (sequences(torch.full((32,), 20)), nn.BatchNorm1d(8), []),
+        (sequences(torch.full((32,), 12)), nn.BatchNorm1d(8), []),
+        (sequences(RAGGED), MaskedBatchNorm1d(8), []),
+    ],
+    ids=["time", "width", "height", "full", "equal lengths", "masked"],
+)
+def test_padding_in_the_statistics_is_found(x: Tensor, norm: nn.Module, found: list[Severity]) -> None:
+    conv = nn.Conv1d(4, 8, 1) if x.dim() == 3 else nn.Conv2d(4, 8, 1)
+    diagnosis = diagnose(nn.Sequential(conv, norm, nn.ReLU()), [x])
+    assert [each.severity for each in diagnosis.of("padding-in-statistics")] == found
+
+
+def test_padding_is_measured_beside_what_is_not() -> None:
+    lengths = torch.tensor([3, 5, 7, 8])
+    x = sequences(lengths, 8)
+    found = sighting_of(x, 0, 0).padding
+    assert found is not None
+    assert found.share == 8 / 32  # one last step is no run of its own
+    kept = torch.cat([sample[:, :length] for sample, length in zip(x, (3, 5, 8, 8), strict=True)], 1)
+    torch.testing.assert_close(found.mean, kept.double().mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.var, kept.double().var(1, correction=0), rtol=1e-5, atol=0)
+
+
+class Tokens(nn.Module):
+    """A linear layer over the last axis, then a batch norm."""
+
+    def __init__(self, features: int, norm: int, arrange: Any = None) -> None:
+        super().__init__()
+        self.linear, self.norm, self.arrange = nn.Linear(6, features), nn.BatchNorm1d(norm), arrange
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.linear(x))
+        return self.norm(y if self.arrange is None else self.arrange(y))
+
+
+@pytest.mark.parametrize(
+    ("features", "norm", "arrange", "found"),
+    [
+        (10, 10, None, [WARNING]),
+        (8, 10, None, [NOTE]),
+        (10, 10, lambda y: y.transpose(1, 2), []),
+        (10, 10, lambda y: y.permute(0, 2, 1).contiguous(), []),
+        (10, 10, lambda y: y.transpose(1, 2).transpose(-1, 1), [WARNING]),
+        (8, 8, lambda y: y.flatten(0, 1), []),
+    ],
+    ids=["silent", "other size", "transposed", "permuted", "twice", "flattened"],
+)
+def test_features_on_another_axis_are_found(features: int, norm: int, arrange: Any, found: list[Severity]) -> None:
+    x = torch.randn(16, 10, 6, generator=torch.Generator().manual_seed(0))
+    diagnosis = diagnose(Tokens(features, norm, arrange).eval(), [x])
+    assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
+
+
+def test_images_with_their_colours_last_are_found() -> None:
+    x = torch.randn(4, 12, 12, 3, generator=torch.Generator().manual_seed(0))
+    assert [each.severity for each in diagnose(nn.BatchNorm2d(12).eval(), [x]).of("axis-suspect")] == [WARNING]
+    assert diagnose(nn.BatchNorm2d(3).eval(), [x.movedim(3, 1)]).of("axis-suspect") == ()
+    memory = x.movedim(3, 1).contiguous(memory_format=torch.channels_last)
+    assert diagnose(nn.BatchNorm2d(3).eval(), [memory]).of("axis-suspect") == ()
+
+
+def test_a_value_changed_in_place_by_what_is_not_followed_is_not_followed() -> None:
+    with FeatureAxes() as axes:
+        y = functional.linear(torch.ones(2, 3, 4), torch.ones(5, 4))
+        assert axes.of(y) == 2
+        assert axes.of(y + 1) == 2
+        assert axes.of(y @ torch.ones(5, 5)) is None
+        y.cumsum_(1)
+        assert axes.of(y) is None
+
+
+class Rounded(nn.Module):
+    """Makes a batch norm of torch's give something else, as a wrong kernel does."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.norm, self.off = nn.BatchNorm2d(1), off
+
+    def forward(self, x: Tensor) -> Tensor:
+        with Wrong(self.off):
+            y: Tensor = self.norm(x)
+        return y
+
+
+class Wrong(torch.overrides.TorchFunctionMode):
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        return output * (1 + self.off) if func is functional.batch_norm else output
+
+
+@pytest.mark.parametrize(("off", "found"), [(0.1, [WARNING]), (1e-4, [NOTE]), (1e-7, []), (0.0, [])])
+def test_a_kernel_that_is_off_from_the_formula_is_found(off: float, found: list[Severity]) -> None:
+    diagnosis = diagnose(Rounded(off).eval(), batches(2))
+    assert [(each.layer, each.severity) for each in diagnosis.of("backend-parity")] == [
+        ("norm", each) for each in found
+    ]
+    for each in diagnosis.of("backend-parity"):
+        assert each.numbers["error"] > off  # type: ignore[operator]
+
+
+NORMS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.BatchNorm1d(6), (16, 6)),
+    (nn.BatchNorm2d(6), (8, 6, 5, 5)),
+    (nn.GroupNorm(2, 6), (8, 6, 5, 5)),
+    (nn.LayerNorm(6), (8, 5, 6)),
+    (nn.LayerNorm((5, 6), bias=False), (8, 5, 6)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("norm", "shape"), NORMS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_rounding_is_no_disagreement(norm: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, mean: float) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + mean
+    evidence = observe(norm.eval().to(dtype), [x.to(dtype)])
+    assert evidence.batches is not None
+    assert {name: each.error for name, each in evidence.batches.parity.items()} == {"": 0.0}
+
+
+def test_a_norm_without_a_formula_of_stored_numbers_is_left_out() -> None:
+    evidence = observe(GatedBatchNorm1d(6).eval(), [torch.randn(8, 6)])
+    assert evidence.batches is not None
+    assert evidence.batches.parity == {}
+
+
+def test_a_few_samples_are_kept_spread_over_the_batch() -> None:
+    x = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
+    found: Sighting = sighting_of(x, 0, 0)
+    assert len(found.at) == 16
+    assert found.at[-1] >= 46
+    torch.testing.assert_close(found.sample_means, x.mean(2)[list(found.at)])
