@@ -72,10 +72,10 @@ class SweepConfig(TrainingConfig):
 
 QUICK: dict[str, Any] = {
     "lr": (0.01, 0.1, 1.0),
-    "widths": (16, 32, 64),
+    "batch_size": (16,),
+    "widths": (8, 16, 32),
     "epochs": 3,
     "milestones": (2,),
-    "largest_rate": True,
 }
 
 
