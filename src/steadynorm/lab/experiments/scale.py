@@ -100,11 +100,10 @@ QUICK: dict[str, Any] = {
     "widths": (8, 16, 32),
     "batch_size": (64, 512),
     "reference_batch": 64,
-    "variants": ("recipe", "no_scaling", "no_warm_up", "whole_statistics", "frozen_end", "plain"),
+    "variants": ("recipe", "no_scaling", "no_warm_up", "plain"),
     "epochs": 6,
     "milestones": (4,),
     "warm_up": 2,
-    "freeze_last": 2,
     "augment": "none",
 }
 
