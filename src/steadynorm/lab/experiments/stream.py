@@ -93,8 +93,10 @@ class StreamConfig(OneRateConfig):
 
 
 QUICK: dict[str, Any] = {
-    "arms": ("gated_batch_norm", "batch_norm", "group_norm"),
+    "arms": ("gated_batch_norm", "batch_norm"),
     "widths": (8, 16, 32),
+    "batch_size": 16,
+    "lr": 0.02,
     "epochs": 2,
     "milestones": (1,),
     "train_images": 512,
