@@ -60,7 +60,7 @@ def test_a_metric_of_which_more_is_better_is_understood(model: Any) -> None:
     model[4].running_mean += 3 * model[4].running_var.sqrt()
     (gap,) = diagnose(model, batches(), metric=accuracy).of("train-eval-gap")
     assert gap.cost is not None
-    assert gap.cost.quantity == "metric"
+    assert gap.cost.quantity == "accuracy"
     assert 0.1 < gap.cost.value <= 1
 
 
