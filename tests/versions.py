@@ -73,7 +73,7 @@ def build(version: Version, *, minutes: float) -> Path:
     lines = (ROOT / "constraints.txt").read_text().splitlines(keepends=True)
     constraints.write_text("".join(line for line in lines if line.partition("==")[0] not in BOUND_TO_TORCH))
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    what = ("--editable", str(ROOT), f"torch=={version.torch}.*", *TOOLS)
+    what = ("--no-compile", "--editable", str(ROOT), f"torch=={version.torch}.*", *TOOLS)
     attempt([*pip, "--constraint", str(constraints), *what], minutes=minutes)
     ready.touch()
     return python
