@@ -200,6 +200,19 @@ def test_calls_that_differ_share_no_statistics(scale: float, found: list[str]) -
     assert [each.layer for each in diagnose(Shared(scale), batches()).of("reused-norm")] == found
 
 
+def test_shared_statistics_are_a_note_until_they_cost_something() -> None:
+    """By the statistics of each call both are the same, and their sum has a variance of 4."""
+
+    def off(output: Tensor, batch: Any) -> Tensor:
+        return (output.var() - 4).abs()
+
+    def nothing(output: Tensor, batch: Any) -> Tensor:
+        return torch.ones(())
+
+    (costly,), (free,) = (diagnose(Shared(5.0), batches(), loss=each).of("reused-norm") for each in (off, nothing))
+    assert (costly.severity, free.severity) == (Severity.WARNING, Severity.NOTE)
+
+
 class Pooled(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Conv2d(1, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))

@@ -186,6 +186,8 @@ FAULTS: list[tuple[str, str, Severity, Callable[[], nn.Module]]] = [
     ("lossy-subclass", "0", Severity.NOTE, lambda: nn.Sequential(Custom(8))),
     ("dead-channel", "0.1", Severity.NOTE, edit(lambda norm: norm.weight[2].zero_())),
     ("dead-channel", "0.1", Severity.NOTE, edit(lambda norm: norm.weight[2].fill_(1e-8))),
+    ("dead-channel", "0.1", Severity.WARNING, edit(lambda norm: norm.weight[: len(norm.weight) // 2 + 1].zero_())),
+    ("dead-channel", "0.1", Severity.NOTE, edit(lambda norm: norm.weight[: len(norm.weight) // 2].zero_())),
     ("dead-channel", "0.1", Severity.WARNING, edit(lambda norm: norm.weight.zero_())),
     ("near-zero-variance", "0.1", Severity.NOTE, edit(lambda norm: norm.running_var[:2].fill_(1e-8))),
     ("fp16-unsafe-variance", "0.1", Severity.NOTE, edit(lambda norm: norm.running_var[2].fill_(1e5))),

@@ -8,7 +8,8 @@ a residual branch whose last γ began at 0 and was never trained.
 
 Remedy: prune the channels, or take weight decay off γ (``param_groups``).
 
-Threshold: below 10⁻⁶ of the layer's largest |γ|, or all exactly 0 after at least 100 batches.
+Threshold: below 10⁻⁶ of the layer's largest |γ|; a note up to half of the channels, a warning beyond. Or all exactly 0
+after at least 100 batches.
 
 Source: Liu et al. 2017 (arXiv 1708.06519), network slimming; Goyal et al. 2017 (arXiv 1706.02677): γ that begin at 0.
 """
@@ -42,4 +43,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         elif dead.any():
             number = int(dead.sum())
             problem = f"The weight of {number} of {len(size)} channels is 0: they give a constant whatever comes in."
-            yield at(norm, Severity.NOTE, problem, _PRUNE, channels=number, of=len(size))
+            severity = Severity.WARNING if number > len(size) / 2 else Severity.NOTE
+            yield at(norm, severity, problem, _PRUNE, channels=number, of=len(size))

@@ -8,7 +8,8 @@ them; each call also moves them, so they follow that many times as fast.
 Remedy: one batch norm for each call with weights of its own, or shared weights and statistics of their own.
 
 Threshold: the means of two calls are more than half a standard deviation apart, or their standard deviations by more
-than a factor of e^½ (root mean square over channels), beyond three standard errors.
+than a factor of e^½ (root mean square over channels), beyond three standard errors. A note; a warning where evaluation
+is worse than with the batches' own statistics (as for ``train-eval-gap``), which are those of each call.
 
 Source: mmdetection issue 6515; efficientdet-pytorch issue 53.
 """
@@ -19,7 +20,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from steadynorm.doctor.compared import apart, pooled
+from steadynorm.doctor.compared import apart, cost_of, pooled
 from steadynorm.doctor.evidence import Evidence, Sighting
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
@@ -30,9 +31,12 @@ _REMEDY = Remedy(advice="Give each call a batch norm of its own; weight and bias
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
-    assert evidence.batches is not None
+    runs = evidence.batches
+    assert runs is not None
+    cost = cost_of(runs.score, runs.evaluation, runs.by_batch)
+    severity = Severity.WARNING if cost is not None and cost.matters(runs.by_batch) else Severity.NOTE
     for norm in evidence.batch_norms:
-        seen = evidence.batches.sightings.get(norm.name, ())
+        seen = runs.sightings.get(norm.name, ())
         calls = [[each for each in seen if each.call == call] for call in sorted({each.call for each in seen})]
         if len(calls) < 2 or norm.is_frozen:
             continue
@@ -45,7 +49,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 f"It is called {len(calls)} times in a forward, on inputs whose statistics are {distance:.2g} standard "
                 "deviations apart: its running estimates fit none of them."
             )
-            yield at(norm, Severity.WARNING, problem, _REMEDY, calls=len(calls), apart=distance)
+            yield at(norm, severity, problem, _REMEDY, calls=len(calls), apart=distance)
 
 
 def _error(first: list[Sighting], second: list[Sighting]) -> float:
