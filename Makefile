@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test test-slow test-versions check gpu format clean
+.PHONY: compare test test-slow test-versions check doctor-bench gpu format clean
 
 # Idle threads sleep: on a machine that has other work, those that wait would take the time of those that work.
 compare: $(READY)  ## train the article's network with and without batch norm on the embedded data
@@ -27,6 +27,9 @@ check: $(READY)  ## formatting, lint, types, import contract
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+doctor-bench: $(READY)  ## put 38 kinds of fault into trained networks and count what the doctor finds and repairs
+	PYTHONPATH=. $(BIN)/python -m benchmarks.doctor
 
 OUT ?= runs/gpu
 gpu:  ## on a machine with a GPU, torch, Triton, pytest and tyro: its tests and its benchmark; OUT=DIR takes the record

@@ -1,0 +1,188 @@
+"""Put every fault into every network, let the doctor look and treat, and take down what comes of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.doctor.architectures import ARCHITECTURES, Half
+from benchmarks.doctor.faults import FAULTS, Fault
+from benchmarks.doctor.healthy import HEALTHY
+from benchmarks.doctor.peers import audited, is_installed
+from benchmarks.doctor.subject import Case, Subject
+from benchmarks.doctor.training import Data, accuracy, trained
+from steadynorm.doctor import Diagnosis, Severity, diagnose, treat_
+from steadynorm.surgery import recalibrate_
+
+__all__ = ["Row", "measured"]
+
+MOST_LAYERS = 3
+"""Layers that the doctor may name, of a fault that lies in one or two: more would tell a reader little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network with one fault, or none.
+
+    Args:
+        half: whether thresholds may have been chosen on it.
+        architecture: which network.
+        seed: of its training.
+        fault: its name; empty for a healthy network.
+        variant: which healthy network; empty for a fault.
+        found: checks that spoke with a severity of warning or above.
+        caught: whether one of the fault's causes is among them.
+        false: those that had no right to speak.
+        localisable: whether the fault lies in at most two layers of more than that.
+        placed: whether one of them is among at most :data:`MOST_LAYERS` that one of the checks names.
+        healthy: accuracy before the fault.
+        faulty: accuracy with it; NaN where the model cannot run.
+        attainable: accuracy that can come back: that before the fault, or, where it changes weights, that of these
+            weights with statistics of 6,400 training samples.
+        treated: accuracy after the treatment; NaN where the fault is not repairable or costs less than two points.
+        seconds: of diagnosing.
+        forwards: those seconds in units of one forward of a batch in evaluation.
+        rival: of a fault, whether torch-audit says more than of the network without it; None where it is not installed.
+    """
+
+    half: Half
+    architecture: str
+    seed: int
+    fault: str
+    variant: str
+    found: tuple[str, ...]
+    caught: bool
+    false: tuple[str, ...]
+    localisable: bool
+    placed: bool
+    healthy: float
+    faulty: float
+    attainable: float
+    treated: float
+    seconds: float
+    forwards: float
+    rival: bool | None
+
+
+def measured(half: Half, seeds: range, data: Callable[[str], Data], folder: Path) -> Iterator[Row]:
+    """Measure one half: its faults in its architectures, and the healthy variants of these."""
+    for architecture in ARCHITECTURES.values():
+        if architecture.half != half:
+            continue
+        for seed in seeds:
+            here = data(architecture.kind)
+            network = trained(architecture.name, seed, here, folder)
+            right = accuracy(network, here)
+            before = audited(Case(model=network, batches=here.batches())) if is_installed() else None
+            for name in [*(fault.name for fault in FAULTS.values() if fault.half == half), *HEALTHY]:
+                subject = Subject(
+                    model=copy.deepcopy(network),
+                    data=here,
+                    draw=random.Random(f"{architecture.name} {seed} {name}"),
+                    rate=architecture.rate,
+                )
+                torch.manual_seed(seed)
+                fault = FAULTS.get(name)
+                case = fault.inject(subject) if fault else HEALTHY[name](subject)
+                if case is not None:
+                    rival = None if before is None or not fault else bool(audited(case) - before)
+                    row = _row(half, architecture.name, seed, name, fault, case, right, here)
+                    yield replace(row, rival=rival)
+
+
+def _row(
+    half: Half, architecture: str, seed: int, name: str, fault: Fault | None, case: Case, right: float, data: Data
+) -> Row:
+    started = time.perf_counter()
+    diagnosis = diagnose(case.model, case.batches, **case.options)
+    seconds = time.perf_counter() - started
+    found = {finding.check for finding in diagnosis if finding.severity >= Severity.WARNING}
+    layers = case.layers or frozenset()
+    faulty = _accuracy(case.model, data)
+    return Row(
+        half=half,
+        architecture=architecture,
+        seed=seed,
+        fault=name if fault else "",
+        variant="" if fault else name,
+        found=tuple(sorted(found)),
+        caught=fault is not None and bool(found & fault.causes),
+        false=tuple(sorted(found - fault.causes - fault.consequences if fault else found)),
+        localisable=fault is not None and 1 <= len(layers) <= 2,
+        placed=fault is not None and _is_placed(diagnosis, fault, layers),
+        healthy=right,
+        faulty=faulty,
+        attainable=_recalibrated(case, data) if fault and fault.damages else right,
+        treated=_treated(case, diagnosis, data) if fault and _is_to_be_repaired(fault, right, faulty) else math.nan,
+        seconds=seconds,
+        forwards=seconds / _forward_seconds(case),
+        rival=None,
+    )
+
+
+def _is_placed(diagnosis: Diagnosis, fault: Fault, layers: frozenset[str]) -> bool:
+    named: dict[str, set[str]] = {}
+    for each in diagnosis:
+        if each.check in fault.causes and each.severity >= Severity.WARNING and each.layer:
+            named.setdefault(each.check, set()).add(each.layer)
+    return any(found & layers and len(found) <= MOST_LAYERS for found in named.values())
+
+
+def _is_to_be_repaired(fault: Fault, right: float, faulty: float) -> bool:
+    return fault.repairable and not faulty > right - 0.02
+
+
+def _treated(case: Case, diagnosis: Diagnosis, data: Data) -> float:
+    model = copy.deepcopy(case.model)
+    treatment = treat_(model, diagnosis, data.batches(64, 32, of="train"))
+    return _accuracy(treatment.model, data)
+
+
+def _recalibrated(case: Case, data: Data) -> float:
+    model = copy.deepcopy(case.model)
+    recalibrate_(model, data.batches(64, 100, of="train"))
+    return _accuracy(model, data)
+
+
+def _accuracy(model: nn.Module, data: Data) -> float:
+    """In evaluation, on a copy, so that no measurement moves what is measured next."""
+    dtype = next(model.parameters()).dtype
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) or dtype != torch.float32:
+        return math.nan
+    modes = [(module, module.training) for module in model.modules()]
+    if modes[0][1]:
+        model.eval()
+    try:
+        return accuracy(copy.deepcopy(model), data)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _forward_seconds(case: Case) -> float:
+    """Time a forward of a batch in evaluation; the least of three."""
+    if case.batches is None:
+        return math.nan
+    model, (x, _) = copy.deepcopy(case.model).eval(), next(iter(case.batches))
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        with torch.no_grad():
+            model(x)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def as_json(row: Row) -> dict[str, object]:
+    """Give a row with None for what is not a number."""
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()
+    }

@@ -1,0 +1,86 @@
+"""From rows to the rates that are claimed, and the list of everything that went wrong."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["failures", "rates", "table"]
+
+Rows = Sequence[Mapping[str, Any]]
+REPAIRED = 0.9
+"""Share of the accuracy that can come back which must, for a repair to count."""
+
+
+def rates(rows: Rows) -> dict[str, tuple[int, int]]:
+    """Count, for each claim, in how many cases it holds of how many."""
+    faulty, healthy = [row for row in rows if row["fault"]], [row for row in rows if row["variant"]]
+    placed = [row for row in faulty if row["localisable"]]
+    treated = [row for row in faulty if row["treated"] is not None]
+    spoken = [check for row in rows for check in row["found"]]
+    false = [check for row in rows for check in row["false"]]
+    return {
+        "recall": (sum(row["caught"] for row in faulty), len(faulty)),
+        "precision": (len(spoken) - len(false), len(spoken)),
+        "healthy and silent": (sum(not row["found"] for row in healthy), len(healthy)),
+        "right layer": (sum(row["placed"] for row in placed), len(placed)),
+        "repaired": (sum(share_won_back(row) >= REPAIRED for row in treated), len(treated)),
+    }
+
+
+def share_won_back(row: Mapping[str, Any]) -> float:
+    """Of the accuracy that can come back; a model that cannot be measured has lost all above chance."""
+    faulty = 0.1 if row["faulty"] is None else row["faulty"]
+    return float((row["treated"] - faulty) / (row["attainable"] - faulty))
+
+
+def table(rows: Rows) -> str:
+    """Give the rates of each half as a table in Markdown, with the time."""
+    halves = ("tuning", "held out")
+    found = {half: rates([row for row in rows if row["half"] == half]) for half in halves}
+    lines = ["| | tuning half | held-out half |", "|---|---|---|"]
+    for claim in found["tuning"]:
+        cells = [_share(*found[half][claim]) for half in halves]
+        lines.append(f"| {claim} | {' | '.join(cells)} |")
+    rival = [_share(*_noticed([row for row in rows if row["half"] == half])) for half in halves]
+    lines.append(f"| recall of torch-audit, generously counted | {' | '.join(rival)} |")
+    cost = [_cost([row for row in rows if row["half"] == half]) for half in halves]
+    lines.append(f"| diagnosing, forwards of a batch (median) | {' | '.join(cost)} |")
+    return "\n".join(lines)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.3f} ({part} of {whole})" if whole else "not measured"
+
+
+def _noticed(rows: Rows) -> tuple[int, int]:
+    said = [row["rival"] for row in rows if row["rival"] is not None]
+    return sum(said), len(said)
+
+
+def _cost(rows: Rows) -> str:
+    forwards = [row["forwards"] for row in rows if row["forwards"] is not None]
+    return f"{statistics.median(forwards):.0f}" if forwards else "not measured"
+
+
+def failures(rows: Rows) -> Iterator[str]:
+    """List misses, false alarms, wrong places and failed repairs, a line each."""
+    for row in rows:
+        where = f"{row['half']}, {row['architecture']} seed {row['seed']}, {row['fault'] or row['variant']}"
+        found = ", ".join(row["found"]) or "nothing"
+        if row["fault"] and not row["caught"]:
+            yield f"missed: {where}: found {found} (accuracy {row['healthy']:.3f} -> {_number(row['faulty'])})"
+        if row["false"]:
+            yield f"false alarm: {where}: {', '.join(row['false'])}"
+        if row["localisable"] and row["caught"] and not row["placed"]:
+            yield f"wrong layer: {where}"
+        if row["treated"] is not None and share_won_back(row) < REPAIRED:
+            yield (
+                f"not repaired: {where}: accuracy {row['healthy']:.3f} -> {_number(row['faulty'])} -> "
+                f"{row['treated']:.3f}"
+            )
+
+
+def _number(value: float | None) -> str:
+    return "not measurable" if value is None else f"{value:.3f}"
