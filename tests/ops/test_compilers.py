@@ -1,7 +1,7 @@
 """Where Numba or Triton is absent, broken or switched off, layers train by torch's kernels; one warning says why."""
 
 import gc
-import os
+import json
 import subprocess
 import sys
 
@@ -48,6 +48,29 @@ class Block:
             raise ModuleNotFoundError("No module named '{name}'", name=name)
 sys.meta_path.insert(0, Block())
 """
+FIRST_WARNS = """
+warnings.simplefilter("error")
+layer = steadynorm.BatchNorm2d(8)
+try:
+    layer(torch.zeros(32, 8, 32, 32))
+except RuntimeWarning:
+    print("warned")
+layer(torch.zeros(32, 8, 32, 32))
+"""
+ON_GPU = """
+import torch, steadynorm, warnings
+from steadynorm.ops import dispatch
+class OnGpu:
+    is_cpu, is_cuda = False, True
+    def numel(self): return 1 << 24
+with warnings.catch_warnings(record=True) as told:
+    choices = [dispatch.explain_backend(OnGpu()) for _ in range(2)]
+print(len(told), choices[1].backend, choices[1].reason)
+try:
+    with steadynorm.backend("triton"): pass
+except RuntimeError as error:
+    print(error)
+"""
 # what is wrong: the package, its source, what the warning says
 FAKES = {
     "refuses NumPy": ("numba", "raise ImportError('Numba needs NumPy 2.3 or less.')", "Numba needs NumPy 2.3"),
@@ -57,13 +80,67 @@ FAKES = {
 }
 
 
-def run_python(code, *, path=None, **environment):
-    environment = os.environ | environment
-    if path is not None:
-        environment["PYTHONPATH"] = os.pathsep.join([str(path), environment.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=250)
+# Each program runs in a copy of a process that has imported torch, which takes longer than all that the program does.
+EACH_BY_ITSELF = """
+import json, os, sys
+import torch
+
+def run(program, environment):
+    os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+
+loaded = [name for name in sys.modules if name.partition(".")[0] in ("numba", "llvmlite", "triton", "steadynorm")]
+assert not loaded, loaded
+for program, environment, output in json.load(sys.stdin):
+    child = os.fork()
+    if child == 0:
+        sys.stdout = sys.stderr = open(output, "w")
+        status = 1
+        try:
+            run(program, environment)
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    with open(output, "a") as file:
+        print(f"status {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}", file=file)
+"""
+
+
+def fake(folder, package, content):
+    """A folder in which a package has that source."""
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text(content)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What each program prints, by its name."""
+    folder = tmp_path_factory.mktemp("programs")
+    programs = {
+        **{f"without {name}": (BLOCK.format(name=name) + TRAIN, {}) for name in ("numba", "llvmlite")},
+        **{name: (TRAIN, fake(folder / name, package, source)) for name, (package, source, _) in FAKES.items()},
+        "switched off": (TRAIN, {"NUMBA_DISABLE_JIT": "1"}),
+        "warnings are errors": (BLOCK.format(name="numba") + TRAIN.partition("with warnings")[0] + FIRST_WARNS, {}),
+        "broken triton": (ON_GPU, fake(folder / "triton", "triton", "raise ImportError('libcuda.so.1 is missing')")),
+    }
+    outputs = {name: folder / f"{number}.txt" for number, name in enumerate(programs)}
+    asked = [(*program, str(outputs[name])) for name, program in programs.items()]
+    command = [sys.executable, "-c", EACH_BY_ITSELF]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return {name: path.read_text().splitlines() for name, path in outputs.items()}
+
+
+def lines_of(said, name):
+    *lines, status = said[name]
+    assert status == "status 0", lines
+    return lines
 
 
 def assert_falls_back(lines, reason):
@@ -75,16 +152,13 @@ def assert_falls_back(lines, reason):
 
 
 @pytest.mark.parametrize("name", ["numba", "llvmlite"])
-def test_without_numba_layers_train_by_torchs_kernel(name):
-    assert_falls_back(run_python(BLOCK.format(name=name) + TRAIN), f"No module named '{name}'")
+def test_without_numba_layers_train_by_torchs_kernel(said, name):
+    assert_falls_back(lines_of(said, f"without {name}"), f"No module named '{name}'")
 
 
 @pytest.mark.parametrize("fault", FAKES)
-def test_a_broken_numba_is_named_and_passed_over(fault, tmp_path):
-    package, content, reason = FAKES[fault]
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text(content)
-    assert_falls_back(run_python(TRAIN, path=tmp_path), reason)
+def test_a_broken_numba_is_named_and_passed_over(said, fault):
+    assert_falls_back(lines_of(said, fault), FAKES[fault][2])
 
 
 @pytest.mark.parametrize(
@@ -120,41 +194,15 @@ def test_loading_the_kernels_leaves_pythons_garbage_collector_as_it_was(collecti
         (gc.enable if before else gc.disable)()
 
 
-def test_switched_off_compilation_is_no_error():
-    assert_falls_back(run_python(TRAIN, NUMBA_DISABLE_JIT="1"), "NUMBA_DISABLE_JIT is set")
+def test_switched_off_compilation_is_no_error(said):
+    assert_falls_back(lines_of(said, "switched off"), "NUMBA_DISABLE_JIT is set")
 
 
-def test_where_warnings_are_errors_the_second_batch_trains():
-    code = """
-warnings.simplefilter("error")
-layer = steadynorm.BatchNorm2d(8)
-try:
-    layer(torch.zeros(32, 8, 32, 32))
-except RuntimeWarning:
-    print("warned")
-layer(torch.zeros(32, 8, 32, 32))
-"""
-    begin, _, _ = TRAIN.partition("with warnings")
-    assert run_python(BLOCK.format(name="numba") + begin + code) == ["warned"]
+def test_where_warnings_are_errors_the_second_batch_trains(said):
+    assert lines_of(said, "warnings are errors") == ["warned"]
 
 
-def test_a_broken_triton_is_named_and_passed_over(tmp_path):
-    (tmp_path / "triton").mkdir()
-    (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('libcuda.so.1 is missing')")
-    code = """
-import torch, steadynorm, warnings
-from steadynorm.ops import dispatch
-class OnGpu:
-    is_cpu, is_cuda = False, True
-    def numel(self): return 1 << 24
-with warnings.catch_warnings(record=True) as told:
-    choices = [dispatch.explain_backend(OnGpu()) for _ in range(2)]
-print(len(told), choices[1].backend, choices[1].reason)
-try:
-    with steadynorm.backend("triton"): pass
-except RuntimeError as error:
-    print(error)
-"""
-    first, second = run_python(code, path=tmp_path)
+def test_a_broken_triton_is_named_and_passed_over(said):
+    first, second = lines_of(said, "broken triton")
     assert first.startswith("1 torch triton cannot be loaded (ImportError: libcuda.so.1 is missing)")
     assert second.startswith("backend: triton must be installed and usable, but triton cannot be loaded")
