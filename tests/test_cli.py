@@ -13,6 +13,7 @@ from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.reporting.failure import Interrupted, UserError
 from steadynorm.reporting.records import read_record
 from tests.support.experiments import on_tiny_data
+from tests.support.records import without_notebook
 
 TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8")
 TINY += ("--precision", "fp32", "--lr", "0.05")
@@ -99,7 +100,8 @@ def test_compare_leaves_everything_in_its_directory(compared: Path) -> None:
 
 def test_the_recorded_command_repeats_the_run(compared: Path, tmp_path: Path) -> None:
     _, *arguments = read_record(compared).command.split()
-    assert exit_status(*arguments, "--out", str(tmp_path / "b")) == 0
+    with without_notebook():
+        assert exit_status(*arguments, "--out", str(tmp_path / "b")) == 0
     first, second = (read_record(place).cells for place in (compared, tmp_path / "b"))
     assert [run.last("train_loss") for run in first] == [run.last("train_loss") for run in second]
 
@@ -109,14 +111,16 @@ def test_report_rebuilds_from_the_records_alone_and_json_is_the_summary_alone(
 ) -> None:
     for name in ("config.json", "cells.json", "measurements.csv"):
         (tmp_path / name).write_bytes((compared / name).read_bytes())
-    assert exit_status("report", str(tmp_path), "--json") == 0
+    with without_notebook():
+        assert exit_status("report", str(tmp_path), "--json") == 0
     assert capsys.readouterr().out == (compared / "summary.json").read_text()
     for name in ("report.html", "summary.json", "figures/val_accuracy.svg"):
         assert (tmp_path / name).read_bytes() == (compared / name).read_bytes()
 
 
 def test_the_terminal_shows_the_table_and_the_place(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status("report", str(compared)) == 0
+    with without_notebook():
+        assert exit_status("report", str(compared)) == 0
     out = capsys.readouterr().out
     assert "validation accuracy" in out
     assert "batch_norm" in out
@@ -237,7 +241,8 @@ def test_no_file_that_a_run_directory_links_to_is_written(compared: Path, tmp_pa
     copy, kept = _with_links(compared, tmp_path)
     for name in ("state", "checkpoints"):  # so that all of it is written again
         (copy / name / "none-lr0.05-seed0.safetensors").unlink()
-    assert exit_status("compare", "--resume", str(copy)) == 0
+    with without_notebook():
+        assert exit_status("compare", "--resume", str(copy)) == 0
     assert {path: path.read_bytes() for path in kept} == kept
     assert {path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()} == set(kept)
 
