@@ -142,7 +142,9 @@ def trained(config: LandscapeConfig, monkeypatch: pytest.MonkeyPatch) -> list[to
 def test_looking_around_changes_no_bit_of_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    config = replace(TINY, arms=("batch_norm", "noisy_batch_norm", "batch_renorm", "none"), precision=precision)
+    config = replace(
+        TINY, arms=("batch_norm", "noisy_batch_norm", "batch_renorm", "none"), precision=precision, epochs=1
+    )
     often = trained(replace(config, probe_every=1, out=tmp_path / "often"), monkeypatch)
     seldom = trained(replace(config, probe_every=10_000, out=tmp_path / "seldom"), monkeypatch)
     assert len(often) == len(seldom) > 50
