@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.backends.registry import lookup_backend
 from torch.utils.checkpoint import checkpoint
 
 import steadynorm
@@ -66,6 +65,8 @@ def by_turns(model, turns, **options):
     turns, graphs, now = iter(turns), [], []
 
     def backend(graph, inputs):
+        from torch._dynamo.backends.registry import lookup_backend  # takes seconds, which no other test should wait
+
         names = [str(node.target) for node in graph.graph.nodes]
         graphs.append((now[-1], chooses(names)))
         return lookup_backend("aot_eager")(graph, inputs)

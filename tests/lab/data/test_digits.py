@@ -1,14 +1,20 @@
+import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from steadynorm.lab.data.digits import enlarge, make_digits
 from steadynorm.lab.data.images import Dataset
 
-SOURCE = load_digits()
+
+@functools.cache
+def source() -> Any:
+    from sklearn.datasets import load_digits  # takes a second, which only these tests need
+
+    return load_digits()
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +23,9 @@ def digits() -> Dataset:
 
 
 def test_enlarging_is_bilinear_and_rounded_to_the_nearest_byte() -> None:
-    source = torch.from_numpy(SOURCE.images[:50]).unsqueeze(1)
-    wanted = torch.nn.functional.interpolate(source, size=28, mode="bilinear", antialias=False) * 255 / 16
-    found = enlarge(SOURCE.images[:50].astype(np.int64))
+    images = torch.from_numpy(source().images[:50]).unsqueeze(1)
+    wanted = torch.nn.functional.interpolate(images, size=28, mode="bilinear", antialias=False) * 255 / 16
+    found = enlarge(source().images[:50].astype(np.int64))
     assert np.abs(found - wanted.squeeze(1).numpy()).max() <= 0.5 + 1e-9
 
 
@@ -41,15 +47,15 @@ def test_half_a_byte_is_rounded_up() -> None:
 def test_every_digit_is_in_one_split(digits: Dataset) -> None:
     assert (len(digits.train), len(digits.validation)) == (1400, 397)
     assert digits.train.pixels.shape[1:] == (1, 28, 28)
-    wanted = enlarge(SOURCE.images.astype(np.int64)).reshape(-1, 784)
+    wanted = enlarge(source().images.astype(np.int64)).reshape(-1, 784)
     both = [np.hstack([part.pixels.flatten(1), part.labels[:, None]]) for part in (digits.train, digits.validation)]
     rows = np.vstack(both)
-    order = [np.lexsort(table.T) for table in (rows, np.hstack([wanted, SOURCE.target[:, None]]))]
-    assert (rows[order[0]] == np.hstack([wanted, SOURCE.target[:, None]])[order[1]]).all()
+    order = [np.lexsort(table.T) for table in (rows, np.hstack([wanted, source().target[:, None]]))]
+    assert (rows[order[0]] == np.hstack([wanted, source().target[:, None]])[order[1]]).all()
 
 
 def test_the_split_is_drawn_over_the_whole_and_always_the_same(digits: Dataset) -> None:
-    assert digits.validation.labels[:12].tolist() != SOURCE.target[:12].tolist()
+    assert digits.validation.labels[:12].tolist() != source().target[:12].tolist()
     assert digits.validation.labels.bincount().min() >= 30
     again = make_digits()
     for first, second in ((digits.train, again.train), (digits.validation, again.validation)):
