@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import steadynorm
+from tests.support.backends import as_chosen
 from tests.support.layers import drawn, make_pair, randomize_
 
 
@@ -89,6 +90,7 @@ def test_an_export_holds_no_operation_of_our_own():
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("arguments", [{}, {"momentum": None}], ids=["exponential", "cumulative"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@as_chosen
 def test_a_model_compiles_in_one_graph_into_the_same_numbers(training, arguments):
     model = block(**arguments).train(training)
     eager = copy.deepcopy(model)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadynorm.layers import batch_norm_state
 from steadynorm.ops.reference import ACTIVATIONS
+from tests.support.backends import as_chosen
 from tests.support.family import MEMBERS, build, each_batch_norm_in_evaluation, each_follower, each_member, torchs
 from tests.support.layers import drawn, each_shape
 
@@ -173,6 +174,7 @@ def test_a_saved_state_can_be_loaded_as_tensors_alone(name):
         pytest.param({"running": "self_tuned"}, id="self-tuned", marks=pytest.mark.slow),
     ],
 )
+@as_chosen
 def test_a_layer_compiles_in_one_graph_into_the_same_numbers(name, arguments):
     layer = build(name, activation="silu", **arguments)
     eager = copy.deepcopy(layer)
@@ -193,6 +195,7 @@ def test_a_layer_compiles_in_one_graph_into_the_same_numbers(name, arguments):
 @pytest.mark.slow
 @each_member
 @pytest.mark.parametrize("how", ["no_grad", "nothing requires a gradient"])
+@as_chosen
 def test_a_layer_compiles_in_one_graph_where_no_gradient_is_wanted(name, how):
     layer = build(name, activation="silu").requires_grad_(how == "no_grad")
     eager = copy.deepcopy(layer)

@@ -6,6 +6,7 @@ import torch
 import steadynorm
 from steadynorm.functional import gated_batch_norm
 from steadynorm.statistics import Moments
+from tests.support.backends import as_chosen
 from tests.support.family import build, torchs
 from tests.support.layers import drawn, each_shape
 
@@ -172,6 +173,7 @@ def test_how_many_samples_stand_for_the_batch_may_be_in_a_tensor(shape, samples)
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@as_chosen
 def test_draws_of_small_batches_compile_into_one_graph():
     """Compiled, the result is that of one of the draws there are."""
     layer = steadynorm.GatedBatchNorm2d(4, gate=0.9, small_batch_probability=0.7)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import steadynorm
 from steadynorm.statistics import SelfTuned, measure
+from tests.support.backends import as_chosen
 from tests.support.family import build, each_follower, torchs
 from tests.support.layers import drawn
 from tests.support.versions import skip_before
@@ -144,6 +145,7 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@as_chosen
 def test_a_compiled_layer_raises_for_what_is_not_finite_too():
     layer = build("BatchNorm", nonfinite="raise")
     torch._dynamo.reset()
@@ -201,6 +203,7 @@ def test_the_bank_stays_float32_in_a_half_precision_module():
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@as_chosen
 def test_a_compiled_layer_keeps_its_windows_where_batches_are_skipped():
     layer, eager = (build("BatchNorm", update_every=2, nonfinite="skip") for _ in range(2))
     torch._dynamo.reset()
@@ -221,6 +224,7 @@ def test_a_batch_counts_once_under_selective_checkpointing():
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "reentrant"), [("BatchNorm", False), ("BatchNorm", True), ("BatchRenorm", False)])
+@as_chosen
 def test_a_batch_counts_once_where_what_calls_checkpoint_is_compiled(name, reentrant):
     skip_before((2, 9), "a checkpoint within a compiled function runs its forward twice")
     layer, expected = build(name), build(name)

@@ -14,6 +14,7 @@ import steadynorm
 from steadynorm.layers import SyncBatchNorm
 from steadynorm.layers.name import describe
 from steadynorm.statistics.ranks import ranks_of
+from tests.support.backends import as_chosen
 from tests.support.layers import CLASSES, SHAPES, drawn, each_shape, randomize_, repr_of_torchs
 
 ARGUMENTS = (
@@ -146,6 +147,7 @@ def test_an_input_without_channels_is_refused(shape):
 # Dynamo itself instantiates an autograd function that it traces.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @each_mode
+@as_chosen
 def test_alone_it_compiles_in_one_graph(training):
     ours, plain = (layer.train(training) for layer in pair((6, 3), activation="relu"))
     torch._dynamo.reset()

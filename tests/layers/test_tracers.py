@@ -9,6 +9,7 @@ from torch import nn
 import steadynorm
 from steadynorm import surgery
 from steadynorm.layers import NormAddActivation
+from tests.support.backends import as_chosen
 from tests.support.family import MEMBERS, build, each_batch_norm_in_evaluation, each_member
 from tests.support.layers import drawn
 
@@ -62,6 +63,7 @@ def test_an_export_leaves_the_batch_size_free(name, training):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@as_chosen
 def test_two_gated_layers_compile_with_dynamic_shapes():
     model = nn.Sequential(build("GatedBatchNorm"), build("GatedBatchNorm"))
     eager = copy.deepcopy(model)
