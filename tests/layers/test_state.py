@@ -9,10 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel
 
 import steadynorm
@@ -106,6 +103,8 @@ def by_plain_dictionary(model, other, folder):
 
 
 def by_distributed_checkpoint(model, other, folder):
+    from torch.distributed import checkpoint as dcp  # takes a second, which only these tests need
+
     dcp.save({"model": model.state_dict()}, checkpoint_id=folder)
     state = {"model": other.state_dict()}
     dcp.load(state, checkpoint_id=folder)
@@ -113,6 +112,8 @@ def by_distributed_checkpoint(model, other, folder):
 
 
 def by_model_state_dict(model, other, folder):
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
     set_model_state_dict(other, copy.deepcopy(get_model_state_dict(model)))
 
 
@@ -258,13 +259,14 @@ def alone():
 @each_layer
 def test_a_sharded_model_made_on_the_meta_device_goes_on_alike(name, alone):
     skip_before((2, 9), "fully_shard needs streams, which its CPU does not have")
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
     model = trained(name)
     with torch.device("meta"):
         other = network(name)
     fully_shard(other, mesh=alone)
     other.to_empty(device="cpu")
-    from torch.distributed.checkpoint.state_dict import StateDictOptions
-
     set_model_state_dict(other, copy.deepcopy(model.state_dict()), options=StateDictOptions(full_state_dict=True))
     train(other, range(6, 9)), train(model, range(6, 9))
     found = get_model_state_dict(other, options=StateDictOptions(full_state_dict=True))
@@ -415,16 +417,23 @@ def test_statistics_of_another_width_begin_anew_and_say_so_once(name, compiled):
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def nameless(monkeypatch):
+    """Warnings that do not look through all living modules for a layer's name."""
+    monkeypatch.setattr("steadynorm.layers.state.describe", lambda layer: f"{type(layer).__name__} here")
+
+
 @pytest.mark.parametrize("shape", [(), (6,), (3, 6), (2, 6, 1)])
 @pytest.mark.parametrize("part", ["experts", "mass", "noise", "weights"])
-def test_a_part_of_the_bank_of_another_shape_begins_the_bank_anew(part, shape):
+def test_a_part_of_the_bank_of_another_shape_begins_the_bank_anew(part, shape, nameless):
     layer = steadynorm.BatchNorm1d(6, running="self_tuned")
     layer(drawn(32, 6, dtype=torch.float32))
     setattr(layer, f"_bank_{part}", torch.zeros(shape))
     fresh = steadynorm.BatchNorm1d(6, running="self_tuned")
     x = drawn(32, 6, seed=1, dtype=torch.float32)
     with pytest.warns(
-        UserWarning, match=r"its bank of momenta must have as many channels as running_mean, got .* for 6"
+        UserWarning,
+        match=r"BatchNorm1d here: its bank of momenta must have as many channels as running_mean, got .* for 6",
     ):
         layer(x)
     fresh(x)
@@ -445,7 +454,7 @@ def test_a_reset_after_the_statistics_were_replaced_needs_no_warning(width):
 @pytest.mark.parametrize("name", ["GhostBatchNorm1d", "SyncBatchNorm", "MaskedBatchNorm1d", "BatchNorm1d"])
 @pytest.mark.parametrize("arguments", [{}, {"running": "self_tuned"}], ids=["plain", "self-tuned"])
 @pytest.mark.parametrize("which", ["running_mean", "running_var"])
-def test_statistics_of_another_width_than_the_input_are_refused(name, arguments, which):
+def test_statistics_of_another_width_than_the_input_are_refused(name, arguments, which, nameless):
     more = {"ghost_batch_size": 4} if "Ghost" in name else {}
     layer = getattr(steadynorm, name)(6, affine=False, **arguments, **more)
     setattr(layer, which, torch.ones(1))
