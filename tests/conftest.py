@@ -16,16 +16,21 @@ ROOT = HERE.parent
 _sources = sorted((ROOT / "src" / "steadynorm" / "ops").glob("_*.py"))
 _digest = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / "numba" / _digest))
+# A second thread takes more time than it saves of small tensors, and where another process of tests has its core.
+THREADS = torch.get_num_threads()
+SHARING = ("ops", "rules")
+"""What is about kernels that share their work among threads."""
+torch.set_num_threads(1)
 POISONED = ("statistics", "ops", "rules", "functional", "layers")
 
 
 @pytest.fixture(autouse=True)
-def threads_stay_as_they_were() -> Iterator[None]:
+def threads_stay_as_they_were(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that sets torch's threads does not slow those after it."""
-    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS if request.path.relative_to(HERE).parts[0] in SHARING else 1)
     yield
-    if torch.get_num_threads() != before:
-        torch.set_num_threads(before)
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
