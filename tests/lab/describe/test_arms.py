@@ -28,6 +28,12 @@ def test_arms_are_named_by_the_factor_that_is_asked_for() -> None:
     assert (arm.arm, arm.seeds) == ("plain", 1)
 
 
+def test_the_mean_of_a_quantity_is_no_number_where_no_network_has_it() -> None:
+    cells = [run("a", val_accuracy=[value], seed=seed) for seed, value in enumerate((0.25, 0.75))]
+    arm = Arm.of("a", cells, {"accuracy": final("val_accuracy"), "none": lambda cell: math.nan})
+    assert arm.mean("accuracy") == 0.5 and math.isnan(arm.mean("none"))
+
+
 def test_what_became_of_the_networks_of_an_arm() -> None:
     waiting, lost = run("a", status="waiting"), run("a", seed=1, status="diverged", diverged_at_step=1234)
     arm = Arm.of("a", [waiting, lost, run("a", val_accuracy=[0.5], seed=2)], {"accuracy": final("val_accuracy")})

@@ -41,6 +41,11 @@ class Arm:
     def __getitem__(self, quantity: str) -> Spread | None:
         return spread(self.values[quantity])
 
+    def mean(self, quantity: str) -> float:
+        """Average a quantity over the seeds; NaN where none has it."""
+        found = self[quantity]
+        return found.mean if found else math.nan
+
     @property
     def spreads(self) -> dict[str, Spread | None]:
         """Every quantity over the seeds."""

@@ -19,6 +19,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from steadynorm.lab.configuration import (
@@ -339,7 +340,7 @@ SHORT: Mapping[str, Callable[[RatedArm], str]] = {
         if arm["val_accuracy"] or arm.lost
         else f"epoch {arm.reached_epoch}, not finished"
     ),
-    "gradient norm": lambda arm: _mean(arm["grad_norm"]),
+    "gradient norm": lambda arm: number(arm.mean("grad_norm")),
     "s/epoch": lambda arm: seconds(arm.middle("seconds")),
 }
 
@@ -353,8 +354,8 @@ def _table(record: Record, arms: Sequence[RatedArm], *, with_rate: bool = False)
         f"At epoch {_early_epoch(record)}": _early,
         "Training ahead, at most": _gap,
         "Gradient norm": lambda arm: Entry(
-            text=_mean(arm["grad_norm"]),
-            note=f"p95/p5 {_mean(arm['grad_norm_ratio'])}" if arm["grad_norm_ratio"] else "",
+            text=number(arm.mean("grad_norm")),
+            note=f"p95/p5 {number(arm.mean('grad_norm_ratio'))}" if arm["grad_norm_ratio"] else "",
         ),
         "Time per epoch": lambda arm: Entry(
             text=seconds(arm.middle("seconds")),
@@ -367,10 +368,6 @@ def _table(record: Record, arms: Sequence[RatedArm], *, with_rate: bool = False)
     if not with_rate:
         del columns["Learning rate"]
     return Table.of(arms, columns)
-
-
-def _mean(value: Spread | None) -> str:
-    return number(value.mean if value else None)
 
 
 def _early(arm: RatedArm) -> Entry:
@@ -571,7 +568,9 @@ def _over_epochs(
 
 def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
     """Say what the arms at the shared rate show."""
-    measured = sorted((arm for arm in arms if arm["val_accuracy"]), key=_final, reverse=True)
+    measured = sorted(
+        (arm for arm in arms if arm["val_accuracy"]), key=methodcaller("mean", "val_accuracy"), reverse=True
+    )
     failed = [arm.label for arm in arms if arm.is_lost]
     if not measured:
         return _nothing_to_compare(record, arms, failed)
@@ -579,7 +578,7 @@ def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
     pair = {batch_arm([arm.arm for arm in measured]), PLAIN}
     if best.arm in pair:  # the other of the article's two comes next
         others.sort(key=lambda arm: arm.arm not in pair)
-    chance, score = chance_of(record), percent(_final(best))
+    chance, score = chance_of(record), percent(best.mean("val_accuracy"))
     claim = f"{capital(best.label)} reaches {score} on {data_label(record)}"
     if is_guessing(best["val_accuracy"], chance):
         return f"No network is surely better than guessing; the best, {best.label}, reaches {score}"
@@ -587,12 +586,12 @@ def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
         return f"{claim}; {listing(failed)} {'diverges' if len(failed) == 1 else 'diverge'}"
     if not others:
         return claim
-    other, its_score = others[0], percent(_final(others[0]))
+    other, its_score = others[0], percent(others[0].mean("val_accuracy"))
     if is_guessing(other["val_accuracy"], chance):
         return f"{claim}; {other.label} is at chance: {its_score}"
     if not are_apart(best["val_accuracy"], other["val_accuracy"]):
         return f"{capital(best.label)} and {other.label} end within their seeds' range: {score} and {its_score}"
-    return f"{claim}, {other.label} {its_score}: {points(_final(best) - _final(other))} apart"
+    return f"{claim}, {other.label} {its_score}: {points(best.mean('val_accuracy') - other.mean('val_accuracy'))} apart"
 
 
 def _nothing_to_compare(record: Record, arms: Sequence[RatedArm], failed: Sequence[str]) -> str:
@@ -624,10 +623,6 @@ def _deviations(record: Record) -> list[str]:
         for key, value in ARTICLES.items()
         if record.config.get(key, value) != value
     ]
-
-
-def _final(arm: RatedArm) -> float:
-    return accuracy.mean if (accuracy := arm["val_accuracy"]) else -1.0
 
 
 LEAD = """

@@ -73,9 +73,7 @@ class LandscapeConfig(OneRateConfig):
     """
 
     epochs: int = 5
-    """Passes over the training images."""
     milestones: tuple[int, ...] = ()
-    """Epochs after which the learning rate is divided by ten."""
     arms: tuple[str, ...] = ("batch_norm", "noisy_batch_norm", "none")
     """Normalizations to compare: those of steadynorm compare, and noisy_batch_norm, whose outputs are shifted and
     scaled at random, drawn again at every step."""

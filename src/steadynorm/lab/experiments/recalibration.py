@@ -76,24 +76,15 @@ class RecalibrationConfig(OneRateConfig):
     batch_size: Annotated[int, tyro.conf.arg(aliases=("--batch",))] = 128
     """Images that are normalized together, in training and in recalibration; what is left over is a smaller batch."""
     epochs: int = 8
-    """Passes over the training images."""
     milestones: tuple[int, ...] = (6,)
-    """Epochs after which the learning rate is divided by ten."""
 
     def by_data(self) -> Mapping[str, Any]:
         """Give numbers of images that there are."""
         return {"images": (100, 500, 1_500) if self.data == "shapes" else (100, 500, 2_000, 10_000)}
 
 
-QUICK: dict[str, Any] = {
-    "widths": (8, 16, 32),
-    "batch_size": 32,
-    "epochs": 6,
-    "milestones": (4,),
-    "lr": 0.02,
-    "seeds": (0,),
-    "images": (100, 500),
-}
+QUICK: dict[str, Any] = {"widths": (8, 16, 32), "epochs": 6, "milestones": (4,), "batch_size": 32, "lr": 0.02}
+QUICK |= {"seeds": (0,), "images": (100, 500)}
 
 
 def _check(config: RecalibrationConfig) -> None:
@@ -176,7 +167,7 @@ def describe(record: Record) -> Report:
             "Recalibrated": _column("ours"),
             "torch's update_bn": _column("update_bn"),
             "Passes": lambda one: f"{found.high:.0f}" if (found := one["passes"]) else "",
-            "Seconds": lambda one: seconds(found.mean if (found := one["seconds"]) else None),
+            "Seconds": lambda one: seconds(one.mean("seconds")),
         },
     )
     wiped = spread(cell.last("wiped") for cell in done)

@@ -92,20 +92,11 @@ class ScaleConfig(TrainingConfig):
     depth: int = 6
     """Convolutions of the cnn."""
     augment: Literal["none", "crop-flip"] = "crop-flip"
-    """crop-flip: random crop after a border of 4 pixels is added, and mirroring."""
 
 
-QUICK: dict[str, Any] = {
-    "network": "cnn",
-    "widths": (8, 16, 32),
-    "batch_size": (64, 512),
-    "reference_batch": 64,
-    "variants": ("recipe", "no_scaling", "no_warm_up", "plain"),
-    "epochs": 6,
-    "milestones": (4,),
-    "warm_up": 2,
-    "augment": "none",
-}
+QUICK: dict[str, Any] = {"network": "cnn", "widths": (8, 16, 32), "batch_size": (64, 512), "reference_batch": 64}
+QUICK |= {"variants": ("recipe", "no_scaling", "no_warm_up", "plain")}
+QUICK |= {"epochs": 6, "milestones": (4,), "warm_up": 2, "augment": "none"}
 
 
 def _work(task: Task[ScaleConfig]) -> None:
@@ -266,8 +257,7 @@ def _accuracy(arm: Arm) -> Entry:
 
 
 def _speed(arm: Arm) -> Entry:
-    value = arm["images_per_second"]
-    return Entry(text=f"{number(value.mean)} /s" if value else NONE)
+    return Entry(text=f"{number(arm.mean('images_per_second'))} /s" if arm["images_per_second"] else NONE)
 
 
 def _figure(record: Record, grid: Grid) -> list[Figure]:

@@ -98,21 +98,11 @@ class ShiftConfig(OneRateConfig):
     single_images: int = 300
     """Images in the streams in which they arrive one by one."""
     epochs: int = 8
-    """Passes over the training images."""
     milestones: tuple[int, ...] = (6,)
-    """Epochs after which the learning rate is divided by ten."""
 
 
-QUICK: dict[str, Any] = {
-    "widths": (8, 16, 32),
-    "epochs": 6,
-    "milestones": (5,),
-    "corruptions": ("gaussian_noise", "contrast"),
-    "severities": (5,),
-    "stream_images": 200,
-    "stream_batch": 50,
-    "single_images": 20,
-}
+QUICK: dict[str, Any] = {"widths": (8, 16, 32), "epochs": 6, "milestones": (5,), "severities": (5,)}
+QUICK |= {"corruptions": ("gaussian_noise", "contrast"), "stream_images": 200, "stream_batch": 50, "single_images": 20}
 
 
 def _work(task: Task[ShiftConfig]) -> None:

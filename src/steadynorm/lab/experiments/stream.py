@@ -85,23 +85,12 @@ class StreamConfig(OneRateConfig):
     stream_images: int = 1000
     """Test images in each stream."""
     widths: tuple[int, ...] = (16, 32, 64)
-    """Channels of each stage of the cnn; a stage ends with 2x2 pooling."""
     epochs: int = 3
-    """Passes over the training images."""
     milestones: tuple[int, ...] = (2,)
-    """Epochs after which the learning rate is divided by ten."""
 
 
-QUICK: dict[str, Any] = {
-    "arms": ("gated_batch_norm", "batch_norm"),
-    "widths": (8, 16, 32),
-    "batch_size": 16,
-    "lr": 0.02,
-    "epochs": 2,
-    "milestones": (1,),
-    "train_images": 512,
-    "stream_images": 60,
-}
+QUICK: dict[str, Any] = {"arms": ("gated_batch_norm", "batch_norm"), "widths": (8, 16, 32), "batch_size": 16}
+QUICK |= {"lr": 0.02, "epochs": 2, "milestones": (1,), "train_images": 512, "stream_images": 60}
 
 
 def _work(task: Task[StreamConfig]) -> None:

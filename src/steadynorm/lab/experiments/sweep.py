@@ -18,6 +18,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from typing import Any, TypeVar
 
 from steadynorm.lab.configuration import TrainingConfig, check_arms, check_experiment, check_split, settings_of
@@ -63,20 +64,13 @@ class SweepConfig(TrainingConfig):
     depth: tuple[int, ...] = (6,)
     """Numbers of convolutions of the cnn."""
     epochs: int = 5
-    """Passes over the training images."""
     milestones: tuple[int, ...] = (4,)
-    """Epochs after which the learning rate is divided by ten."""
     largest_rate: bool = False
     """Also look for the largest rate that trains, by bisection to within a factor of 1.5."""
 
 
-QUICK: dict[str, Any] = {
-    "lr": (0.01, 0.1, 1.0),
-    "batch_size": (16,),
-    "widths": (8, 16, 32),
-    "epochs": 3,
-    "milestones": (2,),
-}
+QUICK: dict[str, Any] = {"lr": (0.01, 0.1, 1.0), "batch_size": (16,), "widths": (8, 16, 32)}
+QUICK |= {"epochs": 3, "milestones": (2,)}
 
 
 def _work(task: Task[SweepConfig]) -> None:
@@ -291,6 +285,7 @@ def _limit_figures(record: Record, limits: Sequence[RateLimit]) -> list[Figure]:
     return found
 
 
+ACCURACY = methodcaller("mean", "accuracy")
 Found = TypeVar("Found", Arm, RateLimit)
 
 
@@ -302,8 +297,8 @@ def _claims(record: Record, grid: Sequence[Arm], limits: Sequence[RateLimit]) ->
     both = {batch_arm(record.config["arms"]), PLAIN}
     own = [arm for arm in grid if arm.arm in both]
     groups = itertools.groupby((arm for arm in own if arm["accuracy"]), lambda arm: {**arm.at, "lr": None})
-    best = [max(arms, key=_accuracy) for _, arms in groups]  # of every depth, batch size and normalization
-    tops = pair({name: max(arms, key=_accuracy) for name, arms in _by_arm(best).items()})
+    best = [max(arms, key=ACCURACY) for _, arms in groups]  # of every depth, batch size and normalization
+    tops = pair({name: max(arms, key=ACCURACY) for name, arms in _by_arm(best).items()})
     networks = {arm.label: arm["accuracy"] for arm in tops if arm}
     known = _pairs([limit for limit in limits if limit.rates and limit.arm in both])
     larger = {
@@ -332,7 +327,7 @@ def _only_plain_explodes(grid: Sequence[Arm]) -> Claim:
 def _best_is_ahead(best: Sequence[Arm]) -> Claim:
     found = {}
     for where, batch, plain in _pairs(best):
-        mine, its = _accuracy(batch), _accuracy(plain)
+        mine, its = batch.mean("accuracy"), plain.mean("accuracy")
         values = f"{percent(mine)} at {rate(batch.at['lr'])} with, {percent(its)} at {rate(plain.at['lr'])} without"
         is_ahead = mine > its and are_apart(batch["accuracy"], plain["accuracy"])
         found[f"{where}: {values} ({points(mine - its)})"] = is_ahead
@@ -360,10 +355,6 @@ def _pairs(found: Iterable[Found]) -> Iterator[tuple[str, Found, Found]]:
         depth, size = one.at["depth"], one.at["batch_size"]
         if (depth, size) == (other.at["depth"], other.at["batch_size"]):
             yield f"{depth} convolutions, batch {size}", one, other
-
-
-def _accuracy(arm: Arm) -> float:
-    return found.mean if (found := arm["accuracy"]) else math.nan
 
 
 def _headline(record: Record, grid: Sequence[Arm]) -> str:
