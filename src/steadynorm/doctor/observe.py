@@ -15,6 +15,7 @@ from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, Optimiz
 from steadynorm.doctor.runs import run_batches, run_reference
 from steadynorm.doctor.score import Measure
 from steadynorm.doctor.twins import twins_of
+from steadynorm.doctor.untouched import untouched
 from steadynorm.layers.base import BatchNormBase
 from steadynorm.surgery.batches import Batches, Forward, feed, unwrapped
 from steadynorm.surgery.flow.dataflow import LAYERS
@@ -111,7 +112,7 @@ def _run(
     metric: Measure | None,
 ) -> Runs:
     source = Batches(batches, "diagnose")
-    with source.randomness_kept(model):
+    with untouched(model), source.randomness_kept(model):
         return runs(model, source, forward, loss=loss, metric=metric)
 
 

@@ -17,6 +17,7 @@ from steadynorm.doctor.evidence import Runs, Sighting
 from steadynorm.doctor.first_batch import look_closely
 from steadynorm.doctor.score import Measure, Score, labels_of, score_from
 from steadynorm.doctor.sightings import watching
+from steadynorm.doctor.untouched import uncompiled
 from steadynorm.surgery.batches import Batches, Forward, evaluating
 from steadynorm.surgery.contexts import use_batch_statistics
 from steadynorm.surgery.flow.trial import preserved_state, tensors_in
@@ -191,7 +192,10 @@ def _updates(
         calls[name] += 1
 
     gradients = [(each, each.grad) for each in model.parameters()]
-    with preserved_state(model):
+    if any(getattr(each, "_post_accumulate_grad_hooks", None) for each, _ in gradients):
+        unread.append("a step of training, for double updates: a backward would run the hooks that gradients have.")
+        return {}
+    with preserved_state(model), uncompiled():
         before = {name: int(module.num_batches_tracked) for name, module in counted.items()}
         handles = [module.register_forward_pre_hook(partial(count, name)) for name, module in counted.items()]
         try:
@@ -277,9 +281,10 @@ def _recalibrated(model: nn.Module, batches: Sequence[Any], scorer: _Scorer, unr
         return ()
     stored = {module for module in model.modules() if is_batch_norm(module) and module.running_mean is not None}
     try:
-        change = recalibrate_(
-            model, batches[:half], where=lambda _, module: module in stored, forward=scorer.forward, passes=1
-        )
+        with uncompiled():
+            change = recalibrate_(
+                model, batches[:half], where=lambda _, module: module in stored, forward=scorer.forward, passes=1
+            )
     except ValueError as error:  # nothing that could be recalibrated, or a batch that is not finite
         unread.append(f"what statistics measured now would give: {error}")
         return ()
