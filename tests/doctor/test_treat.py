@@ -144,12 +144,14 @@ def test_a_layer_left_in_training_evaluates(model: Any) -> None:
 
 def test_half_precision_statistics_become_wide(model: Any) -> None:
     model[4].bfloat16().train()
-    stored = model[4].running_var
+    stored, weight, bits_of_weight = model[4].running_var, model[4].weight, model[4].weight.detach().clone()
     treatment = treat_(model.train(), diagnose(model))
     assert model[4].running_var.dtype == torch.float32
-    assert model[4].weight.dtype == torch.bfloat16
+    assert model[4](torch.randn(4, 8, 3, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
     treatment.undo()
     assert model[4].running_var is stored
+    assert model[4].weight is weight
+    assert torch.equal(weight, bits_of_weight)
 
 
 def test_synchronised_layers_become_plain() -> None:
@@ -197,3 +199,57 @@ def test_a_wrong_momentum_is_set_right_and_what_it_left_is_measured_again(model:
     assert [each.treatment for each in treatment.applied] == ["momentum", "recalibrate"]
     assert model[1].momentum == pytest.approx(0.01)
     assert mean(treatment.after) < 0.9 * mean(treatment.before)
+
+
+def accuracy(output: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return (output.argmax(1) == batch[1]).double().mean()
+
+
+def test_a_metric_is_shown_as_it_is(model: Any) -> None:
+    spoil(model, "stale")
+    treatment = treat_(model, diagnose(model, batches(), metric=accuracy), batches(), metric=accuracy)
+    with torch.no_grad():
+        now = sum(float(accuracy(model(x), (x, y))) for x, y in batches()[4:]) / 4
+    assert f"-> {now:.4g} (more is better)" in str(treatment)
+    assert "score -" not in str(treatment)
+    assert "-> -" not in str(treatment)
+
+
+def test_a_norm_that_two_parents_share_is_treated_once_and_given_back(model: Any) -> None:
+    model[4] = model[1]
+    with torch.no_grad():
+        model[1].running_var[3] = math.nan
+    before = bits(model)
+    treatment = treat_(model, diagnose(model, batches()), batches())
+    assert model[4] is model[1]
+    assert bool(model[1].running_var.isfinite().all())
+    treatment.undo()
+    assert bits(model) == before
+
+
+def test_a_norm_that_is_the_model_is_exchanged_and_given_back() -> None:
+    norm = nn.BatchNorm2d(3)
+    treatment = treat_(norm, diagnosis_of(finding("", "freeze")), [torch.randn(8, 3, 4, 4)])
+    assert type(treatment.model) is FrozenBatchNorm2d
+    assert treatment.undo() is norm
+
+
+def test_a_compiled_model_is_treated_in_place_and_nothing_is_exchanged(model: Any) -> None:
+    spoil(model, "stale")
+    before = bits(model)
+    compiled = torch.compile(model, backend="eager")
+    diagnosis = diagnose(compiled, batches())
+    wished = (*diagnosis.findings, finding("4", "freeze"))
+    treatment = treat_(compiled, diagnosis_of(*wished), batches())
+    assert [(each.treatment, each.kept) for each in treatment.applied] == [("recalibrate", True), ("freeze", False)]
+    assert "before the model is wrapped or compiled" in treatment.applied[1].why
+    assert diagnose(compiled, batches()).is_healthy
+    assert treatment.undo() is compiled
+    assert bits(model) == before
+
+
+def test_a_compiled_part_keeps_its_modules(model: Any) -> None:
+    model[1] = torch.compile(model[1], backend="eager")
+    (applied,) = treat_(model, diagnosis_of(finding("4", "freeze"))).applied
+    assert not applied.kept
+    assert type(model[4]) is nn.BatchNorm2d

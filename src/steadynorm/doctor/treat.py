@@ -21,7 +21,7 @@ from steadynorm.surgery.change import Change, NothingDoneError, Transaction
 from steadynorm.surgery.convert import from_sync_
 from steadynorm.surgery.freeze import freeze_
 from steadynorm.surgery.kinds import is_batch_norm, label
-from steadynorm.surgery.named_modules import Where, batch_norms_of
+from steadynorm.surgery.named_modules import Where, batch_norms_of, check_plain
 from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.repair import repair_statistics_
 
@@ -29,6 +29,8 @@ __all__ = ["TREATMENTS", "Applied", "Treatment", "treat_"]
 
 
 _HALF = (torch.float16, torch.bfloat16)
+_EXCHANGING = ("from_sync", "float32", "freeze")
+"""Treatments that put other modules or buffers into the model, which a wrapper would not know."""
 MOST_BATCHES = 32
 """Batches that are taken, of more."""
 
@@ -45,6 +47,7 @@ class Applied:
         after: mean score after it.
         kept: whether it stays.
         why: why it was undone or could do nothing; empty where it stays.
+        sign: by which scores are shown: −1 of a metric, of which more is better.
     """
 
     treatment: str
@@ -54,10 +57,13 @@ class Applied:
     after: float
     kept: bool
     why: str = ""
+    sign: int = 1
 
     def __str__(self) -> str:
         checks = ", ".join(dict.fromkeys(finding.check for finding in self.findings))
-        numbers = "" if math.isnan(self.after) else f", score {self.before:.4g} -> {self.after:.4g}"
+        numbers = (
+            "" if math.isnan(self.after) else f", score {self.sign * self.before:.4g} -> {self.sign * self.after:.4g}"
+        )
         if self.change is None:
             return f"{self.treatment} for {checks}: not done: {self.why}"
         if not self.kept:
@@ -70,11 +76,12 @@ class Treatment:
     """What was done to a model, and what is left to its owner.
 
     Args:
-        model: the model as it is now.
+        model: the model as it is now; another object than was given only where the root itself was replaced.
         applied: every treatment that was tried, in its order.
         advice: findings that only the user can act on.
         before: score of each batch before all of it; empty where there is no score.
         after: likewise after it.
+        sign: by which scores are shown: −1 of a metric, of which more is better.
     """
 
     model: nn.Module
@@ -82,6 +89,8 @@ class Treatment:
     advice: tuple[Finding, ...]
     before: tuple[float, ...] = ()
     after: tuple[float, ...] = ()
+    sign: int = 1
+    _given: nn.Module = field(repr=False)
     _undone: bool = field(default=False, repr=False)
 
     def undo(self) -> nn.Module:
@@ -92,12 +101,14 @@ class Treatment:
         """
         if self._undone:
             raise RuntimeError("treat_: this treatment has been undone already.")
-        self.model = _undo(self.applied) or self.model
-        self._undone = True
+        _undo(self.applied)
+        self.model, self._undone = self._given, True
         return self.model
 
     def __str__(self) -> str:
-        score = f"score {_mean(self.before):.4g} -> {_mean(self.after):.4g} (less is better)" if self.before else ""
+        which = "less is better" if self.sign > 0 else "more is better"
+        numbers = f"score {self.sign * _mean(self.before):.4g} -> {self.sign * _mean(self.after):.4g} ({which})"
+        score = numbers if self.before else ""
         kept = sum(each.kept for each in self.applied)
         head = f"{kept} of {len(self.applied)} treatments kept{f', {score}' if score else ''}."
         left = [f"left to you: {each.check} at {each.place}: {each.remedy.advice}" for each in self.advice]
@@ -136,7 +147,7 @@ def treat_(
     the first 32 are taken. What raises, an interruption included, leaves the model as it was.
 
     Args:
-        model: that was diagnosed; changed in place. Not wrapped or compiled.
+        model: that was diagnosed; changed in place. Of one that is wrapped or compiled no module is exchanged.
         diagnosis: of this model.
         batches: like those that the model is trained on; without them nothing is measured, and statistics are only
             repaired.
@@ -151,7 +162,7 @@ def treat_(
     kept = [] if batches is None else list(itertools.islice(Batches(batches, "treat_"), MOST_BATCHES))
     half = max(1, len(kept) // 2)
     measured, judged = kept[:half], kept[half:] or kept
-    score = _Score(model, judged, run, loss, metric)
+    score = _Score(unwrapped(model), judged, run, loss, metric)
     first = before = score()
     applied: list[Applied] = []
     try:
@@ -162,7 +173,9 @@ def treat_(
             measured_on_all = any(finding.cost is not None for finding in findings)
             names = frozenset(() if measured_on_all else (finding.layer for finding in findings))
             applied.append(
-                _apply(name, treatment, findings, _Case(model=model, names=names, batches=measured, forward=run))
+                _apply(name, treatment, findings, _Case(model=score.model, names=names, batches=measured, forward=run))
+                if name not in _EXCHANGING or (why := _why_not_plain(model)) is None
+                else _refused(name, findings, why)
             )
             if applied[-1].change is not None:
                 applied[-1], before = _judge(applied[-1], before, score)
@@ -170,7 +183,29 @@ def treat_(
         _undo(applied)
         raise
     advice = tuple(finding for finding in diagnosis if not finding.remedy.treatment)
-    return Treatment(model=model, applied=tuple(applied), advice=advice, before=first, after=before)
+    return Treatment(
+        model=score.model if unwrapped(model) is model else model,
+        applied=tuple(replace(each, sign=score.sign) for each in applied),
+        advice=advice,
+        before=first,
+        after=before,
+        sign=score.sign,
+        _given=model,
+    )
+
+
+def _why_not_plain(model: nn.Module) -> str | None:
+    """Say why the modules of a model cannot be exchanged; None where they can."""
+    try:
+        check_plain("treat_", model)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def _refused(name: str, findings: tuple[Finding, ...], why: str) -> Applied:
+    nan = math.nan
+    return Applied(treatment=name, findings=findings, change=None, before=nan, after=nan, kept=False, why=why)
 
 
 def _treatments(finding: Finding) -> tuple[str, ...]:
@@ -183,42 +218,33 @@ def _apply(
     name: str, treatment: Callable[[_Case], Change | None], findings: tuple[Finding, ...], case: _Case
 ) -> Applied:
     """Change the model, and say why where that cannot be done."""
-    change, why = None, "it needs batches"
     try:
         change = treatment(case)
     except (NothingDoneError, ValueError) as error:
-        why = str(error)
-    return Applied(
-        treatment=name,
-        findings=findings,
-        change=change,
-        before=math.nan,
-        after=math.nan,
-        kept=change is not None,
-        why="" if change is not None else why,
-    )
+        return _refused(name, findings, str(error))
+    if change is None:
+        return _refused(name, findings, "it needs batches")
+    return Applied(treatment=name, findings=findings, change=change, before=math.nan, after=math.nan, kept=True)
 
 
-def _judge(
-    applied: Applied, before: tuple[float, ...], score: Callable[[], tuple[float, ...]]
-) -> tuple[Applied, tuple[float, ...]]:
+def _judge(applied: Applied, before: tuple[float, ...], score: _Score) -> tuple[Applied, tuple[float, ...]]:
     """Undo what made the scores worse; give what became of it, and the scores of the model as it is then."""
+    change = applied.change
+    assert change is not None
+    score.model = change.model
     after = score()
     applied = replace(applied, before=_mean(before), after=_mean(after))
     if not _is_worse(before, after):
         return applied, after
-    assert applied.change is not None
-    applied.change.undo()
+    score.model = change.undo()
     return replace(applied, kept=False, why="the score was worse after it"), before
 
 
-def _undo(applied: Sequence[Applied]) -> nn.Module | None:
-    """Take back what was kept, the last first; give the model, None where nothing was kept."""
-    model = None
+def _undo(applied: Sequence[Applied]) -> None:
+    """Take back what was kept, the last first."""
     for each in reversed(applied):
         if each.kept and each.change is not None:
-            model = each.change.undo()
-    return model
+            each.change.undo()
 
 
 class _Score:
@@ -227,12 +253,14 @@ class _Score:
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], forward: Forward, loss: Measure | None, metric: Measure | None
     ) -> None:
-        self._model, self._batches, self._forward, self._loss, self._metric = model, batches, forward, loss, metric
+        self.model = model
+        self.sign = -1 if loss is None and metric is not None else 1
+        self._batches, self._forward, self._loss, self._metric = batches, forward, loss, metric
 
     def __call__(self) -> tuple[float, ...]:
         if not self._batches:
             return ()
-        return scores_of(unwrapped(self._model), self._batches, self._forward, loss=self._loss, metric=self._metric)
+        return scores_of(self.model, self._batches, self._forward, loss=self._loss, metric=self._metric)
 
 
 def _mean(scores: Sequence[float]) -> float:
@@ -302,7 +330,7 @@ def _momentum(case: _Case) -> Change:
 
 
 def _float32(case: _Case) -> Change:
-    """Store running estimates in float32."""
+    """Store running estimates in float32; weight and bias too, beside which torch takes no others on a CPU."""
     with Transaction("float32_", case.model) as edits:
         for named in batch_norms_of(case.model, case.where):
             module = named.module
@@ -310,9 +338,22 @@ def _float32(case: _Case) -> Change:
             halves = {name: each for name, each in stored.items() if each is not None and each.dtype in _HALF}
             for name, half in halves.items():
                 edits.set_entry(module._buffers, name, half.float())
+            for parameter in module._parameters.values() if halves else ():
+                if parameter is not None and parameter.dtype in _HALF:
+                    _widen(edits, parameter)
             if halves:
-                edits.note_changed(named.name, label(module), "its running estimates in float32")
+                edits.note_changed(named.name, label(module), "its running estimates, weight and bias in float32")
         return edits.finish()
+
+
+def _widen(edits: Transaction, parameter: nn.Parameter) -> None:
+    """Store a parameter in float32; it stays the object that an optimizer knows."""
+    half, wide = parameter.data, parameter.data.float()
+
+    def store(data: torch.Tensor) -> None:
+        parameter.data = data
+
+    edits.edit(lambda: store(wide), lambda: store(half), lambda: parameter.data_ptr() == wide.data_ptr())
 
 
 TREATMENTS: dict[str, Callable[[_Case], Change | None]] = {

@@ -6,8 +6,8 @@ Harm: an exponential average in bfloat16 or float16 stalls: an increment of mome
 smaller than half a unit in the last place is lost, so with momentum 0.001 the estimates stop far from the data's. The
 counter stops at 256 in bfloat16. ``.half()``, ``.to(bfloat16)`` and FSDP cast buffers with the parameters.
 
-Remedy: keep statistics in float32, as torch's kernels allow beside half-precision parameters, and as steadynorm's
-layers always do. Safe.
+Remedy: keep the whole layer in float32, weight and bias too: torch's kernels take half-precision inputs beside it, and
+no layer of which only the statistics are wide. steadynorm's layers always keep statistics in float32. Safe.
 
 Threshold: a warning where the layer trains; a note where it only evaluates, since rounding to 8 bits changes a gain by
 0.4 % at most.
@@ -25,7 +25,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 _REMEDY = Remedy(
-    advice="Keep them in float32: norm.running_mean.float(), or convert_ the layer to one of steadynorm's.",
+    advice="Keep the layer in float32 (norm.float()), or convert_ it to one of steadynorm's.",
     treatment="float32",
 )
 _DIGITS = {torch.bfloat16: "2 to 3", torch.float16: "3 to 4"}
