@@ -45,7 +45,7 @@ FLAGS = {
     "recalibration": RECALIBRATION_FLAGS,
     "doctor": """
         --weights --weights-key --data --data-dir --mean --std --input-size --batch-size --batches --seed --device
-        --skip --json --sarif --html --explain --list
+        --skip --treat --json --sarif --html --explain --list
     """,
     "export": """
         --weights --weights-key --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images

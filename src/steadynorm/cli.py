@@ -74,7 +74,7 @@ def export(config: ExportConfig) -> int:
 
 
 def doctor(config: DoctorConfig) -> int:
-    """Diagnose a model; 1 where something worse than a note is found."""
+    """Diagnose a model; 1 where something worse than a note is found, or remains."""
     if config.list:
         list_checks(Console())
         return 0
@@ -88,7 +88,7 @@ def doctor(config: DoctorConfig) -> int:
         print(json.dumps(as_content(found), indent=2, allow_nan=False))
     else:
         show(found, Console())
-    return int(not found.diagnosis.is_healthy)
+    return int(not found.is_healthy)
 
 
 def report(config: ReportConfig) -> None:

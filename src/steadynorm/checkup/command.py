@@ -15,13 +15,14 @@ import tyro
 from torch import Tensor, nn
 
 from steadynorm.checkup.data import Sample, Wanted, load_sample
+from steadynorm.checkup.treatment import check_target, reloaded, treat
 from steadynorm.deploy.source import load_source
-from steadynorm.doctor import CHECKS, accuracy, judge, observe
+from steadynorm.doctor import CHECKS, Diagnosis, accuracy, judge, observe
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.score import logits_of
 from steadynorm.lab.configuration import check_at_least
 from steadynorm.lab.machine import choose_device
-from steadynorm.reporting.diagnosis import Examination
+from steadynorm.reporting.diagnosis import Examination, Treated
 from steadynorm.reporting.environment import describe_machine, describe_versions
 from steadynorm.reporting.failure import UserError, check_known, one_line
 from steadynorm.reporting.flags import as_config, command_of
@@ -74,6 +75,9 @@ class DoctorConfig:
     """Where the model runs."""
     skip: tuple[str, ...] = ()
     """Checks that are not to run."""
+    treat: Path | None = None
+    """Repair what can be repaired, measure again, keep what helped, and write the weights into this new .safetensors
+    file; the exit status is then that of a model built anew with them."""
     json: tuple[Path, ...] | None = None
     """Write the diagnosis as JSON into a file; without a name on standard output, in place of the table."""
     sarif: Path | None = None
@@ -99,8 +103,9 @@ def run_doctor(config: DoctorConfig, display: Display) -> Examination:
     model = found.model.to(choose_device(config.device))
     sample, told = _sample(config, model, display)
     evidence = _observed(model, sample)
+    diagnosis = judge(evidence, skip=config.skip)
     return Examination(
-        diagnosis=judge(evidence, skip=config.skip),
+        diagnosis=diagnosis,
         model=found.name,
         told=tuple(filter(None, (found.weights, told))),
         has_data=sample is not None,
@@ -110,7 +115,20 @@ def run_doctor(config: DoctorConfig, display: Display) -> Examination:
         config=as_config(config),
         versions=describe_versions(),
         machine=describe_machine(next(chain(model.parameters(), model.buffers()), torch.empty(0)).device),
+        treated=None if config.treat is None else _treated(config, source, model, diagnosis, sample),
     )
+
+
+def _treated(
+    config: DoctorConfig, source: str, model: nn.Module, diagnosis: Diagnosis, sample: Sample | None
+) -> Treated:
+    """Treat the model, and look at one built anew with what was written."""
+    assert config.treat is not None
+    found = treat(model, diagnosis, sample, source=source, out=config.treat)
+    if not found.file:
+        return found
+    anew = reloaded(source, config.treat).to(choose_device(config.device))
+    return replace(found, remaining=judge(_observed(anew, sample), skip=config.skip))
 
 
 def explain(name: str) -> str:
@@ -136,6 +154,8 @@ def check_config(config: DoctorConfig) -> str:
         raise UserError(
             "give the model: PACKAGE.MODULE:FUNCTION that builds it, or a checkpoint; or --explain CHECK, or --list."
         )
+    if config.treat is not None:
+        check_target(config.treat)
     check_at_least(config, (("batch_size", 1), ("batches", 1), ("seed", 0)))
     if config.batches > MOST:
         raise UserError(f"--batches: must be at most {MOST}, more are not looked at, got {config.batches}.")

@@ -6,6 +6,7 @@ import json
 
 from steadynorm.checkup.command import DoctorConfig
 from steadynorm.reporting.diagnosis import Examination, as_content
+from steadynorm.reporting.diagnosis_page import diagnosis_page
 from steadynorm.reporting.files import write_text
 
 __all__ = ["write_files"]
@@ -21,3 +22,5 @@ def write_files(config: DoctorConfig, found: Examination) -> None:
         write_text(path, json.dumps(as_content(found), indent=2, allow_nan=False) + "\n")
     if config.sarif is not None:
         write_text(config.sarif, found.diagnosis.to_sarif())
+    if config.html is not None:
+        write_text(config.html, diagnosis_page(found))

@@ -15,7 +15,7 @@ from steadynorm.reporting.page import facts, render_page
 from steadynorm.reporting.place import check_inside, file_in
 from steadynorm.reporting.report import Figures, Report, Section, Text, as_json
 
-__all__ = ["Files", "write_report"]
+__all__ = ["Files", "page_alone", "write_report"]
 
 Files = Sequence[tuple[str, str]]
 """Names in a directory and what they hold."""
@@ -59,10 +59,28 @@ def write_report(
     return page
 
 
+def page_alone(head: dict[str, Any], report: Report, *, eyebrow: str) -> str:
+    """Make a page that stands alone, with no file beside it; for reports without figures.
+
+    Args:
+        head: as for :func:`write_report`; empty parts are left out.
+        report: what it says.
+        eyebrow: line above the headline.
+    """
+    assert not report.figures, "figures link their files"
+    return _page(head, report, {}, files=None, eyebrow=eyebrow, missing="")
+
+
 def _page(
-    head: dict[str, Any], report: Report, drawings: dict[str, Drawing], *, files: Files, eyebrow: str, missing: str
+    head: dict[str, Any],
+    report: Report,
+    drawings: dict[str, Drawing],
+    *,
+    files: Files | None,
+    eyebrow: str,
+    missing: str,
 ) -> str:
-    """Make ``report.html``: one file that needs nothing else."""
+    """Make ``report.html``: one file that needs nothing else; with no files beside it where they are None."""
     method = Section(title="How it was measured", short="Method", blocks=[Text(line) for line in report.method])
     parts = [section for section in (*report.sections, method) if section.shown]
     setup = [
@@ -71,6 +89,7 @@ def _page(
         ("Versions", facts(head["versions"])),
         ("Machine", facts(head["machine"])),
     ]
+    setup = [(name, pairs) for name, pairs in setup if pairs]
     notice = {"text": missing, "command": f"steadynorm {head['experiment']} --resume DIR"} if missing else None
 
     def drawn(block: Figures) -> list[Drawing]:
@@ -84,14 +103,14 @@ def _page(
         notice=notice,
         sections=[
             *((part.key, part.short or part.title) for part in parts),
-            ("setup", "Configuration"),
-            ("again", "Run it again"),
+            *([("setup", "Configuration")] if setup else []),
+            *([("again", "Run it again")] if head["command"] else []),
         ],
         parts=parts,
         drawn=drawn,
         setup=setup,
         command=head["command"],
-        files=[*OF_ALL, *files],
+        files=None if files is None else [*OF_ALL, *files],
         version=head["versions"].get("steadynorm", ""),
         created=head["created"][:10],
         palette=PALETTE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,21 @@ from steadynorm.printable import printable_line
 from steadynorm.reporting.numbers import number, percent
 from steadynorm.reporting.words import listing
 
-__all__ = ["Examination", "as_content", "cost_text", "layers_text", "list_checks", "show"]
+__all__ = [
+    "Examination",
+    "Treated",
+    "as_content",
+    "checks_as_markdown",
+    "cost_text",
+    "layers_text",
+    "list_checks",
+    "needs_text",
+    "remedy_text",
+    "score_line",
+    "show",
+    "treatment_lines",
+    "unmet_needs",
+]
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 GIVEN_BY = {
@@ -40,6 +55,29 @@ BY = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Treated:
+    """What ``--treat`` did.
+
+    Args:
+        applied: every treatment that was tried, a line each.
+        left: findings that only the user can act on.
+        before: accuracy before all of it, on data that statistics were not measured on; None where it is not known.
+        after: likewise after it.
+        file: that the weights were written to; empty where nothing was kept.
+        in_code: what was kept and no file of weights holds, a sentence each.
+        remaining: what is found in a model that is built anew with the file's weights.
+    """
+
+    applied: tuple[str, ...]
+    left: tuple[Finding, ...]
+    before: float | None
+    after: float | None
+    file: str
+    in_code: tuple[str, ...]
+    remaining: Diagnosis | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Examination:
     """A diagnosis and how it came about.
 
@@ -54,6 +92,7 @@ class Examination:
         config: the flags.
         versions: of packages.
         machine: on which it ran.
+        treated: what was done; None where that was not asked for.
     """
 
     diagnosis: Diagnosis
@@ -66,6 +105,13 @@ class Examination:
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    treated: Treated | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing worse than a note is found, or remains after a treatment."""
+        left = self.treated.remaining if self.treated else None
+        return (left or self.diagnosis).is_healthy
 
 
 def as_content(examination: Examination) -> dict[str, Any]:
@@ -76,6 +122,18 @@ def as_content(examination: Examination) -> dict[str, Any]:
         "accuracy": dict(examination.scores),
         "command": examination.command,
         "created": examination.created,
+        "treatment": None if examination.treated is None else _treatment(examination.treated),
+    }
+
+
+def _treatment(treated: Treated) -> dict[str, Any]:
+    return {
+        "applied": list(treated.applied),
+        "left": [{"check": each.check, "layer": each.layer, "advice": each.remedy.advice} for each in treated.left],
+        "accuracy": {"before": treated.before, "after": treated.after},
+        "file": treated.file or None,
+        "in_code": list(treated.in_code),
+        "remaining": None if treated.remaining is None else as_document(treated.remaining),
     }
 
 
@@ -84,13 +142,31 @@ def show(examination: Examination, console: Console) -> None:
     diagnosis = examination.diagnosis
     _line(console, diagnosis.headline, style="bold")
     _line(console, f"{diagnosis.scope}")
-    for line in (_score_line(examination) or _missing_line(examination), *map(_unread, diagnosis.unread)):
+    for line in (score_line(examination) or _missing_line(examination), *map(_unread, diagnosis.unread)):
         _line(console, line)
     if diagnosis.findings:
         console.print()
         console.print(findings_table(diagnosis))
         checks = listing(list(dict.fromkeys(each.check for each in diagnosis)))
         _line(console, f"More on a check: steadynorm doctor --explain NAME ({checks})", style="dim")
+    if examination.treated is not None:
+        console.print()
+        for line in treatment_lines(examination.treated):
+            _line(console, line)
+
+
+def treatment_lines(treated: Treated) -> list[str]:
+    """Say what a treatment did, what it could not do, and what remains, a line each."""
+    lines = list(treated.applied) or ["Nothing that was found can be treated."]
+    if treated.before is not None and treated.after is not None:
+        lines.append(f"Accuracy {percent(treated.before)} before, {percent(treated.after)} after.")
+    lines += [f"Left to you: {each.check} at {each.place}: {each.remedy.advice}" for each in treated.left]
+    lines += treated.in_code
+    lines.append(f"Written: {treated.file}" if treated.file else "No file was written, since no treatment was kept.")
+    if treated.remaining is not None:
+        lines.append(f"A model built anew with these weights: {treated.remaining.headline}")
+        lines += [f"  {each[0].severity} {each[0].check} at {layers_text(each)}" for each in treated.remaining.groups]
+    return lines
 
 
 def findings_table(diagnosis: Diagnosis) -> Table:
@@ -117,6 +193,16 @@ def list_checks(console: Console) -> None:
         needs = needs_text(", ".join(check.needs)) if check.needs else ""
         table.add_row(Text(check.name), Text(check.title), Text(needs))
     console.print(table)
+
+
+def checks_as_markdown() -> str:
+    """Give the list of checks as a table of Markdown, for the documentation."""
+    rows = ["| check | finds | needs |", "|---|---|---|"]
+    for check in CHECKS.values():
+        needs = needs_text(", ".join(check.needs)) if check.needs else ""
+        marked = re.sub(r"--\w+|\w+=|steadynorm\.\w+", lambda found: f"`{found[0]}`", needs)
+        rows.append(f"| `{check.name}` | {check.title} | {marked} |")
+    return "\n".join(rows) + "\n"
 
 
 def layers_text(group: Sequence[Finding]) -> str:
@@ -157,7 +243,7 @@ def _sentences(group: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     yield remedy_text(first), "dim"
 
 
-def _score_line(examination: Examination) -> str:
+def score_line(examination: Examination) -> str:
     """Give the accuracy by each kind of statistics."""
     if not examination.scores:
         return examination.told[-1] if examination.has_data else ""
@@ -165,12 +251,17 @@ def _score_line(examination: Examination) -> str:
     return f"Accuracy {', '.join(parts)}. {examination.told[-1]}"
 
 
-def _missing_line(examination: Examination) -> str:
-    """Name the checks that could not run, by what they need."""
+def unmet_needs(diagnosis: Diagnosis) -> dict[str, list[str]]:
+    """Give the checks that could not run, by how they would be given what they need."""
     by_need: dict[str, list[str]] = {}
-    for name, needs in examination.diagnosis.not_run.items():
+    for name, needs in diagnosis.not_run.items():
         by_need.setdefault(needs_text(needs), []).append(name)
-    parts = [f"{', '.join(names)}: {need}" for need, names in by_need.items()]
+    return by_need
+
+
+def _missing_line(examination: Examination) -> str:
+    """Name the checks that could not run."""
+    parts = [f"{', '.join(names)}: {need}" for need, names in unmet_needs(examination.diagnosis).items()]
     return f"Not run, with what would let them: {'; '.join(parts)}." if parts else ""
 
 

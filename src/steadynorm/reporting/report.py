@@ -77,7 +77,8 @@ class Entry:
     note: str = ""
     """Smaller, under the text."""
     tone: str = ""
-    """``bad``, ``strong``, ``muted``, ``series-0`` to ``series-5`` for the color of a figure's line, or nothing."""
+    """``bad``, ``strong``, ``muted``, ``chip`` (``chip error``, ``chip warning``) for a word in a frame, ``series-0``
+    to ``series-5`` for the color of a figure's line, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

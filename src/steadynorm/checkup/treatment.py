@@ -1,0 +1,110 @@
+"""``--treat``: repair a model, write its weights, and look at what they make of a model that is built anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from steadynorm.checkup.data import Sample
+from steadynorm.deploy.source import is_built, load_source
+from steadynorm.doctor import Diagnosis, Treatment, accuracy, treat_
+from steadynorm.reporting.diagnosis import Treated
+from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.files import atomic_path
+
+__all__ = ["check_target", "reloaded", "treat"]
+
+IN_CODE = {
+    "evaluate": "call model.eval() before predictions",
+    "from_sync": "build the model with plain batch norms",
+    "momentum": "set this momentum where the model is built",
+    "freeze": "call steadynorm.surgery.freeze_ on these layers after the model is built",
+}
+"""Treatment that a file of weights does not hold -> what does the same."""
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file that could not be written, before anything takes long.
+
+    Raises:
+        UserError: it has another ending, or is there already.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"--treat: must name a .safetensors file, got {path}.")
+    if path.exists() or path.is_symlink():
+        raise UserError(f"--treat: {path} exists already. Give a new file.")
+
+
+def treat(model: nn.Module, diagnosis: Diagnosis, sample: Sample | None, *, source: str, out: Path) -> Treated:
+    """Treat a model, and write its state where something was kept.
+
+    Args:
+        model: that was diagnosed; changed in place.
+        diagnosis: of it.
+        sample: without one nothing is measured, and statistics are only repaired.
+        source: that the model was loaded from.
+        out: file for the state dict.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    scored = sample is not None and sample.classes > 0
+    treatment = treat_(
+        model, diagnosis, None if sample is None else list(sample.batches), metric=accuracy if scored else None
+    )
+    kept = [each for each in treatment.applied if each.kept]
+    if kept:
+        _save(treatment.model, out, _metadata(source))
+    before, after = (_accuracy(scores) if scored else None for scores in (treatment.before, treatment.after))
+    return Treated(
+        applied=tuple(str(replace(each, after=math.nan)) for each in treatment.applied),  # the score is said once
+        left=treatment.advice,
+        before=before,
+        after=after,
+        file=str(out) if kept else "",
+        in_code=tuple(_in_code(treatment)),
+    )
+
+
+def reloaded(source: str, file: Path) -> nn.Module:
+    """Build a model anew, with the weights that were written."""
+    return load_source(source, weights=file).model if is_built(source) else load_source(str(file), weights=None).model
+
+
+def _save(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write the tensors of a state dict, each with memory of its own."""
+    tensors = {name: each.detach().cpu().clone().contiguous() for name, each in _tensors(model).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _tensors(model: nn.Module) -> Mapping[str, Tensor]:
+    return {name: each for name, each in model.state_dict().items() if isinstance(each, Tensor)}
+
+
+def _metadata(source: str) -> dict[str, str]:
+    """Give what a checkpoint of an experiment says of its network, so that the new file is one as well."""
+    if is_built(source):
+        return {"format": "pt"}
+    with safe_open(source, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _accuracy(scores: tuple[float, ...]) -> float | None:
+    return -sum(scores) / len(scores) if scores else None
+
+
+def _in_code(treatment: Treatment) -> list[str]:
+    """Say what was kept that a file of weights does not hold, a sentence each."""
+    return [
+        f"Not in the file: {each.treatment} at {', '.join(one.name or '(the model)' for one in each.change.changed)}; "
+        f"{IN_CODE[each.treatment]}."
+        for each in treatment.applied
+        if each.kept and each.change is not None and each.treatment in IN_CODE
+    ]
