@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +144,31 @@ def test_a_forward_that_switches_modes_moves_statistics_in_evaluation(model: Any
     model[4] = Always(model[4])
     (found,) = diagnose(model, batches()).of("statistics-moved-in-eval")
     assert (found.layer, found.severity) == ("4.norm", Severity.ERROR)
+
+
+def test_statistics_are_tried_on_every_second_batch(model: Any) -> None:
+    """Half of the batches, one after the other, are of another scale: statistics of one half fit not the other."""
+    mixed = [(x * (1 if at < 4 else 3), labels) for at, (x, labels) in enumerate(batches())]
+    by_hand = copy.deepcopy(model)
+    recalibrate_(by_hand, mixed[::2], passes=1)
+    runs = observe(model, mixed).batches
+    assert runs is not None
+    with torch.no_grad():
+        expected = [float(functional.cross_entropy(by_hand(x), labels)) for x, labels in mixed[1::2]]
+    assert runs.recalibrated == pytest.approx(expected, rel=1e-4)
+
+
+class Trains(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, True)
+
+
+def test_a_subclass_that_always_trains_moves_statistics_in_evaluation(model: Any) -> None:
+    live = Trains(model[4].num_features)
+    live.load_state_dict(model[4].state_dict())
+    model[4] = live.eval()
+    (found,) = diagnose(model, batches()).of("statistics-moved-in-eval")
+    assert (found.layer, found.severity) == ("4", Severity.ERROR)
 
 
 class Checkpointed(nn.Module):

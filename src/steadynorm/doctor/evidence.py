@@ -289,7 +289,7 @@ class Runs:
         evaluation: in evaluation.
         by_batch: in evaluation, but with the batch's statistics in every batch norm.
         one_layer: name -> with the batch's statistics in this layer alone, on the first batches.
-        recalibrated: on the second half of the batches, with statistics measured on the first; empty where that was
+        recalibrated: on every second batch, with statistics measured on the others; empty where that was
             not possible.
         moved: batch norms whose running estimates a forward moved though every module evaluated.
         dependent: batch norms that gave a sample another output in evaluation when half of its batch was left out,

@@ -21,7 +21,7 @@ from steadynorm.doctor.untouched import uncompiled
 from steadynorm.surgery.batches import Batches, Forward, evaluating
 from steadynorm.surgery.contexts import use_batch_statistics
 from steadynorm.surgery.flow.trial import preserved_state, tensors_in
-from steadynorm.surgery.kinds import is_batch_norm
+from steadynorm.surgery.kinds import is_batch_norm, why_unknown
 from steadynorm.surgery.named_modules import NamedModule, batch_norms_of, named_modules_of
 from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.runnable import check_runnable
@@ -49,7 +49,7 @@ def run_batches(
     1. In evaluation, with the moments of each batch norm's input.
     2. In evaluation but for the batch norms, which take the batch's statistics.
     3. On two batches, one layer after the other taking the batch's statistics, the others evaluating.
-    4. In evaluation on the second half of the batches, with statistics measured on the first half.
+    4. In evaluation on every second batch, with statistics measured on the others.
     5. One batch in evaluation, looked at closely, and its first half; one forward and backward in training.
 
     Without a score, 2 to 4 are left out.
@@ -68,7 +68,7 @@ def run_batches(
     last = _last_samples(batches.source)
     kept = _first(batches)
     layers = batch_norms_of(model)
-    norms = [*layers, *(named for named in named_modules_of(model) if isinstance(named.module, _OTHERS))]
+    norms = [*layers, *(named for named in named_modules_of(model) if _is_other_norm(named.module))]
     unread: list[str] = []
     with preserved_state(model):
         shown = _scored(model, layers, kept, forward, loss, metric, unread)
@@ -275,20 +275,27 @@ class _Scorer:
 
 
 def _recalibrated(model: nn.Module, batches: Sequence[Any], scorer: _Scorer, unread: list[str]) -> tuple[float, ...]:
-    """Score the second half of the batches with statistics measured in one pass over the first; empty if impossible."""
-    half = len(batches) // 2
-    if not half:
+    """Score every second batch with statistics measured in one pass over the others; empty if that cannot be done.
+
+    By turns, so that data in an order, such as that of the classes, are in both halves.
+    """
+    if len(batches) < 2:
         return ()
     stored = {module for module in model.modules() if is_batch_norm(module) and module.running_mean is not None}
     try:
         with uncompiled():
             change = recalibrate_(
-                model, batches[:half], where=lambda _, module: module in stored, forward=scorer.forward, passes=1
+                model, batches[::2], where=lambda _, module: module in stored, forward=scorer.forward, passes=1
             )
     except ValueError as error:  # nothing that could be recalibrated, or a batch that is not finite
         unread.append(f"what statistics measured now would give: {error}")
         return ()
     try:
-        return scorer(batches[half:])
+        return scorer(batches[1::2])
     finally:
         change.undo()
+
+
+def _is_other_norm(module: nn.Module) -> bool:
+    """Tell whether it is a norm of another kind, or a batch norm of which it is not known what it computes."""
+    return isinstance(module, _OTHERS) or why_unknown(module) is not None
