@@ -380,6 +380,9 @@ def test_a_cost_matters_by_students_test_and_from_a_twentieth_on(batches: int, e
     )
     assert above.matters(scores) and not below.matters(scores)
     assert not Cost(quantity="loss", value=0.049, standard_error=1e-6).matters(scores)
+    small = {"value": 0.0049, "standard_error": 1e-6}
+    assert Cost(quantity="loss", **small).matters([1e-3] * batches)
+    assert not Cost(quantity="cross-entropy", **small).matters([1e-3] * batches)
 
 
 @pytest.mark.parametrize(
