@@ -1,7 +1,9 @@
 """What the doctor's benchmark counts; its networks are trained by ``make doctor-bench`` alone."""
 
 import copy
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,13 @@ def test_there_are_two_halves_of_faults_and_architectures_and_every_cause_is_a_c
         assert sum(each.half == half for each in ARCHITECTURES.values()) >= 3
     named = set().union(*(fault.causes | fault.consequences for fault in FAULTS.values()))
     assert named <= set(CHECKS), named - set(CHECKS)
+
+
+def test_the_documented_table_is_that_of_the_records():
+    docs = Path(__file__).parents[2] / "docs"
+    records = [docs / "results" / f"doctor_{name}_cpu_20261129.jsonl" for name in ("tuning", "first_look")]
+    rows = [json.loads(line) for record in records for line in record.read_text().splitlines()[1:]]
+    assert table(rows) in (docs / "doctor.md").read_text()
 
 
 @pytest.fixture(scope="module")
