@@ -140,17 +140,20 @@ import numpy as np
 try:
     import steadynorm
 except ImportError:
-    serve = runpy.run_path(sys.argv[1])["load"](sys.argv[2], 1)
-    print(serve(np.load({str(tmp_path / "x.npy")!r})).tolist())
+    for file in sys.argv[2:]:
+        serve = runpy.run_path(sys.argv[1])["load"](file, 1)
+        print(serve(np.load({str(tmp_path / "x.npy")!r})).tolist())
 """
     with torch.no_grad():
         expected = model(torch.ones(2, 3, 32, 32)).numpy()
-    for name, way in WAYS:
-        command = [sys.executable, "-I", "-S", "-c", program, str(SERVING / FORMATS[name].serving)]
-        file = directory / artifact(directory, name, way).file
-        done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=120)
+    for name, form in FORMATS.items():
+        files = [directory / artifact(directory, name, way).file for way in QUANTIZATIONS if (name, way) in WAYS]
+        command = [sys.executable, "-I", "-S", "-c", program, str(SERVING / form.serving), *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert np.allclose(json.loads(done.stdout), expected, atol=0.1 * np.abs(expected).max())
+        answers = list(map(json.loads, done.stdout.splitlines()))
+        assert len(answers) == len(files) >= 2
+        assert all(np.allclose(one, expected, atol=0.1 * np.abs(expected).max()) for one in answers)
 
 
 def answering(server, change):
