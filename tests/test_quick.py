@@ -10,6 +10,8 @@ from steadynorm import cli
 from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.reporting.report import Verdict
 
+UNJUDGED = ("recalibration",)  # its expectation is of 2,000 images, more than are embedded
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -20,5 +22,7 @@ def test_quick_runs_on_embedded_data_and_ends_in_a_report(
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["finished"]
     assert f"report: {tmp_path / 'a' / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
-    assert {item["verdict"] for item in summary["expectations"]} <= set(get_args(Verdict))
+    verdicts = {item["verdict"] for item in summary["expectations"]}
+    assert verdicts <= set(get_args(Verdict))
+    assert verdicts & {"met", "not met"} or name in UNJUDGED
     assert "quick look" in (tmp_path / "a" / "report.html").read_text()
