@@ -540,3 +540,26 @@ def test_what_was_measured_is_printed():
 
 def test_a_model_without_batch_norm_is_left_as_it_is():
     assert not recalibrate_(nn.Linear(2, 2), [torch.randn(4, 2)]).changed
+
+
+class Levels(nn.Module):
+    """A batch norm that a large and a small level share."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(x).mean((2, 3)) + self.norm(5 + 2 * x[:, :, ::4, ::4]).mean((2, 3))
+
+
+def test_calls_of_one_forward_count_alike_whatever_their_sizes():
+    model, batches = Levels().eval(), [drawn(4, 3, 8, 8, seed=seed).float() for seed in range(3)]
+    recalibrate_(model, batches)
+    large, small = torch.cat(batches), torch.cat([5 + 2 * x[:, :, ::4, ::4] for x in batches])
+    calls = [each.double().transpose(0, 1).flatten(1) for each in (large, small)]
+    mean = sum(each.mean(1) for each in calls) / 2
+    var = sum(((each - mean.unsqueeze(1)) ** 2).mean(1) for each in calls) / 2
+    count = sum(each.shape[1] for each in calls)
+    torch.testing.assert_close(model.norm.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.norm.running_var.double(), var * count / (count - 1), rtol=1e-5, atol=1e-6)

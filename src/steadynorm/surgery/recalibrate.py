@@ -40,9 +40,11 @@ def recalibrate_(
         mean = Σ x / n        var = Σ (x − mean)² / (n − 1)        over all n values of all batches
 
     Afterwards, in evaluation over the same batches, the input of each layer has the mean and variance by which the
-    layer normalizes it. Values are weighed, not batches; the sums are centred, so no variance is negative. That takes
-    several passes, see ``estimation``, through the model in evaluation (no dropout) and without gradient; modes and
-    random numbers are put back, and what raises leaves everything as it was.
+    layer normalizes it. Values are weighed, not batches; the sums are centred, so no variance is negative. The calls of
+    a layer that runs several times in a forward count alike, however many values each has: the average that training
+    keeps counts them so, and by values the largest level of a pyramid would decide for all. It takes several passes,
+    see ``estimation``, through the model in evaluation (no dropout) and without gradient; modes and random numbers are
+    put back, and what raises leaves everything as it was.
 
     Refused, by name: a layer that the batches do not reach, FrozenBatchNorm, a layer without running statistics, a
     unknown subclass. Without ``where`` also a layer that is in evaluation while the model trains, or has

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from steadynorm.functional import valid_positions
 from steadynorm.layers import MaskedBatchNorm1d
 from steadynorm.statistics import Moments, measure
+from steadynorm.statistics.moments import mixture
 from steadynorm.surgery.batches import Forward, unwrapped
 from steadynorm.surgery.contexts import replaced_forwards
 from steadynorm.surgery.estimation.groups import Groups
@@ -123,16 +124,17 @@ class Pass:
                 self.groups[at].add(found)
 
     def _joined(self) -> dict[int, tuple[Moments, int]]:
-        """Join what each target heard; one that five levels share has seen each sample once, not five times."""
-        joined: dict[int, tuple[Moments, int]] = {}
+        """Join what each target heard in a forward: calls count alike, as in the average that training keeps.
+
+        A layer that five levels of a pyramid share has seen each sample once, not five times, and its small levels as
+        much as its large one.
+        """
+        heard: dict[int, list[tuple[Moments, int]]] = {}
         for at, found, samples in self._heard:
             found = Moments(mean=found.mean.cpu().double(), var=found.var.cpu().double(), count=found.count)
             self._check_finite(self._targets[at], found)
-            if at in joined:
-                before, most = joined[at]
-                found, samples = before.merge(found), max(most, samples)
-            joined[at] = found, samples
-        return joined
+            heard.setdefault(at, []).append((found, samples))
+        return {at: (_alike([found for found, _ in each]), max(most for _, most in each)) for at, each in heard.items()}
 
     def _check_finite(self, target: Target, found: Moments) -> None:
         if found.count and not bool((found.mean.isfinite() & found.var.isfinite()).all()):
@@ -176,3 +178,13 @@ def _measured(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Moments
             valid = valid_positions(x, mask, lengths).squeeze(1)
             return measure(x.movedim(1, -1)[valid]), len(x)
     return measure(x), len(x)
+
+
+def _alike(calls: Sequence[Moments]) -> Moments:
+    """Join the moments of several calls by equal shares, whatever their counts; those of no values are left out."""
+    filled = [each for each in calls if each.count] or list(calls[:1])
+    if len(filled) == 1:
+        return filled[0]
+    means, variances = (torch.stack([getattr(each, name) for each in filled]) for name in ("mean", "var"))
+    mean, var = mixture(means, variances, means.new_tensor(1 / len(filled)))
+    return Moments(mean=mean, var=var, count=sum(each.count for each in filled))
