@@ -175,8 +175,15 @@ def _norm(name: str, module: Any, *, hidden: bool = False) -> NormState:  # noqa
         batches=int(counter) if isinstance(counter, Tensor) and counter.numel() == 1 and not counter.is_meta else None,
         groups=int(module.num_groups) if isinstance(module, nn.GroupNorm) else 0,
         channels=_channels(module, known),
-        tail=tuple(adapter.tail(module)) if known and (adapter := adapter_of(module)) is not None else (),
+        tail=_tail(module) if known else (),
     )
+
+
+def _tail(module: nn.Module) -> tuple[str, ...]:
+    """Name what a foreign norm runs after normalizing; an identity is nothing."""
+    adapter = adapter_of(module)
+    after = {} if adapter is None else adapter.tail(module)
+    return tuple(name for name, each in after.items() if type(each) is not nn.Identity)
 
 
 def _kind(module: nn.Module, known: bool) -> str:

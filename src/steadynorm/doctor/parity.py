@@ -67,7 +67,9 @@ def _formula(module: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:  # noqa: A
     wide = x.double()
     if is_batch_norm(module):
         kind = kind_of(module)[0]
-        if not kind.evaluates_as_batch_norm or kind.name == "masked_batch_norm":
+        adapter = adapter_of(module)
+        overwrites = adapter is not None and adapter.absolute_weight  # InPlace-ABN, whose input is gone
+        if not kind.evaluates_as_batch_norm or kind.name == "masked_batch_norm" or overwrites:
             return None
         stored = evaluation_of(module)
         if stored.mean is None or stored.var is None:
