@@ -10,6 +10,7 @@ from torch import nn
 from steadynorm.doctor import CHECKS, Severity, diagnose
 from steadynorm.doctor.check import SECTIONS
 from steadynorm.surgery import freeze_
+from tests.support.foreign import FOREIGN
 
 STATE = [name for name, check in CHECKS.items() if not check.needs]
 
@@ -303,3 +304,8 @@ def test_each_check_explains_itself(check: Any) -> None:
     assert list(sections) == list(SECTIONS)
     assert all(text.endswith((".", ")")) for text in sections.values())
     assert check.title.endswith(".")
+
+
+@pytest.mark.parametrize("build", FOREIGN.values(), ids=FOREIGN)
+def test_a_new_layer_of_another_package_is_not_taken_for_one_that_lost_its_statistics(build: Any) -> None:
+    assert diagnose(nn.Sequential(build(3))).of("statistics-at-init") == ()

@@ -93,9 +93,13 @@ class NormState:
 
     @property
     def affine_at_start(self) -> bool:
-        """Whether weight and bias are exactly those of a new layer: 1 (or 0, as some start residual branches) and 0."""
+        """Whether weight and bias are those of a new layer: 1 (or 0, as some start residual branches) and 0.
+
+        InPlaceABN's weight takes effect as |weight| + eps, so 1 + eps counts as 1, up to the rounding of float32.
+        """
         weight, bias = self.weight, self.bias
-        plain = weight is None or bool((weight == weight.flatten()[0]).all() and weight.flatten()[0] in (0, 1))
+        first = 1.0 if weight is None else float(weight.flatten()[0])
+        plain = weight is None or bool((weight == first).all() and min(abs(first), abs(first - 1)) <= self.eps + 1e-6)
         return plain and (bias is None or not bias.any())
 
 
