@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from steadynorm.deploy import check_ready
+from steadynorm.doctor import Severity, diagnose
 from steadynorm.layers import BatchNorm2d, GatedBatchNorm2d
 from steadynorm.reporting.failure import UserError
 from tests.support.deploy import network
@@ -41,9 +42,9 @@ def test_a_variance_of_zero_is_sound():
     ("model", "why"),
     [
         (network().train(), "the model: is in training mode"),
-        (changed(running_mean=math.nan), "running mean that is not finite in 1 of 4 channels"),
-        (changed(running_var=math.inf), "running variance that is not finite in 1 of 4 channels"),
-        (changed(running_var=-0.1), "negative running variance in 1 of 4 channels"),
+        (changed(running_mean=math.nan), "running estimates of 1 of 4 channels are NaN or infinite"),
+        (changed(running_var=math.inf), "running estimates of 1 of 4 channels are NaN or infinite"),
+        (changed(running_var=-0.1), "running variance of 1 of 4 channels is negative"),
         (built(nn.BatchNorm2d(4)), "never updated"),
         (built(nn.BatchNorm2d(4, track_running_stats=False)), "no running statistics"),
         (built(GatedBatchNorm2d(4)), "evaluation depends on the batch"),
@@ -69,7 +70,7 @@ def test_an_unknown_norm_is_named_and_its_statistics_looked_at():
     with pytest.warns(UserWarning, match=r"check_ready: 1 \(torch.nn.InstanceNorm2d\(4\)\) is left as it is: it keeps"):
         assert check_ready(built(norm)) == 0
     norm.running_var[2] = -1
-    with pytest.raises(UserError, match=r"1 \(torch.nn.InstanceNorm2d\(4\)\): it has a negative running variance in 1"):
+    with pytest.raises(UserError, match=r"1 \(torch.nn.InstanceNorm2d\(4\)\): The running variance of 1 of 4"):
         check_ready(built(norm))
 
 
@@ -89,7 +90,25 @@ def test_statistics_that_were_loaded_without_a_count_are_sound(mean, var):
     assert check_ready(built(norm)) == 1
 
 
-def test_statistics_that_stayed_at_0_and_1_in_training_are_sound():
+def test_statistics_that_stayed_at_0_and_1_in_training_are_lost():
     norm = nn.BatchNorm2d(4)
     norm.num_batches_tracked.fill_(1)
-    assert check_ready(built(norm)) == 1
+    with pytest.raises(UserError, match=r"^1 \(torch.nn.BatchNorm2d\(4\)\): .* though it has counted 1 batches\."):
+        check_ready(built(norm))
+
+
+def test_what_is_refused_is_what_the_doctor_finds():
+    for model in (changed(running_mean=math.nan), changed(running_var=-0.1)):
+        (finding,) = [each for each in diagnose(model) if each.severity == Severity.ERROR]
+        with pytest.raises(UserError) as refused:
+            check_ready(model)
+        assert f"{finding.problem} {finding.remedy.advice}" in str(refused.value)
+
+
+def test_what_the_doctor_only_notes_is_no_reason_to_refuse():
+    model = network()
+    norm = next(module for module in model.modules() if isinstance(module, BatchNorm2d))
+    with torch.no_grad():
+        norm.weight[0] = 0.0
+    assert diagnose(model).of("dead-channel")
+    assert check_ready(model) == 3

@@ -1,16 +1,21 @@
-"""Whether a model is fit to be exported: in evaluation mode, with statistics that mean something."""
+"""Whether a model is fit to be exported: in evaluation mode, with statistics in which the doctor finds no error."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from steadynorm.doctor import CHECKS, Evidence, Severity, observe
+from steadynorm.doctor.evidence import NormState
 from steadynorm.reporting.failure import UserError
-from steadynorm.surgery.kinds import evaluation_of, is_batch_norm, kind_of, label, why_unknown
+from steadynorm.surgery.kinds import is_batch_norm, kind_of, label, why_unknown
 
-__all__ = ["check_ready"]
+__all__ = ["READY", "check_ready"]
+
+READY = ("nonfinite-statistics", "negative-variance", "statistics-at-init")
+"""Checks of the doctor whose errors make an exported model wrong."""
 
 
 def check_ready(model: nn.Module) -> int:
@@ -24,8 +29,8 @@ def check_ready(model: nn.Module) -> int:
 
     Raises:
         UserError: a module is in training mode; a batch norm has no running statistics or normalizes by the batch in
-            evaluation; a running mean or variance is not finite; a variance is negative; or the statistics were never
-            updated since they were made. The message names the module and says what to do.
+            evaluation; a check of :data:`READY` finds an error; or statistics are those of a new layer. The message
+            names the module and says what to do.
 
     Warns:
         UserWarning: a module keeps running statistics and is no known batch norm; of those the statistics alone are
@@ -37,50 +42,39 @@ def check_ready(model: nn.Module) -> int:
             f"{training[0] or 'the model'}: is in training mode, so an export would normalize by the batch and drop "
             "at random. Call model.eval() first."
         )
-    norms = 0
     for name, module in model.named_modules():
-        known, why = is_batch_norm(module), why_unknown(module)
-        norms += known
-        fault = _fault_of(module) if known else _fault_of_statistics(module) if why else ""
-        if fault:
-            raise UserError(f"{name} ({label(module)}): {fault}")
-        if why:
+        if is_batch_norm(module) and not kind_of(module)[0].evaluates_as_batch_norm:
+            raise UserError(
+                f"{name} ({label(module)}): its evaluation depends on the batch. Turn it into batch norm first: "
+                "surgery.convert_(model, ...)."
+            )
+    for fault in _faults(observe(model)):
+        raise UserError(fault)
+    for name, module in model.named_modules():
+        if why := why_unknown(module):
             warnings.warn(f"check_ready: {name} ({label(module)}) is left as it is: {why}", stacklevel=2)
-    return norms
+    return sum(is_batch_norm(module) for module in model.modules())
 
 
-def _fault_of(norm: nn.Module) -> str:
-    """Say what is wrong with a batch norm; nothing if it is sound."""
-    kind, _ = kind_of(norm)
-    if not kind.evaluates_as_batch_norm:
-        return "its evaluation depends on the batch. Turn it into batch norm first: surgery.convert_(model, ...)."
-    numbers = evaluation_of(norm)
-    if numbers.mean is None or numbers.var is None:
+def _faults(evidence: Evidence) -> Iterator[str]:
+    """Say what the doctor finds, and what is no fault of a model that is still to be trained."""
+    for check in READY:
+        for finding in CHECKS[check].findings(evidence):
+            if finding.severity == Severity.ERROR:
+                yield f"{finding.place} ({finding.what}): {finding.problem} {finding.remedy.advice}"
+    for norm in evidence.norms:
+        if why := _why_untrained(norm):
+            yield f"{norm.name} ({norm.label}): {why}"
+
+
+def _why_untrained(norm: NormState) -> str:
+    """Say why a layer's evaluation describes no data; nothing if it does."""
+    if norm.is_batch_norm and (norm.mean is None or norm.var is None):
         return (
             "it has no running statistics and normalizes by the batch in evaluation as well. Build it with "
             "track_running_stats=True and estimate them: surgery.recalibrate_(model, batches)."
         )
-    return _fault_of_statistics(norm)
-
-
-def _fault_of_statistics(module: nn.Module) -> str:
-    """Say what is wrong with running statistics; nothing if they are sound or absent."""
-    mean, var = (getattr(module, name, None) for name in ("running_mean", "running_var"))
-    if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
-        return ""
-    for what, bad in (
-        ("a running mean that is not finite", ~mean.isfinite()),
-        ("a running variance that is not finite", ~var.isfinite()),
-        ("a negative running variance", var < 0),
-    ):
-        if bad.any():
-            return (
-                f"it has {what} in {int(bad.sum())} of {bad.numel()} channels. "
-                "Repair it: surgery.repair_statistics_(model, batches)."
-            )
-    counted = getattr(module, "num_batches_tracked", None)
-    untouched = bool((mean == 0).all() and (var == 1).all())
-    if untouched and (counted is None or not torch.any(counted)):
+    if norm.at_start:
         return (
             "its statistics were never updated: mean 0 and variance 1, as it was built. Load the trained weights, or "
             "estimate them: surgery.recalibrate_(model, batches)."
