@@ -13,8 +13,9 @@ PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist
 test: $(READY)  ## run the tests, but those that are slow by nature
 	$(PYTEST) -m "not slow"
 
+# One thread each: they train small networks, whose threads would wait for one another's processes.
 test-slow: $(READY)  ## run the others: whole experiments, exports of every format, clusters, models of other packages
-	$(PYTEST) -m slow
+	OMP_NUM_THREADS=1 $(PYTEST) -m slow
 
 # The oldest torch that the package promises, one between (on Python 3.13), and the newest, in environments of their own;
 # `make test` runs on the one of constraints.txt.
