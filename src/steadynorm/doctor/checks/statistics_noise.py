@@ -38,7 +38,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if math.isfinite(each.noise)]
         if not norm.training or norm.is_frozen or not seen or "ghost" in norm.kind or norm.kind == "gated_batch_norm":
             continue
-        noise = sum(each.noise for each in seen) / len(seen)  # of one batch it is an estimate from a few samples
+        # Estimated from a few samples; samples' means never vary more than their values, so that more than 1 is chance.
+        noise = min(1.0, sum(each.noise for each in seen) / len(seen))
         independent = min(each.samples for each in seen) / max(noise, 1e-12)
         if independent < FEWEST:
             problem = (
