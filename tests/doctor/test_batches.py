@@ -322,6 +322,23 @@ def test_the_start_counts_only_where_batches_do_not_contradict_it(model: Any) ->
     assert diagnose(model, batches()).of("statistics-horizon") == ()
 
 
+@pytest.mark.parametrize("seed", [15, 23])
+def test_statistics_that_were_measured_after_a_short_training_have_no_start(seed: int) -> None:
+    """Here taking a start of 8 % away brings them nearer to other batches, by less than sampling explains."""
+    norm = nn.BatchNorm1d(2)
+    norm.num_batches_tracked.fill_(24)
+    x = math.sqrt(0.3) * torch.randn(128, 2, generator=drawn_after_scales(seed))
+    recalibrate_(norm, list(x[:64].split(16)))
+    assert diagnose(norm).of("statistics-horizon") != ()
+    assert diagnose(norm, list(x[64:].split(16))).of("statistics-horizon") == ()
+
+
+def drawn_after_scales(seed: int) -> torch.Generator:
+    generator = torch.Generator().manual_seed(seed)
+    torch.randint(2, (128, 1), generator=generator)
+    return generator
+
+
 def test_a_cost_is_the_mean_of_differences_with_their_standard_error() -> None:
     cost = cost_of("loss", [3.0, 4.0, math.nan, 5.0], [1.0, 3.0, 0.0, 2.0])
     assert cost is not None

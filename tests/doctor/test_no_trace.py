@@ -39,7 +39,7 @@ def trace_of(model: nn.Module) -> list[Any]:
         [{name: id(each) for name, each in vars(module).items() if name != "training"} for module in modules],
         [{name: id(each) for name, each in module._buffers.items()} for module in modules],
         [[list(vars(module)[name]) for name in vars(module) if "hooks" in name] for module in modules],
-        [torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()],
+        [torch.get_rng_state().numpy().tobytes(), random.getstate(), *map(str, np.random.get_state())],
         [torch.is_grad_enabled(), torch.get_default_dtype(), torch.compiler.is_compiling()],
     ]
 

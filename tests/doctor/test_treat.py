@@ -151,6 +151,7 @@ def test_half_precision_statistics_become_wide(model: Any) -> None:
     treatment.undo()
     assert model[4].running_var is stored
     assert model[4].weight is weight
+    assert weight.dtype == torch.bfloat16
     assert torch.equal(weight, bits_of_weight)
 
 

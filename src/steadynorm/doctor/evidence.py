@@ -241,8 +241,8 @@ class Sighting:
         var: likewise, biased.
         count: values per channel.
         samples: N.
-        noise: variance of one sample's mean in units of the variance of its values, see
-            :func:`steadynorm.statistics.noise.sample_noise`; NaN for a single sample.
+        noise: variance of one sample's mean in units of the variance of its values, as
+            :func:`steadynorm.statistics.noise.sample_noise` estimates it, but from all samples; NaN for a single one.
         mean_error: squared standard error of the mean, shape (C,), see
             :func:`steadynorm.statistics.noise.sampling_error`; NaN for a single sample.
         var_error: likewise of the variance.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.doctor.evidence import Padding, Sighting
-from steadynorm.statistics import measure
-from steadynorm.statistics.noise import moments_by_sample, sample_noise, sampling_error
+from steadynorm.statistics import Moments, measure
+from steadynorm.statistics.noise import moments_by_sample, sampling_error
 from steadynorm.surgery.contexts import replaced_forwards
 
 __all__ = ["MOST_SAMPLES", "sighting_of", "watching"]
@@ -65,7 +65,7 @@ def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
         var=_kept(moments.var),
         count=int(moments.count),
         samples=len(x),
-        noise=float(sample_noise(x, moments)) if len(x) > 1 else math.nan,
+        noise=_noise(moments, mean_error, len(x)),
         mean_error=_kept(mean_error),
         var_error=_kept(var_error),
         shape=tuple(x.shape),
@@ -78,6 +78,15 @@ def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
 
 def _kept(value: Tensor) -> Tensor:
     return value.to("cpu", torch.float64)
+
+
+def _noise(moments: Moments, mean_error: Tensor, samples: int) -> float:
+    """Give the variance of one sample's mean in units of that of its values, from all samples; NaN for one."""
+    if samples < 2:
+        return math.nan
+    varies = moments.var > 0
+    ratio = samples * mean_error[varies] / moments.var_unbiased[varies]
+    return float(ratio.mean()) if len(ratio) else 1.0
 
 
 def _padding(x: Tensor) -> Padding | None:

@@ -10,8 +10,8 @@ images each normalize by 2.
 Remedy: synchronise over workers (``convert_`` to sync_batch_norm). For accumulation freeze the statistics, or convert
 to batch renorm, a gated layer or group norm; momentum 1 − (1 − m)^(1/k) for k forwards keeps the estimates' memory.
 
-Threshold: a note where a step takes more together than a layer; a warning where a forward has fewer than 16
-independent values and the step has at least that many, so that the larger batch was meant to help and does not.
+Threshold: a note where a step takes more together than a layer; a warning where a forward has fewer independent values
+than ``statistics-noise`` asks for and the step has enough, so that the larger batch was meant to help and does not.
 
 Source: pytorch issue 46516; ultralytics/yolov5 issue 1630; mmdetection issue 3621.
 """

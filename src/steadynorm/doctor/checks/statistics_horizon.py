@@ -12,7 +12,7 @@ Remedy: measure the statistics (``recalibrate_``), train longer, or raise the mo
 Threshold: taking the start away moves some channel by more than a tenth of a standard deviation, or its standard
 deviation by more than a tenth. A layer whose running variance is smaller than the start's weight cannot have begun
 there (its counter was reset), and is left alone. Where batches were given, taking the start away must also bring the
-running estimates nearer to them.
+running estimates nearer to them by more than sampling explains: statistics that were measured since have no start.
 
 Source: the exponential average of torch.nn.functional.batch_norm written out.
 """
@@ -52,7 +52,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
-    """Tell whether batches are no nearer to the running estimates when the start is taken away."""
+    """Tell whether taking the start away brings the running estimates no nearer to the batches than chance does."""
     seen = () if evidence.batches is None else evidence.batches.sightings.get(norm.name, ())
     stored = distance_of(norm, seen)
     if stored is None:
@@ -60,7 +60,7 @@ def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
     assert norm.mean is not None and norm.var is not None
     own_mean, own_var = _without_start(norm.mean, norm.var, weight)
     own = distance_of(replace(norm, mean=own_mean, var=own_var), seen)
-    return own is not None and own.size >= stored.size
+    return own is not None and stored.size**2 - own.size**2 <= 2 * stored.error**2
 
 
 def _without_start(mean: Tensor, var: Tensor, weight: float) -> tuple[Tensor, Tensor]:
