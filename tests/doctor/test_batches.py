@@ -267,7 +267,7 @@ def test_pixels_of_one_image_that_agree_count_once() -> None:
 
 def test_small_batches_are_mostly_chance(model: Any) -> None:
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
-    for seed in (0, 66, 75, 100):  # of 400, those of which the noise is estimated as more than 1⅓
+    for seed in (0, 66, 75, 100):  # of 400, those whose noise a few of the samples call more than 1⅓
         torch.manual_seed(seed)
         vectors = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 2))
         assert diagnose(vectors, list(x.split(16))).of("statistics-noise") == ()
@@ -290,7 +290,7 @@ def test_batches_of_one_class_are_named(model: Any) -> None:
 
 def test_shuffled_batches_are_silent_at_the_stated_rate(model: Any) -> None:
     x, y = images(256)
-    for seed in (0, 66, 75, 100):  # of 400, those of which the noise is estimated as more than 1⅓
+    for seed in range(20):
         order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
         shuffled = list(zip(x[order].split(32), y[order].split(32), strict=True))
         assert diagnose(model.train(), shuffled).of("single-class-batch") == ()

@@ -38,8 +38,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if math.isfinite(each.noise)]
         if not norm.training or norm.is_frozen or not seen or "ghost" in norm.kind or norm.kind == "gated_batch_norm":
             continue
-        # Estimated from a few samples; samples' means never vary more than their values, so that more than 1 is chance.
-        noise = min(1.0, sum(each.noise for each in seen) / len(seen))
+        noise = sum(each.noise for each in seen) / len(seen)
         independent = min(each.samples for each in seen) / max(noise, 1e-12)
         if independent < FEWEST:
             problem = (
