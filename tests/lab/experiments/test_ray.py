@@ -1,6 +1,8 @@
 """The same experiments as tasks of Ray: the numbers of local ones, what a dead worker costs, and what is refused."""
 
 import contextlib
+import itertools
+import os
 import re
 import signal
 import socket
@@ -75,22 +77,27 @@ def same_data_and_threads() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("steadynorm.lab.experiment.load_dataset", lambda *_, **__: tiny_dataset())
         patch.setenv("RAY_worker_niceness", "0")  # by default 15: tests beside these would leave its workers no time
+        # Else a cluster asks for a token where an earlier Ray left one, which a driver has by the order of the tests.
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         yield
     torch.set_num_threads(threads)
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports of this machine that nothing listens at."""
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in found:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in found]
+def is_free(port: int) -> bool:
+    with socket.socket() as one, contextlib.suppress(OSError):
+        one.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
 def ports() -> list[int]:
-    return free_ports(2)
+    """Two free ports, others in each process of the tests.
+
+    They lie below those that systems give away: of these another process of Ray's may take one first.
+    """
+    candidates = itertools.count(20_000 + 2 * (os.getpid() % 5_000))
+    return list(itertools.islice(filter(is_free, candidates), 2))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +105,8 @@ def head(ports: list[int]) -> Iterator[psutil.Popen]:
     """A Ray cluster of two cores, started and stopped here; others on this machine are left alone."""
     ray = str(Path(sys.executable).with_name("ray"))
     start = [ray, "start", "--head", f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--num-cpus=2"]
-    rest = ["--include-dashboard=false", "--disable-usage-stats", "--block"]
-    with psutil.Popen([*start, *rest], stdout=subprocess.DEVNULL) as process:
+    options = ["--include-dashboard=false", "--disable-usage-stats", "--block"]
+    with psutil.Popen([*start, *options], stdout=subprocess.DEVNULL) as process:
         await_answer(ports[0])
         yield process
         rest = process.children(recursive=True)
