@@ -177,7 +177,7 @@ def total_sums(task: Sums, activation: Activation, layout: Layout, blocks: int) 
     return both
 
 
-@parallel
+@compiled
 def sample_means(x: Array, layout: Layout, center: Array, samples: int, picked: int) -> Array:
     """Give the mean of x − center of some samples, spread over all: float64, shape (picked, C).
 
@@ -187,7 +187,7 @@ def sample_means(x: Array, layout: Layout, center: Array, samples: int, picked: 
     channels, lines = layout.channels, x.size // samples // layout.columns
     width = (channels + LANES - 1) // LANES * LANES
     totals = np.zeros((picked, 2 * width))
-    for k in prange(picked):
+    for k in range(picked):  # Numba makes nothing parallel of this loop, and warns where it is asked to
         first = k * samples // picked * lines
         _sum_lines(Sums(None, x, None, center), Identity(), layout, totals[k], first, first + lines)
     return totals[:, :channels] / (x.size // samples // channels)
