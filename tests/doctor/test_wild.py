@@ -50,7 +50,7 @@ def test_a_healthy_foreign_model_gives_no_warning(name: str) -> None:
 
 @torch.no_grad()
 def measure_(model: Any, at: int) -> None:
-    """Store the moments of what one layer is given, as whoever froze it did."""
+    """Store the moments of what one layer is given, as one does before freezing it."""
     x = model[:at](torch.cat(maps()))
     model[at].running_mean.copy_(x.mean((0, 2, 3)))
     model[at].running_var.copy_(x.var((0, 2, 3)))
