@@ -14,7 +14,7 @@ from steadynorm import cli
 from steadynorm.checkup.command import DoctorConfig, run_doctor
 from steadynorm.checkup.treatment import IN_CODE
 from steadynorm.doctor import diagnose
-from steadynorm.doctor.treat import TREATMENTS
+from steadynorm.doctor.treatments import TREATMENTS
 from steadynorm.reporting.diagnosis import Examination, as_content, treatment_lines
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.progress import silent_display

@@ -14,7 +14,7 @@ from torch import nn
 from steadynorm import FrozenBatchNorm2d
 from steadynorm.doctor import Cost, Diagnosis, Finding, Remedy, Severity, diagnose, treat_
 from steadynorm.doctor.checks import CHECKS
-from steadynorm.doctor.treat import TREATMENTS
+from steadynorm.doctor.treatments import TREATMENTS
 from tests.support.doctor import batches
 
 

@@ -8,27 +8,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from steadynorm.doctor.diagnosis import Diagnosis
 from steadynorm.doctor.finding import Finding
 from steadynorm.doctor.runs import scores_of
 from steadynorm.doctor.score import Measure
+from steadynorm.doctor.treatments import TREATMENTS, Case
 from steadynorm.printable import printable_line
 from steadynorm.surgery.batches import Batches, Forward, feed, unwrapped
-from steadynorm.surgery.change import Change, NothingDoneError, Transaction
-from steadynorm.surgery.convert import from_sync_
-from steadynorm.surgery.freeze import freeze_
-from steadynorm.surgery.kinds import is_batch_norm, label
-from steadynorm.surgery.named_modules import Where, batch_norms_of, check_plain
-from steadynorm.surgery.recalibrate import recalibrate_
-from steadynorm.surgery.repair import repair_statistics_
+from steadynorm.surgery.change import Change, NothingDoneError
+from steadynorm.surgery.named_modules import check_plain
 
-__all__ = ["TREATMENTS", "Applied", "Treatment", "treat_"]
+__all__ = ["Applied", "Treatment", "treat_"]
 
-
-_HALF = (torch.float16, torch.bfloat16)
 _EXCHANGING = ("from_sync", "float32", "freeze")
 """Treatments that put other modules or buffers into the model, which a wrapper would not know."""
 MOST_BATCHES = 32
@@ -40,7 +33,7 @@ class Applied:
     """One treatment.
 
     Args:
-        treatment: its name, in :data:`TREATMENTS`.
+        treatment: its name, in :data:`steadynorm.doctor.treatments.TREATMENTS`.
         findings: that asked for it.
         change: what it did; None where it could do nothing.
         before: mean score of the batches before it, of which less is better; NaN where there is no score.
@@ -115,21 +108,6 @@ class Treatment:
         return "\n".join(map(printable_line, [head, *map(str, self.applied), *left]))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Case:
-    """What a treatment is given."""
-
-    model: nn.Module
-    names: frozenset[str]
-    batches: list[Any]
-    forward: Forward
-
-    @property
-    def where(self) -> Where:
-        """Chooses the layers that findings name; all, where one names the model."""
-        return lambda name, module: not self.names or "" in self.names or name in self.names
-
-
 def treat_(
     model: nn.Module,
     diagnosis: Diagnosis,
@@ -173,7 +151,7 @@ def treat_(
             measured_on_all = any(finding.cost is not None for finding in findings)
             names = frozenset(() if measured_on_all else (finding.layer for finding in findings))
             applied.append(
-                _apply(name, treatment, findings, _Case(model=score.model, names=names, batches=measured, forward=run))
+                _apply(name, treatment, findings, Case(model=score.model, names=names, batches=measured, forward=run))
                 if name not in _EXCHANGING or (why := _why_not_plain(model)) is None
                 else _refused(name, findings, why)
             )
@@ -214,9 +192,7 @@ def _treatments(finding: Finding) -> tuple[str, ...]:
     return (treatment, "recalibrate") if treatment == "momentum" else (treatment,)
 
 
-def _apply(
-    name: str, treatment: Callable[[_Case], Change | None], findings: tuple[Finding, ...], case: _Case
-) -> Applied:
+def _apply(name: str, treatment: Callable[[Case], Change | None], findings: tuple[Finding, ...], case: Case) -> Applied:
     """Change the model, and say why where that cannot be done."""
     try:
         change = treatment(case)
@@ -281,88 +257,3 @@ def _is_worse(before: Sequence[float], after: Sequence[float]) -> bool:
         return mean > 0
     error = math.sqrt(sum((each - mean) ** 2 for each in changes) / (len(changes) - 1) / len(changes))
     return mean > 2 * error and mean > 0
-
-
-def _repair(case: _Case) -> Change:
-    return repair_statistics_(case.model, case.batches or None, where=case.where, forward=case.forward)
-
-
-def _recalibrate(case: _Case) -> Change | None:
-    """Measure the statistics of the named layers, or of all where one names the model."""
-    if not case.batches:
-        return None
-    stored = {module for module in case.model.modules() if is_batch_norm(module) and module.running_mean is not None}
-    return recalibrate_(
-        case.model,
-        case.batches,
-        where=lambda name, module: module in stored and case.where(name, module),
-        forward=case.forward,
-    )
-
-
-def _freeze(case: _Case) -> Change:
-    return freeze_(case.model, where=case.where)
-
-
-def _from_sync(case: _Case) -> Change:
-    return from_sync_(case.model)
-
-
-def _evaluate(case: _Case) -> Change:
-    """Put layers into evaluation."""
-    with Transaction("evaluate_", case.model) as edits:
-        for named in batch_norms_of(case.model, case.where):
-            if named.module.training:
-                edits.set_attribute(named.module, "training", False)
-                edits.note_changed(named.name, "in training mode", "in evaluation mode")
-        return edits.finish()
-
-
-def _momentum(case: _Case) -> Change:
-    """Set the momentum that another framework's decay stands for; of 0, torch's default."""
-    with Transaction("momentum_", case.model) as edits:
-        for named in batch_norms_of(case.model, case.where):
-            before = named.module.momentum
-            if isinstance(before, float) and 0 <= before < 1:
-                edits.set_attribute(named.module, "momentum", round(1 - before, 12) if before else 0.1)
-                edits.note_changed(named.name, f"momentum {before:g}", f"momentum {named.module.momentum:g}")
-        return edits.finish()
-
-
-def _float32(case: _Case) -> Change:
-    """Store running estimates in float32; weight and bias too, beside which torch takes no others on a CPU."""
-    with Transaction("float32_", case.model) as edits:
-        for named in batch_norms_of(case.model, case.where):
-            module = named.module
-            stored = {name: module._buffers.get(name) for name in ("running_mean", "running_var")}
-            halves = {name: each for name, each in stored.items() if each is not None and each.dtype in _HALF}
-            for name, half in halves.items():
-                edits.set_entry(module._buffers, name, half.float())
-            for parameter in module._parameters.values() if halves else ():
-                if parameter is not None and parameter.dtype in _HALF:
-                    _widen(edits, parameter)
-            if halves:
-                edits.note_changed(named.name, label(module), "its running estimates, weight and bias in float32")
-        return edits.finish()
-
-
-def _widen(edits: Transaction, parameter: nn.Parameter) -> None:
-    """Store a parameter in float32; it stays the object that an optimizer knows."""
-    half, wide = parameter.data, parameter.data.float()
-
-    def store(data: torch.Tensor) -> None:
-        parameter.data = data
-
-    edits.edit(lambda: store(wide), lambda: store(half), lambda: parameter.data_ptr() == wide.data_ptr())
-
-
-TREATMENTS: dict[str, Callable[[_Case], Change | None]] = {
-    "evaluate": _evaluate,
-    "from_sync": _from_sync,
-    "float32": _float32,
-    "momentum": _momentum,
-    "repair": _repair,
-    "recalibrate": _recalibrate,
-    "freeze": _freeze,
-}
-"""What :func:`treat_` can do, in the order in which it does."""

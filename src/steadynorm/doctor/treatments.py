@@ -1,0 +1,130 @@
+"""What a model can be treated by: each a function that changes it and can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from steadynorm.surgery.batches import Forward
+from steadynorm.surgery.change import Change, Transaction
+from steadynorm.surgery.convert import from_sync_
+from steadynorm.surgery.freeze import freeze_
+from steadynorm.surgery.kinds import is_batch_norm, label
+from steadynorm.surgery.named_modules import Where, batch_norms_of
+from steadynorm.surgery.recalibrate import recalibrate_
+from steadynorm.surgery.repair import repair_statistics_
+
+__all__ = ["TREATMENTS", "Case"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a treatment is given.
+
+    Args:
+        model: the plain model as it is now.
+        names: of the layers that findings name; the model's, or none, for all.
+        batches: to measure on; empty where there are none.
+        forward: runs the model on a batch.
+    """
+
+    model: nn.Module
+    names: frozenset[str]
+    batches: list[Any]
+    forward: Forward
+
+    @property
+    def where(self) -> Where:
+        """Chooses the layers that findings name; all, where one names the model."""
+        return lambda name, module: not self.names or "" in self.names or name in self.names
+
+
+def _repair(case: Case) -> Change:
+    return repair_statistics_(case.model, case.batches or None, where=case.where, forward=case.forward)
+
+
+def _recalibrate(case: Case) -> Change | None:
+    """Measure the statistics of the named layers, or of all where one names the model."""
+    if not case.batches:
+        return None
+    stored = {module for module in case.model.modules() if is_batch_norm(module) and module.running_mean is not None}
+    return recalibrate_(
+        case.model,
+        case.batches,
+        where=lambda name, module: module in stored and case.where(name, module),
+        forward=case.forward,
+    )
+
+
+def _freeze(case: Case) -> Change:
+    return freeze_(case.model, where=case.where)
+
+
+def _from_sync(case: Case) -> Change:
+    return from_sync_(case.model)
+
+
+def _evaluate(case: Case) -> Change:
+    """Put layers into evaluation."""
+    with Transaction("evaluate_", case.model) as edits:
+        for named in batch_norms_of(case.model, case.where):
+            if named.module.training:
+                edits.set_attribute(named.module, "training", False)
+                edits.note_changed(named.name, "in training mode", "in evaluation mode")
+        return edits.finish()
+
+
+def _momentum(case: Case) -> Change:
+    """Set the momentum that another framework's decay stands for; of 0, torch's default."""
+    with Transaction("momentum_", case.model) as edits:
+        for named in batch_norms_of(case.model, case.where):
+            before = named.module.momentum
+            if isinstance(before, float) and 0 <= before < 1:
+                edits.set_attribute(named.module, "momentum", round(1 - before, 12) if before else 0.1)
+                edits.note_changed(named.name, f"momentum {before:g}", f"momentum {named.module.momentum:g}")
+        return edits.finish()
+
+
+def _float32(case: Case) -> Change:
+    """Store running estimates in float32; weight and bias too, beside which torch takes no others on a CPU."""
+    with Transaction("float32_", case.model) as edits:
+        for named in batch_norms_of(case.model, case.where):
+            module = named.module
+            stored = {name: module._buffers.get(name) for name in ("running_mean", "running_var")}
+            halves = {name: each for name, each in stored.items() if each is not None and each.dtype in _HALF}
+            for name, half in halves.items():
+                edits.set_entry(module._buffers, name, half.float())
+            for parameter in module._parameters.values() if halves else ():
+                if parameter is not None and parameter.dtype in _HALF:
+                    _widen(edits, parameter)
+            if halves:
+                edits.note_changed(named.name, label(module), "its running estimates, weight and bias in float32")
+        return edits.finish()
+
+
+def _widen(edits: Transaction, parameter: nn.Parameter) -> None:
+    """Store a parameter in float32; it stays the object that an optimizer knows."""
+    half, wide = parameter.data, parameter.data.float()
+
+    def store(data: torch.Tensor) -> None:
+        parameter.data = data
+
+    edits.edit(lambda: store(wide), lambda: store(half), lambda: parameter.data_ptr() == wide.data_ptr())
+
+
+TREATMENTS: dict[str, Callable[[Case], Change | None]] = {
+    "evaluate": _evaluate,
+    "from_sync": _from_sync,
+    "float32": _float32,
+    "momentum": _momentum,
+    "repair": _repair,
+    "recalibrate": _recalibrate,
+    "freeze": _freeze,
+}
+"""What :func:`steadynorm.treat_` can do, in the order in which it does."""
