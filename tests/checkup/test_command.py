@@ -72,8 +72,8 @@ def test_a_fault_is_shown_with_cost_and_remedy_and_exit_status_1(run: Any, image
     assert status == 1
     assert "error statistics-at-init at 1 and 4 Its running estimates are those of a new layer" in words
     assert "Load the statistics from a full state dict, or measure them on training images (recalibrate_)." in words
-    assert re.search(r"Cost: [\d.]+ ± [\d.]+ points of accuracy\.", words)
-    assert "--treat does this (recalibrate)" in words
+    assert re.search(r"train-eval-gap at 1 and 4, cost [\d.]+ ± [\d.]+ points of accuracy In evaluation", words)
+    assert "(recalibrate_). * " in words and "* --treat FILE does this" in words
 
 
 def test_a_note_alone_is_exit_status_0(run: Any) -> None:

@@ -105,6 +105,15 @@ def test_a_bar_begins_at_zero_and_carries_its_text() -> None:
     assert shown(chart, "text")[0]["text"] == "1.5 min"
 
 
+def test_an_axis_that_counts_is_linear_with_whole_numbers() -> None:
+    data = pd.DataFrame({"layer": range(1, 101), "share": 0.5, "kind": "a"})
+    for counts, kind in ((True, None), (False, "log")):
+        chart = points(data, x="layer", y="share", hue="kind", order=["a"], x_counts=counts).to_dict()
+        x = chart["layer"][0]["encoding"]["x"]
+        assert x["scale"].get("type") == kind
+        assert (x["axis"].get("format") == "d") is counts
+
+
 def test_what_is_as_good_as_equal_looks_so() -> None:
     data = pd.DataFrame({"server": ["a", "b"], "ms": [1.0, 20.0], "accuracy": [0.80, 0.801]})
     chart = points(data, x="ms", y="accuracy", hue="server", order=["a", "b"], percent=True, least_span=0.02)

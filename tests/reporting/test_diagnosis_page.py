@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from dataclasses import replace
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from steadynorm.doctor import CHECKS, Diagnosis, accuracy, diagnose
 from steadynorm.reporting.diagnosis import Examination, cost_text, layers_text
 from steadynorm.reporting.diagnosis_page import describe, diagnosis_page
 from tests.reporting.browser import CHROMIUM, chromium
-from tests.support.doctor import HOSTILE, batches, hostile_network, spoilt_network, trained_network
+from tests.support.doctor import HOSTILE, batches, hostile_network, spoilt_network, trained_network, wiped_network
 
 
 class Text(HTMLParser):
@@ -109,6 +111,44 @@ def test_hostile_names_are_text(kind: str) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
     if kind == "html":
         assert HOSTILE[kind] in found.words
+
+
+def test_every_layer_is_in_the_figures() -> None:
+    diagnosis = diagnose(wiped_network(), batches(), metric=accuracy)
+    report = describe(Examination(diagnosis=diagnosis, model="a:b"))
+    distance, won_back = report.figures
+    kinds = [(row["layer"], row["kind"], row["name"]) for row in distance.data]
+    assert kinds == [
+        (1, "layer found at fault", "1"),
+        (2, "layer found at fault", "4"),
+        (1, "expected from sampling", ""),
+        (2, "expected from sampling", ""),
+    ]
+    assert [row["distance"] for row in distance.data[:2]] == [each.distance for each in diagnosis.layers]
+    assert [row["share"] for row in won_back.data] == [each.won_back for each in diagnosis.layers]
+    found = read(diagnosis_page(Examination(diagnosis=diagnosis, model="a:b")))
+    assert "Distance of each layer's running mean" in found.words and "svg" in found.tags
+    assert "Not shown" not in found.words
+
+
+def test_layers_without_numbers_are_counted() -> None:
+    model: Any = trained_network()
+    three = nn.Sequential(*copy.deepcopy(list(model[:6])), *copy.deepcopy(list(model[4:6])), *model[6:])
+    three[4] = nn.BatchNorm2d(8, track_running_stats=False)
+    report = describe(Examination(diagnosis=diagnose(three, batches()), model="a:b"))
+    assert report.figures[0].caption.endswith(" Not shown: 1 layer without numbers to compare.")
+
+
+def test_a_hostile_name_in_a_figure_is_text(diagnosis: Diagnosis) -> None:
+    name = "<img src=x onerror=alert(1)>\x1b]8;;http://x\x07" + 40 * "a"
+    layers = [replace(each, name=name) for each in diagnosis.layers]
+    findings = [replace(diagnosis.findings[0], layer=name)]
+    shown = diagnosis_page(
+        Examination(diagnosis=replace(diagnosis, layers=tuple(layers), findings=tuple(findings)), model="a:b")
+    )
+    found = read(shown)
+    assert not found.tags & {"script", "img"} and "\x1b" not in shown
+    assert "…" + 27 * "a" in shown
 
 
 def test_layers_of_one_problem_share_a_row(diagnosis: Diagnosis) -> None:

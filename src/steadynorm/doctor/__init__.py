@@ -2,7 +2,7 @@
 
 from steadynorm.doctor.checks import CHECKS
 from steadynorm.doctor.diagnose import diagnose, judge
-from steadynorm.doctor.diagnosis import Diagnosis
+from steadynorm.doctor.diagnosis import Diagnosis, LayerSummary
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity
 from steadynorm.doctor.observe import observe
@@ -15,6 +15,7 @@ __all__ = [
     "Diagnosis",
     "Evidence",
     "Finding",
+    "LayerSummary",
     "Remedy",
     "Severity",
     "Treatment",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 from torch import Tensor
 
-from steadynorm.doctor.evidence import NormState, Sighting
+from steadynorm.doctor.evidence import NormState, Runs, Sighting
 from steadynorm.doctor.finding import Cost
 from steadynorm.statistics import Moments
 
-__all__ = ["Distance", "apart", "cost_of", "difference_of", "distance_of", "pooled"]
+__all__ = ["Distance", "apart", "cost_of", "difference_of", "distance_of", "pooled", "won_back"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,14 @@ class Distance:
         return float((self.shift.square() + self.log_gain.square()).mean().sqrt())
 
     @property
+    def sampling(self) -> float:
+        """The size that sampling alone gives on average: √2·error."""
+        return math.sqrt(2) * self.error
+
+    @property
     def excess(self) -> float:
         """The part of ``size`` that sampling does not explain; 0 where it explains all."""
-        return math.sqrt(max(0.0, self.size**2 - 2 * self.error**2))
+        return math.sqrt(max(0.0, self.size**2 - self.sampling**2))
 
 
 def apart(first: Moments, second: Moments, *, eps: float) -> float:
@@ -113,3 +118,22 @@ def cost_of(quantity: str, before: Sequence[float], after: Sequence[float]) -> C
     mean = sum(gains) / len(gains)
     square = sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1) if len(gains) > 1 else math.nan
     return Cost(quantity=quantity, value=mean, standard_error=math.sqrt(square / len(gains)))
+
+
+def won_back(runs: Runs) -> Mapping[str, float]:
+    """Give what each layer alone wins back by the batches' own statistics, as a share of what all of them win.
+
+    Returns:
+        name -> share, over the batches on which single layers were tried; empty where evaluation costs nothing that
+        matters, or none of it on those batches.
+    """
+    gap = cost_of(runs.score, runs.evaluation, runs.by_batch)
+    if gap is None or not gap.matters(runs.by_batch):
+        return {}
+    shares = {}
+    for name, scores in runs.one_layer.items():
+        whole = cost_of(runs.score, runs.evaluation[: len(scores)], runs.by_batch)
+        gain = cost_of(runs.score, runs.evaluation, scores)
+        if whole is not None and gain is not None and whole.value > 0:
+            shares[name] = gain.value / whole.value
+    return shares

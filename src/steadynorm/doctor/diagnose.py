@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 
 from steadynorm.doctor.check import NEEDED
 from steadynorm.doctor.checks import CHECKS
-from steadynorm.doctor.diagnosis import Diagnosis
+from steadynorm.doctor.compared import distance_of, won_back
+from steadynorm.doctor.diagnosis import Diagnosis, LayerSummary
 from steadynorm.doctor.elsewhere import Ranks
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding
@@ -111,8 +113,48 @@ def judge(evidence: Evidence, *, skip: Collection[str] = ()) -> Diagnosis:
         looked_at=_scope(evidence),
         checks=tuple(ran),
         not_run=not_run,
-        unread=evidence.unread,
+        unread=(*evidence.unread, *_unseen(evidence)),
+        layers=tuple(_layers(evidence)),
     )
+
+
+def _layers(evidence: Evidence) -> Iterator[LayerSummary]:
+    """Give what the batches show of each batch norm that they reach."""
+    runs = evidence.batches
+    if runs is None:
+        return
+    shares = won_back(runs)
+    for norm in evidence.batch_norms:
+        seen = runs.sightings.get(norm.name, ())
+        if seen:
+            distance = distance_of(norm, seen)
+            yield LayerSummary(
+                name=norm.name,
+                what=norm.label,
+                distance=None if distance is None else _finite(distance.size),
+                sampling=None if distance is None else distance.sampling,
+                won_back=shares.get(norm.name),
+            )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _unseen(evidence: Evidence) -> Iterator[str]:
+    """Name the layers whose inputs are no numbers, of which most checks can say nothing."""
+    runs = evidence.batches
+    if runs is None:
+        return
+    names = [
+        name for name, seen in runs.sightings.items() if seen and not any(each.mean.isfinite().all() for each in seen)
+    ]
+    if names:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield (
+            f"the inputs of {names[0]}{others}, which are not finite. Repair what is found before it, or give batches "
+            "that are finite, and diagnose again."
+        )
 
 
 def _scope(evidence: Evidence) -> str:

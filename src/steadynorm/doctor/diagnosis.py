@@ -9,9 +9,30 @@ from itertools import groupby
 from steadynorm.doctor.finding import Finding, Severity
 from steadynorm.printable import printable_line
 
-__all__ = ["Diagnosis"]
+__all__ = ["Diagnosis", "LayerSummary"]
 
 _LISTED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSummary:
+    """What the batches show of one batch norm, whether or not a check speaks of it.
+
+    Args:
+        name: qualified.
+        what: its class and size.
+        distance: of its running estimates from the batches' moments, in standard deviations: the root mean square over
+            channels of shift and log-gain, see :class:`steadynorm.doctor.compared.Distance`; None where it has none.
+        sampling: the distance that statistics without fault have on average, from sampling alone; None likewise.
+        won_back: of the gap between evaluation and the batches' own statistics, the share that comes back where this
+            layer alone takes those; None where there is no gap, or it was not measured.
+    """
+
+    name: str
+    what: str
+    distance: float | None
+    sampling: float | None
+    won_back: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +48,7 @@ class Diagnosis:
         checks: names of the checks that ran.
         not_run: name of a check that did not run -> what it needs.
         unread: what could not be looked at, a line each.
+        layers: every batch norm that the batches reach, in the order of the model; empty without batches.
     """
 
     findings: tuple[Finding, ...]
@@ -34,6 +56,7 @@ class Diagnosis:
     checks: tuple[str, ...]
     not_run: dict[str, str]
     unread: tuple[str, ...] = ()
+    layers: tuple[LayerSummary, ...] = ()
 
     @property
     def worst(self) -> Severity | None:

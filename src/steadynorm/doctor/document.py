@@ -5,17 +5,19 @@ The document is an object with ``format`` (1), ``steadynorm`` (the version that 
 ``check``, ``layer`` (empty for the model as a whole), ``what``, ``severity`` (``note``, ``warning``, ``error``),
 ``problem``, ``remedy`` (``advice``, and ``treatment`` where one exists, else empty), ``numbers`` and ``cost``
 (``quantity``, ``value``, ``standard_error``) or null. A number that is not finite is null in ``cost`` and text such as
-``"inf"`` in ``numbers``. Every character beyond ASCII is an escape. Further keys may be added within a format.
+``"inf"`` in ``numbers``. ``layers`` has ``name``, ``what``, ``distance``, ``sampling`` and ``won_back`` of every
+batch norm, numbers that are not known null. Every character beyond ASCII is an escape. Further keys may be added
+within a format.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from steadynorm.doctor.diagnosis import Diagnosis
+from steadynorm.doctor.diagnosis import Diagnosis, LayerSummary
 from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity
 
 __all__ = ["FORMAT", "as_document", "from_json", "to_json"]
@@ -50,6 +52,7 @@ class _Document:
     not_run: dict[str, str]
     unread: tuple[str, ...]
     findings: tuple[_Finding, ...]
+    layers: tuple[LayerSummary, ...] = ()
 
 
 def to_json(diagnosis: Diagnosis) -> str:
@@ -70,6 +73,7 @@ def as_document(diagnosis: Diagnosis) -> dict[str, Any]:
         "not_run": dict(diagnosis.not_run),
         "unread": list(diagnosis.unread),
         "findings": [_finding(each) for each in diagnosis.findings],
+        "layers": [asdict(each) for each in diagnosis.layers],
     }
 
 
@@ -91,6 +95,7 @@ def from_json(text: str | bytes) -> Diagnosis:
         checks=found.checks,
         not_run=found.not_run,
         unread=found.unread,
+        layers=found.layers,
     )
 
 

@@ -60,15 +60,15 @@ def write_report(
 
 
 def page_alone(head: dict[str, Any], report: Report, *, eyebrow: str) -> str:
-    """Make a page that stands alone, with no file beside it; for reports without figures.
+    """Make a page that stands alone: no file beside it, and no script.
 
     Args:
         head: as for :func:`write_report`; empty parts are left out.
         report: what it says.
         eyebrow: line above the headline.
     """
-    assert not report.figures, "figures link their files"
-    return _page(head, report, {}, files=None, eyebrow=eyebrow, missing="")
+    drawings = {figure.name: draw(figure) for figure in report.figures}
+    return _page(head, report, drawings, files=None, eyebrow=eyebrow, missing="")
 
 
 def _page(
@@ -114,7 +114,7 @@ def _page(
         version=head["versions"].get("steadynorm", ""),
         created=head["created"][:10],
         palette=PALETTE,
-        live=live_script() if drawings else "",
+        live=live_script() if drawings and files is not None else "",
     )
 
 

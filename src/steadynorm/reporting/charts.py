@@ -179,6 +179,7 @@ def points(
     hue: str,
     order: Sequence[str],
     x_title: str | None = None,
+    x_counts: bool = False,
     y_title: str | None = None,
     text: str | None = None,
     percent: bool = False,
@@ -194,6 +195,7 @@ def points(
         hue: column that decides color and shape.
         order: all values of ``hue``.
         x_title: name of the horizontal axis; default: ``x``.
+        x_counts: whether the horizontal axis counts, in whole numbers; it is linear then.
         y_title: name of the vertical axis; default: ``y``.
         text: column of names that stand beside the points.
         percent: whether ``y`` holds shares, written as percentages.
@@ -202,8 +204,13 @@ def points(
     """
     room = (least_span - (data[y].max() - data[y].min())) / 2
     ends = [data[y].min() - room, data[y].max() + room] if room > 0 else None
+    places = (
+        {"axis": alt.Axis(tickMinStep=1, format="d"), "scale": alt.Scale(zero=False)}
+        if x_counts
+        else _value_axis(list(data[x]), percent=False)
+    )
     base = alt.Chart(data).encode(
-        x=alt.X(f"{x}:Q", title=x_title or x, **_value_axis(list(data[x]), percent=False)),
+        x=alt.X(f"{x}:Q", title=x_title or x, **places),
         y=alt.Y(f"{y}:Q", title=y_title or y, **_value_axis(list(data[y]), percent=percent, domain=ends)),
         color=_color(hue, order),
     )

@@ -27,7 +27,6 @@ __all__ = [
     "layers_text",
     "list_checks",
     "needs_text",
-    "remedy_text",
     "score_line",
     "show",
     "treatment_lines",
@@ -47,6 +46,7 @@ GIVEN_BY = {
 """Part of the evidence that a check needs -> how it is given."""
 _NAMED = {NEEDED.get(part, part): part for part in GIVEN_BY}
 """What a diagnosis calls such a part -> its name."""
+TREATED = "* --treat FILE does this, measures again, and undoes it where the score is worse."
 LISTED = 3
 BY = {
     "stored": "with the statistics that are stored",
@@ -147,6 +147,8 @@ def show(examination: Examination, console: Console) -> None:
     if diagnosis.findings:
         console.print()
         console.print(findings_table(diagnosis))
+        if any(each.remedy.treatment for each in diagnosis):
+            _line(console, TREATED, style="dim")
         checks = listing(list(dict.fromkeys(each.check for each in diagnosis)))
         _line(console, f"More on a check: steadynorm doctor --explain NAME ({checks})", style="dim")
     if examination.treated is not None:
@@ -179,6 +181,8 @@ def findings_table(diagnosis: Diagnosis) -> Table:
         body = Text()
         body.append(first.check, style="bold")
         body.append(f" at {layers_text(group)}")
+        if first.cost is not None:
+            body.append(f", cost {cost_text(first.cost)}", style="bold")
         for text, style in _sentences(group):
             body.append("\n")
             body.append(printable_line(text), style=style)
@@ -227,20 +231,10 @@ def needs_text(needs: str) -> str:
     return listing([GIVEN_BY.get(each, each) for each in parts if not (each == "batches" and "score" in parts)])
 
 
-def remedy_text(finding: Finding) -> str:
-    """Say whether ``--treat`` repairs it."""
-    if finding.remedy.treatment:
-        return f"--treat does this ({finding.remedy.treatment}), and keeps it only where the score is not worse."
-    return "Only you can do this; --treat leaves it alone."
-
-
 def _sentences(group: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     first = group[0]
     yield first.problem, ""
-    yield first.remedy.advice, ""
-    if first.cost is not None:
-        yield f"Cost: {cost_text(first.cost)}.", "bold"
-    yield remedy_text(first), "dim"
+    yield f"{first.remedy.advice}{' *' if first.remedy.treatment else ''}", ""
 
 
 def score_line(examination: Examination) -> str:

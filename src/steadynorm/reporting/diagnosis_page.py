@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from steadynorm.doctor import CHECKS, Cost, Diagnosis, Finding, Severity
+from steadynorm.doctor import CHECKS, Cost, Diagnosis, Finding, LayerSummary, Severity
 from steadynorm.printable import printable_line
 from steadynorm.reporting.diagnosis import (
     Examination,
     cost_text,
     layers_text,
-    remedy_text,
     score_line,
     treatment_lines,
     unmet_needs,
 )
 from steadynorm.reporting.numbers import NONE
-from steadynorm.reporting.report import Block, Entry, Report, Section, Table, Text
+from steadynorm.reporting.report import Block, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.words import counted
 
 __all__ = ["describe", "diagnosis_page"]
@@ -24,6 +23,11 @@ __all__ = ["describe", "diagnosis_page"]
 TONES = {Severity.ERROR: "chip error", Severity.WARNING: "chip warning", Severity.NOTE: "chip"}
 LAYERS = 40
 """Layers of a check that are listed one by one."""
+LABELS = 3
+"""Layers whose names stand in a figure."""
+LABEL = 28
+"""Characters of such a name."""
+FOUND, OTHERS, SAMPLING = "layer found at fault", "layer", "expected from sampling"
 
 
 def diagnosis_page(examination: Examination) -> str:
@@ -58,6 +62,7 @@ def describe(examination: Examination) -> Report:
                 short="Findings",
                 blocks=(*(Text(_shown(line)) for line in said if line), overview if checks else None),
             ),
+            Section(title="Layer by layer", short="Layers", blocks=(Figures(tuple(_figures(diagnosis))),)),
             *(_section(name, diagnosis.of(name)) for name in checks),
             Section(
                 title="What was treated",
@@ -96,6 +101,63 @@ def _overview(diagnosis: Diagnosis) -> Table:
     )
 
 
+def _figures(diagnosis: Diagnosis) -> Iterator[Figure]:
+    """Draw every layer's distance from the batches, and what single layers win back where that was tried."""
+    found = {each.layer for each in diagnosis if each.severity >= Severity.WARNING}
+    places = list(enumerate(diagnosis.layers, 1))
+    known = [(at, each) for at, each in places if each.distance is not None]
+    labels = _labels([each for _, each in known if each.name in found], key=lambda each: each.distance or 0.0)
+    order = [OTHERS, FOUND] if any(each.name in found for _, each in known) else [OTHERS]
+    rows = [
+        {"layer": at, "distance": each.distance, "kind": FOUND if each.name in found else OTHERS}
+        | {"name": labels.get(each.name, "")}
+        for at, each in known
+    ]
+    rows += [{"layer": at, "distance": each.sampling, "kind": SAMPLING, "name": ""} for at, each in known]
+    options = {
+        "x": "layer",
+        "x_title": "batch norm, in the order of the model",
+        "x_counts": True,
+        "hue": "kind",
+        "text": "name",
+    }
+    left = len(places) - len(known)
+    if len(known) > 1:
+        yield Figure(
+            name="distance",
+            title="Stored statistics from those of the batches",
+            caption="Distance of each layer's running mean and variance from the moments of its inputs, in standard "
+            "deviations, and the distance that sampling alone gives on average."
+            + (f" Not shown: {counted(left, 'layer')} without numbers to compare." if left else ""),
+            kind="points",
+            data=rows,
+            options=options | {"y": "distance", "y_title": "standard deviations", "order": [*order, SAMPLING]},
+        )
+    tried = [(at, each, each.won_back) for at, each in places if each.won_back is not None]
+    labels = _labels([each for _, each, _ in tried if each.name in found], key=lambda each: each.won_back or 0.0)
+    if len(tried) > 1:
+        yield Figure(
+            name="won-back",
+            title="What each layer alone wins back",
+            caption="Share of the gap between evaluation and the batches' own statistics that comes back when one "
+            "layer alone takes the batch's. The first that wins much is the cause; later ones repair what it spoils.",
+            kind="points",
+            data=[
+                {"layer": at, "share": share, "kind": FOUND if each.name in found else OTHERS}
+                | {"name": labels.get(each.name, "")}
+                for at, each, share in tried
+            ],
+            options=options | {"y": "share", "y_title": "won back", "order": order, "percent": True},
+        )
+
+
+def _labels(layers: Sequence[LayerSummary], *, key: Callable[[LayerSummary], float]) -> dict[str, str]:
+    """Give the names of the few layers that stand out most, long ones by their end."""
+    chosen = sorted(layers, key=key, reverse=True)[:LABELS]
+    names = {each.name: printable_line(each.name) for each in chosen}
+    return {name: shown if len(shown) <= LABEL else f"…{shown[1 - LABEL :]}" for name, shown in names.items()}
+
+
 def _section(name: str, findings: Sequence[Finding]) -> Section:
     """Say of one check what it found at which layer, why that harms, and what to do."""
     check = CHECKS.get(name)
@@ -113,7 +175,10 @@ def _section(name: str, findings: Sequence[Finding]) -> Section:
 
 
 def _advice(finding: Finding) -> str:
-    return f"{finding.remedy.advice} {remedy_text(finding)}"
+    treatment = finding.remedy.treatment
+    if not treatment:
+        return f"{finding.remedy.advice} Only you can do this; --treat leaves it alone."
+    return f"{finding.remedy.advice} --treat does this ({treatment}), and undoes it where the score is worse."
 
 
 def _parts(pages: dict[str, str]) -> Iterator[tuple[str, str]]:

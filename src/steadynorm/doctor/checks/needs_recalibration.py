@@ -32,8 +32,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     assert runs is not None
     cost = cost_of(runs.score, runs.evaluation[1::2], runs.recalibrated)
     if cost is not None and cost.matters(runs.recalibrated):
-        problem = (
-            f"With statistics measured on half of the batches the {runs.score} of the other half is better by "
-            f"{cost.value:.3g}."
-        )
+        problem = f"With statistics measured on half of the batches the {runs.score} of the other half is better."
         yield of_model(Severity.WARNING, problem, _REMEDY, cost)

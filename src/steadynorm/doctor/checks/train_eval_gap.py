@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from steadynorm.doctor.compared import cost_of, distance_of
+from steadynorm.doctor.compared import cost_of, distance_of, won_back
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
 
@@ -41,14 +41,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     cost = cost_of(runs.score, runs.evaluation, runs.by_batch)
     if cost is None or not cost.matters(runs.by_batch):
         return
-    gains = {
-        name: gain.value / cost.value
-        for name, scores in runs.one_layer.items()
-        if (gain := cost_of(runs.score, runs.evaluation, scores)) is not None
-    }
+    gains = won_back(runs)
     guilty = _first_to_help(gains, list(runs.sightings))
     norms = {norm.name: norm for norm in evidence.norms}
-    problem = f"In evaluation the {runs.score} is worse by {cost.value:.3g} than with the batches' own statistics"
+    problem = f"In evaluation the {runs.score} is worse than with the batches' own statistics"
     if not guilty:
         yield of_model(Severity.WARNING, f"{problem}; no single layer explains it.", _REMEDY, cost)
     for name in guilty:
