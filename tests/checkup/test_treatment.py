@@ -136,4 +136,4 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
 def test_every_treatment_is_a_change_of_numbers_or_told_as_code() -> None:
     assert set(IN_CODE) <= set(TREATMENTS)
     for name in set(TREATMENTS) - set(IN_CODE):
-        assert name in {"float32", "repair", "recalibrate"}
+        assert name in {"float32", "load", "repair", "recalibrate"}

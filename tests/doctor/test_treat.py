@@ -254,3 +254,73 @@ def test_a_compiled_part_keeps_its_modules(model: Any) -> None:
     (applied,) = treat_(model, diagnosis_of(finding("4", "freeze"))).applied
     assert not applied.kept
     assert type(model[4]) is nn.BatchNorm2d
+
+
+def test_statistics_that_a_loader_passed_over_are_loaded_from_the_checkpoint(model: Any) -> None:
+    checkpoint = {"model": {f"module.{name}": each.clone() for name, each in model.state_dict().items()}}
+    well = bits(model)
+    spoil(model, "lost")
+    lost = bits(model)
+    diagnosis = diagnose(model, batches(), checkpoint=checkpoint)
+    treatment = treat_(model, diagnosis, batches(), checkpoint=checkpoint)
+    assert [(each.treatment, each.kept) for each in treatment.applied] == [("load", True), ("recalibrate", False)]
+    assert treatment.applied[1].why == "statistics were loaded. Diagnose again"
+    assert bits(model) == well
+    assert diagnose(model, batches(), checkpoint=checkpoint).is_healthy
+    treatment.undo()
+    assert bits(model) == lost
+
+
+def test_without_batches_statistics_are_loaded_and_what_the_checkpoint_lacks_is_measured(model: Any) -> None:
+    checkpoint = {name: each.clone() for name, each in model.state_dict().items() if "1.running" not in name}
+    well = model[4].running_var.clone()
+    model[1].reset_running_stats()
+    spoil(model, "lost")
+    treatment = treat_(model, diagnose(model, checkpoint=checkpoint), checkpoint=checkpoint)
+    assert torch.equal(model[4].running_var, well)
+    assert [(each.treatment, each.kept, each.why) for each in treatment.applied] == [
+        ("load", True, ""),
+        ("recalibrate", False, "it needs batches"),
+    ]
+    assert {each.layer for each in treatment.applied[1].findings} == {"1"}
+
+
+def test_without_the_checkpoint_nothing_is_loaded(model: Any) -> None:
+    diagnosis = diagnosis_of(finding("4", "load"))
+    assert treat_(model, diagnosis, batches()).applied[0].why == "it needs the checkpoint"
+
+
+def test_weights_are_loaded_where_the_score_is_better(model: Any) -> None:
+    checkpoint = {name: each.clone() for name, each in model.state_dict().items()}
+    checkpoint["8.bias"] = checkpoint["8.bias"][:1]
+    well = bits(model)
+    with torch.no_grad():
+        model[3].weight.neg_()
+        model[4].weight.neg_()
+        model[4].running_mean.add_(3.0)
+    before = bits(model)
+    diagnosis = diagnose(model, batches(), checkpoint=checkpoint)
+    treatment = treat_(model, diagnosis, batches(), checkpoint=checkpoint)
+    applied = treatment.applied[0]
+    assert (applied.treatment, applied.kept) == ("load", True)
+    assert bits(model) == well
+    assert applied.change is not None
+    assert {each.name for each in applied.change.changed} == {"3.weight", "4.weight", "1", "4"}
+    assert [(each.name, each.why) for each in applied.change.refused] == [
+        ("8.bias", "of another shape: (1,) for (2,).")
+    ]
+    treatment.undo()
+    assert bits(model) == before
+
+
+def test_weights_are_not_loaded_where_the_score_is_no_better_or_not_known(model: Any) -> None:
+    checkpoint = {name: each.clone() for name, each in model.state_dict().items()}
+    with torch.no_grad():
+        model[8].weight.mul_(1.001)
+    before = bits(model)
+    diagnosis = diagnose(model, batches(), checkpoint=checkpoint)
+    (scored,) = treat_(model, diagnosis, batches(), checkpoint=checkpoint).applied
+    assert (scored.kept, scored.why) == (False, "the score was not better after it")
+    (unscored,) = treat_(model, diagnosis, checkpoint=checkpoint).applied
+    assert (unscored.kept, unscored.why.split(",")[0]) == (False, "it would replace weights")
+    assert bits(model) == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ __all__ = ["Applied", "Treatment", "treat_"]
 
 _EXCHANGING = ("from_sync", "float32", "freeze")
 """Treatments that put other modules or buffers into the model, which a wrapper would not know."""
+_MEASURING = ("repair", "recalibrate")
+"""Treatments that change the statistics that a checkpoint would give."""
 MOST_BATCHES = 32
 """Batches that are taken, of more."""
 
@@ -116,13 +118,15 @@ def treat_(
     forward: Forward | None = None,
     loss: Measure | None = None,
     metric: Measure | None = None,
+    checkpoint: Mapping[str, Any] | nn.Module | None = None,
 ) -> Treatment:
     """Apply the remedies of a diagnosis, measure again, keep what helped, and undo what did not.
 
     A treatment is undone where the mean score of the batches is worse after it than before by more than two standard
     errors. Where a finding has a cost, which is the whole model's, all layers are treated; else those that are named.
     Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
-    the first 32 are taken. What raises, an interruption included, leaves the model as it was.
+    the first 32 are taken. Weights of a checkpoint are loaded only where the score is better for it, and statistics
+    that were loaded are not measured as well. What raises, an interruption included, leaves the model as it was.
 
     Args:
         model: that was diagnosed; changed in place. Of one that is wrapped or compiled no module is exchanged.
@@ -132,6 +136,7 @@ def treat_(
         forward: how to run the model on a batch.
         loss: as for :func:`steadynorm.doctor.diagnose`.
         metric: likewise.
+        checkpoint: likewise; what ``checkpoint-diff`` finds is loaded from it.
 
     Returns:
         the treatment, which can be undone.
@@ -148,10 +153,23 @@ def treat_(
             findings = tuple(finding for finding in diagnosis if name in _treatments(finding))
             if not findings:
                 continue
+            if name in _MEASURING and _was_loaded(applied):
+                loaded, findings = findings, _not_loaded(findings, applied)
+                if not findings:
+                    applied.append(_refused(name, loaded, "statistics were loaded. Diagnose again"))
+                    continue
             measured_on_all = any(finding.cost is not None for finding in findings)
             names = frozenset(() if measured_on_all else (finding.layer for finding in findings))
+            case = Case(
+                model=score.model,
+                names=names,
+                batches=measured,
+                forward=run,
+                scored=bool(before),
+                checkpoint=checkpoint,
+            )
             applied.append(
-                _apply(name, treatment, findings, Case(model=score.model, names=names, batches=measured, forward=run))
+                _apply(name, treatment, findings, case)
                 if name not in _EXCHANGING or (why := _why_not_plain(model)) is None
                 else _refused(name, findings, why)
             )
@@ -192,14 +210,25 @@ def _treatments(finding: Finding) -> tuple[str, ...]:
     return (treatment, "recalibrate") if treatment == "momentum" else (treatment,)
 
 
-def _apply(name: str, treatment: Callable[[Case], Change | None], findings: tuple[Finding, ...], case: Case) -> Applied:
+def _was_loaded(applied: Sequence[Applied]) -> bool:
+    return any(each.treatment == "load" and each.kept for each in applied)
+
+
+def _not_loaded(findings: Iterable[Finding], applied: Sequence[Applied]) -> tuple[Finding, ...]:
+    """Give the findings at layers whose statistics were not loaded; what the whole model costs is to be seen again."""
+    changes = [each.change for each in applied if each.treatment == "load" and each.change is not None]
+    loaded = {one.name for change in changes for one in change.changed}
+    return tuple(each for each in findings if each.cost is None and each.layer not in loaded)
+
+
+def _apply(name: str, treatment: Callable[[Case], Change | str], findings: tuple[Finding, ...], case: Case) -> Applied:
     """Change the model, and say why where that cannot be done."""
     try:
         change = treatment(case)
     except (NothingDoneError, ValueError) as error:
         return _refused(name, findings, str(error))
-    if change is None:
-        return _refused(name, findings, "it needs batches")
+    if isinstance(change, str):
+        return _refused(name, findings, change)
     return Applied(treatment=name, findings=findings, change=change, before=math.nan, after=math.nan, kept=True)
 
 
@@ -210,10 +239,15 @@ def _judge(applied: Applied, before: tuple[float, ...], score: _Score) -> tuple[
     score.model = change.model
     after = score()
     applied = replace(applied, before=_mean(before), after=_mean(after))
-    if not _is_worse(before, after):
+    weights = applied.treatment == "load" and any(not finding.layer for finding in applied.findings)
+    if weights and not _is_worse(after, before):
+        why = "the score was not better after it"
+    elif _is_worse(before, after):
+        why = "the score was worse after it"
+    else:
         return applied, after
     score.model = change.undo()
-    return replace(applied, kept=False, why="the score was worse after it"), before
+    return replace(applied, kept=False, why=why), before
 
 
 def _undo(applied: Sequence[Applied]) -> None:

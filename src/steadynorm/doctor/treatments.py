@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,16 @@ from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.convert import from_sync_
 from steadynorm.surgery.freeze import freeze_
 from steadynorm.surgery.kinds import is_batch_norm, label
+from steadynorm.surgery.load import load_tensors_
 from steadynorm.surgery.named_modules import Where, batch_norms_of
 from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.repair import repair_statistics_
+from steadynorm.surgery.statistics import load_statistics_
 
 __all__ = ["TREATMENTS", "Case"]
 
 _HALF = (torch.float16, torch.bfloat16)
+_NO_BATCHES = "it needs batches"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,16 @@ class Case:
         names: of the layers that findings name; the model's, or none, for all.
         batches: to measure on; empty where there are none.
         forward: runs the model on a batch.
+        scored: whether it is measured what a treatment does to the score.
+        checkpoint: that the model is to be as; None where none was given.
     """
 
     model: nn.Module
     names: frozenset[str]
     batches: list[Any]
     forward: Forward
+    scored: bool = False
+    checkpoint: Mapping[str, Any] | nn.Module | None = None
 
     @property
     def where(self) -> Where:
@@ -49,10 +56,24 @@ def _repair(case: Case) -> Change:
     return repair_statistics_(case.model, case.batches or None, where=case.where, forward=case.forward)
 
 
-def _recalibrate(case: Case) -> Change | None:
+def _load(case: Case) -> Change | str:
+    """Load the statistics of the named layers from the checkpoint, or all tensors that fit where one names the model.
+
+    Weights are loaded only where it is measured whether that helps: the model may have been trained since.
+    """
+    if case.checkpoint is None:
+        return "it needs the checkpoint"
+    if "" not in case.names:
+        return load_statistics_(case.model, case.checkpoint, where=case.where)
+    if not case.scored:
+        return "it would replace weights, and needs batches with labels or a loss to say whether that helps"
+    return load_tensors_(case.model, case.checkpoint)
+
+
+def _recalibrate(case: Case) -> Change | str:
     """Measure the statistics of the named layers, or of all where one names the model."""
     if not case.batches:
-        return None
+        return _NO_BATCHES
     stored = {module for module in case.model.modules() if is_batch_norm(module) and module.running_mean is not None}
     return recalibrate_(
         case.model,
@@ -118,13 +139,14 @@ def _widen(edits: Transaction, parameter: nn.Parameter) -> None:
     edits.edit(lambda: store(wide), lambda: store(half), lambda: parameter.data_ptr() == wide.data_ptr())
 
 
-TREATMENTS: dict[str, Callable[[Case], Change | None]] = {
+TREATMENTS: dict[str, Callable[[Case], Change | str]] = {
     "evaluate": _evaluate,
     "from_sync": _from_sync,
     "float32": _float32,
     "momentum": _momentum,
+    "load": _load,
     "repair": _repair,
     "recalibrate": _recalibrate,
     "freeze": _freeze,
 }
-"""What :func:`steadynorm.treat_` can do, in the order in which it does."""
+"""What :func:`steadynorm.treat_` can do, in the order in which it does. Each gives its change, or why there is none."""

@@ -29,6 +29,7 @@ __all__ = [
     "merge_statistics",
     "shares_of",
     "statistics_of",
+    "write_found_",
 ]
 
 COUNTER = "num_batches_tracked"
@@ -169,7 +170,6 @@ def merge_statistics(
 
 
 def _load(edits: Transaction, model: nn.Module, loaded: Mapping[str, Any] | nn.Module, where: Where | None) -> None:
-    norms = batch_norms_of(model, where, edits)
     wanted = {
         _key(name, kind): tensor
         for named in batch_norms_of(model)
@@ -179,7 +179,16 @@ def _load(edits: Transaction, model: nn.Module, loaded: Mapping[str, Any] | nn.M
     }
     state = state_for(model, loaded, verb=edits.verb, wanted=wanted)
     edits.notes.extend(state.notes)
-    for named in norms:
+    write_found_(edits, model, state, where)
+
+
+def write_found_(edits: Transaction, model: nn.Module, state: NamedState, where: Where | None = None) -> None:
+    """Write the running estimates that were found for a model, as :func:`load_statistics_` says.
+
+    Raises:
+        ValueError: no layer takes any, and nothing else was changed.
+    """
+    for named in batch_norms_of(model, where, edits):
         why = _why_not(named, state)
         if why is not None:
             edits.refuse(named.name, label(named.module), why)

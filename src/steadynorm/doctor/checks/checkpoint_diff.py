@@ -8,7 +8,8 @@ evaluates by those of a new one, and accuracy is near chance though every weight
 ``parameters()`` do the same.
 
 Remedy: rename the keys or build the model that the checkpoint is of, and load again; ``load_statistics_`` loads the
-statistics alone, and names what it refuses. Safe: the checkpoint is what you ask for.
+statistics alone, and names what it refuses. ``treat_`` with the checkpoint does so, and loads weights only where the
+score is better for it. Safe: the checkpoint is what you ask for.
 
 Threshold: none for names, shapes and statistics that are missing. Numbers count as the same where they are equal in
 the coarser dtype of the two. Statistics that differ are reported as lost where the weights are the checkpoint's.
@@ -30,7 +31,11 @@ _MISSING = Remedy(
     advice="Load a checkpoint that has its statistics, or measure them on training images (recalibrate_).",
     treatment="recalibrate",
 )
-_LOAD = Remedy(advice="Load the checkpoint's statistics (load_statistics_), if they were not changed on purpose.")
+_LOAD = Remedy(
+    advice="Load the checkpoint's statistics (load_statistics_), if they were not changed on purpose.",
+    treatment="load",
+)
+_RELOAD = Remedy(advice="Load the checkpoint, if the model is to be as it says.", treatment="load")
 _BUILD = Remedy(advice="Rename the checkpoint's keys, or build the model that it was saved from, and load it again.")
 
 
@@ -57,7 +62,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             f"{len(checkpoint.different)} of {checkpoint.compared} weights are not the checkpoint's: "
             f"{_some(checkpoint.different)}. It was not loaded, or the model was trained since."
         )
-        yield of_model(Severity.NOTE, problem, _BUILD)
+        yield of_model(Severity.NOTE, problem, _RELOAD)
 
 
 def _names(checkpoint: CheckpointState) -> Iterator[Finding]:
