@@ -14,7 +14,8 @@ import pytest
 from torch import nn
 
 from steadynorm.doctor import CHECKS, Diagnosis, accuracy, diagnose
-from steadynorm.reporting.diagnosis import Examination, cost_text, layers_text
+from steadynorm.doctor.diagnosis import places_of
+from steadynorm.reporting.diagnosis import Examination, cost_text
 from steadynorm.reporting.diagnosis_page import describe, diagnosis_page
 from tests.reporting.browser import CHROMIUM, chromium
 from tests.support.doctor import HOSTILE, batches, hostile_network, spoilt_network, trained_network, wiped_network
@@ -157,13 +158,18 @@ def test_layers_of_one_problem_share_a_row(diagnosis: Diagnosis) -> None:
     report = describe(Examination(diagnosis=diagnosis, model="a:b"))
     (section,) = [each for each in report.sections if each.short == "dead-channel"]
     table: Any = section.shown[0]
-    assert [row[0].text for row in table.rows] == ["1, 4"]
+    assert [row[0].text for row in table.rows] == ["1 and 4"]
 
 
 def test_many_layers_are_counted(diagnosis: Diagnosis) -> None:
-    findings = [replace(diagnosis.findings[0], layer=str(number)) for number in range(9)]
-    assert layers_text(findings) == "0, 1, 2 and 6 more layers"
-    assert layers_text(findings[:4]) == "0, 1, 2 and 3"
+    def text(*names: str) -> str:
+        return places_of([replace(diagnosis.findings[0], layer=name) for name in names])
+
+    assert text("0", "1", "2", "3") == "0, 1, 2 and 3"
+    stages = [f"layer{stage}.{block}.bn1" for stage in range(1, 5) for block in range(3)]
+    assert text("bn1", *stages, "head.norm") == "bn1, layer*.*.bn* (12 layers) and head.norm"
+    assert text(*"abcdef") == "a, b, c and 3 more layers"
+    assert text("a", "b", "c", "d1", "d2") == "a, b, c and d* (2 layers)"
 
 
 def test_a_cost_has_its_error(diagnosis: Diagnosis) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,9 +10,10 @@ from itertools import groupby
 from steadynorm.doctor.finding import Finding, Severity
 from steadynorm.printable import printable_line
 
-__all__ = ["Diagnosis", "LayerSummary"]
+__all__ = ["MOST_NAMED", "Diagnosis", "LayerSummary", "places_of"]
 
-_LISTED = 3
+MOST_NAMED = 4
+"""Layers that are named one by one, of findings that say the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Diagnosis:
             return "Healthy: no fault was found."
         number = {severity: sum(each.severity == severity for each in self.findings) for severity in Severity}
         counts = [_counted(number[severity], str(severity)) for severity in reversed(Severity) if number[severity]]
-        found = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
+        found = _listing(counts)
         return f"Healthy, with {found}." if self.is_healthy else f"Found {found}."
 
     @property
@@ -126,20 +128,32 @@ class Diagnosis:
         return to_sarif(self)
 
     def _found(self) -> Iterator[str]:
-        for first, *others in self.groups:
-            yield f"{first.severity} {first.check}: {first.place}{_others(others)}"
+        for group in self.groups:
+            first = group[0]
+            yield f"{first.severity} {first.check}: {places_of(group)}"
             yield f"  {first.problem}"
             if first.cost is not None:
                 yield f"  cost: {first.cost.value:.3g} ± {first.cost.standard_error:.1g} ({first.cost.quantity})"
             yield f"  {first.remedy.advice}"
 
 
-def _others(findings: Sequence[Finding]) -> str:
-    if not findings:
-        return ""
-    names = ", ".join(each.place for each in findings[:_LISTED])
-    more = f" and {len(findings) - _LISTED} more" if len(findings) > _LISTED else ""
-    return f", and likewise {names}{more}"
+def places_of(findings: Sequence[Finding]) -> str:
+    """Name the layers of findings; of many, those that differ in numbers alone as ``layer*.bn* (9 layers)``."""
+    names = list(dict.fromkeys(printable_line(each.place) for each in findings))
+    if len(names) <= MOST_NAMED:
+        return _listing(names)
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    shown = [f"{pattern} ({len(them)} layers)" if len(them) > 1 else them[0] for pattern, them in families.items()]
+    if len(shown) <= MOST_NAMED:
+        return _listing(shown)
+    left = sum(len(them) for them in list(families.values())[MOST_NAMED - 1 :])
+    return _listing([*shown[: MOST_NAMED - 1], f"{left} more layers"])
+
+
+def _listing(items: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(items[:-1])] if len(items) > 1 else []), *items[-1:]])
 
 
 def _cannot(line: str) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from steadynorm.doctor import CHECKS, Cost, Diagnosis, Finding, Severity
 from steadynorm.doctor.check import NEEDED
+from steadynorm.doctor.diagnosis import places_of
 from steadynorm.doctor.document import as_document
 from steadynorm.printable import printable_line
 from steadynorm.reporting.numbers import number, percent
@@ -24,7 +25,6 @@ __all__ = [
     "as_content",
     "checks_as_markdown",
     "cost_text",
-    "layers_text",
     "list_checks",
     "needs_text",
     "score_line",
@@ -47,7 +47,6 @@ GIVEN_BY = {
 _NAMED = {NEEDED.get(part, part): part for part in GIVEN_BY}
 """What a diagnosis calls such a part -> its name."""
 TREATED = "* --treat FILE does this, measures again, and undoes it where the score is worse."
-LISTED = 3
 BY = {
     "stored": "with the statistics that are stored",
     "batch": "with those of each batch",
@@ -167,7 +166,7 @@ def treatment_lines(treated: Treated) -> list[str]:
     lines.append(f"Written: {treated.file}" if treated.file else "No file was written, since no treatment was kept.")
     if treated.remaining is not None:
         lines.append(f"A model built anew with these weights: {treated.remaining.headline}")
-        lines += [f"  {each[0].severity} {each[0].check} at {layers_text(each)}" for each in treated.remaining.groups]
+        lines += [f"  {each[0].severity} {each[0].check} at {places_of(each)}" for each in treated.remaining.groups]
     return lines
 
 
@@ -180,7 +179,7 @@ def findings_table(diagnosis: Diagnosis) -> Table:
         first = group[0]
         body = Text()
         body.append(first.check, style="bold")
-        body.append(f" at {layers_text(group)}")
+        body.append(f" at {places_of(group)}")
         if first.cost is not None:
             body.append(f", cost {cost_text(first.cost)}", style="bold")
         for text, style in _sentences(group):
@@ -207,13 +206,6 @@ def checks_as_markdown() -> str:
         marked = re.sub(r"--\w+|\w+=|steadynorm\.\w+", lambda found: f"`{found[0]}`", needs)
         rows.append(f"| `{check.name}` | {check.title} | {marked} |")
     return "\n".join(rows) + "\n"
-
-
-def layers_text(group: Sequence[Finding]) -> str:
-    """Name the layers of findings, the first few of many."""
-    names = [printable_line(each.place) for each in group]
-    more = [f"{len(names) - LISTED} more layers"] if len(names) > LISTED + 1 else []
-    return listing([*names[:LISTED], *more] if more else names)
 
 
 def cost_text(cost: Cost) -> str:

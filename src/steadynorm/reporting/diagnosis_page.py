@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from steadynorm.doctor import CHECKS, Cost, Diagnosis, Finding, LayerSummary, Severity
+from steadynorm.doctor.diagnosis import MOST_NAMED, places_of
 from steadynorm.printable import printable_line
 from steadynorm.reporting.diagnosis import (
     Examination,
     cost_text,
-    layers_text,
     score_line,
     treatment_lines,
     unmet_needs,
@@ -21,10 +21,10 @@ from steadynorm.reporting.words import counted
 __all__ = ["describe", "diagnosis_page"]
 
 TONES = {Severity.ERROR: "chip error", Severity.WARNING: "chip warning", Severity.NOTE: "chip"}
-LAYERS = 40
+LAYERS = 12
 """Layers of a check that are listed one by one."""
 LABELS = 3
-"""Layers whose names stand in a figure."""
+"""Layers at fault, at most, whose names stand in a figure."""
 LABEL = 28
 """Characters of such a name."""
 FOUND, OTHERS, SAMPLING = "layer found at fault", "layer", "expected from sampling"
@@ -94,7 +94,7 @@ def _overview(diagnosis: Diagnosis) -> Table:
         {
             "Check": lambda group: group[0].check,
             "Severity": lambda group: Entry(text=str(group[0].severity), tone=TONES[group[0].severity]),
-            "Where": lambda group: layers_text(group),
+            "Where": lambda group: places_of(group),
             "Cost": lambda group: NONE if group[0].cost is None else cost_text(group[0].cost),
             "What to do": lambda group: _shown(group[0].remedy.advice),
         },
@@ -106,8 +106,8 @@ def _figures(diagnosis: Diagnosis) -> Iterator[Figure]:
     found = {each.layer for each in diagnosis if each.severity >= Severity.WARNING}
     places = list(enumerate(diagnosis.layers, 1))
     known = [(at, each) for at, each in places if each.distance is not None]
-    labels = _labels([each for _, each in known if each.name in found], key=lambda each: each.distance or 0.0)
-    order = [OTHERS, FOUND] if any(each.name in found for _, each in known) else [OTHERS]
+    labels = _labels([each for _, each in known if each.name in found])
+    order = [OTHERS, FOUND] if found else [OTHERS]
     rows = [
         {"layer": at, "distance": each.distance, "kind": FOUND if each.name in found else OTHERS}
         | {"name": labels.get(each.name, "")}
@@ -134,7 +134,7 @@ def _figures(diagnosis: Diagnosis) -> Iterator[Figure]:
             options=options | {"y": "distance", "y_title": "standard deviations", "order": [*order, SAMPLING]},
         )
     tried = [(at, each, each.won_back) for at, each in places if each.won_back is not None]
-    labels = _labels([each for _, each, _ in tried if each.name in found], key=lambda each: each.won_back or 0.0)
+    labels = _labels([each for _, each, _ in tried if each.name in found])
     if len(tried) > 1:
         yield Figure(
             name="won-back",
@@ -151,10 +151,9 @@ def _figures(diagnosis: Diagnosis) -> Iterator[Figure]:
         )
 
 
-def _labels(layers: Sequence[LayerSummary], *, key: Callable[[LayerSummary], float]) -> dict[str, str]:
-    """Give the names of the few layers that stand out most, long ones by their end."""
-    chosen = sorted(layers, key=key, reverse=True)[:LABELS]
-    names = {each.name: printable_line(each.name) for each in chosen}
+def _labels(layers: Sequence[LayerSummary]) -> dict[str, str]:
+    """Give the names of layers, long ones by their end; none where they are too many to tell apart."""
+    names = {each.name: printable_line(each.name) for each in layers if len(layers) <= LABELS}
     return {name: shown if len(shown) <= LABEL else f"…{shown[1 - LABEL :]}" for name, shown in names.items()}
 
 
@@ -166,8 +165,8 @@ def _section(name: str, findings: Sequence[Finding]) -> Section:
         title=name if check is None else _shown(check.title).removesuffix("."),
         short=name,
         blocks=(
-            _layers(findings[:LAYERS]),
-            Text(f"And {len(findings) - LAYERS} more layers.") if len(findings) > LAYERS else None,
+            _layers(findings),
+            Text(f"These layers are: {_listed(findings)}.") if len(findings) > MOST_NAMED else None,
             *(Text(_shown(f"What to do: {line}")) for line in dict.fromkeys(map(_advice, findings))),
             *(Text(f"{title} {_capital(pages[part])}") for part, title in _parts(pages)),
         ),
@@ -193,7 +192,7 @@ def _layers(findings: Sequence[Finding]) -> Table:
     for each in findings:
         rows.setdefault((each.severity, each.problem, each.cost), []).append(each)
     columns: dict[str, Callable[[Sequence[Finding]], Entry | str]] = {
-        "Layer": lambda row: Entry(text=_names(row, "place"), note=_names(row, "what")),
+        "Layer": lambda row: Entry(text=places_of(row), note=_kinds(row)),
         "Severity": lambda row: Entry(text=str(row[0].severity), tone=TONES[row[0].severity]),
         "What is wrong": lambda row: _shown(row[0].problem),
     }
@@ -202,9 +201,16 @@ def _layers(findings: Sequence[Finding]) -> Table:
     return Table.of(rows.values(), columns)
 
 
-def _names(findings: Sequence[Finding], field: str) -> str:
-    """List the layers, or what they are, without repetition."""
-    return ", ".join(dict.fromkeys(printable_line(getattr(each, field)) for each in findings))
+def _kinds(findings: Sequence[Finding]) -> str:
+    """Say what the layers are, without repetition."""
+    return ", ".join(dict.fromkeys(printable_line(each.what) for each in findings))
+
+
+def _listed(findings: Sequence[Finding]) -> str:
+    names = list(dict.fromkeys(printable_line(each.place) for each in findings))
+    return ", ".join(names[:LAYERS]) + (
+        f" and {len(names) - LAYERS} more, which --json lists" if len(names) > LAYERS else ""
+    )
 
 
 def _checks(diagnosis: Diagnosis) -> Iterator[Block]:
