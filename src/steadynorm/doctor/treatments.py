@@ -102,12 +102,12 @@ def _evaluate(case: Case) -> Change:
 
 
 def _momentum(case: Case) -> Change:
-    """Set the momentum that another framework's decay stands for; of 0, torch's default."""
+    """Set the momentum that another framework's decay stands for; of 0 and 1, torch's default."""
     with Transaction("momentum_", case.model) as edits:
         for named in batch_norms_of(case.model, case.where):
             before = named.module.momentum
-            if isinstance(before, float) and 0 <= before < 1:
-                edits.set_attribute(named.module, "momentum", round(1 - before, 12) if before else 0.1)
+            if isinstance(before, int | float) and 0 <= before <= 1:
+                edits.set_attribute(named.module, "momentum", round(1 - before, 12) if 0 < before < 1 else 0.1)
                 edits.note_changed(named.name, f"momentum {before:g}", f"momentum {named.module.momentum:g}")
         return edits.finish()
 

@@ -6,8 +6,8 @@ Harm: torch's momentum is the weight of the *new* batch; TensorFlow's, Keras's a
 estimate. 0.99 pasted from there makes the running estimates those of the last batch or two; 0 keeps them for ever at
 what they are; a number outside 0 to 1 makes them diverge.
 
-Remedy: write 1 − momentum. Safe for training that goes on; statistics measured so far were the last batch's, so
-measure them again.
+Remedy: write 1 − momentum, and 0.1 for 0 and 1, which are no decay. Safe for training that goes on; statistics measured
+so far were the last batch's, so measure them again.
 
 Threshold: at least 0.5, or 0, or outside 0 to 1. No model library sets torch's momentum above 0.5; other frameworks'
 defaults are 0.9 to 0.999.
@@ -44,5 +44,6 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 f"Its momentum is {value:g}: torch weighs the new batch by it, so the running estimates are those of "
                 f"the last {'batch' if value > 0.9 else 'few batches'}. Other frameworks weigh the old estimate."
             )
-            advice = f"If {value:g} is a decay of another framework, write momentum={1 - value:.6g}."
+            decay = f"If {value:g} is a decay of another framework, write momentum={1 - value:.6g}."
+            advice = "Set it to a weight of the new batch, such as 0.1." if value == 1 else decay
             yield at(norm, Severity.WARNING, problem, Remedy(advice=advice, treatment="momentum"), momentum=value)
