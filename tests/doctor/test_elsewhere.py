@@ -155,6 +155,33 @@ def test_a_copy_with_other_statistics_is_found(
     assert [(each.layer, each.severity) for each in diagnosis.of("copied-statistics-mismatch")] == found
 
 
+class Student(nn.Module):
+    """A network that runs, and a teacher that does not; the teacher is registered first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.student = copy.deepcopy(network), network
+
+    def forward(self, x: Any) -> Any:
+        return self.student(x)
+
+
+def test_a_copy_that_learns_and_has_the_statistics_of_a_new_layer_lost_them(model: Any) -> None:
+    pair: Any = nn.ModuleDict({"teacher": copy.deepcopy(model), "student": model})
+    pair.teacher[4].reset_running_stats()
+    with torch.no_grad():
+        pair.student[0].weight *= 1.1
+    found = diagnose(pair).of("copied-statistics-mismatch")
+    assert [(each.layer, each.severity) for each in found] == [("teacher.4", WARNING)]
+
+
+def test_a_copy_that_no_batch_reaches_is_not_trained(model: Any) -> None:
+    pair: Any = Student(model)
+    pair.teacher[4].running_mean += 2 * pair.teacher[4].running_var.sqrt()
+    found = diagnose(pair, batches()).of("copied-statistics-mismatch")
+    assert [(each.layer, each.severity) for each in found] == [("teacher.4", WARNING)]
+
+
 def test_norms_of_their_own_over_shared_weights_are_no_copy(model: Any) -> None:
     pair = Pair(model)
     for own, shared in ((pair.target[at], pair.online[at]) for at in (0, 3, 8)):

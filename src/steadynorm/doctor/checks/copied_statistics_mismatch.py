@@ -13,8 +13,9 @@ which is better for an average). Safe.
 
 Threshold: weights closer than half of their size (independent draws are √2 apart). Statistics further apart than a
 quarter of a standard deviation plus five times the relative distance of the weights: a layer's moments move with its
-weights, by about their relative change for each layer below it. A warning where one of the two is not trained; two
-branches that both learn may see data of their own.
+weights, by about their relative change for each layer below it. A warning where one of the two is not trained: its
+parameters are frozen, its statistics are still those of a new layer, or no batch that was given reaches it. Two branches
+that both learn may see data of their own, and it is a note.
 
 Source: pytorch/ignite issue 2590; DLR-RM/stable-baselines3 pull request 1004; pytorch issue 84053.
 """
@@ -39,16 +40,23 @@ _MEASURE = Remedy(
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     norms = {norm.name: norm for norm in evidence.norms}
+    runs = evidence.batches
+    reached = set() if runs is None else {name for name, seen in runs.sightings.items() if seen}
     for twins in evidence.twins:
-        for first, second in twins.norms:
-            distance = _distance(norms[first], norms[second])
-            if distance is not None and distance > APART + FOLLOWED * twins.weights:
+        for pair in twins.norms:
+            first, second = (norms[name] for name in pair)
+            original, copied = sorted((first, second), key=lambda each: (each.at_start, each.name not in reached))
+            distance = _distance(original, copied)
+            followed = 0.0 if copied.at_start else FOLLOWED * twins.weights
+            if distance is not None and distance > APART + followed:
                 problem = (
-                    f"Its running estimates are {distance:.2g} standard deviations from those of {first}, of which "
-                    f"its weights are a copy ({100 * twins.weights:.2g} % apart)."
+                    f"Its running estimates are {distance:.2g} standard deviations from those of {original.name}, of "
+                    f"which its weights are a copy ({100 * twins.weights:.2g} % apart)."
                 )
-                severity = Severity.WARNING if twins.frozen else Severity.NOTE
-                yield at(norms[second], severity, problem, _COPY, distance=distance, weights=twins.weights)
+                unreached = original.name in reached and copied.name not in reached
+                untrained = twins.frozen or copied.at_start or unreached
+                severity = Severity.WARNING if untrained else Severity.NOTE
+                yield at(copied, severity, problem, _COPY, distance=distance, weights=twins.weights)
     if evidence.averaged and any(norm.mean is not None for norm in evidence.batch_norms):
         problem = "The weights are an average (use_buffers=False), the statistics those of the last weights alone."
         yield of_model(Severity.NOTE, problem, _MEASURE)
