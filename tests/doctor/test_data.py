@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from steadynorm import GatedBatchNorm1d, MaskedBatchNorm1d
 from steadynorm.doctor import Severity, diagnose, observe
+from steadynorm.surgery import recalibrate_
 from steadynorm.doctor.axes import FeatureAxes
 from steadynorm.doctor.evidence import Sighting
 from steadynorm.doctor.sightings import sighting_of
@@ -124,6 +125,19 @@ def test_without_labels_a_shift_is_a_note(model: Any, by: float, found: list[Sev
     given, known = ([x for x, _ in pairs] for pairs in (darkened(by), batches()))
     assert [each.severity for each in diagnose(model, given, reference=known).of("domain-shift")] == found
     assert diagnose(model, given).not_run["domain-shift"] == "reference batches"
+
+
+def test_an_outlier_in_the_statistics_is_one_beside_the_data_that_they_are_of() -> None:
+    """Of other data one channel is nearly constant; the running estimates are right, and the reference says so."""
+    x = torch.randn(256, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    norm: Any = nn.BatchNorm2d(4)
+    recalibrate_(norm, list(x[:128].split(32)))
+    known = list(x[128:].split(32))
+    faint = [each * torch.tensor([0.01, 1.0, 1.0, 1.0]).view(4, 1, 1) for each in known]
+    assert [each.layer for each in diagnose(norm, faint).of("outlier-statistics")] == [""]
+    assert diagnose(norm, faint, reference=known).of("outlier-statistics") == ()
+    norm.running_var[2] *= 1e4
+    assert diagnose(norm, faint, reference=known).of("outlier-statistics") != ()
 
 
 def sequences(lengths: Tensor, time: int = 20) -> Tensor:

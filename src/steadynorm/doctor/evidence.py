@@ -373,6 +373,11 @@ class Evidence:
         return tuple(norm for norm in self.norms if norm.is_batch_norm)
 
     @property
+    def described(self) -> Runs | None:
+        """The batches that running estimates should describe: the reference where one was given; None without any."""
+        return self.reference or self.batches
+
+    @property
     def last_module(self) -> ModuleState | None:
         """The module that runs last, where the model is an nn.Sequential all the way down; else None."""
         at = self.by_name.get("")

@@ -1,6 +1,7 @@
 """Running estimates of a few channels that lie far beyond everything the batches show.
 
-Looks at: for each channel, running variance beside the batches' variance, and running mean beside their mean.
+Looks at: for each channel, running variance beside the batches' variance, and running mean beside their mean; beside
+those of the reference batches, where they are given: of other data the running estimates may be far off.
 
 Harm: one batch with an outlier (a corrupt image, an overflow short of infinity) raises a running variance by orders of
 magnitude; an exponential average needs 1/momentum·log(size) clean batches to forget it. Until then the channel gives
@@ -33,9 +34,10 @@ _REMEDY = Remedy(
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
-    assert evidence.batches is not None
+    known = evidence.described
+    assert known is not None
     for norm in evidence.batch_norms:
-        distance = distance_of(norm, evidence.batches.sightings.get(norm.name, ()))
+        distance = distance_of(norm, known.sightings.get(norm.name, ()))
         if distance is None or norm.at_start:
             continue
         ratio = (-distance.log_gain).exp()

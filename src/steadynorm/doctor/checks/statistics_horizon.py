@@ -53,7 +53,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
     """Tell whether taking the start away brings the running estimates no nearer to the batches than chance does."""
-    seen = () if evidence.batches is None else evidence.batches.sightings.get(norm.name, ())
+    seen = () if evidence.described is None else evidence.described.sightings.get(norm.name, ())
     stored = distance_of(norm, seen)
     if stored is None:
         return False
