@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from steadynorm.doctor import CHECKS, Severity, diagnose
 from steadynorm.doctor.check import SECTIONS
@@ -133,6 +134,37 @@ def flagged(name: str, norm: nn.Module) -> nn.Module:
     return model
 
 
+class Checkpointed(nn.Module):
+    """Runs a norm again in the backward, by its own code."""
+
+    def __init__(self, norm: nn.Module, **flags: bool) -> None:
+        super().__init__()
+        self.norm, self.other = norm, nn.SyncBatchNorm(8)
+        vars(self).update(flags)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.other(checkpoint(self.norm, x, use_reentrant=False))
+
+
+class Rerun(Checkpointed):
+    """By another name, and of something that is not told."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        def run(y: torch.Tensor) -> Any:
+            return self.norm(y)
+
+        return torch.utils.checkpoint.checkpoint(run, x)
+
+
+class Switched(Checkpointed):
+    """By a flag of its own."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        from torch.utils import checkpoint as saving
+
+        return saving.checkpoint(self.norm, x) if self.thrifty else self.norm(x)
+
+
 def sequence(*modules: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(*modules, nn.ReLU(), nn.Linear(8, 2))
 
@@ -183,6 +215,8 @@ FAULTS: list[tuple[str, str, Severity, Callable[[], nn.Module]]] = [
         Severity.WARNING,
         lambda: flagged("gradient_checkpointing", nn.SyncBatchNorm(8)),
     ),
+    ("sync-with-checkpoint", "norm", Severity.WARNING, lambda: Checkpointed(nn.SyncBatchNorm(8))),
+    ("sync-with-checkpoint", "norm", Severity.WARNING, lambda: Switched(nn.SyncBatchNorm(8), thrifty=True)),
     ("sync-in-inference", "0", Severity.NOTE, lambda: nn.Sequential(nn.SyncBatchNorm(8)).eval()),
     ("lossy-subclass", "0", Severity.NOTE, lambda: nn.Sequential(Custom(8))),
     ("dead-channel", "0.1", Severity.NOTE, edit(lambda norm: norm.weight[2].zero_())),
@@ -244,6 +278,8 @@ HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
     ("transform-unsafe", lambda: GradSampleModule(nn.BatchNorm1d(3)).eval()),
     ("sync-with-checkpoint", lambda: flagged("gradient_checkpointing", nn.BatchNorm2d(8))),
     ("sync-with-checkpoint", lambda: flagged("something_else", nn.SyncBatchNorm(8))),
+    ("sync-with-checkpoint", lambda: Checkpointed(nn.BatchNorm2d(8))),
+    ("sync-with-checkpoint", lambda: Switched(nn.SyncBatchNorm(8), thrifty=False)),
     ("sync-in-inference", lambda: nn.Sequential(nn.SyncBatchNorm(8))),
     ("lossy-subclass", trained),
     ("dead-channel", edit(lambda norm: norm.weight[2].fill_(1e-5))),
@@ -278,6 +314,11 @@ def test_what_only_looks_like_a_fault_is_none(check: str, build: Callable[[], nn
     diagnosis = diagnose(build())
     assert diagnosis.of(check) == ()
     assert check in diagnosis.checks
+
+
+def test_what_runs_again_but_is_not_told_is_the_whole_module() -> None:
+    found = diagnose(Rerun(nn.SyncBatchNorm(8))).of("sync-with-checkpoint")
+    assert [each.layer for each in found] == ["norm", "other"]
 
 
 def test_a_trained_network_has_no_finding() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from steadynorm.doctor.checkpointing import run_again
 from steadynorm.doctor.elsewhere import Ranks, compare_checkpoint, gather_ranks
 from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState, Runs, Step
 from steadynorm.doctor.runs import run_batches, run_reference
@@ -39,8 +40,6 @@ _ACTIVATIONS = frozenset(
     name for name in vars(torch.nn.modules.activation) if not name.startswith("_") and name != "MultiheadAttention"
 )
 _SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity)
-_CHECKPOINTS = ("gradient_checkpointing", "grad_checkpointing", "memory_efficient", "with_cp")
-"""Flags by which transformers, timm, torchvision and OpenMMLab switch activation checkpointing on."""
 
 
 def observe(
@@ -215,6 +214,7 @@ def _modules(model: nn.Module) -> Iterator[ModuleState]:
         for parent_name, parent in model.named_modules()
         for (_, first), (name, _) in itertools.pairwise(_in_sequence(parent_name, parent))
     }
+    again = run_again(model)
     for named in named_modules_of(model):
         module = named.module
         yield ModuleState(
@@ -226,7 +226,7 @@ def _modules(model: nn.Module) -> Iterator[ModuleState]:
             probability=float(module.p) if isinstance(module, _DropoutNd) else 0.0,
             following=following.get(id(module), ""),
             last=inside[-1][0] if (inside := _in_sequence(named.name, module)) else "",
-            checkpoints=_checkpoints(module),
+            checkpoints=module in again,
             per_sample=type(module).__name__ == "GradSampleModule",
         )
 
@@ -252,11 +252,6 @@ def _module_kind(module: nn.Module) -> str:
     if type(module).__name__ in _ACTIVATIONS:
         return "activation"
     return "shape" if isinstance(module, _SHAPES) else "other"
-
-
-def _checkpoints(module: nn.Module) -> bool:
-    flags = any(vars(module).get(flag) is True for flag in _CHECKPOINTS)
-    return flags or type(module).__name__ == "CheckpointWrapper"
 
 
 def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:

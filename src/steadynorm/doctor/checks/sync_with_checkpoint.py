@@ -1,14 +1,16 @@
 """Synchronised batch norm under activation checkpointing.
 
-Looks at: synchronised layers within a module that runs its forward again in the backward.
+Looks at: synchronised layers within a module that runs its forward again in the backward, and, with batches, those
+whose running estimates a training step moves more often than they are called.
 
 Harm: the second forward communicates as well. Where the processes' backwards are not in the same order, or a branch is
 skipped on one of them, they wait for each other for ever; and every step moves the running estimates twice.
 
 Remedy: leave synchronised layers out of the checkpointed part, or use plain batch norm there.
 
-Threshold: none; activation checkpointing is told by the flags of transformers, timm, torchvision and OpenMMLab, and by
-torch's CheckpointWrapper. A call of ``torch.utils.checkpoint`` in a forward's own code is not seen.
+Threshold: none; activation checkpointing is told by the flags of transformers, timm, torchvision and OpenMMLab, by
+torch's CheckpointWrapper, and by calls of ``torch.utils.checkpoint`` in the methods of a module's class; one that reads
+a flag of the module which is False is taken to be switched off.
 
 Source: pytorch issues 38174 and 96136.
 """
@@ -26,11 +28,13 @@ _REMEDY = Remedy(advice="Leave it out of the checkpointed part, or use plain bat
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     checkpointed = [module.name for module in evidence.modules if module.checkpoints]
+    updates = {} if evidence.batches is None else evidence.batches.updates
     for norm in evidence.norms:
-        around = [name for name in checkpointed if norm.name.startswith(f"{name}." if name else "")]
-        if "sync" in norm.kind and around:
+        around = [name for name in checkpointed if f"{norm.name}.".startswith(f"{name}." if name else "")]
+        if "sync" in norm.kind and (around or updates.get(norm.name, 0) > 0):
+            what = (around[-1] or "the model") if around and around[-1] != norm.name else "it"
             problem = (
-                f"It is synchronised, and {around[-1] or 'the model'} runs its forward again in the backward: "
-                "processes may wait for each other for ever."
+                f"It is synchronised, and {what} runs its forward again in the backward: processes may wait for each "
+                "other for ever."
             )
             yield at(norm, Severity.WARNING, problem, _REMEDY)

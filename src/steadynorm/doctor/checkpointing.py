@@ -1,0 +1,93 @@
+"""Which modules run their forward again in the backward (activation checkpointing), by flags and by the code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch.utils.checkpoint
+from torch import nn
+
+__all__ = ["run_again"]
+
+_FLAGS = ("gradient_checkpointing", "grad_checkpointing", "memory_efficient", "with_cp")
+"""By which transformers, timm, torchvision and OpenMMLab switch it on."""
+_CALLED = (torch.utils.checkpoint.checkpoint, torch.utils.checkpoint.checkpoint_sequential)
+
+
+def run_again(model: nn.Module) -> set[nn.Module]:
+    """Give the modules that run again: those with a flag, and those that a forward gives to torch.utils.checkpoint.
+
+    A method that reads a flag of its module which is False is taken to be switched off. Where it is not told what
+    runs again, a local variable for instance, it is the whole module.
+    """
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        flags = [vars(module)[flag] for flag in _FLAGS if isinstance(vars(module).get(flag), bool)]
+        if any(flags) or type(module).__name__ == "CheckpointWrapper":
+            found.add(module)
+        elif not flags:
+            found |= _by_code(module)
+    return found
+
+
+def _by_code(module: nn.Module) -> set[nn.Module]:
+    """Give what the methods of a module's class let run again."""
+    found = set()
+    for targets, read in _calls_of(type(module)):
+        if not any(vars(module).get(name) is False for name in read if name != "training"):
+            found |= {module._modules.get(name) or module for name in targets}
+    return found
+
+
+@lru_cache(maxsize=None)
+def _calls_of(kind: type[nn.Module]) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+    """Give, for each method that calls it, the attributes that it is given ("" for anything else) and all it reads."""
+    own = [each for each in reversed(kind.__mro__) if not each.__module__.startswith("torch.") and each is not object]
+    methods = {name: each for one in own for name, each in vars(one).items() if callable(each)}
+    functions = map(inspect.unwrap, methods.values())
+    read = [_calls_in(each) for each in functions if isinstance(each, FunctionType) and _names(each.__code__)]
+    return tuple(each for each in read if each[0])
+
+
+def _names(code: CodeType) -> bool:
+    """Whether a function, or one within it, has the word in its names; cheaper than to parse it."""
+    within = (each for each in code.co_consts if isinstance(each, CodeType))
+    return any("checkpoint" in name for name in code.co_names) or any(map(_names, within))
+
+
+def _calls_in(function: FunctionType) -> tuple[frozenset[str], frozenset[str]]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError, TypeError):  # typed into a shell, or made by a program
+        return frozenset(), frozenset()
+    known = function.__globals__ | dict(_imported(tree))
+    calls = [each for each in ast.walk(tree) if isinstance(each, ast.Call) and _value(each.func, known) in _CALLED]
+    given = frozenset(_attribute(each.args[0]) if each.args else "" for each in calls)
+    return given, frozenset(_attribute(each) for each in ast.walk(tree)) - {""}
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Give what a function imports from torch.utils itself."""
+    for each in ast.walk(tree):
+        if isinstance(each, ast.ImportFrom) and each.module in ("torch.utils", "torch.utils.checkpoint"):
+            source: Any = torch.utils if each.module == "torch.utils" else torch.utils.checkpoint
+            yield from ((name.asname or name.name, getattr(source, name.name, None)) for name in each.names)
+
+
+def _value(node: ast.expr, known: dict[str, Any]) -> object:
+    """Give what a dotted name stands for; None where that is not told."""
+    if isinstance(node, ast.Attribute):
+        return getattr(_value(node.value, known), node.attr, None)
+    return known.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def _attribute(node: ast.AST) -> str:
+    """Give the name of an attribute of ``self``; empty for anything else."""
+    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    return node.attr if own else ""  # type: ignore[attr-defined]
