@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from steadynorm import GatedBatchNorm1d, MaskedBatchNorm1d
 from steadynorm.doctor import Severity, diagnose, observe
-from steadynorm.surgery import recalibrate_
 from steadynorm.doctor.axes import FeatureAxes
 from steadynorm.doctor.evidence import Sighting
 from steadynorm.doctor.sightings import sighting_of
+from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches, images
 
 NOTE, WARNING = Severity.NOTE, Severity.WARNING

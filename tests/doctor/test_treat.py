@@ -125,9 +125,7 @@ def test_only_the_layers_that_were_named_change(model: Any) -> None:
     assert (type(model[1]), type(model[4])) == (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
-@pytest.mark.parametrize(
-    ("momentum", "after"), [(0.99, 0.01), (0.0, 0.1), (0.9, 0.1), (1.0, 0.1), (1, 0.1), (0, 0.1)]
-)
+@pytest.mark.parametrize(("momentum", "after"), [(0.99, 0.01), (0.0, 0.1), (0.9, 0.1), (1.0, 0.1), (1, 0.1), (0, 0.1)])
 def test_another_frameworks_momentum_is_turned_round(model: Any, momentum: float, after: float) -> None:
     model[4].momentum = momentum
     treatment = treat_(model, diagnose(model))

@@ -6,7 +6,6 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -27,32 +26,25 @@ def run_again(model: nn.Module) -> set[nn.Module]:
     runs again, a local variable for instance, it is the whole module.
     """
     found: set[nn.Module] = set()
+    calls = {kind: _calls_of(kind) for kind in {type(module) for module in model.modules()}}
     for module in model.modules():
         flags = [vars(module)[flag] for flag in _FLAGS if isinstance(vars(module).get(flag), bool)]
         if any(flags) or type(module).__name__ == "CheckpointWrapper":
             found.add(module)
         elif not flags:
-            found |= _by_code(module)
+            for given, read in calls[type(module)]:
+                if not any(vars(module).get(name) is False for name in read if name != "training"):
+                    found |= {module._modules.get(name) or module for name in given}
     return found
 
 
-def _by_code(module: nn.Module) -> set[nn.Module]:
-    """Give what the methods of a module's class let run again."""
-    found = set()
-    for targets, read in _calls_of(type(module)):
-        if not any(vars(module).get(name) is False for name in read if name != "training"):
-            found |= {module._modules.get(name) or module for name in targets}
-    return found
-
-
-@lru_cache(maxsize=None)
-def _calls_of(kind: type[nn.Module]) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+def _calls_of(kind: Any) -> list[tuple[frozenset[str], frozenset[str]]]:  # noqa: ANN401 (a class of modules)
     """Give, for each method that calls it, the attributes that it is given ("" for anything else) and all it reads."""
     own = [each for each in reversed(kind.__mro__) if not each.__module__.startswith("torch.") and each is not object]
     methods = {name: each for one in own for name, each in vars(one).items() if callable(each)}
     functions = map(inspect.unwrap, methods.values())
     read = [_calls_in(each) for each in functions if isinstance(each, FunctionType) and _names(each.__code__)]
-    return tuple(each for each in read if each[0])
+    return [each for each in read if each[0]]
 
 
 def _names(code: CodeType) -> bool:

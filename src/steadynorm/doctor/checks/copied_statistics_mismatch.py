@@ -14,8 +14,8 @@ which is better for an average). Safe.
 Threshold: weights closer than half of their size (independent draws are √2 apart). Statistics further apart than a
 quarter of a standard deviation plus five times the relative distance of the weights: a layer's moments move with its
 weights, by about their relative change for each layer below it. A warning where one of the two is not trained: its
-parameters are frozen, its statistics are still those of a new layer, or no batch that was given reaches it. Two branches
-that both learn may see data of their own, and it is a note.
+parameters are frozen, its statistics are still those of a new layer, or no batch that was given reaches it. Two
+branches that both learn may see data of their own, and it is a note.
 
 Source: pytorch/ignite issue 2590; DLR-RM/stable-baselines3 pull request 1004; pytorch issue 84053.
 """
