@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from steadynorm import GatedBatchNorm2d
 from steadynorm.doctor import CHECKS, Cost, Severity, diagnose, observe
-from steadynorm.doctor.checks import single_class_batch, train_eval_gap
+from steadynorm.doctor.check import Check
+from steadynorm.doctor.checks import reused_norm, single_class_batch, train_eval_gap
 from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.surgery import no_statistics_update, recalibrate_
 from tests.support.doctor import batches, images
@@ -237,6 +239,31 @@ def test_shared_statistics_are_a_note_until_they_cost_something() -> None:
 
     (costly,), (free,) = (diagnose(Shared(5.0), batches(), loss=each).of("reused-norm") for each in (off, nothing))
     assert (costly.severity, free.severity) == (Severity.WARNING, Severity.NOTE)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "recalibrated", "found"),
+    [
+        (1.1, 1.1, {"reused-norm": Severity.NOTE}),  # as a detector whose levels share a head
+        (2.0, 1.1, {"reused-norm": Severity.NOTE, "train-eval-gap": Severity.WARNING}),
+        (2.0, 2.0, {"reused-norm": Severity.WARNING}),
+    ],
+)
+def test_what_sharing_costs_is_told_from_what_statistics_measured_now_give_back(
+    evaluation: float, recalibrated: float, found: dict[str, Severity]
+) -> None:
+    evidence = observe(Shared(5.0), batches(), loss=lambda *_: 1.0)
+    assert evidence.batches is not None
+    bumps = [0.01 * (at // 2 % 2) for at in range(8)]
+    runs = replace(
+        evidence.batches,
+        evaluation=tuple(evaluation + bump for bump in bumps),
+        by_batch=(1.0,) * 8,
+        recalibrated=tuple(recalibrated + bump for bump in bumps[1::2]),
+    )
+    checks = (reused_norm, train_eval_gap)
+    spoken = {Check.of(each).name: each.run(replace(evidence, batches=runs)) for each in checks}
+    assert {name: each.severity for name, findings in spoken.items() for each in findings} == found
 
 
 class Pooled(nn.Sequential):

@@ -43,18 +43,19 @@ class Cost:
     value: float
     standard_error: float
 
-    def matters(self, scores: Sequence[float]) -> bool:
-        """Tell whether it is above 0 by Student's test at 2.5 %, and more than a twentieth of the mean score.
+    def matters(self, scores: Sequence[float], share: float = 1 / 20) -> bool:
+        """Tell whether it is above 0 by Student's test at 2.5 %, and more than a share of the mean score.
 
-        The second keeps healthy models silent: of 150 (``make doctor-bench``, tuning half) none came to a fortieth. A
+        A twentieth keeps healthy models silent: of 150 (``make doctor-bench``, tuning half) none came to a fortieth. A
         tenth is added to a mean cross-entropy first: where it is almost 0, a part of it is nothing.
 
         Args:
             scores: without the fault, one for each batch that the value is a mean over.
+            share: of their mean.
         """
         size = abs(sum(scores) / len(scores)) + (0.1 if self.quantity == "cross-entropy" else 0.0)
         errors = _STUDENT[min(len(scores) - 1, len(_STUDENT) - 1)]
-        return self.value > errors * self.standard_error and self.value > size / 20
+        return self.value > errors * self.standard_error and self.value > share * size
 
 
 @dataclass(frozen=True, kw_only=True)

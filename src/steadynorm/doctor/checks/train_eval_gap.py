@@ -1,7 +1,9 @@
 """Evaluation is worse than the same batches with their own statistics.
 
 Looks at: the score of the batches in evaluation, with every batch norm on the batch's statistics (nothing else in
-training mode: no dropout), and with one layer after the other on them.
+training mode: no dropout), and with one layer after the other on them. Where a layer's calls in one forward are unlike
+(``reused-norm``), what it loses by sharing statistics is no gap: there the score must also be better by statistics that
+are measured now.
 
 Harm: the running estimates do not describe what the layers are given now: lost, stale or poisoned statistics, a
 learning rate at which an average cannot follow, data that are not those of the training. A model that looks fine in
@@ -25,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from steadynorm.doctor.compared import cost_of, distance_of, won_back
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
+from steadynorm.doctor.shared import shared_by
 
 NEEDS = ("batches", "score")
 SHARE = 0.2
@@ -41,6 +44,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     cost = cost_of(runs.score, runs.evaluation, runs.by_batch)
     if cost is None or not cost.matters(runs.by_batch):
         return
+    if any(shared_by(norm, runs.sightings.get(norm.name, ()))[1] for norm in evidence.batch_norms):
+        fresh = cost_of(runs.score, runs.evaluation[1::2], runs.recalibrated)
+        if fresh is None or not fresh.matters(runs.recalibrated):
+            return
     gains = won_back(runs)
     guilty = _first_to_help(gains, list(runs.sightings))
     norms = {norm.name: norm for norm in evidence.norms}
