@@ -266,6 +266,25 @@ def test_what_sharing_costs_is_told_from_what_statistics_measured_now_give_back(
     assert {name: each.severity for name, findings in spoken.items() for each in findings} == found
 
 
+def test_a_filter_that_died_is_no_outlier_in_the_statistics(model: Any) -> None:
+    """The batches' deviation is 0 there, that of the training was usual."""
+    with torch.no_grad():
+        model[3].weight[2] = 0
+    assert diagnose(model, batches()).of("outlier-statistics") == ()
+
+
+@pytest.mark.parametrize(("off", "found"), [(0.5, ["4"]), (0.0, [])])
+def test_a_cost_counts_earlier_where_the_statistics_are_clearly_not_those_of_the_batches(
+    model: Any, off: float, found: list[str]
+) -> None:
+    model[4].running_mean += off * model[4].running_var.sqrt()
+    evidence = observe(model, batches(), loss=lambda *_: 1.0)
+    assert evidence.batches is not None
+    noisy = tuple(1.1 + 0.14 * (-1) ** at for at in range(8))  # two standard errors above 1
+    scores = replace(evidence.batches, evaluation=noisy, by_batch=(1.0,) * 8, one_layer={"4": (1.0, 1.0)})
+    assert [each.layer for each in train_eval_gap.run(replace(evidence, batches=scores))] == found
+
+
 class Pooled(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Conv2d(1, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))

@@ -1,5 +1,6 @@
 """Each check fires on a model with its fault, at the right layer, and is silent on one that only looks like it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from steadynorm.doctor import CHECKS, Severity, diagnose
 from steadynorm.doctor.check import SECTIONS
 from steadynorm.surgery import freeze_
+from tests.support.doctor import batches
 from tests.support.foreign import FOREIGN
 
 STATE = [name for name, check in CHECKS.items() if not check.needs]
@@ -314,6 +316,19 @@ def test_what_only_looks_like_a_fault_is_none(check: str, build: Callable[[], nn
     diagnosis = diagnose(build())
     assert diagnosis.of(check) == ()
     assert check in diagnosis.checks
+
+
+def test_what_a_warning_explains_is_a_note_and_is_treated_all_the_same(healthy: nn.Sequential) -> None:
+    model: Any = copy.deepcopy(healthy)
+    with torch.no_grad():
+        for each in (model[1].weight, model[1].bias):
+            each[:5] = 0
+    diagnosis = diagnose(model, batches())
+    assert [each.check for each in diagnosis if each.severity == Severity.WARNING] == ["dead-channel"]
+    (stale,) = diagnosis.of("needs-recalibration")
+    assert stale.severity == Severity.NOTE
+    assert stale.problem.endswith("That comes of what dead-channel has found.")
+    assert stale.remedy.treatment == "recalibrate"
 
 
 def test_what_runs_again_but_is_not_told_is_the_whole_module() -> None:

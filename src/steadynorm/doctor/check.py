@@ -35,19 +35,23 @@ class Check:
             ``reference``, ``checkpoint``, ``ranks``, ``step``. Where one is missing the check does not run, and the
             diagnosis says so.
         run: evidence -> findings; it reads nothing else, and changes nothing.
+        explains: names of checks that measure what such a fault does to the layers behind it. Beside a warning of this
+            check theirs are notes: the cause is what is to be mended.
         text: docstring of its file: a title, and the paragraphs of :data:`SECTIONS`.
     """
 
     name: str
     needs: tuple[str, ...] = ()
+    explains: tuple[str, ...] = ()
     run: Callable[[Evidence], Iterable[Finding]]
     text: str
 
     @classmethod
     def of(cls, module: ModuleType) -> Self:
-        """Give the check of a file in ``checks/``: its name, docstring, function ``run``, and ``NEEDS`` if any."""
+        """Give the check of a file in ``checks/``: name, docstring, function ``run``, ``NEEDS`` and ``EXPLAINS``."""
         name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
-        return cls(name=name, needs=getattr(module, "NEEDS", ()), run=module.run, text=module.__doc__ or "")
+        needs, explains = (getattr(module, each, ()) for each in ("NEEDS", "EXPLAINS"))
+        return cls(name=name, needs=needs, explains=explains, run=module.run, text=module.__doc__ or "")
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
         """Run it."""

@@ -120,15 +120,19 @@ def cost_of(quantity: str, before: Sequence[float], after: Sequence[float]) -> C
     return Cost(quantity=quantity, value=mean, standard_error=math.sqrt(square / len(gains)))
 
 
-def won_back(runs: Runs) -> Mapping[str, float]:
+def won_back(runs: Runs, *, expected: bool = False) -> Mapping[str, float]:
     """Give what each layer alone wins back by the batches' own statistics, as a share of what all of them win.
+
+    Args:
+        runs: with scores.
+        expected: see :meth:`steadynorm.doctor.finding.Cost.matters`.
 
     Returns:
         name -> share, over the batches on which single layers were tried; empty where evaluation costs nothing that
         matters, or none of it on those batches.
     """
     gap = cost_of(runs.score, runs.evaluation, runs.by_batch)
-    if gap is None or not gap.matters(runs.by_batch):
+    if gap is None or not gap.matters(runs.by_batch, expected=expected):
         return {}
     shares = {}
     for name, scores in runs.one_layer.items():

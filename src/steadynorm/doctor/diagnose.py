@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from steadynorm.doctor.compared import distance_of, won_back
 from steadynorm.doctor.diagnosis import Diagnosis, LayerSummary
 from steadynorm.doctor.elsewhere import Ranks
 from steadynorm.doctor.evidence import Evidence
-from steadynorm.doctor.finding import Finding
+from steadynorm.doctor.finding import Finding, Severity
 from steadynorm.doctor.observe import observe
 from steadynorm.doctor.score import Measure
 from steadynorm.surgery.batches import Forward
@@ -106,6 +107,7 @@ def judge(evidence: Evidence, *, skip: Collection[str] = ()) -> Diagnosis:
             continue
         ran.append(check.name)
         findings += check.findings(evidence)
+    findings = _with_causes(findings)
     order = {name: at for at, name in enumerate(CHECKS)}
     findings.sort(key=lambda each: (-each.severity, order[each.check]))
     return Diagnosis(
@@ -116,6 +118,24 @@ def judge(evidence: Evidence, *, skip: Collection[str] = ()) -> Diagnosis:
         unread=(*evidence.unread, *_unseen(evidence)),
         layers=tuple(_layers(evidence)),
     )
+
+
+def _with_causes(findings: list[Finding]) -> list[Finding]:
+    """Make notes of what a worse finding explains; their treatments stay."""
+    causes = {
+        consequence: each.check
+        for each in findings
+        if each.severity >= Severity.WARNING
+        for consequence in CHECKS[each.check].explains
+    }
+    return [
+        each
+        if each.check not in causes or each.severity < Severity.WARNING
+        else replace(
+            each, severity=Severity.NOTE, problem=f"{each.problem} That comes of what {causes[each.check]} has found."
+        )
+        for each in findings
+    ]
 
 
 def _layers(evidence: Evidence) -> Iterator[LayerSummary]:

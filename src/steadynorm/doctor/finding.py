@@ -43,7 +43,7 @@ class Cost:
     value: float
     standard_error: float
 
-    def matters(self, scores: Sequence[float], share: float = 1 / 20) -> bool:
+    def matters(self, scores: Sequence[float], share: float = 1 / 20, *, expected: bool = False) -> bool:
         """Tell whether it is above 0 by Student's test at 2.5 %, and more than a share of the mean score.
 
         A twentieth keeps healthy models silent: of 150 (``make doctor-bench``, tuning half) none came to a fortieth. A
@@ -52,9 +52,10 @@ class Cost:
         Args:
             scores: without the fault, one for each batch that the value is a mean over.
             share: of their mean.
+            expected: whether something else than the scores says so too; then one standard error is enough.
         """
         size = abs(sum(scores) / len(scores)) + (0.1 if self.quantity == "cross-entropy" else 0.0)
-        errors = _STUDENT[min(len(scores) - 1, len(_STUDENT) - 1)]
+        errors = 1.0 if expected else _STUDENT[min(len(scores) - 1, len(_STUDENT) - 1)]
         return self.value > errors * self.standard_error and self.value > share * size
 
 

@@ -4,7 +4,8 @@ Looks at: weight (γ) of each batch norm, beside the largest of the layer.
 
 Harm: such a channel gives its bias whatever comes in. Weight decay on γ brings channels there, and pruning does so on
 purpose; they cost time and memory for a constant. A layer all of whose channels are 0 after training passes nothing on:
-a residual branch whose last γ began at 0 and was never trained.
+a residual branch whose last γ began at 0 and was never trained. Where channels died after the statistics were measured,
+those of the layers behind are stale: that is a note beside a warning of this.
 
 Remedy: prune the channels, or take weight decay off γ (``param_groups``).
 
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+EXPLAINS = ("train-eval-gap", "needs-recalibration", "outlier-statistics")
 SMALL = 1e-6
 """Of the layer's largest |γ|."""
 TRAINED = 100

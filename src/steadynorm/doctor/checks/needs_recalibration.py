@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.compared import cost_of
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
+from steadynorm.doctor.shared import are_stale
 
 NEEDS = ("batches", "score")
 _REMEDY = Remedy(advice="Measure the statistics again on training images (recalibrate_).", treatment="recalibrate")
@@ -31,6 +32,6 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     runs = evidence.batches
     assert runs is not None
     cost = cost_of(runs.score, runs.evaluation[1::2], runs.recalibrated)
-    if cost is not None and cost.matters(runs.recalibrated):
+    if cost is not None and cost.matters(runs.recalibrated, expected=are_stale(evidence)):
         problem = f"With statistics measured on half of the batches the {runs.score} of the other half is better."
         yield of_model(Severity.WARNING, problem, _REMEDY, cost)

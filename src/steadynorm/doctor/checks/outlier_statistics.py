@@ -9,8 +9,10 @@ nearly its bias.
 
 Remedy: measure the statistics again. Safe where the batches are like the training data.
 
-Threshold: a standard deviation more than 10 times that of the batches in a channel, in less than half of the channels,
-and no more than twice in the median channel: a shift of the data moves most channels together, an outlier does not.
+Threshold: a standard deviation more than 10 times that of the batches in a channel, or a mean more than 100 of them
+off, in less than half of the channels, and no more than twice in the median channel: a shift of the data moves most
+channels together, an outlier does not. A channel whose input hardly varies counts as one of a third of the layer's
+usual deviation: where a filter has died, or a rare feature is absent, the batches are unusual and not the estimates.
 
 Source: pytorch issue 90342.
 """
@@ -25,7 +27,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 NEEDS = ("batches",)
-FACTOR, USUAL = 10.0, 2.0
+FACTOR, FAR, USUAL, LEAST = 10.0, 100.0, 2.0, 1 / 3
 _REMEDY = Remedy(
     advice="Measure the statistics again on training images (recalibrate_), and look for the batch that did it.",
     treatment="recalibrate",
@@ -40,13 +42,14 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         distance = distance_of(norm, known.sightings.get(norm.name, ()))
         if distance is None or norm.at_start:
             continue
-        ratio = (-distance.log_gain).exp()
-        beyond = (ratio > FACTOR) | (distance.shift.abs() * ratio > FACTOR * 10)
-        if (
-            beyond.any()
-            and 2 * int(beyond.sum()) < len(ratio)
-            and abs(math.log(float(ratio.median()))) < math.log(USUAL)
-        ):
+        assert norm.var is not None
+        running = (norm.var + norm.eps).sqrt()
+        found = running * distance.log_gain.exp()
+        found = found.clamp(min=LEAST * float(found.median()))
+        ratio = running / found
+        beyond = (ratio > FACTOR) | (distance.shift.abs() * ratio > FAR)
+        usual = abs(float(distance.log_gain.median())) < math.log(USUAL)
+        if usual and 0 < 2 * int(beyond.sum()) < len(ratio):
             problem = (
                 f"The running standard deviation of {int(beyond.sum())} of {len(ratio)} channels is up to "
                 f"{float(ratio.max()):.3g} times that of the batches, while the other channels agree."

@@ -13,9 +13,10 @@ Remedy: measure the statistics again on training data (``recalibrate_``). Safe w
 the model will see; it can be undone.
 
 Threshold: the score would be better, by Student's test over the batches at 2.5 %, and by more than a twentieth of
-itself. Batch statistics are noisier than running ones, so a healthy model is better in evaluation, and its gap is
-negative. A layer is named where it alone wins back a fifth more of that than every layer that the model lists before
-it: later ones normalize again what an earlier one has spoiled, so they win back almost as much.
+itself; one standard error is enough where some layer's running estimates are a quarter of a standard deviation off.
+Batch statistics are noisier than running ones, so a healthy model is better in evaluation, and its gap is negative. A
+layer is named where it alone wins back a fifth more of that than every layer that the model lists before it: later
+ones normalize again what an earlier one has spoiled, so they win back almost as much.
 
 Source: pytorch issue 4741; Wu & Johnson 2021 (arXiv 2105.07576).
 """
@@ -27,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from steadynorm.doctor.compared import cost_of, distance_of, won_back
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
-from steadynorm.doctor.shared import shared_by
+from steadynorm.doctor.shared import are_stale, shared_by
 
 NEEDS = ("batches", "score")
 SHARE = 0.2
@@ -42,13 +43,14 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     runs = evidence.batches
     assert runs is not None
     cost = cost_of(runs.score, runs.evaluation, runs.by_batch)
-    if cost is None or not cost.matters(runs.by_batch):
+    stale = are_stale(evidence)
+    if cost is None or not cost.matters(runs.by_batch, expected=stale):
         return
     if any(shared_by(norm, runs.sightings.get(norm.name, ()))[1] for norm in evidence.batch_norms):
         fresh = cost_of(runs.score, runs.evaluation[1::2], runs.recalibrated)
-        if fresh is None or not fresh.matters(runs.recalibrated):
+        if fresh is None or not fresh.matters(runs.recalibrated, expected=stale):
             return
-    gains = won_back(runs)
+    gains = won_back(runs, expected=stale)
     guilty = _first_to_help(gains, list(runs.sightings))
     norms = {norm.name: norm for norm in evidence.norms}
     problem = f"In evaluation the {runs.score} is worse than with the batches' own statistics"
