@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from steadynorm import GatedBatchNorm2d
 from steadynorm.doctor import CHECKS, Cost, Severity, diagnose, observe
 from steadynorm.doctor.check import Check
-from steadynorm.doctor.checks import reused_norm, single_class_batch, train_eval_gap
+from steadynorm.doctor.checks import needs_recalibration, reused_norm, single_class_batch, train_eval_gap
 from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.surgery import no_statistics_update, recalibrate_
 from tests.support.doctor import batches, images
@@ -242,17 +242,22 @@ def test_shared_statistics_are_a_note_until_they_cost_something() -> None:
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "recalibrated", "found"),
+    ("average", "evaluation", "recalibrated", "found"),
     [
-        (1.1, 1.1, {"reused-norm": Severity.NOTE}),  # as a detector whose levels share a head
-        (2.0, 1.1, {"reused-norm": Severity.NOTE, "train-eval-gap": Severity.WARNING}),
-        (2.0, 2.0, {"reused-norm": Severity.WARNING}),
+        (True, 1.1, 1.1, {"reused-norm": Severity.NOTE}),  # as a detector whose levels share a head
+        (True, 2.0, 1.1, {"reused-norm": Severity.NOTE, "train-eval-gap": Severity.WARNING}),
+        (True, 2.0, 2.0, {"reused-norm": Severity.WARNING}),
+        (False, 1.1, 1.1, {"reused-norm": Severity.NOTE, "train-eval-gap": Severity.WARNING}),
     ],
 )
-def test_what_sharing_costs_is_told_from_what_statistics_measured_now_give_back(
-    evaluation: float, recalibrated: float, found: dict[str, Severity]
+def test_what_sharing_costs_is_told_from_what_stale_statistics_do(
+    average: bool, evaluation: float, recalibrated: float, found: dict[str, Severity]
 ) -> None:
-    evidence = observe(Shared(5.0), batches(), loss=lambda *_: 1.0)
+    """Statistics that are the average of the calls are those of a training with both."""
+    model = Shared(5.0)
+    if average:
+        recalibrate_(model, batches())
+    evidence = observe(model, batches(), loss=lambda *_: 1.0)
     assert evidence.batches is not None
     bumps = [0.01 * (at // 2 % 2) for at in range(8)]
     runs = replace(
@@ -283,6 +288,16 @@ def test_a_cost_counts_earlier_where_the_statistics_are_clearly_not_those_of_the
     noisy = tuple(1.1 + 0.14 * (-1) ** at for at in range(8))  # two standard errors above 1
     scores = replace(evidence.batches, evaluation=noisy, by_batch=(1.0,) * 8, one_layer={"4": (1.0, 1.0)})
     assert [each.layer for each in train_eval_gap.run(replace(evidence, batches=scores))] == found
+
+
+def test_statistics_that_fit_the_batches_are_not_to_be_measured_again(model: Any) -> None:
+    evidence = observe(model, batches(), loss=lambda *_: 1.0)
+    assert evidence.batches is not None
+    by_chance = replace(evidence.batches, evaluation=(1.1,) * 8, recalibrated=(1.0, 1.001, 0.999, 1.0))
+    assert list(needs_recalibration.run(replace(evidence, batches=by_chance))) == []
+    model[4].running_mean += 0.3 * model[4].running_var.sqrt()
+    stale = replace(observe(model, batches(), loss=lambda *_: 1.0), batches=by_chance)
+    assert [each.severity for each in needs_recalibration.run(stale)] == [Severity.WARNING]
 
 
 class Pooled(nn.Sequential):

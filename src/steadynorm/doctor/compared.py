@@ -13,7 +13,17 @@ from steadynorm.doctor.evidence import NormState, Runs, Sighting
 from steadynorm.doctor.finding import Cost
 from steadynorm.statistics import Moments
 
-__all__ = ["Distance", "apart", "cost_of", "difference_of", "distance_of", "pooled", "won_back"]
+__all__ = [
+    "Distance",
+    "apart",
+    "by_call",
+    "cost_of",
+    "described",
+    "difference_of",
+    "distance_of",
+    "pooled",
+    "won_back",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +74,23 @@ def pooled(sightings: Sequence[Sighting]) -> Moments:
     return reduce(Moments.merge, each)
 
 
+def by_call(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
+    """Give the inputs of each call in a forward."""
+    return [[each for each in sightings if each.call == call] for call in sorted({each.call for each in sightings})]
+
+
+def described(sightings: Sequence[Sighting]) -> Moments:
+    """Give the moments that running estimates should be: calls of a forward count alike, as they do in training."""
+    each = [pooled(calls) for calls in by_call(sightings)]
+    mean, var = (sum(values[1:], values[0]) / len(values) for values in ([e.mean for e in each], [e.var for e in each]))
+    return Moments(mean=mean, var=var, count=sum(e.count for e in each))
+
+
 def distance_of(norm: NormState, sightings: Sequence[Sighting]) -> Distance | None:
     """Compare a layer's running estimates with its inputs; None where it has none, or they are no finite numbers."""
     if norm.mean is None or norm.var is None or not sightings or bool((norm.var < 0).any()):
         return None
-    found = pooled(sightings)
+    found = described(sightings)
     if not (norm.mean.isfinite() & norm.var.isfinite() & found.mean.isfinite() & found.var.isfinite()).all():
         return None
     scale = norm.var + norm.eps

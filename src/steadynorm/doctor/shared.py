@@ -1,4 +1,4 @@
-"""Running estimates that cannot fit: of layers whose calls in a forward are unlike, and of layers that went stale."""
+"""Running estimates that do not fit: those that went stale, and those of layers whose calls in a forward are unlike."""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from steadynorm.doctor.compared import apart, distance_of, pooled
+from steadynorm.doctor.compared import apart, by_call, distance_of, pooled
 from steadynorm.doctor.evidence import Evidence, NormState, Sighting
 
-__all__ = ["are_stale", "shared_by"]
+__all__ = ["FITTING", "STALE", "furthest", "shared_by"]
 
 APART = 0.5
 """Standard deviations from which on calls are unlike."""
-STALE = 0.25
-"""Standard deviations beyond sampling from which on running estimates are not those of the batches.
+STALE, FITTING = 0.25, 0.125
+"""Standard deviations beyond sampling: more, and running estimates are not those of the batches; less, and they are.
 
-Of 47 healthy networks whose layers share nothing the furthest was 0.15 off, one that was fine-tuned with frozen
-statistics; of 19 with stale ones the nearest was 0.25.
+Of healthy networks (``make doctor-bench``) the furthest was 0.15 off, with statistics frozen in fine-tuning; of those
+with stale ones that cost something the nearest was 0.2.
 """
+
+
+def furthest(evidence: Evidence) -> float:
+    """Give how far running estimates are from the batches at the worst layer, beyond sampling; infinity for NaN."""
+    seen = {} if evidence.batches is None else evidence.batches.sightings
+    found = [
+        distance_of(norm, seen[norm.name])
+        for norm in evidence.batch_norms
+        if norm.mean is not None and seen.get(norm.name)
+    ]
+    return max((math.inf if each is None else each.excess for each in found), default=math.inf)
 
 
 def shared_by(norm: NormState, seen: Sequence[Sighting]) -> tuple[int, float]:
@@ -26,7 +37,7 @@ def shared_by(norm: NormState, seen: Sequence[Sighting]) -> tuple[int, float]:
 
     Three standard errors are taken away from the distance. Frozen layers have no statistics that calls could share.
     """
-    calls = [[each for each in seen if each.call == call] for call in sorted({each.call for each in seen})]
+    calls = by_call(seen)
     if norm.is_frozen:
         return len(calls), 0.0
     distances = (
@@ -35,17 +46,6 @@ def shared_by(norm: NormState, seen: Sequence[Sighting]) -> tuple[int, float]:
     )
     distance = max(distances, default=0.0)
     return len(calls), distance if distance > APART else 0.0
-
-
-def are_stale(evidence: Evidence) -> bool:
-    """Tell whether the running estimates of some layer are clearly not those of the batches.
-
-    What the calls of a layer share fits none of them from the start, and is left out.
-    """
-    seen = {} if evidence.batches is None else evidence.batches.sightings
-    own = [norm for norm in evidence.batch_norms if not shared_by(norm, seen.get(norm.name, ()))[1]]
-    distances = (distance_of(norm, seen.get(norm.name, ())) for norm in own)
-    return any(each is not None and each.excess > STALE for each in distances)
 
 
 def _error(first: list[Sighting], second: list[Sighting]) -> float:

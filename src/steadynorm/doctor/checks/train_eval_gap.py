@@ -2,8 +2,8 @@
 
 Looks at: the score of the batches in evaluation, with every batch norm on the batch's statistics (nothing else in
 training mode: no dropout), and with one layer after the other on them. Where a layer's calls in one forward are unlike
-(``reused-norm``), what it loses by sharing statistics is no gap: there the score must also be better by statistics that
-are measured now.
+(``reused-norm``) and its running estimates are the average of them, what it loses by sharing is no gap: there the score
+must also be better by statistics that are measured now.
 
 Harm: the running estimates do not describe what the layers are given now: lost, stale or poisoned statistics, a
 learning rate at which an average cannot follow, data that are not those of the training. A model that looks fine in
@@ -13,7 +13,8 @@ Remedy: measure the statistics again on training data (``recalibrate_``). Safe w
 the model will see; it can be undone.
 
 Threshold: the score would be better, by Student's test over the batches at 2.5 %, and by more than a twentieth of
-itself; one standard error is enough where some layer's running estimates are a quarter of a standard deviation off.
+itself; one standard error and a fortieth are enough where some layer's running estimates are a quarter of a standard
+deviation off, beyond sampling.
 Batch statistics are noisier than running ones, so a healthy model is better in evaluation, and its gap is negative. A
 layer is named where it alone wins back a fifth more of that than every layer that the model lists before it: later
 ones normalize again what an earlier one has spoiled, so they win back almost as much.
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from steadynorm.doctor.compared import cost_of, distance_of, won_back
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
-from steadynorm.doctor.shared import are_stale, shared_by
+from steadynorm.doctor.shared import STALE, furthest, shared_by
 
 NEEDS = ("batches", "score")
 SHARE = 0.2
@@ -43,12 +44,12 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     runs = evidence.batches
     assert runs is not None
     cost = cost_of(runs.score, runs.evaluation, runs.by_batch)
-    stale = are_stale(evidence)
+    stale = furthest(evidence) > STALE
     if cost is None or not cost.matters(runs.by_batch, expected=stale):
         return
-    if any(shared_by(norm, runs.sightings.get(norm.name, ()))[1] for norm in evidence.batch_norms):
+    if not stale and any(shared_by(norm, runs.sightings.get(norm.name, ()))[1] for norm in evidence.batch_norms):
         fresh = cost_of(runs.score, runs.evaluation[1::2], runs.recalibrated)
-        if fresh is None or not fresh.matters(runs.recalibrated, expected=stale):
+        if fresh is None or not fresh.matters(runs.recalibrated):
             return
     gains = won_back(runs, expected=stale)
     guilty = _first_to_help(gains, list(runs.sightings))
