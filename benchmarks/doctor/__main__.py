@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from benchmarks.doctor.architectures import Half, Kind
+from benchmarks.doctor.architectures import ARCHITECTURES, Half, Kind
 from benchmarks.doctor.measure import as_json, measured
 from benchmarks.doctor.summary import failures, table
 from benchmarks.doctor.training import Data, data_of
@@ -28,6 +28,7 @@ class Flags:
     data_dir: Path | None = None
     """Folder of CIFAR-10; without it the Hugging Face hub's is taken."""
     half: Annotated[tuple[Half, ...], tyro.conf.arg(help="Which halves to measure.")] = ("tuning", "held out")
+    only: Annotated[tuple[str, ...], tyro.conf.arg(help="Names of architectures; none means all.")] = ()
     seeds: int = 2
     """Networks of each architecture."""
     threads: int = 1
@@ -36,6 +37,9 @@ class Flags:
 
 def main(flags: Flags) -> None:
     """Measure, write each row as it comes, and print the table."""
+    unknown = sorted(set(flags.only) - set(ARCHITECTURES))
+    if unknown:
+        raise SystemExit(f"--only: must name architectures, got {unknown[0]}. They are {', '.join(ARCHITECTURES)}.")
     torch.set_num_threads(flags.threads)
     warnings.simplefilter("ignore")
 
@@ -51,7 +55,7 @@ def main(flags: Flags) -> None:
             + "\n"
         )
         for half in flags.half:
-            for row in measured(half, range(flags.seeds), data, flags.out / "networks"):
+            for row in measured(half, range(flags.seeds), data, flags.out / "networks", flags.only):
                 rows.append(as_json(row))
                 file.write(json.dumps(rows[-1]) + "\n")
                 file.flush()

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import math
 import random
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.doctor.architectures import ARCHITECTURES, Half
+from benchmarks.doctor.architectures import ARCHITECTURES, Half, Kind
 from benchmarks.doctor.faults import FAULTS, Fault
 from benchmarks.doctor.healthy import HEALTHY
-from benchmarks.doctor.peers import audited, is_installed
+from benchmarks.doctor.peers import noticed, said
 from benchmarks.doctor.subject import Case, Subject
 from benchmarks.doctor.training import Data, accuracy, trained
 from steadynorm.doctor import Diagnosis, Severity, diagnose, treat_
@@ -26,6 +27,9 @@ __all__ = ["Row", "measured"]
 
 MOST_LAYERS = 3
 """Layers that the doctor may name, of a fault that lies in one or two: more would tell a reader little."""
+
+COST = 0.02
+"""Accuracy that a fault must cost for its repair to be measured, and for a fault by its cost alone to be one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class Row:
         treated: accuracy after the treatment; NaN where the fault is not repairable or costs less than two points.
         seconds: of diagnosing.
         forwards: those seconds in units of one forward of a batch in evaluation.
-        rival: of a fault, whether torch-audit says more than of the network without it; None where it is not installed.
+        rivals: of a fault, which of the other packages that are installed say more than of the network without it.
     """
 
     half: Half
@@ -69,20 +73,26 @@ class Row:
     treated: float
     seconds: float
     forwards: float
-    rival: bool | None
+    rivals: Mapping[str, bool]
 
 
-def measured(half: Half, seeds: range, data: Callable[[str], Data], folder: Path) -> Iterator[Row]:
-    """Measure one half: its faults in its architectures, and the healthy variants of these."""
+def measured(
+    half: Half, seeds: range, data: Callable[[Kind], Data], folder: Path, only: Collection[str] = ()
+) -> Iterator[Row]:
+    """Measure one half: its faults in its architectures, or in those of ``only``, and the healthy variants of these."""
     for architecture in ARCHITECTURES.values():
-        if architecture.half != half:
+        if architecture.half != half or (only and architecture.name not in only):
+            continue
+        if not architecture.is_available():
+            print(f"{architecture.name}: not measured, install {architecture.package}", file=sys.stderr)
             continue
         for seed in seeds:
             here = data(architecture.kind)
             network = trained(architecture.name, seed, here, folder)
             right = accuracy(network, here)
-            before = audited(Case(model=network, batches=here.batches())) if is_installed() else None
-            for name in [*(fault.name for fault in FAULTS.values() if fault.half == half), *HEALTHY]:
+            before = said(Case(model=network, batches=here.batches()))
+            faults = (fault.name for fault in FAULTS.values() if fault.half == half)
+            for name in [*faults, *(variant.name for variant in HEALTHY.values() if half in variant.halves)]:
                 subject = Subject(
                     model=copy.deepcopy(network),
                     data=here,
@@ -91,22 +101,43 @@ def measured(half: Half, seeds: range, data: Callable[[str], Data], folder: Path
                 )
                 torch.manual_seed(seed)
                 fault = FAULTS.get(name)
-                case = fault.inject(subject) if fault else HEALTHY[name](subject)
-                if case is not None:
-                    rival = None if before is None or not fault else bool(audited(case) - before)
-                    row = _row(half, architecture.name, seed, name, fault, case, right, here)
-                    yield replace(row, rival=rival)
+                case = fault.inject(subject) if fault else HEALTHY[name].make(subject)
+                if case is None:
+                    continue
+                accuracies = _measure(fault, case, right, here)
+                if fault and fault.costs and not accuracies.attainable - accuracies.faulty >= COST:
+                    print(f"{architecture.name}, seed {seed}, {name}: not counted, costs too little", file=sys.stderr)
+                    continue
+                row = _row(half, architecture.name, seed, name, fault, case, accuracies, here)
+                yield replace(row, rivals=noticed(case, before)) if fault else row
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Accuracies:
+    """What is known of a case before the doctor looks: see :class:`Row`."""
+
+    healthy: float
+    faulty: float
+    attainable: float
+
+
+def _measure(fault: Fault | None, case: Case, right: float, data: Data) -> _Accuracies:
+    return _Accuracies(
+        healthy=right,
+        faulty=_accuracy(case.model, data.fed(case.feed) if case.feed else data),
+        attainable=_recalibrated(case, data) if fault and fault.damages else right,
+    )
 
 
 def _row(
-    half: Half, architecture: str, seed: int, name: str, fault: Fault | None, case: Case, right: float, data: Data
+    half: Half, architecture: str, seed: int, name: str, fault: Fault | None, case: Case, known: _Accuracies, data: Data
 ) -> Row:
     started = time.perf_counter()
     diagnosis = diagnose(case.model, case.batches, **case.options)
     seconds = time.perf_counter() - started
     found = {finding.check for finding in diagnosis if finding.severity >= Severity.WARNING}
     layers = case.layers or frozenset()
-    faulty = _accuracy(case.model, data)
+    repaired = fault is not None and fault.repairable and not known.faulty > known.healthy - COST
     return Row(
         half=half,
         architecture=architecture,
@@ -118,13 +149,13 @@ def _row(
         false=tuple(sorted(found - fault.causes - fault.consequences if fault else found)),
         localisable=fault is not None and 1 <= len(layers) <= 2,
         placed=fault is not None and _is_placed(diagnosis, fault, layers),
-        healthy=right,
-        faulty=faulty,
-        attainable=_recalibrated(case, data) if fault and fault.damages else right,
-        treated=_treated(case, diagnosis, data) if fault and _is_to_be_repaired(fault, right, faulty) else math.nan,
+        healthy=known.healthy,
+        faulty=known.faulty,
+        attainable=known.attainable,
+        treated=_treated(case, diagnosis, data) if repaired else math.nan,
         seconds=seconds,
         forwards=seconds / _forward_seconds(case),
-        rival=None,
+        rivals={},
     )
 
 
@@ -134,10 +165,6 @@ def _is_placed(diagnosis: Diagnosis, fault: Fault, layers: frozenset[str]) -> bo
         if each.check in fault.causes and each.severity >= Severity.WARNING and each.layer:
             named.setdefault(each.check, set()).add(each.layer)
     return any(found & layers and len(found) <= MOST_LAYERS for found in named.values())
-
-
-def _is_to_be_repaired(fault: Fault, right: float, faulty: float) -> bool:
-    return fault.repairable and not faulty > right - 0.02
 
 
 def _treated(case: Case, diagnosis: Diagnosis, data: Data) -> float:

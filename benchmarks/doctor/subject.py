@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.doctor.training import Data
 
-__all__ = ["Case", "Subject", "norms_of", "put"]
+__all__ = ["Case", "Norm", "Subject", "alike", "fed_by", "norms_of", "put", "shapes_of"]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -51,6 +52,12 @@ class Subject:
         rows = torch.tensor([self.draw.randrange(len(x)) for _ in range(size * number)])
         return list(x[rows].split(size))
 
+    def labelled(self, size: int, number: int) -> list[tuple[Tensor, Tensor]]:
+        """Give training batches."""
+        x, labels = self.data.train
+        rows = torch.tensor([self.draw.randrange(len(x)) for _ in range(size * number)])
+        return list(zip(x[rows].split(size), labels[rows].split(size), strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -61,17 +68,69 @@ class Case:
         batches: as :func:`steadynorm.diagnose` takes them; None for what it can say without.
         options: of ``diagnose``.
         layers: that the fault lies in; None where it lies in the whole model.
+        feed: what is done to inputs before the model gets them, where that is the fault; done to the batches already.
     """
 
     model: nn.Module
     batches: list[tuple[Tensor, Tensor]] | None
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: frozenset[str] | None = None
+    feed: Callable[[Tensor], Tensor] | None = None
 
 
 def norms_of(model: nn.Module) -> list[tuple[str, Norm]]:
     """List the batch norms by name."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Norm)]
+
+
+def alike(model: nn.Module) -> list[tuple[tuple[str, Norm], tuple[str, Norm]]]:
+    """Pair layers of one class and size."""
+    pairs = itertools.combinations(norms_of(model), 2)
+    return [(a, b) for a, b in pairs if type(a[1]) is type(b[1]) and a[1].num_features == b[1].num_features]
+
+
+def fed_by(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    """Pair layers and norms by name where the norm gets what the layer gives, as it is."""
+    given: dict[int, tuple[str, Tensor]] = {}
+    found: list[tuple[str, str]] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if isinstance(module, Norm):
+                if id(inputs[0]) in given:
+                    found.append((given[id(inputs[0])][0], name))
+            else:
+                given[id(output)] = (name, output)  # held, so that no other tensor gets its id
+
+        return look
+
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
+    hooks = [
+        module.register_forward_hook(watch(name)) for name, module in model.named_modules() if isinstance(module, kinds)
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def shapes_of(model: nn.Module, x: Tensor) -> dict[str, torch.Size]:
+    """Give the shape of what each norm gets at its first call, for the inputs ``x``."""
+    shapes: dict[str, torch.Size] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            shapes.setdefault(name, inputs[0].shape)
+
+        return look
+
+    hooks = [norm.register_forward_pre_hook(watch(name)) for name, norm in norms_of(model)]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return shapes
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -43,8 +43,9 @@ def table(rows: Rows) -> str:
     for claim in found["tuning"]:
         cells = [_share(*found[half][claim]) for half in halves]
         lines.append(f"| {claim} | {' | '.join(cells)} |")
-    rival = [_share(*_noticed([row for row in rows if row["half"] == half])) for half in halves]
-    lines.append(f"| recall of torch-audit, generously counted | {' | '.join(rival)} |")
+    for name in sorted({name for row in rows for name in _rivals(row)}, key=str.lower):
+        rival = [_share(*_noticed([row for row in rows if row["half"] == half], name)) for half in halves]
+        lines.append(f"| recall of {name}, generously counted | {' | '.join(rival)} |")
     cost = [_cost([row for row in rows if row["half"] == half]) for half in halves]
     lines.append(f"| diagnosing, forwards of a batch (median) | {' | '.join(cost)} |")
     return "\n".join(lines)
@@ -54,8 +55,15 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.3f} ({part} of {whole})" if whole else "not measured"
 
 
-def _noticed(rows: Rows) -> tuple[int, int]:
-    said = [row["rival"] for row in rows if row["rival"] is not None]
+def _rivals(row: Mapping[str, Any]) -> Mapping[str, bool]:
+    """Give what each rival noticed; the first records have ``rival``, which is torch-audit's."""
+    if "rivals" in row:
+        return row["rivals"]  # type: ignore[no-any-return]
+    return {} if row["rival"] is None else {"torch-audit": row["rival"]}
+
+
+def _noticed(rows: Rows, name: str) -> tuple[int, int]:
+    said = [_rivals(row)[name] for row in rows if name in _rivals(row)]
     return sum(said), len(said)
 
 

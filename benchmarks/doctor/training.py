@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from benchmarks.doctor.architectures import ARCHITECTURES, Architecture, Kind
 from steadynorm.lab.data.images import Images
 from steadynorm.lab.data.loading import load_dataset
 
-__all__ = ["Data", "accuracy", "data_of", "train_", "trained"]
+__all__ = ["Data", "accuracy", "data_of", "fit_", "train_", "trained"]
 
 TRAINING, VALIDATION, TEST = 20_000, 1_024, 2_000
 
@@ -38,6 +38,10 @@ class Data:
         """Give the first batches of a part."""
         inputs, labels = getattr(self, of)
         return [(inputs[at : at + size], labels[at : at + size]) for at in range(0, size * number, size)]
+
+    def fed(self, feed: Callable[[Tensor], Tensor]) -> Data:
+        """Give the same data, their test inputs changed."""
+        return replace(self, test=(feed(self.test[0]), self.test[1]))
 
 
 def data_of(kind: Kind, folder: Path | None) -> Data:
@@ -101,6 +105,27 @@ def train_(
         given.zero_grad()
         functional.cross_entropy(model(x), labels[rows]).backward()
         given.step()
+    return model.eval()
+
+
+def fit_(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    rate: float,
+    decay: float = 5e-4,
+    smoothing: float = 0.0,
+    optimizer: torch.optim.Optimizer | None = None,
+    after: Callable[[], object] = lambda: None,
+) -> nn.Module:
+    """Go on training by SGD at one rate, on batches as they come; ``after`` is called behind each step."""
+    model.train()
+    given = optimizer or torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
+    for x, labels in batches:
+        given.zero_grad()
+        functional.cross_entropy(model(x), labels, label_smoothing=smoothing).backward()
+        given.step()
+        after()
     return model.eval()
 
 

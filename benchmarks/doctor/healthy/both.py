@@ -1,33 +1,14 @@
-"""Healthy networks that look unusual: nothing may be said of them but notes."""
+"""Healthy variants of both halves' networks."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
 from benchmarks.doctor.subject import Case, Subject, norms_of
 from benchmarks.doctor.training import train_
 from steadynorm.surgery import convert_, freeze_, recalibrate_
-
-__all__ = ["HEALTHY"]
-
-HEALTHY: dict[str, Callable[[Subject], Case]] = {}
-
-
-def _healthy(make: Callable[[Subject], Case]) -> Callable[[Subject], Case]:
-    HEALTHY[make.__name__.removeprefix("_").replace("_", " ")] = make
-    return make
-
-
-def _as_it_is(subject: Subject, size: int = 64) -> Case:
-    return Case(model=subject.model, batches=subject.data.batches(size))
-
-
-def _in_training(subject: Subject, size: int = 64) -> Case:
-    subject.model.train()
-    return _as_it_is(subject, size)
 
 
 def _optimizer(subject: Subject) -> torch.optim.Optimizer:
@@ -37,122 +18,122 @@ def _optimizer(subject: Subject) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, subject.rate / 20, momentum=0.9)
 
 
-@_healthy
+@both
 def _trained(subject: Subject) -> Case:
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _batches_of_16(subject: Subject) -> Case:
-    return _as_it_is(subject, 16)
+    return as_it_is(subject, 16)
 
 
-@_healthy
+@both
 def _batches_of_128(subject: Subject) -> Case:
-    return _as_it_is(subject, 128)
+    return as_it_is(subject, 128)
 
 
-@_healthy
+@both
 def _two_batches(subject: Subject) -> Case:
     return Case(model=subject.model, batches=subject.data.batches(64, 2))
 
 
-@_healthy
+@both
 def _training_mode(subject: Subject) -> Case:
-    return _in_training(subject)
+    return in_training(subject)
 
 
-@_healthy
+@both
 def _training_mode_with_batches_of_32(subject: Subject) -> Case:
-    return _in_training(subject, 32)
+    return in_training(subject, 32)
 
 
-@_healthy
+@both
 def _training_data(subject: Subject) -> Case:
     return Case(model=subject.model, batches=subject.data.batches(of="train"))
 
 
-@_healthy
+@both
 def _small_momentum(subject: Subject) -> Case:
     for _, norm in norms_of(subject.model):
         norm.momentum = 0.01
     subject.follow_(subject.inputs(64, 150))
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _large_momentum(subject: Subject) -> Case:
     for _, norm in norms_of(subject.model):
         norm.momentum = 0.3
     subject.follow_(subject.inputs(64, 30))
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _cumulative_average(subject: Subject) -> Case:
     for _, norm in norms_of(subject.model):
         norm.reset_running_stats()
         norm.momentum = None
     subject.follow_(subject.inputs(64, 60))
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _recalibrated(subject: Subject) -> Case:
     recalibrate_(subject.model, subject.inputs(64, 20))
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _frozen_on_purpose(subject: Subject) -> Case:
     freeze_(subject.model)
     subject.model.train()
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _fine_tuned(subject: Subject) -> Case:
     train_(subject.model, subject.data, seed=3, epochs=0.3, rate=subject.rate / 20, optimizer=_optimizer(subject))
     return Case(model=subject.model, batches=subject.data.batches(), options={"optimizer": _optimizer(subject)})
 
 
-@_healthy
+@both
 def _fine_tuned_with_frozen_statistics(subject: Subject) -> Case:
     freeze_(subject.model)
     train_(subject.model, subject.data, seed=3, epochs=0.3, rate=subject.rate / 20)
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _fine_tuned_in_batches_of_16(subject: Subject) -> Case:
     train_(subject.model, subject.data, seed=3, epochs=0.2, rate=subject.rate / 40, batch_size=16)
-    return _in_training(subject, 16)
+    return in_training(subject, 16)
 
 
-@_healthy
+@both
 def _largest_learning_rate(subject: Subject) -> Case:
     train_(subject.model, subject.data, seed=4, epochs=1, rate=4 * subject.rate)
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _pruned_and_recalibrated(subject: Subject) -> Case:
     for module in subject.model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             weight = module.weight.data
             weight[weight.abs() < weight.abs().flatten().quantile(0.4)] = 0
     recalibrate_(subject.model, subject.inputs(64, 20))
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _rounded_to_eight_bits(subject: Subject) -> Case:
     for module in subject.model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             weight = module.weight.data
             step = weight.abs().max() / 127
             weight.copy_((weight / step).round() * step)
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
 class _Autocast(nn.Module):
@@ -166,45 +147,45 @@ class _Autocast(nn.Module):
         return logits.float()
 
 
-@_healthy
+@both
 def _mixed_precision(subject: Subject) -> Case:
     return Case(model=_Autocast(subject.model).eval(), batches=subject.data.batches())
 
 
-@_healthy
+@both
 def _accumulation(subject: Subject) -> Case:
     subject.model.train()
     return Case(model=subject.model, batches=subject.data.batches(), options={"accumulation": 2})
 
 
-@_healthy
+@both
 def _ours(subject: Subject) -> Case:
     convert_(subject.model, "batch_norm")
-    return _in_training(subject)
+    return in_training(subject)
 
 
-@_healthy
+@both
 def _batch_renorm(subject: Subject) -> Case:
     convert_(subject.model, "batch_renorm", warmup_steps=0)
     subject.follow_(subject.inputs(64, 20))
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _self_tuned(subject: Subject) -> Case:
     convert_(subject.model, "batch_norm", running="self_tuned")
     subject.follow_(subject.inputs(64, 60))
-    return _as_it_is(subject)
+    return as_it_is(subject)
 
 
-@_healthy
+@both
 def _same_data_as_reference(subject: Subject) -> Case:
     return Case(
         model=subject.model, batches=subject.data.batches(), options={"reference": subject.data.batches(of="train")}
     )
 
 
-@_healthy
+@both
 def _its_own_checkpoint(subject: Subject) -> Case:
     own = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
     return Case(model=subject.model, batches=subject.data.batches(), options={"checkpoint": own})

@@ -1,50 +1,16 @@
-"""Networks of six families, trained for a minute each, so that their statistics are those of real training.
-
-Three are for choosing thresholds (``tuning``), three are only for the final table (``held out``).
-"""
+"""The tuning half: a plain, a residual, a mobile and a 1-d network, a pyramid with one head, a ResNet of a library."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ARCHITECTURES", "Architecture", "Half", "Kind"]
+from benchmarks.doctor.architectures.registry import CLASSES, Architecture, block, conv
 
-Half = Literal["tuning", "held out"]
-Kind = Literal["images", "signals"]
-CLASSES = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A family of networks.
-
-    Args:
-        name: in tables.
-        half: whether thresholds may be chosen on it.
-        kind: of data.
-        build: makes an untrained network, (N, 3, ...) -> logits (N, 10).
-        rate: largest learning rate of its training.
-    """
-
-    name: str
-    half: Half
-    kind: Kind
-    build: Callable[[], nn.Module]
-    rate: float = 0.1
-
-
-def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
-
-
-def _block(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(_conv(inputs, outputs, size, stride, groups), nn.BatchNorm2d(outputs), nn.ReLU())
+__all__ = ["TUNING", "Pyramid"]
 
 
 class PlainNet(nn.Module):
@@ -53,12 +19,12 @@ class PlainNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *_block(3, 16),
-            *_block(16, 32, stride=2),
-            *_block(32, 32),
-            *_block(32, 64, stride=2),
-            *_block(64, 64),
-            *_block(64, 64, stride=2),
+            *block(3, 16),
+            *block(16, 32, stride=2),
+            *block(32, 32),
+            *block(32, 64, stride=2),
+            *block(64, 64),
+            *block(64, 64, stride=2),
         )
         self.head = nn.Sequential(nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, CLASSES))
 
@@ -73,10 +39,10 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _conv(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.norm2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.conv1, self.norm1 = conv(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = conv(outputs, outputs), nn.BatchNorm2d(outputs)
         same = stride == 1 and inputs == outputs
-        projection = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        projection = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
         self.shortcut: nn.Module = nn.Identity() if same else projection
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +53,7 @@ class Residual(nn.Module):
 
 def _resnet() -> nn.Module:
     return nn.Sequential(
-        _block(3, 16),
+        block(3, 16),
         Residual(16, 16, 1),
         Residual(16, 32, 2),
         Residual(32, 64, 2),
@@ -105,9 +71,9 @@ class Inverted(nn.Module):
         super().__init__()
         wide = factor * inputs
         self.layers = nn.Sequential(
-            *_block(inputs, wide, 1),
-            *_block(wide, wide, stride=stride, groups=wide),
-            _conv(wide, outputs, 1),
+            *block(inputs, wide, 1),
+            *block(wide, wide, stride=stride, groups=wide),
+            conv(wide, outputs, 1),
             nn.BatchNorm2d(outputs),
         )
         self.adds = stride == 1 and inputs == outputs
@@ -120,13 +86,13 @@ class Inverted(nn.Module):
 
 def _mobilenet() -> nn.Module:
     return nn.Sequential(
-        _block(3, 16, stride=2),
+        block(3, 16, stride=2),
         Inverted(16, 16, 1),
         Inverted(16, 24, 2),
         Inverted(24, 24, 1),
         Inverted(24, 40, 2),
         Inverted(40, 40, 1),
-        _block(40, 96, 1),
+        block(40, 96, 1),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(96, CLASSES),
@@ -158,11 +124,11 @@ class Pyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _block(3, 24, stride=2)
-        self.stages = nn.ModuleList(_block(inputs, outputs, stride=2) for inputs, outputs in ((24, 48), (48, 96)))
-        self.laterals = nn.ModuleList(_conv(channels, 32, 1) for channels in (24, 48, 96))
+        self.stem = block(3, 24, stride=2)
+        self.stages = nn.ModuleList(block(inputs, outputs, stride=2) for inputs, outputs in ((24, 48), (48, 96)))
+        self.laterals = nn.ModuleList(conv(channels, 32, 1) for channels in (24, 48, 96))
         self.scales = nn.ModuleList(nn.BatchNorm2d(32) for _ in range(3))
-        self.head = nn.Sequential(*_block(32, 32), *_block(32, 32))
+        self.head = nn.Sequential(*block(32, 32), *block(32, 32))
         self.classifier = nn.Linear(32, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,14 +167,13 @@ class Transformers(nn.Module):
         return logits
 
 
-ARCHITECTURES = {
-    each.name: each
-    for each in (
-        Architecture(name="cnn", half="tuning", kind="images", build=PlainNet),
-        Architecture(name="resnet", half="tuning", kind="images", build=_resnet),
-        Architecture(name="signal", half="tuning", kind="signals", build=SignalNet, rate=0.05),
-        Architecture(name="mobilenet", half="held out", kind="images", build=_mobilenet),
-        Architecture(name="pyramid", half="held out", kind="images", build=Pyramid),
-        Architecture(name="transformers", half="held out", kind="images", build=Transformers, rate=0.05),
-    )
-}
+TUNING = (
+    Architecture(name="cnn", half="tuning", kind="images", build=PlainNet),
+    Architecture(name="resnet", half="tuning", kind="images", build=_resnet),
+    Architecture(name="signal", half="tuning", kind="signals", build=SignalNet, rate=0.05),
+    Architecture(name="mobilenet", half="tuning", kind="images", build=_mobilenet),
+    Architecture(name="pyramid", half="tuning", kind="images", build=Pyramid),
+    Architecture(
+        name="transformers", half="tuning", kind="images", build=Transformers, rate=0.05, package="transformers"
+    ),
+)

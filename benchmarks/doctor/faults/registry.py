@@ -1,0 +1,96 @@
+"""What a fault of the benchmark is, and the list that each one enters by its decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.doctor.architectures.registry import Half
+from benchmarks.doctor.subject import Case, Subject
+
+__all__ = ["BATCH", "FAULTS", "GAP", "Fault", "Inject", "case", "held_out", "tuning"]
+
+Inject = Callable[[Subject], Case | None]
+GAP = frozenset({"train-eval-gap", "needs-recalibration"})
+"""What measures that statistics do not fit, whatever the reason."""
+BATCH = frozenset({"batch-dependence", "statistics-moved-in-eval", "mixed-modes"})
+"""What measures that a layer in an evaluating model normalizes by the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A kind of fault.
+
+    Args:
+        name: in tables.
+        half: whether thresholds may be chosen on it.
+        inject: changes the subject; None where the network has nothing to put the fault into.
+        causes: checks of which one must find it.
+        consequences: other checks that may speak, because the fault causes what they look at.
+        repairable: whether a treatment can give the accuracy back, with no more than batches of data.
+        damages: whether it changes weights, so that new statistics give back a part only.
+        costs: whether it is a fault by its cost alone, and so counts only where accuracy is two points below what can
+            come back. The others are wrong whatever they cost here.
+    """
+
+    name: str
+    half: Half
+    inject: Inject
+    causes: frozenset[str]
+    consequences: frozenset[str]
+    repairable: bool
+    damages: bool
+    costs: bool
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def _register(
+    half: Half, causes: tuple[str, ...], consequences: frozenset[str], *, repairable: bool, damages: bool, costs: bool
+) -> Callable[[Inject], Inject]:
+    def register(inject: Inject) -> Inject:
+        name = inject.__name__.removeprefix("_").replace("_", " ")
+        if name in FAULTS:
+            raise ValueError(f"benchmarks.doctor.faults: names must differ, got {name!r} twice.")
+        FAULTS[name] = Fault(
+            name=name,
+            half=half,
+            inject=inject,
+            causes=frozenset(causes),
+            consequences=consequences,
+            repairable=repairable,
+            damages=damages,
+            costs=costs,
+        )
+        return inject
+
+    return register
+
+
+def tuning(
+    *causes: str, consequences: frozenset[str] = frozenset(), repairable: bool = False, damages: bool = False
+) -> Callable[[Inject], Inject]:
+    """Enter a fault into the tuning half; the arguments are those of :class:`Fault`."""
+    return _register("tuning", causes, consequences, repairable=repairable, damages=damages, costs=False)
+
+
+def held_out(
+    *causes: str,
+    consequences: frozenset[str] = frozenset(),
+    repairable: bool = False,
+    damages: bool = False,
+    costs: bool = False,
+) -> Callable[[Inject], Inject]:
+    """Enter a fault into the held-out half; the arguments are those of :class:`Fault`."""
+    return _register("held out", causes, consequences, repairable=repairable, damages=damages, costs=costs)
+
+
+def case(subject: Subject, *layers: str, **options: object) -> Case:
+    """Give the subject's model with batches of its validation data."""
+    return Case(
+        model=subject.model,
+        batches=subject.data.batches(),
+        layers=frozenset(layers) or None,
+        options=options,
+    )
