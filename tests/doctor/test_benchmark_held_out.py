@@ -136,6 +136,8 @@ def test_a_fault_by_its_cost_is_not_counted_where_it_costs_nothing(subject, monk
 def test_a_layer_is_paired_with_the_norm_that_gets_its_output(subject):
     named = fed_by(subject.model, subject.inputs(2, 1)[0])
     assert named == [("0", "1"), ("3.0", "3.1"), ("3.3", "3.4"), ("6", "7")]
+    behind_relu = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4)).eval()
+    assert fed_by(behind_relu, torch.randn(2, 3)) == []
 
 
 def test_folded_weights_give_the_same_outputs_with_new_statistics(subject):
