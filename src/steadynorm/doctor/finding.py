@@ -52,11 +52,11 @@ class Cost:
         Args:
             scores: without the fault, one for each batch that the value is a mean over.
             share: of their mean.
-            expected: whether something else than the scores says so too; then one standard error and half of the
-                share are enough.
+            expected: whether something else than the scores says so too; then one and a half standard errors and
+                half of the share are enough.
         """
         size = abs(sum(scores) / len(scores)) + (0.1 if self.quantity == "cross-entropy" else 0.0)
-        errors = 1.0 if expected else _STUDENT[min(len(scores) - 1, len(_STUDENT) - 1)]
+        errors = 1.5 if expected else _STUDENT[min(len(scores) - 1, len(_STUDENT) - 1)]
         return self.value > errors * self.standard_error and self.value > (share / 2 if expected else share) * size
 
 

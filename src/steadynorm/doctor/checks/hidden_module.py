@@ -8,7 +8,8 @@ when the model is saved.
 
 Remedy: register it, for instance in an ``nn.ModuleList``. Only you can, in the model's code.
 
-Threshold: none.
+Threshold: none; a note where it evaluates and learns nothing, as a teacher does that is kept out of the state dict on
+purpose.
 
 Source: torch.nn.ModuleList's documentation.
 """
@@ -21,9 +22,13 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 _REMEDY = Remedy(advice="Register it in the model, for instance in an nn.ModuleList.")
+_MEANT = "It is held here but is no submodule; it evaluates and does not learn, which may be meant."
 _PROBLEM = "It is held here but is no submodule: model.eval(), state_dict() and the optimizer do not reach it."
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
-    return (at(norm, Severity.WARNING, _PROBLEM, _REMEDY) for norm in evidence.norms if norm.hidden)
+    for norm in evidence.norms:
+        if norm.hidden:
+            meant = not norm.training and not norm.learns
+            yield at(norm, Severity.NOTE if meant else Severity.WARNING, _MEANT if meant else _PROBLEM, _REMEDY)

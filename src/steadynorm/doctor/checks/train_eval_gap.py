@@ -13,11 +13,11 @@ Remedy: measure the statistics again on training data (``recalibrate_``). Safe w
 the model will see; it can be undone.
 
 Threshold: the score would be better, by Student's test over the batches at 2.5 %, and by more than a twentieth of
-itself; one standard error and a fortieth are enough where some layer's running estimates are a quarter of a standard
-deviation off, beyond sampling.
-Batch statistics are noisier than running ones, so a healthy model is better in evaluation, and its gap is negative. A
-layer is named where it alone wins back a fifth more of that than every layer that the model lists before it: later
-ones normalize again what an earlier one has spoiled, so they win back almost as much.
+itself; one and a half standard errors and a fortieth are enough where some layer's running estimates are a quarter of a
+standard deviation off, beyond sampling. Batch statistics are noisier than running ones, so a healthy model is better in
+evaluation, and its gap is negative. A layer is named where it alone wins back a fifth more of that than every layer
+that the model lists before it: later ones normalize again what an earlier one has spoiled, so they win back almost as
+much.
 
 Source: pytorch issue 4741; Wu & Johnson 2021 (arXiv 2105.07576).
 """
