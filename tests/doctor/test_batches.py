@@ -290,6 +290,16 @@ def test_a_cost_counts_earlier_where_the_statistics_are_clearly_not_those_of_the
     assert [each.layer for each in train_eval_gap.run(replace(evidence, batches=scores))] == found
 
 
+@pytest.mark.parametrize(("training", "severity"), [(False, Severity.WARNING), (True, Severity.NOTE)])
+def test_a_new_layer_in_a_trained_model_counts_where_batches_reach_it(
+    model: Any, training: bool, severity: Severity
+) -> None:
+    """As after load_state_dict(strict=False) of a checkpoint that names the layer otherwise."""
+    model[4] = nn.BatchNorm2d(8)
+    found = diagnose(model.train(training), batches()).of("statistics-at-init")
+    assert [(each.layer, each.severity) for each in found] == [("4", severity)]
+
+
 def test_statistics_that_fit_the_batches_are_not_to_be_measured_again(model: Any) -> None:
     evidence = observe(model, batches(), loss=lambda *_: 1.0)
     assert evidence.batches is not None

@@ -10,7 +10,8 @@ checkpoint without them is loaded with strict=False, and where momentum is 0.
 Remedy: load them from a full checkpoint, or measure them again on a few hundred training images. Safe: the numbers
 there describe no data. A frozen layer is left to you: mean 0 and variance 1 may be meant.
 
-Threshold: none; a batch of real numbers never gives exactly 0 and 1 in all channels.
+Threshold: none; a batch of real numbers never gives exactly 0 and 1 in all channels. A layer that is new in every
+respect is a warning where the model evaluates and batches reach it, as after keys were renamed; else a note.
 
 Source: torch issues; huggingface/peft issue 1732; PFLlib issue 260.
 """
@@ -41,16 +42,23 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             remedy = _FROZEN if norm.is_frozen else _REMEDY
             yield at(norm, Severity.ERROR, _problem("though its weight and bias have been trained"), remedy)
         elif _others_moved(evidence, norm):
-            problem = (
-                _problem("while those of other layers are not") + " The layer may be one that the data never reach."
-            )
-            yield at(norm, Severity.NOTE, problem, _REMEDY)
+            problem = _problem("while those of other layers are not")
+            if evidence.training or not _is_reached(evidence, norm):
+                problem += " The layer may be one that the data never reach."
+                yield at(norm, Severity.NOTE, problem, _REMEDY)
+            else:
+                problem += " The batches reach it, so its weights may not have been loaded either."
+                yield at(norm, Severity.WARNING, problem, _REMEDY)
 
 
 def _others_moved(evidence: Evidence, norm: NormState) -> bool:
     """Tell whether most other layers have been trained."""
     others = [each for each in evidence.batch_norms if each.mean is not None and each is not norm]
     return not norm.is_frozen and 2 * sum(not each.at_start for each in others) > len(others)
+
+
+def _is_reached(evidence: Evidence, norm: NormState) -> bool:
+    return evidence.batches is not None and bool(evidence.batches.sightings.get(norm.name))
 
 
 def _problem(why: str) -> str:
