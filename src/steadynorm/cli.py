@@ -22,7 +22,8 @@ from rich.console import Console  # noqa: E402
 
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
-from steadynorm.checkup.command import DoctorConfig, explain, run_doctor  # noqa: E402
+from steadynorm.checkup.command import explain, run_doctor  # noqa: E402
+from steadynorm.checkup.config import DoctorConfig  # noqa: E402
 from steadynorm.checkup.files import write_files  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.deploy.command import ExportConfig, run_export  # noqa: E402

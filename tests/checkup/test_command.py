@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from steadynorm import cli
+from steadynorm.checkup.config import DoctorConfig
 from steadynorm.doctor import CHECKS, Diagnosis
+from steadynorm.reporting.diagnosis import GIVEN_BY
 from tests.support.doctor import batches, save_images, trained_network, wiped_network
 
 HERE = "tests.support.doctor"
@@ -56,14 +59,27 @@ def test_a_healthy_model_is_three_lines_and_exit_status_0(run: Any, images: str)
     assert third.endswith("Data: 256 samples of images.npz in batches of 32, as they are.")
 
 
-def test_without_data_the_checks_that_cannot_run_are_named_with_what_they_need(run: Any) -> None:
+def test_without_data_a_line_says_which_flags_the_other_checks_need(run: Any) -> None:
     status, out, _ = run(f"{HERE}:trained_network")
     assert status == 0
-    _, _, last = out.splitlines()
-    assert all(name in last for name, check in CHECKS.items() if check.needs)
-    assert "train-eval-gap, needs-recalibration: --data with labels;" in last
-    assert "decayed-affine: optimizer= of steadynorm.diagnose" in last
-    assert "(a state of each)" not in last
+    _, second = out.splitlines()
+    number = sum(bool(check.needs) for check in CHECKS.values())
+    of_labels = sum("score" in check.needs for check in CHECKS.values())
+    assert f" {number} more need --data (" in second
+    assert f"--data with labels ({of_labels}), --checkpoint (1), --reference (1)," in second
+    assert second.endswith("; see --list.")
+    assert len(second) < 3 * 80
+
+
+def test_every_need_of_a_check_is_a_flag_or_said_to_be_none(run: Any) -> None:
+    _, listed, _ = run("--list")
+    words = " ".join(listed.split())
+    flags = {each.name for each in fields(DoctorConfig)}
+    for check in CHECKS.values():
+        given = [GIVEN_BY[need] for need in check.needs]
+        assert all(f"{each}" in words for each in given)
+        for flag in re.findall(r"--([\w-]+)", " ".join(given)):
+            assert flag.replace("-", "_") in flags
 
 
 def test_a_fault_is_shown_with_cost_and_remedy_and_exit_status_1(run: Any, images: str) -> None:
@@ -188,9 +204,17 @@ def test_labels_of_other_classes_are_not_scored(run: Any, tmp_path: Path) -> Non
         ((f"{HERE}:trained_network", "--skip", "eps"), "--skip: no check is called 'eps'"),
         ((f"{HERE}:trained_network", "--batches", "33"), "--batches: must be at most 32"),
         ((f"{HERE}:trained_network", "--batch-size", "0"), "--batch-size: must be at least 1"),
-        ((f"{HERE}:trained_network", "--mean", "0"), "--mean: says how data are read. Give them by --data."),
+        ((f"{HERE}:trained_network", "--mean", "0"), "--mean: says how data are read. Give data by --data."),
         ((f"{HERE}:trained_network", "--data", "digits", "--std", "0"), "--std: must be numbers above 0."),
         ((f"{HERE}:trained_network", "--weights-key", "ema"), "--weights-key: says where"),
+        ((f"{HERE}:trained_network", "--checkpoint-key", "ema"), "--checkpoint-key: says where"),
+        ((f"{HERE}:trained_network", "--checkpoint", "none.pth"), "--checkpoint: none.pth: there is no such file."),
+        ((f"{HERE}:trained_network", "--reference", "digits"), "--reference: says what data are compared with."),
+        ((f"{HERE}:trained_network", "--accumulation", "4"), "--accumulation: says how many batches a step takes."),
+        ((f"{HERE}:trained_network", "--data", "digits", "--world-size", "0"), "--world-size: must be at least 1"),
+        ((f"{HERE}:trained_network", "--optimizer", "sgd"), "--optimizer: must be PACKAGE.MODULE:FUNCTION, got sgd."),
+        ((f"{HERE}:trained_network", "--optimizer", f"{HERE}:nothing"), f"{HERE}: has no 'nothing'."),
+        ((f"{HERE}:trained_network", "--optimizer", "copy:copy"), "--optimizer: copy:copy: must return a torch.optim"),
         (("--json", "a.json", f"{HERE}:trained_network"), "give the model"),
         ((f"{HERE}:trained_network", "--json", "a", "b"), "--json: must be one file, got 2."),
     ],

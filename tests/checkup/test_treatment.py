@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from steadynorm import cli
-from steadynorm.checkup.command import DoctorConfig, run_doctor
+from steadynorm.checkup.command import run_doctor
+from steadynorm.checkup.config import DoctorConfig
 from steadynorm.checkup.treatment import IN_CODE
 from steadynorm.doctor import diagnose
 from steadynorm.doctor.treatments import TREATMENTS

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,8 +74,57 @@ def test_without_labels_nothing_is_scored(model: Any) -> None:
     assert evidence.batches is not None
     assert evidence.batches.score == ""
     diagnosis = diagnose(model, [x for x, _ in batches()])
-    assert diagnosis.not_run["train-eval-gap"] == diagnosis.not_run["needs-recalibration"] == "score"
-    assert " or score." in str(diagnosis)
+    assert diagnosis.not_run["train-eval-gap"] == diagnosis.not_run["needs-recalibration"] == "loss or metric"
+    assert "loss or metric (2)" in diagnosis.scope
+
+
+class Detector(nn.Module):
+    """Gives its own loss for labels that are no classes, as detectors and speech models do."""
+
+    def __init__(self, body: nn.Module, wrap: Any) -> None:
+        super().__init__()
+        self.body, self.wrap = body, wrap
+
+    def forward(self, x: torch.Tensor, labels: list[int] | None = None) -> Any:
+        y = self.body(x)
+        loss = None if labels is None else nn.functional.cross_entropy(y, torch.tensor(labels))
+        return self.wrap(loss=loss, boxes=y)
+
+
+@pytest.mark.parametrize("wrap", [dict, SimpleNamespace])
+def test_the_loss_that_a_model_gives_is_the_score(model: Any, wrap: Any) -> None:
+    model[4].running_mean += 3 * model[4].running_var.sqrt()
+    given = [{"x": x, "labels": y.tolist()} for x, y in batches()]
+    (gap,) = diagnose(Detector(model, wrap), given).of("train-eval-gap")
+    (same,) = diagnose(model, batches()).of("train-eval-gap")
+    assert gap.cost is not None and same.cost is not None
+    assert (gap.cost.quantity, same.cost.quantity) == ("loss", "cross-entropy")
+    assert gap.cost.value == pytest.approx(same.cost.value, rel=1e-4)
+    without = observe(Detector(model, wrap), [x for x, _ in batches()])
+    assert without.score is None
+
+
+def test_a_batch_that_cannot_be_halved_by_its_tensors_is_named(model: Any) -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = model
+
+        def forward(self, x: Tensor, number: int) -> Tensor:
+            if len(x) != number:
+                raise IndexError("not all are there")
+            return self.body(x)
+
+    diagnosis = diagnose(Counted(), [{"x": x, "number": len(x)} for x, _ in batches()])
+    (line,) = diagnosis.unread
+    assert line == "outputs that depend on the batch: on half of one, IndexError: not all are there"
+
+
+@pytest.mark.parametrize(("side", "single"), [(1, True), (2, False)])
+def test_group_norm_by_channels_is_a_fault_where_a_channel_is_one_number(side: int, single: bool) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.GroupNorm(4, 4), nn.GroupNorm(2, 4))
+    found = diagnose(model, [torch.randn(8, 4, 6, 6)]).of("degenerate-group-norm")
+    assert [(each.layer, each.severity) for each in found] == [("1", Severity.WARNING)] * single
 
 
 class Doubled(nn.BatchNorm2d):

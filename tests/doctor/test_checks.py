@@ -52,7 +52,7 @@ def trained(batches: int = 400) -> nn.Sequential:
 
 
 def norms(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
 def edit(change: Callable[[Any], object]) -> Callable[[], nn.Module]:
@@ -212,7 +212,7 @@ FAULTS: list[tuple[str, str, Severity, Callable[[], nn.Module]]] = [
         Severity.WARNING,
         sequence(nn.Dropout(0.3), nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8)),
     ),
-    ("degenerate-group-norm", "0", Severity.WARNING, lambda: nn.Sequential(nn.GroupNorm(8, 8))),
+    ("degenerate-group-norm", "0", Severity.NOTE, lambda: nn.Sequential(nn.GroupNorm(8, 8))),
     ("transform-unsafe", "0", Severity.ERROR, lambda: GradSampleModule(nn.BatchNorm1d(3))),
     (
         "sync-with-checkpoint",
@@ -337,6 +337,19 @@ def test_what_a_warning_explains_is_a_note_and_is_treated_all_the_same(healthy: 
 def test_what_runs_again_but_is_not_told_is_the_whole_module() -> None:
     found = diagnose(Rerun(nn.SyncBatchNorm(8))).of("sync-with-checkpoint")
     assert [each.layer for each in found] == ["norm", "other"]
+
+
+def test_an_eps_that_a_part_of_the_model_has_throughout_is_a_note() -> None:
+    def part(eps: float) -> nn.Module:
+        return nn.Sequential(*(nn.BatchNorm1d(4, eps=eps) for _ in range(3)))
+
+    body = nn.Sequential(part(1e-3), part(1e-3))
+    model: Any = nn.ModuleDict({"body": body, "head": part(1e-5)})
+    for norm in norms(model):
+        norm.running_var.fill_(1e-4)
+    assert {each.severity for each in diagnose(model).of("mixed-eps")} == {Severity.NOTE}
+    model["head"][1].eps = 1e-4
+    assert {each.severity for each in diagnose(model).of("mixed-eps")} == {Severity.WARNING}
 
 
 def test_a_trained_network_has_no_finding() -> None:

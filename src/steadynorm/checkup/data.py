@@ -79,7 +79,7 @@ class Sample:
         return replace(self, batches=inputs, classes=0)
 
 
-def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None]) -> Sample:
+def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None], *, flag: str = "--data") -> Sample:
     """Load batches.
 
     Args:
@@ -88,6 +88,7 @@ def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None]) -> S
             shape (N, ...), and where there are labels an array ``y``, integers of shape (N,).
         wanted: how many, and how they are made.
         progress: told what takes long.
+        flag: by which they were given, for messages.
 
     Raises:
         UserError: there is no such data, or they cannot be read.
@@ -98,11 +99,11 @@ def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None]) -> S
     if wanted.data_dir is not None:
         raise UserError(f"--data-dir: says where a data set lies that has a name; {data} is a place itself.")
     if place.is_dir():
-        return _from_directory(place, wanted)
+        return _from_directory(place, wanted, flag)
     if place.suffix == ".npz":
-        return _from_arrays(place, wanted)
+        return _from_arrays(place, wanted, flag)
     raise UserError(
-        f"--data: must be one of {', '.join(DATASETS)}, a directory of images, or an .npz file, got {data}."
+        f"{flag}: must be one of {', '.join(DATASETS)}, a directory of images, or an .npz file, got {data}."
     )
 
 
@@ -117,24 +118,24 @@ def _from_dataset(name: str, wanted: Wanted, progress: Callable[[str], None]) ->
     return Sample(batches=batches, told=told, classes=len(dataset.classes))
 
 
-def _from_arrays(path: Path, wanted: Wanted) -> Sample:
+def _from_arrays(path: Path, wanted: Wanted, flag: str) -> Sample:
     try:
         if path.exists() and not zipfile.is_zipfile(path):
-            raise UserError(f"--data: {path}: is no .npz file.")
+            raise UserError(f"{flag}: {path}: is no .npz file.")
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("x", "y") if name in file}
             names = list(file)
     except FileNotFoundError as error:
-        raise UserError(f"--data: {path}: there is no such file.") from error
+        raise UserError(f"{flag}: {path}: there is no such file.") from error
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"--data: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error
+        raise UserError(f"{flag}: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error
     if "x" not in arrays:
-        raise UserError(f"--data: {path}: must have an array x, and y where there are labels; it has {listing(names)}.")
+        raise UserError(f"{flag}: {path}: must have an array x, and y where there are labels; it has {listing(names)}.")
     x, y = arrays["x"], arrays.get("y")
     if x.dtype.kind not in "fiub" or x.ndim == 0 or len(x) == 0:
-        raise UserError(f"--data: {path}: x must be numbers of shape (N, ...), got {x.dtype} {x.shape}.")
+        raise UserError(f"{flag}: {path}: x must be numbers of shape (N, ...), got {x.dtype} {x.shape}.")
     if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
-        raise UserError(f"--data: {path}: y must be integers of shape ({len(x)},), got {y.dtype} {y.shape}.")
+        raise UserError(f"{flag}: {path}: y must be integers of shape ({len(x)},), got {y.dtype} {y.shape}.")
     rows = wanted.rows(len(x))
     inputs, how = _inputs(x[rows.numpy()], wanted)
     batches = _together(inputs, None if y is None else torch.from_numpy(y[rows.numpy()].astype(np.int64)), wanted)
@@ -155,12 +156,12 @@ def _inputs(x: NDArray[Any], wanted: Wanted) -> tuple[Tensor, str]:
     return _normalized(pixels.contiguous().float() / 255, wanted)
 
 
-def _from_directory(place: Path, wanted: Wanted) -> Sample:
+def _from_directory(place: Path, wanted: Wanted, flag: str) -> Sample:
     classes = sorted(each.name for each in place.iterdir() if each.is_dir() and _images_in(each))
     files = [(path, label) for label, name in enumerate(classes) for path in _images_in(place / name)]
     files = files or [(path, 0) for path in _images_in(place)]
     if not files:
-        raise UserError(f"--data: {place}: must hold images, or a folder of images for each class; it has none.")
+        raise UserError(f"{flag}: {place}: must hold images, or a folder of images for each class; it has none.")
     wanted = replace(
         wanted,
         mean=wanted.mean or PHOTOGRAPHS[0],
@@ -169,7 +170,7 @@ def _from_directory(place: Path, wanted: Wanted) -> Sample:
     )
     chosen = [files[row] for row in wanted.rows(len(files)).tolist()]
     assert wanted.input_size is not None
-    pixels = torch.stack([_read_image(path, wanted.input_size) for path, _ in chosen])
+    pixels = torch.stack([_read_image(path, wanted.input_size, flag) for path, _ in chosen])
     inputs, how = _normalized(pixels, wanted)
     labels = torch.tensor([label for _, label in chosen]) if classes else None
     batches = _together(inputs, labels, wanted)
@@ -183,7 +184,7 @@ def _images_in(place: Path) -> list[Path]:
     return sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGES and path.is_file())
 
 
-def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
+def _read_image(path: Path, size: tuple[int, int], flag: str) -> Tensor:
     """Read an image, scale it until it covers the size, and cut its middle out; shape (3, H, W) in [0, 1]."""
     from PIL import Image, ImageOps
 
@@ -191,7 +192,7 @@ def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
         with Image.open(path) as file:
             image = ImageOps.fit(file.convert("RGB"), (size[1], size[0]), method=Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"--data: {path}: is no image that can be read ({one_line(error)}).") from error
+        raise UserError(f"{flag}: {path}: is no image that can be read ({one_line(error)}).") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 

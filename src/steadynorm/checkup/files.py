@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from steadynorm.checkup.command import DoctorConfig
+from steadynorm.checkup.config import DoctorConfig
 from steadynorm.reporting.diagnosis import Examination, as_content
 from steadynorm.reporting.diagnosis_page import diagnosis_page
 from steadynorm.reporting.files import write_text

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -41,7 +42,15 @@ def check_target(path: Path) -> None:
         raise UserError(f"--treat: {path} exists already. Give a new file.")
 
 
-def treat(model: nn.Module, diagnosis: Diagnosis, sample: Sample | None, *, source: str, out: Path) -> Treated:
+def treat(
+    model: nn.Module,
+    diagnosis: Diagnosis,
+    sample: Sample | None,
+    *,
+    source: str,
+    out: Path,
+    checkpoint: Mapping[str, Any] | None = None,
+) -> Treated:
     """Treat a model, and write its state where something was kept.
 
     Args:
@@ -50,13 +59,18 @@ def treat(model: nn.Module, diagnosis: Diagnosis, sample: Sample | None, *, sour
         sample: without one nothing is measured, and statistics are only repaired.
         source: that the model was loaded from.
         out: file for the state dict.
+        checkpoint: that the model is to be as.
 
     Raises:
         OSError: the file cannot be written.
     """
     scored = sample is not None and sample.classes > 0
     treatment = treat_(
-        model, diagnosis, None if sample is None else list(sample.batches), metric=accuracy if scored else None
+        model,
+        diagnosis,
+        None if sample is None else list(sample.batches),
+        metric=accuracy if scored else None,
+        checkpoint=checkpoint,
     )
     kept = [each for each in treatment.applied if each.kept]
     if kept:

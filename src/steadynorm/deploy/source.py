@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from steadynorm.deploy.weights import load_weights
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery.flow.trial import run
 
-__all__ = ["Logits", "Source", "as_logits", "is_built", "load_source"]
+__all__ = ["Logits", "Source", "as_logits", "call_function", "is_built", "load_source"]
 
 
 FOREIGN = (".pt", ".pth", ".ckpt", ".bin")
@@ -88,8 +89,7 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None, may_
 
         found = load_checkpoint(Path(what))
         return Source(model=found.model, name=f"{found.network} with {found.arm.replace('_', ' ')}")
-    module, _, function = what.partition(":")
-    model = _build(module, function)
+    model = _build(what)
     read = "" if weights is None else load_weights(model, weights, key=key, may_lack=may_lack)
     return Source(model=model, name=what, weights=read)
 
@@ -137,19 +137,29 @@ def _needed_inputs(model: nn.Module) -> list[str]:
     return [each.name for each in needed if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
-def _build(module: str, function: str) -> nn.Module:
+def call_function(what: str, *arguments: object) -> Any:  # noqa: ANN401 (whatever it gives)
+    """Call a function of the user's, ``package.module:function``.
+
+    Raises:
+        UserError: it cannot be found or imported, or fails.
+    """
+    module, _, function = what.partition(":")
     if (here := str(Path.cwd())) not in sys.path:  # as python -m has it
         sys.path.insert(0, here)
     try:
-        builder = getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, ValueError) as error:
         raise UserError(f"{module}: cannot be imported ({one_line(error)}). Run from where it can.") from error
     except AttributeError as error:
         raise UserError(f"{module}: has no {function!r}.") from error
     try:
-        model = builder()
+        return found(*arguments)
     except Exception as error:  # so may the user's function
-        raise UserError(f"{module}:{function}: failed with {one_line(error)}.") from error
+        raise UserError(f"{what}: failed with {one_line(error)}.") from error
+
+
+def _build(what: str) -> nn.Module:
+    model = call_function(what)
     if not isinstance(model, nn.Module):
-        raise UserError(f"{module}:{function}: must return a torch.nn.Module, got {type(model).__name__}.")
+        raise UserError(f"{what}: must return a torch.nn.Module, got {type(model).__name__}.")
     return model

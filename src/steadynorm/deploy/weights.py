@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery.checkpoints import NamedState, state_for, why_no_numbers
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "read_weights"]
 
 HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -68,9 +68,7 @@ def load_weights(
             another shape, or several parts of it fit and differ.
     """
     where = f"{options[0]}: {path}"
-    loaded = _part(_read(path, where), key, f"{options[1]}: {path}")
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{where}: must hold a state dict, got {type(loaded).__name__}.")
+    loaded = read_weights(path, key=key, options=options)
     try:
         state = state_for(model, loaded, verb=where)
     except ValueError as error:
@@ -80,6 +78,19 @@ def load_weights(
     _check_fit(state, own, where, may_lack)
     model.load_state_dict(state.tensors, strict=False)
     return _understood(state, own, path)
+
+
+def read_weights(path: Path, *, key: str | None = None, options: tuple[str, str] = FLAGS) -> Mapping[str, Any]:
+    """Read a file of weights as it is, see :func:`load_weights`.
+
+    Raises:
+        UserError: it cannot be read without running pickled code, or holds no mapping.
+    """
+    where = f"{options[0]}: {path}"
+    loaded = _part(_read(path, where), key, f"{options[1]}: {path}")
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{where}: must hold a state dict, got {type(loaded).__name__}.")
+    return loaded
 
 
 def _read(path: Path, where: str) -> Any:  # noqa: ANN401 (a file may hold anything)

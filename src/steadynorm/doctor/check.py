@@ -16,13 +16,8 @@ __all__ = ["NEEDED", "SECTIONS", "Check"]
 
 SECTIONS = ("Looks at", "Harm", "Remedy", "Threshold", "Source")
 """What the docstring of a check's file says, each in a paragraph of its own."""
-NEEDED = {
-    "ranks": "ranks (a state of each)",
-    "reference": "reference batches",
-    "score": "score",
-    "step": "accumulation or world_size",
-}
-"""Parts of the evidence, for a reader, where their name does not say what to give."""
+NEEDED = {"score": "loss or metric", "step": "accumulation or world_size"}
+"""Parts of the evidence, by the arguments of :func:`steadynorm.diagnose` that give them, where these differ."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,8 @@ def diagnose(
         forward: how to run the model on a batch, as for :func:`steadynorm.surgery.recalibrate_`.
         loss: output and batch -> a number of which less is better, the mean over the batch's samples. Where neither
             loss nor metric is given, and output and batch look like a classifier's (logits of shape (N, K), labels as
-            the batch's second item), cross-entropy is taken; else costs are not measured.
+            the batch's second item), cross-entropy is taken; else the output's own ``loss``, as Hugging Face's models
+            give it; else costs are not measured.
         metric: output and batch -> a number of which more is better, such as :func:`steadynorm.doctor.accuracy`.
             Findings call it by the function's name.
         optimizer: of its parameters.

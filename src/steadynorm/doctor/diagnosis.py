@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -94,10 +95,20 @@ class Diagnosis:
     @property
     def scope(self) -> str:
         """What was looked at, and what was not for want of evidence."""
-        missing = sorted({need for needs in self.not_run.values() for need in needs.split(", ")})
-        more = f"{len(self.not_run)} more {'needs' if len(self.not_run) == 1 else 'need'}"
-        left = f" {more} {' or '.join(missing)}." if self.not_run else ""
+        left = f" {self.missing()}." if self.not_run else ""
         return f"Looked at {self.looked_at} with {_counted(len(self.checks), 'check')}.{left}"
+
+    def missing(self, given_by: Mapping[str, str] | None = None) -> str:
+        """Say how many checks did not run, and how many of them want what; empty where all ran.
+
+        Args:
+            given_by: what they want, as ``not_run`` has it -> what to call it.
+        """
+        names = given_by or {}
+        wanted = Counter(names.get(need, need) for needs in self.not_run.values() for need in needs.split(", "))
+        listed = ", ".join(f"{need} ({number})" for need, number in wanted.most_common())
+        number = len(self.not_run)
+        return f"{number} more {'needs' if number == 1 else 'need'} {listed}" if number else ""
 
     @property
     def groups(self) -> tuple[tuple[Finding, ...], ...]:

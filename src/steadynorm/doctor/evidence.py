@@ -305,6 +305,7 @@ class Runs:
         parity: name of a norm of any kind -> its output beside the formula; those of which it is not known are missing.
         axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1.
         raw: norms that are given a tensor of the batch as it is.
+        single: group norms of which a group of a sample has a single value.
         labels: of each batch, in its order; empty where there are none.
         classes: of each batch, label -> number of samples; empty where there are no labels.
         last_samples: samples of the last batch of an epoch, where the loader tells and it is smaller than the others.
@@ -325,6 +326,7 @@ class Runs:
     parity: Mapping[str, Parity] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     raw: tuple[str, ...] = ()
+    single: tuple[str, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
     classes: tuple[Mapping[int, int], ...] = ()
     last_samples: int | None = None

@@ -35,6 +35,7 @@ class FirstBatch:
     parity: dict[str, Parity]
     axes: dict[str, int]
     raw: tuple[str, ...]
+    single: tuple[str, ...]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,6 +54,7 @@ def look_closely(
     norms: Sequence[NamedModule],
     batch: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
+    unread: list[str],
 ) -> FirstBatch:
     """Run a batch and its first half.
 
@@ -61,6 +63,7 @@ def look_closely(
         norms: every norm, batch norms or others.
         batch: as the loader gives it.
         forward: runs the model on it.
+        unread: gets a line where the model does not take the half.
     """
     before = {named.name: _statistics(named.module) for named in norms}
     whole = _run(model, norms, batch, forward, closely=True)
@@ -70,7 +73,10 @@ def look_closely(
     half = _first_half(batch)
     if half is not None:
         layers = [named for named in norms if is_batch_norm(named.module)]
-        dependent, dependence = _dependent(layers, whole, _run(model, layers, half, forward))
+        try:
+            dependent, dependence = _dependent(layers, whole, _run(model, layers, half, forward))
+        except (ValueError, RuntimeError, TypeError, LookupError) as error:  # it cannot be cut in two by its tensors
+            unread.append(f"outputs that depend on the batch: on half of one, {type(error).__name__}: {error}")
     return FirstBatch(
         moved=moved,
         dependent=dependent,
@@ -78,6 +84,7 @@ def look_closely(
         parity=whole.parity,
         axes=whole.axes,
         raw=tuple(whole.raw),
+        single=tuple(named.name for named in norms if _has_single(named.module, whole.calls[named.name])),
     )
 
 
@@ -143,6 +150,10 @@ def _dependent(layers: Sequence[NamedModule], whole: _Seen, half: _Seen) -> tupl
     return tuple(guilty), dependence
 
 
+def _has_single(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    return isinstance(module, nn.GroupNorm) and any(x[:1].numel() == module.num_groups for x, _ in calls)
+
+
 def _distance(whole: Tensor, half: Tensor) -> float:
     """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
     number = min(len(whole), len(half))
@@ -168,4 +179,11 @@ def _first_half(batch: Any) -> Any:  # noqa: ANN401 (as the loader gives it)
     number = min((len(each) for each in tensors), default=0)
     if number < 4:
         return None
-    return tree_map(lambda leaf: leaf[: number // 2] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
+
+    def is_samples(node: object) -> bool:
+        return isinstance(node, list | tuple) and len(node) == number and node is not batch
+
+    def half(leaf: Any) -> Any:  # noqa: ANN401 (any leaf of a batch)
+        return leaf[: number // 2] if is_samples(leaf) or (isinstance(leaf, Tensor) and leaf.dim()) else leaf
+
+    return tree_map(half, batch, is_leaf=is_samples)

@@ -73,7 +73,7 @@ def run_batches(
     with preserved_state(model):
         shown = _scored(model, layers, kept, forward, loss, metric, unread)
         with evaluating(model):
-            close = look_closely(model, norms, kept[0], forward)
+            close = look_closely(model, norms, kept[0], forward, unread)
     labels = _labels(kept)
     return replace(
         shown,

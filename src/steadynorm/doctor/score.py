@@ -37,7 +37,9 @@ class Score:
 
 
 def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch: Any) -> Score | None:  # noqa: ANN401
-    """Give the score that was asked for, or cross-entropy where output and batch look like a classifier's.
+    """Give the score that was asked for, or one that output and batch offer.
+
+    That is cross-entropy where they look like a classifier's, else the loss that the model gives itself.
 
     Args:
         loss: of which less is better; taken before ``metric``.
@@ -52,7 +54,9 @@ def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch:
         return Score(name=_name(loss, "loss"), sign=1, measure=loss)
     if metric is not None:
         return Score(name=_name(metric, "metric"), sign=-1, measure=metric)
-    return Score(name="cross-entropy", sign=1, measure=_cross_entropy) if _is_classifier(output, batch) else None
+    if _is_classifier(output, batch):
+        return Score(name="cross-entropy", sign=1, measure=_cross_entropy)
+    return None if _loss_in(output) is None else Score(name="loss", sign=1, measure=_own_loss)
 
 
 def accuracy(output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model and the loader give them)
@@ -79,6 +83,18 @@ def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives
     """Give the logits of a classifier's output, shape (N, K); None where it gives none."""
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     return found if isinstance(found, Tensor) and found.dim() == 2 and found.is_floating_point() else None
+
+
+def _loss_in(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
+    """Give the loss in a model's output, as Hugging Face's have it where labels are given; None where there is none."""
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return found if isinstance(found, Tensor) and found.numel() == 1 and found.is_floating_point() else None
+
+
+def _own_loss(output: Any, batch: Any) -> Tensor:  # noqa: ANN401 (as they come)
+    found = _loss_in(output)
+    assert found is not None
+    return found
 
 
 def _name(measure: Measure, usual: str) -> str:

@@ -17,7 +17,7 @@ from steadynorm.doctor.diagnosis import places_of
 from steadynorm.doctor.document import as_document
 from steadynorm.printable import printable_line
 from steadynorm.reporting.numbers import number, percent
-from steadynorm.reporting.words import listing
+from steadynorm.reporting.words import counted, listing
 
 __all__ = [
     "Examination",
@@ -37,11 +37,11 @@ STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE:
 GIVEN_BY = {
     "batches": "--data",
     "score": "--data with labels",
-    "optimizer": "optimizer= of steadynorm.diagnose",
-    "reference": "reference= of steadynorm.diagnose",
-    "checkpoint": "checkpoint= of steadynorm.diagnose",
-    "ranks": "ranks= of steadynorm.diagnose",
-    "step": "accumulation= or world_size= of steadynorm.diagnose",
+    "optimizer": "--optimizer",
+    "reference": "--reference",
+    "checkpoint": "--checkpoint",
+    "ranks": "ranks= in Python",
+    "step": "--accumulation or --world-size",
 }
 """Part of the evidence that a check needs -> how it is given."""
 _NAMED = {NEEDED.get(part, part): part for part in GIVEN_BY}
@@ -140,8 +140,7 @@ def show(examination: Examination, console: Console) -> None:
     """Print a diagnosis: three lines for a healthy model, else what was found as well."""
     diagnosis = examination.diagnosis
     _line(console, diagnosis.headline, style="bold")
-    _line(console, f"{diagnosis.scope}")
-    for line in (score_line(examination) or _missing_line(examination), *map(_unread, diagnosis.unread)):
+    for line in (_scope(diagnosis), score_line(examination), *map(_unread, diagnosis.unread)):
         _line(console, line)
     if diagnosis.findings:
         console.print()
@@ -191,10 +190,10 @@ def findings_table(diagnosis: Diagnosis) -> Table:
 
 def list_checks(console: Console) -> None:
     """Print the checks, with what they find and what they need."""
-    table = Table(Column("Check", no_wrap=True), "Finds", "Needs", box=None)
+    table = Table(Column("Check", no_wrap=True), "Finds", box=None)
     for check in CHECKS.values():
-        needs = needs_text(", ".join(check.needs)) if check.needs else ""
-        table.add_row(Text(check.name), Text(check.title), Text(needs))
+        needs = f" Needs {needs_text(', '.join(check.needs))}." if check.needs else ""
+        table.add_row(Text(check.name), Text.assemble(check.title, (needs, "dim")))
     console.print(table)
 
 
@@ -203,7 +202,7 @@ def checks_as_markdown() -> str:
     rows = ["| check | finds | needs |", "|---|---|---|"]
     for check in CHECKS.values():
         needs = needs_text(", ".join(check.needs)) if check.needs else ""
-        marked = re.sub(r"--\w+|\w+=|steadynorm\.\w+", lambda found: f"`{found[0]}`", needs)
+        marked = re.sub(r"--[\w-]+|\w+=", lambda found: f"`{found[0]}`", needs)
         rows.append(f"| `{check.name}` | {check.title} | {marked} |")
     return "\n".join(rows) + "\n"
 
@@ -245,10 +244,11 @@ def unmet_needs(diagnosis: Diagnosis) -> dict[str, list[str]]:
     return by_need
 
 
-def _missing_line(examination: Examination) -> str:
-    """Name the checks that could not run."""
-    parts = [f"{', '.join(names)}: {need}" for need, names in unmet_needs(examination.diagnosis).items()]
-    return f"Not run, with what would let them: {'; '.join(parts)}." if parts else ""
+def _scope(diagnosis: Diagnosis) -> str:
+    """Say what was looked at, and by which flags the other checks would be given what they need."""
+    looked = f"Looked at {diagnosis.looked_at} with {counted(len(diagnosis.checks), 'check')}."
+    missing = diagnosis.missing({name: GIVEN_BY[part] for name, part in _NAMED.items()})
+    return f"{looked} {missing}; see --list." if missing else looked
 
 
 def _unread(line: str) -> str:
@@ -257,4 +257,4 @@ def _unread(line: str) -> str:
 
 def _line(console: Console, text: str, *, style: str = "") -> None:
     if text:
-        console.print(Text(printable_line(text), style=style), soft_wrap=True)
+        console.print(Text(printable_line(text), style=style), soft_wrap=not console.is_terminal)

@@ -1,6 +1,6 @@
 """Group norm with one channel in each group.
 
-Looks at: groups and channels of nn.GroupNorm, and tracked instance norms.
+Looks at: groups and channels of nn.GroupNorm, and how many values each group of a sample has on the batches.
 
 Harm: with as many groups as channels each channel of each sample is normalized by itself. On vectors, or on maps of
 1 x 1 after pooling, that is one number normalized by itself: the output is the bias, whatever comes in. On larger maps
@@ -8,7 +8,8 @@ it is instance norm, which takes away each image's contrast.
 
 Remedy: fewer groups; 32, or 16 channels in a group, are what the paper uses.
 
-Threshold: as many groups as channels, more than one channel.
+Threshold: as many groups as channels, more than one channel, and a group of a sample with a single value. Without
+batches the last is not known, and it is a note: as instance norm it may be meant, as in wav2vec 2.0's first layer.
 
 Source: Wu & He 2018 (arXiv 1803.08494); opacus issue 567.
 """
@@ -27,8 +28,12 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     for norm in evidence.norms:
         if norm.groups > 1 and norm.groups == norm.channels:
-            problem = (
-                f"Each of its {norm.groups} channels is a group of its own: on 1 x 1 maps its output is its bias, "
-                "whatever comes in."
-            )
-            yield at(norm, Severity.WARNING, problem, _REMEDY, groups=norm.groups)
+            what = f"Each of its {norm.groups} channels is a group of its own"
+            if evidence.batches is None:
+                problem = (
+                    f"{what}: on vectors or 1 x 1 maps its output is its bias, on larger ones it is instance norm."
+                )
+                yield at(norm, Severity.NOTE, problem, _REMEDY, groups=norm.groups)
+            elif norm.name in evidence.batches.single:
+                problem = f"{what}, and has one value for a sample: its output is its bias, whatever comes in."
+                yield at(norm, Severity.WARNING, problem, _REMEDY, groups=norm.groups)

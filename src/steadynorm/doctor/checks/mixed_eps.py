@@ -10,7 +10,8 @@ Remedy: set eps to what the weights were trained with. Not done by itself: which
 tells.
 
 Threshold: some channel's gain differs by more than a tenth. Below that the difference is within what one training run
-differs from the next.
+differs from the next. A note where the layer stands in a part of the model (a child of the root) with three batch norms
+or more and one eps: backbone and head may be of different origin, as in torchvision's DeepLab on MobileNet.
 
 Source: Cadene/pretrained-models.pytorch issue 5; huggingface/transformers pull 19454.
 """
@@ -21,11 +22,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 CHANGE = 0.1
 """Relative change of a channel's gain that counts."""
+PART = 3
+"""Batch norms of a part of the model that have an eps of their own."""
 _REMEDY = Remedy(advice="Set eps to the value that these weights were trained with.")
 
 
@@ -44,4 +47,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 f"Its eps is {norm.eps:g} where most layers have {eps:g}, which changes the gain of a channel by "
                 f"{100 * math.expm1(change):.0f} %."
             )
-            yield at(norm, Severity.WARNING, problem, _REMEDY, eps=norm.eps, usual=eps, change=change)
+            part = [each.eps for each in norms if _part(each) == _part(norm)]
+            severity = Severity.NOTE if len(part) >= PART and len(set(part)) == 1 else Severity.WARNING
+            yield at(norm, severity, problem, _REMEDY, eps=norm.eps, usual=eps, change=change)
+
+
+def _part(norm: NormState) -> str:
+    return norm.name.partition(".")[0]
