@@ -128,16 +128,54 @@ def test_without_labels_a_shift_is_a_note(model: Any, by: float, found: list[Sev
 
 
 def test_an_outlier_in_the_statistics_is_one_beside_the_data_that_they_are_of() -> None:
-    """Of other data one channel is nearly constant; the running estimates are right, and the reference says so."""
+    """Of other data one channel is not loud; the running estimates are right, and the reference says so."""
+    loud = torch.tensor([20.0, 1.0, 1.0, 1.0]).view(4, 1, 1)
     x = torch.randn(256, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     norm: Any = nn.BatchNorm2d(4)
-    recalibrate_(norm, list(x[:128].split(32)))
-    known = list(x[128:].split(32))
-    faint = [each * torch.tensor([0.01, 1.0, 1.0, 1.0]).view(4, 1, 1) for each in known]
-    assert [each.layer for each in diagnose(norm, faint).of("outlier-statistics")] == [""]
-    assert diagnose(norm, faint, reference=known).of("outlier-statistics") == ()
+    recalibrate_(norm, list((loud * x[:128]).split(32)))
+    known, other = list((loud * x[128:]).split(32)), list(x[128:].split(32))
+    assert [each.layer for each in diagnose(norm, other).of("outlier-statistics")] == [""]
+    assert diagnose(norm, other, reference=known).of("outlier-statistics") == ()
     norm.running_var[2] *= 1e4
-    assert diagnose(norm, faint, reference=known).of("outlier-statistics") != ()
+    assert diagnose(norm, other, reference=known).of("outlier-statistics") != ()
+
+
+class Wide(nn.Module):
+    """Dropout before a norm in a forward of its own; the skip connection takes the same tensor without it."""
+
+    def __init__(self, norm: nn.Module, probability: float) -> None:
+        super().__init__()
+        self.norm, self.skipped, self.probability = norm, nn.BatchNorm2d(4), probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = functional.dropout(x, self.probability, self.training)
+        return self.norm(functional.relu(kept)) + self.skipped(x)
+
+
+@pytest.mark.parametrize(("probability", "found"), [(0.5, ["norm"]), (0.0, []), (0.01, [])])
+def test_dropout_before_a_norm_is_found_in_a_forward_of_its_own(probability: float, found: list[str]) -> None:
+    x = list(torch.randn(256, 4, 5, 5, generator=torch.Generator().manual_seed(0)).split(32))
+    torch.manual_seed(0)
+    model = Wide(nn.BatchNorm2d(4), probability)
+    for _ in range(10):
+        for each in x:
+            model(each)
+    diagnosis = diagnose(model.eval(), x).of("dropout-before-norm")
+    assert [(each.layer, each.severity) for each in diagnosis] == [(name, WARNING) for name in found]
+    recalibrate_(model, x)
+    assert diagnose(model, x).of("dropout-before-norm") == ()
+
+
+def test_dropout_costs_nothing_where_the_variance_was_measured_without_it() -> None:
+    x = list(torch.randn(256, 4, generator=torch.Generator().manual_seed(0)).split(32))
+    model: Any = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for _ in range(10):
+        for each in x:
+            model(each)
+    assert [each.severity for each in diagnose(model.eval(), x).of("dropout-before-norm")] == [WARNING]
+    recalibrate_(model, x)
+    assert [each.severity for each in diagnose(model, x).of("dropout-before-norm")] == [NOTE]
+    assert [each.severity for each in diagnose(model.train(), x).of("dropout-before-norm")] == [WARNING]
 
 
 def sequences(lengths: Tensor, time: int = 20) -> Tensor:

@@ -1,4 +1,4 @@
-"""On which axis a tensor's features are, followed from the layers that make them."""
+"""On which axis a tensor's features are, and whether it comes out of dropout, followed from the layers that make it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,35 @@ _KEEPING = _named(
     *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__imul__", "__truediv__"),
 )
 _TURNING = _named("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis")
+_DROPPING = _named("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+_CARRYING = (
+    _TURNING
+    | _named(*(f"{name}{size}d" for name in ("conv", "conv_transpose") for size in (1, 2, 3)), "linear")
+    | _named(
+        "relu", "relu_", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "mish", "softplus"
+    )
+    | _named("hardswish", "hardsigmoid", "hardtanh", "relu6", "contiguous", "flatten", "reshape", "view", "unflatten")
+)
+"""Functions through which what dropout does to a variance goes on: layers, activations, changes of shape."""
 
 
 class FeatureAxes(TorchFunctionMode):
     """While it is on, follows where the features are of what linear layers, embeddings and convolutions give.
 
     Linear layers, embeddings and layer norms over one dimension put them last, convolutions and batch norms on axis 1;
-    what works value by value leaves them there; transposing moves them. Of anything else nothing is known.
+    what works value by value leaves them there; transposing moves them. Of anything else nothing is known. Follows
+    likewise what comes out of dropout, which is off and told by the call alone, up to the next norm or sum.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._axes: Any = WeakTensorKeyDictionary()
+        self._dropped: Any = WeakTensorKeyDictionary()
+
+    def dropout_of(self, x: Tensor) -> float:
+        """Give the probability of the dropout that a tensor comes out of; 0 where it comes out of none."""
+        probability: float = self._dropped.get(x, 0.0)
+        return probability
 
     def of(self, x: Tensor) -> int | None:
         """Give the axis of a tensor's features, None where it is not known."""
@@ -62,12 +79,23 @@ class FeatureAxes(TorchFunctionMode):
         named = dict(kwargs or {})
         axes = self._known(func, args, named)
         output = func(*args, **named)
+        dropped = self._probability(func, args, named)
+        if dropped and isinstance(output, Tensor):
+            output = output.view(output.shape)  # what is off gives its input, which others may take as well
+            self._dropped[output] = dropped
         axis = self._axis(func, axes, output, args, named)
         if axis is not None:
             self._axes[output] = axis
         elif isinstance(output, Tensor) and output in self._axes and func not in _KEEPING:
             del self._axes[output]  # changed in place, by what is not known
         return output
+
+    def _probability(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> float:
+        """Give the probability of the dropout that a function is, or whose output it carries on; 0 for none."""
+        before = self.dropout_of(args[0]) if args and isinstance(args[0], Tensor) else 0.0
+        if func in _DROPPING:
+            return max(before, float(named.get("p", args[1] if len(args) > 1 else 0.5)))
+        return before if func in _CARRYING else 0.0
 
     def _known(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> set[tuple[int, int]]:
         """Give axis and number of dimensions of the arguments of which it is known."""

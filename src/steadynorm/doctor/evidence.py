@@ -304,6 +304,8 @@ class Runs:
             beyond once for each call; empty where that could not be tried.
         parity: name of a norm of any kind -> its output beside the formula; those of which it is not known are missing.
         axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1.
+        dropout: name of a norm that is given what comes out of dropout, through layers and activations at most -> the
+            probability of that dropout.
         raw: norms that are given a tensor of the batch as it is.
         single: group norms of which a group of a sample has a single value.
         labels: of each batch, in its order; empty where there are none.
@@ -325,6 +327,7 @@ class Runs:
     updates: Mapping[str, int] = field(default_factory=dict)
     parity: Mapping[str, Parity] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
+    dropout: Mapping[str, float] = field(default_factory=dict)
     raw: tuple[str, ...] = ()
     single: tuple[str, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()

@@ -34,6 +34,7 @@ class FirstBatch:
     dependence: float
     parity: dict[str, Parity]
     axes: dict[str, int]
+    dropout: dict[str, float]
     raw: tuple[str, ...]
     single: tuple[str, ...]
 
@@ -46,6 +47,7 @@ class _Seen:
     calls: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     parity: dict[str, Parity] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
+    dropout: dict[str, float] = field(default_factory=dict)
     raw: list[str] = field(default_factory=list)
 
 
@@ -83,6 +85,7 @@ def look_closely(
         dependence=dependence,
         parity=whole.parity,
         axes=whole.axes,
+        dropout=whole.dropout,
         raw=tuple(whole.raw),
         single=tuple(named.name for named in norms if _has_single(named.module, whole.calls[named.name])),
     )
@@ -108,6 +111,8 @@ def _run(
             axis = axes.of(x)
             if axis is not None and axis != 1:
                 seen.axes.setdefault(name, axis)
+            if probability := axes.dropout_of(x):
+                seen.dropout.setdefault(name, probability)
             if id(x) in given:
                 seen.raw.append(name)
 
