@@ -21,6 +21,7 @@ __all__ = [
     "described",
     "difference_of",
     "distance_of",
+    "may_matter",
     "pooled",
     "won_back",
 ]
@@ -163,3 +164,9 @@ def won_back(runs: Runs, *, expected: bool = False) -> Mapping[str, float]:
         if whole is not None and gain is not None and whole.value > 0:
             shares[name] = gain.value / whole.value
     return shares
+
+
+def may_matter(quantity: str, evaluation: Sequence[float], by_batch: Sequence[float]) -> bool:
+    """Tell whether batches' own statistics are better by so much that :func:`won_back` may ask which layer does it."""
+    gap = cost_of(quantity, evaluation, by_batch)
+    return gap is not None and gap.matters(by_batch, expected=True)

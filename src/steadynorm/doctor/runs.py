@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steadynorm.doctor.compared import may_matter
 from steadynorm.doctor.evidence import Runs, Sighting
 from steadynorm.doctor.first_batch import look_closely
 from steadynorm.doctor.score import Measure, Score, labels_of, score_from
@@ -48,7 +49,7 @@ def run_batches(
 
     1. In evaluation, with the moments of each batch norm's input.
     2. In evaluation but for the batch norms, which take the batch's statistics.
-    3. On two batches, one layer after the other taking the batch's statistics, the others evaluating.
+    3. Where that is better: on two batches, one layer after the other taking the batch's statistics.
     4. In evaluation on every second batch, with statistics measured on the others.
     5. One batch in evaluation, looked at closely, and its first half; one forward and backward in training.
 
@@ -159,9 +160,10 @@ def _scored(
         with use_batch_statistics(model, where=lambda _, module: module in known):
             by_batch = scorer(batches)
         one_layer = {}
-        for named in layers:
-            with use_batch_statistics(model, where=partial(_is, named.module)):
-                one_layer[named.name] = scorer(batches[:ABLATION])
+        if may_matter(score.name, evaluation, by_batch):
+            for named in layers:
+                with use_batch_statistics(model, where=partial(_is, named.module)):
+                    one_layer[named.name] = scorer(batches[:ABLATION])
         return Runs(
             batches=len(batches),
             sightings=sightings,
