@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steadynorm.statistics import Moments, measure
-from steadynorm.statistics.moments import per_channel, statistics_dtype
+from steadynorm.statistics.moments import join, per_channel, statistics_dtype
 from tests.support import oracle
 from tests.support.cases import each_case, each_faulty_case, make_inputs
 
@@ -243,3 +243,11 @@ def test_a_variance_that_does_not_fit_is_infinite_up_to_the_largest_float32(coun
     x = drawn(count, seed=0).float().clamp(-1, 1) * 3e38
     assert measure(x).var.isinf().all()
     assert measure(x.abs()).var.isinf().all()
+
+
+def test_joined_parts_are_those_of_all_values() -> None:
+    x = torch.randn(23, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 100
+    found, expected = join([measure(part) for part in x.split([1, 9, 13])]), measure(x)
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.var, expected.var)
+    assert found.count == 23

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 from torch import Tensor
 
 from steadynorm.doctor.evidence import NormState, Runs, Sighting
 from steadynorm.doctor.finding import Cost
 from steadynorm.statistics import Moments
+from steadynorm.statistics.moments import join
 
 __all__ = [
     "Distance",
@@ -71,8 +71,7 @@ def apart(first: Moments, second: Moments, *, eps: float) -> float:
 
 def pooled(sightings: Sequence[Sighting]) -> Moments:
     """Give the moments of all inputs together."""
-    each = (Moments(mean=one.mean, var=one.var, count=one.count) for one in sightings)
-    return reduce(Moments.merge, each)
+    return join([Moments(mean=each.mean, var=each.var, count=each.count) for each in sightings])
 
 
 def by_call(sightings: Sequence[Sighting]) -> list[list[Sighting]]:

@@ -6,7 +6,7 @@ Shape letters, here and in the kernels: N batch, C channels, S flattened space. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "centred",
     "channel_sum",
     "count_of",
+    "join",
     "measure",
     "merge",
     "mixture",
@@ -60,9 +61,7 @@ class Moments:
         Returns:
             Moments whose count is the sum. Merging two empty sets gives mean 0, var 0, count 0.
         """
-        means, variances = torch.stack((self.mean, other.mean)), torch.stack((self.var, other.var))
-        counts = torch.stack([as_tensor(each.count, self.mean).expand_as(self.mean) for each in (self, other)])
-        return replace(merge(means, variances, counts), count=self.count + other.count)
+        return join((self, other))
 
     def blend(self, other: Moments, *, weight: float | Tensor) -> Moments:
         """Moments of the mixture that draws from ``other`` with probability ``weight`` and else from ``self``.
@@ -126,6 +125,17 @@ def merge(means: Tensor, variances: Tensor, counts: Tensor) -> Moments:
     means, variances = torch.where(filled, means, 0), torch.where(filled, variances, 0)
     mean, var = mixture(means, variances, counts / count.clamp(min=1))
     return Moments(mean=mean, var=var, count=count)
+
+
+def join(parts: Sequence[Moments]) -> Moments:
+    """Moments of several sets of values together, at least one; see :func:`merge`.
+
+    Returns:
+        Moments whose count is the sum of theirs: a number where theirs are.
+    """
+    means, variances = torch.stack([each.mean for each in parts]), torch.stack([each.var for each in parts])
+    counts = torch.stack([as_tensor(each.count, each.mean).expand_as(each.mean) for each in parts])
+    return replace(merge(means, variances, counts), count=sum(each.count for each in parts))
 
 
 def measure(x: Tensor) -> Moments:

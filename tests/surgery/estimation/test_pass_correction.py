@@ -41,7 +41,7 @@ def test_where_nothing_has_changed_the_statistics_stay():
 
 def test_memory_is_bounded():
     correction, _ = followed(inputs(MOST_STEPS + 3))
-    assert len(correction._steps) == MOST_STEPS
+    assert len(correction._found) == MOST_STEPS
 
 
 def test_where_all_inputs_have_changed_alike_so_have_the_statistics():

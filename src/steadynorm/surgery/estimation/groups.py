@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor
 
 from steadynorm.statistics import Moments
+from steadynorm.statistics.moments import join
 
 __all__ = ["Groups", "standard_error"]
 
@@ -46,8 +45,10 @@ class Groups:
 
     def total(self) -> Moments:
         """Give the moments of all batches together; of none, count 0."""
-        zero = torch.zeros(self._channels, dtype=torch.float64)
-        return reduce(Moments.merge, self._groups, Moments(mean=zero, var=zero, count=0))
+        if not self._groups:
+            zero = torch.zeros(self._channels, dtype=torch.float64)
+            return Moments(mean=zero, var=zero, count=0)
+        return join(self._groups)
 
     def scatter(self, total: Moments) -> Tensor:
         """Give what :func:`standard_error` needs of these groups; those of several ranks add up.

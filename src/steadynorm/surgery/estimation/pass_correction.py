@@ -31,6 +31,7 @@ class PassCorrection:
 
     def __init__(self, before: PassCorrection | None = None, total: Moments | None = None, *, eps: float) -> None:
         self._before, self._total, self._eps = before, total, eps
+        self._found: list[Moments] = []
         self._steps: list[Moments] = []
 
     def forget(self) -> None:
@@ -48,13 +49,20 @@ class PassCorrection:
         """
         wide = torch.float32 if found.mean.device.type == "mps" else torch.float64
         found = Moments(mean=found.mean.to(wide), var=found.var.to(wide), count=found.count)
-        if len(self._steps) < MOST_STEPS:
-            zero = torch.zeros_like(found.mean)
-            so_far = self._steps[-1] if self._steps else Moments(mean=zero, var=zero, count=0)
-            self._steps.append(so_far.merge(found))
-        if self._before is None or self._total is None or not self._before._steps:
+        if len(self._found) < MOST_STEPS:
+            self._found.append(found)
+        if self._before is None or self._total is None or not self._before._found:
             return found
-        now, then = self._steps[-1], self._before._steps[: len(self._steps)][-1]
+        now, then = self._after(len(self._found)), self._before._after(len(self._found))
         ratio = ((now.var + self._eps) / (then.var + self._eps)).sqrt()
         mean = now.mean + (self._total.mean.to(now.mean) - then.mean) * ratio
         return Moments(mean=mean, var=self._total.var.to(now.var) * ratio.square(), count=self._total.count)
+
+    def _after(self, number: int) -> Moments:
+        """Give the moments of so many inputs together, or of all of fewer; not before a further pass asks for them."""
+        while len(self._steps) < min(number, len(self._found)):
+            found = self._found[len(self._steps)]
+            zero = torch.zeros_like(found.mean)
+            so_far = self._steps[-1] if self._steps else Moments(mean=zero, var=zero, count=0)
+            self._steps.append(so_far.merge(found))
+        return self._steps[:number][-1]
