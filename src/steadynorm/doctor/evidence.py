@@ -292,8 +292,8 @@ class Runs:
         score: what was scored; empty where nothing was, and then there are no scores.
         evaluation: in evaluation.
         by_batch: in evaluation, but with the batch's statistics in every batch norm.
-        one_layer: name -> with the batch's statistics in this layer alone, on the first batches; empty where ``by_batch``
-            is not better by as much as :func:`steadynorm.doctor.compared.may_matter` asks for.
+        one_layer: name -> with the batch's statistics in this layer alone, on the first batches; empty where
+            ``by_batch`` is not better by as much as :func:`steadynorm.doctor.compared.may_matter` asks for.
         recalibrated: on every second batch, with statistics measured on the others; empty where that was
             not possible.
         moved: batch norms whose running estimates a forward moved though every module evaluated.

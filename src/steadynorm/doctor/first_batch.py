@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,13 +14,13 @@ from torch.utils._pytree import tree_map
 
 from steadynorm.doctor.axes import FeatureAxes
 from steadynorm.doctor.evidence import Parity
-from steadynorm.doctor.parity import parity_of
+from steadynorm.doctor.parity import formula_of, parity_of
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.flow.trial import tensors_in
 from steadynorm.surgery.kinds import is_batch_norm
 from steadynorm.surgery.named_modules import NamedModule
 
-__all__ = ["FirstBatch", "look_closely"]
+__all__ = ["FirstBatch", "first_samples", "look_closely"]
 
 _SAME = 1e-4
 """Relative difference that rounding explains."""
@@ -43,7 +44,7 @@ class FirstBatch:
 class _Seen:
     """What a forward shows."""
 
-    output: Tensor | None = None
+    output: Any = None
     calls: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     parity: dict[str, Parity] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
@@ -56,30 +57,32 @@ def look_closely(
     norms: Sequence[NamedModule],
     batch: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
+    watched: AbstractContextManager[None],
     unread: list[str],
-) -> FirstBatch:
-    """Run a batch and its first half.
+) -> tuple[Any, FirstBatch]:
+    """Run a batch and its first half; give the output of the whole, and what they show.
 
     Args:
         model: in evaluation, without gradient.
         norms: every norm, batch norms or others.
         batch: as the loader gives it.
         forward: runs the model on it.
+        watched: surrounds the run of the whole batch.
         unread: gets a line where the model does not take the half.
     """
     before = {named.name: _statistics(named.module) for named in norms}
-    whole = _run(model, norms, batch, forward, closely=True)
+    layers = [named for named in norms if is_batch_norm(named.module)]
+    whole = _run(model, norms, batch, forward, watched)
     moved = tuple(named.name for named in norms if _differ(before[named.name], _statistics(named.module)))
     dependent: tuple[str, ...] = ()
     dependence = 0.0
     half = _first_half(batch)
     if half is not None:
-        layers = [named for named in norms if is_batch_norm(named.module)]
         try:
             dependent, dependence = _dependent(layers, whole, _run(model, layers, half, forward))
         except (ValueError, RuntimeError, TypeError, LookupError) as error:  # it cannot be cut in two by its tensors
             unread.append(f"outputs that depend on the batch: on half of one, {type(error).__name__}: {error}")
-    return FirstBatch(
+    return whole.output, FirstBatch(
         moved=moved,
         dependent=dependent,
         dependence=dependence,
@@ -96,11 +99,12 @@ def _run(
     norms: Sequence[NamedModule],
     batch: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
-    *,
-    closely: bool = False,
+    watched: AbstractContextManager[None] | None = None,
 ) -> _Seen:
-    """Give what each norm was given and gave, call by call."""
+    """Give what each norm was given and gave, call by call; all else only where the run is watched."""
+    closely = watched is not None
     seen = _Seen(calls={named.name: [] for named in norms})
+    formulas = {named.name: formula_of(named.module) for named in norms} if closely else {}
     axes = FeatureAxes()
     plain = {named.name for named in norms if not named.module._forward_hooks and not named.module._forward_pre_hooks}
     given = {id(each) for _, each in tensors_in(batch)}
@@ -122,23 +126,21 @@ def _run(
         x = arguments[0].detach()
         seen.calls[name].append((x, output.detach()))
         alone = len(arguments) == 1 and name in plain  # no residual, and no hook that changes what it gave
-        if closely and alone and len(seen.calls[name]) == 1 and not module.training:
-            found = parity_of(module, x, output)
+        formula = formulas.get(name)
+        if formula is not None and alone and len(seen.calls[name]) == 1 and not module.training:
+            with torch._C.DisableTorchFunction():
+                found = parity_of(module, formula, x, output)
             if found is not None:
                 seen.parity[name] = found
 
     handles = [named.module.register_forward_hook(partial(after, named.name)) for named in norms]
     handles += [named.module.register_forward_pre_hook(partial(before, named.name)) for named in norms if closely]
     try:
-        if closely:
-            with axes:
-                output = forward(model, batch)
-        else:
-            output = forward(model, batch)
+        with watched or nullcontext(), axes if closely else nullcontext():
+            seen.output = forward(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    seen.output = next((each for _, each in tensors_in(output) if each.is_floating_point() and each.dim()), None)
     return seen
 
 
@@ -146,13 +148,17 @@ def _dependent(layers: Sequence[NamedModule], whole: _Seen, half: _Seen) -> tupl
     """Name the layers that treat the same samples otherwise in a half of their batch."""
     guilty = []
     for named in layers:
-        first, second = whole.calls[named.name], half.calls[named.name]
-        if len(first) == len(second) == 1:
-            (x, y), (half_x, half_y) = first[0], second[0]
+        calls, half_calls = whole.calls[named.name], half.calls[named.name]
+        if len(calls) == len(half_calls) == 1:
+            (x, y), (half_x, half_y) = calls[0], half_calls[0]
             if _distance(x, half_x) <= _SAME < _distance(y, half_y):
                 guilty.append(named.name)
-    dependence = 0.0 if whole.output is None or half.output is None else _distance(whole.output, half.output)
-    return tuple(guilty), dependence
+    first, second = (_first_tensor(each.output) for each in (whole, half))
+    return tuple(guilty), 0.0 if first is None or second is None else _distance(first, second)
+
+
+def _first_tensor(output: object) -> Tensor | None:
+    return next((each for _, each in tensors_in(output) if each.is_floating_point() and each.dim()), None)
 
 
 def _has_single(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool:
@@ -162,7 +168,7 @@ def _has_single(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bo
 def _distance(whole: Tensor, half: Tensor) -> float:
     """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
     number = min(len(whole), len(half))
-    if whole.shape[1:] != half.shape[1:] or number == 0:
+    if whole.shape[1:] != half.shape[1:] or number == 0 or torch.equal(whole[:number], half[:number]):
         return 0.0
     first, second = whole[:number].float(), half[:number].float()
     size = first.abs().nan_to_num(0, 0, 0).max()
@@ -180,15 +186,24 @@ def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 def _first_half(batch: Any) -> Any:  # noqa: ANN401 (as the loader gives it)
     """Give the first half of a batch's samples; None where it has fewer than 4, or no tensors."""
-    tensors = [each for _, each in tensors_in(batch) if each.dim()]
-    number = min((len(each) for each in tensors), default=0)
-    if number < 4:
+    number = _samples_of(batch)
+    return first_samples(batch, number // 2) if number >= 4 else None
+
+
+def first_samples(batch: Any, number: int) -> Any:  # noqa: ANN401 (as the loader gives it)
+    """Give so many of a batch's samples; None where it has no more than these."""
+    of = _samples_of(batch)
+    if number >= of:
         return None
 
     def is_samples(node: object) -> bool:
-        return isinstance(node, list | tuple) and len(node) == number and node is not batch
+        return isinstance(node, list | tuple) and len(node) == of and node is not batch
 
-    def half(leaf: Any) -> Any:  # noqa: ANN401 (any leaf of a batch)
-        return leaf[: number // 2] if is_samples(leaf) or (isinstance(leaf, Tensor) and leaf.dim()) else leaf
+    def part(leaf: Any) -> Any:  # noqa: ANN401 (any leaf of a batch)
+        return leaf[:number] if is_samples(leaf) or (isinstance(leaf, Tensor) and leaf.dim()) else leaf
 
-    return tree_map(half, batch, is_leaf=is_samples)
+    return tree_map(part, batch, is_leaf=is_samples)
+
+
+def _samples_of(batch: object) -> int:
+    return min((len(each) for _, each in tensors_in(batch) if each.dim()), default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,27 +22,24 @@ MOST_SAMPLES = 16
 
 
 @contextmanager
-def watching(layers: dict[nn.Module, list[Sighting]]) -> Iterator[Callable[[int], None]]:
-    """Note the moments of every input of the layers; what is given says which batch runs."""
-    current = 0
-
-    def mark(batch: int) -> None:
-        nonlocal current
-        current = batch
+def watching(layers: Mapping[nn.Module, list[Sighting]], batch: int) -> Iterator[None]:
+    """Note the moments of every input of the layers while a batch runs, whose number is given."""
 
     def watched(module: nn.Module, seen: list[Sighting]) -> Callable[..., Any]:
         inner = vars(module).get("forward")
+        before = len(seen)
 
         def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
             x = arguments[0] if arguments else named["input"]
             if isinstance(x, Tensor) and x.numel():
-                seen.append(sighting_of(x.detach(), current, sum(each.batch == current for each in seen)))
+                with torch._C.DisableTorchFunction():  # who follows the model's functions need not follow these
+                    seen.append(sighting_of(x.detach(), batch, len(seen) - before))
             return inner(*arguments, **named) if inner else type(module).forward(module, *arguments, **named)
 
         return forward
 
     with replaced_forwards({module: watched(module, seen) for module, seen in layers.items()}):
-        yield mark
+        yield
 
 
 def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:

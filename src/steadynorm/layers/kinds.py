@@ -40,6 +40,7 @@ class Kind:
         evaluation: what it normalizes by in evaluation.
         purpose: what it is for.
         evaluates_as_batch_norm: whether its evaluation is batch norm's by the running estimates.
+        trains_by_batch: whether training is evaluation by the moments of the input, all of it and nothing else.
         trains_by_running: whether training reads the running estimates, which must then be those of the batch before.
         arm: number of batches in a training -> options with which experiments build it.
     """
@@ -50,6 +51,7 @@ class Kind:
     evaluation: str = "as batch norm"
     purpose: str = ""
     evaluates_as_batch_norm: bool = True
+    trains_by_batch: bool = False
     trains_by_running: bool = False
     arm: Callable[[int], Mapping[str, Any]] = _no_options
 
@@ -97,6 +99,7 @@ BATCH_NORMS: dict[str, Kind] = {
             training="the batch's moments",
             evaluation="the running estimates",
             purpose="batches of 16 and more that look alike",
+            trains_by_batch=True,
         ),
         Kind(
             name="batch_renorm",
@@ -148,6 +151,7 @@ BATCH_NORMS: dict[str, Kind] = {
             name="torch_batch_norm",
             classes={1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
             training="the batch's moments",
+            trains_by_batch=True,
         ),
         Kind(
             name="torch_sync_batch_norm",

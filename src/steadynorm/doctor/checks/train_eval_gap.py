@@ -1,9 +1,9 @@
 """Evaluation is worse than the same batches with their own statistics.
 
 Looks at: the score of the batches in evaluation, with every batch norm on the batch's statistics (nothing else in
-training mode: no dropout); where that is better, also with one layer after the other on them. Where a layer's calls in one forward are unlike
-(``reused-norm``) and its running estimates are the average of them, what it loses by sharing is no gap: there the score
-must also be better by statistics that are measured now.
+training mode: no dropout); where that is better, also with one layer after the other on them. Where a layer's calls in
+one forward are unlike (``reused-norm``) and its running estimates are the average of them, what it loses by sharing is
+no gap: there the score must also be better by statistics that are measured now.
 
 Harm: the running estimates do not describe what the layers are given now: lost, stale or poisoned statistics, a
 learning rate at which an average cannot follow, data that are not those of the training. A model that looks fine in

@@ -1,0 +1,173 @@
+"""What a model scores by other statistics than its own: the batch's, in all layers or one, and those measured now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from steadynorm.doctor.compared import may_matter
+from steadynorm.doctor.evidence import Sighting
+from steadynorm.doctor.score import Score
+from steadynorm.doctor.untouched import uncompiled
+from steadynorm.surgery.batches import Forward
+from steadynorm.surgery.change import Change
+from steadynorm.surgery.contexts import use_batch_statistics
+from steadynorm.surgery.estimation.one_pass import Pass, Target
+from steadynorm.surgery.kinds import kind_of
+from steadynorm.surgery.named_modules import NamedModule
+from steadynorm.surgery.recalibrate import recalibrate_
+
+__all__ = ["OtherStatistics", "Trial", "scored"]
+
+ABLATION = 2
+"""Batches on which one layer after the other is given the batch's own statistics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherStatistics:
+    """Scores; the fields are those of :class:`steadynorm.doctor.evidence.Runs`."""
+
+    by_batch: tuple[float, ...]
+    one_layer: dict[str, tuple[float, ...]]
+    recalibrated: tuple[float, ...]
+
+
+class Trial:
+    """Runs a model on batches by other statistics, and scores it.
+
+    Args:
+        model: in evaluation, without gradient.
+        layers: its batch norms.
+        batches: up to eight.
+        forward: runs the model on a batch.
+        score: of its output.
+        sightings: what the layers are given in evaluation, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[NamedModule],
+        batches: Sequence[Any],
+        *,
+        forward: Forward,
+        score: Score,
+        sightings: Mapping[str, Sequence[Sighting]],
+    ) -> None:
+        self._model, self._layers, self._batches, self._forward, self._score = model, layers, batches, forward, score
+        self._stored = {named.module for named in layers if named.module.running_mean is not None}
+        self._single = {
+            named.name: {each.batch for each in sightings.get(named.name, ()) if each.count == 1}
+            for named in layers
+            if _trains_by_batch(named.module)
+        }
+
+    def run(self, evaluation: Sequence[float], unread: list[str]) -> OtherStatistics:
+        """Score all.
+
+        Args:
+            evaluation: scores in evaluation, a number for each batch.
+            unread: takes a line on what could not be tried.
+        """
+        found, recalibrated = self._recalibrated(unread)
+        rest = [at for at in range(len(self._batches)) if at not in found]
+        found |= zip(rest, self._by_batch(self._layers, rest), strict=True)
+        by_batch = tuple(found[at] for at in sorted(found))
+        one_layer = {}
+        if may_matter(self._score.name, evaluation, by_batch):
+            first = range(len(self._batches[:ABLATION]))
+            one_layer = {named.name: self._by_batch([named], first) for named in self._layers}
+        return OtherStatistics(by_batch=by_batch, one_layer=one_layer, recalibrated=recalibrated)
+
+    def _recalibrated(self, unread: list[str]) -> tuple[dict[int, float], tuple[float, ...]]:
+        """Score every second batch with statistics measured in one pass over the others; empty if that cannot be done.
+
+        By turns, so that data in an order, such as that of the classes, are in both halves. While they are measured,
+        each layer normalizes by its batch: where that is what it does in training, the scores of those batches by
+        their own statistics come with it, by the number of the batch.
+        """
+        by_batch: dict[int, float] = {}
+        if len(self._batches) < 2:
+            return by_batch, ()
+        counts = _train_by_batch(self._layers)
+
+        def forward(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (as the loader and the model give them)
+            output = self._forward(model, batch)
+            if counts:
+                at = 2 * len(by_batch)
+                by_batch[at] = math.nan if self._is_single(self._layers, at) else self._score(output, batch)
+            return output
+
+        try:
+            with uncompiled():
+                change: Change = recalibrate_(
+                    self._model,
+                    self._batches[::2],
+                    where=lambda _, module: module in self._stored,
+                    forward=forward,
+                    passes=1,
+                )
+        except ValueError as error:  # nothing that could be recalibrated, or a batch that is not finite
+            unread.append(f"what statistics measured now would give: {error}")
+            return by_batch, ()
+        try:
+            return by_batch, tuple(self._scored(at) for at in range(1, len(self._batches), 2))
+        finally:
+            change.undo()
+
+    def _by_batch(self, layers: Sequence[NamedModule], numbers: Sequence[int]) -> tuple[float, ...]:
+        """Score batches with their own statistics in some layers; NaN where a layer has one value per channel."""
+        with self._batch_statistics(layers):
+            return tuple(math.nan if self._is_single(layers, at) else self._scored(at) for at in numbers)
+
+    @contextmanager
+    def _batch_statistics(self, layers: Sequence[NamedModule]) -> Iterator[None]:
+        """Let layers normalize by the batch; where that is all that they do in training, in half of the time."""
+        if not _train_by_batch(layers):
+            chosen = {named.module for named in layers}
+            with use_batch_statistics(self._model, where=lambda _, module: module in chosen):
+                yield
+            return
+        targets = [
+            Target(name=each.name, module=each.module)
+            for each in layers
+            if each.module in self._stored and not _is_frozen(each)
+        ]
+        with Pass("diagnose", self._model, targets, self._forward).listening():
+            yield
+
+    def _is_single(self, layers: Sequence[NamedModule], number: int) -> bool:
+        return any(number in self._single.get(named.name, ()) for named in layers)
+
+    def _scored(self, number: int) -> float:
+        return scored(self._model, self._batches[number], self._forward, self._score)
+
+
+def scored(model: nn.Module, batch: Any, forward: Forward, score: Score) -> float:  # noqa: ANN401 (as the loader gives it)
+    """Score a model on a batch; NaN where a layer cannot normalize by the batch."""
+    try:
+        return score(forward(model, batch), batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return math.nan
+
+
+def _train_by_batch(layers: Sequence[NamedModule]) -> bool:
+    """Tell whether these layers do in training what they do in evaluation by their batch's moments."""
+    return all(_is_frozen(named) or _trains_by_batch(named.module) for named in layers)
+
+
+def _is_frozen(named: NamedModule) -> bool:
+    return kind_of(named.module)[0].name == "frozen_batch_norm"
+
+
+def _trains_by_batch(module: Any) -> bool:  # noqa: ANN401 (a batch norm)
+    stored = module.running_mean
+    return kind_of(module)[0].trains_by_batch and (stored is None or stored.dtype in (torch.float32, torch.float64))

@@ -1,0 +1,94 @@
+"""One step of training without an optimizer: how often it moves running estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.doctor.first_batch import first_samples
+from steadynorm.doctor.untouched import uncompiled
+from steadynorm.surgery.batches import Forward
+from steadynorm.surgery.flow.trial import preserved_state, tensors_in
+from steadynorm.surgery.named_modules import NamedModule
+
+__all__ = ["updates_beyond_calls"]
+
+_SAMPLES = 4
+"""Samples that are enough to count updates; a model that cannot train on so few trains on the batch."""
+_WHAT = "a step of training, for double updates"
+
+
+def updates_beyond_calls(
+    model: nn.Module,
+    layers: Sequence[NamedModule],
+    batch: Any,  # noqa: ANN401 (as the loader gives it)
+    forward: Forward,
+    unread: list[str],
+) -> dict[str, int]:
+    """Train for one step, and count how often each layer's running estimates moved beyond once for each call.
+
+    Args:
+        model: in any mode; put back, gradients too.
+        layers: batch norms.
+        batch: of which the first samples are taken.
+        forward: runs the model on it.
+        unread: takes a line on why it could not be tried; the result is then empty.
+    """
+    if any(getattr(each, "_post_accumulate_grad_hooks", None) for each in model.parameters()):
+        unread.append(f"{_WHAT}: a backward would run the hooks that gradients have.")
+        return {}
+    few = first_samples(batch, _SAMPLES)
+    if few is not None:
+        try:
+            return _updates(model, layers, few, forward)
+        except Exception:  # whatever so few samples are refused with; the whole batch says what is wrong
+            pass
+    try:
+        return _updates(model, layers, batch, forward)
+    except (ValueError, RuntimeError) as error:  # one value per channel, a forward without gradient, no memory
+        unread.append(f"{_WHAT}: {error}")
+        return {}
+
+
+def _updates(
+    model: nn.Module,
+    layers: Sequence[NamedModule],
+    batch: Any,  # noqa: ANN401 (as the loader gives it)
+    forward: Forward,
+) -> dict[str, int]:
+    counted: dict[str, Any] = {
+        named.name: named.module
+        for named in layers
+        if isinstance(getattr(named.module, "num_batches_tracked", None), Tensor)
+    }
+    calls = dict.fromkeys(counted, 0)
+
+    def count(name: str, *_: object) -> None:
+        calls[name] += 1
+
+    gradients = [(each, each.grad) for each in model.parameters()]
+    with preserved_state(model), uncompiled():
+        before = {name: int(module.num_batches_tracked) for name, module in counted.items()}
+        handles = [module.register_forward_pre_hook(partial(count, name)) for name, module in counted.items()]
+        try:
+            for module in model.modules():
+                module.training = True
+            for parameter, _ in gradients:
+                parameter.grad = None
+            with torch.enable_grad():
+                output = forward(model, batch)
+                made = dict(calls)
+                total = sum(each.double().sum() for _, each in tensors_in(output) if each.requires_grad)
+                if isinstance(total, Tensor):
+                    total.backward()  # type: ignore[no-untyped-call]
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+        after = {name: int(module.num_batches_tracked) for name, module in counted.items()}
+    return {name: after[name] - before[name] - made[name] for name in calls}
