@@ -13,7 +13,7 @@ from steadynorm import GatedBatchNorm1d, MaskedBatchNorm1d
 from steadynorm.doctor import Severity, diagnose, observe
 from steadynorm.doctor.axes import FeatureAxes
 from steadynorm.doctor.evidence import Sighting
-from steadynorm.doctor.sightings import sighting_of
+from steadynorm.doctor.sightings import sighting_of, watching
 from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches, images
 
@@ -336,6 +336,23 @@ def test_single_positions_are_independent_values_and_nothing_else(shape: tuple[i
     for seed in range(5):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         assert sighting_of(x, 0, 0).noise == pytest.approx(1.0, rel=1e-5)
+
+
+def test_calls_of_other_batch_sizes_are_seen_in_their_order() -> None:
+    """Halves of a batch, thirds of it, and all of it through one layer; each has its own samples."""
+    x = torch.randn(12, 3, 4, generator=torch.Generator().manual_seed(0))
+    seen: list[Sighting] = []
+    norm = nn.BatchNorm1d(3).eval()
+    with watching({norm: seen}, 5):
+        for part in (x[:6], x[:4], x, x[6:]):
+            norm(part)
+    assert [(each.batch, each.call, each.samples) for each in seen] == [(5, 0, 6), (5, 1, 4), (5, 2, 12), (5, 3, 6)]
+    for each, part in zip(seen, (x[:6], x[:4], x, x[6:]), strict=True):
+        alone = sighting_of(part, 5, each.call)
+        torch.testing.assert_close(each.mean, part.double().mean((0, 2)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(each.var, part.double().var((0, 2), correction=0), rtol=1e-5, atol=0)
+        torch.testing.assert_close(each.sample_vars, part.var(2, correction=0)[list(each.at)])
+        assert each.noise == pytest.approx(alone.noise)
 
 
 def test_channels_that_do_not_vary_say_nothing_of_noise() -> None:

@@ -4,6 +4,7 @@ import torch
 from steadynorm.statistics import Moments, measure
 from steadynorm.statistics.noise import (
     moments_by_sample,
+    moments_of_samples,
     sample_noise,
     sampling_error,
     standardized_distance,
@@ -118,3 +119,11 @@ def test_moments_by_sample_are_those_of_each_sample_alone():
 def test_a_single_sample_has_no_sampling_error():
     x = drawn(1, 3, 5)
     assert all(each.isnan().all() for each in sampling_error(moments_by_sample(x), measure(x)))
+
+
+def test_moments_of_samples_are_those_of_all_values() -> None:
+    x = torch.randn(6, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    found, expected = moments_of_samples(moments_by_sample(x)), measure(x)
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.var, expected.var)
+    assert found.count == 42

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steadynorm.doctor.evidence import Evidence, NormState, Sighting
 from steadynorm.statistics import Moments
+from steadynorm.statistics.noise import moments_of_samples
 
 __all__ = ["FALSE_ALARMS", "Samples", "moments_of", "samples_of", "surprise"]
 
@@ -89,10 +90,8 @@ def _samples(norm: NormState, seen: Sequence[Sighting], labels: Sequence[Sequenc
 
 
 def moments_of(samples: Samples, chosen: Tensor) -> Moments:
-    """Give the moments of the values of some samples, by the law of total variance."""
-    means, variances = samples.means[chosen], samples.vars[chosen]
-    mean = means.mean(0)
-    return Moments(mean=mean, var=variances.mean(0) + (means - mean).square().mean(0), count=int(chosen.sum()))
+    """Give the moments of the values of some samples; each counts as one."""
+    return moments_of_samples(Moments(mean=samples.means[chosen], var=samples.vars[chosen], count=1))
 
 
 def surprise(

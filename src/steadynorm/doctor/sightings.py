@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from steadynorm.doctor.evidence import Padding, Sighting
 from steadynorm.statistics import Moments, measure
-from steadynorm.statistics.noise import moments_by_sample, sampling_error
+from steadynorm.statistics.noise import moments_by_sample, moments_of_samples, sampling_error
 from steadynorm.surgery.contexts import replaced_forwards
 
 __all__ = ["MOST_SAMPLES", "sighting_of", "watching"]
@@ -21,25 +23,45 @@ MOST_SAMPLES = 16
 """Samples of a batch whose own moments are kept, of more."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Call:
+    """What is measured of an input while the model runs.
+
+    Args:
+        number: of the call of this layer within the batch's forward.
+        each: moments of its samples, shape (N, C).
+        shape: of it.
+        padding: see :class:`Sighting`.
+    """
+
+    number: int
+    each: Moments
+    shape: tuple[int, ...]
+    padding: Padding | None
+
+
 @contextmanager
 def watching(layers: Mapping[nn.Module, list[Sighting]], batch: int) -> Iterator[None]:
     """Note the moments of every input of the layers while a batch runs, whose number is given."""
+    calls: dict[nn.Module, list[_Call]] = {module: [] for module in layers}
 
-    def watched(module: nn.Module, seen: list[Sighting]) -> Callable[..., Any]:
+    def watched(module: nn.Module, seen: list[_Call]) -> Callable[..., Any]:
         inner = vars(module).get("forward")
-        before = len(seen)
 
         def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
             x = arguments[0] if arguments else named["input"]
             if isinstance(x, Tensor) and x.numel():
                 with torch._C.DisableTorchFunction():  # who follows the model's functions need not follow these
-                    seen.append(sighting_of(x.detach(), batch, len(seen) - before))
+                    seen.append(_measured(x.detach(), len(seen)))
             return inner(*arguments, **named) if inner else type(module).forward(module, *arguments, **named)
 
         return forward
 
-    with replaced_forwards({module: watched(module, seen) for module, seen in layers.items()}):
+    with replaced_forwards({module: watched(module, seen) for module, seen in calls.items()}):
         yield
+    found = iter(_sightings([call for each in calls.values() for call in each], batch))
+    for module, each in calls.items():
+        layers[module].extend(itertools.islice(found, len(each)))
 
 
 def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
@@ -50,45 +72,78 @@ def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
         batch: its number.
         call: likewise, within the batch.
     """
-    moments = measure(x)
-    each = moments_by_sample(x)
-    mean_error, var_error = sampling_error(each, moments)
-    picked = torch.arange(min(len(x), MOST_SAMPLES)) * len(x) // min(len(x), MOST_SAMPLES)
-    at = picked.to(x.device)
-    return Sighting(
-        batch=batch,
-        call=call,
-        mean=_kept(moments.mean),
-        var=_kept(moments.var),
-        count=int(moments.count),
-        samples=len(x),
-        noise=_noise(moments, mean_error, len(x)),
-        mean_error=_kept(mean_error),
-        var_error=_kept(var_error),
-        shape=tuple(x.shape),
-        at=tuple(picked.tolist()),
-        sample_means=each.mean[at].to("cpu", torch.float32),
-        sample_vars=each.var[at].to("cpu", torch.float32),
-        padding=_padding(x),
-    )
+    return _sightings([_measured(x, call)], batch)[0]
+
+
+def _measured(x: Tensor, number: int) -> _Call:
+    return _Call(number=number, each=moments_by_sample(x), shape=tuple(x.shape), padding=_padding(x))
+
+
+def _sightings(calls: Sequence[_Call], batch: int) -> list[Sighting]:
+    """Work out the calls of a batch, in their order."""
+    found: dict[int, Sighting] = {}
+    for samples in {each.shape[0] for each in calls}:
+        group = [at for at, each in enumerate(calls) if each.shape[0] == samples]
+        found |= zip(group, _of_alike([calls[at] for at in group], batch), strict=True)
+    return [found[at] for at in range(len(calls))]
+
+
+def _of_alike(calls: Sequence[_Call], batch: int) -> list[Sighting]:
+    """Work out calls with the same number of samples, all channels at once: many small layers take time by number."""
+    samples, channels = calls[0].shape[0], [each.shape[1] for each in calls]
+    counts = torch.tensor([samples * each.each.count for each in calls]).repeat_interleave(torch.tensor(channels))
+    means, variances = _joined([each.each.mean for each in calls]), _joined([each.each.var for each in calls])
+    own = Moments(mean=means, var=variances, count=1)
+    moments = replace(moments_of_samples(own), count=counts)
+    errors = sampling_error(own, moments)
+    varies = moments.var > 0
+    noises = torch.where(varies, samples * errors[0] / moments.var_unbiased, 0.0)
+    few = min(samples, MOST_SAMPLES)
+    at = tuple(number * samples // few for number in range(few))
+    some = [each[torch.tensor(at)].float() for each in (means, variances)]
+    columns = (moments.mean, moments.var, *errors, noises, varies, *some)
+    parts = zip(*(torch.split(each, channels, -1) for each in columns), strict=True)
+    return [
+        Sighting(
+            batch=batch,
+            call=each.number,
+            mean=mean,
+            var=var,
+            count=samples * int(each.each.count),
+            samples=samples,
+            noise=_noise(noise, varied) if samples > 1 else math.nan,
+            mean_error=mean_error,
+            var_error=var_error,
+            shape=each.shape,
+            at=at,
+            sample_means=sample_means,
+            sample_vars=sample_vars,
+            padding=each.padding,
+        )
+        for each, (mean, var, mean_error, var_error, noise, varied, sample_means, sample_vars) in zip(
+            calls, parts, strict=True
+        )
+    ]
+
+
+def _joined(each: Sequence[Tensor]) -> Tensor:
+    """Put the channels of several layers side by side, shape (N, C₁ + C₂ + ...)."""
+    return torch.cat([_kept(one) for one in each], 1)
 
 
 def _kept(value: Tensor) -> Tensor:
     return value.to("cpu", torch.float64)
 
 
-def _noise(moments: Moments, mean_error: Tensor, samples: int) -> float:
-    """Give the variance of one sample's mean in units of that of its values, from all samples; NaN for one."""
-    if samples < 2:
-        return math.nan
-    varies = moments.var > 0
-    ratio = samples * mean_error[varies] / moments.var_unbiased[varies]
-    return float(ratio.mean()) if len(ratio) else 1.0
+def _noise(ratios: Tensor, varied: Tensor) -> float:
+    """Average the variance of one sample's mean in units of that of its values over the channels that vary."""
+    number = int(varied.sum())
+    return float(ratios.sum()) / number if number else 1.0
 
 
 def _padding(x: Tensor) -> Padding | None:
     """Find the axis at whose end most positions repeat the last one exactly, in all channels."""
-    lengths = {axis: _repeated(x, axis) for axis in range(2, x.dim())}
+    lengths = {axis: _repeated(x, axis) for axis in range(2, x.dim()) if _may_repeat(x, axis)}
     shares = {axis: float(found.sum()) / (len(x) * x.shape[axis]) for axis, found in lengths.items()}
     axis = max((each for each in shares if 0 < shares[each] < 1), key=lambda each: shares[each], default=None)
     if axis is None:
@@ -108,15 +163,23 @@ def _padding(x: Tensor) -> Padding | None:
     )
 
 
+def _may_repeat(x: Tensor, axis: int) -> bool:
+    """Tell whether the last two positions at an axis's end agree in some sample: in a single value, then in all."""
+    if x.shape[axis] < 2:
+        return False
+    ends = one = x.narrow(axis, x.shape[axis] - 2, 2).movedim(axis, -1)
+    while one.dim() > 2:
+        one = one.select(1, 0)
+    agree = one[:, 0] == one[:, 1]
+    if not bool(agree.any()):
+        return False
+    last, before = ends[agree].unbind(-1)
+    return bool((last == before).flatten(1).all(1).any())
+
+
 def _repeated(x: Tensor, axis: int) -> Tensor:
     """Count for each sample the positions at an axis's end that equal the last, of two or more; shape (N,)."""
-    nothing = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    if x.shape[axis] < 2:
-        return nothing
     others = [at for at in range(1, x.dim()) if at != axis]
-    last = x.narrow(axis, x.shape[axis] - 1, 1)
-    if not (x.narrow(axis, x.shape[axis] - 2, 1) == last).all([*others, axis]).any():
-        return nothing
-    same = (x == last).all(others) if others else x == last
+    same = (x == x.narrow(axis, x.shape[axis] - 1, 1)).all(others)
     run = same.flip(1).long().cumprod(1).sum(1)
-    return torch.where(run > 1, run, nothing)
+    return torch.where(run > 1, run, 0)

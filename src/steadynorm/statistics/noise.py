@@ -7,7 +7,14 @@ from torch import Tensor
 
 from steadynorm.statistics.moments import Moments, statistics_dtype
 
-__all__ = ["moments_by_sample", "sample_noise", "sampling_error", "standardized_distance", "update_noise_"]
+__all__ = [
+    "moments_by_sample",
+    "moments_of_samples",
+    "sample_noise",
+    "sampling_error",
+    "standardized_distance",
+    "update_noise_",
+]
 
 MOST_SAMPLES = 4
 """Samples that :func:`sample_noise` looks at; with C channels it errs by some √(2/(3·C)) of its value."""
@@ -62,6 +69,24 @@ def moments_by_sample(x: Tensor) -> Moments:
     mean = flat.mean(2)
     var = (flat - mean.unsqueeze(2)).square_().mean(2)  # torch.var_mean takes some twenty times as long
     return Moments(mean=mean, var=var, count=flat.shape[2])
+
+
+def moments_of_samples(each: Moments) -> Moments:
+    """Join the moments of samples that have as many values each.
+
+        mean = meanₙ meanₙ        var = meanₙ( varₙ + (meanₙ − mean)² )
+
+    Args:
+        each: moments of the samples, shape (N, C), better in float64.
+
+    Returns:
+        Moments of shape (C,).
+
+    Source: law of total variance.
+    """
+    mean = each.mean.mean(0)
+    var = each.var.mean(0) + (each.mean - mean).square_().mean(0)
+    return Moments(mean=mean, var=var, count=each.count * len(each.mean))
 
 
 def sampling_error(each: Moments, batch: Moments) -> tuple[Tensor, Tensor]:
