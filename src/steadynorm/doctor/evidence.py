@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -86,12 +87,12 @@ class NormState:
         """Whether its class never moves its running estimates."""
         return self.kind == "frozen_batch_norm"
 
-    @property
+    @cached_property
     def at_start(self) -> bool:
         """Whether its running estimates are exactly those of a new layer: mean 0, variance 1."""
         return self.mean is not None and self.var is not None and not self.mean.any() and bool((self.var == 1).all())
 
-    @property
+    @cached_property
     def affine_at_start(self) -> bool:
         """Whether weight and bias are those of a new layer: 1 (or 0, as some start residual branches) and 0.
 
