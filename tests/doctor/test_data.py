@@ -140,6 +140,23 @@ def test_an_outlier_in_the_statistics_is_one_beside_the_data_that_they_are_of() 
     assert diagnose(norm, other, reference=known).of("outlier-statistics") != ()
 
 
+def twice(pairs: Pairs) -> Pairs:
+    """Each image and its mirror image in one batch, the second views behind the first."""
+    return [(torch.cat([x, x.flip(3)]), torch.cat([y, y])) for x, y in pairs]
+
+
+def test_two_views_of_the_same_images_are_drawn_once() -> None:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(256, 1, 12, 12, generator=generator) + 2 * torch.randn(256, 1, 1, 1, generator=generator)
+    y = torch.randint(10, (256,), generator=generator)
+    torch.manual_seed(0)
+    ten = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    spoken = {each.check for each in diagnose(ten, twice(split(x, y)))}
+    assert spoken.isdisjoint({"single-class-batch", "order-leak"})
+    dark_first = x.mean((1, 2, 3)).argsort()
+    assert diagnose(ten, twice(split(x[dark_first], y))).of("order-leak") != ()
+
+
 class Wide(nn.Module):
     """Dropout before a norm in a forward of its own; the skip connection takes the same tensor without it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from steadynorm.doctor.evidence import Evidence, NormState, Sighting
 from steadynorm.statistics import Moments
 from steadynorm.statistics.noise import moments_of_samples
 
-__all__ = ["FALSE_ALARMS", "Samples", "moments_of", "samples_of", "surprise"]
+__all__ = ["FALSE_ALARMS", "Samples", "are_two_views", "first_views", "moments_of", "samples_of", "surprise"]
 
+_BY_SAMPLE = ("values", "means", "vars", "batch", "place")
 MOST_LAYERS = 8
 """Layers that are looked at, spread over the model: how data are drawn shows in any of them."""
 PERMUTATIONS = 999
@@ -87,6 +88,18 @@ def _samples(norm: NormState, seen: Sequence[Sighting], labels: Sequence[Sequenc
         place=torch.tensor([at / each.samples for each in seen for at in each.at]),
         labelled=labelled,
     )
+
+
+def are_two_views(labels: Sequence[Sequence[int]]) -> bool:
+    """Tell whether the second half of every batch has the labels of the first, as where it is the same images again."""
+    halves = [(each[: len(each) // 2], each[len(each) // 2 :]) for each in labels]
+    return bool(halves) and all(len(first) > 1 and list(first) == list(second) for first, second in halves)
+
+
+def first_views(samples: Samples) -> Samples:
+    """Give the samples of the first halves of the batches."""
+    first = samples.place < 0.5
+    return replace(samples, **{name: getattr(samples, name)[first] for name in _BY_SAMPLE})
 
 
 def moments_of(samples: Samples, chosen: Tensor) -> Moments:

@@ -12,7 +12,8 @@ pairs), shuffle what batch norm sees, or use a norm that does not mix samples.
 
 Threshold: the batches' means vary more than in each of 999 random arrangements of the same samples, over all layers
 together: a false-alarm rate of 1/1000 for a diagnosis. And at least twice as much as by chance. Looked at where a layer
-trains. Unequal classes are ``single-class-batch``.
+trains. Unequal classes are ``single-class-batch``. Where the second half of each batch has the labels of the first, it
+is taken for a second view of the same images, and the first is looked at.
 
 Source: moco issue 137; warpem/miss-alignment issue 6; Anderson 2001, "A new method for non-parametric multivariate
 analysis of variance".
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
-from steadynorm.doctor.samples import Samples, samples_of, surprise
+from steadynorm.doctor.samples import Samples, are_two_views, first_views, samples_of, surprise
 
 NEEDS = ("batches",)
 FACTOR = 2.0
@@ -42,6 +43,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     if evidence.batches.batches < FEWEST:
         return
     layers = samples_of(evidence, lambda norm: norm.moves)
+    if are_two_views(evidence.batches.labels):
+        layers = [first_views(each) for each in layers]
     found = {each: ratio for each, ratio in surprise(layers, _batch_means, _anywhere).items() if ratio > FACTOR}
     if found:
         first = max(found, key=lambda each: found[each])

@@ -9,7 +9,7 @@ a model that adapts to its batches loses its classes.
 Remedy: shuffle the training data (``shuffle=True``).
 
 Threshold: a chi-squared test of equal shares of classes in all batches, at a false-alarm rate of 10⁻⁶; looked at
-where a layer trains.
+where a layer trains. Two views of the same images, one behind the other, count once.
 
 Source: pytorch issue 4741's thread; Ioffe 2017 (arXiv 1702.03275), section 4.3.
 """
@@ -24,6 +24,7 @@ import torch
 
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+from steadynorm.doctor.samples import are_two_views
 
 NEEDS = ("batches",)
 FALSE_ALARMS = 1e-6
@@ -33,7 +34,10 @@ _REMEDY = Remedy(advice="Shuffle the training data (shuffle=True).")
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find it."""
     assert evidence.batches is not None
+    labels = evidence.batches.labels
     classes = evidence.batches.classes
+    if are_two_views(labels):
+        classes = tuple(Counter(each[: len(each) // 2]) for each in labels)
     first = next((norm for norm in evidence.batch_norms if norm.training and not norm.is_frozen), None)
     if first is None or len(classes) < 2 or _probability(classes) >= FALSE_ALARMS:
         return
