@@ -70,7 +70,7 @@ def test_every_rule_has_its_page(log: Any) -> None:
 def test_what_could_not_be_looked_at_is_a_notification() -> None:
     log = json.loads(diagnose(trained_network()).to_sarif())
     told = [each["message"]["text"] for each in log["runs"][0]["invocations"][0]["toolExecutionNotifications"]]
-    assert "Not looked at: train-eval-gap, which needs batches, score." in told
+    assert "Not looked at: train-eval-gap, which needs batches, loss or metric." in told
     assert results(log) == []
 
 
