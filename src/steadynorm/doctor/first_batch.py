@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_map
 
 from steadynorm.doctor.axes import FeatureAxes
 from steadynorm.doctor.evidence import Parity
-from steadynorm.doctor.parity import formula_of, parity_of
+from steadynorm.doctor.parity import formula_of, parity_of, parity_of_unknown
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.flow.trial import tensors_in
-from steadynorm.surgery.kinds import is_batch_norm
+from steadynorm.surgery.kinds import is_batch_norm, why_unknown
 from steadynorm.surgery.named_modules import NamedModule
 
 __all__ = ["FirstBatch", "first_samples", "look_closely"]
@@ -105,6 +105,7 @@ def _run(
     closely = watched is not None
     seen = _Seen(calls={named.name: [] for named in norms})
     formulas = {named.name: formula_of(named.module) for named in norms} if closely else {}
+    unknown = {named.name for named in norms if closely and why_unknown(named.module) is not None}
     axes = FeatureAxes()
     plain = {named.name for named in norms if not named.module._forward_hooks and not named.module._forward_pre_hooks}
     given = {id(each) for _, each in tensors_in(batch)}
@@ -126,10 +127,13 @@ def _run(
         x = arguments[0].detach()
         seen.calls[name].append((x, output.detach()))
         alone = len(arguments) == 1 and name in plain  # no residual, and no hook that changes what it gave
-        formula = formulas.get(name)
-        if formula is not None and alone and len(seen.calls[name]) == 1 and not module.training:
+        if closely and alone and len(seen.calls[name]) == 1 and not module.training:
+            formula = formulas[name]
             with torch._C.DisableTorchFunction():
-                found = parity_of(module, formula, x, output)
+                if name in unknown:
+                    found = parity_of_unknown(module, x, output)
+                else:
+                    found = None if formula is None else parity_of(module, formula, x, output)
             if found is not None:
                 seen.parity[name] = found
 

@@ -16,10 +16,12 @@ from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, kind_of
 
-__all__ = ["Formula", "formula_of", "parity_of"]
+__all__ = ["Formula", "formula_of", "parity_of", "parity_of_unknown"]
 
 ROUNDINGS = 16
 """Units in the last place of its terms by which a sum of three products may be off, and half as much again."""
+LIKE = 0.01
+"""Difference from batch norm, relative to the output, that a layer of one's own may have by another eps or variance."""
 _AT_ONCE = 2**18
 """Values that are compared at once, few enough to stay in a processor's cache."""
 
@@ -90,6 +92,70 @@ def parity_of(module: nn.Module, formula: Callable[[Tensor], Formula], x: Tensor
     expected = formula(x)
     error = 0.0 if expected.surely_gives(x, y, unit) else _excess(y, expected.output(x), expected.allowed(x, unit))
     return Parity(error=error, other_backend=_other_backend(module, expected, x, unit))
+
+
+def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # noqa: ANN401 (any norm)
+    """Compare a layer of an unknown class with batch norm by its running estimates, if it trains as batch norm does.
+
+    Its weight and bias may be called gamma and beta. It is called once more, in training, and its buffers are put back.
+
+    Args:
+        module: of an unknown class, in evaluation.
+        x: what it was given, shape (N, C, ...).
+        y: what it gave.
+
+    Returns:
+        None where it has no running estimates of that size, or does not train as batch norm does.
+    """
+    if x.dim() < 2 or x.shape != y.shape or not x.is_floating_point():
+        return None
+    mean, var = (_of_channels(module, x, name) for name in ("running_mean", "running_var"))
+    if mean is None or var is None:
+        return None
+    weight, bias = (_of_channels(module, x, *names) for names in (("weight", "gamma"), ("bias", "beta")))
+    eps = float(getattr(module, "eps", 1e-5))
+    error = _unlike(y, _formula(mean, var, weight, bias, eps).output(x))
+    if error <= LIKE:
+        return Parity(error=0.0, other_backend=0.0)
+    trained = _in_training(module, x)
+    if trained is None:
+        return None
+    own_mean, own_var = (_along(each, x) for each in _moments(x.double().transpose(0, 1).flatten(1)))
+    by_batch = _formula(own_mean, own_var, weight, bias, eps).output(x)
+    return Parity(error=error, other_backend=0.0) if _unlike(trained, by_batch) <= LIKE else None
+
+
+def _of_channels(module: nn.Module, x: Tensor, *names: str) -> Tensor | None:
+    """Give the first of these tensors that has a number for each channel, laid along them."""
+    found = (getattr(module, name, None) for name in names)
+    fitting = (each for each in found if isinstance(each, Tensor) and each.numel() == x.shape[1] and not each.is_meta)
+    first = next(fitting, None)
+    return None if first is None else _along(first.flatten(), x)
+
+
+def _in_training(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Give what a layer gives in training; None where it raises or gives another shape. Its buffers are put back."""
+    buffers = [(each, each.clone()) for each in module.buffers()]
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        for each, _ in modes:
+            each.training = True
+        found = module.forward(x.clone())
+    except Exception:  # a forward of someone else's may raise anything
+        return None
+    finally:
+        for each, mode in modes:
+            each.training = mode
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return found.detach() if isinstance(found, Tensor) and found.shape == x.shape else None
+
+
+def _unlike(y: Tensor, right: Tensor) -> float:
+    """Give the root mean square of the difference, relative to what is right; infinite where it is no number."""
+    size = float(right.square().mean().sqrt())
+    difference = float((y.double() - right).square().mean().sqrt())
+    return math.inf if math.isnan(difference) else difference / max(size, 1e-300)
 
 
 def formula_of(module: Any) -> Callable[[Tensor], Formula] | None:  # noqa: ANN401 (any norm)

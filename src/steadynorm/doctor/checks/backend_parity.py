@@ -1,16 +1,20 @@
 """A norm whose output is not what its formula says.
 
 Looks at: the output of each norm in evaluation (batch norms by their running estimates; group and layer norms) beside
-the formula in float64, on the same input; as the model runs it, and on a GPU without cuDNN. Models that are compiled
-are looked at uncompiled, and layers that have hooks, take a residual or train are left out.
+the formula in float64, on the same input; as the model runs it, and on a GPU without cuDNN. A layer of one's own that
+has running estimates and trains as batch norm does, as one call in training shows, is to evaluate as batch norm as
+well. Models that are compiled are looked at uncompiled, and layers that have hooks, take a residual or train are left
+out.
 
 Harm: a wrong kernel, a replaced method or a wrapper changes the network, and no metric of training shows it where the
 same device trains and evaluates.
 
-Remedy: switch the backend off (``torch.backends``), use another version of torch, or find who replaces the forward.
+Remedy: mend the layer's own forward; or switch the backend off (``torch.backends``), use another version of torch, or
+find who replaces the forward.
 
 Threshold: 16 units in the last place of the terms (|x| + |mean|)·scale + |shift|, in the coarsest dtype that takes
-part. An error below a hundredth of the output's root mean square is a note.
+part. An error below a hundredth of the output's root mean square is a note. A layer of one's own counts as batch norm
+where its output is within a hundredth of it, root mean square.
 
 Source: pytorch issues 181696 and 175189.
 """
@@ -25,6 +29,7 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 NEEDS = ("batches",)
 SMALL = 0.01
 _REMEDY = Remedy(advice="Switch this backend off (torch.backends), or see who replaces the layer's computation.")
+_OWN = Remedy(advice="Mend its forward in evaluation: (x - running_mean) / sqrt(running_var + eps) * weight + bias.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -38,5 +43,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         error = found.error if here else found.other_backend
         where = "" if here else " without cuDNN, and right with it"
         problem = f"Its output in evaluation is off from the formula by {error:.2g} of its size{where}."
+        if norm.unknown:
+            problem = (
+                "In training it is batch norm; in evaluation its output is off from what its running estimates give by "
+                f"{error:.2g} of its size."
+            )
         severity = Severity.WARNING if here and error > SMALL else Severity.NOTE
-        yield at(norm, severity, problem, _REMEDY, error=error)
+        yield at(norm, severity, problem, _OWN if norm.unknown else _REMEDY, error=error)

@@ -1,0 +1,122 @@
+"""Norms that people write themselves: right ones are left alone, an evaluation that is not their training is found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steadynorm.doctor import Severity, diagnose
+from tests.support.doctor import batches
+
+
+class Own(nn.Module):
+    """Batch norm from its formula, as tutorials write it."""
+
+    def __init__(self, channels: int, like: Any) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(like.weight.detach().clone().view(1, channels, 1, 1))
+        self.beta = nn.Parameter(like.bias.detach().clone().view(1, channels, 1, 1))
+        self.register_buffer("running_mean", like.running_mean.clone().view(1, channels, 1, 1))
+        self.register_buffer("running_var", like.running_var.clone().view(1, channels, 1, 1))
+        self.eps = like.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(var, 0.1)
+        else:
+            mean, var = self.running_mean, self.running_var
+        return self.normalized(x, mean, var)
+
+    def normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return (x - mean) / (var + self.eps).sqrt() * self.gamma + self.beta
+
+
+class Unbiased(Own):
+    """Another variance and another eps: no fault."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.normalized(x, x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True) + 1e-5)
+        return self.normalized(x, self.running_mean, self.running_var)
+
+
+class WithoutRoot(Own):
+    """In evaluation alone."""
+
+    def normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return super().normalized(x, mean, var if self.training else var.square())
+
+
+class WithoutShift(Own):
+    """In evaluation alone."""
+
+    def normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return super().normalized(x, mean, var) - (0 if self.training else self.beta)
+
+
+class PerSample(Own):
+    """Another norm, whose running estimates mean something else."""
+
+    def normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return super().normalized(x, x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True))
+
+
+class Raises(WithoutRoot):
+    """In training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_mean.zero_()
+            raise RuntimeError("no training")
+        return super().forward(x)
+
+
+class Subclass(nn.BatchNorm2d):
+    """Overrides evaluation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(input)
+        return nn.functional.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)
+
+
+def with_own(model: Any, cls: type[Any]) -> Any:
+    """Put it in the place of the second norm."""
+    if cls is Subclass:
+        own: Any = cls(8)
+        own.load_state_dict(model[4].state_dict())
+    else:
+        own = cls(8, model[4])
+    model[4] = own
+    return model.eval()
+
+
+@pytest.mark.parametrize("cls", [WithoutRoot, WithoutShift, Subclass])
+def test_an_evaluation_that_is_not_the_training_is_found(model: Any, cls: type[Any]) -> None:
+    (finding,) = diagnose(with_own(model, cls), batches()).of("backend-parity")
+    assert (finding.layer, finding.severity) == ("4", Severity.WARNING)
+    assert finding.problem.startswith("In training it is batch norm; in evaluation its output is off")
+    assert "running_var + eps" in finding.remedy.advice
+
+
+@pytest.mark.parametrize("cls", [Own, Unbiased, PerSample, Raises])
+def test_what_is_right_or_another_norm_is_left_alone(model: Any, cls: type[Any]) -> None:
+    diagnosis = diagnose(with_own(model, cls), batches())
+    assert diagnosis.of("backend-parity") == ()
+    assert diagnosis.is_healthy or cls is Raises
+
+
+@pytest.mark.parametrize("cls", [WithoutRoot, Raises])
+def test_the_call_in_training_leaves_no_trace(model: Any, cls: type[Any]) -> None:
+    with_own(model, cls)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    diagnosis = diagnose(model, batches())
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert not model[4].training
+    assert diagnosis.of("statistics-moved-in-eval") == ()
