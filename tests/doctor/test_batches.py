@@ -443,6 +443,18 @@ def test_the_start_counts_only_where_batches_do_not_contradict_it(model: Any) ->
     assert diagnose(model, batches()).of("statistics-horizon") == ()
 
 
+@pytest.mark.parametrize(("stored", "spoken"), [(17.6, True), (10.0, False)])
+def test_a_start_that_explains_little_of_the_distance_is_not_the_fault(stored: float, spoken: bool) -> None:
+    """Of 20 batches with mean 20 and variance 4, momentum 0.1 leaves 17.6; 10 has another reason."""
+    norm = nn.BatchNorm1d(4).eval()
+    norm.running_mean.fill_(stored)
+    norm.running_var.fill_(0.12 + 0.88 * 4)
+    norm.num_batches_tracked.fill_(20)
+    generator = torch.Generator().manual_seed(0)
+    found = diagnose(norm, [20 + 2 * torch.randn(64, 4, generator=generator) for _ in range(4)])
+    assert bool(found.of("statistics-horizon")) is spoken
+
+
 @pytest.mark.parametrize("seed", [15, 23])
 def test_statistics_that_were_measured_after_a_short_training_have_no_start(seed: int) -> None:
     """Here taking a start of 8 % away brings them nearer to other batches, by less than sampling explains."""

@@ -11,8 +11,10 @@ Remedy: measure the statistics (``recalibrate_``), train longer, or raise the mo
 
 Threshold: taking the start away moves some channel by more than a tenth of a standard deviation, or its standard
 deviation by more than a tenth. A layer whose running variance is smaller than the start's weight cannot have begun
-there (its counter was reset), and is left alone. Where batches were given, taking the start away must also bring the
-running estimates nearer to them by more than sampling explains: statistics that were measured since have no start.
+there (its counter was reset, or its statistics are a plain average); it is left alone, and so are all layers of the
+same counter and momentum, which have the same history. Where batches were given, taking the start away must also bring
+the running estimates nearer to them by more than sampling explains, and by half of the squared distance: statistics
+that were measured since have no start, and of a layer behind another fault the batches say little.
 
 Source: the exponential average of torch.nn.functional.batch_norm written out.
 """
@@ -30,6 +32,8 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 CHANGE = 0.1
 """Change that counts: of a mean in standard deviations, of a standard deviation relative to itself."""
+EXPLAINED = 0.5
+"""Of the squared distance from the batches, at least, that the start must explain."""
 _REMEDY = Remedy(
     advice="Measure the statistics on training images (recalibrate_), or raise the momentum.", treatment="recalibrate"
 )
@@ -37,9 +41,12 @@ _REMEDY = Remedy(
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
+    elsewhere = {(norm.momentum, norm.batches) for norm in evidence.norms if _began_elsewhere(norm)}
     for norm in evidence.norms:
         weight = _weight_of_start(norm)
         if weight is None or norm.mean is None or norm.var is None or norm.at_start:
+            continue
+        if (norm.momentum, norm.batches) in elsewhere:
             continue
         change = _largest_change(norm.mean, norm.var, norm.eps, weight)
         if change is not None and change > CHANGE and not _contradicted(evidence, norm, weight):
@@ -52,7 +59,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
-    """Tell whether taking the start away brings the running estimates no nearer to the batches than chance does."""
+    """Tell whether taking the start away brings the running estimates hardly nearer to the batches, or by chance."""
     seen = () if evidence.described is None else evidence.described.sightings.get(norm.name, ())
     stored = distance_of(norm, seen)
     if stored is None:
@@ -60,7 +67,10 @@ def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
     assert norm.mean is not None and norm.var is not None
     own_mean, own_var = _without_start(norm.mean, norm.var, weight)
     own = distance_of(replace(norm, mean=own_mean, var=own_var), seen)
-    return own is not None and stored.size**2 - own.size**2 <= 2 * stored.error**2
+    if own is None:
+        return False
+    nearer = stored.size**2 - own.size**2
+    return nearer <= 2 * stored.error**2 or nearer < EXPLAINED * stored.excess**2
 
 
 def _without_start(mean: Tensor, var: Tensor, weight: float) -> tuple[Tensor, Tensor]:
@@ -73,9 +83,15 @@ def _weight_of_start(norm: NormState) -> float | None:
     return float((1 - norm.momentum) ** norm.batches)
 
 
+def _began_elsewhere(norm: NormState) -> bool:
+    """Tell whether a running variance is smaller than what is left of a start at 1."""
+    weight = _weight_of_start(norm)
+    return weight is not None and norm.var is not None and bool((norm.var < weight * (1 - 1e-3)).any())
+
+
 def _largest_change(mean: Tensor, var: Tensor, eps: float, weight: float) -> float | None:
-    """Give how far the batches' own average is from the running estimates; None where they did not begin at 0 and 1."""
-    if not (mean.isfinite() & var.isfinite()).all() or bool((var < weight * (1 - 1e-3)).any()):
+    """Give how far the batches' own average is from the running estimates; None where these are no numbers."""
+    if not (mean.isfinite() & var.isfinite()).all():
         return None
     own_mean, own_var = _without_start(mean, var, weight)
     shift = (own_mean - mean).abs() / (own_var + eps).sqrt()
