@@ -69,10 +69,14 @@ def _register(
 
 
 def tuning(
-    *causes: str, consequences: frozenset[str] = frozenset(), repairable: bool = False, damages: bool = False
+    *causes: str,
+    consequences: frozenset[str] = frozenset(),
+    repairable: bool = False,
+    damages: bool = False,
+    costs: bool = False,
 ) -> Callable[[Inject], Inject]:
     """Enter a fault into the tuning half; the arguments are those of :class:`Fault`."""
-    return _register("tuning", causes, consequences, repairable=repairable, damages=damages, costs=False)
+    return _register("tuning", causes, consequences, repairable=repairable, damages=damages, costs=costs)
 
 
 def held_out(

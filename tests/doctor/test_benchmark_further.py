@@ -1,4 +1,4 @@
-"""The held-out half of the doctor's benchmark: each network runs, and each fault is what it says."""
+"""The further networks and faults of the doctor's benchmark: each network runs, and each fault is what it says."""
 
 import copy
 import random
@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.doctor import measure
 from benchmarks.doctor.architectures import ARCHITECTURES
+from benchmarks.doctor.architectures.further import FURTHER
 from benchmarks.doctor.architectures.registry import Architecture, block
 from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.faults.registry import held_out as register_fault
@@ -19,7 +20,8 @@ from benchmarks.doctor.subject import Case, Subject, fed_by, norms_of
 from benchmarks.doctor.training import Data
 from steadynorm.surgery import recalibrate_
 
-HELD_OUT = [name for name, fault in FAULTS.items() if fault.half == "held out"]
+FILES = (".porting", ".training", ".batches", ".use")
+NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(FILES)]
 
 
 def _network() -> nn.Module:
@@ -61,7 +63,7 @@ def _inject(name: str, subject: Subject) -> Case:
     return case
 
 
-@pytest.mark.parametrize("name", [name for name, each in ARCHITECTURES.items() if each.half == "held out"])
+@pytest.mark.parametrize("name", [each.name for each in FURTHER])
 def test_a_network_is_built_runs_and_has_norms(name):
     architecture = ARCHITECTURES[name]
     if not architecture.is_available():
@@ -78,7 +80,7 @@ def test_a_package_that_is_not_there_is_known():
     assert one.is_available() and not replace(one, package="no_such_package").is_available()
 
 
-@pytest.mark.parametrize("name", HELD_OUT)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_fault_changes_what_the_doctor_is_given(name, subject):
     before, batches = copy.deepcopy(subject.model), subject.data.batches()
     case = _inject(name, subject)
@@ -118,7 +120,11 @@ def _trained(subject: Subject) -> None:
 
 
 def test_a_fault_by_its_cost_is_not_counted_where_it_costs_nothing(subject, monkeypatch, capsys):
-    nothing = replace(FAULTS["inputs normalized twice"], inject=lambda subject: Case(model=subject.model, batches=None))
+    nothing = replace(
+        FAULTS["inputs normalized twice"],
+        half="held out",
+        inject=lambda subject: Case(model=subject.model, batches=None),
+    )
     tiny = Architecture(name="tiny", half="held out", kind="images", build=_network)
     absent = replace(tiny, name="absent", package="no_such_package")
     monkeypatch.setattr(measure, "ARCHITECTURES", {"absent": absent, "tiny": tiny})

@@ -1,4 +1,4 @@
-"""The held-out half's faults of batches: what is in them, and what they are run through."""
+"""Batches: what is in them, and what they are run through."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, held_out, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -21,7 +21,7 @@ def _trained_on(subject: Subject, batches: Batches, shown: Batches, rate: float 
     return Case(model=subject.model.train(), batches=shown)
 
 
-@held_out("batch-mixture", consequences=GAP, costs=True)
+@tuning("batch-mixture", consequences=GAP, costs=True)
 def _source_and_target_in_one_batch(subject: Subject) -> Case:
     """Half of each batch comes from another domain, and the statistics are of neither."""
 
@@ -66,7 +66,7 @@ def _batches_in_the_order_of_their_time(subject: Subject) -> Case:
     return _trained_on(subject, drifting(subject.labelled(64, 80)), drifting(subject.data.batches()))
 
 
-@held_out("padding-in-statistics", consequences=GAP, costs=True)
+@tuning("padding-in-statistics", consequences=GAP, costs=True)
 def _padded_to_the_largest(subject: Subject) -> Case | None:
     """Inputs of all sizes are filled up with zeros, which the norms of maps count."""
     if all(len(shape) == 2 for shape in shapes_of(subject.model, subject.inputs(2, 1)[0]).values()):

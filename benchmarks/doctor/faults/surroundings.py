@@ -1,4 +1,4 @@
-"""The tuning half's faults of use: modes and flags, what stands around a layer, and batches."""
+"""Modes and flags, what stands around a layer, and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The held-out half's faults of state: estimates ported wrongly, and weights that were changed without them."""
+"""Running estimates that were ported wrongly, and weights that were changed without them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.optim.swa_utils import AveragedModel
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, held_out, tuning
 from benchmarks.doctor.subject import Case, Subject, fed_by, norms_of, put
 from benchmarks.doctor.training import fit_
 
 # Estimates that were ported, loaded or saved wrongly.
 
 
-@held_out("statistics-at-init", *GAP, repairable=True, damages=True, costs=True)
+@tuning("statistics-at-init", *GAP, repairable=True, damages=True, costs=True)
 def _norms_renamed_and_loaded_without_strict(subject: Subject) -> Case:
     """The new code calls them otherwise, so that weight, bias and estimates stay a new layer's."""
     names = {name for name, _ in norms_of(subject.model)}
@@ -61,7 +61,7 @@ class _Counts(nn.Module):
         return logits
 
 
-@held_out("nonfinite-statistics", "fp16-unsafe-variance", consequences=GAP | {"near-zero-variance"}, repairable=True)
+@tuning("nonfinite-statistics", "fp16-unsafe-variance", consequences=GAP | {"near-zero-variance"}, repairable=True)
 def _of_raw_counts_and_saved_in_half_precision(subject: Subject) -> Case:
     """Variances of counts overflow in the file; loaded into a float32 model they are infinite."""
     model = _Counts(subject.model)
@@ -111,7 +111,7 @@ def _an_input_that_was_stuck_in_training(subject: Subject) -> Case:
 # Weights that were changed, and statistics left as they were.
 
 
-@held_out(*GAP, repairable=True, damages=True, costs=True)
+@tuning(*GAP, repairable=True, damages=True, costs=True)
 def _weights_averaged_along_training(subject: Subject) -> Case:
     """Stochastic weight averaging without ``update_bn``: the statistics are those of the last weights."""
     average = AveragedModel(subject.model)
@@ -145,7 +145,7 @@ def _channels_slimmed_away(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, repairable=True, damages=True, costs=True)
+@tuning(*GAP, repairable=True, damages=True, costs=True)
 def _another_activation(subject: Subject) -> Case | None:
     """A port takes the one that its target has."""
     found = [name for name, module in subject.model.named_modules() if isinstance(module, nn.ReLU | nn.SiLU)]

@@ -1,4 +1,4 @@
-"""The tuning half: a plain, a residual, a mobile and a 1-d network, a pyramid with one head, a ResNet of a library."""
+"""A plain, a residual, a mobile and a 1-d network, a pyramid with one head, a ResNet of a library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from benchmarks.doctor.architectures.registry import CLASSES, Architecture, block, conv
 
-__all__ = ["TUNING", "Pyramid"]
+__all__ = ["BASIC", "Pyramid"]
 
 
 class PlainNet(nn.Module):
@@ -167,7 +167,7 @@ class Transformers(nn.Module):
         return logits
 
 
-TUNING = (
+BASIC = (
     Architecture(name="cnn", half="tuning", kind="images", build=PlainNet),
     Architecture(name="resnet", half="tuning", kind="images", build=_resnet),
     Architecture(name="signal", half="tuning", kind="signals", build=SignalNet, rate=0.05),

@@ -1,4 +1,4 @@
-"""The held-out half's faults of training: what is done between two steps, or around the network, while it trains."""
+"""Training: what is done between two steps, or around the network, while it trains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, held_out, tuning
 from benchmarks.doctor.subject import Case, Subject, fed_by, norms_of, put
 from benchmarks.doctor.training import fit_, train_
 
@@ -21,7 +21,7 @@ def _a_short_training_with_a_tiny_momentum(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("statistics-horizon", *GAP, repairable=True, damages=True, costs=True)
+@tuning("statistics-horizon", *GAP, repairable=True, damages=True, costs=True)
 def _an_average_over_the_whole_training(subject: Subject) -> Case:
     """``momentum=None`` from the first step on: half of the average is of weights that are long gone."""
     for module in subject.model.modules():
@@ -67,7 +67,7 @@ def _a_freeze_that_forgets_the_norms_of_vectors(subject: Subject) -> Case | None
     return case(subject, *flat)
 
 
-@held_out(*GAP, repairable=True, costs=True)
+@tuning(*GAP, repairable=True, costs=True)
 def _statistics_of_the_last_task(subject: Subject) -> Case:
     """Weights are frozen for the old tasks' sake, and the new one, two of the classes, moves the statistics."""
     x, labels = subject.data.train
@@ -116,7 +116,7 @@ class _TwoKinds(nn.Module):
         return logits
 
 
-@held_out("reused-norm", *GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
+@tuning("reused-norm", *GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
 def _one_backbone_for_two_kinds_of_input(subject: Subject) -> Case:
     """Each call is normalized by its own batch in training, and by a mean of both in evaluation."""
     model = _TwoKinds(subject.model)

@@ -1,4 +1,4 @@
-"""The held-out half's faults of use: how data are fed, and what code stands in a norm's place or around it."""
+"""Use: how data are fed, and what code stands in a norm's place or around it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out
+from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -28,7 +28,7 @@ def _fed(subject: Subject, feed: Callable[[Tensor], Tensor], *, reference: bool)
     )
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
 def _inputs_normalized_twice(subject: Subject) -> Case:
     """The model's server does it, and so does its client; signals, of which training used raw values, once."""
     images = subject.data.train[0].dim() == 4
@@ -49,7 +49,7 @@ def _a_camera_without_colour(subject: Subject) -> Case:
     return _fed(subject, lambda x: (x.mean(1, keepdim=True) if images else x[:, :1]).expand_as(x), reference=True)
 
 
-@held_out("domain-shift", consequences=SHIFTED, costs=True)
+@tuning("domain-shift", consequences=SHIFTED, costs=True)
 def _inputs_of_half_the_size(subject: Subject) -> Case | None:
     """A smaller size is taken for speed (Touvron et al. 2019, arXiv 1906.06423: it shifts what pooled norms see)."""
     x = subject.inputs(2, 1)[0]
@@ -117,7 +117,7 @@ class _Own2d(nn.BatchNorm2d):
         return super().forward(input) if self.training else _wrong(self, input)
 
 
-@held_out("backend-parity", "train-eval-gap", consequences=frozenset({"needs-recalibration", "lossy-subclass"}))
+@tuning("backend-parity", "train-eval-gap", consequences=frozenset({"needs-recalibration", "lossy-subclass"}))
 def _an_evaluation_of_ones_own_without_the_root(subject: Subject) -> Case | None:
     """Training is torch's, and nobody compares the two."""
     if any(type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) for _, norm in norms_of(subject.model)):

