@@ -250,6 +250,14 @@ class Shared(nn.Module):
         return self.norm(x) + self.norm(self.scale * x)
 
 
+@pytest.mark.parametrize(("factor", "found"), [(1e-5, True), (1e-3, False)])
+def test_a_channel_that_was_constant_is_an_outlier_too(model: Any, factor: float, found: bool) -> None:
+    model[1].running_var[2] *= factor
+    findings = diagnose(model, batches()).of("outlier-statistics")
+    assert [each.layer for each in findings] == (["1"] if found else [])
+    assert all(0.001 < float(each.numbers["ratio"]) < 0.01 for each in findings)
+
+
 def test_a_variance_that_is_off_in_most_channels_is_no_outlier(model: Any) -> None:
     model[1].running_var *= 25
     model[1].running_var[3] *= 1e4

@@ -102,6 +102,30 @@ def follow(norm: Any, batches: int, momentum: float, mean: float = 3.0, var: flo
     reset_counter(norm, batches, momentum)
 
 
+class Switchable(nn.Module):
+    """Names it where it would be switched on, as transformers' models do."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def enable(self) -> None:
+        self.rerun = lambda function, *arguments: checkpoint(function, *arguments, use_reentrant=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+class Inside(Switchable):
+    """Calls it in a method of its forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(x)
+
+    def again(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.norm, x, use_reentrant=False)
+
+
 def plain_average(model: Any) -> None:
     """Measured over 20 batches, the momentum put back: one variance is smaller than a start at 1 would leave."""
     for norm, var in zip(norms(model), (0.3, 0.05), strict=False):
@@ -229,6 +253,7 @@ FAULTS: list[tuple[str, str, Severity, Callable[[], nn.Module]]] = [
     ),
     ("sync-with-checkpoint", "norm", Severity.WARNING, lambda: Checkpointed(nn.SyncBatchNorm(8))),
     ("sync-with-checkpoint", "norm", Severity.WARNING, lambda: Switched(nn.SyncBatchNorm(8), thrifty=True)),
+    ("sync-with-checkpoint", "norm", Severity.WARNING, lambda: Inside(nn.SyncBatchNorm(8))),
     ("sync-in-inference", "0", Severity.NOTE, lambda: nn.Sequential(nn.SyncBatchNorm(8)).eval()),
     ("lossy-subclass", "0", Severity.NOTE, lambda: nn.Sequential(Custom(8))),
     ("dead-channel", "0.1", Severity.NOTE, edit(lambda norm: norm.weight[2].zero_())),
@@ -293,6 +318,7 @@ HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
     ("sync-with-checkpoint", lambda: flagged("something_else", nn.SyncBatchNorm(8))),
     ("sync-with-checkpoint", lambda: Checkpointed(nn.BatchNorm2d(8))),
     ("sync-with-checkpoint", lambda: Switched(nn.SyncBatchNorm(8), thrifty=False)),
+    ("sync-with-checkpoint", lambda: Switchable(nn.SyncBatchNorm(8))),
     ("sync-in-inference", lambda: nn.Sequential(nn.SyncBatchNorm(8))),
     ("lossy-subclass", trained),
     ("dead-channel", edit(lambda norm: norm.weight[2].fill_(1e-5))),
@@ -376,6 +402,23 @@ def test_weight_decay_of_a_norm_is_noted(decay: float) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)
     found = diagnose(model, optimizer=optimizer).of("decayed-affine")
     assert [each.layer for each in found] == (["0.1", "1.norm"] if decay else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "severity"),
+    [
+        ({"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}, Severity.NOTE),
+        ({"lr": 0.1, "weight_decay": 0.05, "momentum": 0.9}, Severity.WARNING),
+        ({"lr": 1.0, "weight_decay": 0.013}, Severity.NOTE),  # ln 2 / 0.013 = 53 steps
+        ({"lr": 1.0, "weight_decay": 0.0145}, Severity.WARNING),  # 48 steps
+    ],
+)
+def test_a_decay_that_halves_a_norm_in_a_few_steps_is_a_warning(options: dict[str, float], severity: Severity) -> None:
+    model = trained()
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    assert {each.severity for each in diagnose(model, optimizer=optimizer).of("decayed-affine")} == {severity}
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)  # at the end of a schedule
+    assert {each.severity for each in diagnose(model, optimizer=optimizer).of("decayed-affine")} == {severity}
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=lambda check: check.name)

@@ -263,6 +263,23 @@ def test_features_on_another_axis_are_found(features: int, norm: int, arrange: A
     assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
 
 
+@pytest.mark.parametrize("between", [nn.Identity(), nn.MaxPool2d(2), nn.Upsample(scale_factor=2), "cat"])
+def test_maps_with_their_channels_last_are_found_behind_what_joins_and_pools(between: Any) -> None:
+    class Maps(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(size)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            y = torch.cat((y, y), 1) if between == "cat" else between(y)
+            return self.norm(y.movedim(1, -1)).movedim(-1, 1)
+
+    size = {nn.MaxPool2d: 4, nn.Upsample: 16}.get(type(between), 8)
+    found = diagnose(Maps(size).eval(), [torch.randn(8, 3, 8, 8)]).of("axis-suspect")
+    assert [(each.layer, each.severity) for each in found] == [("norm", WARNING)]
+
+
 def test_images_with_their_colours_last_are_found() -> None:
     x = torch.randn(4, 12, 12, 3, generator=torch.Generator().manual_seed(0))
     assert [each.severity for each in diagnose(nn.BatchNorm2d(12).eval(), [x]).of("axis-suspect")] == [WARNING]

@@ -56,6 +56,22 @@ def test_a_fault_is_healed_and_can_be_brought_back(healthy: nn.Sequential, model
         treatment.undo()
 
 
+@pytest.mark.parametrize("skip", [(), ("train-eval-gap", "needs-recalibration", "outlier-statistics")])
+def test_what_shows_only_behind_a_repair_is_treated_as_well(model: Any, skip: tuple[str, ...]) -> None:
+    """A port that put the running mean and the running variance in each other's place."""
+    well = mean(treat_(model, diagnose(model), batches()).after)
+    for norm in (model[1], model[4]):
+        norm.running_mean, norm.running_var = norm.running_var, norm.running_mean
+    before = bits(model)
+    diagnosis = diagnose(model, batches(), skip=skip)
+    treatment = treat_(model, diagnosis, batches())
+    tried = [each.treatment for each in treatment.applied]
+    assert tried == (["repair"] if skip else ["repair", "recalibrate"])
+    assert (mean(treatment.after) == pytest.approx(well, rel=0.25)) is not bool(skip)
+    treatment.undo()
+    assert bits(model) == before
+
+
 def diagnosis_of(*findings: Finding) -> Diagnosis:
     return Diagnosis(findings=findings, looked_at="", checks=(), not_run={})
 

@@ -32,7 +32,13 @@ _KEEPING = _named(
     *("add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "neg"),
     *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__imul__", "__truediv__"),
 )
+_OVER_MAPS = _named(
+    *(f"{kind}_pool{size}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for size in (1, 2, 3)),
+    *("interpolate", "upsample", "pixel_shuffle"),
+)
+"""Functions that change the axes behind the second, and leave features on axis 1 there."""
 _TURNING = _named("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis")
+_JOINING = _named("cat", "concat", "concatenate")
 _DROPPING = _named("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 _CARRYING = (
     _TURNING
@@ -99,7 +105,7 @@ class FeatureAxes(TorchFunctionMode):
 
     def _known(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> set[tuple[int, int]]:
         """Give axis and number of dimensions of the arguments of which it is known."""
-        if func not in _KEEPING and func not in _TURNING and func not in _LAST:
+        if func not in _KEEPING | _TURNING | _LAST | _OVER_MAPS | _JOINING:
             return set()
         found = (leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor))
         return {(axis, leaf.dim()) for leaf in found if (axis := self._axes.get(leaf)) is not None}
@@ -124,7 +130,9 @@ class FeatureAxes(TorchFunctionMode):
             return 1
         if axis is None or dimensions != output.dim():
             return None
-        return axis if func in _KEEPING else _turned(func, axis, output, args, named)
+        if func in _OVER_MAPS:
+            return 1 if axis == 1 else None
+        return axis if func in _KEEPING | _JOINING else _turned(func, axis, output, args, named)
 
 
 def _turned(

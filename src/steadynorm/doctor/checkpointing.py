@@ -39,18 +39,28 @@ def run_again(model: nn.Module) -> set[nn.Module]:
 
 
 def _calls_of(kind: Any) -> list[tuple[frozenset[str], frozenset[str]]]:  # noqa: ANN401 (a class of modules)
-    """Give, for each method that calls it, the attributes that it is given ("" for anything else) and all it reads."""
+    """Give the attributes that it is given ("" for anything else) and all that are read, for each method that calls it.
+
+    Of the methods that forward reaches: others, such as one that switches it on, run nothing again.
+    """
     own = [each for each in reversed(kind.__mro__) if not each.__module__.startswith("torch.") and each is not object]
     methods = {name: each for one in own for name, each in vars(one).items() if callable(each)}
-    functions = map(inspect.unwrap, methods.values())
-    read = [_calls_in(each) for each in functions if isinstance(each, FunctionType) and _names(each.__code__)]
+    functions = {name: inspect.unwrap(each) for name, each in methods.items()}
+    reached, waiting = dict[str, FunctionType](), ["forward", "__call__"]
+    while waiting:
+        name = waiting.pop()
+        function = functions.get(name)
+        if name not in reached and isinstance(function, FunctionType):
+            reached[name] = function
+            waiting += _all_names(function.__code__)
+    read = [_calls_in(each) for each in reached.values() if any("checkpoint" in n for n in _all_names(each.__code__))]
     return [each for each in read if each[0]]
 
 
-def _names(code: CodeType) -> bool:
-    """Whether a function, or one within it, has the word in its names; cheaper than to parse it."""
+def _all_names(code: CodeType) -> set[str]:
+    """Give the names that a function, or one within it, reads; cheaper than to parse it."""
     within = (each for each in code.co_consts if isinstance(each, CodeType))
-    return any("checkpoint" in name for name in code.co_names) or any(map(_names, within))
+    return set(code.co_names).union(*map(_all_names, within))
 
 
 def _calls_in(function: FunctionType) -> tuple[frozenset[str], frozenset[str]]:

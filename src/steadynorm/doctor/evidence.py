@@ -140,9 +140,12 @@ class OptimizerState:
 
     Args:
         decay: name of a parameter -> its weight decay; parameters that the optimizer does not have are missing.
+        shrinks: name of a parameter -> share of it that decay alone takes away in a step, with momentum, at the largest
+            learning rate that is known; likewise.
     """
 
     decay: Mapping[str, float]
+    shrinks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -256,11 +256,12 @@ def _module_kind(module: nn.Module) -> str:
 
 def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return OptimizerState(
-        decay={
-            names[id(parameter)]: float(group.get("weight_decay", 0.0))
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) in names
-        }
-    )
+    decay, shrinks = {}, {}
+    for group in optimizer.param_groups:
+        each = float(group.get("weight_decay", 0.0))
+        rate = max(float(group.get("lr", 0.0)), float(group.get("initial_lr", 0.0)))
+        momentum = float(group.get("momentum", 0.0))
+        for name in (names[id(parameter)] for parameter in group["params"] if id(parameter) in names):
+            decay[name] = each
+            shrinks[name] = rate * each / (1 - momentum) if 0 <= momentum < 1 else rate * each
+    return OptimizerState(decay=decay, shrinks=shrinks)

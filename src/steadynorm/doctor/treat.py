@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from steadynorm.doctor.checks import CHECKS
+from steadynorm.doctor.diagnose import diagnose
 from steadynorm.doctor.diagnosis import Diagnosis
 from steadynorm.doctor.finding import Finding
 from steadynorm.doctor.runs import scores_of
@@ -126,7 +128,9 @@ def treat_(
     errors. Where a finding has a cost, which is the whole model's, all layers are treated; else those that are named.
     Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
     the first 32 are taken. Weights of a checkpoint are loaded only where the score is better for it, and statistics
-    that were loaded are not measured as well. What raises, an interruption included, leaves the model as it was.
+    that were loaded are not measured as well. Where something was kept and there is a score, the model is diagnosed
+    again by the same checks, and treatments that were not tried before follow: behind a variance below zero nothing
+    else could be seen. What raises, an interruption included, leaves the model as it was.
 
     Args:
         model: that was diagnosed; changed in place. Of one that is wrapped or compiled no module is exchanged.
@@ -148,33 +152,20 @@ def treat_(
     score = _Score(unwrapped(model), judged, run, loss, metric)
     first = before = score()
     applied: list[Applied] = []
+    case = Case(
+        model=score.model,
+        names=frozenset(),
+        batches=measured,
+        forward=run,
+        scored=bool(before),
+        checkpoint=checkpoint,
+    )
     try:
-        for name, treatment in TREATMENTS.items():
-            findings = tuple(finding for finding in diagnosis if name in _treatments(finding))
-            if not findings:
-                continue
-            if name in _MEASURING and _was_loaded(applied):
-                loaded, findings = findings, _not_loaded(findings, applied)
-                if not findings:
-                    applied.append(_refused(name, loaded, "statistics were loaded. Diagnose again"))
-                    continue
-            measured_on_all = any(finding.cost is not None for finding in findings)
-            names = frozenset(() if measured_on_all else (finding.layer for finding in findings))
-            case = Case(
-                model=score.model,
-                names=names,
-                batches=measured,
-                forward=run,
-                scored=bool(before),
-                checkpoint=checkpoint,
-            )
-            applied.append(
-                _apply(name, treatment, findings, case)
-                if name not in _EXCHANGING or (why := _why_not_plain(model)) is None
-                else _refused(name, findings, why)
-            )
-            if applied[-1].change is not None:
-                applied[-1], before = _judge(applied[-1], before, score)
+        before = _apply_all(model, diagnosis, case, score, before, applied)
+        if before and any(each.kept for each in applied):
+            skipped = set(CHECKS) - set(diagnosis.checks) - set(diagnosis.not_run)
+            again = diagnose(score.model, measured, forward=run, loss=loss, metric=metric, skip=skipped)
+            before = _apply_all(model, again, case, score, before, applied)
     except BaseException:
         _undo(applied)
         raise
@@ -188,6 +179,37 @@ def treat_(
         sign=score.sign,
         _given=model,
     )
+
+
+def _apply_all(
+    model: nn.Module,
+    diagnosis: Diagnosis,
+    case: Case,
+    score: _Score,
+    before: tuple[float, ...],
+    applied: list[Applied],
+) -> tuple[float, ...]:
+    """Try every treatment that is asked for and has not been tried; give the scores of the model as it is then."""
+    tried = {each.treatment for each in applied}
+    for name, treatment in TREATMENTS.items():
+        findings = tuple(finding for finding in diagnosis if name in _treatments(finding))
+        if not findings or name in tried:
+            continue
+        if name in _MEASURING and _was_loaded(applied):
+            loaded, findings = findings, _not_loaded(findings, applied)
+            if not findings:
+                applied.append(_refused(name, loaded, "statistics were loaded. Diagnose again"))
+                continue
+        measured_on_all = any(finding.cost is not None for finding in findings)
+        names = frozenset(() if measured_on_all else (finding.layer for finding in findings))
+        applied.append(
+            _apply(name, treatment, findings, replace(case, model=score.model, names=names))
+            if name not in _EXCHANGING or (why := _why_not_plain(model)) is None
+            else _refused(name, findings, why)
+        )
+        if applied[-1].change is not None:
+            applied[-1], before = _judge(applied[-1], before, score)
+    return before
 
 
 def _why_not_plain(model: nn.Module) -> str | None:

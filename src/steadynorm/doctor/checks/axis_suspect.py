@@ -10,8 +10,9 @@ features, by running estimates of time steps. Where L is not C an error tells; w
 Remedy: transpose to (N, C, L) before the layer and back after it, or flatten to (N·L, C). Only you can, in the model's
 code.
 
-Threshold: none for the axis, which is followed and not guessed; where the two axes have different sizes the layer was
-built for the other one on purpose, and it is a note. Colours last: 4 values or fewer on the last axis, more on axis 1.
+Threshold: none for the axis, which is followed and not guessed; where the two axes of a sequence have different sizes
+the layer was built for time steps, as some are on purpose, and it is a note. Colours last: 4 values or fewer on the
+last axis, more on axis 1.
 
 Source: pytorch issue 76613; self-critical.pytorch issue 44.
 """
@@ -40,9 +41,9 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         axis = runs.axes.get(norm.name)
         given = f"It is given {shape}"
         if axis is not None and axis < len(shape):
-            same = shape[axis] == shape[1]
+            meant = len(shape) == 3 and shape[axis] != shape[1]
             problem = f"{given} with features on axis {axis}, and normalizes axis 1 as if they were there."
-            yield at(norm, Severity.WARNING if same else Severity.NOTE, problem, _REMEDY, axis=axis)
+            yield at(norm, Severity.NOTE if meant else Severity.WARNING, problem, _REMEDY, axis=axis)
         elif norm.name in runs.raw and len(shape) == 4 and shape[-1] <= COLOURS < shape[1]:
             problem = f"{given}, which looks like images with their colours last, and normalizes axis 1."
             yield at(norm, Severity.WARNING, problem, _REMEDY, axis=3)

@@ -5,14 +5,16 @@ those of the reference batches, where they are given: of other data the running 
 
 Harm: one batch with an outlier (a corrupt image, an overflow short of infinity) raises a running variance by orders of
 magnitude; an exponential average needs 1/momentum·log(size) clean batches to forget it. Until then the channel gives
-nearly its bias.
+nearly its bias. A channel that was constant while statistics were measured, such as an input that was stuck, has a
+running variance of nothing, and is blown up when it varies.
 
 Remedy: measure the statistics again. Safe where the batches are like the training data.
 
-Threshold: a standard deviation more than 10 times that of the batches in a channel, or a mean more than 100 of them
-off, in less than half of the channels, and no more than twice in the median channel: a shift of the data moves most
-channels together, an outlier does not. A channel whose input hardly varies counts as one of a third of the layer's
-usual deviation: where a filter has died, or a rare feature is absent, the batches are unusual and not the estimates.
+Threshold: a standard deviation more than 10 times that of the batches in a channel, or less than a hundredth of it, or
+a mean more than 100 of them off; in less than half of the channels, and no more than twice in the median channel: a
+shift of the data moves most channels together, an outlier does not. A channel whose input hardly varies counts as one
+of a third of the layer's usual deviation: where a filter has died, or a rare feature is absent, the batches are unusual
+and not the estimates.
 
 Source: pytorch issue 90342.
 """
@@ -47,12 +49,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         found = running * distance.log_gain.exp()
         found = found.clamp(min=LEAST * float(found.median()))
         ratio = running / found
-        beyond = (ratio > FACTOR) | (distance.shift.abs() * ratio > FAR)
+        beyond = (ratio > FACTOR) | (ratio < 1 / FAR) | (distance.shift.abs() * ratio > FAR)
         usual = abs(float(distance.log_gain.median())) < math.log(USUAL)
         if usual and 0 < 2 * int(beyond.sum()) < len(ratio):
+            furthest = float(ratio[beyond][ratio[beyond].log().abs().argmax()])
             problem = (
                 f"The running standard deviation of {int(beyond.sum())} of {len(ratio)} channels is up to "
-                f"{float(ratio.max()):.3g} times that of the batches, while the other channels agree."
+                f"{furthest:.3g} times that of the batches, while the other channels agree."
             )
             yield at(
                 norm,
@@ -61,5 +64,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 _REMEDY,
                 channels=int(beyond.sum()),
                 of=len(ratio),
-                ratio=float(ratio.max()),
+                ratio=furthest,
             )
