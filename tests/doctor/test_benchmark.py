@@ -81,7 +81,7 @@ def test_there_are_two_halves_of_faults_and_architectures_and_every_cause_is_a_c
 
 def test_the_documented_table_is_that_of_the_records():
     docs = Path(__file__).parents[2] / "docs"
-    records = [docs / "results" / f"doctor_{name}_cpu_20261129.jsonl" for name in ("tuning", "first_look")]
+    records = [docs / "results" / f"doctor_{name}_cpu_20261129.jsonl" for name in ("tuning", "held_out")]
     rows = [json.loads(line) for record in records for line in record.read_text().splitlines()[1:]]
     assert table(rows) in (docs / "doctor.md").read_text()
 

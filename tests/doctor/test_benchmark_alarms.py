@@ -1,5 +1,8 @@
 """The false alarms of random draws: what is drawn, and how it is counted."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,6 +22,13 @@ def test_warnings_are_counted_by_size():
         "| 64 | 2 | 1 | `order-leak` 1 |",
         "| all | 4 | 2 | `order-leak` 2, `train-eval-gap` 1 |",
     ]
+
+
+def test_the_documented_table_is_that_of_the_record():
+    docs = Path(__file__).parents[2] / "docs"
+    record = docs / "results" / "doctor_alarms_cpu_20261129.jsonl"
+    rows = [json.loads(line) for line in record.read_text().splitlines()[1:]]
+    assert table(rows) in (docs / "doctor.md").read_text()
 
 
 def test_a_draw_says_what_spoke_and_is_the_same_for_one_seed(monkeypatch, tmp_path):

@@ -368,6 +368,15 @@ def test_what_a_warning_explains_is_a_note_and_is_treated_all_the_same(healthy: 
     assert stale.remedy.treatment == "recalibrate"
 
 
+@pytest.mark.parametrize(("decay", "severity"), [(0.05, Severity.NOTE), (5e-4, Severity.WARNING)])
+def test_a_strong_decay_explains_a_gap(healthy: nn.Sequential, decay: float, severity: Severity) -> None:
+    model: Any = copy.deepcopy(healthy)
+    model[4].running_mean.add_(5 * model[4].running_var.sqrt())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=decay)
+    found = diagnose(model, batches(), optimizer=optimizer).of("train-eval-gap")
+    assert {each.severity for each in found} == {severity}
+
+
 def test_what_runs_again_but_is_not_told_is_the_whole_module() -> None:
     found = diagnose(Rerun(nn.SyncBatchNorm(8))).of("sync-with-checkpoint")
     assert [each.layer for each in found] == ["norm", "other"]

@@ -24,6 +24,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 NEEDS = ("optimizer",)
+EXPLAINS = ("train-eval-gap", "needs-recalibration", "outlier-statistics")
 FEW = 50
 """Steps in which decay alone halves a parameter, and should not."""
 _REMEDY = Remedy(advice="Build the optimizer with steadynorm.surgery.param_groups(model, weight_decay).")
