@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from steadynorm import cli
+from steadynorm.checkup.command import run_doctor
 from steadynorm.checkup.config import DoctorConfig
 from steadynorm.doctor import CHECKS, Diagnosis
 from steadynorm.reporting.diagnosis import GIVEN_BY
@@ -90,6 +91,34 @@ def test_a_fault_is_shown_with_cost_and_remedy_and_exit_status_1(run: Any, image
     assert "Load the statistics from a full state dict, or measure them on training images (recalibrate_)." in words
     assert re.search(r"train-eval-gap at 1 and 4, cost [\d.]+ ± [\d.]+ points of accuracy In evaluation", words)
     assert "(recalibrate_). * " in words and "* --treat FILE does this" in words
+
+
+def test_it_tells_how_far_it_is(images: str, tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    class Told:
+        def message(self, text: str) -> None:
+            pass
+
+        def begin(self, name: str, *, number: int, of: int, **_: Any) -> None:
+            told.append((name, number, of))
+
+        def advance(self, name: str, share: float, *_: Any, **__: Any) -> None:
+            told.append(share)
+
+        def end(self, name: str, text: str = "") -> None:
+            told.append(f"end {name}")
+
+    config = DoctorConfig(source=f"{HERE}:trained_network", data=images, treat=tmp_path / "out.safetensors")
+    run_doctor(config, Told())  # type: ignore[arg-type]
+    assert [each for each in told if not isinstance(each, float)] == [
+        ("looking at the model", 1, 3),
+        "end looking at the model",
+        ("treating it", 2, 3),
+        "end treating it",
+    ]
+    shares = [each for each in told if isinstance(each, float)]
+    assert shares == [pytest.approx(run / 12) for run in range(1, 13)]  # of four batches
 
 
 def test_a_note_alone_is_exit_status_0(run: Any) -> None:

@@ -41,8 +41,9 @@ def run_doctor(config: DoctorConfig, display: Display) -> Examination:
         display.message(found.weights)
     model = found.model.to(choose_device(config.device))
     given = load_given(config, model, display)
-    evidence = given.observed(model)
+    evidence = _looked_at(given, model, display, "looking at the model", number=1, of=1 if config.treat is None else 3)
     diagnosis = judge(evidence, skip=config.skip)
+    treated = None if config.treat is None else _treated(config, source, model, diagnosis, given, display)
     return Examination(
         diagnosis=diagnosis,
         model=found.name,
@@ -54,18 +55,33 @@ def run_doctor(config: DoctorConfig, display: Display) -> Examination:
         config=as_config(config),
         versions=describe_versions(),
         machine=describe_machine(next(chain(model.parameters(), model.buffers()), torch.empty(0)).device),
-        treated=None if config.treat is None else _treated(config, source, model, diagnosis, given),
+        treated=treated,
     )
 
 
-def _treated(config: DoctorConfig, source: str, model: nn.Module, diagnosis: Diagnosis, given: Given) -> Treated:
+def _looked_at(given: Given, model: nn.Module, display: Display, name: str, *, number: int, of: int) -> Evidence:
+    """Look at a model, and tell how it goes."""
+    if given.sample is None:
+        return given.observed(model)
+    display.begin(name, number=number, of=of)
+    evidence = given.observed(model, lambda share: display.advance(name, share))
+    display.end(name)
+    return evidence
+
+
+def _treated(
+    config: DoctorConfig, source: str, model: nn.Module, diagnosis: Diagnosis, given: Given, display: Display
+) -> Treated:
     """Treat the model, and look at one built anew with what was written."""
     assert config.treat is not None
+    display.begin("treating it", number=2, of=3)
     found = treat(model, diagnosis, given.sample, source=source, out=config.treat, checkpoint=given.checkpoint)
+    display.end("treating it")
     if not found.file:
         return found
     anew = reloaded(source, config.treat).to(choose_device(config.device))
-    return replace(found, remaining=judge(given.observed(anew), skip=config.skip))
+    remaining = _looked_at(given, anew, display, "looking at a model built anew", number=3, of=3)
+    return replace(found, remaining=judge(remaining, skip=config.skip))
 
 
 def explain(name: str) -> str:

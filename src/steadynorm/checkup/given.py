@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,18 +45,31 @@ class Given:
     checkpoint: Mapping[str, Any] | None = None
     told: tuple[str, ...] = ()
 
-    def observed(self, model: nn.Module) -> Evidence:
+    def observed(self, model: nn.Module, tell: Callable[[float], None] = lambda share: None) -> Evidence:
         """Look at a model.
+
+        Args:
+            model: that was loaded.
+            tell: hears the share that is done, in [0, 1], after each batch.
 
         Raises:
             UserError: it has no optimizer, or is not what the checkpoint is of.
         """
         optimizer = None if self.config.optimizer is None else _optimizer(self.config.optimizer, model)
         scored = self.sample is not None and self.sample.classes > 0
+        runs = 0
+
+        def forward(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (as the loader and the model give them)
+            nonlocal runs
+            runs += 1
+            tell(min(runs / self.runs, 1.0))
+            return feed(model, batch)
+
         try:
             return observe(
                 model,
                 None if self.sample is None else list(self.sample.batches),
+                forward=forward,
                 reference=None if self.reference is None else list(self.reference.batches),
                 metric=_metric if scored else None,
                 checkpoint=self.checkpoint,
@@ -70,6 +83,12 @@ class Given:
             told = str(error).removeprefix("diagnose: ").rstrip(".")
             choice = " by --checkpoint-key" if "is meant" in told else ""
             raise UserError(f"--checkpoint: {self.config.checkpoint}: {told}{choice}.") from error
+
+    @property
+    def runs(self) -> int:
+        """Forwards that a look takes where layers are not tried one by one, those of parts of a batch included."""
+        looked_at, known = (0 if each is None else len(each.batches) for each in (self.sample, self.reference))
+        return 2 + 5 * looked_at // 2 + known
 
 
 def load_given(config: DoctorConfig, model: nn.Module, display: Display) -> Given:
