@@ -46,6 +46,7 @@ FLAGS = {
     "doctor": """
         --weights --weights-key --data --data-dir --mean --std --input-size --batch-size --batches --seed --device
         --skip --treat --json --sarif --html --explain --list
+        --checkpoint --checkpoint-key --reference --accumulation --world-size --optimizer
     """,
     "export": """
         --weights --weights-key --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
