@@ -155,6 +155,28 @@ def test_statistics_without_numbers_are_said_to_be_unread() -> None:
     assert line == "the statistics of 0, which are on the meta device. Load the weights."
 
 
+class Demanding(nn.Module):
+    """Asks for targets in training, and for whole batches, by assertions, as torchvision's detectors do."""
+
+    def __init__(self, inner: nn.Module, size: int) -> None:
+        super().__init__()
+        self.inner, self.size = inner, size
+
+    def forward(self, x: torch.Tensor, targets: object = None) -> torch.Tensor:
+        assert not self.training or targets is not None, "targets should not be none when in training mode"
+        assert len(x) == self.size, "batches are whole"
+        return self.inner(x)
+
+
+def test_a_model_that_asks_for_more_in_training_is_looked_at_in_evaluation(model: Any) -> None:
+    detector = Demanding(model, size=32).eval()
+    diagnosis = diagnose(detector, batches())
+    assert [line for line in diagnosis.unread if "targets should not be none" in line]
+    assert [line for line in diagnosis.unread if "outputs that depend on the batch" in line and "whole" in line]
+    assert diagnosis.is_healthy and len(diagnosis.layers) == 2
+    assert not detector.training and not model.training
+
+
 def test_one_outlier_in_one_channel_is_found(model: Any) -> None:
     model[1].running_var[3] *= 1e4
     (found,) = diagnose(model, batches()).of("outlier-statistics")

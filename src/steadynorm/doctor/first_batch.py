@@ -80,7 +80,7 @@ def look_closely(
     if half is not None:
         try:
             dependent, dependence = _dependent(layers, whole, _run(model, layers, half, forward))
-        except (ValueError, RuntimeError, TypeError, LookupError) as error:  # it cannot be cut in two by its tensors
+        except Exception as error:  # it cannot be cut in two by its tensors, or its forward asserts a size
             unread.append(f"outputs that depend on the batch: on half of one, {type(error).__name__}: {error}")
     return whole.output, FirstBatch(
         moved=moved,
