@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from steadynorm.doctor import Diagnosis, diagnose
+from steadynorm.doctor.compared import cost_of, won_back
+from steadynorm.doctor.evidence import Runs
 from tests.support.doctor import batches
 
 
@@ -37,6 +39,22 @@ def test_the_layer_at_fault_wins_the_gap_back(model: Any) -> None:
     assert first.won_back is not None and second.won_back is not None
     assert second.won_back == pytest.approx(1, abs=0.1)
     assert first.won_back < 0.2
+
+
+def test_shares_are_told_where_single_layers_were_tried() -> None:
+    """Of a gap that is a warning only where statistics are stale as well, the page shows what a check names."""
+    evaluation, by_batch = (1.031, 1.03, 1.029, 1.03), (1.0, 1.0, 1.0, 1.0)
+    gap = cost_of("cross-entropy", evaluation, by_batch)
+    assert gap is not None and not gap.matters(by_batch) and gap.matters(by_batch, expected=True)
+    runs = Runs(
+        batches=4,
+        sightings={},
+        score="cross-entropy",
+        evaluation=evaluation,
+        by_batch=by_batch,
+        one_layer={"a": (1.0, 1.0), "b": evaluation[:2]},
+    )
+    assert won_back(runs) == {"a": pytest.approx(1), "b": pytest.approx(0)}
 
 
 def test_what_is_not_known_is_none(model: Any) -> None:

@@ -123,7 +123,7 @@ def _weights_averaged_along_training(subject: Subject) -> Case:
 
 @held_out(*GAP, repairable=True, damages=True, costs=True)
 def _a_moving_average_with_the_buffers_of_its_start(subject: Subject) -> Case:
-    """Parameters are averaged by hand, and nobody thinks of the buffers."""
+    """Parameters are averaged by hand, and the buffers are forgotten."""
     average = copy.deepcopy(subject.model)
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ def _inputs_of_half_the_size(subject: Subject) -> Case | None:
 
 @held_out("sync-in-inference")
 def _synchronised_norms_in_a_service(subject: Subject) -> Case | None:
-    """They were for training on many devices, and nobody converts them back."""
+    """They were for training on many devices, and are not converted back."""
     if any(type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) for _, norm in norms_of(subject.model)):
         return None  # torch's own conversion would lose what a subclass does
     model = nn.SyncBatchNorm.convert_sync_batchnorm(subject.model)
@@ -119,7 +119,7 @@ class _Own2d(nn.BatchNorm2d):
 
 @tuning("backend-parity", "train-eval-gap", consequences=frozenset({"needs-recalibration", "lossy-subclass"}))
 def _an_evaluation_of_ones_own_without_the_root(subject: Subject) -> Case | None:
-    """Training is torch's, and nobody compares the two."""
+    """Training is torch's, and the two are never compared."""
     if any(type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) for _, norm in norms_of(subject.model)):
         return None
     for name, norm in norms_of(subject.model):

@@ -142,20 +142,13 @@ def cost_of(quantity: str, before: Sequence[float], after: Sequence[float]) -> C
     return Cost(quantity=quantity, value=mean, standard_error=math.sqrt(square / len(gains)))
 
 
-def won_back(runs: Runs, *, expected: bool = False) -> Mapping[str, float]:
+def won_back(runs: Runs) -> Mapping[str, float]:
     """Give what each layer alone wins back by the batches' own statistics, as a share of what all of them win.
 
-    Args:
-        runs: with scores.
-        expected: see :meth:`steadynorm.doctor.finding.Cost.matters`.
-
     Returns:
-        name -> share, over the batches on which single layers were tried; empty where evaluation costs nothing that
-        matters, or none of it on those batches.
+        name -> share, over the batches on which single layers were tried, which they are where :func:`may_matter` says
+        so; empty where they were not, or all of them win nothing there.
     """
-    gap = cost_of(runs.score, runs.evaluation, runs.by_batch)
-    if gap is None or not gap.matters(runs.by_batch, expected=expected):
-        return {}
     shares = {}
     for name, scores in runs.one_layer.items():
         whole = cost_of(runs.score, runs.evaluation[: len(scores)], runs.by_batch)
@@ -166,6 +159,6 @@ def won_back(runs: Runs, *, expected: bool = False) -> Mapping[str, float]:
 
 
 def may_matter(quantity: str, evaluation: Sequence[float], by_batch: Sequence[float]) -> bool:
-    """Tell whether batches' own statistics are better by so much that :func:`won_back` may ask which layer does it."""
+    """Tell whether batches' own statistics are better by so much that a check may ask which layer does it."""
     gap = cost_of(quantity, evaluation, by_batch)
     return gap is not None and gap.matters(by_batch, expected=True)

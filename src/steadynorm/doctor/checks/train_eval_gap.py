@@ -51,7 +51,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         fresh = cost_of(runs.score, runs.evaluation[1::2], runs.recalibrated)
         if fresh is None or not fresh.matters(runs.recalibrated):
             return
-    gains = won_back(runs, expected=stale)
+    gains = won_back(runs)
     guilty = _first_to_help(gains, list(runs.sightings))
     norms = {norm.name: norm for norm in evidence.norms}
     problem = f"In evaluation the {runs.score} is worse than with the batches' own statistics"
