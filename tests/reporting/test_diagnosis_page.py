@@ -152,6 +152,16 @@ def test_a_hostile_name_in_a_figure_is_text(diagnosis: Diagnosis) -> None:
     assert "…" + 27 * "a" in shown
 
 
+def test_a_short_hostile_name_is_an_escape_in_its_figure(diagnosis: Diagnosis) -> None:
+    name = "\x1b[31m<b>\u202ered"
+    layers = tuple(replace(each, name=name, distance=1.0, sampling=0.1) for each in diagnosis.layers)
+    findings = (replace(diagnosis.findings[0], layer=name),)
+    shown = diagnosis_page(Examination(diagnosis=replace(diagnosis, layers=layers, findings=findings), model="a:b"))
+    labels = re.findall(r"<text[^>]*>([^<]*31m[^<]*)</text>", shown)
+    assert labels == 4 * [r"\x1b[31m&lt;b&gt;\u202ered"]  # of two layers in two figures
+    assert "\x1b" not in shown and "\u202e" not in shown
+
+
 def test_layers_of_one_problem_share_a_row(diagnosis: Diagnosis) -> None:
     dead = diagnosis.of("dead-channel")
     assert len(dead) == 2 and dead[0].problem == dead[1].problem
