@@ -204,7 +204,8 @@ def test_a_wrong_name_is_answered_with_those_that_are_like_it(run: Any) -> None:
     status, out, err = run("--explain", "train_eval")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("steadynorm: --explain: no check is called 'train_eval'. Did you mean train-eval-gap")
-    assert all(name in err for name in CHECKS)
+    assert err.endswith("? --list shows all.\n")
+    assert run("--explain", "zzz")[2] == "steadynorm: --explain: no check is called 'zzz'. --list shows all.\n"
 
 
 def test_every_check_is_listed(run: Any) -> None:

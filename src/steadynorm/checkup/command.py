@@ -88,13 +88,13 @@ def explain(name: str) -> str:
     """Give the page of a check.
 
     Raises:
-        UserError: none is called so; the message names those of like names, and all.
+        UserError: none is called so; the message names those of like names.
     """
     if name in CHECKS:
         return CHECKS[name].explain()
     near = get_close_matches(name.lower().replace("_", "-"), CHECKS, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(f"--explain: no check is called {name!r}.{meant} They are {', '.join(CHECKS)}.")
+    raise UserError(f"--explain: no check is called {name!r}.{meant} --list shows all.")
 
 
 def _scores(evidence: Evidence) -> Mapping[str, float]:

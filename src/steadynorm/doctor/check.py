@@ -32,21 +32,32 @@ class Check:
         run: evidence -> findings; it reads nothing else, and changes nothing.
         explains: names of checks that measure what such a fault does to the layers behind it. Beside a warning of this
             check theirs are notes: the cause is what is to be mended.
+        only_notes: whether no finding of it is worse than a note.
         text: docstring of its file: a title, and the paragraphs of :data:`SECTIONS`.
     """
 
     name: str
     needs: tuple[str, ...] = ()
     explains: tuple[str, ...] = ()
+    only_notes: bool = False
     run: Callable[[Evidence], Iterable[Finding]]
     text: str
 
     @classmethod
     def of(cls, module: ModuleType) -> Self:
-        """Give the check of a file in ``checks/``: name, docstring, function ``run``, ``NEEDS`` and ``EXPLAINS``."""
-        name = module.__name__.rsplit(".", 1)[-1].replace("_", "-")
-        needs, explains = (getattr(module, each, ()) for each in ("NEEDS", "EXPLAINS"))
-        return cls(name=name, needs=needs, explains=explains, run=module.run, text=module.__doc__ or "")
+        """Give the check of a file in ``checks/``.
+
+        It has a docstring, a function ``run``, and where they apply the constants ``NEEDS``, ``EXPLAINS`` and
+        ``ONLY_NOTES``.
+        """
+        return cls(
+            name=module.__name__.rsplit(".", 1)[-1].replace("_", "-"),
+            needs=getattr(module, "NEEDS", ()),
+            explains=getattr(module, "EXPLAINS", ()),
+            only_notes=getattr(module, "ONLY_NOTES", False),
+            run=module.run,
+            text=module.__doc__ or "",
+        )
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
         """Run it."""
@@ -66,4 +77,5 @@ class Check:
         """Give its page: title, what it looks at, why that harms, the remedy, the threshold, the source."""
         needs = f"Needs: {', '.join(NEEDED.get(each, each) for each in self.needs)}.\n\n" if self.needs else ""
         body = "\n\n".join(f"**{name}.** {text[:1].upper()}{text[1:]}" for name, text in self.sections().items())
-        return f"# {self.name}\n\n{self.title}\n\n{needs}{body}\n"
+        worst = "Always a note.\n\n" if self.only_notes else ""
+        return f"# {self.name}\n\n{self.title}\n\n{needs}{worst}{body}\n"

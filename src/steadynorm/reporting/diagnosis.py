@@ -193,17 +193,19 @@ def list_checks(console: Console) -> None:
     table = Table(Column("Check", no_wrap=True), "Finds", box=None)
     for check in CHECKS.values():
         needs = f" Needs {needs_text(', '.join(check.needs))}." if check.needs else ""
-        table.add_row(Text(check.name), Text.assemble(check.title, (needs, "dim")))
+        worst = " Always a note." if check.only_notes else ""
+        table.add_row(Text(check.name), Text.assemble(check.title, (needs + worst, "dim")))
     console.print(table)
 
 
 def checks_as_markdown() -> str:
     """Give the list of checks as a table of Markdown, for the documentation."""
-    rows = ["| check | finds | needs |", "|---|---|---|"]
+    rows = ["| check | finds | needs | at worst |", "|---|---|---|---|"]
     for check in CHECKS.values():
         needs = needs_text(", ".join(check.needs)) if check.needs else ""
         marked = re.sub(r"--[\w-]+|\w+=", lambda found: f"`{found[0]}`", needs)
-        rows.append(f"| `{check.name}` | {check.title} | {marked} |")
+        worst = "a note" if check.only_notes else ""
+        rows.append(f"| `{check.name}` | {check.title} | {marked} | {worst} |")
     return "\n".join(rows) + "\n"
 
 

@@ -22,6 +22,7 @@ import torch
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+ONLY_NOTES = True
 LARGEST = float(torch.finfo(torch.float16).max)
 _REMEDY = Remedy(advice="Keep this layer in float32 when the model is cast to half precision, or use bfloat16.")
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+ONLY_NOTES = True
 _CONVERT = Remedy(advice="Convert with steadynorm.surgery.convert_ and not with torch's convert_sync_batchnorm.")
 _REGISTER = Remedy(advice="Say what it computes (steadynorm.surgery.register), so that the checks can read it.")
 

@@ -23,6 +23,7 @@ import torch
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+ONLY_NOTES = True
 BELOW = 0.01
 """Of eps."""
 SHARE = 0.2

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+ONLY_NOTES = True
 _REMEDY = Remedy(advice="Put a linear layer after it or take it away, if outputs have a scale that matters.")
 
 

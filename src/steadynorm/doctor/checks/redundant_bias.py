@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+ONLY_NOTES = True
 _REMEDY = Remedy(advice="Take it away with strip_bias_, or build the layer with bias=False.")
 
 

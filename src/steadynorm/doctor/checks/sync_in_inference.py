@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+ONLY_NOTES = True
 _REMEDY = Remedy(advice="Make plain batch norms of them with from_sync_ before export.", treatment="from_sync")
 
 
