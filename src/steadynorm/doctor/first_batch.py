@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,17 +13,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from steadynorm.doctor.axes import FeatureAxes
+from steadynorm.doctor.dependence import Trace, distance, modules_that_mix, tracing
 from steadynorm.doctor.evidence import Parity
 from steadynorm.doctor.parity import formula_of, parity_of, parity_of_unknown
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.flow.trial import tensors_in
-from steadynorm.surgery.kinds import is_batch_norm, why_unknown
+from steadynorm.surgery.kinds import why_unknown
 from steadynorm.surgery.named_modules import NamedModule
 
 __all__ = ["FirstBatch", "first_samples", "look_closely"]
-
-_SAME = 1e-4
-"""Relative difference that rounding explains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +69,15 @@ def look_closely(
         unread: gets a line where the model does not take the half.
     """
     before = {named.name: _statistics(named.module) for named in norms}
-    layers = [named for named in norms if is_batch_norm(named.module)]
-    whole = _run(model, norms, batch, forward, watched)
+    trace = Trace(samples=max(1, samples_of(batch)))
+    whole = _run(model, norms, batch, forward, watched, trace)
     moved = tuple(named.name for named in norms if _differ(before[named.name], _statistics(named.module)))
     dependent: tuple[str, ...] = ()
     dependence = 0.0
     half = _first_half(batch)
     if half is not None:
         try:
-            dependent, dependence = _dependent(layers, whole, _run(model, layers, half, forward))
+            dependent, dependence = _dependent(model, trace, whole.output, half, forward)
         except Exception as error:  # it cannot be cut in two by its tensors, or its forward asserts a size
             unread.append(f"outputs that depend on the batch: on half of one, {type(error).__name__}: {error}")
     return whole.output, FirstBatch(
@@ -99,13 +97,13 @@ def _run(
     norms: Sequence[NamedModule],
     batch: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
-    watched: AbstractContextManager[None] | None = None,
+    watched: AbstractContextManager[None],
+    trace: Trace,
 ) -> _Seen:
-    """Give what each norm was given and gave, call by call; all else only where the run is watched."""
-    closely = watched is not None
+    """Give what each norm was given and gave, call by call, and what else a run shows."""
     seen = _Seen(calls={named.name: [] for named in norms})
-    formulas = {named.name: formula_of(named.module) for named in norms} if closely else {}
-    unknown = {named.name for named in norms if closely and why_unknown(named.module) is not None}
+    formulas = {named.name: formula_of(named.module) for named in norms}
+    unknown = {named.name for named in norms if why_unknown(named.module) is not None}
     axes = FeatureAxes()
     plain = {named.name for named in norms if not named.module._forward_hooks and not named.module._forward_pre_hooks}
     given = {id(each) for _, each in tensors_in(batch)}
@@ -127,7 +125,7 @@ def _run(
         x = arguments[0].detach()
         seen.calls[name].append((x, output.detach()))
         alone = len(arguments) == 1 and name in plain  # no residual, and no hook that changes what it gave
-        if closely and alone and len(seen.calls[name]) == 1 and not module.training:
+        if alone and len(seen.calls[name]) == 1 and not module.training:
             formula = formulas[name]
             with torch._C.DisableTorchFunction():
                 if name in unknown:
@@ -137,10 +135,11 @@ def _run(
             if found is not None:
                 seen.parity[name] = found
 
-    handles = [named.module.register_forward_hook(partial(after, named.name)) for named in norms]
-    handles += [named.module.register_forward_pre_hook(partial(before, named.name)) for named in norms if closely]
+    hooked = [named for named in norms if not isinstance(named.module, torch.jit.ScriptModule)]  # scripts take none
+    handles = [named.module.register_forward_hook(partial(after, named.name)) for named in hooked]
+    handles += [named.module.register_forward_pre_hook(partial(before, named.name)) for named in hooked]
     try:
-        with watched or nullcontext(), axes if closely else nullcontext():
+        with tracing(model, trace), watched, axes:
             seen.output = forward(model, batch)
     finally:
         for handle in handles:
@@ -148,17 +147,24 @@ def _run(
     return seen
 
 
-def _dependent(layers: Sequence[NamedModule], whole: _Seen, half: _Seen) -> tuple[tuple[str, ...], float]:
-    """Name the layers that treat the same samples otherwise in a half of their batch."""
-    guilty = []
-    for named in layers:
-        calls, half_calls = whole.calls[named.name], half.calls[named.name]
-        if len(calls) == len(half_calls) == 1:
-            (x, y), (half_x, half_y) = calls[0], half_calls[0]
-            if _distance(x, half_x) <= _SAME < _distance(y, half_y):
-                guilty.append(named.name)
-    first, second = (_first_tensor(each.output) for each in (whole, half))
-    return tuple(guilty), 0.0 if first is None or second is None else _distance(first, second)
+def _dependent(
+    model: nn.Module,
+    whole: Trace,
+    output: Any,  # noqa: ANN401 (as the model gives it)
+    half: Any,  # noqa: ANN401 (as the loader gives it)
+    forward: Forward,
+) -> tuple[tuple[str, ...], float]:
+    """Name the modules that treat the same samples otherwise in a half of their batch, and say what comes of it."""
+
+    def traced() -> tuple[Trace, Any]:
+        trace = Trace(samples=samples_of(half))
+        with tracing(model, trace):
+            return trace, forward(model, half)
+
+    trace, other = traced()
+    first, second = (_first_tensor(each) for each in (output, other))
+    dependence = 0.0 if first is None or second is None else distance(first, second)
+    return modules_that_mix(whole, trace, lambda: traced()[0]), dependence
 
 
 def _first_tensor(output: object) -> Tensor | None:
@@ -167,16 +173,6 @@ def _first_tensor(output: object) -> Tensor | None:
 
 def _has_single(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool:
     return isinstance(module, nn.GroupNorm) and any(x[:1].numel() == module.num_groups for x, _ in calls)
-
-
-def _distance(whole: Tensor, half: Tensor) -> float:
-    """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
-    number = min(len(whole), len(half))
-    if whole.shape[1:] != half.shape[1:] or number == 0 or torch.equal(whole[:number], half[:number]):
-        return 0.0
-    first, second = whole[:number].float(), half[:number].float()
-    size = first.abs().nan_to_num(0, 0, 0).max()
-    return float((first - second).abs().nan_to_num(0, 0, 0).max() / size) if size > 0 else 0.0
 
 
 def _statistics(module: Any) -> list[Tensor]:  # noqa: ANN401 (a norm)
@@ -190,13 +186,13 @@ def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 def _first_half(batch: Any) -> Any:  # noqa: ANN401 (as the loader gives it)
     """Give the first half of a batch's samples; None where it has fewer than 4, or no tensors."""
-    number = _samples_of(batch)
+    number = samples_of(batch)
     return first_samples(batch, number // 2) if number >= 4 else None
 
 
 def first_samples(batch: Any, number: int) -> Any:  # noqa: ANN401 (as the loader gives it)
     """Give so many of a batch's samples; None where it has no more than these."""
-    of = _samples_of(batch)
+    of = samples_of(batch)
     if number >= of:
         return None
 
@@ -209,5 +205,6 @@ def first_samples(batch: Any, number: int) -> Any:  # noqa: ANN401 (as the loade
     return tree_map(part, batch, is_leaf=is_samples)
 
 
-def _samples_of(batch: object) -> int:
+def samples_of(batch: object) -> int:
+    """Give the number of a batch's samples; 0 where it has no tensors."""
     return min((len(each) for _, each in tensors_in(batch) if each.dim()), default=0)

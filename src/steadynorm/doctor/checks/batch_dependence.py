@@ -1,15 +1,17 @@
 """Outputs in evaluation that depend on the other samples of the batch.
 
 Looks at: the output for the same samples in a batch and in its first half, with every module in evaluation, and the
-first layers that treat the same input otherwise.
+innermost modules that treat the same samples otherwise though they are given the same, norms or not.
 
 Harm: a prediction is not a function of its input: it changes with the batch size and the neighbours, and fails for a
 single sample. Batch norms without running statistics evaluate so, and a forward that calls batch norm with
-``training=True``. Gated layers do so on purpose.
+``training=True``; a norm written by hand; an attention that takes the batch for the sequence (``batch_first``). Gated
+layers and dynamic quantisation do so on purpose, and are notes.
 
 Remedy: build the layer with ``track_running_stats=True`` and measure the statistics, or convert it.
 
-Threshold: 10⁻⁴ of the output's largest magnitude, beyond what rounding explains.
+Threshold: 10⁻⁴ of the output's largest magnitude, or four units in the last place of the coarsest dtype that came by,
+which rounding explains. What differs between two runs of the same half as well is drawn at random, and is none.
 
 Source: robustdg issue 30.
 """
@@ -24,24 +26,28 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 NEEDS = ("batches",)
 _REMEDY = Remedy(advice="Give it running statistics (track_running_stats=True, then recalibrate_).")
 _MEANT = Remedy(advice="A gated layer does so on purpose; convert_ it to batch_norm where that is not wanted.")
+_SCALED = Remedy(advice="Dynamic quantisation does so; quantise it statically where outputs must not depend on others.")
+_MENDED = Remedy(advice="Look in its forward for what takes the batch's axis for another: statistics, or an attention.")
+_DYNAMIC = ".quantized.dynamic."
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     runs = evidence.batches
     assert runs is not None
-    for norm in evidence.batch_norms:
-        if norm.name not in runs.dependent:
-            continue
-        problem = (
-            "In evaluation it normalizes by the batch: the model's output for a sample changes by up to "
-            f"{100 * runs.dependence:.2g} % of its size when half of the batch is left out."
+    norms = {norm.name: norm for norm in evidence.norms}
+    for name in runs.dependent:
+        norm, module = norms.get(name), evidence.by_name[name]
+        change = (
+            f"a sample's output changes when half of its batch is left out, the model's by up to "
+            f"{100 * runs.dependence:.2g} % of its size."
         )
-        meant = norm.kind == "gated_batch_norm"
-        yield at(
-            norm,
-            Severity.NOTE if meant else Severity.WARNING,
-            problem,
-            _MEANT if meant else _REMEDY,
-            dependence=runs.dependence,
-        )
+        severity, remedy = Severity.WARNING, _REMEDY
+        problem = f"In evaluation it normalizes by the batch: {change}"
+        if norm is None:
+            remedy, problem = _MENDED, f"In evaluation it, or what its forward calls, mixes samples: {change}"
+        if _DYNAMIC in module.label:
+            severity, remedy = Severity.NOTE, _SCALED
+        elif norm is not None and norm.kind == "gated_batch_norm":
+            severity, remedy = Severity.NOTE, _MEANT
+        yield at(module, severity, problem, remedy, dependence=runs.dependence)

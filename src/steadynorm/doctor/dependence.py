@@ -1,0 +1,117 @@
+"""Which modules give a sample another output when half of its batch is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.surgery.flow.trial import tensors_in
+
+__all__ = ["Trace", "distance", "modules_that_mix", "tracing"]
+
+_SAME = 1e-4
+"""Relative difference that rounding explains, in float32."""
+_SAMPLES = 2
+"""First samples of a batch that are compared."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Trace:
+    """What each module was given and gave for the first samples of a batch, in its first call.
+
+    Args:
+        samples: of the batch.
+        given: name -> tensors by path; empty where one of them does not count samples along its first dimension.
+        gave: name -> the tensors that do.
+        unit: eps of the coarsest dtype that came by.
+    """
+
+    samples: int
+    given: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    gave: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    unit: float = 0.0
+
+
+@contextmanager
+def tracing(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Note what the modules are given and give while a batch runs."""
+
+    def before(name: str, module: nn.Module, arguments: Any, named: Any) -> None:  # noqa: ANN401 (as it takes them)
+        if name not in trace.given:
+            trace.given[name] = _firsts(trace, (arguments, named), whole=True)
+
+    def after(name: str, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401 (likewise)
+        if name not in trace.gave:
+            trace.gave[name] = _firsts(trace, output)
+
+    handles = []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):  # scripts take no hooks
+            handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(after, name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def modules_that_mix(whole: Trace, half: Trace, again: Callable[[], Trace]) -> tuple[str, ...]:
+    """Name the innermost modules that treat the same samples otherwise in a half of their batch.
+
+    Args:
+        whole: of a batch.
+        half: of its first half.
+        again: runs the half once more. What differs there as well is drawn at random, and is left out.
+    """
+    guilty = _otherwise(whole, half)
+    if guilty:
+        guilty -= _otherwise(half, again())
+    return tuple(name for name in guilty if not any(_is_within(other, name) for other in guilty))
+
+
+def distance(whole: Tensor, half: Tensor) -> float:
+    """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
+    number = min(len(whole), len(half))
+    if whole.shape[1:] != half.shape[1:] or number == 0 or torch.equal(whole[:number], half[:number]):
+        return 0.0
+    first, second = whole[:number].float(), half[:number].float()
+    size = first.abs().nan_to_num(0, 0, 0).max()
+    return float((first - second).abs().nan_to_num(0, 0, 0).max() / size) if size > 0 else 0.0
+
+
+def _otherwise(first: Trace, second: Trace) -> set[str]:
+    """Name the modules whose outputs differ though their inputs are the same."""
+    same = max(_SAME, 4 * first.unit)
+    return {
+        name
+        for name in first.gave
+        if first.given[name].keys() == second.given.get(name, {}).keys() != set()
+        and _apart(first.given, second.given, name) <= same < _apart(first.gave, second.gave, name)
+    }
+
+
+def _apart(first: Mapping[str, dict[str, Tensor]], second: Mapping[str, dict[str, Tensor]], name: str) -> float:
+    one, other = first[name], second.get(name, {})
+    return max((distance(one[path], other[path]) for path in one.keys() & other.keys()), default=0.0)
+
+
+def _firsts(trace: Trace, values: object, *, whole: bool = False) -> dict[str, Tensor]:
+    """Copy the rows of a batch's first samples, of tensors that count samples along their first dimension."""
+    found = {path: each for path, each in tensors_in(values) if each.is_floating_point() and each.dim()}
+    fitting = {path: each for path, each in found.items() if each.numel() and len(each) % trace.samples == 0}
+    if whole and len(fitting) < len(found):
+        return {}
+    with torch._C.DisableTorchFunction():
+        trace.unit = max([trace.unit, *(torch.finfo(each.dtype).eps for each in fitting.values())])
+        return {path: each.detach()[: _SAMPLES * len(each) // trace.samples].clone() for path, each in fitting.items()}
+
+
+def _is_within(name: str, parent: str) -> bool:
+    return name != parent and (not parent or name.startswith(f"{parent}."))
