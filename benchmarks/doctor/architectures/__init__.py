@@ -4,9 +4,10 @@ Each says whether thresholds may be chosen on it, or whether it is only for the 
 """
 
 from benchmarks.doctor.architectures.basic import BASIC
+from benchmarks.doctor.architectures.families import FAMILIES
 from benchmarks.doctor.architectures.further import FURTHER
 from benchmarks.doctor.architectures.registry import CLASSES, Architecture, Half, Kind
 
 __all__ = ["ARCHITECTURES", "CLASSES", "Architecture", "Half", "Kind"]
 
-ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*BASIC, *FURTHER)}
+ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*BASIC, *FURTHER, *FAMILIES)}
