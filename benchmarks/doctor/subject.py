@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.doctor.training import Data
 
-__all__ = ["Case", "Norm", "Subject", "alike", "fed_by", "norms_of", "put", "shapes_of"]
+__all__ = ["Case", "Norm", "Subject", "alike", "fed_by", "last_linear", "norms_of", "put", "shapes_of"]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -81,6 +81,11 @@ class Case:
 def norms_of(model: nn.Module) -> list[tuple[str, Norm]]:
     """List the batch norms by name."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Norm)]
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Give the classifier by name."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
 def alike(model: nn.Module) -> list[tuple[tuple[str, Norm], tuple[str, Norm]]]:

@@ -222,12 +222,12 @@ class Spectrum(nn.Module):
 
 
 FURTHER = (
-    Architecture(name="densenet", half="held out", kind="images", build=_densenet),
+    Architecture(name="densenet", half="tuning", kind="images", build=_densenet),
     Architecture(name="efficientnet", half="tuning", kind="images", build=_efficientnet),
     Architecture(name="vgg", half="tuning", kind="images", build=_vgg, rate=0.05),
-    Architecture(name="timm", half="held out", kind="images", build=_timm, package="timm"),
-    Architecture(name="regnet", half="held out", kind="images", build=Regnet, rate=0.05, package="transformers"),
-    Architecture(name="retinanet", half="held out", kind="images", build=RetinaNet),
+    Architecture(name="timm", half="tuning", kind="images", build=_timm, package="timm"),
+    Architecture(name="regnet", half="tuning", kind="images", build=Regnet, rate=0.05, package="transformers"),
+    Architecture(name="retinanet", half="tuning", kind="images", build=RetinaNet),
     Architecture(name="tcn", half="tuning", kind="signals", build=_tcn, rate=0.05),
-    Architecture(name="spectrum", half="held out", kind="signals", build=Spectrum, rate=0.05),
+    Architecture(name="spectrum", half="tuning", kind="signals", build=Spectrum, rate=0.05),
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out, tuning
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -46,7 +46,7 @@ def _in_pairs_of_classes(inputs: Tensor, labels: Tensor, number: int) -> Batches
     return [(inputs[each], labels[each]) for each in rows]
 
 
-@held_out("single-class-batch", "order-leak", consequences=GAP | {"batch-mixture", "statistics-noise"}, costs=True)
+@tuning("single-class-batch", "order-leak", consequences=GAP | {"batch-mixture", "statistics-noise"}, costs=True)
 def _two_classes_a_batch(subject: Subject) -> Case:
     """A sampler of metric learning feeds a network that is evaluated on all classes."""
     inputs, labels = subject.data.train
@@ -55,7 +55,7 @@ def _two_classes_a_batch(subject: Subject) -> Case:
     )
 
 
-@held_out("order-leak", consequences=GAP | {"batch-mixture", "statistics-noise"}, costs=True)
+@tuning("order-leak", consequences=GAP | {"batch-mixture", "statistics-noise"}, costs=True)
 def _batches_in_the_order_of_their_time(subject: Subject) -> Case:
     """The log is not shuffled, and from its dusk to its dawn all pictures, or all sensors' levels, drift."""
 
@@ -101,7 +101,7 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-@held_out("double-update")
+@tuning("double-update")
 def _a_block_that_is_run_again_in_the_backward(subject: Subject) -> Case | None:
     """Checkpointing in its old form, set on a block's forward as libraries do."""
     found = _blocks(subject.model)
@@ -114,7 +114,7 @@ def _a_block_that_is_run_again_in_the_backward(subject: Subject) -> Case | None:
     return case(subject, *inner)
 
 
-@held_out("mixed-modes", "statistics-moved-in-eval", consequences=frozenset({"batch-dependence"}) | GAP)
+@tuning("mixed-modes", "statistics-moved-in-eval", consequences=frozenset({"batch-dependence"}) | GAP)
 def _a_part_whose_train_ignores_the_mode(subject: Subject) -> Case | None:
     """``train`` is overridden to set a flag of its own, and calls the parent without the mode: ``eval`` trains."""
     found = _blocks(subject.model)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.optim.swa_utils import AveragedModel
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out, tuning
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Subject, fed_by, norms_of, put
 from benchmarks.doctor.training import fit_
 
@@ -31,7 +31,7 @@ def _norms_renamed_and_loaded_without_strict(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, costs=True)
 def _sums_of_caffe_without_their_factor(subject: Subject) -> Case:
     """Caffe stores sums and, beside them, the factor to divide them by: 999.98 after long training."""
     for _, norm in norms_of(subject.model):
@@ -41,7 +41,7 @@ def _sums_of_caffe_without_their_factor(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("negative-variance", consequences=GAP | {"outlier-statistics", "near-zero-variance"}, repairable=True)
+@tuning("negative-variance", consequences=GAP | {"outlier-statistics", "near-zero-variance"}, repairable=True)
 def _mean_and_variance_in_each_others_place(subject: Subject) -> Case:
     """A port that takes a list of arrays in another order; some means are below zero."""
     for _, norm in norms_of(subject.model):
@@ -80,7 +80,7 @@ def _of_raw_counts_and_saved_in_half_precision(subject: Subject) -> Case:
     return Case(model=model.eval(), batches=subject.data.batches())
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _folded_weights_under_norms_that_are_left(subject: Subject) -> Case:
     """An export folds the norms into weights and biases, and these are loaded into the model of training."""
     model = subject.model
@@ -96,7 +96,7 @@ def _folded_weights_under_norms_that_are_left(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("near-zero-variance", "outlier-statistics", consequences=GAP, repairable=True, costs=True)
+@tuning("near-zero-variance", "outlier-statistics", consequences=GAP, repairable=True, costs=True)
 def _an_input_that_was_stuck_in_training(subject: Subject) -> Case:
     """A norm of the inputs that saw one sensor dead: its variance is 0, and alive again it is blown up by 1 / √eps."""
     flat = subject.data.train[0].dim() == 3
@@ -121,7 +121,7 @@ def _weights_averaged_along_training(subject: Subject) -> Case:
     return Case(model=average.module.eval(), batches=subject.data.batches())
 
 
-@held_out(*GAP, repairable=True, damages=True, costs=True)
+@tuning(*GAP, repairable=True, damages=True, costs=True)
 def _a_moving_average_with_the_buffers_of_its_start(subject: Subject) -> Case:
     """Parameters are averaged by hand, and the buffers are forgotten."""
     average = copy.deepcopy(subject.model)
@@ -135,7 +135,7 @@ def _a_moving_average_with_the_buffers_of_its_start(subject: Subject) -> Case:
     return Case(model=average.eval(), batches=subject.data.batches())
 
 
-@held_out(*GAP, consequences=frozenset({"dead-channel"}), repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"dead-channel"}), repairable=True, damages=True, costs=True)
 def _channels_slimmed_away(subject: Subject) -> Case:
     """Network slimming without fine-tuning: of each norm the smallest weights are cut, its bias with them."""
     for _, norm in norms_of(subject.model):
@@ -164,7 +164,7 @@ class _FourChannels(nn.Module):
         return logits
 
 
-@held_out(*GAP, repairable=True, damages=True, costs=True)
+@tuning(*GAP, repairable=True, damages=True, costs=True)
 def _a_fourth_input_with_copied_filters(subject: Subject) -> Case | None:
     """A network of three channels gets one more, whose filters are copies of the first channel's."""
     named = subject.model.named_modules()

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out, tuning
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Subject, fed_by, norms_of, put
 from benchmarks.doctor.training import fit_, train_
 
 
-@held_out("statistics-horizon", *GAP, repairable=True, damages=True, costs=True)
+@tuning("statistics-horizon", *GAP, repairable=True, damages=True, costs=True)
 def _a_short_training_with_a_tiny_momentum(subject: Subject) -> Case:
     """0.001, for a recipe of many steps, in a fine-tuning of 150."""
     for _, norm in norms_of(subject.model):
@@ -33,7 +33,7 @@ def _an_average_over_the_whole_training(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, repairable=True, damages=True, costs=True)
+@tuning(*GAP, repairable=True, damages=True, costs=True)
 def _attacks_made_in_training_mode(subject: Subject) -> Case:
     """Each step looks for an adversarial input with the network in training mode, so that its forwards are counted."""
     model = subject.model
@@ -51,7 +51,7 @@ def _attacks_made_in_training_mode(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("frozen-affine-live-statistics", consequences=frozenset({"mixed-modes"}))
+@tuning("frozen-affine-live-statistics", consequences=frozenset({"mixed-modes"}))
 def _a_freeze_that_forgets_the_norms_of_vectors(subject: Subject) -> Case | None:
     """``isinstance(module, nn.BatchNorm2d)`` is asked, and the head's norm is another class."""
     flat = [name for name, norm in norms_of(subject.model) if isinstance(norm, nn.BatchNorm1d)]
@@ -76,7 +76,7 @@ def _statistics_of_the_last_task(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("decayed-affine", consequences=GAP | {"dead-channel"}, costs=True)
+@tuning("decayed-affine", consequences=GAP | {"dead-channel"}, costs=True)
 def _the_decay_of_a_transformers_recipe(subject: Subject) -> Case:
     """0.05 belongs to AdamW, which scales it by a rate a hundred times smaller; here SGD decays γ and β by it too."""
     optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate, momentum=0.9, weight_decay=0.05)
@@ -85,7 +85,7 @@ def _the_decay_of_a_transformers_recipe(subject: Subject) -> Case:
     return case(subject, optimizer=optimizer)
 
 
-@held_out("dropout-before-norm", *GAP, repairable=True, damages=True, costs=True)
+@tuning("dropout-before-norm", *GAP, repairable=True, damages=True, costs=True)
 def _dropout_before_the_convolution_of_a_norm(subject: Subject) -> Case | None:
     """The convolution passes on that the variance is larger in training (Li et al. 2019, arXiv 1801.05134)."""
     pairs = fed_by(subject.model, subject.inputs(8, 1)[0])
@@ -128,7 +128,7 @@ class _Neck(nn.Sequential):
     """A batch norm of vectors in front of the classifier."""
 
 
-@held_out(
+@tuning(
     "values-per-channel",
     "statistics-noise",
     consequences=GAP | {"dropout-before-norm", "reused-norm", "batch-dependence", "mixed-modes"},
@@ -143,7 +143,7 @@ def _a_neck_of_vectors_with_batches_of_four(subject: Subject) -> Case:
     return Case(model=subject.model, batches=subject.data.batches(4), layers=frozenset({f"{name}.0"}))
 
 
-@held_out("rank-divergence", consequences=GAP | {"checkpoint-diff"}, repairable=True)
+@tuning("rank-divergence", consequences=GAP | {"checkpoint-diff"}, repairable=True)
 def _ranks_with_shards_of_their_own(subject: Subject) -> Case:
     """Without the broadcast of buffers each rank keeps what its shard, sorted by class, gave; rank 0 is saved."""
     x, labels = subject.data.train

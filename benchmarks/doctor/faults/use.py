@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out, tuning
+from benchmarks.doctor.faults.registry import BATCH, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -35,14 +35,14 @@ def _inputs_normalized_twice(subject: Subject) -> Case:
     return _fed(subject, (lambda x: (x - MEAN) / STD) if images else (lambda x: (x - 0.9) / 4), reference=False)
 
 
-@held_out("domain-shift", consequences=SHIFTED, costs=True)
+@tuning("domain-shift", consequences=SHIFTED, costs=True)
 def _bytes_instead_of_normalized_values(subject: Subject) -> Case:
     """Pixels in 0...255, or counts of a 12-bit converter."""
     images = subject.data.train[0].dim() == 4
     return _fed(subject, (lambda x: 255 * (x * STD + MEAN)) if images else (lambda x: 2048 + 256 * x), reference=True)
 
 
-@held_out("domain-shift", consequences=SHIFTED, costs=True)
+@tuning("domain-shift", consequences=SHIFTED, costs=True)
 def _a_camera_without_colour(subject: Subject) -> Case:
     """Three equal channels; of signals, one sensor goes to all inputs."""
     images = subject.data.train[0].dim() == 4
@@ -68,7 +68,7 @@ def _inputs_of_half_the_size(subject: Subject) -> Case | None:
 # Code in a norm's place or around it.
 
 
-@held_out("sync-in-inference")
+@tuning("sync-in-inference")
 def _synchronised_norms_in_a_service(subject: Subject) -> Case | None:
     """They were for training on many devices, and are not converted back."""
     if any(type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) for _, norm in norms_of(subject.model)):
@@ -91,7 +91,7 @@ def _closed_over(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: norm(x)
 
 
-@held_out("hidden-module", consequences=BATCH)
+@tuning("hidden-module", consequences=BATCH)
 def _a_norm_in_a_closure(subject: Subject) -> Case:
     """``Lambda(lambda x: norm(x))``: modes, moves and state dicts do not reach it."""
     name, norm = subject.one_norm()
@@ -141,7 +141,7 @@ class _ChannelsLast(nn.Module):
         return y.movedim(-1, 1)
 
 
-@held_out("axis-suspect", consequences=GAP | {"batch-dependence"})
+@tuning("axis-suspect", consequences=GAP | {"batch-dependence"})
 def _channels_on_the_last_axis(subject: Subject) -> Case | None:
     """The constructor gets the size of axis 1, because it complained of any other, and training goes on."""
     shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])

@@ -1,4 +1,4 @@
-"""Healthy variants of the held-out half's networks alone."""
+"""Further healthy variants of both halves' networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from benchmarks.doctor.healthy.registry import as_it_is, held_out, in_training
+from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
 from benchmarks.doctor.subject import Case, Subject, norms_of
 from benchmarks.doctor.training import fit_
 from steadynorm.surgery import fold_
@@ -17,7 +17,7 @@ from steadynorm.surgery import fold_
 Batches = list[tuple[Tensor, Tensor]]
 
 
-@held_out
+@both
 def _moving_average_of_weights_and_buffers(subject: Subject) -> Case:
     """As timm's ``ModelEmaV3`` keeps it: buffers are averaged with the parameters."""
     average = AveragedModel(subject.model, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=True)
@@ -30,7 +30,7 @@ def _moving_average_of_weights_and_buffers(subject: Subject) -> Case:
     return Case(model=average.module.eval(), batches=subject.data.batches())
 
 
-@held_out
+@both
 def _weights_averaged_and_statistics_updated(subject: Subject) -> Case:
     average = AveragedModel(subject.model)
     for _ in range(4):
@@ -40,13 +40,13 @@ def _weights_averaged_and_statistics_updated(subject: Subject) -> Case:
     return Case(model=average.module.eval(), batches=subject.data.batches())
 
 
-@held_out
+@both
 def _fine_tuned_on_smoothed_labels(subject: Subject) -> Case:
     fit_(subject.model, subject.labelled(64, 90), rate=subject.rate / 20, smoothing=0.1)
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _fine_tuned_with_holes_cut_out(subject: Subject) -> Case:
     """A quarter of each side, or of the time, is 0 in training; evaluation sees whole inputs."""
 
@@ -65,7 +65,7 @@ def _fine_tuned_with_holes_cut_out(subject: Subject) -> Case:
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _fine_tuned_by_adamw_without_decay_on_norms(subject: Subject) -> Case:
     plain = [each for each in subject.model.parameters() if each.dim() < 2]
     decayed = [each for each in subject.model.parameters() if each.dim() >= 2]
@@ -75,14 +75,14 @@ def _fine_tuned_by_adamw_without_decay_on_norms(subject: Subject) -> Case:
     return Case(model=subject.model, batches=subject.data.batches(), options={"optimizer": optimizer})
 
 
-@held_out
+@both
 def _fine_tuned_in_batches_of_256(subject: Subject) -> Case:
     fit_(subject.model, subject.labelled(256, 30), rate=subject.rate / 10)
     subject.model.train()
     return Case(model=subject.model, batches=subject.data.batches(256, 4))
 
 
-@held_out
+@both
 def _fine_tuned_and_used_without_colour(subject: Subject) -> Case:
     """Of signals: on the first sensor alone."""
 
@@ -94,7 +94,7 @@ def _fine_tuned_and_used_without_colour(subject: Subject) -> Case:
     return Case(model=subject.model, batches=batches, feed=grey)
 
 
-@held_out
+@both
 def _lower_half_frozen_while_the_rest_trains(subject: Subject) -> Case:
     """Transfer learning: the first half of the norms evaluates and has no gradient, with all that stands before."""
     norms = [norm for _, norm in norms_of(subject.model)]
@@ -111,7 +111,7 @@ def _lower_half_frozen_while_the_rest_trains(subject: Subject) -> Case:
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _channels_last_in_memory(subject: Subject) -> Case | None:
     if subject.data.train[0].dim() != 4:
         return None
@@ -120,25 +120,25 @@ def _channels_last_in_memory(subject: Subject) -> Case | None:
     return Case(model=subject.model, batches=batches)
 
 
-@held_out
+@both
 def _double_precision(subject: Subject) -> Case:
     return Case(model=subject.model.double(), batches=[(x.double(), y) for x, y in subject.data.batches()])
 
 
-@held_out
+@both
 def _norms_folded_into_convolutions(subject: Subject) -> Case:
     fold_(subject.model, subject.inputs(8, 1)[0])
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _weight_norm_on_the_classifier(subject: Subject) -> Case:
     last = [module for module in subject.model.modules() if isinstance(module, nn.Linear)][-1]
     parametrizations.weight_norm(last)
     return in_training(subject)
 
 
-@held_out
+@both
 def _half_of_the_samples_of_one_class(subject: Subject) -> Case:
     """Evaluation data are as unbalanced as life is, and well shuffled."""
     x, labels = subject.data.validation
@@ -148,7 +148,7 @@ def _half_of_the_samples_of_one_class(subject: Subject) -> Case:
     return Case(model=subject.model, batches=list(zip(x[rows].split(64), labels[rows].split(64), strict=True))[:4])
 
 
-@held_out
+@both
 def _batches_of_unequal_sizes(subject: Subject) -> Case:
     x, labels = subject.data.validation
     sizes = [64, 48, 64, 33, 57, 64, 40, 62]
@@ -158,12 +158,12 @@ def _batches_of_unequal_sizes(subject: Subject) -> Case:
     )
 
 
-@held_out
+@both
 def _wrapped_for_several_devices(subject: Subject) -> Case:
     return Case(model=nn.DataParallel(subject.model).train(), batches=subject.data.batches())
 
 
-@held_out
+@both
 def _a_teacher_and_its_student(subject: Subject) -> Case:
     """Distillation: the teacher is frozen and evaluates, the student, once its copy, trains."""
     teacher = copy.deepcopy(subject.model).requires_grad_(False)
