@@ -249,13 +249,15 @@ class Tokens(nn.Module):
     ("features", "norm", "arrange", "found"),
     [
         (10, 10, None, [WARNING]),
-        (8, 10, None, [NOTE]),
+        (8, 10, None, [WARNING]),
         (10, 10, lambda y: y.transpose(1, 2), []),
         (10, 10, lambda y: y.permute(0, 2, 1).contiguous(), []),
         (10, 10, lambda y: y.transpose(1, 2).transpose(-1, 1), [WARNING]),
         (8, 8, lambda y: y.flatten(0, 1), []),
+        (8, 10, lambda y: y.unsqueeze(1).squeeze(1).view(16, 10, 8), [WARNING]),
+        (8, 2, lambda y: y.unflatten(1, (2, 5)).reshape(16, 2, 40), []),
     ],
-    ids=["silent", "other size", "transposed", "permuted", "twice", "flattened"],
+    ids=["silent", "other size", "transposed", "permuted", "twice", "flattened", "shaped", "cut"],
 )
 def test_features_on_another_axis_are_found(features: int, norm: int, arrange: Any, found: list[Severity]) -> None:
     x = torch.randn(16, 10, 6, generator=torch.Generator().manual_seed(0))
@@ -278,6 +280,27 @@ def test_maps_with_their_channels_last_are_found_behind_what_joins_and_pools(bet
     size = {nn.MaxPool2d: 4, nn.Upsample: 16}.get(type(between), 8)
     found = diagnose(Maps(size).eval(), [torch.randn(8, 3, 8, 8)]).of("axis-suspect")
     assert [(each.layer, each.severity) for each in found] == [("norm", WARNING)]
+
+
+def test_maps_that_are_made_tokens_are_followed() -> None:
+    class Maps(nn.Module):
+        def __init__(self, size: int, *, turned: bool) -> None:
+            super().__init__()
+            self.conv, self.norm, self.turned = nn.Conv2d(3, 4, 1), nn.BatchNorm1d(size), turned
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x).flatten(2)
+            return self.norm(y.transpose(1, 2) if self.turned else y)
+
+    x = [torch.randn(8, 3, 6, 6)]
+    assert [each.severity for each in diagnose(Maps(36, turned=True).eval(), x).of("axis-suspect")] == [WARNING]
+    assert diagnose(Maps(4, turned=False).eval(), x).of("axis-suspect") == ()
+
+
+def test_signals_with_their_sensors_last_are_found() -> None:
+    x = torch.randn(8, 20, 3)
+    assert [each.severity for each in diagnose(nn.BatchNorm1d(20).eval(), [x]).of("axis-suspect")] == [WARNING]
+    assert diagnose(nn.BatchNorm1d(3).eval(), [x.transpose(1, 2)]).of("axis-suspect") == ()
 
 
 def test_images_with_their_colours_last_are_found() -> None:

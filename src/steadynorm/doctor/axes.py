@@ -38,6 +38,7 @@ _OVER_MAPS = _named(
 )
 """Functions that change the axes behind the second, and leave features on axis 1 there."""
 _TURNING = _named("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis")
+_SHAPING = _named("flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 _JOINING = _named("cat", "concat", "concatenate")
 _DROPPING = _named("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 _CARRYING = (
@@ -55,8 +56,9 @@ class FeatureAxes(TorchFunctionMode):
     """While it is on, follows where the features are of what linear layers, embeddings and convolutions give.
 
     Linear layers, embeddings and layer norms over one dimension put them last, convolutions and batch norms on axis 1;
-    what works value by value leaves them there; transposing moves them. Of anything else nothing is known. Follows
-    likewise what comes out of dropout, which is off and told by the call alone, up to the next norm or sum.
+    what works value by value leaves them there; transposing and changes of shape move them. Of anything else nothing
+    is known. Follows likewise what comes out of dropout, which is off and told by the call alone, up to the next norm
+    or sum.
     """
 
     def __init__(self) -> None:
@@ -105,7 +107,7 @@ class FeatureAxes(TorchFunctionMode):
 
     def _known(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> set[tuple[int, int]]:
         """Give axis and number of dimensions of the arguments of which it is known."""
-        if func not in _KEEPING | _TURNING | _LAST | _OVER_MAPS | _JOINING:
+        if func not in _KEEPING | _TURNING | _LAST | _OVER_MAPS | _JOINING | _SHAPING:
             return set()
         found = (leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor))
         return {(axis, leaf.dim()) for leaf in found if (axis := self._axes.get(leaf)) is not None}
@@ -128,6 +130,8 @@ class FeatureAxes(TorchFunctionMode):
             return output.dim() - 1
         if func in _FIRST:
             return 1
+        if axis is not None and func in _SHAPING and isinstance(args[0], Tensor):
+            return _reshaped(args[0].shape, axis, output.shape)
         if axis is None or dimensions != output.dim():
             return None
         if func in _OVER_MAPS:
@@ -145,3 +149,11 @@ def _turned(
     with torch._C.DisableTorchFunction():
         turned = func(example, *args[1:], **named)
     return next((at for at, size in enumerate(turned.shape) if size == 2), None)
+
+
+def _reshaped(before: torch.Size, axis: int, after: torch.Size) -> int | None:
+    """Give where an axis is after a change of shape; None where that cuts or joins it, and for one of size 1."""
+    found = [
+        at for at, size in enumerate(after) if size == before[axis] > 1 and after[:at].numel() == before[:axis].numel()
+    ]
+    return found[0] if len(found) == 1 else None

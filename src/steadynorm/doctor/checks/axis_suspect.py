@@ -1,18 +1,18 @@
 """A batch norm whose channels are not on axis 1.
 
 Looks at: where the features are of what a layer is given, followed from the linear layers, embeddings and layer norms
-that put them last, through activations and transpositions; and images that are given to a layer with their colours
-last.
+that put them last, and the convolutions that put them on axis 1, through activations, transpositions and changes of
+shape; and images or signals that are given to a layer with their colours or sensors last.
 
 Harm: batch norm takes axis 1 as channels whatever is there. Given (N, L, C) it normalizes every time step over the
-features, by running estimates of time steps. Where L is not C an error tells; where they are equal nothing does.
+features, by running estimates of time steps. Where L is not C an error tells, until the layer is built for L; where
+they are equal nothing does.
 
 Remedy: transpose to (N, C, L) before the layer and back after it, or flatten to (N·L, C). Only you can, in the model's
 code.
 
-Threshold: none for the axis, which is followed and not guessed; where the two axes of a sequence have different sizes
-the layer was built for time steps, as some are on purpose, and it is a note. Colours last: 4 values or fewer on the
-last axis, more on axis 1.
+Threshold: none for the axis, which is followed and not guessed. Colours last: 4 values or fewer on the last axis, more
+on axis 1.
 
 Source: pytorch issue 76613; self-critical.pytorch issue 44.
 """
@@ -41,9 +41,9 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         axis = runs.axes.get(norm.name)
         given = f"It is given {shape}"
         if axis is not None and axis < len(shape):
-            meant = len(shape) == 3 and shape[axis] != shape[1]
             problem = f"{given} with features on axis {axis}, and normalizes axis 1 as if they were there."
-            yield at(norm, Severity.NOTE if meant else Severity.WARNING, problem, _REMEDY, axis=axis)
-        elif norm.name in runs.raw and len(shape) == 4 and shape[-1] <= COLOURS < shape[1]:
-            problem = f"{given}, which looks like images with their colours last, and normalizes axis 1."
-            yield at(norm, Severity.WARNING, problem, _REMEDY, axis=3)
+            yield at(norm, Severity.WARNING, problem, _REMEDY, axis=axis)
+        elif norm.name in runs.raw and len(shape) in (3, 4) and shape[-1] <= COLOURS < shape[1]:
+            what = "images with their colours" if len(shape) == 4 else "signals with their sensors"
+            problem = f"{given}, which looks like {what} last, and normalizes axis 1."
+            yield at(norm, Severity.WARNING, problem, _REMEDY, axis=len(shape) - 1)
