@@ -92,8 +92,9 @@ class RunWatch:
 def held_norms(model: nn.Module) -> dict[str, nn.Module]:
     """Give the batch norms that modules hold in plain attributes, by path, and that are no submodules of the model.
 
-    Looked into are lists, tuples, sets, dictionaries, partial functions, what functions close over, and attributes of
-    other objects, three levels deep; containers of more than 10,000 items are not.
+    Looked into are lists, tuples, sets, dictionaries, partial functions, hooks, what functions close over, take by
+    default or read of the globals, and attributes of other objects, three levels deep; containers of more than 10,000
+    items are not.
     """
     own = {id(module) for module in model.modules()}
     seen = {id(vars(module)) for module in model.modules()}
@@ -101,9 +102,7 @@ def held_norms(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # keeps what it was made from
             continue
-        for key, value in vars(module).items():
-            if key in _TORCHS:
-                continue
+        for key, value in _held_by(module):
             for path, held in _modules_in(value, f"{name}.{key}" if name else key, _DEPTH, seen):
                 if id(held) in own or any(each is model for each in held.modules()):
                     continue
@@ -112,6 +111,17 @@ def held_norms(model: nn.Module) -> dict[str, nn.Module]:
                         own.add(id(each))
                         found[f"{path}.{inner}" if inner else path] = each
     return found
+
+
+def _held_by(module: nn.Module) -> Iterator[tuple[str, object]]:
+    """Give a module's own attributes, its hooks, and what of the globals its forward reads by name."""
+    yield from ((key, value) for key, value in vars(module).items() if key not in _TORCHS)
+    for key in ("_forward_hooks", "_forward_pre_hooks"):
+        yield from ((key, hook) for hook in vars(module).get(key, {}).values())
+    forward = getattr(type(module), "forward", None)
+    if isinstance(forward, FunctionType):
+        named = ((name, forward.__globals__.get(name)) for name in forward.__code__.co_names)
+        yield from ((name, value) for name, value in named if isinstance(value, nn.Module | list | tuple | dict))
 
 
 def _modules_in(value: object, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -143,6 +153,8 @@ def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anyt
                 yield f".{name}", cell.cell_contents
             except ValueError:  # a name that has no value yet
                 continue
+        yield from ((f"({at})", each) for at, each in enumerate(value.__defaults__ or ()))
+        yield from ((f".{name}", each) for name, each in (value.__kwdefaults__ or {}).items())
     else:
         yield from ((f".{key}", each) for key, each in _attributes_of(value).items())
 

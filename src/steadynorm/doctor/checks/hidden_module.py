@@ -1,6 +1,7 @@
 """A batch norm that the model holds but does not own.
 
-Looks at: lists, dictionaries, closures and attributes of plain objects that modules hold, three levels deep.
+Looks at: lists, dictionaries, hooks, closures, defaults of functions and attributes of plain objects that modules hold,
+three levels deep, and globals that a forward reads.
 
 Harm: what is no submodule is in no ``state_dict()``, gets no ``.train()``, ``.eval()`` or ``.to()``, and no optimizer
 has its parameters. If it runs, it trains with its first weights, evaluates by the batch, and its statistics are lost
