@@ -12,7 +12,7 @@ from typing import Any
 import torch.utils.checkpoint
 from torch import nn
 
-__all__ = ["run_again"]
+__all__ = ["all_names", "run_again"]
 
 _FLAGS = ("gradient_checkpointing", "grad_checkpointing", "memory_efficient", "with_cp")
 """By which transformers, timm, torchvision and OpenMMLab switch it on."""
@@ -52,15 +52,15 @@ def _calls_of(kind: Any) -> list[tuple[frozenset[str], frozenset[str]]]:  # noqa
         function = functions.get(name)
         if name not in reached and isinstance(function, FunctionType):
             reached[name] = function
-            waiting += _all_names(function.__code__)
-    read = [_calls_in(each) for each in reached.values() if any("checkpoint" in n for n in _all_names(each.__code__))]
+            waiting += all_names(function.__code__)
+    read = [_calls_in(each) for each in reached.values() if any("checkpoint" in n for n in all_names(each.__code__))]
     return [each for each in read if each[0]]
 
 
-def _all_names(code: CodeType) -> set[str]:
+def all_names(code: CodeType) -> set[str]:
     """Give the names that a function, or one within it, reads; cheaper than to parse it."""
     within = (each for each in code.co_consts if isinstance(each, CodeType))
-    return set(code.co_names).union(*map(_all_names, within))
+    return set(code.co_names).union(*map(all_names, within))
 
 
 def _calls_in(function: FunctionType) -> tuple[frozenset[str], frozenset[str]]:

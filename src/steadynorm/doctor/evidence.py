@@ -119,7 +119,7 @@ class ModuleState:
         following: name of the module that runs next, where it stands in an nn.Sequential and is not its last; else "".
         last: of an nn.Sequential, the name of its last module; else "".
         checkpoints: whether it runs its forward again in the backward (activation checkpointing).
-        per_sample: whether it asks for gradients per sample (Opacus).
+        per_sample: whether its gradients are taken sample by sample (Opacus, or vmap in its code).
     """
 
     name: str
@@ -142,10 +142,14 @@ class OptimizerState:
         decay: name of a parameter -> its weight decay; parameters that the optimizer does not have are missing.
         shrinks: name of a parameter -> share of it that decay alone takes away in a step, with momentum, at the largest
             learning rate that is known; likewise.
+        moved: names of the parameters whose learning rate is not zero.
+        per_sample: whether it takes gradients per sample (Opacus).
     """
 
     decay: Mapping[str, float]
     shrinks: Mapping[str, float] = field(default_factory=dict)
+    moved: frozenset[str] = frozenset()
+    per_sample: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +316,8 @@ class Runs:
         dropout: name of a norm that is given what comes out of dropout, through layers and activations at most -> the
             probability of that dropout.
         raw: norms that are given a tensor of the batch as it is.
-        single: group norms of which a group of a sample has a single value.
+        single: group and layer norms of which a group of a sample has a single value.
+        maps: group norms that are given maps, or sequences of at most 64 values.
         labels: of each batch, in its order; empty where there are none.
         classes: of each batch, label -> number of samples; empty where there are no labels.
         last_samples: samples of the last batch of an epoch, where the loader tells and it is smaller than the others.
@@ -335,6 +340,7 @@ class Runs:
     dropout: Mapping[str, float] = field(default_factory=dict)
     raw: tuple[str, ...] = ()
     single: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
     classes: tuple[Mapping[int, int], ...] = ()
     last_samples: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from steadynorm.surgery.flow.trial import tensors_in
 from steadynorm.surgery.kinds import why_unknown
 from steadynorm.surgery.named_modules import NamedModule
 
+_SHORT = 64
+"""Values of a sequence that are few."""
 __all__ = ["FirstBatch", "first_samples", "look_closely"]
 
 
@@ -36,6 +39,7 @@ class FirstBatch:
     dropout: dict[str, float]
     raw: tuple[str, ...]
     single: tuple[str, ...]
+    maps: tuple[str, ...]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -89,6 +93,7 @@ def look_closely(
         dropout=whole.dropout,
         raw=tuple(whole.raw),
         single=tuple(named.name for named in norms if _has_single(named.module, whole.calls[named.name])),
+        maps=tuple(named.name for named in norms if _has_maps(named.module, whole.calls[named.name])),
     )
 
 
@@ -172,7 +177,14 @@ def _first_tensor(output: object) -> Tensor | None:
 
 
 def _has_single(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    if isinstance(module, nn.LayerNorm):
+        return math.prod(module.normalized_shape) == 1 and bool(calls)
     return isinstance(module, nn.GroupNorm) and any(x[:1].numel() == module.num_groups for x, _ in calls)
+
+
+def _has_maps(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    shapes = [x.shape[2:] for x, _ in calls]
+    return isinstance(module, nn.GroupNorm) and any(len(each) > 1 or 1 < each.numel() <= _SHORT for each in shapes)
 
 
 def _statistics(module: Any) -> list[Tensor]:  # noqa: ANN401 (a norm)

@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from steadynorm.doctor.checkpointing import run_again
 from steadynorm.doctor.elsewhere import Ranks, compare_checkpoint, gather_ranks
 from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState, Runs, Step
+from steadynorm.doctor.per_sample import takes_gradients_per_sample
 from steadynorm.doctor.runs import run_batches, run_reference
 from steadynorm.doctor.score import Measure
 from steadynorm.doctor.twins import twins_of
@@ -227,7 +228,7 @@ def _modules(model: nn.Module) -> Iterator[ModuleState]:
             following=following.get(id(module), ""),
             last=inside[-1][0] if (inside := _in_sequence(named.name, module)) else "",
             checkpoints=module in again,
-            per_sample=type(module).__name__ == "GradSampleModule",
+            per_sample=takes_gradients_per_sample(module),
         )
 
 
@@ -256,12 +257,14 @@ def _module_kind(module: nn.Module) -> str:
 
 def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decay, shrinks = {}, {}
+    decay, shrinks, moved = {}, {}, set[str]()
     for group in optimizer.param_groups:
         each = float(group.get("weight_decay", 0.0))
         rate = max(float(group.get("lr", 0.0)), float(group.get("initial_lr", 0.0)))
         momentum = float(group.get("momentum", 0.0))
         for name in (names[id(parameter)] for parameter in group["params"] if id(parameter) in names):
             decay[name] = each
+            moved |= {name} if rate else set()
             shrinks[name] = rate * each / (1 - momentum) if 0 <= momentum < 1 else rate * each
-    return OptimizerState(decay=decay, shrinks=shrinks)
+    private = type(optimizer).__name__.endswith("DPOptimizer")  # Opacus's, by whatever it distributes with
+    return OptimizerState(decay=decay, shrinks=shrinks, moved=frozenset(moved), per_sample=private)

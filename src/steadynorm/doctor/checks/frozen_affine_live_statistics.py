@@ -1,7 +1,8 @@
 """A layer whose weight and bias are frozen while its statistics still follow the batches.
 
 Looks at: layers in training mode that keep running estimates and whose weight and bias both require no gradient, in a
-model of which other parameters are trained.
+model of which other parameters are trained. With an optimizer, those that it leaves out, or moves at a rate of 0, with
+the linear layer before them.
 
 Harm: ``requires_grad=False`` freezes γ and β alone. In training the layer goes on normalizing by the batch and moving
 its running estimates, so a "frozen" backbone computes something else at every step, and ends with the statistics of the
@@ -26,13 +27,37 @@ _REMEDY = Remedy(
     advice="Freeze the statistics too (freeze_), so that model.train() does not wake them.", treatment="freeze"
 )
 _PROBLEM = (
-    "Its weight and bias are frozen (requires_grad=False), but in training it still normalizes by the batch and moves "
+    "Its weight and bias are frozen ({}), but in training it still normalizes by the batch and moves "
     "its running estimates."
 )
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
+    left_out = set(_left_out(evidence))
     for norm in evidence.norms:
         if norm.moves and norm.affine and not norm.learns:
-            yield at(norm, Severity.WARNING, _PROBLEM, _REMEDY)
+            yield at(norm, Severity.WARNING, _PROBLEM.format("requires_grad=False"), _REMEDY)
+        elif norm.moves and norm.name in left_out:
+            yield at(norm, Severity.WARNING, _PROBLEM.format("the optimizer does not move them"), _REMEDY)
+
+
+def _left_out(evidence: Evidence) -> Iterator[str]:
+    """Name the norms that the optimizer leaves out with the linear layer before them, while it moves other weights.
+
+    Where it moves the weights and not the norms, or the other way round, a second optimizer has the rest.
+    """
+    if evidence.optimizer is None:
+        return
+    moved = evidence.optimizer.moved
+    if not any(f"{each.name}.weight" in moved for each in evidence.modules if each.kind == "linear"):
+        return
+    norms = {norm.name for norm in evidence.norms if norm.affine}
+    before_moves = False
+    for module in evidence.modules:
+        if module.kind == "linear":
+            before_moves = f"{module.name}.weight" in moved
+        elif module.name in norms and not before_moves:
+            own = (f"{module.name}.{each}" for each in ("weight", "bias"))
+            if not any(name in moved for name in own):
+                yield module.name

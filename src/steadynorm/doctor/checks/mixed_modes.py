@@ -1,6 +1,6 @@
 """Layers that are in another mode than the model.
 
-Looks at: ``training`` of the model and of every batch norm.
+Looks at: ``training`` of the model, of every batch norm, and of layers of one's own that keep running estimates.
 
 Harm: a layer left in training inside a model that evaluates makes each prediction depend on the other images of its
 batch, and moves its running estimates with every one. The reverse, a layer that evaluates while the model trains, is
@@ -26,7 +26,9 @@ _FREEZE = Remedy(advice="If it is meant to stay so, freeze it with freeze_: the 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
-    for norm in evidence.batch_norms:
+    for norm in evidence.norms:
+        if not norm.is_batch_norm and not (norm.unknown and norm.moves):
+            continue
         if norm.training and not evidence.training and not norm.is_frozen:
             problem = (
                 "It is in training mode though the model evaluates, so each output depends on the rest of its batch."

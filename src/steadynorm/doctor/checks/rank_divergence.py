@@ -11,7 +11,8 @@ Remedy: make one of them, over all ranks' values (``merge_statistics``), or meas
 
 Threshold: one step apart is how DistributedDataParallel leaves them between two forwards: every rank's own batch with
 the weight of the momentum. So a note up to the momentum times half a standard deviation (root mean square over
-channels, of the rank that is furthest from the mean of all), a warning beyond.
+channels, of the rank that is furthest from the mean of all), a warning beyond. An error where some ranks' are no
+numbers.
 
 Source: pytorch issue 13711; pytorch-image-models issue 110; mmpose issue 998.
 """
@@ -39,7 +40,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     assert evidence.ranks is not None
     for norm in evidence.norms:
         stored = evidence.ranks.get(norm.name)
-        if stored is None or _are_equal(stored) or not _are_numbers(stored):
+        if stored is None or _are_equal(stored):
+            continue
+        wrong = _without_numbers(stored)
+        if wrong:
+            if len(wrong) < len(stored.means):
+                problem = f"Its running estimates are no numbers on rank {wrong[0]}, and are on others."
+                yield at(norm, Severity.ERROR, problem, _REMEDY, rank=wrong[0])
             continue
         distance, rank = _furthest(stored, norm.eps)
         known = SHARE * (norm.momentum if norm.momentum is not None else USUAL)
@@ -55,8 +62,10 @@ def _are_equal(stored: RankStatistics) -> bool:
     return all(torch.equal(each, each[:1].expand_as(each)) for each in (stored.means, stored.vars))
 
 
-def _are_numbers(stored: RankStatistics) -> bool:
-    return bool(stored.means.isfinite().all() and stored.vars.isfinite().all() and (stored.vars >= 0).all())
+def _without_numbers(stored: RankStatistics) -> list[int]:
+    """List the ranks with a value that is not finite, or a variance below zero."""
+    pairs = zip(stored.means, stored.vars, strict=True)
+    return [rank for rank, (mean, var) in enumerate(pairs) if not (mean.isfinite() & var.isfinite() & (var >= 0)).all()]
 
 
 def _furthest(stored: RankStatistics, eps: float) -> tuple[float, int]:

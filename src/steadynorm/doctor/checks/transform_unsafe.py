@@ -1,7 +1,8 @@
 """Batch norm in a model whose gradients are taken sample by sample.
 
 Looks at: batch norms that would move running estimates, in a model wrapped for gradients per sample (Opacus's
-GradSampleModule).
+GradSampleModule, or parameters with a ``grad_sample``), trained by Opacus's DPOptimizer, or of which a method maps over
+gradients (``torch.func.vmap`` with ``grad``).
 
 Harm: a sample's gradient depends on the rest of its batch, so the bound that differential privacy needs does not hold,
 and the update of the buffers, in place, has no meaning under vmap.
@@ -25,7 +26,8 @@ _REMEDY = Remedy(advice="Freeze it (freeze_), or convert it to group norm, befor
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
-    if not any(module.per_sample for module in evidence.modules):
+    private = evidence.optimizer is not None and evidence.optimizer.per_sample
+    if not private and not any(module.per_sample for module in evidence.modules):
         return
     for norm in evidence.batch_norms:
         if norm.training and not norm.is_frozen:

@@ -1,0 +1,189 @@
+"""Faults of how a model is built and used, as they are put into it by hand, and what only looks like them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steadynorm.doctor import Severity, diagnose
+
+WARNING = Severity.WARNING
+KNOWN = nn.BatchNorm1d(3)
+
+
+class Calls(nn.Module):
+    """Holds something, and calls it."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held(x)
+
+
+class Globally(nn.Module):
+    """Calls what stands in its file."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return KNOWN(x)
+
+
+def by_default(norm: nn.Module) -> Any:
+    def call(x: Tensor, layer: nn.Module = norm) -> Any:
+        return layer(x)
+
+    return call
+
+
+def by_keyword(norm: nn.Module) -> Any:
+    def call(x: Tensor, *, layer: nn.Module = norm) -> Any:
+        return layer(x)
+
+    return call
+
+
+def hooked() -> nn.Module:
+    model, norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+    model.register_forward_hook(lambda module, given, y: norm(y))
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Calls(by_default(nn.BatchNorm1d(3))), Calls(by_keyword(nn.BatchNorm1d(3))), hooked(), Globally()],
+    ids=["default", "keyword", "hook", "global"],
+)
+def test_a_norm_that_a_function_takes_is_found(model: nn.Module) -> None:
+    assert [each.severity for each in diagnose(model).of("hidden-module")] == [WARNING]
+
+
+class Own(nn.Module):
+    """Keeps running estimates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("running_var", torch.ones(3))
+
+
+def test_a_norm_of_ones_own_that_is_left_in_training_is_found() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), Own()).eval()
+    assert diagnose(model).of("mixed-modes") == ()
+    model[1].train()
+    assert [(each.layer, each.severity) for each in diagnose(model).of("mixed-modes")] == [("1", WARNING)]
+
+
+def changed(norm: nn.Module, **attributes: Any) -> nn.Module:
+    for name, value in attributes.items():
+        setattr(norm, name, value)
+    return norm
+
+
+@pytest.mark.parametrize(
+    ("norm", "found"),
+    [
+        (changed(nn.BatchNorm1d(3, momentum=None), num_batches_tracked=None), [WARNING]),
+        (changed(nn.BatchNorm1d(3), num_batches_tracked=None), []),
+        (nn.BatchNorm1d(3, momentum=None), []),
+        (changed(nn.InstanceNorm1d(3, track_running_stats=True), track_running_stats=False), [WARNING]),
+        (nn.InstanceNorm1d(3, track_running_stats=True), []),
+        (nn.InstanceNorm1d(3), []),
+    ],
+)
+def test_a_counter_or_a_flag_that_buffers_do_not_bear_out_is_found(norm: nn.Module, found: list[Severity]) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), norm)
+    assert [each.severity for each in diagnose(model).of("track-flag-inconsistent")] == found
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_statistics_that_are_no_numbers_on_one_rank_are_found(value: float) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    states = [{name: each.clone() for name, each in model.state_dict().items()} for _ in range(3)]
+    states[2]["1.running_var"][1] = value
+    (found,) = diagnose(model, ranks=states).of("rank-divergence")
+    assert (found.layer, found.severity, found.numbers["rank"]) == ("1", Severity.ERROR, 2)
+    for state in states:
+        state["1.running_var"][1] = value
+    assert diagnose(model, ranks=states).of("rank-divergence") == ()
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "found"),
+    [
+        (nn.GroupNorm(4, 4), (8, 4, 6, 6), [WARNING]),
+        (nn.GroupNorm(4, 4), (8, 4, 64), [WARNING]),
+        (nn.GroupNorm(4, 4), (8, 4, 65), []),
+        (nn.GroupNorm(2, 4), (8, 4, 6, 6), []),
+        (nn.InstanceNorm2d(4), (8, 4, 6, 6), []),
+        (nn.LayerNorm(1), (8, 4, 1), [WARNING]),
+        (nn.LayerNorm(4), (8, 1, 4), []),
+    ],
+)
+def test_norms_of_single_channels_or_values_are_found(norm: nn.Module, shape: Any, found: list[Severity]) -> None:
+    diagnosis = diagnose(nn.Sequential(norm, nn.ReLU()).eval(), [torch.randn(*shape)])
+    assert [each.severity for each in diagnosis.of("degenerate-group-norm")] == found
+
+
+class Private(nn.Module):
+    """Takes gradients sample by sample by its own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def gradients(self, x: Tensor) -> Any:
+        def loss(parameters: Any, each: Tensor) -> Tensor:
+            return torch.func.functional_call(self, parameters, each[None]).sum()
+
+        return torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(self.named_parameters()), x)
+
+
+class Mapped(nn.Module):
+    """Maps over something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(torch.dot)(x, x)
+
+
+class DPOptimizer(torch.optim.SGD):
+    """Named as Opacus names it."""
+
+
+def test_gradients_per_sample_are_told_by_what_takes_them() -> None:
+    def found(model: nn.Module, **options: Any) -> list[str]:
+        return [each.layer for each in diagnose(model, **options).of("transform-unsafe")]
+
+    plain = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    assert found(Private()) == ["norm"]
+    assert found(Mapped()) == found(plain) == []
+    assert found(plain, optimizer=torch.optim.SGD(plain.parameters(), 0.1)) == []
+    assert found(plain, optimizer=DPOptimizer(plain.parameters(), 0.1)) == ["1"]
+    plain[0].weight.grad_sample = None
+    assert found(plain) == ["1"]
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+
+
+def test_what_the_optimizer_leaves_out_is_frozen() -> None:
+    def found(model: nn.Module, *groups: Any) -> list[str]:
+        optimizer = torch.optim.SGD(groups, 0.1)
+        return [each.layer for each in diagnose(model, optimizer=optimizer).of("frozen-affine-live-statistics")]
+
+    model = network()
+    backbone, head = [*model[0].parameters(), *model[1].parameters()], list(model[3].parameters())
+    assert found(model, {"params": head}) == ["1"]
+    assert found(model, {"params": head}, {"params": backbone, "lr": 0.0}) == ["1"]
+    assert found(model, {"params": head}, {"params": backbone}) == []
+    assert found(model, {"params": [each for each in model.parameters() if each.dim() > 1]}) == []  # as Muon does
+    assert found(model, {"params": [each for each in model.parameters() if each.dim() == 1]}) == []
+    assert found(model.eval(), {"params": head}) == []
