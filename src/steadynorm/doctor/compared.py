@@ -23,6 +23,7 @@ __all__ = [
     "distance_of",
     "may_matter",
     "pooled",
+    "share_of_gap",
     "won_back",
 ]
 
@@ -149,13 +150,14 @@ def won_back(runs: Runs) -> Mapping[str, float]:
         name -> share, over the batches on which single layers were tried, which they are where :func:`may_matter` says
         so; empty where they were not, or all of them win nothing there.
     """
-    shares = {}
-    for name, scores in runs.one_layer.items():
-        whole = cost_of(runs.score, runs.evaluation[: len(scores)], runs.by_batch)
-        gain = cost_of(runs.score, runs.evaluation, scores)
-        if whole is not None and gain is not None and whole.value > 0:
-            shares[name] = gain.value / whole.value
-    return shares
+    return {name: share for name, scores in runs.one_layer.items() if (share := share_of_gap(runs, scores)) is not None}
+
+
+def share_of_gap(runs: Runs, scores: Sequence[float]) -> float | None:
+    """Give the share of the gap that scores on the first batches win back; None where there is none, or no gap."""
+    whole = cost_of(runs.score, runs.evaluation[: len(scores)], runs.by_batch)
+    gain = cost_of(runs.score, runs.evaluation, scores)
+    return gain.value / whole.value if whole is not None and gain is not None and whole.value > 0 else None
 
 
 def may_matter(quantity: str, evaluation: Sequence[float], by_batch: Sequence[float]) -> bool:

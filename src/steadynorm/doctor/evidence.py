@@ -302,6 +302,10 @@ class Runs:
         by_batch: in evaluation, but with the batch's statistics in every batch norm.
         one_layer: name -> with the batch's statistics in this layer alone, on the first batches; empty where
             ``by_batch`` is not better by as much as :func:`steadynorm.doctor.compared.may_matter` asks for.
+        few_layers: likewise of a few layers together, whose own running estimates are further off than all others'.
+        off: name of a batch norm -> how far its running estimates are, in standard deviations beyond sampling, from the
+            moments of what it is given while every batch norm takes the batch's statistics, so that none is off
+            because one before it is; empty where ``recalibrated`` is.
         recalibrated: on every second batch, with statistics measured on the others; empty where that was
             not possible.
         moved: batch norms whose running estimates a forward moved though every module evaluated.
@@ -330,6 +334,8 @@ class Runs:
     evaluation: tuple[float, ...] = ()
     by_batch: tuple[float, ...] = ()
     one_layer: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    few_layers: Mapping[tuple[str, ...], tuple[float, ...]] = field(default_factory=dict)
+    off: Mapping[str, float] = field(default_factory=dict)
     recalibrated: tuple[float, ...] = ()
     moved: tuple[str, ...] = ()
     dependent: tuple[str, ...] = ()

@@ -11,22 +11,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from steadynorm.doctor.compared import may_matter
+from steadynorm.doctor.compared import apart, may_matter
 from steadynorm.doctor.evidence import Sighting
 from steadynorm.doctor.score import Score
 from steadynorm.doctor.untouched import uncompiled
+from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.change import Change
 from steadynorm.surgery.contexts import use_batch_statistics
 from steadynorm.surgery.estimation.one_pass import Pass, Target
-from steadynorm.surgery.kinds import kind_of
+from steadynorm.surgery.kinds import eps_of, kind_of
 from steadynorm.surgery.named_modules import NamedModule
 from steadynorm.surgery.recalibrate import recalibrate_
 
-__all__ = ["OtherStatistics", "Trial", "scored"]
+__all__ = ["OtherStatistics", "Trial", "scored", "standing_out"]
 
 ABLATION = 2
 """Batches on which one layer after the other is given the batch's own statistics."""
+_STATISTICS = ("running_mean", "running_var")
+FEW, CLEAR, OFF = 3, 2.0, 0.125
+"""Layers that may stand out; how many times further off than all others; and standard deviations at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,9 @@ class OtherStatistics:
 
     by_batch: tuple[float, ...]
     one_layer: dict[str, tuple[float, ...]]
+    few_layers: dict[tuple[str, ...], tuple[float, ...]]
     recalibrated: tuple[float, ...]
+    off: dict[str, float]
 
 
 class Trial:
@@ -61,6 +67,7 @@ class Trial:
         sightings: Mapping[str, Sequence[Sighting]],
     ) -> None:
         self._model, self._layers, self._batches, self._forward, self._score = model, layers, batches, forward, score
+        self._sightings = sightings
         self._stored = {named.module for named in layers if named.module.running_mean is not None}
         self._single = {
             named.name: {each.batch for each in sightings.get(named.name, ()) if each.count == 1}
@@ -75,27 +82,36 @@ class Trial:
             evaluation: scores in evaluation, a number for each batch.
             unread: takes a line on what could not be tried.
         """
-        found, recalibrated = self._recalibrated(unread)
+        off: dict[str, float] = {}
+        found, recalibrated = self._recalibrated(unread, off)
         rest = [at for at in range(len(self._batches)) if at not in found]
         found |= zip(rest, self._by_batch(self._layers, rest), strict=True)
         by_batch = tuple(found[at] for at in sorted(found))
-        one_layer = {}
+        one_layer, few_layers = {}, {}
         if may_matter(self._score.name, evaluation, by_batch):
             first = range(len(self._batches[:ABLATION]))
             one_layer = {named.name: self._by_batch([named], first) for named in self._layers}
-        return OtherStatistics(by_batch=by_batch, one_layer=one_layer, recalibrated=recalibrated)
+            few = standing_out(off)
+            if few:
+                chosen = [named for named in self._layers if named.name in few]
+                few_layers[few] = one_layer[few[0]] if len(few) == 1 else self._by_batch(chosen, first)
+        return OtherStatistics(
+            by_batch=by_batch, one_layer=one_layer, few_layers=few_layers, recalibrated=recalibrated, off=off
+        )
 
-    def _recalibrated(self, unread: list[str]) -> tuple[dict[int, float], tuple[float, ...]]:
+    def _recalibrated(self, unread: list[str], off: dict[str, float]) -> tuple[dict[int, float], tuple[float, ...]]:
         """Score every second batch with statistics measured in one pass over the others; empty if that cannot be done.
 
         By turns, so that data in an order, such as that of the classes, are in both halves. While they are measured,
         each layer normalizes by its batch: where that is what it does in training, the scores of those batches by
-        their own statistics come with it, by the number of the batch.
+        their own statistics come with it, by the number of the batch. ``off`` takes how far each layer's running
+        estimates are from what was measured.
         """
         by_batch: dict[int, float] = {}
         if len(self._batches) < 2:
             return by_batch, ()
         counts = _train_by_batch(self._layers)
+        before = {named.name: _stored(named) for named in self._layers if named.module in self._stored}
 
         def forward(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (as the loader and the model give them)
             output = self._forward(model, batch)
@@ -117,9 +133,24 @@ class Trial:
             unread.append(f"what statistics measured now would give: {error}")
             return by_batch, ()
         try:
+            changed = {each.name for each in change.changed}
+            off |= {
+                named.name: self._off(named, before[named.name])
+                for named in self._layers
+                if named.name in before and named.name in changed and counts
+            }
             return by_batch, tuple(self._scored(at) for at in range(1, len(self._batches), 2))
         finally:
             change.undo()
+
+    def _off(self, named: NamedModule, before: Moments) -> float:
+        """Give how far from the present running estimates others are, beyond the sampling of the present ones."""
+        seen = [each for each in self._sightings.get(named.name, ()) if each.batch % 2 == 0]
+        noises = [each.noise for each in seen if math.isfinite(each.noise)]
+        noise = sum(noises) / len(noises) if noises else 1.0
+        error = noise / max(1, sum(each.samples for each in seen))
+        distance = apart(before, _stored(named), eps=eps_of(named.module))
+        return math.sqrt(max(0.0, distance**2 - 2 * error)) if math.isfinite(distance) else math.inf
 
     def _by_batch(self, layers: Sequence[NamedModule], numbers: Sequence[int]) -> tuple[float, ...]:
         """Score batches with their own statistics in some layers; NaN where a layer has one value per channel."""
@@ -149,6 +180,20 @@ class Trial:
         return scored(self._model, self._batches[number], self._forward, self._score)
 
 
+def standing_out(off: Mapping[str, float]) -> tuple[str, ...]:
+    """Name the few layers whose running estimates are off, and clearly further than those of all others.
+
+    Each layer is compared with what it is given while all others normalize by the batch, so that none is off because
+    one before it is.
+    """
+    order = sorted(off, key=lambda name: -off[name])
+    for number in range(min(FEW, len(order)), 0, -1):
+        following = max((off[name] for name in order[number:]), default=0.0)
+        if off[order[number - 1]] > max(OFF, CLEAR * following):
+            return tuple(name for name in off if name in order[:number])
+    return ()
+
+
 def scored(model: nn.Module, batch: Any, forward: Forward, score: Score) -> float:  # noqa: ANN401 (as the loader gives it)
     """Score a model on a batch; NaN where a layer cannot normalize by the batch."""
     try:
@@ -157,6 +202,11 @@ def scored(model: nn.Module, batch: Any, forward: Forward, score: Score) -> floa
         if "more than 1 value per channel" not in str(error):
             raise
         return math.nan
+
+
+def _stored(named: NamedModule) -> Moments:
+    mean, var = (getattr(named.module, name).detach().to("cpu", torch.float64, copy=True) for name in _STATISTICS)
+    return Moments(mean=mean, var=var, count=1)
 
 
 def _train_by_batch(layers: Sequence[NamedModule]) -> bool:

@@ -15,9 +15,11 @@ the model will see; it can be undone.
 Threshold: the score would be better, by Student's test over the batches at 2.5 %, and by more than a twentieth of
 itself; one and a half standard errors and a fortieth are enough where some layer's running estimates are a quarter of a
 standard deviation off, beyond sampling. Batch statistics are noisier than running ones, so a healthy model is better in
-evaluation, and its gap is negative. A layer is named where it alone wins back a fifth more of that than every layer
-that the model lists before it: later ones normalize again what an earlier one has spoiled, so they win back almost as
-much.
+evaluation, and its gap is negative. Up to three layers are named where their running estimates are off by more than an
+eighth of a standard deviation and twice as far as those of any other, each beside what it is given while all normalize
+by the batch, and where they win back half of the gap together. Else a layer is named where it alone wins back a fifth
+more of that than every layer that the model lists before it: later ones normalize again what an earlier one has
+spoiled, so they win back almost as much.
 
 Source: pytorch issue 4741; Wu & Johnson 2021 (arXiv 2105.07576).
 """
@@ -26,14 +28,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from steadynorm.doctor.compared import cost_of, distance_of, won_back
+from steadynorm.doctor.compared import cost_of, distance_of, share_of_gap, won_back
 from steadynorm.doctor.evidence import Evidence, NormState
-from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
+from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity, of_model
 from steadynorm.doctor.shared import STALE, furthest, shared_by
 
 NEEDS = ("batches", "score")
 SHARE = 0.2
 """Of the gap, won back by one layer alone: then it is named."""
+MOST = 0.5
+"""Of the gap, won back by the few layers that are further off than all others: then they are named."""
 _REMEDY = Remedy(
     advice="Measure the statistics again on a few hundred training images (recalibrate_).", treatment="recalibrate"
 )
@@ -52,6 +56,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         if fresh is None or not fresh.matters(runs.recalibrated):
             return
     gains = won_back(runs)
+    few = next(((names, share_of_gap(runs, scores)) for names, scores in runs.few_layers.items()), None)
+    if few is not None and few[1] is not None and few[1] >= MOST:
+        yield from _named(evidence, few[0], few[1], cost)
+        return
     guilty = _first_to_help(gains, list(runs.sightings))
     norms = {norm.name: norm for norm in evidence.norms}
     problem = f"In evaluation the {runs.score} is worse than with the batches' own statistics"
@@ -68,6 +76,20 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             share=share,
             **_distance(evidence, norms[name]),
         )
+
+
+def _named(evidence: Evidence, names: Sequence[str], share: float, cost: Cost) -> Iterator[Finding]:
+    assert evidence.batches is not None
+    norms = {norm.name: norm for norm in evidence.norms}
+    together = "this layer alone takes" if len(names) == 1 else f"{' and '.join(names)} take"
+    problem = (
+        f"In evaluation the {evidence.batches.score} is worse than with the batches' own statistics; "
+        f"{100 * min(1.0, share):.0f} % of that comes back when {together} them, whose running estimates are further "
+        "off than those of all other layers."
+    )
+    for name in names:
+        off = evidence.batches.off[name]
+        yield of_model(Severity.WARNING, problem, _REMEDY, cost, norms[name], share=min(1.0, share), off=off)
 
 
 def _first_to_help(gains: Mapping[str, float], order: Sequence[str]) -> list[str]:
