@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from steadynorm.doctor import Severity, diagnose
+from steadynorm.doctor import Severity, diagnose, treat_
 from steadynorm.doctor.other_statistics import standing_out
 from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches
@@ -77,3 +77,31 @@ def test_layers_stand_out_where_few_are_off_and_all_others_clearly_less(
     off: dict[str, float], named: tuple[str, ...]
 ) -> None:
     assert standing_out(off) == named
+
+
+@pytest.mark.parametrize("change", ["running_mean.zero_()", "running_var.fill_(1)"])
+def test_a_half_of_the_statistics_that_is_still_a_new_layers_is_found_and_healed(model: Any, change: str) -> None:
+    model[4].running_mean += 1.0
+    model[3].bias = nn.Parameter(torch.ones(8))  # so that neither is by chance what a new layer has
+    model[3].weight.data *= 6
+    recalibrate_(model, batches(16, seed=2))
+    assert diagnose(model, batches()).of("statistics-at-init") == ()
+    assert diagnose(model, batches()).is_healthy
+    name, _, call = change.partition(".")
+    getattr(getattr(model[4], name), call.partition("(")[0])(*([1] if "1" in call else []))
+    diagnosis = diagnose(model, batches())
+    assert [(each.layer, each.severity) for each in diagnosis.of("statistics-at-init")] == [("4", ERROR)]
+    treat_(model, diagnosis, [x for x, _ in batches(16, seed=2)])  # with labels: larger logits cost less here
+    assert diagnose(model, batches()).is_healthy
+
+
+def test_a_half_that_is_right_as_it_is_says_nothing(model: Any) -> None:
+    model[4].running_mean.zero_()
+    shifted = [(x, y) for x, y in batches()]
+    mean = diagnose(model, shifted)
+    model[3].bias = nn.Parameter(torch.zeros(8))
+    for _ in range(3):  # the mean is taken away before the layer
+        recalibrate_(model, batches(16, seed=2))
+        model[3].bias.data -= model[4].running_mean
+        model[4].running_mean.zero_()
+    assert mean.of("statistics-at-init") and diagnose(model, batches()).of("statistics-at-init") == ()

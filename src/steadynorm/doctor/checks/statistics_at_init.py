@@ -1,7 +1,7 @@
 """Running estimates of a trained layer that are still those of a new one.
 
 Looks at: whether running_mean is exactly 0 and running_var exactly 1 in every channel, while the layer's counter or its
-weight and bias say that it has been trained.
+weight and bias say that it has been trained. Whether one of the two is, where batches show that this is not theirs.
 
 Harm: in evaluation the layer normalizes by numbers that no batch has given, so accuracy is near chance. Statistics are
 buffers: they are lost where ``parameters()`` are saved, sent, averaged or merged in place of ``state_dict()``, where a
@@ -11,17 +11,22 @@ Remedy: load them from a full checkpoint, or measure them again on a few hundred
 there describe no data. A frozen layer is left to you: mean 0 and variance 1 may be meant.
 
 Threshold: none; a batch of real numbers never gives exactly 0 and 1 in all channels. A layer that is new in every
-respect is a warning where the model evaluates and batches reach it, as after keys were renamed; else a note.
+respect is a warning where the model evaluates and batches reach it, as after keys were renamed; else a note. One of the
+two alone can be so on purpose, as where a mean was folded away: there the batches' own must be a quarter of a standard
+deviation off, root mean square over channels and beyond sampling.
 
 Source: torch issues; huggingface/peft issue 1732; PFLlib issue 260.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from steadynorm.doctor.compared import distance_of
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+from steadynorm.doctor.shared import STALE
 
 _REMEDY = Remedy(
     advice="Load the statistics from a full state dict, or measure them on training images (recalibrate_).",
@@ -34,8 +39,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     for norm in evidence.norms:
         if not norm.at_start:
-            continue
-        if norm.batches:
+            yield from _half(evidence, norm)
+        elif norm.batches:
             why = f"though it has counted {norm.batches} batches"
             yield at(norm, Severity.ERROR, _problem(why), _REMEDY, batches=norm.batches)
         elif not norm.affine_at_start:
@@ -49,6 +54,26 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             else:
                 problem += " The batches reach it, so its weights may not have been loaded either."
                 yield at(norm, Severity.WARNING, problem, _REMEDY)
+
+
+def _half(evidence: Evidence, norm: NormState) -> Iterator[Finding]:
+    """Find a mean or a variance alone that is a new layer's, and not that of the batches."""
+    if norm.mean is None or norm.var is None or norm.is_frozen or len(norm.mean) < 2:
+        return
+    known = evidence.described
+    distance = distance_of(norm, () if known is None else known.sightings.get(norm.name, ()))
+    if distance is None:
+        return
+    zero, one = not norm.mean.any(), bool((norm.var == 1).all())
+    off = distance.shift if zero else distance.log_gain
+    size = math.sqrt(max(0.0, float(off.square().mean()) - distance.error**2))
+    if (zero or one) and size > STALE:
+        which = "mean is 0" if zero else "variance is 1"
+        problem = (
+            f"Its running {which} in every channel, as in a new layer, while the other running estimate is not a new "
+            f"layer's, and the batches' own is {size:.2g} standard deviations off."
+        )
+        yield at(norm, Severity.ERROR, problem, _REMEDY, distance=size)
 
 
 def _others_moved(evidence: Evidence, norm: NormState) -> bool:
