@@ -105,3 +105,18 @@ def test_a_half_that_is_right_as_it_is_says_nothing(model: Any) -> None:
         model[3].bias.data -= model[4].running_mean
         model[4].running_mean.zero_()
     assert mean.of("statistics-at-init") and diagnose(model, batches()).of("statistics-at-init") == ()
+
+
+@pytest.mark.parametrize(("share", "found"), [(2, []), (1, []), (8, [("4", WARNING)]), (4, [("4", WARNING)])])
+def test_variances_of_nothing_are_a_warning_where_the_input_varies(model: Any, share: int, found: list[Any]) -> None:
+    if share > 2:
+        model[4].running_var[:share] = 0
+    else:  # filters that died
+        model[3].weight.data[: 2 * share] = 0
+        recalibrate_(model, batches(16, seed=2))
+    diagnosis = diagnose(model, batches())
+    warnings = [each for each in diagnosis.of("near-zero-variance") if each.severity >= WARNING]
+    assert [(each.layer, each.severity) for each in warnings] == found
+    if found:
+        treat_(model, diagnosis, [x for x, _ in batches(16, seed=2)])
+        assert diagnose(model, batches()).of("near-zero-variance") == ()

@@ -1,34 +1,44 @@
 """Channels whose running variance is far below eps.
 
-Looks at: running_var beside eps.
+Looks at: running_var beside eps, and beside the variance of the batches where they are given.
 
 Harm: the channel's input hardly varies on training data, so eps alone decides its gain, up to γ/√eps, some 316 with the
 usual eps. Harmless on data like those; on shifted data, where the input does vary, the gain blows it up. Rounding and
 quantisation noise are amplified in the same way.
 
-Remedy: see what feeds the channel: a dead filter or ReLU. Nothing is done by itself.
+Remedy: see what feeds the channel: a dead filter or ReLU. Where the batches' input does vary, measure the statistics
+again (``recalibrate_``).
 
 Threshold: a variance below a hundredth of eps, in more than a fifth of a layer's channels that have a weight. Single
-dead filters are usual in trained networks and say nothing.
+dead filters are usual in trained networks and say nothing. A note; a warning where as many of these channels vary in
+the batches, by at least a third of the layer's usual deviation, and are blown up tenfold or more.
 
 Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), the role of eps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.compared import described
+from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
-ONLY_NOTES = True
 BELOW = 0.01
 """Of eps."""
 SHARE = 0.2
 """Of a layer's channels."""
+USUAL, BLOWN_UP = 1 / 3, 10.0
+"""Of the layer's usual deviation, and times the root of eps, from which on a channel's input varies."""
 _REMEDY = Remedy(advice="See what feeds them: dead filters, or an activation that is always 0.")
+_MEASURE = Remedy(
+    advice="Measure the statistics again on training images (recalibrate_): what was measured did not vary.",
+    treatment="recalibrate",
+)
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -39,9 +49,26 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         passes = torch.ones_like(norm.var, dtype=torch.bool) if norm.weight is None else norm.weight.flatten() != 0
         small = (norm.var >= 0) & (norm.var < BELOW * norm.eps) & passes
         number, of = int(small.sum()), int(passes.sum())
-        if number > SHARE * of:
+        alive = int((small & _varies(evidence, norm)).sum())
+        if alive > SHARE * of:
+            problem = (
+                f"The running variance of {alive} of {of} channels is below {BELOW:g} of eps, while their input varies "
+                "in the batches as that of other channels does: they are blown up by up to γ/√eps."
+            )
+            yield at(norm, Severity.WARNING, problem, _MEASURE, channels=alive, of=of)
+        elif number > SHARE * of:
             problem = (
                 f"The running variance of {number} of {of} channels is below {BELOW:g} of eps, so eps makes their "
                 "gain; input that varies more than in training is blown up."
             )
             yield at(norm, Severity.NOTE, problem, _REMEDY, channels=number, of=of)
+
+
+def _varies(evidence: Evidence, norm: NormState) -> Tensor:
+    """Tell of each channel whether its input varies in the batches, beside eps and the layer's usual channel."""
+    assert norm.var is not None
+    seen = () if evidence.described is None else evidence.described.sightings.get(norm.name, ())
+    if not seen:
+        return torch.zeros_like(norm.var, dtype=torch.bool)
+    found = (described(seen).var + norm.eps).sqrt()
+    return (found >= USUAL * found.median()) & (found > BLOWN_UP * math.sqrt(norm.eps))
