@@ -120,3 +120,11 @@ def test_variances_of_nothing_are_a_warning_where_the_input_varies(model: Any, s
     if found:
         treat_(model, diagnosis, [x for x, _ in batches(16, seed=2)])
         assert diagnose(model, batches()).of("near-zero-variance") == ()
+
+
+@pytest.mark.parametrize(("mean", "severity"), [(1.0, Severity.NOTE), (1e3, WARNING)])
+def test_half_precision_in_evaluation_is_a_warning_where_it_moves_a_mean(mean: float, severity: Severity) -> None:
+    norm = nn.BatchNorm2d(4).eval()
+    norm.running_mean.fill_(mean)  # type: ignore[union-attr]
+    (found,) = diagnose(nn.Sequential(norm.bfloat16()).eval()).of("low-precision-statistics")
+    assert found.severity == severity
