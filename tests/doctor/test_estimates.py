@@ -128,3 +128,17 @@ def test_half_precision_in_evaluation_is_a_warning_where_it_moves_a_mean(mean: f
     norm.running_mean.fill_(mean)  # type: ignore[union-attr]
     (found,) = diagnose(nn.Sequential(norm.bfloat16()).eval()).of("low-precision-statistics")
     assert found.severity == severity
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1.0])
+def test_ranks_of_which_one_holds_no_possible_statistics_are_apart(model: Any, value: float) -> None:
+    states = [{name: each.clone() for name, each in model.state_dict().items()} for _ in range(4)]
+    assert diagnose(model, ranks=states).of("rank-divergence") == ()
+    states[2]["4.running_var"][1] = value
+    (found,) = diagnose(model, ranks=states).of("rank-divergence")
+    assert (found.layer, found.severity, found.numbers["rank"]) == ("4", ERROR, 2)
+    for state in states:
+        state["4.running_var"][1] = value
+    assert (
+        diagnose(model, ranks=states).of("rank-divergence") == ()
+    )  # nonfinite-statistics or negative-variance says so
