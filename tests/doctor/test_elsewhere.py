@@ -54,9 +54,16 @@ def test_a_model_that_is_its_checkpoint_is_silent(model: Any, change: Callable[[
         (lambda state: state | {"7.weight": torch.ones(3)}, [("", NOTE)]),
         (lambda state: state | {"7.num_batches_tracked": torch.tensor(3)}, []),
         (lambda state: state | {"4.running_mean": state["4.running_mean"] + 0.1}, [("4", WARNING)]),
-        (lambda state: {name: each + 1 for name, each in state.items()}, [("", NOTE)]),
+        (lambda state: {name: 1.1 * each for name, each in state.items()}, [("", NOTE)]),
+        (
+            lambda state: {name: each.flip(0) if each.dim() else each for name, each in state.items()},
+            [("0", WARNING), ("3", WARNING), ("8", WARNING), ("", NOTE)],
+        ),
     ],
-    ids=["lost", "shape", "missing", "weight's shape", "no taker", "unexpected", "counter", "moved", "other weights"],
+    ids=[
+        *("lost", "shape", "missing", "weight's shape", "no taker"),
+        *("unexpected", "counter", "moved", "trained since", "other weights"),
+    ],
 )
 def test_what_a_checkpoint_says_otherwise_is_named(
     model: Any, change: Callable[[Any], Any], found: list[tuple[str, Severity]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -142,3 +143,28 @@ def test_ranks_of_which_one_holds_no_possible_statistics_are_apart(model: Any, v
     assert (
         diagnose(model, ranks=states).of("rank-divergence") == ()
     )  # nonfinite-statistics or negative-variance says so
+
+
+def _swap(state: dict[str, Any]) -> None:
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        state[f"1.{key}"], state[f"4.{key}"] = state[f"4.{key}"], state[f"1.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (_swap, {"1", "4"}),
+        (lambda state: state["4.weight"].fill_(1), {"4"}),
+        (lambda state: state["3.weight"].copy_(state["3.weight"].flip(0)), {"3"}),
+        (lambda state: [state[name].mul_(1.1) for name in state if name.endswith("weight")], set()),
+        (lambda state: state["8.weight"].mul_(1.2), set()),
+    ],
+    ids=["swapped", "affine lost", "not loaded", "trained since", "head trained since"],
+)
+def test_a_part_that_was_not_loaded_is_named(
+    model: Any, change: Callable[[dict[str, Any]], object], found: set[str]
+) -> None:
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+    change(state)
+    findings = [each for each in diagnose(model, checkpoint=state).of("checkpoint-diff") if each.severity >= WARNING]
+    assert {each.layer for each in findings} == found

@@ -47,12 +47,14 @@ def compare_checkpoint(
         for name, pair in readable.items()
         if name.rpartition(".")[2] not in (*_STATISTICS, "num_batches_tracked")
     }
+    different = [name for name, (mine, each) in others.items() if not _is_same(mine, each)]
     return CheckpointState(
         missing=state.missing,
         unknown=state.unknown,
         misshapen=misshapen,
-        different=tuple(name for name, (mine, each) in others.items() if not _is_same(mine, each)),
+        different=tuple(different),
         compared=len(others),
+        apart={name: _relative(*map(_wide, others[name])) for name in different if others[name][0].dim() > 1},
         moved=dict(_moved(norms, readable)),
     )
 
@@ -73,6 +75,11 @@ def _is_same(mine: Tensor, other: Tensor) -> bool:
     coarse = min(mine.dtype, other.dtype, key=lambda each: -torch.finfo(each).eps)
     first, second = (each.detach().cpu().to(coarse) for each in (mine, other))
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def _relative(mine: Tensor, other: Tensor) -> float:
+    size = (mine.square().sum() + other.square().sum()) / 2
+    return float(((mine - other).square().sum() / size).sqrt())
 
 
 def gather_ranks(model: nn.Module, norms: Sequence[NormState], ranks: Ranks) -> dict[str, RankStatistics]:

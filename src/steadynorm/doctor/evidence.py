@@ -175,6 +175,8 @@ class CheckpointState:
         misshapen: name -> the two shapes, in words.
         different: names of the tensors whose numbers differ from the model's, statistics and counters aside.
         compared: how many tensors were compared, statistics and counters aside.
+        apart: of those of two dimensions or more that differ, name -> the distance, relative to the root mean square of
+            the two norms: √2 for independent draws.
         moved: norms whose running estimates differ from the checkpoint's, name -> by how much, in standard deviations:
             the root mean square over channels of the shift of the mean and the logarithm of the deviations' ratio.
     """
@@ -184,6 +186,7 @@ class CheckpointState:
     misshapen: Mapping[str, str]
     different: tuple[str, ...]
     compared: int
+    apart: Mapping[str, float]
     moved: Mapping[str, float]
 
 

@@ -12,7 +12,10 @@ statistics alone, and names what it refuses. ``treat_`` with the checkpoint does
 score is better for it. Safe: the checkpoint is what you ask for.
 
 Threshold: none for names, shapes and statistics that are missing. Numbers count as the same where they are equal in
-the coarser dtype of the two. Statistics that differ are reported as lost where the weights are the checkpoint's.
+the coarser dtype of the two. A norm whose statistics, weight or bias differ is named where most of the model's tensors
+are the checkpoint's: training since would have moved them all. A weight matrix that is as far from the checkpoint's as
+independent draws nearly are (0.9 of its size, where those are √2 apart) was not loaded. What differs less, in most
+tensors, is what training moves, and a note.
 
 Source: pytorch issue 8430; ultralytics/yolov3 issue 20; huggingface/peft issue 1732.
 """
@@ -27,6 +30,8 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at, of_model
 NEEDS = ("checkpoint",)
 STATISTICS = ("running_mean", "running_var")
 _LISTED = 3
+FAR = 0.9
+"""Distance of weights from the checkpoint's from which on they were not loaded; of independent draws it is √2."""
 _MISSING = Remedy(
     advice="Load a checkpoint that has its statistics, or measure them on training images (recalibrate_).",
     treatment="recalibrate",
@@ -44,7 +49,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     checkpoint = evidence.checkpoint
     assert checkpoint is not None
     without = {_owner(name) for name in (*checkpoint.missing, *checkpoint.misshapen) if _is_statistic(name)}
-    loaded = not checkpoint.different
+    loaded = 2 * len(checkpoint.different) <= checkpoint.compared
+    others = {_owner(name) for name in checkpoint.different}
     for norm in evidence.norms:
         if norm.name in without:
             problem = "The checkpoint has no running estimates for it, so what it evaluates by comes from elsewhere."
@@ -52,17 +58,36 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         elif norm.name in checkpoint.moved and loaded:
             distance = checkpoint.moved[norm.name]
             problem = (
-                f"Its running estimates are {distance:.2g} standard deviations from the checkpoint's, though the "
-                "model's weights are the checkpoint's."
+                f"Its running estimates are {distance:.2g} standard deviations from the checkpoint's, though "
+                f"{'most of ' if checkpoint.different else ''}the model's weights are the checkpoint's."
             )
             yield at(norm, Severity.WARNING, problem, _LOAD, distance=distance)
+        elif norm.name in others and loaded:
+            problem = "Its weight or bias is not the checkpoint's, though most of the model's weights are."
+            yield at(norm, Severity.WARNING, problem, _RELOAD)
     yield from _names(checkpoint)
-    if not loaded:
+    yield from _not_loaded(evidence, checkpoint)
+    if checkpoint.different:
         problem = (
             f"{len(checkpoint.different)} of {checkpoint.compared} weights are not the checkpoint's: "
             f"{_some(checkpoint.different)}. It was not loaded, or the model was trained since."
         )
         yield of_model(Severity.NOTE, problem, _RELOAD)
+
+
+def _not_loaded(evidence: Evidence, checkpoint: CheckpointState) -> Iterator[Finding]:
+    """Find weights that are as far from the checkpoint's as other draws are."""
+    names = [name for name, distance in checkpoint.apart.items() if distance > FAR]
+    modules = [evidence.by_name[owner] for owner in map(_owner, names) if owner in evidence.by_name]
+    if len(names) > _LISTED or len(modules) < len(names):
+        problem = (
+            f"{len(names)} weights have nothing of the checkpoint's: {_some(names)}. They were not loaded from it."
+        )
+        yield of_model(Severity.WARNING, problem, _RELOAD, names=len(names))
+        return
+    for module, name in zip(modules, names, strict=True):
+        problem = f"{name} has nothing of the checkpoint's, so it was not loaded from it."
+        yield at(module, Severity.WARNING, problem, _RELOAD, distance=checkpoint.apart[name])
 
 
 def _names(checkpoint: CheckpointState) -> Iterator[Finding]:
