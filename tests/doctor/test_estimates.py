@@ -168,3 +168,17 @@ def test_a_part_that_was_not_loaded_is_named(
     change(state)
     findings = [each for each in diagnose(model, checkpoint=state).of("checkpoint-diff") if each.severity >= WARNING]
     assert {each.layer for each in findings} == found
+
+
+def test_what_a_repair_of_one_layer_leaves_behind_is_treated_in_all(deep: nn.Sequential) -> None:
+    """The first diagnosis can measure nothing behind NaN; the second one asks for other layers than the first."""
+    model: Any = copy.deepcopy(deep)
+    model[1].reset_running_stats()
+    model[4].running_var[0] = torch.nan
+    for at in (7, 10, 13):
+        worse(model[at])
+    treatment = treat_(model, diagnose(model, batches()), batches(16, seed=2))
+    tried = [(each.treatment, {one.layer for one in each.findings}) for each in treatment.applied]
+    assert tried[:2] == [("repair", {"4"}), ("recalibrate", {"1"})]
+    assert tried[2][0] == "recalibrate" and tried[2][1] > {"1"} and treatment.applied[2].kept
+    assert diagnose(model, batches()).is_healthy

@@ -129,8 +129,8 @@ def treat_(
     Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
     the first 32 are taken. Weights of a checkpoint are loaded only where the score is better for it, and statistics
     that were loaded are not measured as well. Where something was kept and there is a score, the model is diagnosed
-    again by the same checks, and treatments that were not tried before follow: behind a variance below zero nothing
-    else could be seen. What raises, an interruption included, leaves the model as it was.
+    again by the same checks, and treatments that were not tried before, or not at these layers, follow: behind a
+    variance below zero nothing else could be seen. What raises, an interruption included, leaves the model as it was.
 
     Args:
         model: that was diagnosed; changed in place. Of one that is wrapped or compiled no module is exchanged.
@@ -190,10 +190,10 @@ def _apply_all(
     applied: list[Applied],
 ) -> tuple[float, ...]:
     """Try every treatment that is asked for and has not been tried; give the scores of the model as it is then."""
-    tried = {each.treatment for each in applied}
+    tried = tuple(applied)
     for name, treatment in TREATMENTS.items():
         findings = tuple(finding for finding in diagnosis if name in _treatments(finding))
-        if not findings or name in tried:
+        if not findings or any(each.treatment == name and _covers(each, findings) for each in tried):
             continue
         if name in _MEASURING and _was_loaded(applied):
             loaded, findings = findings, _not_loaded(findings, applied)
@@ -210,6 +210,18 @@ def _apply_all(
         if applied[-1].change is not None:
             applied[-1], before = _judge(applied[-1], before, score)
     return before
+
+
+def _layers(findings: Iterable[Finding]) -> set[str]:
+    """Name the layers that findings ask to treat; none for all, as where one names the model or has its cost."""
+    found = {each.layer if each.cost is None else "" for each in findings}
+    return set() if "" in found else found
+
+
+def _covers(applied: Applied, findings: Iterable[Finding]) -> bool:
+    """Tell whether a treatment was tried where these findings ask for it: everywhere, or at their layers."""
+    before, now = _layers(applied.findings), _layers(findings)
+    return not before or (bool(now) and now <= before)
 
 
 def _why_not_plain(model: nn.Module) -> str | None:
