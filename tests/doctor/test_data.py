@@ -208,16 +208,35 @@ RAGGED = 4 + torch.arange(32) % 15
     ("x", "norm", "found"),
     [
         (sequences(RAGGED), nn.BatchNorm1d(8), [WARNING]),
-        (sequences(RAGGED).unsqueeze(2).expand(32, 4, 6, 20), nn.BatchNorm2d(8), [NOTE]),
-        (sequences(RAGGED).unsqueeze(3).expand(32, 4, 20, 6), nn.BatchNorm2d(8), [NOTE]),
+        (sequences(RAGGED).flip(2), nn.BatchNorm1d(8), [WARNING]),
+        (sequences(12 + torch.arange(32) % 9), nn.BatchNorm1d(8), [WARNING]),
+        (sequences(RAGGED).unsqueeze(2).expand(32, 4, 6, 20), nn.BatchNorm2d(8), [WARNING]),
+        (sequences(RAGGED).unsqueeze(3).expand(32, 4, 20, 6), nn.BatchNorm2d(8), [WARNING]),
+        (letterboxed(0.0), nn.BatchNorm2d(8), [WARNING]),
+        (letterboxed(-2.0), nn.BatchNorm2d(8), [WARNING]),
+        (in_corners(), nn.BatchNorm2d(8), [WARNING]),
+        (drawn_on_black(), nn.BatchNorm2d(8), [NOTE]),
         (sequences(torch.full((32,), 20)), nn.BatchNorm1d(8), []),
         (sequences(torch.full((32,), 12)), nn.BatchNorm1d(8), []),
         (sequences(RAGGED), MaskedBatchNorm1d(8), []),
     ],
-    ids=["time", "width", "height", "full", "equal lengths", "masked"],
+    ids=[
+        "time",
+        "in front",
+        "a few steps",
+        "width",
+        "height",
+        "letterbox",
+        "dark letterbox",
+        "corners",
+        "drawings",
+        "full",
+        "equal lengths",
+        "masked",
+    ],
 )
 def test_padding_in_the_statistics_is_found(x: Tensor, norm: nn.Module, found: list[Severity]) -> None:
-    conv = nn.Conv1d(4, 8, 1) if x.dim() == 3 else nn.Conv2d(4, 8, 1)
+    conv = nn.Conv1d(4, 8, 3, padding=1, bias=False) if x.dim() == 3 else nn.Conv2d(4, 8, 3, padding=1)
     diagnosis = diagnose(nn.Sequential(conv, norm, nn.ReLU()), [x])
     assert [each.severity for each in diagnosis.of("padding-in-statistics")] == found
 
@@ -259,6 +278,32 @@ class Tokens(nn.Module):
     ],
     ids=["silent", "other size", "transposed", "permuted", "twice", "flattened", "shaped", "cut"],
 )
+def letterboxed(value: float) -> Tensor:
+    """Images of many aspects in the middle of a square."""
+    x = torch.randn(32, 4, 20, 20, generator=torch.Generator().manual_seed(0))
+    margins = (2 + torch.arange(32) % 6).unsqueeze(1)
+    rows = torch.arange(20)
+    inside = (rows >= margins) & (rows < 20 - margins)
+    return torch.where(inside.view(32, 1, 20, 1), x, value)
+
+
+def in_corners() -> Tensor:
+    """Images that are filled up below and on the right, by a seventh each."""
+    x = torch.randn(32, 4, 20, 20, generator=torch.Generator().manual_seed(0))
+    sizes = 14 + torch.arange(32) % 7
+    inside = torch.arange(20) < sizes.unsqueeze(1)
+    return x * (inside.unsqueeze(1) & inside.unsqueeze(2)).unsqueeze(1)
+
+
+def drawn_on_black() -> Tensor:
+    """Rings of many sizes: their outermost rows are short."""
+    at = torch.arange(20.0) - 10
+    radius = (at.square() + at.square().unsqueeze(1)).sqrt()
+    sizes = (4 + torch.arange(32) % 6).view(32, 1, 1)
+    ring = ((radius - sizes).abs() < 1).float().unsqueeze(1)
+    return ring * torch.randn(32, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
 def test_features_on_another_axis_are_found(features: int, norm: int, arrange: Any, found: list[Severity]) -> None:
     x = torch.randn(16, 10, 6, generator=torch.Generator().manual_seed(0))
     diagnosis = diagnose(Tokens(features, norm, arrange).eval(), [x])

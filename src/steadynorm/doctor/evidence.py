@@ -224,19 +224,21 @@ class Twins:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Padding:
-    """Positions at the end of an input that repeat the last one, in every channel.
+    """Positions at the ends of an input's axis that repeat their neighbours, in every channel.
 
     Args:
-        share: of all positions.
+        share: of all positions along this axis.
         axis: of the input along which they lie.
         ragged: whether samples have different numbers of them.
-        mean: of the other positions, shape (C,), float64.
+        background: of maps, share of the lines next to them that are as they are; 0 for other inputs.
+        mean: of the positions that are at the end of no axis in this manner, shape (C,), float64.
         var: likewise, biased.
     """
 
     share: float
     axis: int
     ragged: bool
+    background: float
     mean: Tensor
     var: Tensor
 

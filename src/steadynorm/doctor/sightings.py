@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.doctor.evidence import Padding, Sighting
-from steadynorm.statistics import Moments, measure
+from steadynorm.doctor.padding import padding_of
+from steadynorm.statistics import Moments
 from steadynorm.statistics.noise import moments_by_sample, moments_of_samples, sampling_error
 from steadynorm.surgery.contexts import replaced_forwards
 
@@ -76,7 +77,7 @@ def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
 
 
 def _measured(x: Tensor, number: int) -> _Call:
-    return _Call(number=number, each=moments_by_sample(x), shape=tuple(x.shape), padding=_padding(x))
+    return _Call(number=number, each=moments_by_sample(x), shape=tuple(x.shape), padding=padding_of(x))
 
 
 def _sightings(calls: Sequence[_Call], batch: int) -> list[Sighting]:
@@ -139,47 +140,3 @@ def _noise(ratios: Tensor, varied: Tensor) -> float:
     """Average the variance of one sample's mean in units of that of its values over the channels that vary."""
     number = int(varied.sum())
     return float(ratios.sum()) / number if number else 1.0
-
-
-def _padding(x: Tensor) -> Padding | None:
-    """Find the axis at whose end most positions repeat the last one exactly, in all channels."""
-    lengths = {axis: _repeated(x, axis) for axis in range(2, x.dim()) if _may_repeat(x, axis)}
-    shares = {axis: float(found.sum()) / (len(x) * x.shape[axis]) for axis, found in lengths.items()}
-    axis = max((each for each in shares if 0 < shares[each] < 1), key=lambda each: shares[each], default=None)
-    if axis is None:
-        return None
-    content = torch.arange(x.shape[axis], device=x.device) < x.shape[axis] - lengths[axis].unsqueeze(1)
-    whole = [1] * x.dim()
-    whole[0], whole[axis] = len(x), x.shape[axis]
-    kept = content.view(whole).expand(len(x), 1, *x.shape[2:])
-    values = x.transpose(0, 1)[:, kept.squeeze(1)]
-    rest = measure(values.unsqueeze(0))
-    return Padding(
-        share=shares[axis],
-        axis=axis,
-        ragged=bool((lengths[axis] != lengths[axis][0]).any()),
-        mean=_kept(rest.mean),
-        var=_kept(rest.var),
-    )
-
-
-def _may_repeat(x: Tensor, axis: int) -> bool:
-    """Tell whether the last two positions at an axis's end agree in some sample: in a single value, then in all."""
-    if x.shape[axis] < 2:
-        return False
-    ends = one = x.narrow(axis, x.shape[axis] - 2, 2).movedim(axis, -1)
-    while one.dim() > 2:
-        one = one.select(1, 0)
-    agree = one[:, 0] == one[:, 1]
-    if not bool(agree.any()):
-        return False
-    last, before = ends[agree].unbind(-1)
-    return bool((last == before).flatten(1).all(1).any())
-
-
-def _repeated(x: Tensor, axis: int) -> Tensor:
-    """Count for each sample the positions at an axis's end that equal the last, of two or more; shape (N,)."""
-    others = [at for at in range(1, x.dim()) if at != axis]
-    same = (x == x.narrow(axis, x.shape[axis] - 1, 1)).all(others)
-    run = same.flip(1).long().cumprod(1).sum(1)
-    return torch.where(run > 1, run, 0)
