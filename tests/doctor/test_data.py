@@ -76,6 +76,31 @@ def test_two_domains_one_behind_the_other_in_each_batch_are_named(
 
 def brightened(by: float) -> Pairs:
     """Every other image of each class is brighter, in no order."""
+def alternating(by: float) -> Pairs:
+    """Every other image is brighter, of both classes."""
+    x, y = images(256)
+    order = torch.arange(256).view(-1, 4)[:, [0, 2, 1, 3]].flatten()
+    return split(x[order] + by * (torch.arange(256) % 2).view(-1, 1, 1, 1), y[order])
+
+
+@pytest.mark.parametrize(("by", "found"), [(2.0, [WARNING]), (0.0, [])])
+def test_two_domains_in_turn_are_named(model: Any, by: float, found: list[Severity]) -> None:
+    assert [each.severity for each in diagnose(model.train(), alternating(by)).of("batch-mixture")] == found
+
+
+def noisy(by: float) -> Pairs:
+    """The second half of every batch has more noise, which moves no mean at the first layer."""
+    x, y = images(256)
+    late = (torch.arange(256) % 32 >= 16).view(-1, 1, 1, 1)
+    return split(x + by * late * torch.randn(x.shape, generator=torch.Generator().manual_seed(3)), y)
+
+
+@pytest.mark.parametrize(("by", "found"), [(0.7, ["1"]), (0.0, [])])
+def test_halves_that_differ_in_their_variance_are_named(model: Any, by: float, found: list[str]) -> None:
+    linear = nn.Sequential(model[0], model[1]).train()  # behind an activation the means differ too
+    assert [each.layer for each in diagnose(linear, noisy(by)).of("batch-mixture")] == found
+
+
     x, y = images(256)
     return shuffled(split(x + by * (torch.arange(256) // 2 % 2).view(-1, 1, 1, 1), y))
 

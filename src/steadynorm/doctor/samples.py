@@ -12,9 +12,18 @@ from steadynorm.doctor.evidence import Evidence, NormState, Sighting
 from steadynorm.statistics import Moments
 from steadynorm.statistics.noise import moments_of_samples
 
-__all__ = ["FALSE_ALARMS", "Samples", "are_two_views", "first_views", "moments_of", "samples_of", "surprise"]
+__all__ = [
+    "FALSE_ALARMS",
+    "Samples",
+    "are_two_views",
+    "first_views",
+    "moments_of",
+    "samples_of",
+    "surprise",
+    "with_variances",
+]
 
-_BY_SAMPLE = ("values", "means", "vars", "batch", "place")
+_BY_SAMPLE = ("values", "means", "vars", "batch", "place", "odd")
 MOST_LAYERS = 8
 """Layers that are looked at, spread over the model: how data are drawn shows in any of them."""
 PERMUTATIONS = 999
@@ -34,7 +43,8 @@ class Samples:
         vars: likewise their variances over positions.
         batch: number of each one's batch, shape (n,).
         place: where in its batch it was, from 0 to 1, shape (n,).
-        labelled: whether class means are taken away.
+        odd: whether its number in its batch was odd, shape (n,).
+        classes: label of each one, shape (n,); empty where there are none.
     """
 
     norm: NormState
@@ -43,7 +53,13 @@ class Samples:
     vars: Tensor
     batch: Tensor
     place: Tensor
-    labelled: bool
+    odd: Tensor
+    classes: Tensor
+
+    @property
+    def labelled(self) -> bool:
+        """Whether class means are taken away."""
+        return len(self.classes) > 0
 
 
 def samples_of(evidence: Evidence, chosen: Callable[[NormState], bool]) -> list[Samples]:
@@ -68,13 +84,9 @@ def samples_of(evidence: Evidence, chosen: Callable[[NormState], bool]) -> list[
 def _samples(norm: NormState, seen: Sequence[Sighting], labels: Sequence[Sequence[int]]) -> Samples | None:
     means = torch.cat([each.sample_means for each in seen]).double()
     variances = torch.cat([each.sample_vars for each in seen]).double()
-    values = means
     labelled = bool(labels) and all(len(labels[each.batch]) == each.samples for each in seen)
-    if labelled:
-        classes = torch.tensor([labels[each.batch][at] for each in seen for at in each.at])
-        values = values.clone()
-        for label in set(classes.tolist()):
-            values[classes == label] -= values[classes == label].mean(0)
+    classes = torch.tensor([labels[each.batch][at] for each in seen for at in each.at] if labelled else [])
+    values = _without_classes(means, classes)
     spread = values.std(0)
     varies = (spread > 1e-6 * (means.abs().mean(0) + variances.mean(0).sqrt())) & spread.isfinite()
     if not varies.any():
@@ -86,8 +98,31 @@ def _samples(norm: NormState, seen: Sequence[Sighting], labels: Sequence[Sequenc
         vars=variances,
         batch=torch.tensor([each.batch for each in seen for _ in each.at]),
         place=torch.tensor([at / each.samples for each in seen for at in each.at]),
-        labelled=labelled,
+        odd=torch.tensor([at % 2 == 1 for each in seen for at in each.at]),
+        classes=classes,
     )
+
+
+def _without_classes(values: Tensor, classes: Tensor) -> Tensor:
+    """Take each class's mean away; where there are no labels, nothing."""
+    values = values.clone()
+    for label in set(classes.tolist()):
+        values[classes == label] -= values[classes == label].mean(0)
+    return values
+
+
+def with_variances(samples: Samples) -> Samples:
+    """Give the samples with the logarithms of their variances over positions beside their means, and whiten both.
+
+    Images differ in brightness and contrast by far more than in anything else. With all directions at the same scale,
+    up to a tenth of the average variance, what is small beside these shows as well.
+    """
+    logs = _without_classes((samples.vars + samples.norm.eps).log(), samples.classes)
+    spread = logs.std(0)
+    varies = (spread > 1e-6) & spread.isfinite()
+    both = torch.cat((samples.values, (logs / spread)[:, varies]), 1)
+    along, sizes, _ = torch.linalg.svd(both - both.mean(0), full_matrices=False)
+    return replace(samples, values=along * sizes / (sizes.square() + len(both) / 10).sqrt())
 
 
 def are_two_views(labels: Sequence[Sequence[int]]) -> bool:
@@ -99,7 +134,8 @@ def are_two_views(labels: Sequence[Sequence[int]]) -> bool:
 def first_views(samples: Samples) -> Samples:
     """Give the samples of the first halves of the batches."""
     first = samples.place < 0.5
-    return replace(samples, **{name: getattr(samples, name)[first] for name in _BY_SAMPLE})
+    names = (*_BY_SAMPLE, "classes") if samples.labelled else _BY_SAMPLE
+    return replace(samples, **{name: getattr(samples, name)[first] for name in names})
 
 
 def moments_of(samples: Samples, chosen: Tensor) -> Moments:

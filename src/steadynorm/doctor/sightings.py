@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -100,7 +101,7 @@ def _of_alike(calls: Sequence[_Call], batch: int) -> list[Sighting]:
     varies = moments.var > 0
     noises = torch.where(varies, samples * errors[0] / moments.var_unbiased, 0.0)
     few = min(samples, MOST_SAMPLES)
-    at = tuple(number * samples // few for number in range(few))
+    at = _places(samples, few, batch)
     some = [each[torch.tensor(at)].float() for each in (means, variances)]
     columns = (moments.mean, moments.var, *errors, noises, varies, *some)
     parts = zip(*(torch.split(each, channels, -1) for each in columns), strict=True)
@@ -125,6 +126,12 @@ def _of_alike(calls: Sequence[_Call], batch: int) -> list[Sighting]:
             calls, parts, strict=True
         )
     ]
+
+
+def _places(samples: int, number: int, batch: int) -> tuple[int, ...]:
+    """Draw one place from each of as many equal parts: at equal steps all samples could be of one kind."""
+    draw = random.Random(batch)
+    return tuple(draw.randrange(at * samples // number, (at + 1) * samples // number) for at in range(number))
 
 
 def _joined(each: Sequence[Tensor]) -> Tensor:

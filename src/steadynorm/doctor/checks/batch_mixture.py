@@ -1,8 +1,9 @@
 """Batches that are put together from two kinds of data.
 
-Looks at: single samples' moments, with each class's mean taken away where there are labels: whether the first halves of
-the batches differ from the second halves in the same manner again and again (source and target, clean and adversarial,
-labelled and unlabelled samples one behind the other), and whether the first layer's samples fall into two heaps.
+Looks at: single samples' means and variances, with each class's mean taken away where there are labels: whether the
+first halves of the batches differ from the second halves in the same manner again and again (source and target, clean
+and noisy, labelled and unlabelled samples one behind the other), or every other sample from the rest; and whether the
+first layer's samples fall into two heaps.
 
 Harm: batch norm normalizes the mixture, by moments that fit neither kind, and the running estimates are the mixture's
 too. In evaluation one kind comes alone, and is normalized by what it never had.
@@ -11,16 +12,18 @@ Remedy: one forward for each kind, or a batch norm for each (domain-specific, as
 mixture is what the model meets in use, there is nothing to do.
 
 Threshold: halves: beyond each of 999 random arrangements within the batches, over up to eight layers together, a
-false-alarm rate of 1/1000 for a diagnosis. Heaps: a split in two explains 85 % of the variance along the samples' first
-principal axis (64 % of a normal distribution, 75 % of a uniform one, 81 % of one that is densest at its ends), with at
-least a fifth of the samples in each. And the two are half a standard deviation apart, as for ``reused-norm``. Heaps
-without labels may be classes, and are a note.
+false-alarm rate of 1/1000 for a diagnosis; and the two are a fifth of a standard deviation apart beyond chance, so that
+each is a tenth from the statistics of both, as for ``padding-in-statistics``. Heaps: a split in two explains 85 % of
+the variance along the samples' first principal axis (64 % of a normal distribution, 75 % of a uniform one, 81 % of one
+that is densest at its ends), with at least a fifth of the samples in each, half a standard deviation apart, as for
+``reused-norm``. Heaps without labels may be classes, and are a note.
 
 Source: pytorch issue 48929; FixMatch-pytorch issue 7; Xie et al. 2020 (arXiv 1911.09665), AdvProp.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,28 +32,31 @@ from torch import Tensor
 from steadynorm.doctor.compared import apart
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
-from steadynorm.doctor.samples import Samples, moments_of, samples_of, surprise
+from steadynorm.doctor.samples import Samples, moments_of, samples_of, surprise, with_variances
 
 NEEDS = ("batches",)
-APART, EXPLAINED, SMALLEST, FEWEST = 0.5, 0.85, 0.2, 64
+APART, HALVES_APART, EXPLAINED, SMALLEST, FEWEST = 0.5, 0.2, 0.85, 0.2, 64
+RANDOM = 8
+"""Choices of samples that chance is measured by."""
 _REMEDY = Remedy(advice="Run each kind through the model by itself, or give each a batch norm of its own.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find it."""
     layers = samples_of(evidence, lambda norm: norm.moves)
-    halves = {
-        each: distance
-        for each in surprise(layers, _halves, lambda samples: samples.batch)
-        if (distance := _apart(layers[each], layers[each].place < 0.5)) > APART
-    }
-    if halves:
-        first = max(halves, key=lambda each: halves[each])
+    suspects = surprise([with_variances(each) for each in layers], _contrasts, lambda samples: samples.batch)
+    halves = [
+        (_beyond_chance(samples, half), words, samples)
+        for samples in (layers[each] for each in suspects)
+        for words, half in _halves(samples).items()
+    ]
+    distance, words, samples = max(halves, key=lambda each: each[0], default=(0.0, "", None))
+    if samples is not None and distance > HALVES_APART:
         problem = (
-            f"The first halves of the batches are {halves[first]:.2g} standard deviations from the second halves: "
-            "they are put together from two kinds of data, and its statistics fit neither."
+            f"{words} {distance:.2g} standard deviations from the rest: batches are put together from two kinds of "
+            "data, and its statistics fit neither."
         )
-        yield at(layers[first].norm, Severity.WARNING, problem, _REMEDY, distance=halves[first])
+        yield at(samples.norm, Severity.WARNING, problem, _REMEDY, distance=distance)
     elif layers and len(layers[0].batch) >= FEWEST:
         yield from _heaps(layers[0])
 
@@ -71,10 +77,27 @@ def _heaps(samples: Samples) -> Iterator[Finding]:
         yield at(samples.norm, severity, problem, _REMEDY, distance=distance, share=share, explained=explained)
 
 
-def _halves(samples: Samples) -> Tensor:
-    """Give the contrast of the first halves of all batches with their second halves."""
-    first = (samples.place < 0.5).double()
-    return (first / first.sum().clamp(min=1) - (1 - first) / (1 - first).sum().clamp(min=1)).unsqueeze(0)
+def _halves(samples: Samples) -> dict[str, Tensor]:
+    """Choose the first halves of all batches, and every other sample; without labels these may be classes in turn."""
+    first = {"The first halves of the batches are": samples.place < 0.5}
+    return first | {"Every other sample is": samples.odd} if samples.labelled else first
+
+
+def _contrasts(samples: Samples) -> Tensor:
+    """Give the contrasts of each choice with the rest, shape (k, n)."""
+    chosen = torch.stack(list(_halves(samples).values())).double()
+    others = 1 - chosen
+    return chosen / chosen.sum(1, keepdim=True).clamp(min=1) - others / others.sum(1, keepdim=True).clamp(min=1)
+
+
+def _beyond_chance(samples: Samples, chosen: Tensor) -> float:
+    """Give how far the chosen are from the rest, less what random choices of as many are on average."""
+    if not 1 < int(chosen.sum()) < len(chosen) - 1:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(chosen), generator=generator) for _ in range(RANDOM)]
+    chance = sum(_apart(samples, chosen[order]) ** 2 for order in orders) / RANDOM
+    return math.sqrt(max(0.0, _apart(samples, chosen) ** 2 - chance))
 
 
 def _apart(samples: Samples, chosen: Tensor) -> float:
