@@ -436,6 +436,18 @@ def ordered(size: int) -> list[tuple[Tensor, Tensor]]:
 
 def test_batches_of_one_class_are_named(model: Any) -> None:
     (found,) = diagnose(model.train(), ordered(32)).of("single-class-batch")
+def test_batches_of_a_single_image_are_counted_together() -> None:
+    maps = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(8, 1, 1, 1, generator=generator).expand(8, 1, 12, 12) + 0.3 * torch.randn(8, 1, 12, 12)
+    assert [each.layer for each in diagnose(maps, list(flat.split(1))).of("statistics-noise")] == ["1"]
+    rough = torch.randn(8, 1, 12, 12, generator=generator)
+    assert diagnose(maps, list(rough.split(1))).of("statistics-noise") == ()
+    assert diagnose(maps, [flat[:1]]).of("statistics-noise") == ()
+    (found,) = diagnose(maps, list(flat.split(1)), world_size=32).of("effective-batch")
+    assert found.severity == Severity.WARNING
+
+
     assert "8 of 8" in found.problem
     assert diagnose(model.eval(), ordered(32)).of("single-class-batch") == ()
 

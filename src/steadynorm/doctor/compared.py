@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, stack
 
 from steadynorm.doctor.evidence import NormState, Runs, Sighting
 from steadynorm.doctor.finding import Cost
@@ -21,6 +21,7 @@ __all__ = [
     "described",
     "difference_of",
     "distance_of",
+    "independent_of",
     "may_matter",
     "pooled",
     "share_of_gap",
@@ -85,6 +86,27 @@ def described(sightings: Sequence[Sighting]) -> Moments:
     each = [pooled(calls) for calls in by_call(sightings)]
     mean, var = (sum(values[1:], values[0]) / len(values) for values in ([e.mean for e in each], [e.var for e in each]))
     return Moments(mean=mean, var=var, count=sum(e.count for e in each))
+
+
+def independent_of(sightings: Sequence[Sighting]) -> float | None:
+    """Give the independent values per channel of the smallest batch, N/noise; None where the batches do not tell.
+
+    Batches of a single sample tell it together: each one's mean is a sample's.
+    """
+    known = [each for each in sightings if math.isfinite(each.noise)]
+    noises = [each.noise for each in known] or [_noise_of_singles(calls) for calls in by_call(sightings)]
+    samples = min((each.samples for each in known or sightings), default=0)
+    noise = sum(noises) / len(noises) if noises else math.nan
+    return samples / max(noise, 1e-12) if math.isfinite(noise) else None
+
+
+def _noise_of_singles(sightings: Sequence[Sighting]) -> float:
+    """Give the variance of one sample's mean in units of that of its values, from batches of one sample each."""
+    if len(sightings) < 2 or any(each.samples != 1 for each in sightings):
+        return math.nan
+    var = pooled(sightings).var
+    ratios = stack([each.mean for each in sightings]).var(0)[var > 0] / var[var > 0]
+    return float(ratios.mean()) if len(ratios) else 1.0
 
 
 def distance_of(norm: NormState, sightings: Sequence[Sighting]) -> Distance | None:

@@ -18,10 +18,10 @@ Source: pytorch issue 46516; ultralytics/yolov5 issue 1630; mmdetection issue 36
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from steadynorm.doctor.checks.statistics_noise import FEWEST
+from steadynorm.doctor.compared import independent_of
 from steadynorm.doctor.evidence import Evidence, NormState, Step
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
@@ -34,11 +34,11 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     assert evidence.batches is not None and evidence.step is not None
     for norm in evidence.batch_norms:
-        seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if math.isfinite(each.noise)]
+        independent = independent_of(evidence.batches.sightings.get(norm.name, ()))
         times, workers = _left_out(norm, evidence.step)
-        if not norm.moves or not seen or times * workers == 1:
+        if not norm.moves or independent is None or times * workers == 1:
             continue
-        one = min(each.samples / max(each.noise, 1e-12) for each in seen) * evidence.step.world_size / workers
+        one = independent * evidence.step.world_size / workers
         step = one * times * workers
         what = " and ".join([f"{times} forwards"] * (times > 1) + [f"{workers} workers"] * (workers > 1))
         problem = (

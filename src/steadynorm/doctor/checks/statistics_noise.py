@@ -1,7 +1,8 @@
 """Batches too small for their statistics to mean anything in training.
 
 Looks at: values per channel in a batch, counted by how independent they are: neighbouring pixels of one image agree, so
-a batch of N images of S pixels has between N and N·S independent values (N/noise, measured on the batches).
+a batch of N images of S pixels has between N and N·S independent values (N/noise, measured on the batches; on those of
+one image, by how their means differ).
 
 Harm: in training each layer normalizes by a mean and a variance that are mostly chance, and evaluation by their
 average, which the weights have never met: the gap between the two grows as batches shrink.
@@ -18,9 +19,9 @@ Source: Wu & He 2018 (arXiv 1803.08494), figure 1; Ioffe 2017 (arXiv 1702.03275)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
+from steadynorm.doctor.compared import independent_of
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
@@ -35,12 +36,11 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     assert evidence.batches is not None
     for norm in evidence.batch_norms:
-        seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if math.isfinite(each.noise)]
-        if not norm.training or norm.is_frozen or not seen or "ghost" in norm.kind or norm.kind == "gated_batch_norm":
+        seen = evidence.batches.sightings.get(norm.name, ())
+        if not norm.training or norm.is_frozen or "ghost" in norm.kind or norm.kind == "gated_batch_norm":
             continue
-        noise = sum(each.noise for each in seen) / len(seen)
-        independent = min(each.samples for each in seen) / max(noise, 1e-12)
-        if independent < FEWEST:
+        independent = independent_of(seen)
+        if independent is not None and independent < FEWEST:
             problem = (
                 f"A batch of {min(each.samples for each in seen)} has {independent:.3g} independent values per channel "
                 "here, so its statistics are mostly chance."
