@@ -262,6 +262,14 @@ def test_checkpointing_counts_a_batch_twice(model: Any, again: bool) -> None:
     assert [each.layer for each in found] == (["3.inner.1"] if again else [])
 
 
+def test_a_layer_that_evaluates_while_the_model_trains_counts_nothing(model: Any) -> None:
+    model[3], model[4] = Checkpointed(nn.Sequential(model[3], model[4]), True), nn.Identity()
+    model.train()
+    assert diagnose(model, batches()).of("double-update") != ()
+    model[3].inner[1].eval()
+    assert diagnose(model, batches()).of("double-update") == ()
+
+
 class Shared(nn.Module):
     """One batch norm for two inputs."""
 

@@ -30,7 +30,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     assert evidence.batches is not None
     for norm in evidence.batch_norms:
         more = evidence.batches.updates.get(norm.name, 0)
-        if more > 0:
+        if more > 0 and (norm.training or not evidence.training):
             problem = (
                 f"One training step moves its running estimates {more} time{'' if more == 1 else 's'} more than it is "
                 "called: its forward runs again in the backward."
