@@ -436,14 +436,6 @@ def test_small_batches_are_mostly_chance(model: Any) -> None:
     assert diagnose(vectors.eval(), list(x.split(8))).of("statistics-noise") == ()
 
 
-def ordered(size: int) -> list[tuple[Tensor, Tensor]]:
-    x, y = images(8 * size)
-    order = y.argsort(stable=True)
-    return list(zip(x[order].split(size), y[order].split(size), strict=True))
-
-
-def test_batches_of_one_class_are_named(model: Any) -> None:
-    (found,) = diagnose(model.train(), ordered(32)).of("single-class-batch")
 def test_batches_of_a_single_image_are_counted_together() -> None:
     maps = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
     generator = torch.Generator().manual_seed(0)
@@ -456,8 +448,25 @@ def test_batches_of_a_single_image_are_counted_together() -> None:
     assert found.severity == Severity.WARNING
 
 
+def ordered(size: int) -> list[tuple[Tensor, Tensor]]:
+    x, y = images(8 * size)
+    order = y.argsort(stable=True)
+    return list(zip(x[order].split(size), y[order].split(size), strict=True))
+
+
+def test_batches_of_one_class_are_named(model: Any) -> None:
+    (found,) = diagnose(model.train(), ordered(32)).of("single-class-batch")
     assert "8 of 8" in found.problem
     assert diagnose(model.eval(), ordered(32)).of("single-class-batch") == ()
+
+
+@pytest.mark.parametrize("copies", [2, 3, 4])
+def test_copies_of_an_image_side_by_side_count_once(model: Any, copies: int) -> None:
+    x, y = images(256)
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))[: 8 * (32 // copies)]
+    rows = [each.repeat_interleave(copies) for each in order.chunk(8)]
+    assert diagnose(model.train(), [(x[each], y[each]) for each in rows]).of("single-class-batch") == ()
+    assert diagnose(model, ordered(32)).of("single-class-batch") != ()
 
 
 def test_shuffled_batches_are_silent_at_the_stated_rate(model: Any) -> None:

@@ -9,7 +9,8 @@ a model that adapts to its batches loses its classes.
 Remedy: shuffle the training data (``shuffle=True``).
 
 Threshold: a chi-squared test of equal shares of classes in all batches, at a false-alarm rate of 10⁻⁶; looked at
-where a layer trains. Two views of the same images, one behind the other, count once.
+where a layer trains. Two views of the same images, one behind the other, count once, and so do up to four copies of
+each image side by side, as of repeated augmentation.
 
 Source: pytorch issue 4741's thread; Ioffe 2017 (arXiv 1702.03275), section 4.3.
 """
@@ -28,6 +29,7 @@ from steadynorm.doctor.samples import are_two_views
 
 NEEDS = ("batches",)
 FALSE_ALARMS = 1e-6
+MOST_COPIES = 4
 _REMEDY = Remedy(advice="Shuffle the training data (shuffle=True).")
 
 
@@ -38,6 +40,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     classes = evidence.batches.classes
     if are_two_views(labels):
         classes = tuple(Counter(each[: len(each) // 2]) for each in labels)
+    elif (copies := _copies(labels)) > 1:
+        classes = tuple(Counter(each[::copies]) for each in labels)
     first = next((norm for norm in evidence.batch_norms if norm.training and not norm.is_frozen), None)
     if first is None or len(classes) < 2 or _probability(classes) >= FALSE_ALARMS:
         return
@@ -48,6 +52,18 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         else "The classes are not spread over the batches as chance would: the data are ordered."
     )
     yield at(first, Severity.WARNING, f"{problem} Batch norm in training takes their difference away.", _REMEDY)
+
+
+def _copies(labels: Sequence[Sequence[int]]) -> int:
+    """Give how many neighbours share a label everywhere, up to four, as where each image is drawn that many times."""
+    return next(
+        (
+            number
+            for number in range(MOST_COPIES, 1, -1)
+            if labels and all(label == each[at - at % number] for each in labels for at, label in enumerate(each))
+        ),
+        1,
+    )
 
 
 def _probability(classes: Sequence[Mapping[int, int]]) -> float:
