@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 from steadynorm import GatedBatchNorm1d, MaskedBatchNorm1d
 from steadynorm.doctor import Severity, diagnose, observe
 from steadynorm.doctor.axes import FeatureAxes
+from steadynorm.doctor.checks import domain_shift
 from steadynorm.doctor.evidence import Sighting
 from steadynorm.doctor.sightings import sighting_of, watching
 from steadynorm.surgery import recalibrate_
@@ -131,6 +133,19 @@ def test_a_shift_that_costs_something_is_found_with_its_cost(model: Any) -> None
     assert found.severity == WARNING
     assert found.cost is not None
     assert found.cost.value == pytest.approx(worse - right, rel=1e-6)
+
+
+def test_a_cost_on_the_same_samples_is_measured_batch_by_batch(model: Any) -> None:
+    """Batches differ in how hard they are by more than the shift costs, and each is as hard in both."""
+    evidence = observe(model, [(0.2 * x, y) for x, y in batches()], reference=batches())
+    assert evidence.batches is not None and evidence.reference is not None
+    known = replace(evidence.reference, evaluation=tuple(1.0 + each for each in range(8)))
+    given = replace(evidence.batches, evaluation=tuple(1.6 + each for each in range(8)))
+    (found,) = domain_shift.run(replace(evidence, batches=given, reference=known))
+    assert found.cost is not None
+    assert found.cost.value == pytest.approx(0.6)
+    others = replace(known, labels=known.labels[::-1][:7])
+    assert list(domain_shift.run(replace(evidence, batches=given, reference=others))) == []
 
 
 @pytest.mark.parametrize("by", [1.0, 1.3])

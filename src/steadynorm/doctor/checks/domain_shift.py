@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from steadynorm.doctor.compared import apart, difference_of, pooled
+from steadynorm.doctor.compared import apart, cost_of, difference_of, pooled
 from steadynorm.doctor.evidence import Evidence, NormState, Sighting
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
 
@@ -56,7 +56,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         return
     distance, norm = max(shifted, key=lambda each: each[0])
     problem = f"Its inputs are {distance:.2g} standard deviations from those of the reference batches"
-    cost = difference_of(known.evaluation, runs.evaluation, runs.score)
+    if known.labels and known.labels == runs.labels:  # the same samples, seen in two ways
+        cost = cost_of(runs.score, runs.evaluation, known.evaluation)
+    else:
+        cost = difference_of(known.evaluation, runs.evaluation, runs.score)
     if cost is None:
         if distance > APART:
             problem += "; without a score it is not known what that costs."
