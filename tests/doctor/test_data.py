@@ -76,8 +76,6 @@ def test_two_domains_one_behind_the_other_in_each_batch_are_named(
     assert [each.severity for each in diagnose(model.train(), concatenated(gain)).of("batch-mixture")] == found
 
 
-def brightened(by: float) -> Pairs:
-    """Every other image of each class is brighter, in no order."""
 def alternating(by: float) -> Pairs:
     """Every other image is brighter, of both classes."""
     x, y = images(256)
@@ -103,6 +101,8 @@ def test_halves_that_differ_in_their_variance_are_named(model: Any, by: float, f
     assert [each.layer for each in diagnose(linear, noisy(by)).of("batch-mixture")] == found
 
 
+def brightened(by: float) -> Pairs:
+    """Every other image of each class is brighter, in no order."""
     x, y = images(256)
     return shuffled(split(x + by * (torch.arange(256) // 2 % 2).view(-1, 1, 1, 1), y))
 
@@ -235,6 +235,19 @@ def test_dropout_costs_nothing_where_the_variance_was_measured_without_it() -> N
     assert [each.severity for each in diagnose(model.train(), x).of("dropout-before-norm")] == [WARNING]
 
 
+def test_dropout_that_makes_the_variance_smaller_is_found_too() -> None:
+    """Alpha dropout keeps the variance of what is standard normal; what varies by more it damps."""
+    x = list((4 * torch.randn(256, 4, generator=torch.Generator().manual_seed(0))).split(32))
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.AlphaDropout(0.3), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for _ in range(10):
+        for each in x:
+            model(each)
+    assert [each.severity for each in diagnose(model.eval(), x).of("dropout-before-norm")] == [WARNING]
+    recalibrate_(model, x)
+    assert [each.severity for each in diagnose(model, x).of("dropout-before-norm")] == [NOTE]
+
+
 def sequences(lengths: Tensor, time: int = 20) -> Tensor:
     """Sequences of so many steps, with zeros behind them."""
     x = 3 + torch.randn(len(lengths), 4, time, generator=torch.Generator().manual_seed(0))
@@ -242,6 +255,32 @@ def sequences(lengths: Tensor, time: int = 20) -> Tensor:
 
 
 RAGGED = 4 + torch.arange(32) % 15
+
+
+def letterboxed(value: float) -> Tensor:
+    """Images of many aspects in the middle of a square."""
+    x = torch.randn(32, 4, 20, 20, generator=torch.Generator().manual_seed(0))
+    margins = (2 + torch.arange(32) % 6).unsqueeze(1)
+    rows = torch.arange(20)
+    inside = (rows >= margins) & (rows < 20 - margins)
+    return torch.where(inside.view(32, 1, 20, 1), x, value)
+
+
+def in_corners() -> Tensor:
+    """Images that are filled up below and on the right, by a seventh each."""
+    x = torch.randn(32, 4, 20, 20, generator=torch.Generator().manual_seed(0))
+    sizes = 14 + torch.arange(32) % 7
+    inside = torch.arange(20) < sizes.unsqueeze(1)
+    return x * (inside.unsqueeze(1) & inside.unsqueeze(2)).unsqueeze(1)
+
+
+def drawn_on_black() -> Tensor:
+    """Rings of many sizes: their outermost rows are short."""
+    at = torch.arange(20.0) - 10
+    radius = (at.square() + at.square().unsqueeze(1)).sqrt()
+    sizes = (4 + torch.arange(32) % 6).view(32, 1, 1)
+    ring = ((radius - sizes).abs() < 1).float().unsqueeze(1)
+    return ring * torch.randn(32, 4, 1, 1, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -318,32 +357,6 @@ class Tokens(nn.Module):
     ],
     ids=["silent", "other size", "transposed", "permuted", "twice", "flattened", "shaped", "cut"],
 )
-def letterboxed(value: float) -> Tensor:
-    """Images of many aspects in the middle of a square."""
-    x = torch.randn(32, 4, 20, 20, generator=torch.Generator().manual_seed(0))
-    margins = (2 + torch.arange(32) % 6).unsqueeze(1)
-    rows = torch.arange(20)
-    inside = (rows >= margins) & (rows < 20 - margins)
-    return torch.where(inside.view(32, 1, 20, 1), x, value)
-
-
-def in_corners() -> Tensor:
-    """Images that are filled up below and on the right, by a seventh each."""
-    x = torch.randn(32, 4, 20, 20, generator=torch.Generator().manual_seed(0))
-    sizes = 14 + torch.arange(32) % 7
-    inside = torch.arange(20) < sizes.unsqueeze(1)
-    return x * (inside.unsqueeze(1) & inside.unsqueeze(2)).unsqueeze(1)
-
-
-def drawn_on_black() -> Tensor:
-    """Rings of many sizes: their outermost rows are short."""
-    at = torch.arange(20.0) - 10
-    radius = (at.square() + at.square().unsqueeze(1)).sqrt()
-    sizes = (4 + torch.arange(32) % 6).view(32, 1, 1)
-    ring = ((radius - sizes).abs() < 1).float().unsqueeze(1)
-    return ring * torch.randn(32, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-
-
 def test_features_on_another_axis_are_found(features: int, norm: int, arrange: Any, found: list[Severity]) -> None:
     x = torch.randn(16, 10, 6, generator=torch.Generator().manual_seed(0))
     diagnosis = diagnose(Tokens(features, norm, arrange).eval(), [x])

@@ -10,8 +10,9 @@ in evaluation heals evaluation, not the training that follows.
 Remedy: move the dropout behind the last batch norm, or measure the statistics in evaluation (``recalibrate_``).
 
 Threshold: a probability of at least 0.05; below it the variance changes by some 5 %. A note where the model evaluates
-and the running variance is not larger than the batches' by more than chance and 4 %: measured in evaluation, it is
-right. A dropout that no nn.Sequential shows counts only where it is larger, or the model trains.
+and the running variance is not larger than the batches' by more than chance and 4 %, nor the estimates a quarter of a
+standard deviation from the batches (dropout that sets to another value than 0 moves the mean): measured in evaluation,
+they are right. A dropout that no nn.Sequential shows counts only where it is larger, or the model trains.
 
 Source: Li et al. 2019 (arXiv 1801.05134).
 """
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.compared import distance_of
 from steadynorm.doctor.evidence import Evidence, ModuleState, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
+from steadynorm.doctor.shared import STALE
 
 LEAST, SMALL = 0.05, 0.02
 _REMEDY = Remedy(
@@ -58,9 +60,11 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _is_larger(evidence: Evidence, norm: NormState) -> bool | None:
-    """Tell whether the running variance is larger than the batches'; None where it cannot be compared."""
+    """Tell whether the running variance is larger than the batches', or both are far apart; None without batches."""
     distance = None if evidence.batches is None else distance_of(norm, evidence.batches.sightings.get(norm.name, ()))
-    return None if distance is None else -float(distance.log_gain.mean()) > 2 * distance.error + SMALL
+    if distance is None:
+        return None
+    return -float(distance.log_gain.mean()) > 2 * distance.error + SMALL or distance.excess > STALE
 
 
 def _next_norm(evidence: Evidence, module: ModuleState) -> str:
