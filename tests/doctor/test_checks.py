@@ -418,8 +418,9 @@ def test_weight_decay_of_a_norm_is_noted(decay: float) -> None:
     [
         ({"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}, Severity.NOTE),
         ({"lr": 0.1, "weight_decay": 0.05, "momentum": 0.9}, Severity.WARNING),
-        ({"lr": 1.0, "weight_decay": 0.013}, Severity.NOTE),  # ln 2 / 0.013 = 53 steps
-        ({"lr": 1.0, "weight_decay": 0.0145}, Severity.WARNING),  # 48 steps
+        ({"lr": 0.4, "weight_decay": 5e-4, "momentum": 0.9}, Severity.NOTE),
+        ({"lr": 1.0, "weight_decay": 0.0045}, Severity.NOTE),  # ln 2 / 0.0045 = 154 steps
+        ({"lr": 1.0, "weight_decay": 0.0048}, Severity.WARNING),  # 144 steps
     ],
 )
 def test_a_decay_that_halves_a_norm_in_a_few_steps_is_a_warning(options: dict[str, float], severity: Severity) -> None:
