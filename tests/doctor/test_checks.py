@@ -299,6 +299,7 @@ HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
     ("frozen-affine-live-statistics", edit_model(freeze_)),
     ("frozen-affine-live-statistics", lambda: fresh(affine=False)),
     ("hidden-module", lambda: Holder([nn.Linear(3, 3)])),
+    ("momentum-convention", edit(set_(momentum=0.5))),
     ("momentum-convention", edit(set_(momentum=0.49))),
     ("momentum-convention", edit(set_(momentum=None))),
     ("momentum-convention", edit_model(lambda model: freeze_(model) and set_(momentum=0.99)(model[0][1]))),

@@ -9,7 +9,7 @@ what they are; a number outside 0 to 1 makes them diverge.
 Remedy: write 1 − momentum, and 0.1 for 0 and 1, which are no decay. Safe for training that goes on; statistics measured
 so far were the last batch's, so measure them again.
 
-Threshold: at least 0.5, or 0, or outside 0 to 1. No model library sets torch's momentum above 0.5; other frameworks'
+Threshold: above 0.5, or 0, or outside 0 to 1. No model library sets torch's momentum above 0.5; other frameworks'
 defaults are 0.9 to 0.999.
 
 Source: Cadene/pretrained-models.pytorch issue 5; r9y9/tacotron_pytorch issue 19.
@@ -23,7 +23,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 SUSPECT = 0.5
-"""Least momentum that is taken for a decay."""
+"""Above it a momentum is taken for a decay."""
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -39,7 +39,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             problem = "Its momentum is 0, so no batch moves the running estimates."
             advice = "Set it to 0.1, or freeze the layer with freeze_ if that is meant."
             yield at(norm, Severity.WARNING, problem, Remedy(advice=advice, treatment="momentum"), momentum=value)
-        elif value >= SUSPECT:
+        elif value > SUSPECT:
             problem = (
                 f"Its momentum is {value:g}: torch weighs the new batch by it, so the running estimates are those of "
                 f"the last {'batch' if value > 0.9 else 'few batches'}. Other frameworks weigh the old estimate."
