@@ -1,4 +1,4 @@
-"""Code that was added to a network, or to its training."""
+"""Code that was added to a network."""
 
 from __future__ import annotations
 
@@ -124,28 +124,4 @@ def _a_block_unrolled_with_one_set_of_norms(subject: Subject) -> Case | None:
     name = subject.draw.choice(found)
     put(subject.model, name, _Unrolled(subject.model.get_submodule(name)))
     fit_(subject.model, subject.labelled(64, 100), rate=subject.rate / 4)
-    return case(subject)
-
-
-@held_out(*GAP, repairable=True, damages=True, costs=True)
-def _sharpness_aware_steps_that_count_both_forwards(subject: Subject) -> Case:
-    """The second forward, at weights moved uphill, is followed as well (gh:davda54/sam/issues/17)."""
-    model, radius = subject.model, 0.5
-    optimizer = torch.optim.SGD(model.parameters(), subject.rate / 10, momentum=0.9)
-    model.train()
-    for x, labels in subject.labelled(64, 60):
-        model.zero_grad()
-        functional.cross_entropy(model(x), labels).backward()
-        slopes = [(each, each.grad.clone()) for each in model.parameters() if each.grad is not None]
-        length = torch.stack([slope.norm() for _, slope in slopes]).norm()
-        with torch.no_grad():
-            for parameter, slope in slopes:
-                parameter.add_(slope, alpha=float(radius / length))
-        model.zero_grad()
-        functional.cross_entropy(model(x), labels).backward()
-        with torch.no_grad():
-            for parameter, slope in slopes:
-                parameter.sub_(slope, alpha=float(radius / length))
-        optimizer.step()
-    model.eval()
     return case(subject)

@@ -166,34 +166,38 @@ def _a_cached_affine_that_outlives_its_estimates(subject: Subject) -> Case | Non
     return case(subject, *(name for name, _ in chosen))
 
 
-class _Scaled(nn.Module):
-    """In evaluation the bias is added before the scale is multiplied."""
+class _Scaling(nn.Module):
+    """In evaluation it divides by the standard deviation, and leaves the mean where it is."""
 
     def forward(self, input: Tensor) -> Tensor:
         assert isinstance(self, Norm)
         if self.training:
             return super().forward(input)
-        scale, shift = _affine(self)
-        return _applied(input, scale, shift + self.bias * (self.weight - 1))
+        return _applied(input, _affine(self)[0], self.bias)
 
 
-class _Scaled1d(_Scaled, nn.BatchNorm1d):
+class _Scaling1d(_Scaling, nn.BatchNorm1d):
     pass
 
 
-class _Scaled2d(_Scaled, nn.BatchNorm2d):
+class _Scaling2d(_Scaling, nn.BatchNorm2d):
     pass
+
+
+def _offset(norm: Norm) -> float:
+    """Give the means in standard deviations, at the root of their mean square."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return float((norm.running_mean.square() / (norm.running_var + norm.eps)).mean().sqrt())
 
 
 @held_out("backend-parity", consequences=GAP | {"lossy-subclass"})
-def _a_fast_path_that_scales_the_bias(subject: Subject) -> Case | None:
-    """In the layer that shows it most of three."""
+def _a_fast_path_that_leaves_out_the_mean(subject: Subject) -> Case | None:
+    """In that of three layers whose means are farthest from zero."""
     plain = _plain(subject)
     if not plain:
         return None
-    tried = subject.draw.sample(plain, min(3, len(plain)))
-    name, norm = max(tried, key=lambda each: float((each[1].bias * (each[1].weight - 1)).detach().abs().mean()))
-    new = (_Scaled1d if isinstance(norm, nn.BatchNorm1d) else _Scaled2d)(norm.num_features)
+    name, norm = max(subject.draw.sample(plain, min(3, len(plain))), key=lambda each: _offset(each[1]))
+    new = (_Scaling1d if isinstance(norm, nn.BatchNorm1d) else _Scaling2d)(norm.num_features)
     new.load_state_dict(norm.state_dict())
     put(subject.model, name, new.eval())
     return case(subject, name)

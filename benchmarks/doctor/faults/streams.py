@@ -116,12 +116,12 @@ def _blue_in_the_place_of_red(subject: Subject) -> Case:
 
 @held_out("domain-shift", consequences=GAP | {"outlier-statistics"}, costs=True)
 def _out_of_focus(subject: Subject) -> Case:
-    """Means over 5 x 5 pixels, or over three values of a signal."""
+    """Means over 5 x 5 pixels, or over seven values of a signal."""
 
     def blurred(x: Tensor) -> Tensor:
         if x.dim() == 4:
             return functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
-        return functional.avg_pool1d(x, 3, 1, 1, count_include_pad=False)
+        return functional.avg_pool1d(x, 7, 1, 3, count_include_pad=False)
 
     return _fed(subject, blurred)
 
