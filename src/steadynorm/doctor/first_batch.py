@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from steadynorm.doctor.axes import FeatureAxes
 from steadynorm.doctor.dependence import Trace, distance, modules_that_mix, tracing
 from steadynorm.doctor.evidence import Parity
-from steadynorm.doctor.parity import formula_of, parity_of, parity_of_unknown
+from steadynorm.doctor.parity import formula_of, parity_beside_hooks, parity_of, parity_of_unknown
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.flow.trial import tensors_in
 from steadynorm.surgery.kinds import why_unknown
@@ -129,12 +129,14 @@ def _run(
             return
         x = arguments[0].detach()
         seen.calls[name].append((x, output.detach()))
-        alone = len(arguments) == 1 and name in plain  # no residual, and no hook that changes what it gave
+        alone = len(arguments) == 1  # no residual
         if alone and len(seen.calls[name]) == 1 and not module.training:
             formula = formulas[name]
             with torch._C.DisableTorchFunction():
                 if name in unknown:
-                    found = parity_of_unknown(module, x, output)
+                    found = parity_of_unknown(module, x, output) if name in plain else None
+                elif name not in plain:
+                    found = None if formula is None else parity_beside_hooks(formula(x), x, output.detach())
                 else:
                     found = None if formula is None else parity_of(module, formula, x, output)
             if found is not None:

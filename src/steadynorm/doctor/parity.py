@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from steadynorm.doctor.evidence import Parity
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES
 from steadynorm.statistics.moments import statistics_dtype
-from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, kind_of
+from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, is_exact, kind_of
 
-__all__ = ["Formula", "formula_of", "parity_of", "parity_of_unknown"]
+__all__ = ["Formula", "formula_of", "parity_beside_hooks", "parity_of", "parity_of_unknown"]
 
 ROUNDINGS = 16
 """Units in the last place of its terms by which a sum of three products may be off, and half as much again."""
 LIKE = 0.01
 """Difference from batch norm, relative to the output, that a layer of one's own may have by another eps or variance."""
+ROUNDED = 0.05
+"""Difference, likewise, that a hook may make which rounds to eight bits."""
+_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+    *(functional.relu, functional.relu6, functional.silu, functional.gelu, functional.hardswish, functional.elu),
+    *(functional.mish, functional.softplus, functional.hardtanh, functional.selu, torch.sigmoid, torch.tanh),
+    *(partial(functional.leaky_relu, negative_slope=slope) for slope in (0.01, 0.1, 0.2)),
+)
 _AT_ONCE = 2**18
 """Values that are compared at once, few enough to stay in a processor's cache."""
 
@@ -95,9 +104,11 @@ def parity_of(module: nn.Module, formula: Callable[[Tensor], Formula], x: Tensor
 
 
 def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # noqa: ANN401 (any norm)
-    """Compare a layer of an unknown class with batch norm by its running estimates, if it trains as batch norm does.
+    """Compare the evaluation of a layer of an unknown class with its own training, or with batch norm.
 
-    Its weight and bias may be called gamma and beta. It is called once more, in training, and its buffers are put back.
+    Its weight and bias may be called gamma and beta. Where its output is not batch norm's it is called again in both
+    modes, with a batch's moments as running estimates, which are put back: both are to give the same, whatever it does
+    beside normalizing. The batch is four samples over and over, so that its parts have the same moments.
 
     Args:
         module: of an unknown class, in evaluation.
@@ -105,7 +116,7 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
         y: what it gave.
 
     Returns:
-        None where it has no running estimates of that size, or does not train as batch norm does.
+        None where it has no running estimates of that size, or does not train by the batch.
     """
     if x.dim() < 2 or x.shape != y.shape or not x.is_floating_point():
         return None
@@ -114,15 +125,35 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
         return None
     weight, bias = (_of_channels(module, x, *names) for names in (("weight", "gamma"), ("bias", "beta")))
     eps = float(getattr(module, "eps", 1e-5))
-    error = _unlike(y, _formula(mean, var, weight, bias, eps).output(x))
+    right = _formula(mean, var, weight, bias, eps).output(x)
+    error = _unlike(y, right)
     if error <= LIKE:
         return Parity(error=0.0, other_backend=0.0)
-    trained = _in_training(module, x)
-    if trained is None:
+    if is_exact(module):  # its forward is replaced on the instance
+        return Parity(error=_beside_activations(y, right), other_backend=0.0)
+    alike = x[:4].repeat(-(-len(x) // 4), *[1] * (x.dim() - 1))
+    moments = _moments(alike.double().transpose(0, 1).flatten(1))
+    with _state_kept(module):
+        trained, again = (_called(module, alike, moments, training=True) for _ in range(2))
+        evaluated = _called(module, alike, moments, training=False)
+    if trained is None or again is None or evaluated is None or _unlike(again, trained.double()) > LIKE:
         return None
-    own_mean, own_var = (_along(each, x) for each in _moments(x.double().transpose(0, 1).flatten(1)))
-    by_batch = _formula(own_mean, own_var, weight, bias, eps).output(x)
-    return Parity(error=error, other_backend=0.0) if _unlike(trained, by_batch) <= LIKE else None
+    error = _unlike(evaluated, trained.double())
+    return Parity(error=error if error > LIKE else 0.0, other_backend=0.0)
+
+
+def parity_beside_hooks(formula: Formula, x: Tensor, y: Tensor) -> Parity | None:
+    """Compare what a norm and its hooks gave with its formula; what an activation or a rounding changes is none."""
+    if x.shape != y.shape:
+        return None
+    error = _beside_activations(y, formula.output(x))
+    return Parity(error=error if error > ROUNDED else 0.0, other_backend=0.0)
+
+
+def _beside_activations(y: Tensor, right: Tensor) -> float:
+    """Give the least difference from what is right, as it is or behind an activation; 0 for a small one."""
+    found = min(_unlike(y, right), *(_unlike(y, activation(right)) for activation in _ACTIVATIONS))
+    return found if found > LIKE else 0.0
 
 
 def _of_channels(module: nn.Module, x: Tensor, *names: str) -> Tensor | None:
@@ -133,21 +164,31 @@ def _of_channels(module: nn.Module, x: Tensor, *names: str) -> Tensor | None:
     return None if first is None else _along(first.flatten(), x)
 
 
-def _in_training(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Give what a layer gives in training; None where it raises or gives another shape. Its buffers are put back."""
-    buffers = [(each, each.clone()) for each in module.buffers()]
+@contextmanager
+def _state_kept(module: Any) -> Iterator[None]:  # noqa: ANN401 (any norm)
+    """Put back running estimates, buffers and modes."""
+    stored = (each for each in (module.running_mean, module.running_var) if isinstance(each, Tensor))
+    buffers = [(each, each.clone()) for each in (*module.buffers(), *stored)]
     modes = [(each, each.training) for each in module.modules()]
     try:
-        for each, _ in modes:
-            each.training = True
-        found = module.forward(x.clone())
-    except Exception:  # a forward of someone else's may raise anything
-        return None
+        yield
     finally:
         for each, mode in modes:
             each.training = mode
         for buffer, before in buffers:
             buffer.copy_(before)
+
+
+def _called(module: Any, x: Tensor, moments: tuple[Tensor, Tensor], *, training: bool) -> Tensor | None:  # noqa: ANN401
+    """Give what a layer gives by these running estimates; None where it raises or gives another shape."""
+    try:
+        for each in module.modules():
+            each.training = training
+        for stored, values in zip((module.running_mean, module.running_var), moments, strict=True):
+            stored.copy_(values.view(stored.shape))
+        found = module.forward(x.clone())
+    except Exception:  # a forward of someone else's may raise anything
+        return None
     return found.detach() if isinstance(found, Tensor) and found.shape == x.shape else None
 
 

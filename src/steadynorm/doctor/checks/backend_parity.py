@@ -1,10 +1,10 @@
 """A norm whose output is not what its formula says.
 
 Looks at: the output of each norm in evaluation (batch norms by their running estimates; group and layer norms) beside
-the formula in float64, on the same input; as the model runs it, and on a GPU without cuDNN. A layer of one's own that
-has running estimates and trains as batch norm does, as one call in training shows, is to evaluate as batch norm as
-well. Models that are compiled are looked at uncompiled, and layers that have hooks, take a residual or train are left
-out.
+the formula in float64, on the same input; as the model runs it, with its hooks, and on a GPU without cuDNN. A layer of
+one's own that keeps running estimates is to evaluate as it trains: given a batch's moments as running estimates, both
+modes are to give the same, whatever else it does. Models that are compiled are looked at uncompiled, and layers that
+take a residual or train are left out.
 
 Harm: a wrong kernel, a replaced method or a wrapper changes the network, and no metric of training shows it where the
 same device trains and evaluates.
@@ -13,8 +13,9 @@ Remedy: mend the layer's own forward; or switch the backend off (``torch.backend
 find who replaces the forward.
 
 Threshold: 16 units in the last place of the terms (|x| + |mean|)·scale + |shift|, in the coarsest dtype that takes
-part. An error below a hundredth of the output's root mean square is a note. A layer of one's own counts as batch norm
-where its output is within a hundredth of it, root mean square.
+part. An error below a hundredth of the output's root mean square is a note. A layer of one's own, or whose forward is
+replaced, may differ by a hundredth, and one with hooks by a twentieth, which rounds to eight bits; an activation behind
+the norm is none.
 
 Source: pytorch issues 181696 and 175189.
 """
@@ -45,7 +46,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         problem = f"Its output in evaluation is off from the formula by {error:.2g} of its size{where}."
         if norm.unknown:
             problem = (
-                "In training it is batch norm; in evaluation its output is off from what its running estimates give by "
+                "In evaluation it does not do what it does in training, or its class: its output is off by "
                 f"{error:.2g} of its size."
             )
         severity = Severity.WARNING if here and error > SMALL else Severity.NOTE
