@@ -6,6 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -29,13 +30,30 @@ def run_again(model: nn.Module) -> set[nn.Module]:
     calls = {kind: _calls_of(kind) for kind in {type(module) for module in model.modules()}}
     for module in model.modules():
         flags = [vars(module)[flag] for flag in _FLAGS if isinstance(vars(module).get(flag), bool)]
-        if any(flags) or type(module).__name__ == "CheckpointWrapper":
+        if any(flags) or type(module).__name__ == "CheckpointWrapper" or _is_replaced(vars(module).get("forward")):
             found.add(module)
         elif not flags:
             for given, read in calls[type(module)]:
                 if not any(vars(module).get(name) is False for name in read if name != "training"):
                     found |= {module._modules.get(name) or module for name in given}
     return found
+
+
+def _is_replaced(forward: object) -> bool:
+    """Tell whether a forward that was set on an instance is torch.utils.checkpoint's, or calls it."""
+    if isinstance(forward, partial):
+        return forward.func in _CALLED
+    return isinstance(forward, FunctionType) and _calls(forward)
+
+
+def _calls(function: FunctionType) -> bool:
+    """Tell whether a function reads torch.utils.checkpoint's functions, of its globals or what it closes over."""
+    names = all_names(function.__code__)
+    held = inspect.getclosurevars(function)
+    known = {**held.globals, **held.nonlocals}
+    return any(known.get(name) in _CALLED for name in names if callable(known.get(name))) or (
+        "checkpoint" in names and torch.utils.checkpoint in known.values()
+    )
 
 
 def _calls_of(kind: Any) -> list[tuple[frozenset[str], frozenset[str]]]:  # noqa: ANN401 (a class of modules)

@@ -9,8 +9,8 @@ skipped on one of them, they wait for each other for ever; and every step moves 
 Remedy: leave synchronised layers out of the checkpointed part, or use plain batch norm there.
 
 Threshold: none; activation checkpointing is told by the flags of transformers, timm, torchvision and OpenMMLab, by
-torch's CheckpointWrapper, and by calls of ``torch.utils.checkpoint`` in the methods of a module's class; one that reads
-a flag of the module which is False is taken to be switched off.
+torch's CheckpointWrapper, and by calls of ``torch.utils.checkpoint`` in the methods of a module's class or in a forward
+that was set on an instance; one that reads a flag of the module which is False is taken to be switched off.
 
 Source: pytorch issues 38174 and 96136.
 """
