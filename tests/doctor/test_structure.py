@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from steadynorm.doctor import Severity, diagnose
 
@@ -187,3 +190,88 @@ def test_what_the_optimizer_leaves_out_is_frozen() -> None:
     assert found(model, {"params": [each for each in model.parameters() if each.dim() > 1]}) == []  # as Muon does
     assert found(model, {"params": [each for each in model.parameters() if each.dim() == 1]}) == []
     assert found(model.eval(), {"params": head}) == []
+
+
+class Moving(nn.Module):
+    """Batch norm as a textbook writes it: its estimates are plain tensors."""
+
+    def __init__(self, *, right: bool = True, always: bool = False) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(1, 3)), nn.Parameter(torch.zeros(1, 3))
+        self.moving_mean, self.moving_var = torch.zeros(1, 3), torch.full((1, 3), 4.0)
+        self.right, self.always = right, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.moving_mean, self.moving_var if self.right or self.training else self.moving_var.square()
+        if self.training or self.always:
+            batch_mean, batch_var = x.mean(0, keepdim=True), x.var(0, keepdim=True, unbiased=False)
+            self.moving_mean = (0.9 * self.moving_mean + 0.1 * batch_mean).detach()
+            self.moving_var = (0.9 * self.moving_var + 0.1 * batch_var).detach()
+            mean, var = (batch_mean, batch_var) if self.training else (mean, var)
+        return self.gamma * (x - mean) / (var + 1e-5).sqrt() + self.beta
+
+
+class Reversible(nn.Module):
+    """Keeps what its input shows, to undo it later."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean, self.std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        return (x - self.mean) / self.std
+
+
+class Functional(nn.Module):
+    """Calls batch norm's function, always in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, self.mean, self.var, training=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "check"),
+    [
+        (Moving(), None),
+        (Moving(right=False), "backend-parity"),
+        (Moving(always=True), "statistics-moved-in-eval"),
+        (Functional(), "statistics-moved-in-eval"),
+        (Reversible(), None),
+    ],
+    ids=["right", "without root", "moves", "function", "reversible"],
+)
+def test_running_estimates_by_other_names_are_found(layer: nn.Module, check: str | None) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), layer, nn.ReLU()).eval()
+    model(torch.randn(8, 4))
+    held = {name: each for name, each in vars(layer).items() if isinstance(each, Tensor)}
+    values = {name: each.clone() for name, each in held.items()}
+    diagnosis = diagnose(model, [2 * torch.randn(32, 4)])
+    found = {each.check for each in diagnosis if each.severity >= WARNING}
+    assert found - {"batch-dependence"} == ({check} if check else set())
+    assert all(each.layer == "1" for each in diagnosis if each.severity >= WARNING)
+    assert all(vars(layer)[name] is each and torch.equal(each, values[name]) for name, each in held.items())
+
+
+def partly(module: nn.Module) -> Any:
+    return functools.partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def closed(module: nn.Module) -> Any:
+    forward = module.forward
+    return lambda x: checkpoint(forward, x, use_reentrant=False)
+
+
+def harmless(module: nn.Module) -> Any:
+    forward = module.forward
+    return lambda x: forward(x)
+
+
+@pytest.mark.parametrize(("replace", "found"), [(partly, True), (closed, True), (harmless, False)])
+@pytest.mark.parametrize("block", [True, False])
+def test_checkpointing_that_is_set_on_an_instance_is_found(replace: Any, found: bool, block: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.SyncBatchNorm(3), nn.ReLU()))
+    part = model[1] if block else model[1][0]
+    part.forward = replace(part)
+    assert [each.layer for each in diagnose(model).of("sync-with-checkpoint")] == ["1.0"] * found

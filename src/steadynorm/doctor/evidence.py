@@ -313,7 +313,7 @@ class Runs:
             because one before it is; empty where ``recalibrated`` is.
         recalibrated: on every second batch, with statistics measured on the others; empty where that was
             not possible.
-        moved: batch norms whose running estimates a forward moved though every module evaluated.
+        moved: modules whose running estimates a forward moved though every module evaluated.
         dependent: the innermost modules that gave a sample another output in evaluation when half of its batch was
             left out, while their input for it was the same, and not by chance.
         dependence: largest difference of the model's output for the same samples in those two batches, relative to the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from steadynorm.doctor.evidence import Parity
 from steadynorm.doctor.parity import formula_of, parity_beside_hooks, parity_of, parity_of_unknown
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.flow.trial import tensors_in
-from steadynorm.surgery.kinds import why_unknown
+from steadynorm.surgery.kinds import stored_names, why_unknown
 from steadynorm.surgery.named_modules import NamedModule
 
+_CALLED = re.compile("mean|var|std")
+"""In the names of running estimates."""
 _SHORT = 64
 """Values of a sequence that are few."""
 __all__ = ["FirstBatch", "first_samples", "look_closely"]
@@ -72,10 +75,11 @@ def look_closely(
         watched: surrounds the run of the whole batch.
         unread: gets a line where the model does not take the half.
     """
-    before = {named.name: _statistics(named.module) for named in norms}
+    held = {**dict(model.named_modules()), **{named.name: named.module for named in norms}}
+    before = {name: _statistics(module) for name, module in held.items()}
     trace = Trace(samples=max(1, samples_of(batch)))
     whole = _run(model, norms, batch, forward, watched, trace)
-    moved = tuple(named.name for named in norms if _differ(before[named.name], _statistics(named.module)))
+    moved = tuple(name for name, module in held.items() if _differ(before[name], _statistics(module)))
     dependent: tuple[str, ...] = ()
     dependence = 0.0
     half = _first_half(batch)
@@ -189,13 +193,24 @@ def _has_maps(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool
     return isinstance(module, nn.GroupNorm) and any(len(each) > 1 or 1 < each.numel() <= _SHORT for each in shapes)
 
 
-def _statistics(module: Any) -> list[Tensor]:  # noqa: ANN401 (a norm)
-    stored = (getattr(module, name, None) for name in ("running_mean", "running_var"))
-    return [each.detach().clone() for each in stored if isinstance(each, Tensor)]
+def _statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Copy running estimates, and buffers that are called a mean, a variance or a deviation.
+
+    Other plain tensors are not looked at: some keep what their last input showed.
+    """
+    held = {name: getattr(module, name, None) for name in stored_names(module) or ("running_mean", "running_var")}
+    held |= {name: each for name, each in module.named_buffers(recurse=False) if _CALLED.search(name)}
+    return {
+        name: each.detach().clone()
+        for name, each in held.items()
+        if isinstance(each, Tensor) and each.is_floating_point()
+    }
 
 
-def _differ(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    return any(not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(first, second, strict=True))
+def _differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Tell whether one of the same shape holds other numbers."""
+    pairs = ((first[name], second[name]) for name in first.keys() & second.keys())
+    return any(a.shape == b.shape and not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
 
 
 def _first_half(batch: Any) -> Any:  # noqa: ANN401 (as the loader gives it)

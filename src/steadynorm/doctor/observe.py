@@ -31,6 +31,7 @@ from steadynorm.surgery.kinds import (
     kind_of,
     label,
     listed_class,
+    stored_names,
     why_unknown,
 )
 from steadynorm.surgery.named_modules import named_modules_of
@@ -143,10 +144,11 @@ def _norm(name: str, module: Any, *, hidden: bool = False) -> NormState:  # noqa
     known = is_batch_norm(module)
     unknown = "" if known else why_unknown(module) or ""
     kind = _kind(module, known)
-    mean, var, weight, bias = (_numbers(module, each) for each in ("running_mean", "running_var", "weight", "bias"))
+    names = stored_names(module) or ("running_mean", "running_var")
+    mean, var, weight, bias = (_numbers(module, each) for each in (*names, "weight", "bias"))
     if known:
         weight = _copy(evaluation_of(module).weight)
-    stored = getattr(module, "running_var", None)
+    stored = getattr(module, names[1], None)
     counter = getattr(module, "num_batches_tracked", None)
     affine = [getattr(module, each, None) for each in ("weight", "bias")]
     momentum = getattr(module, "momentum", None)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from steadynorm.doctor.evidence import Parity
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES
 from steadynorm.statistics.moments import statistics_dtype
-from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, is_exact, kind_of
+from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, is_exact, kind_of, stored_names
 
 __all__ = ["Formula", "formula_of", "parity_beside_hooks", "parity_of", "parity_of_unknown"]
 
@@ -120,7 +120,8 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
     """
     if x.dim() < 2 or x.shape != y.shape or not x.is_floating_point():
         return None
-    mean, var = (_of_channels(module, x, name) for name in ("running_mean", "running_var"))
+    names = stored_names(module) or ("running_mean", "running_var")
+    mean, var = (_of_channels(module, x, name) for name in names)
     if mean is None or var is None:
         return None
     weight, bias = (_of_channels(module, x, *names) for names in (("weight", "gamma"), ("bias", "beta")))
@@ -167,7 +168,8 @@ def _of_channels(module: nn.Module, x: Tensor, *names: str) -> Tensor | None:
 @contextmanager
 def _state_kept(module: Any) -> Iterator[None]:  # noqa: ANN401 (any norm)
     """Put back running estimates, buffers and modes."""
-    stored = (each for each in (module.running_mean, module.running_var) if isinstance(each, Tensor))
+    held = [(each, dict(vars(each))) for each in module.modules()]  # plain tensors, which some replace at every call
+    stored = [each for _, attributes in held for each in attributes.values() if isinstance(each, Tensor)]
     buffers = [(each, each.clone()) for each in (*module.buffers(), *stored)]
     modes = [(each, each.training) for each in module.modules()]
     try:
@@ -175,6 +177,8 @@ def _state_kept(module: Any) -> Iterator[None]:  # noqa: ANN401 (any norm)
     finally:
         for each, mode in modes:
             each.training = mode
+        for each, attributes in held:
+            vars(each).update(attributes)
         for buffer, before in buffers:
             buffer.copy_(before)
 
@@ -184,7 +188,8 @@ def _called(module: Any, x: Tensor, moments: tuple[Tensor, Tensor], *, training:
     try:
         for each in module.modules():
             each.training = training
-        for stored, values in zip((module.running_mean, module.running_var), moments, strict=True):
+        for name, values in zip(stored_names(module) or (), moments, strict=True):
+            stored = getattr(module, name)
             stored.copy_(values.view(stored.shape))
         found = module.forward(x.clone())
     except Exception:  # a forward of someone else's may raise anything

@@ -35,6 +35,7 @@ __all__ = [
     "label",
     "listed_class",
     "overridden",
+    "stored_names",
     "why_unknown",
 ]
 
@@ -176,11 +177,20 @@ def why_unknown(module: nn.Module) -> str | None:
     if isinstance(module, _InstanceNorm):
         tracks = _tensor(module, "running_mean") is not None
         return "it keeps running statistics, but it is an instance norm." if tracks else None
-    if _tensor(module, "running_var") is not None:
+    if stored_names(module) is not None:
         return f"it keeps running statistics, but it is no batch norm of torch's or ours. {_REGISTER}"
     return None
 
 
+def stored_names(module: nn.Module) -> tuple[str, str] | None:
+    """Give what a module calls its running mean and variance; None where it has no such variance."""
+    return next((names for names in _STORED if _tensor(module, names[1]) is not None), None)
+
+
+_STORED = (
+    *(("running_mean", "running_var"), ("moving_mean", "moving_var")),
+    *(("moving_mean", "moving_variance"), ("running_mean", "running_variance")),
+)
 _REGISTER = "If it is a batch norm, say so: steadynorm.surgery.register(cls, ...)."
 
 

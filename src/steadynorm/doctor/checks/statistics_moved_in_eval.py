@@ -1,6 +1,7 @@
 """Running estimates that move though every module evaluates.
 
-Looks at: running_mean and running_var before and after one forward with every module in evaluation.
+Looks at: running_mean and running_var, and buffers of any module that are called a mean, a variance or a
+deviation, before and after one forward with every module in evaluation.
 
 Harm: validation, a teacher's forward or a prediction changes the model: results depend on the order of the data, and
 validation data leak into the statistics.
@@ -27,6 +28,8 @@ _REMEDY = Remedy(advice="Look for a forward that calls it with training=True, or
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     assert evidence.batches is not None
-    for norm in evidence.norms:
-        if norm.name in evidence.batches.moved:
-            yield at(norm, Severity.ERROR, "A forward in evaluation moved its running estimates.", _REMEDY)
+    norms = {norm.name: norm for norm in evidence.norms}
+    for name in evidence.batches.moved:
+        layer = norms.get(name) or evidence.by_name.get(name)
+        if layer is not None:
+            yield at(layer, Severity.ERROR, "A forward in evaluation moved its running estimates.", _REMEDY)
