@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from steadynorm.doctor import Severity, diagnose, treat_
-from steadynorm.doctor.other_statistics import standing_out
+from steadynorm.doctor.compared import standing_out
 from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches
 
@@ -51,6 +51,7 @@ def test_a_gap_is_named_where_running_estimates_are_off_though_later_layers_win_
     found = diagnose(model, batches()).of("train-eval-gap")
     assert {each.layer for each in found} == set(layers)
     assert all(each.numbers["share"] > 0.5 for each in found)  # type: ignore[operator]
+    assert {each.layer for each in diagnose(model, batches()).of("needs-recalibration")} == set(layers)
 
 
 def test_a_gap_of_all_layers_is_named_at_none(deep: nn.Sequential) -> None:
@@ -182,3 +183,9 @@ def test_what_a_repair_of_one_layer_leaves_behind_is_treated_in_all(deep: nn.Seq
     assert tried[:2] == [("repair", {"4"}), ("recalibrate", {"1"})]
     assert tried[2][0] == "recalibrate" and tried[2][1] > {"1"} and treatment.applied[2].kept
     assert diagnose(model, batches()).is_healthy
+
+
+def test_means_of_a_few_channels_far_off_are_outliers(model: Any) -> None:
+    model[4].running_mean[[1, 5]] += 50 * model[4].running_var[[1, 5]].sqrt()
+    diagnosis = diagnose(model, [x for x, _ in batches()])
+    assert [each.layer for each in diagnosis.of("outlier-statistics")] == ["4"]

@@ -21,12 +21,19 @@ __all__ = [
     "described",
     "difference_of",
     "distance_of",
+    "few_off",
     "independent_of",
     "may_matter",
     "pooled",
     "share_of_gap",
+    "standing_out",
     "won_back",
 ]
+
+FEW, CLEAR, OFF = 3, 2.0, 0.125
+"""Layers that may stand out; how many times further off than all others; and standard deviations at least."""
+MOST = 0.5
+"""Of the gap, won back by layers that stand out: then they are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,3 +193,28 @@ def may_matter(quantity: str, evaluation: Sequence[float], by_batch: Sequence[fl
     """Tell whether batches' own statistics are better by so much that a check may ask which layer does it."""
     gap = cost_of(quantity, evaluation, by_batch)
     return gap is not None and gap.matters(by_batch, expected=True)
+
+
+def standing_out(off: Mapping[str, float]) -> tuple[str, ...]:
+    """Name the few layers whose running estimates are off, and clearly further than those of all others.
+
+    Each layer is compared with what it is given while all others normalize by the batch, so that none is off because
+    one before it is.
+    """
+    order = sorted(off, key=lambda name: -off[name])
+    for number in range(min(FEW, len(order)), 0, -1):
+        following = max((off[name] for name in order[number:]), default=0.0)
+        if off[order[number - 1]] > max(OFF, CLEAR * following):
+            return tuple(name for name in off if name in order[:number])
+    return ()
+
+
+def few_off(runs: Runs) -> tuple[tuple[str, ...], float | None]:
+    """Name the few layers that stand out, and give the share of the gap that they win back; none where that is little.
+
+    The share is None where it was not tried.
+    """
+    for names, scores in runs.few_layers.items():
+        share = share_of_gap(runs, scores)
+        return (names if share is not None and share >= MOST else ()), share
+    return standing_out(runs.off), None

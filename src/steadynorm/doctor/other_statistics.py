@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steadynorm.doctor.compared import apart, may_matter
+from steadynorm.doctor.compared import apart, may_matter, standing_out
 from steadynorm.doctor.evidence import Sighting
 from steadynorm.doctor.score import Score
 from steadynorm.doctor.untouched import uncompiled
@@ -24,13 +24,11 @@ from steadynorm.surgery.kinds import eps_of, kind_of
 from steadynorm.surgery.named_modules import NamedModule
 from steadynorm.surgery.recalibrate import recalibrate_
 
-__all__ = ["OtherStatistics", "Trial", "scored", "standing_out"]
+__all__ = ["OtherStatistics", "Trial", "scored"]
 
 ABLATION = 2
 """Batches on which one layer after the other is given the batch's own statistics."""
 _STATISTICS = ("running_mean", "running_var")
-FEW, CLEAR, OFF = 3, 2.0, 0.125
-"""Layers that may stand out; how many times further off than all others; and standard deviations at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,20 +176,6 @@ class Trial:
 
     def _scored(self, number: int) -> float:
         return scored(self._model, self._batches[number], self._forward, self._score)
-
-
-def standing_out(off: Mapping[str, float]) -> tuple[str, ...]:
-    """Name the few layers whose running estimates are off, and clearly further than those of all others.
-
-    Each layer is compared with what it is given while all others normalize by the batch, so that none is off because
-    one before it is.
-    """
-    order = sorted(off, key=lambda name: -off[name])
-    for number in range(min(FEW, len(order)), 0, -1):
-        following = max((off[name] for name in order[number:]), default=0.0)
-        if off[order[number - 1]] > max(OFF, CLEAR * following):
-            return tuple(name for name in off if name in order[:number])
-    return ()
 
 
 def scored(model: nn.Module, batch: Any, forward: Forward, score: Score) -> float:  # noqa: ANN401 (as the loader gives it)

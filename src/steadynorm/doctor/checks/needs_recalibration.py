@@ -11,7 +11,7 @@ the model will see; it can be undone.
 
 Threshold: as for ``train-eval-gap``, on images that the statistics have not seen. And some layer's running estimates
 are an eighth of a standard deviation off, beyond sampling: where they are those of the batches, what a few batches give
-is chance.
+is chance. Up to three layers are named where they stand out as they do for ``train-eval-gap``.
 
 Source: Izmailov et al. 2018 (arXiv 1803.05407), section 3.2; Wu & Johnson 2021 (arXiv 2105.07576).
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadynorm.doctor.compared import cost_of
+from steadynorm.doctor.compared import cost_of, few_off
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
 from steadynorm.doctor.shared import FITTING, STALE, furthest
@@ -37,4 +37,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     distance = furthest(evidence)
     if cost is not None and distance > FITTING and cost.matters(runs.recalibrated, expected=distance > STALE):
         problem = f"With statistics measured on half of the batches the {runs.score} of the other half is better."
-        yield of_model(Severity.WARNING, problem, _REMEDY, cost)
+        norms = {norm.name: norm for norm in evidence.norms}
+        few, _ = few_off(runs)
+        if not few:
+            yield of_model(Severity.WARNING, problem, _REMEDY, cost)
+        for name in few:
+            problem_here = f"{problem} Those of this layer are the furthest off."
+            yield of_model(Severity.WARNING, problem_here, _REMEDY, cost, norms[name], off=runs.off[name])

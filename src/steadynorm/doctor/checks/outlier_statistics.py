@@ -11,7 +11,7 @@ running variance of nothing, and is blown up when it varies.
 Remedy: measure the statistics again. Safe where the batches are like the training data.
 
 Threshold: a standard deviation more than 10 times that of the batches in a channel, or less than a hundredth of it, or
-a mean more than 100 of them off; in less than half of the channels, and no more than twice in the median channel: a
+a mean more than 30 of them off; in less than half of the channels, and no more than twice in the median channel: a
 shift of the data moves most channels together, an outlier does not. A channel whose input hardly varies counts as one
 of a third of the layer's usual deviation: where a filter has died, or a rare feature is absent, the batches are unusual
 and not the estimates.
@@ -29,7 +29,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 NEEDS = ("batches",)
-FACTOR, FAR, USUAL, LEAST = 10.0, 100.0, 2.0, 1 / 3
+FACTOR, FAR, AWAY, USUAL, LEAST = 10.0, 100.0, 30.0, 2.0, 1 / 3
 _REMEDY = Remedy(
     advice="Measure the statistics again on training images (recalibrate_), and look for the batch that did it.",
     treatment="recalibrate",
@@ -49,7 +49,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         found = running * distance.log_gain.exp()
         found = found.clamp(min=LEAST * float(found.median()))
         ratio = running / found
-        beyond = (ratio > FACTOR) | (ratio < 1 / FAR) | (distance.shift.abs() * ratio > FAR)
+        beyond = (ratio > FACTOR) | (ratio < 1 / FAR) | (distance.shift.abs() * ratio > AWAY)
         usual = abs(float(distance.log_gain.median())) < math.log(USUAL)
         if usual and 0 < 2 * int(beyond.sum()) < len(ratio):
             furthest = float(ratio[beyond][ratio[beyond].log().abs().argmax()])

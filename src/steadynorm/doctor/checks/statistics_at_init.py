@@ -12,7 +12,7 @@ there describe no data. A frozen layer is left to you: mean 0 and variance 1 may
 
 Threshold: none; a batch of real numbers never gives exactly 0 and 1 in all channels. A layer that is new in every
 respect is a warning where the model evaluates and batches reach it, as after keys were renamed; else a note. One of the
-two alone can be so on purpose, as where a mean was folded away: there the batches' own must be a quarter of a standard
+two alone can be so on purpose, as where a mean was folded away: there the batches' own must be an eighth of a standard
 deviation off, root mean square over channels and beyond sampling.
 
 Source: torch issues; huggingface/peft issue 1732; PFLlib issue 260.
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from steadynorm.doctor.compared import distance_of
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
-from steadynorm.doctor.shared import STALE
+from steadynorm.doctor.shared import FITTING
 
 _REMEDY = Remedy(
     advice="Load the statistics from a full state dict, or measure them on training images (recalibrate_).",
@@ -67,7 +67,7 @@ def _half(evidence: Evidence, norm: NormState) -> Iterator[Finding]:
     zero, one = not norm.mean.any(), bool((norm.var == 1).all())
     off = distance.shift if zero else distance.log_gain
     size = math.sqrt(max(0.0, float(off.square().mean()) - distance.error**2))
-    if (zero or one) and size > STALE:
+    if (zero or one) and size > FITTING:
         which = "mean is 0" if zero else "variance is 1"
         problem = (
             f"Its running {which} in every channel, as in a new layer, while the other running estimate is not a new "

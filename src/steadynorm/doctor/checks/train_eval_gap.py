@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from steadynorm.doctor.compared import cost_of, distance_of, share_of_gap, won_back
+from steadynorm.doctor.compared import cost_of, distance_of, few_off, won_back
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity, of_model
 from steadynorm.doctor.shared import STALE, furthest, shared_by
@@ -36,8 +36,6 @@ from steadynorm.doctor.shared import STALE, furthest, shared_by
 NEEDS = ("batches", "score")
 SHARE = 0.2
 """Of the gap, won back by one layer alone: then it is named."""
-MOST = 0.5
-"""Of the gap, won back by the few layers that are further off than all others: then they are named."""
 _REMEDY = Remedy(
     advice="Measure the statistics again on a few hundred training images (recalibrate_).", treatment="recalibrate"
 )
@@ -56,9 +54,9 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         if fresh is None or not fresh.matters(runs.recalibrated):
             return
     gains = won_back(runs)
-    few = next(((names, share_of_gap(runs, scores)) for names, scores in runs.few_layers.items()), None)
-    if few is not None and few[1] is not None and few[1] >= MOST:
-        yield from _named(evidence, few[0], few[1], cost)
+    few, won = few_off(runs)
+    if few and won is not None:
+        yield from _named(evidence, few, won, cost)
         return
     guilty = _first_to_help(gains, list(runs.sightings))
     norms = {norm.name: norm for norm in evidence.norms}
