@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from steadynorm.doctor import Severity, diagnose, treat_
+from steadynorm.doctor import Severity, accuracy, diagnose, treat_
 from steadynorm.doctor.compared import standing_out
 from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches
@@ -189,3 +189,33 @@ def test_means_of_a_few_channels_far_off_are_outliers(model: Any) -> None:
     model[4].running_mean[[1, 5]] += 50 * model[4].running_var[[1, 5]].sqrt()
     diagnosis = diagnose(model, [x for x, _ in batches()])
     assert [each.layer for each in diagnosis.of("outlier-statistics")] == ["4"]
+
+
+def test_of_two_values_of_eps_torchs_own_is_the_usual_one(model: Any) -> None:
+    model[1].eps = 0.5
+    assert [each.layer for each in diagnose(model).of("mixed-eps")] == ["1"]
+
+
+@pytest.mark.parametrize(("labels", "eps"), [(True, 1e-5), (False, 5.0)])
+def test_eps_is_set_to_that_of_most_layers_where_the_score_is_better_for_it(
+    deep: nn.Sequential, labels: bool, eps: float
+) -> None:
+    model: Any = copy.deepcopy(deep)
+    model[7].eps = 5.0
+    diagnosis = diagnose(model, batches())
+    assert [each.layer for each in diagnosis.of("mixed-eps")] == ["7"]
+    treatment = treat_(model, diagnosis, [each if labels else each[0] for each in batches(16, seed=2)])
+    assert model[7].eps == eps
+    treatment.undo()
+    assert model[7].eps == 5.0
+
+
+def test_eps_stays_where_the_score_is_not_better_for_another(deep: nn.Sequential) -> None:
+    model: Any = copy.deepcopy(deep)
+    norm = model[7]
+    with torch.no_grad():  # as if trained so
+        norm.weight *= ((norm.running_var + 5.0) / (norm.running_var + norm.eps)).sqrt()
+    norm.eps = 5.0
+    (applied,) = treat_(model, diagnose(model, batches()), batches(16, seed=2), metric=accuracy).applied
+    assert (applied.treatment, applied.kept) == ("eps", False)
+    assert norm.eps == 5.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, stack
@@ -27,11 +28,13 @@ __all__ = [
     "pooled",
     "share_of_gap",
     "standing_out",
+    "usual_eps",
     "won_back",
 ]
 
 FEW, CLEAR, OFF = 3, 2.0, 0.125
 """Layers that may stand out; how many times further off than all others; and standard deviations at least."""
+DEFAULT_EPS = 1e-5
 MOST = 0.5
 """Of the gap, won back by layers that stand out: then they are named."""
 
@@ -218,3 +221,11 @@ def few_off(runs: Runs) -> tuple[tuple[str, ...], float | None]:
         share = share_of_gap(runs, scores)
         return (names if share is not None and share >= MOST else ()), share
     return standing_out(runs.off), None
+
+
+def usual_eps(each: Iterable[float]) -> float | None:
+    """Give the eps that most layers have; of several the one next to torch's default; None without layers."""
+    counts = Counter(each)
+    if not counts:
+        return None
+    return max(counts, key=lambda eps: (counts[eps], -abs(math.log(max(eps, 1e-30) / DEFAULT_EPS))))

@@ -274,7 +274,8 @@ def _judge(applied: Applied, before: tuple[float, ...], score: _Score) -> tuple[
     after = score()
     applied = replace(applied, before=_mean(before), after=_mean(after))
     weights = applied.treatment == "load" and any(not finding.layer for finding in applied.findings)
-    if weights and not _is_worse(after, before):
+    must_help = weights or applied.treatment == "eps"
+    if must_help and not _is_worse(after, before):
         why = "the score was not better after it"
     elif _is_worse(before, after):
         why = "the score was worse after it"

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from steadynorm.doctor.compared import usual_eps
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.convert import from_sync_
 from steadynorm.surgery.freeze import freeze_
-from steadynorm.surgery.kinds import is_batch_norm, label
+from steadynorm.surgery.kinds import eps_of, is_batch_norm, label
 from steadynorm.surgery.load import load_tensors_
 from steadynorm.surgery.named_modules import Where, batch_norms_of
 from steadynorm.surgery.recalibrate import recalibrate_
@@ -112,6 +113,21 @@ def _momentum(case: Case) -> Change:
         return edits.finish()
 
 
+def _eps(case: Case) -> Change | str:
+    """Set the eps that most layers have, where it is measured whether that helps."""
+    if not case.scored:
+        return "eps belongs to the weights, and batches with labels or a loss must say which it is"
+    norms = [each for each in batch_norms_of(case.model) if getattr(each.module, "running_var", None) is not None]
+    usual = usual_eps(eps_of(each.module) for each in norms)
+    with Transaction("eps_", case.model) as edits:
+        for named in batch_norms_of(case.model, case.where):
+            before = named.module.eps
+            if isinstance(before, int | float) and before != usual:
+                edits.set_attribute(named.module, "eps", usual)
+                edits.note_changed(named.name, f"eps {before:g}", f"eps {usual:g}")
+        return edits.finish()
+
+
 def _float32(case: Case) -> Change:
     """Store running estimates in float32; weight and bias too, beside which torch takes no others on a CPU."""
     with Transaction("float32_", case.model) as edits:
@@ -144,6 +160,7 @@ TREATMENTS: dict[str, Callable[[Case], Change | str]] = {
     "from_sync": _from_sync,
     "float32": _float32,
     "momentum": _momentum,
+    "eps": _eps,
     "load": _load,
     "repair": _repair,
     "recalibrate": _recalibrate,

@@ -6,8 +6,8 @@ layers have.
 Harm: eps belongs to the weights it was trained with. Ported from TensorFlow (0.001) into torch's default (0.00001), or
 the reverse, small channels get another gain, and the outputs drift with depth.
 
-Remedy: set eps to what the weights were trained with. Not done by itself: which of the two that is, only their origin
-tells.
+Remedy: set eps to what the weights were trained with. Which of the two that is, only their origin tells, so ``treat_``
+takes that of most layers only where the score is better for it.
 
 Threshold: some channel's gain differs by more than a tenth. Below that the difference is within what one training run
 differs from the next. A note where the layer stands in a part of the model (a child of the root) with three batch norms
@@ -19,9 +19,9 @@ Source: Cadene/pretrained-models.pytorch issue 5; huggingface/transformers pull 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 
+from steadynorm.doctor.compared import usual_eps
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
@@ -30,15 +30,18 @@ CHANGE = 0.1
 PART = 3
 """Batch norms of a part of the model that have an eps of their own."""
 _REMEDY = Remedy(advice="Set eps to the value that these weights were trained with.")
+_TRY = Remedy(
+    advice="Set eps to the value that these weights were trained with, such as most layers'.", treatment="eps"
+)
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
     norms = [norm for norm in evidence.batch_norms if norm.var is not None]
-    usual = Counter(norm.eps for norm in norms).most_common(1)
+    usual = usual_eps(norm.eps for norm in norms)
     for norm in norms:
-        assert norm.var is not None
-        eps, var = usual[0][0], norm.var.clamp(min=0)
+        assert norm.var is not None and usual is not None
+        eps, var = usual, norm.var.clamp(min=0)
         if norm.eps == eps:
             continue
         change = float(((var + eps) / (var + norm.eps)).sqrt().log().abs().nan_to_num(0).max())
@@ -49,7 +52,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             )
             part = [each.eps for each in norms if _part(each) == _part(norm)]
             severity = Severity.NOTE if len(part) >= PART and len(set(part)) == 1 else Severity.WARNING
-            yield at(norm, severity, problem, _REMEDY, eps=norm.eps, usual=eps, change=change)
+            remedy = _REMEDY if severity is Severity.NOTE else _TRY
+            yield at(norm, severity, problem, remedy, eps=norm.eps, usual=eps, change=change)
 
 
 def _part(norm: NormState) -> str:
