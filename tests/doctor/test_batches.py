@@ -270,6 +270,30 @@ def test_a_layer_that_evaluates_while_the_model_trains_counts_nothing(model: Any
     assert diagnose(model, batches()).of("double-update") == ()
 
 
+class ByHand(nn.BatchNorm2d):
+    """Moves its running estimates itself; torch's forward moves them too, unless it is told not to."""
+
+    def __init__(self, features: int, weight: float) -> None:
+        super().__init__(features)
+        self.weight_by_hand = weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(input.mean((0, 2, 3)), self.weight_by_hand)
+                self.running_var.lerp_(input.var((0, 2, 3)), self.weight_by_hand)
+        return super().forward(input)
+
+
+@pytest.mark.parametrize(("weight", "found"), [(0.1, [1]), (0.0, [])])
+def test_an_update_by_hand_beside_torch_s_is_counted(model: Any, weight: float, found: list[int]) -> None:
+    own = ByHand(8, weight)
+    own.load_state_dict(model[4].state_dict())
+    model[4] = own.eval()
+    diagnosis = diagnose(model.train(), batches())
+    assert [each.numbers["more"] for each in diagnosis.of("double-update")] == found
+
+
 class Shared(nn.Module):
     """One batch norm for two inputs."""
 

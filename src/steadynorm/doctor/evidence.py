@@ -318,7 +318,7 @@ class Runs:
             left out, while their input for it was the same, and not by chance.
         dependence: largest difference of the model's output for the same samples in those two batches, relative to the
             largest magnitude of the output.
-        updates: name of a batch norm -> how often one forward and backward in training moved its running estimates
+        updates: name of a norm -> how often one forward and backward in training moved its running estimates
             beyond once for each call; empty where that could not be tried.
         parity: name of a norm of any kind -> its output beside the formula; those of which it is not known are missing.
         axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1.

@@ -83,7 +83,7 @@ def run_batches(
         sightings={name: tuple(each) for name, each in seen.items()},
         **scores,
         **vars(close),
-        updates=updates_beyond_calls(model, layers, kept[0], forward, unread),
+        updates=updates_beyond_calls(model, norms, kept[0], forward, unread),
         labels=labels,
         classes=tuple(dict(Counter(each)) for each in labels),
         last_samples=last,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ def updates_beyond_calls(
 
     Args:
         model: in any mode; put back, gradients too.
-        layers: batch norms.
+        layers: norms; those that count no batches are left out.
         batch: of which the first samples are taken.
         forward: runs the model on it.
         unread: takes a line on why it could not be tried; the result is then empty.
@@ -66,13 +67,18 @@ def _updates(
         if isinstance(getattr(named.module, "num_batches_tracked", None), Tensor)
     }
     calls = dict.fromkeys(counted, 0)
+    given: dict[str, list[Tensor]] = {name: [] for name in counted}
 
-    def count(name: str, *_: object) -> None:
+    def count(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         calls[name] += 1
+        if arguments and isinstance(arguments[0], Tensor):
+            x = arguments[0].detach().double()
+            given[name].append(x.transpose(0, 1).flatten(1).mean(1))
 
     gradients = [(each, each.grad) for each in model.parameters()]
     with preserved_state(model), uncompiled():
         before = {name: int(module.num_batches_tracked) for name, module in counted.items()}
+        means = {name: _running_mean(module) for name, module in counted.items()}
         handles = [module.register_forward_pre_hook(partial(count, name)) for name, module in counted.items()]
         try:
             for module in model.modules():
@@ -82,6 +88,11 @@ def _updates(
             with torch.enable_grad():
                 output = forward(model, batch)
                 made = dict(calls)
+                moves = {
+                    name: _moves(module, means[name], given[name])
+                    for name, module in counted.items()
+                    if made[name] == 1
+                }
                 total = sum(each.double().sum() for _, each in tensors_in(output) if each.requires_grad)
                 if isinstance(total, Tensor):
                     total.backward()  # type: ignore[no-untyped-call]
@@ -91,4 +102,23 @@ def _updates(
             for parameter, gradient in gradients:
                 parameter.grad = gradient
         after = {name: int(module.num_batches_tracked) for name, module in counted.items()}
-    return {name: after[name] - before[name] - made[name] for name in calls}
+    return {name: max(after[name] - before[name] - made[name], moves.get(name, 1) - 1) for name in calls}
+
+
+def _running_mean(module: Any) -> Tensor | None:  # noqa: ANN401 (a norm)
+    mean = getattr(module, "running_mean", None)
+    return mean.detach().double().clone() if isinstance(mean, Tensor) else None
+
+
+def _moves(module: Any, before: Tensor | None, given: Sequence[Tensor]) -> int:  # noqa: ANN401 (a norm)
+    """Tell how often one call moved a running mean towards the batch's, (1 − momentum)ᵏ; 1 where it is not that."""
+    momentum, after = getattr(module, "momentum", None), _running_mean(module)
+    if before is None or after is None or len(given) != 1 or not isinstance(momentum, float) or not 0 < momentum < 1:
+        return 1
+    towards, moved = given[0] - before, after - before
+    size = towards.square().sum()
+    share = float((moved * towards).sum() / size) if size > 1e-6 * before.square().sum() else 0.0
+    if not 0 < share < 1 or (moved - share * towards).norm() > 0.01 * moved.norm():
+        return 1
+    times = math.log1p(-share) / math.log1p(-momentum)
+    return max(1, round(times)) if abs(times - round(times)) < 0.05 else 1
