@@ -1,10 +1,10 @@
 """Faults as people make them, each put into a healthy network by a few lines.
 
 A decorator says of each whether thresholds may be chosen on it (``tuning``), or whether it is only for the final table
-(``held_out``). What the doctor says is compared with what :class:`Fault` states. For all files but ``estimates`` and
-``surroundings`` that was written down from the checks' one-line descriptions alone, before the doctor had seen any of
-their faults. ``porting``, ``training``, ``batches`` and ``use`` were the held-out half once, and were seen then;
-``combining``, ``settings``, ``streams``, ``around`` and ``additions`` are it now.
+(``held_out``). What the doctor says is compared with what :class:`Fault` states. For all files but ``estimates``,
+``structure`` and ``surroundings`` that was written down from the checks' one-line descriptions alone, before the doctor
+had seen any of their faults. ``porting``, ``training``, ``batches`` and ``use`` were the held-out half once, and were
+seen then; ``combining``, ``settings``, ``streams``, ``around`` and ``additions`` are it now.
 """
 
 from benchmarks.doctor.faults import (
@@ -16,6 +16,7 @@ from benchmarks.doctor.faults import (
     porting,
     settings,
     streams,
+    structure,
     surroundings,
     training,
     use,
@@ -33,6 +34,7 @@ __all__ = [
     "porting",
     "settings",
     "streams",
+    "structure",
     "surroundings",
     "training",
     "use",
