@@ -102,6 +102,58 @@ def _parameters_loaded_without_buffers(subject: Subject) -> Case:
     return case(subject, checkpoint=whole)
 
 
+@tuning("statistics-at-init", consequences=GAP | {"outlier-statistics"}, repairable=True)
+def _a_mean_that_a_port_left_at_zero(subject: Subject) -> Case:
+    """The variance's key was known, and the mean's was not; not the first layer, whose input may have mean 0."""
+    name, norm = subject.draw.choice(norms_of(subject.model)[1:])
+    assert norm.running_mean is not None
+    norm.running_mean.zero_()
+    return case(subject, name)
+
+
+@tuning("near-zero-variance", *GAP, consequences=frozenset({"outlier-statistics"}), repairable=True)
+def _variances_of_nothing_in_a_whole_layer(subject: Subject) -> Case:
+    name, norm = subject.one_norm()
+    assert norm.running_var is not None
+    norm.running_var.zero_()
+    return case(subject, name)
+
+
+@tuning("outlier-statistics", *GAP, repairable=True)
+def _two_means_fifty_deviations_off(subject: Subject) -> Case:
+    name, norm = subject.one_norm()
+    assert norm.running_mean is not None and norm.running_var is not None
+    rows = subject.draw.sample(range(norm.num_features), 2)
+    norm.running_mean[rows] += 50 * norm.running_var[rows].sqrt()
+    return case(subject, name)
+
+
+@tuning("checkpoint-diff", consequences=GAP)
+def _weight_and_bias_of_one_norm_not_loaded(subject: Subject) -> Case:
+    whole = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    name, norm = subject.one_norm()
+    nn.init.ones_(norm.weight)
+    nn.init.zeros_(norm.bias)
+    return case(subject, name, checkpoint=whole)
+
+
+@tuning("mixed-eps", consequences=GAP, repairable=True, costs=True)
+def _eps_of_two_layers_as_large_as_their_variance(subject: Subject) -> Case:
+    (first, one), (second, other) = subject.draw.sample(norms_of(subject.model), 2)
+    assert one.running_var is not None
+    one.eps = other.eps = float(one.running_var.mean())
+    return case(subject, first, second)
+
+
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, costs=True)
+def _variances_of_two_layers_ten_times_too_large(subject: Subject) -> Case:
+    chosen = subject.draw.sample(norms_of(subject.model), 2)
+    for _, norm in chosen:
+        assert norm.running_var is not None
+        norm.running_var *= 10
+    return case(subject, *(name for name, _ in chosen))
+
+
 # Data that the statistics followed though they should not, or weights that moved without them.
 
 
