@@ -331,6 +331,27 @@ class Halves(nn.Module):
         return self.norm(first) + self.norm(second)
 
 
+class Reused(nn.Module):
+    """One batch norm behind two convolutions, or behind one that is called twice."""
+
+    def __init__(self, convolutions: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in range(convolutions))
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.convs[0](x)) + self.norm(self.convs[-1](3 * x) + 2)
+
+
+@pytest.mark.parametrize(("convolutions", "severity"), [(2, Severity.WARNING), (1, Severity.NOTE)])
+def test_a_norm_that_is_shared_without_the_weights_before_it_is_a_warning(
+    convolutions: int, severity: Severity
+) -> None:
+    torch.manual_seed(0)
+    (found,) = diagnose(Reused(convolutions), [x for x, _ in batches()]).of("reused-norm")
+    assert (found.layer, found.severity) == ("norm", severity)
+
+
 def test_calls_that_differ_by_chance_alone_may_share_statistics() -> None:
     x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     assert diagnose(Halves(), [x]).of("reused-norm") == ()

@@ -326,6 +326,7 @@ class Runs:
             probability of that dropout.
         raw: norms that are given a tensor of the batch as it is.
         single: group and layer norms of which a group of a sample has a single value.
+        linear_calls: most calls of a linear layer or convolution in a forward.
         maps: group norms that are given maps, or sequences of at most 64 values.
         labels: of each batch, in its order; empty where there are none.
         classes: of each batch, label -> number of samples; empty where there are no labels.
@@ -351,6 +352,7 @@ class Runs:
     dropout: Mapping[str, float] = field(default_factory=dict)
     raw: tuple[str, ...] = ()
     single: tuple[str, ...] = ()
+    linear_calls: int = 0
     maps: tuple[str, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
     classes: tuple[Mapping[int, int], ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from steadynorm.surgery.named_modules import NamedModule
 
 _CALLED = re.compile("mean|var|std")
 """In the names of running estimates."""
+_LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
 _SHORT = 64
 """Values of a sequence that are few."""
 __all__ = ["FirstBatch", "first_samples", "look_closely"]
@@ -43,6 +45,7 @@ class FirstBatch:
     raw: tuple[str, ...]
     single: tuple[str, ...]
     maps: tuple[str, ...]
+    linear_calls: int
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,6 +58,7 @@ class _Seen:
     axes: dict[str, int] = field(default_factory=dict)
     dropout: dict[str, float] = field(default_factory=dict)
     raw: list[str] = field(default_factory=list)
+    linear_calls: Counter[nn.Module] = field(default_factory=Counter)
 
 
 def look_closely(
@@ -98,6 +102,7 @@ def look_closely(
         raw=tuple(whole.raw),
         single=tuple(named.name for named in norms if _has_single(named.module, whole.calls[named.name])),
         maps=tuple(named.name for named in norms if _has_maps(named.module, whole.calls[named.name])),
+        linear_calls=max(whole.linear_calls.values(), default=0),
     )
 
 
@@ -149,6 +154,8 @@ def _run(
     hooked = [named for named in norms if not isinstance(named.module, torch.jit.ScriptModule)]  # scripts take none
     handles = [named.module.register_forward_hook(partial(after, named.name)) for named in hooked]
     handles += [named.module.register_forward_pre_hook(partial(before, named.name)) for named in hooked]
+    linear = [module for module in model.modules() if isinstance(module, _LINEAR)]
+    handles += [each.register_forward_pre_hook(lambda one, _: seen.linear_calls.update([one])) for each in linear]
     try:
         with tracing(model, trace), watched, axes:
             seen.output = forward(model, batch)

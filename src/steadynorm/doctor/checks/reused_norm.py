@@ -10,7 +10,9 @@ Remedy: one batch norm for each call with weights of its own, or shared weights 
 Threshold: the means of two calls are more than half a standard deviation apart, or their standard deviations by more
 than a factor of e^½ (root mean square over channels), beyond three standard errors. A note; a warning where statistics
 that are measured now, over all calls, still give an evaluation that is worse than by each call's own, beyond chance as
-for ``train-eval-gap`` and by a fifth. A pyramid whose levels share a head lost up to a tenth, and was built so.
+for ``train-eval-gap`` and by a fifth. A pyramid whose levels share a head lost up to a tenth, and was built so. Also a
+warning where the layer is called more often than any convolution or linear layer: what it is called on comes from other
+weights each time, and no architecture shares a norm alone.
 
 Source: mmdetection issue 6515; efficientdet-pytorch issue 53.
 """
@@ -40,8 +42,9 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     for norm in evidence.batch_norms:
         calls, distance = shared_by(norm, runs.sightings.get(norm.name, ()))
         if distance:
+            alone = 0 < runs.linear_calls < calls
             problem = (
                 f"It is called {calls} times in a forward, on inputs whose statistics are {distance:.2g} standard "
                 "deviations apart: its running estimates fit none of them."
             )
-            yield at(norm, severity, problem, _REMEDY, calls=calls, apart=distance)
+            yield at(norm, Severity.WARNING if alone else severity, problem, _REMEDY, calls=calls, apart=distance)
