@@ -320,6 +320,13 @@ def test_padding_in_the_statistics_is_found(x: Tensor, norm: nn.Module, found: l
     assert [each.severity for each in diagnosis.of("padding-in-statistics")] == found
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+def test_padding_is_looked_for_in_maps_of_any_size(side: int) -> None:
+    x = torch.randn(6, 4, side, side, generator=torch.Generator().manual_seed(0)) * (torch.arange(side) < 1)
+    found = sighting_of(x, 0, 0).padding
+    assert (found is not None) == (side > 2)
+
+
 def test_padding_is_measured_beside_what_is_not() -> None:
     lengths = torch.tensor([3, 5, 7, 8])
     x = sequences(lengths, 8)

@@ -48,7 +48,7 @@ def _may_repeat(x: Tensor, axis: int) -> bool:
     line = x.movedim(axis, -1)
     while line.dim() > 2:
         line = line.select(1, 0) if line.dim() > 3 or x.dim() == 3 else line.select(1, line.shape[1] // 2)
-    few = _BORDER + 1
+    few = min(_BORDER + 1, x.shape[axis] - 1)
     if not bool(_agree(line, few).any()):
         return False
     lines = x.movedim(axis, 1).flatten(2)
