@@ -89,16 +89,28 @@ def test_what_could_not_be_treated_is_named_and_no_file_is_written(tmp_path: Pat
 
 
 def test_advice_is_left_to_the_user(tmp_path: Path) -> None:
-    found = doctor("tests.checkup.test_treatment:build_with_eps", tmp_path / "a.safetensors")
+    found = doctor("tests.checkup.test_treatment:build_with_dead_channels", tmp_path / "a.safetensors")
     assert found.treated is not None
     lines = treatment_lines(found.treated)
     assert lines[0] == "Nothing that was found can be treated."
-    assert lines[1].startswith("Left to you: mixed-eps at 4: Set eps")
+    assert lines[1].startswith("Left to you: dead-channel at 4: ")
+
+
+def build_with_dead_channels() -> torch.nn.Module:
+    model: Any = trained_network()
+    model[4].weight.data[1:] = 0
+    return model
+
+
+def test_an_eps_that_is_kept_is_told_as_code(tmp_path: Path, images: str) -> None:
+    found = doctor("tests.checkup.test_treatment:build_with_eps", tmp_path / "a.safetensors", data=images)
+    assert found.treated is not None
+    assert any("set this eps where the model is built" in line for line in found.treated.in_code)
 
 
 def build_with_eps() -> torch.nn.Module:
     model: Any = trained_network()
-    model[4].eps = 0.5
+    model[4].eps = 1e6
     return model
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadynorm.doctor import Severity, diagnose
 
-WARNING = Severity.WARNING
+NOTE, WARNING = Severity.NOTE, Severity.WARNING
 KNOWN = nn.BatchNorm1d(3)
 
 
@@ -117,8 +117,9 @@ def test_statistics_that_are_no_numbers_on_one_rank_are_found(value: float) -> N
 @pytest.mark.parametrize(
     ("norm", "shape", "found"),
     [
-        (nn.GroupNorm(4, 4), (8, 4, 6, 6), [WARNING]),
-        (nn.GroupNorm(4, 4), (8, 4, 64), [WARNING]),
+        (nn.GroupNorm(4, 4), (8, 4, 1, 1), [WARNING]),
+        (nn.GroupNorm(4, 4), (8, 4, 6, 6), [NOTE]),
+        (nn.GroupNorm(4, 4), (8, 4, 64), [NOTE]),
         (nn.GroupNorm(4, 4), (8, 4, 65), []),
         (nn.GroupNorm(2, 4), (8, 4, 6, 6), []),
         (nn.InstanceNorm2d(4), (8, 4, 6, 6), []),

@@ -103,17 +103,3 @@ def _a_backbone_that_the_optimizer_leaves_out(subject: Subject) -> Case:
     subject.model.train()
     names = (name for name, _ in norms_of(subject.model))
     return case(subject, *names, optimizer=torch.optim.SGD(last.parameters(), subject.rate))
-
-
-@tuning("degenerate-group-norm")
-def _a_group_for_each_channel_of_a_map(subject: Subject) -> Case | None:
-    """A fixed number of groups meets a layer of as many channels."""
-    shapes = {
-        name: shape for name, shape in shapes_of(subject.model, subject.inputs(2, 1)[0]).items() if len(shape) == 4
-    }
-    if not shapes:
-        return None
-    name = subject.draw.choice(list(shapes))
-    put(subject.model, name, nn.GroupNorm(shapes[name][1], shapes[name][1]))
-    fit_(subject.model, subject.labelled(64, 30), rate=subject.rate / 10)
-    return case(subject, name)

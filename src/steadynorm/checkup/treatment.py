@@ -25,6 +25,7 @@ IN_CODE = {
     "evaluate": "call model.eval() before predictions",
     "from_sync": "build the model with plain batch norms",
     "momentum": "set this momentum where the model is built",
+    "eps": "set this eps where the model is built",
     "freeze": "call steadynorm.surgery.freeze_ on these layers after the model is built",
 }
 """Treatment that a file of weights does not hold -> what does the same."""

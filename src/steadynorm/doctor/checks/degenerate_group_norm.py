@@ -6,13 +6,14 @@ norms over a single value likewise.
 Harm: with as many groups as channels each channel of each sample is normalized by itself. On vectors, or on maps of
 1 x 1 after pooling, that is one number normalized by itself: the output is the bias, whatever comes in. On larger maps
 it is instance norm, which takes away how strong each feature is in an image: a fixed number of groups, 32 say, that
-meets a layer of as many channels does so unasked.
+meets a layer of as many channels does so unasked. A network that was trained with it is used to that, hence a note.
 
 Remedy: fewer groups; 32, or 16 channels in a group, are what the paper uses. Where instance norm is meant,
 nn.InstanceNorm says so.
 
-Threshold: as many groups as channels, more than one channel, and maps, or sequences of at most 64 values. Longer
-sequences are let pass, as in wav2vec 2.0's first layer, and without batches it is a note.
+Threshold: as many groups as channels, and more than one channel. A warning where a group of a sample has a single
+value. A note on maps and on sequences of at most 64 values, and without batches; longer sequences are let pass, as in
+wav2vec 2.0's first layer.
 
 Source: Wu & He 2018 (arXiv 1803.08494); opacus issue 567.
 """
@@ -47,4 +48,4 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 yield at(norm, Severity.WARNING, problem, _REMEDY, groups=norm.groups)
             elif norm.name in runs.maps:
                 problem = f"{what}: it is instance norm, which takes away how strong each feature of a sample is."
-                yield at(norm, Severity.WARNING, problem, _REMEDY, groups=norm.groups)
+                yield at(norm, Severity.NOTE, problem, _REMEDY, groups=norm.groups)
