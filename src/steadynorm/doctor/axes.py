@@ -12,7 +12,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["FeatureAxes"]
+__all__ = ["CUT", "FeatureAxes"]
+
+CUT = -1
+"""In place of an axis: a change of shape cut across the features, so that no axis has them."""
 
 
 def _named(*names: str) -> set[Callable[..., Any]]:
@@ -72,7 +75,7 @@ class FeatureAxes(TorchFunctionMode):
         return probability
 
     def of(self, x: Tensor) -> int | None:
-        """Give the axis of a tensor's features, None where it is not known."""
+        """Give the axis of a tensor's features, CUT where they are on several, None where it is not known."""
         axis: int | None = self._axes.get(x)
         return axis
 
@@ -130,6 +133,8 @@ class FeatureAxes(TorchFunctionMode):
             return output.dim() - 1
         if func in _FIRST:
             return 1
+        if axis == CUT:
+            return axis if func in _KEEPING else None
         if axis is not None and func in _SHAPING and isinstance(args[0], Tensor):
             return _reshaped(args[0].shape, axis, output.shape)
         if axis is None or dimensions != output.dim():
@@ -152,8 +157,12 @@ def _turned(
 
 
 def _reshaped(before: torch.Size, axis: int, after: torch.Size) -> int | None:
-    """Give where an axis is after a change of shape; None where that cuts or joins it, and for one of size 1."""
-    found = [
-        at for at, size in enumerate(after) if size == before[axis] > 1 and after[:at].numel() == before[:axis].numel()
-    ]
-    return found[0] if len(found) == 1 else None
+    """Give where an axis is after a change of shape; CUT where it has neither its start nor its end there any more.
+
+    None where it is split, or joined with a neighbour, and for one of size 1.
+    """
+    start = before[:axis].numel()
+    found = [at for at, size in enumerate(after) if size == before[axis] > 1 and after[:at].numel() == start]
+    if {start, start * before[axis]} & {after[:at].numel() for at in range(len(after) + 1)}:
+        return found[0] if len(found) == 1 else None
+    return CUT

@@ -6,7 +6,8 @@ shape; and images or signals that are given to a layer with their colours or sen
 
 Harm: batch norm takes axis 1 as channels whatever is there. Given (N, L, C) it normalizes every time step over the
 features, by running estimates of time steps. Where L is not C an error tells, until the layer is built for L; where
-they are equal nothing does.
+they are equal nothing does. A map (N, C, L) that is reshaped to (N·L, C) without moving C to the end first has the
+right size, and every channel of it has values of all features.
 
 Remedy: transpose to (N, C, L) before the layer and back after it, or flatten to (N·L, C). Only you can, in the model's
 code.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from steadynorm.doctor.axes import CUT
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
@@ -40,7 +42,12 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         shape = seen[0].shape
         axis = runs.axes.get(norm.name)
         given = f"It is given {shape}"
-        if axis is not None and axis < len(shape):
+        if axis == CUT:
+            problem = (
+                f"{given}, cut out of a map without moving its features to the end first: each channel has of all."
+            )
+            yield at(norm, Severity.WARNING, problem, _REMEDY)
+        elif axis is not None and axis < len(shape):
             problem = f"{given} with features on axis {axis}, and normalizes axis 1 as if they were there."
             yield at(norm, Severity.WARNING, problem, _REMEDY, axis=axis)
         elif norm.name in runs.raw and len(shape) in (3, 4) and shape[-1] <= COLOURS < shape[1]:
