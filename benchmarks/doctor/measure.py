@@ -169,7 +169,8 @@ def _is_placed(diagnosis: Diagnosis, fault: Fault, layers: frozenset[str]) -> bo
 
 def _treated(case: Case, diagnosis: Diagnosis, data: Data) -> float:
     model = copy.deepcopy(case.model)
-    treatment = treat_(model, diagnosis, data.batches(64, 32, of="train"))
+    known = case.options.get("checkpoint")
+    treatment = treat_(model, diagnosis, data.batches(64, 32, of="train"), checkpoint=known)
     return _accuracy(treatment.model, data)
 
 

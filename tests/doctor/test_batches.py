@@ -523,8 +523,19 @@ def test_shuffled_batches_are_silent_at_the_stated_rate(model: Any) -> None:
 
 
 def test_the_probability_of_unequal_classes_is_that_of_the_chi_squared_test() -> None:
-    assert single_class_batch._probability([{0: 10, 1: 20}, {0: 20, 1: 10}]) == pytest.approx(0.009823, rel=1e-3)
-    assert single_class_batch._probability([{0: 10}, {0: 20}]) == 1.0
+    statistic = single_class_batch._chi_squared([{0: 10, 1: 20}, {0: 20, 1: 10}])
+    assert statistic == (pytest.approx(20 / 3), 1)
+    assert single_class_batch._probability(*statistic) == pytest.approx(0.009823, rel=1e-3)
+    assert single_class_batch._probability(*single_class_batch._chi_squared([{0: 10}, {0: 20}])) == 1.0
+
+
+@pytest.mark.parametrize(("first", "found"), [(42, False), (50, True)])
+def test_classes_that_lean_to_some_batches_a_little_are_let_pass(model: Any, first: int, found: bool) -> None:
+    x = torch.randn(512, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0] * first + [1] * (64 - first) + [1] * first + [0] * (64 - first)).repeat(4)
+    assert single_class_batch._probability(512 * ((2 * first - 64) / 64) ** 2, 7) < 1e-6  # of both
+    batches = list(zip(x.split(64), y.split(64), strict=True))
+    assert (diagnose(model.train(), batches).of("single-class-batch") != ()) == found
 
 
 def test_the_distance_of_a_healthy_average_is_its_sampling_error() -> None:

@@ -95,10 +95,22 @@ def noisy(by: float) -> Pairs:
     return split(x + by * late * torch.randn(x.shape, generator=torch.Generator().manual_seed(3)), y)
 
 
-@pytest.mark.parametrize(("by", "found"), [(0.7, ["1"]), (0.0, [])])
+@pytest.mark.parametrize(("by", "found"), [(1.2, ["1"]), (0.0, [])])
 def test_halves_that_differ_in_their_variance_are_named(model: Any, by: float, found: list[str]) -> None:
     linear = nn.Sequential(model[0], model[1]).train()  # behind an activation the means differ too
-    assert [each.layer for each in diagnose(linear, noisy(by)).of("batch-mixture")] == found
+    diagnosis = diagnose(linear, noisy(by)).of("batch-mixture")
+    assert [each.layer for each in diagnosis] == found
+    assert all("The first halves of the batches are" in each.problem for each in diagnosis)
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.25, "quarters"), (0.75, "three quarters")])
+def test_beginnings_of_other_sizes_are_named(model: Any, share: float, words: str) -> None:
+    x, y = images(512)
+    late = (torch.arange(512) % 64 >= 64 * share).view(-1, 1, 1, 1)
+    noise = 1.2 * late * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    given = list(zip((x + noise).split(64), y.split(64), strict=True))
+    (found,) = diagnose(model.train(), given).of("batch-mixture")
+    assert f"The first {words} of the batches are" in found.problem
 
 
 def brightened(by: float) -> Pairs:
@@ -400,6 +412,31 @@ def test_maps_that_are_made_tokens_are_followed() -> None:
     x = [torch.randn(8, 3, 6, 6)]
     assert [each.severity for each in diagnose(Maps(36, turned=True).eval(), x).of("axis-suspect")] == [WARNING]
     assert diagnose(Maps(4, turned=False).eval(), x).of("axis-suspect") == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((-1, 4), [WARNING]),
+        ((-1, 12), [WARNING]),
+        ((8, 144), []),
+        ((1, 32, 36), []),
+        ((8, 2, 2, 36), []),
+    ],
+    ids=["rows", "parts", "flattened", "of each sample", "groups"],
+)
+def test_features_that_a_reshape_cuts_across_are_found(shape: tuple[int, ...], found: list[Severity]) -> None:
+    class Reshaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv1d(3, 4, 1), nn.ReLU()
+            self.norm = nn.SyncBatchNorm(shape[-1] if len(shape) == 2 else shape[1])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.act(self.conv(x).reshape(shape)))
+
+    diagnosis = diagnose(Reshaped().eval(), [torch.randn(8, 3, 36)])
+    assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
 
 
 def test_signals_with_their_sensors_last_are_found() -> None:

@@ -189,6 +189,36 @@ def test_a_copy_that_no_batch_reaches_is_not_trained(model: Any) -> None:
     assert [(each.layer, each.severity) for each in found] == [("teacher.4", WARNING)]
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_copy_that_no_batch_reaches_is_run_on_what_its_original_is_given(model: Any, measured: bool) -> None:
+    pair: Any = Student(model)
+    conv, norm = pair.teacher[0], pair.teacher[1]
+    with torch.no_grad():
+        conv.weight *= 1.4
+    if measured:
+        norm.running_mean *= 1.4
+        norm.running_var *= 1.96
+    before = {key: value.clone() for key, value in pair.state_dict().items()}
+    diagnosis = diagnose(pair, batches())
+    found = diagnosis.of("copied-statistics-mismatch")
+    assert [(each.layer, each.severity) for each in found] == ([] if measured else [("teacher.1", WARNING)])
+    assert all(torch.equal(value, before[key]) for key, value in pair.state_dict().items())
+    assert diagnosis.unread == ()
+
+
+def test_a_copy_that_cannot_be_run_on_these_inputs_is_told(model: Any) -> None:
+    class Other(nn.Sequential):
+        def forward(self, x: Any) -> Any:
+            if self.training or torch.is_grad_enabled():
+                return super().forward(x)
+            raise RuntimeError("only in training")
+
+    pair: Any = Student(model)
+    pair.teacher = Other(*pair.teacher)
+    (line,) = diagnose(pair, batches()).unread
+    assert line == "teacher, on what student is given: RuntimeError: only in training"
+
+
 def test_norms_of_their_own_over_shared_weights_are_no_copy(model: Any) -> None:
     pair = Pair(model)
     for own, shared in ((pair.target[at], pair.online[at]) for at in (0, 3, 8)):

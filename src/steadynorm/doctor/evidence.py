@@ -321,11 +321,14 @@ class Runs:
         updates: name of a norm -> how often one forward and backward in training moved its running estimates
             beyond once for each call; empty where that could not be tried.
         parity: name of a norm of any kind -> its output beside the formula; those of which it is not known are missing.
-        axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1.
+        axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1;
+            :data:`steadynorm.doctor.axes.CUT` where a change of shape has cut across them.
         dropout: name of a norm that is given what comes out of dropout, through layers and activations at most -> the
             probability of that dropout.
         raw: norms that are given a tensor of the batch as it is.
         single: group and layer norms of which a group of a sample has a single value.
+        copies: name of a norm in a part that the forward leaves out and that is a copy of one that it calls -> what it
+            is given there, while it and its like normalize by the batch.
         linear_calls: most calls of a linear layer or convolution in a forward.
         maps: group norms that are given maps, or sequences of at most 64 values.
         labels: of each batch, in its order; empty where there are none.
@@ -348,6 +351,7 @@ class Runs:
     dependence: float = 0.0
     updates: Mapping[str, int] = field(default_factory=dict)
     parity: Mapping[str, Parity] = field(default_factory=dict)
+    copies: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     dropout: Mapping[str, float] = field(default_factory=dict)
     raw: tuple[str, ...] = ()

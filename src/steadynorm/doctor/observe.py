@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,8 @@ def observe(
     norms = [_norm(named.name, named.module) for named in named_modules_of(plain) if _is_norm(named.module)]
     norms += [_norm(path, module, hidden=True) for path, module in held_norms(plain).items()]
     run = forward or feed
-    runs = None if batches is None else _run(run_batches, plain, batches, run, loss, metric)
+    twins = twins_of(plain)
+    runs = None if batches is None else _run(partial(run_batches, twins=twins), plain, batches, run, loss, metric)
     known = None if reference is None else _run(run_reference, plain, reference, run, loss, metric)
     return Evidence(
         norms=tuple(norms),
@@ -98,7 +100,7 @@ def observe(
         checkpoint=None if checkpoint is None else compare_checkpoint(plain, norms, checkpoint),
         ranks=None if ranks is None else gather_ranks(plain, norms, ranks),
         step=_step(accumulation, world_size),
-        twins=twins_of(plain),
+        twins=twins,
         averaged=type(model).__name__ == "AveragedModel" and getattr(model, "use_buffers", None) is False,
         unread=(*_without_numbers(plain), *(() if runs is None else runs.unread)),
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from steadynorm.doctor.evidence import Runs, Sighting
+from steadynorm.doctor.copies import look_at_copies
+from steadynorm.doctor.evidence import Runs, Sighting, Twins
 from steadynorm.doctor.first_batch import look_closely
 from steadynorm.doctor.other_statistics import Trial, scored
 from steadynorm.doctor.score import Measure, labels_of, score_from
@@ -36,6 +37,7 @@ def run_batches(
     *,
     loss: Measure | None = None,
     metric: Measure | None = None,
+    twins: Sequence[Twins] = (),
 ) -> Runs:
     """Run a model over batches and leave no trace: modes, buffers, hooks and random numbers are put back.
 
@@ -44,6 +46,7 @@ def run_batches(
     3. In evaluation on the others, with the statistics that were kept.
     4. Where 2 is better than 1: on two batches, one layer after the other taking the batch's statistics.
     5. One forward and backward in training, of a few samples.
+    6. Where a part is a copy of another and the forward leaves it out: once more, and the copy on the same inputs.
 
     Without a score, 2 to 4 are left out. Of eight batches, 1 to 3 and 5 are 21 forwards of a batch; 4 is two for each
     layer. Kinds whose training is more than their batch's moments, such as renorm, take four more: there 2 and the
@@ -55,6 +58,7 @@ def run_batches(
         forward: runs the model on a batch.
         loss: see :func:`steadynorm.doctor.diagnose`.
         metric: likewise.
+        twins: parts of the model that are copies of each other.
 
     Raises:
         ValueError: there are no batches, or the model holds no numbers yet.
@@ -77,10 +81,13 @@ def run_batches(
             del output, outputs
             trial = Trial(model, layers, kept, forward=forward, score=score, sightings=seen)
             scores = {"score": score.name, "evaluation": evaluation, **vars(trial.run(evaluation, unread))}
+        reached = {name for name, each in seen.items() if each}
+        copies = look_at_copies(model, twins, reached, kept[0], forward, unread)
     labels = _labels(kept)
     return Runs(
         batches=len(kept),
         sightings={name: tuple(each) for name, each in seen.items()},
+        copies=copies,
         **scores,
         **vars(close),
         updates=updates_beyond_calls(model, norms, kept[0], forward, unread),

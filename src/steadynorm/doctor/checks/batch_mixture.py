@@ -1,8 +1,9 @@
 """Batches that are put together from two kinds of data.
 
 Looks at: single samples' means and variances, with each class's mean taken away where there are labels: whether the
-first halves of the batches differ from the second halves in the same manner again and again (source and target, clean
-and noisy, labelled and unlabelled samples one behind the other), or every other sample from the rest; and whether the
+first quarters, halves or three quarters of the batches differ from what follows in the same manner again and again
+(source and target, clean and noisy, labelled and unlabelled samples one behind the other), or every other sample from
+the rest; and whether the
 first layer's samples fall into two heaps.
 
 Harm: batch norm normalizes the mixture, by moments that fit neither kind, and the running estimates are the mixture's
@@ -11,7 +12,7 @@ too. In evaluation one kind comes alone, and is normalized by what it never had.
 Remedy: one forward for each kind, or a batch norm for each (domain-specific, as AdvProp's auxiliary ones). Where the
 mixture is what the model meets in use, there is nothing to do.
 
-Threshold: halves: beyond each of 999 random arrangements within the batches, over up to eight layers together, a
+Threshold: parts: beyond each of 999 random arrangements within the batches, over up to eight layers together, a
 false-alarm rate of 1/1000 for a diagnosis; and the two are a fifth of a standard deviation apart beyond chance, so that
 each is a tenth from the statistics of both, as for ``padding-in-statistics``. Heaps: a split in two explains 85 % of
 the variance along the samples' first principal axis (64 % of a normal distribution, 75 % of a uniform one, 81 % of one
@@ -35,7 +36,8 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 from steadynorm.doctor.samples import Samples, moments_of, samples_of, surprise, with_variances
 
 NEEDS = ("batches",)
-APART, HALVES_APART, EXPLAINED, SMALLEST, FEWEST = 0.5, 0.2, 0.85, 0.2, 64
+APART, PARTS_APART, EXPLAINED, SMALLEST, FEWEST = 0.5, 0.2, 0.85, 0.2, 64
+BEGINNINGS = {"quarters": 0.25, "halves": 0.5, "three quarters": 0.75}
 RANDOM = 8
 """Choices of samples that chance is measured by."""
 _REMEDY = Remedy(advice="Run each kind through the model by itself, or give each a batch norm of its own.")
@@ -45,13 +47,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     """Find it."""
     layers = samples_of(evidence, lambda norm: norm.moves)
     suspects = surprise([with_variances(each) for each in layers], _contrasts, lambda samples: samples.batch)
-    halves = [
-        (_beyond_chance(samples, half), words, samples)
+    parts = [
+        (_beyond_chance(samples, part), words, samples)
         for samples in (layers[each] for each in suspects)
-        for words, half in _halves(samples).items()
+        for words, part in [_most_different(samples)]
     ]
-    distance, words, samples = max(halves, key=lambda each: each[0], default=(0.0, "", None))
-    if samples is not None and distance > HALVES_APART:
+    distance, words, samples = max(parts, key=lambda each: each[0], default=(0.0, "", None))
+    if samples is not None and distance > PARTS_APART:
         problem = (
             f"{words} {distance:.2g} standard deviations from the rest: batches are put together from two kinds of "
             "data, and its statistics fit neither."
@@ -77,17 +79,24 @@ def _heaps(samples: Samples) -> Iterator[Finding]:
         yield at(samples.norm, severity, problem, _REMEDY, distance=distance, share=share, explained=explained)
 
 
-def _halves(samples: Samples) -> dict[str, Tensor]:
-    """Choose the first halves of all batches, and every other sample; without labels these may be classes in turn."""
-    first = {"The first halves of the batches are": samples.place < 0.5}
+def _parts(samples: Samples) -> dict[str, Tensor]:
+    """Choose the beginnings of all batches, and every other sample; without labels these may be classes in turn."""
+    first = {f"The first {part} of the batches are": samples.place < share for part, share in BEGINNINGS.items()}
     return first | {"Every other sample is": samples.odd} if samples.labelled else first
 
 
+def _most_different(samples: Samples) -> tuple[str, Tensor]:
+    """Give the choice whose contrast is largest, of the samples' values without their classes' means."""
+    sizes = (_contrasts(samples) @ with_variances(samples).values).norm(dim=1)
+    return list(_parts(samples).items())[int(sizes.argmax())]
+
+
 def _contrasts(samples: Samples) -> Tensor:
-    """Give the contrasts of each choice with the rest, shape (k, n)."""
-    chosen = torch.stack(list(_halves(samples).values())).double()
+    """Give the contrasts of each choice with the rest, each of length 1, shape (k, n)."""
+    chosen = torch.stack(list(_parts(samples).values())).double()
     others = 1 - chosen
-    return chosen / chosen.sum(1, keepdim=True).clamp(min=1) - others / others.sum(1, keepdim=True).clamp(min=1)
+    contrasts = chosen / chosen.sum(1, keepdim=True).clamp(min=1) - others / others.sum(1, keepdim=True).clamp(min=1)
+    return torch.nn.functional.normalize(contrasts)
 
 
 def _beyond_chance(samples: Samples, chosen: Tensor) -> float:

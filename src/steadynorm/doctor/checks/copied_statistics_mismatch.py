@@ -2,7 +2,8 @@
 
 Looks at: parts of a model that have the same names and shapes and nearly the same weights (teacher and student, target
 and online network, average and raw weights; put them in one ``nn.ModuleDict`` to see both), and the running estimates
-of their norms in pairs. And torch's AveragedModel with ``use_buffers=False``.
+of their norms in pairs. Where no batch reaches the copy, as with a target network, it is run on what the original is
+given, and its estimates are compared with that. And torch's AveragedModel with ``use_buffers=False``.
 
 Harm: a hand-written average or polyak step goes over ``parameters()``; running estimates are buffers, and stay those
 of the day when the copy was made. The copy evaluates by statistics of other weights, and is far worse than the
@@ -22,14 +23,14 @@ Source: pytorch/ignite issue 2590; DLR-RM/stable-baselines3 pull request 1004; p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from steadynorm.doctor.compared import apart
-from steadynorm.doctor.evidence import Evidence, NormState
+from steadynorm.doctor.compared import apart, distance_of
+from steadynorm.doctor.evidence import Evidence, NormState, Sighting
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at, of_model
 from steadynorm.statistics import Moments
 
-APART, FOLLOWED = 0.25, 5.0
+APART, FOLLOWED, CLEAR = 0.25, 5.0, 2.0
 _COPY = Remedy(advice="Copy the statistics with the weights (copy_statistics_), or measure them again (recalibrate_).")
 _MEASURE = Remedy(
     advice="Measure the statistics of the averaged weights (recalibrate_, or torch's update_bn).",
@@ -46,6 +47,16 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         for pair in twins.norms:
             first, second = (norms[name] for name in pair)
             original, copied = sorted((first, second), key=lambda each: (each.at_start, each.name not in reached))
+            run = () if runs is None else runs.copies.get(copied.name, ())
+            if runs is not None and run:
+                off = _excess(copied, run)
+                if off > max(APART, CLEAR * _excess(original, runs.sightings[original.name])):
+                    problem = (
+                        f"Its running estimates are {off:.2g} standard deviations from what its weights, a copy of "
+                        f"those of {original.name}, make of a batch."
+                    )
+                    yield at(copied, Severity.WARNING, problem, _COPY, distance=off, weights=twins.weights)
+                continue
             distance = _distance(original, copied)
             followed = 0.0 if copied.at_start else FOLLOWED * twins.weights
             if distance is not None and distance > APART + followed:
@@ -66,6 +77,11 @@ def _distance(first: NormState, second: NormState) -> float | None:
     """Give how far their statistics are apart; None where one has none, or none that are numbers."""
     one, other = _moments(first), _moments(second)
     return None if one is None or other is None else apart(one, other, eps=first.eps)
+
+
+def _excess(norm: NormState, seen: Sequence[Sighting]) -> float:
+    found = distance_of(norm, seen)
+    return 0.0 if found is None else found.excess
 
 
 def _moments(norm: NormState) -> Moments | None:
