@@ -258,13 +258,13 @@ def _convmixer() -> nn.Module:
 
 
 FAMILIES = (
-    Architecture(name="wide resnet", half="held out", kind="images", build=_wide_resnet),
-    Architecture(name="shufflenet", half="held out", kind="images", build=_shufflenet),
-    Architecture(name="inception", half="held out", kind="images", build=_inception),
-    Architecture(name="unet", half="held out", kind="images", build=UNet, rate=0.05),
-    Architecture(name="speech", half="held out", kind="signals", build=Speech, rate=0.05),
-    Architecture(name="mobile1d", half="held out", kind="signals", build=_mobile1d, rate=0.05),
-    Architecture(name="patchtst", half="held out", kind="signals", build=PatchTST, rate=0.05, package="transformers"),
-    Architecture(name="levit", half="held out", kind="images", build=LeViT, rate=0.05, package="transformers"),
-    Architecture(name="convmixer", half="held out", kind="images", build=_convmixer, rate=0.05, package="timm"),
+    Architecture(name="wide resnet", half="tuning", kind="images", build=_wide_resnet),
+    Architecture(name="shufflenet", half="tuning", kind="images", build=_shufflenet),
+    Architecture(name="inception", half="tuning", kind="images", build=_inception),
+    Architecture(name="unet", half="tuning", kind="images", build=UNet, rate=0.05),
+    Architecture(name="speech", half="tuning", kind="signals", build=Speech, rate=0.05),
+    Architecture(name="mobile1d", half="tuning", kind="signals", build=_mobile1d, rate=0.05),
+    Architecture(name="patchtst", half="tuning", kind="signals", build=PatchTST, rate=0.05, package="transformers"),
+    Architecture(name="levit", half="tuning", kind="images", build=LeViT, rate=0.05, package="transformers"),
+    Architecture(name="convmixer", half="tuning", kind="images", build=_convmixer, rate=0.05, package="timm"),
 )

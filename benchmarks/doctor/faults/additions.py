@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -16,7 +16,7 @@ class _Centred(nn.Module):
         return x - x.mean(0, keepdim=True)
 
 
-@held_out("batch-dependence", consequences=GAP)
+@tuning("batch-dependence", consequences=GAP)
 def _features_centred_by_their_batch(subject: Subject) -> Case:
     """In front of the classifier, as for a contrastive loss, and in use as well."""
     name, last = last_linear(subject.model)
@@ -43,7 +43,7 @@ class _Pooled(nn.Module):
         return y + 0.1 * functional.relu(pooled)
 
 
-@held_out("values-per-channel", "statistics-noise", consequences=GAP)
+@tuning("values-per-channel", "statistics-noise", consequences=GAP)
 def _a_pooled_branch_with_batches_of_two(subject: Subject) -> Case | None:
     """Maps have values enough; their means have two (gh:open-mmlab/mmsegmentation/issues/272)."""
     shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
@@ -68,7 +68,7 @@ class _Rows(nn.Module):
         return y.view(x.shape)
 
 
-@held_out("axis-suspect", consequences=GAP)
+@tuning("axis-suspect", consequences=GAP)
 def _rows_cut_across_channels(subject: Subject) -> Case | None:
     """The sizes fit, and each channel of the norm sees values of all of the map's; training goes on."""
     shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
@@ -115,7 +115,7 @@ def _that_keep_the_shape(model: nn.Module, x: Tensor) -> list[str]:
     return found
 
 
-@held_out("reused-norm", *GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
+@tuning("reused-norm", *GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
 def _a_block_unrolled_with_one_set_of_norms(subject: Subject) -> Case | None:
     """Each step would need estimates of its own (Cooijmans et al. 2017, arXiv 1603.09025)."""
     found = _that_keep_the_shape(subject.model, subject.inputs(2, 1)[0])

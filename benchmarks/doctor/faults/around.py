@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out
+from benchmarks.doctor.faults.registry import BATCH, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put
 from benchmarks.doctor.training import fit_
 
@@ -19,7 +19,7 @@ def _run_again(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None
         module.forward(*inputs)
 
 
-@held_out("double-update")
+@tuning("double-update")
 def _a_hook_that_runs_its_layer_again(subject: Subject) -> Case:
     """It takes down what comes out, or how long it takes, by calling ``forward``; in training that counts."""
     name, norm = subject.one_norm()
@@ -37,7 +37,7 @@ def _adapt(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     module.running_var.lerp_(x.var(dims), 0.1)
 
 
-@held_out("statistics-moved-in-eval", consequences=BATCH | GAP)
+@tuning("statistics-moved-in-eval", consequences=BATCH | GAP)
 def _a_hook_that_adapts_in_evaluation(subject: Subject) -> Case:
     """Left from an experiment with adaptation at test time, on one layer."""
     name, norm = subject.one_norm()
@@ -58,7 +58,7 @@ class _Sampled(nn.Module):
         return logits
 
 
-@held_out("statistics-moved-in-eval", "batch-dependence", "mixed-modes", consequences=GAP)
+@tuning("statistics-moved-in-eval", "batch-dependence", "mixed-modes", consequences=GAP)
 def _dropout_at_test_time_by_training_mode(subject: Subject) -> Case:
     name, last = last_linear(subject.model)
     put(subject.model, name, nn.Sequential(nn.Dropout(0.1), last))
@@ -83,7 +83,7 @@ class _Distilling(nn.Module):
         return logits
 
 
-@held_out("frozen-affine-live-statistics")
+@tuning("frozen-affine-live-statistics")
 def _a_frozen_teacher_that_trains_with_its_student(subject: Subject) -> Case:
     """Its weights have no gradient, and its statistics move (gh:facebookresearch/unbiased-teacher/issues/47)."""
     teacher = copy.deepcopy(subject.model).requires_grad_(False)
@@ -102,7 +102,7 @@ class _WithTarget(nn.Module):
         return logits
 
 
-@held_out("copied-statistics-mismatch", consequences=GAP | {"statistics-horizon"})
+@tuning("copied-statistics-mismatch", consequences=GAP | {"statistics-horizon"})
 def _a_target_network_with_the_statistics_of_its_start(subject: Subject) -> Case:
     """Polyak averages of the parameters alone (gh:DLR-RM/stable-baselines3/pull/1004)."""
     target = copy.deepcopy(subject.model)
@@ -116,14 +116,14 @@ def _a_target_network_with_the_statistics_of_its_start(subject: Subject) -> Case
     return Case(model=_WithTarget(subject.model, target).eval(), batches=subject.data.batches())
 
 
-@held_out("effective-batch", consequences=frozenset({"statistics-noise", "values-per-channel"}))
+@tuning("effective-batch", consequences=frozenset({"statistics-noise", "values-per-channel"}))
 def _eight_workers_with_four_samples_each(subject: Subject) -> Case:
     """Each normalizes by its own four (gh:open-mmlab/mmdetection/issues/3621)."""
     subject.model.train()
     return Case(model=subject.model, batches=subject.data.batches(4), options={"world_size": 8})
 
 
-@held_out("rank-divergence", consequences=frozenset({"checkpoint-diff"}))
+@tuning("rank-divergence", consequences=frozenset({"checkpoint-diff"}))
 def _one_rank_that_resumed_without_buffers(subject: Subject) -> Case:
     """The model at hand is the first rank's, which is right; the third one was started anew from parameters."""
     states = [{key: value.clone() for key, value in subject.model.state_dict().items()} for _ in range(4)]

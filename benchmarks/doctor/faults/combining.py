@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Subject, fed_by, norms_of
 from benchmarks.doctor.training import fit_
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _federated_averages_with_the_last_clients_buffers(subject: Subject) -> Case:
     """The server averages parameters; buffers are those of who came last (gh:TsingZ0/PFLlib/issues/260).
 
@@ -33,7 +33,7 @@ def _federated_averages_with_the_last_clients_buffers(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, repairable=True, damages=True, costs=True)
+@tuning(*GAP, repairable=True, damages=True, costs=True)
 def _two_trainings_averaged_with_their_buffers(subject: Subject) -> Case:
     """Variances collapse between two networks (Jordan et al. 2022, arXiv 2211.08403), and estimates do not."""
     both = [
@@ -46,7 +46,7 @@ def _two_trainings_averaged_with_their_buffers(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("negative-variance", consequences=GAP | {"outlier-statistics"}, repairable=True, damages=True)
+@tuning("negative-variance", consequences=GAP | {"outlier-statistics"}, repairable=True, damages=True)
 def _a_task_vector_subtracted_with_its_buffers(subject: Subject) -> Case | None:
     """Negation of a task (Ilharco et al. 2023, arXiv 2212.04089) on all that the file has, variances included."""
     task = copy.deepcopy(subject.model)
@@ -62,7 +62,7 @@ def _a_task_vector_subtracted_with_its_buffers(subject: Subject) -> Case | None:
     return case(subject) if any(below) else None
 
 
-@held_out("nonfinite-statistics", consequences=GAP, repairable=True)
+@tuning("nonfinite-statistics", consequences=GAP, repairable=True)
 def _clients_weighted_by_counters_that_are_zero(subject: Subject) -> Case:
     """Estimates are averaged by batches seen, and a port that has no counters left them at 0: 0 / 0."""
     for _, norm in norms_of(subject.model):
@@ -76,7 +76,7 @@ def _clients_weighted_by_counters_that_are_zero(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, repairable=True, damages=True, costs=True)
+@tuning(*GAP, repairable=True, damages=True, costs=True)
 def _filters_of_low_rank(subject: Subject) -> Case:
     """Filters are replaced by what two fifths of their singular values give, as a factorisation for speed does."""
     for module in subject.model.modules():
@@ -88,7 +88,7 @@ def _filters_of_low_rank(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _spectral_norm_put_on_after_training(subject: Subject) -> Case | None:
     """It divides filters by their largest singular value; what a norm makes of its inputs' scale is no change."""
     names = dict(fed_by(subject.model, subject.inputs(8, 1)[0]))
@@ -101,7 +101,7 @@ def _spectral_norm_put_on_after_training(subject: Subject) -> Case | None:
 # Files that lack a part.
 
 
-@held_out("checkpoint-diff", consequences=GAP, repairable=True, damages=True, costs=True)
+@tuning("checkpoint-diff", consequences=GAP, repairable=True, damages=True, costs=True)
 def _a_file_of_trained_parameters_over_another_networks_buffers(subject: Subject) -> Case:
     """An adapter's file keeps what has a gradient (gh:huggingface/peft/issues/1732)."""
     tuned = copy.deepcopy(subject.model)
@@ -111,7 +111,7 @@ def _a_file_of_trained_parameters_over_another_networks_buffers(subject: Subject
     return case(subject, checkpoint=whole)
 
 
-@held_out("checkpoint-diff", "statistics-at-init", consequences=GAP | {"outlier-statistics"}, repairable=True)
+@tuning("checkpoint-diff", "statistics-at-init", consequences=GAP | {"outlier-statistics"}, repairable=True)
 def _a_layer_and_its_norm_left_out_by_a_filter(subject: Subject) -> Case | None:
     """The loader skips what does not fit by name or size, and says so in a log (gh:pytorch/pytorch/issues/8430)."""
     pairs = fed_by(subject.model, subject.inputs(8, 1)[0])

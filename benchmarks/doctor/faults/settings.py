@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out
+from benchmarks.doctor.faults.registry import BATCH, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put
 
 
-@held_out("momentum-convention", consequences=GAP | {"statistics-noise", "statistics-horizon"}, repairable=True)
+@tuning("momentum-convention", consequences=GAP | {"statistics-noise", "statistics-horizon"}, repairable=True)
 def _a_momentum_of_one_left_from_a_calibration(subject: Subject) -> Case:
     """Set to take one large batch's statistics as they are; training goes on, and the last batch stays."""
     for _, norm in norms_of(subject.model):
@@ -20,7 +20,7 @@ def _a_momentum_of_one_left_from_a_calibration(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("track-flag-inconsistent", "batch-dependence", consequences=BATCH | GAP)
+@tuning("track-flag-inconsistent", "batch-dependence", consequences=BATCH | GAP)
 def _buffers_removed_and_the_flag_left(subject: Subject) -> Case:
     """As adaptation at test time is written by hand (gh:DequanWang/tent), in one layer, without its third line."""
     name, norm = subject.one_norm()
@@ -38,7 +38,7 @@ class _Cast(nn.Module):
         return y.to(x.dtype)
 
 
-@held_out("low-precision-statistics", consequences=GAP)
+@tuning("low-precision-statistics", consequences=GAP)
 def _one_norm_between_two_casts(subject: Subject) -> Case:
     """A layer is cast, buffers with it, because its input was complained of (gh:NVIDIA/apex/issues/121); it trains."""
     name, norm = subject.one_norm()
@@ -60,7 +60,7 @@ class _ByDomain(nn.Module):
         return y
 
 
-@held_out("hidden-module", consequences=BATCH)
+@tuning("hidden-module", consequences=BATCH)
 def _norms_of_two_domains_in_a_plain_dict(subject: Subject) -> Case:
     """``eval`` does not reach them, and they go on as they were built."""
     name, norm = subject.one_norm()
@@ -99,7 +99,7 @@ def _sample(layer: nn.Module, _: object, slopes: tuple[Tensor, ...]) -> None:
         layer.weight.grad_sample = gradients  # type: ignore[attr-defined]
 
 
-@held_out("transform-unsafe")
+@tuning("transform-unsafe")
 def _private_training_that_keeps_its_norms(subject: Subject) -> Case:
     """Opacus refuses them, unless it is told ``strict=False`` (gh:meta-pytorch/opacus/issues/472)."""
     model = GradSampleModule(subject.model).train()
@@ -149,7 +149,7 @@ class _Cached2d(_Cached, nn.BatchNorm2d):
     pass
 
 
-@held_out("backend-parity", consequences=GAP | {"lossy-subclass"})
+@tuning("backend-parity", consequences=GAP | {"lossy-subclass"})
 def _a_cached_affine_that_outlives_its_estimates(subject: Subject) -> Case | None:
     """Two layers were run once before the weights were loaded."""
     plain = _plain(subject)
@@ -190,7 +190,7 @@ def _offset(norm: Norm) -> float:
     return float((norm.running_mean.square() / (norm.running_var + norm.eps)).mean().sqrt())
 
 
-@held_out("backend-parity", consequences=GAP | {"lossy-subclass"})
+@tuning("backend-parity", consequences=GAP | {"lossy-subclass"})
 def _a_fast_path_that_leaves_out_the_mean(subject: Subject) -> Case | None:
     """In that of three layers whose means are farthest from zero."""
     plain = _plain(subject)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Subject, norms_of, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -22,7 +22,7 @@ def _trained_on(subject: Subject, made: Batches, shown: Batches, rate: float = 0
     return Case(model=subject.model.train(), batches=shown)
 
 
-@held_out("order-leak", "single-class-batch", "statistics-noise", consequences=UNEVEN, costs=True)
+@tuning("order-leak", "single-class-batch", "statistics-noise", consequences=UNEVEN, costs=True)
 def _frames_of_four_films_in_a_batch(subject: Subject) -> Case:
     """64 samples, but 16 of them are one scene each time, a little moved and with other noise."""
     generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
@@ -39,7 +39,7 @@ def _frames_of_four_films_in_a_batch(subject: Subject) -> Case:
     return _trained_on(subject, films(subject.labelled(64, 80)), films(subject.data.batches()))
 
 
-@held_out("order-leak", consequences=UNEVEN, costs=True)
+@tuning("order-leak", consequences=UNEVEN, costs=True)
 def _two_loaders_by_turns(subject: Subject) -> Case:
     """A batch of the one camera, then one of the other, which is brighter and has more contrast."""
 
@@ -49,7 +49,7 @@ def _two_loaders_by_turns(subject: Subject) -> Case:
     return _trained_on(subject, by_turns(subject.labelled(64, 80)), by_turns(subject.data.batches()))
 
 
-@held_out("order-leak", consequences=UNEVEN, costs=True)
+@tuning("order-leak", consequences=UNEVEN, costs=True)
 def _buckets_of_like_samples(subject: Subject) -> Case:
     """Sorted by contrast and cut into batches, as sequences are by length; the batches are shuffled."""
 
@@ -63,7 +63,7 @@ def _buckets_of_like_samples(subject: Subject) -> Case:
     return _trained_on(subject, buckets(x, labels), buckets(inputs[:512], targets[:512]))
 
 
-@held_out("batch-mixture", consequences=GAP | {"outlier-statistics"}, costs=True)
+@tuning("batch-mixture", consequences=GAP | {"outlier-statistics"}, costs=True)
 def _weak_and_strong_views_in_one_batch(subject: Subject) -> Case:
     """A quarter is as it is, the rest is solarized and noisy (gh:kekmodel/FixMatch-pytorch/issues/7)."""
     generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
@@ -77,7 +77,7 @@ def _weak_and_strong_views_in_one_batch(subject: Subject) -> Case:
     return _trained_on(subject, views(subject.labelled(64, 80)), views(subject.data.batches()))
 
 
-@held_out("padding-in-statistics", consequences=GAP, costs=True)
+@tuning("padding-in-statistics", consequences=GAP, costs=True)
 def _padded_before_the_mean_is_subtracted(subject: Subject) -> Case | None:
     """Black bars, or a converter's zeros, of a value far below the mean, at the start of each row; of any width."""
     if all(len(shape) == 2 for shape in shapes_of(subject.model, subject.inputs(2, 1)[0]).values()):
@@ -108,13 +108,13 @@ def _fed(subject: Subject, feed: Callable[[Tensor], Tensor]) -> Case:
     )
 
 
-@held_out("domain-shift", consequences=GAP | {"outlier-statistics"}, costs=True)
+@tuning("domain-shift", consequences=GAP | {"outlier-statistics"}, costs=True)
 def _blue_in_the_place_of_red(subject: Subject) -> Case:
     """OpenCV reads BGR; of signals, the plugs are in another order."""
     return _fed(subject, lambda x: x.flip(1))
 
 
-@held_out("domain-shift", consequences=GAP | {"outlier-statistics"}, costs=True)
+@tuning("domain-shift", consequences=GAP | {"outlier-statistics"}, costs=True)
 def _out_of_focus(subject: Subject) -> Case:
     """Means over 5 x 5 pixels, or over seven values of a signal."""
 
@@ -126,7 +126,7 @@ def _out_of_focus(subject: Subject) -> Case:
     return _fed(subject, blurred)
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics", "statistics-horizon"}), costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics", "statistics-horizon"}), costs=True)
 def _recalibrated_for_a_new_camera_without_a_reset(subject: Subject) -> Case:
     """``momentum=None`` goes on with the counters of training, so that 50 batches weigh a twenty-fifth."""
 
@@ -139,7 +139,7 @@ def _recalibrated_for_a_new_camera_without_a_reset(subject: Subject) -> Case:
     return Case(model=subject.model, batches=[(dark(x), labels) for x, labels in subject.data.batches()], feed=dark)
 
 
-@held_out("outlier-statistics", *GAP, repairable=True, costs=True)
+@tuning("outlier-statistics", *GAP, repairable=True, costs=True)
 def _a_glitch_among_the_last_batches(subject: Subject) -> Case:
     """One sample of a thousand times the scale; 25 clean batches later a fourteenth of its variance is left."""
     glitch = subject.inputs(32, 1)[0].clone()

@@ -7,24 +7,129 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.doctor.healthy.registry import as_it_is, held_out, in_training
-from benchmarks.doctor.subject import Case, Norm, Subject, fed_by, last_linear, norms_of, put, shapes_of
+from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
-from steadynorm.surgery import freeze_, recalibrate_
+from steadynorm.surgery import recalibrate_
 
-# Training.
+# Parts.
+
+
+class _Halves(nn.Module):
+    """Instance norm on the first half of the channels, batch norm on the second (IBN-Net, Pan et al. 2018)."""
+
+    def __init__(self, norm: Norm, dim: int) -> None:
+        super().__init__()
+        half = norm.num_features // 2
+        rest = norm.num_features - half
+        if dim == 3:
+            self.instance: nn.Module = nn.InstanceNorm1d(half, affine=True)
+            self.batch: nn.Module = nn.BatchNorm1d(rest)
+        else:
+            self.instance, self.batch = nn.InstanceNorm2d(half, affine=True), nn.BatchNorm2d(rest)
+        self.cut = half
+        self.instance.load_state_dict({"weight": norm.weight[:half], "bias": norm.bias[:half]})
+        self.batch.load_state_dict({"weight": norm.weight[half:], "bias": norm.bias[half:]}, strict=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.instance(x[:, : self.cut]), self.batch(x[:, self.cut :])), 1)
 
 
 @held_out
-def _a_head_fine_tuned_on_a_network_that_evaluates(subject: Subject) -> Case:
-    """A linear probe done right: all but the classifier has no gradient, and its norms evaluate while it trains."""
+def _half_of_the_channels_by_instance(subject: Subject) -> Case | None:
+    """In the first norm of maps, trained further."""
+    shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
+    maps = [(name, norm) for name, norm in norms_of(subject.model) if len(shapes.get(name, ())) > 2]
+    if not maps:
+        return None
+    name, norm = maps[0]
+    put(subject.model, name, _Halves(norm, len(shapes[name])))
+    recalibrate_(subject.model, subject.inputs(64, 20))
+    fit_(subject.model, [*subject.labelled(64, 100)], rate=subject.rate / 10)
+    fit_(subject.model, [*subject.labelled(64, 40)], rate=subject.rate / 100)
+    return as_it_is(subject)
+
+
+class _Steps(nn.Module):
+    """One layer that is called twice, with a norm of its own for each call."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width, width, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.norms:
+            x = x + functional.relu(norm(self.mix(x)))
+        return x
+
+
+@held_out
+def _a_recurrent_layer_with_norms_of_its_own_for_each_step(subject: Subject) -> Case:
+    """In front of the classifier, as Cooijmans et al. 2017 (arXiv 1603.09025) ask."""
+    name, last = last_linear(subject.model)
+    put(subject.model, name, nn.Sequential(_Steps(last.in_features), last))
+    fit_(subject.model, subject.labelled(64, 100), rate=subject.rate / 10)
+    fit_(subject.model, subject.labelled(64, 40), rate=subject.rate / 100)
+    return as_it_is(subject)
+
+
+@held_out
+def _dropout_behind_the_last_norm(subject: Subject) -> Case:
+    name, last = last_linear(subject.model)
+    put(subject.model, name, nn.Sequential(nn.Dropout(0.3), last))
+    fit_(subject.model, subject.labelled(64, 80), rate=subject.rate / 50)
+    return in_training(subject)
+
+
+@held_out
+def _a_norm_of_inputs_without_weight_and_bias(subject: Subject) -> Case:
+    """In the place of a mean and deviation that one works out before."""
+    first = (nn.BatchNorm1d if subject.data.train[0].dim() == 3 else nn.BatchNorm2d)(3, affine=False)
+    model = nn.Sequential(first, subject.model)
+    fit_(model, subject.labelled(64, 100), rate=subject.rate / 50)
+    return Case(model=model, batches=subject.data.batches())
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+        return y
+
+
+@held_out
+def _a_checkpointed_part_without_norms(subject: Subject) -> Case:
+    name, last = last_linear(subject.model)
+    put(subject.model, name, _Checkpointed(last))
+    return in_training(subject)
+
+
+class _Adapted(nn.Module):
+    """A linear layer that is frozen, and a product of two small matrices that is not (Hu et al. 2021)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.down, self.up = nn.Linear(linear.in_features, 4, bias=False), nn.Linear(4, linear.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x) + self.up(self.down(x))
+        return y
+
+
+@held_out
+def _an_adapter_on_a_frozen_network_whose_norms_evaluate(subject: Subject) -> Case:
     subject.model.requires_grad_(False)
-    _, last = last_linear(subject.model)
-    last.requires_grad_(True)
-    optimizer = torch.optim.SGD(last.parameters(), subject.rate / 10, momentum=0.9)
-    subject.model.eval()
+    name, last = last_linear(subject.model)
+    put(subject.model, name, _Adapted(last))
+    optimizer = torch.optim.AdamW([each for each in subject.model.parameters() if each.requires_grad], 1e-3)
     for x, labels in subject.labelled(64, 40):
         optimizer.zero_grad()
         functional.cross_entropy(subject.model(x), labels).backward()
@@ -32,236 +137,64 @@ def _a_head_fine_tuned_on_a_network_that_evaluates(subject: Subject) -> Case:
     subject.model.train()
     for _, norm in norms_of(subject.model):
         norm.eval()
-    return as_it_is(subject)
+    return Case(model=subject.model, batches=subject.data.batches(), options={"optimizer": optimizer})
 
 
-class _Standardized(nn.Module):
-    """Weight standardization (Qiao et al. 2019, arXiv 1903.10520)."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        dims = tuple(range(1, weight.dim()))
-        centred = weight - weight.mean(dims, keepdim=True)
-        return centred / (centred.square().sum(dims, keepdim=True) + 1e-5).sqrt()
+# Numbers.
 
 
 @held_out
-def _convolutions_with_standardized_weights(subject: Subject) -> Case | None:
-    """Those in front of a norm, trained further at the network's own rate."""
-    names = [name for name in dict(fed_by(subject.model, subject.inputs(8, 1)[0])) if name]
-    layers = [subject.model.get_submodule(name) for name in names]
-    wide = [each for each in layers if isinstance(each, nn.Conv1d | nn.Conv2d) and each.groups == 1]
-    for layer in wide:
-        parametrize.register_parametrization(layer, "weight", _Standardized())
-    if not wide:
-        return None
-    recalibrate_(subject.model, subject.inputs(64, 20))
-    fit_(subject.model, subject.labelled(64, 90), rate=subject.rate / 5)
-    return as_it_is(subject)
-
-
-@held_out
-def _half_of_the_norms_by_groups(subject: Subject) -> Case:
-    """Every second norm of maps becomes a group norm of four groups, and training goes on."""
-    shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
-    plain = [
-        (name, norm)
-        for name, norm in norms_of(subject.model)
-        if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) and len(shapes[name]) > 2 and norm.num_features % 4 == 0
-    ]
-    for name, norm in plain[::2]:
-        new = nn.GroupNorm(4, norm.num_features)
-        new.load_state_dict({"weight": norm.weight, "bias": norm.bias})
-        put(subject.model, name, new)
-    fit_(subject.model, subject.labelled(64, 120), rate=subject.rate / 4)
-    return as_it_is(subject)
-
-
-@held_out
-def _trained_on_labels_of_which_a_third_is_wrong(subject: Subject) -> Case:
-    """At two rates, the second one small, so that statistics are those of the last weights."""
-    batches = []
-    for x, labels in subject.labelled(64, 120):
-        wrong = torch.tensor([subject.draw.random() < 1 / 3 for _ in labels])
-        batches.append((x, torch.where(wrong, labels.roll(1), labels)))
-    fit_(subject.model, batches[:60], rate=subject.rate / 50)
-    fit_(subject.model, batches[60:], rate=subject.rate / 1000)
-    return in_training(subject)
-
-
-@held_out
-def _gradients_clipped_at_a_large_rate(subject: Subject) -> Case:
-    optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate, momentum=0.9, weight_decay=5e-4)
-    parameters = list(subject.model.parameters())
-
-    def clip(*_: object) -> None:
-        nn.utils.clip_grad_norm_(parameters, 0.5)
-
-    optimizer.register_step_pre_hook(clip)
-    fit_(subject.model, subject.labelled(64, 60), rate=subject.rate, optimizer=optimizer)
-    for group in optimizer.param_groups:
-        group["lr"] = subject.rate / 50
-    fit_(subject.model, subject.labelled(64, 60), rate=subject.rate / 50, optimizer=optimizer)
-    return as_it_is(subject)
-
-
-@held_out
-def _samples_mixed_in_pairs(subject: Subject) -> Case:
-    """Mixup (Zhang et al. 2018, arXiv 1710.09412) in a fine-tuning, then as many steps without it, as YOLOX ends."""
-    mixed = []
-    for x, labels in subject.labelled(64, 50):
-        share = subject.draw.betavariate(0.4, 0.4)
-        mixed.append((share * x + (1 - share) * x.flip(0), labels if share > 0.5 else labels.flip(0)))
-    fit_(subject.model, [*mixed, *subject.labelled(64, 50)], rate=subject.rate / 20)
-    return as_it_is(subject)
-
-
-@held_out
-def _a_student_of_soft_labels(subject: Subject) -> Case:
-    """Distilled from its former self; the teacher is gone."""
-    teacher = copy.deepcopy(subject.model).eval()
-    optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 20, momentum=0.9)
-    subject.model.train()
-    for x in subject.inputs(64, 80):
-        with torch.no_grad():
-            wanted = (teacher(x) / 2).softmax(1)
-        optimizer.zero_grad()
-        functional.cross_entropy(subject.model(x) / 2, wanted).backward()
-        optimizer.step()
-    subject.model.eval()
-    return as_it_is(subject)
-
-
-@held_out
-def _trained_on_a_long_tail_that_is_shuffled(subject: Subject) -> Case:
-    """Class 0 is ten times as frequent as class 9, in every batch alike; so it is in evaluation."""
-
-    def tailed(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        kept = torch.tensor([subject.draw.random() < 10 ** (-int(label) / 9) for label in labels])
-        return x[kept], labels[kept]
-
-    x, labels = tailed(*(torch.cat(each) for each in zip(*subject.labelled(64, 120), strict=True)))
-    fit_(subject.model, zip(x.split(64), labels.split(64), strict=True), rate=subject.rate / 20)
-    x, labels = tailed(*subject.data.validation)
-    return Case(model=subject.model.train(), batches=list(zip(x.split(64), labels.split(64), strict=True))[:4])
-
-
-@held_out
-def _tiny_batches_accumulated_with_frozen_norms(subject: Subject) -> Case:
-    freeze_(subject.model)
-    fit_(subject.model, subject.labelled(2, 60), rate=subject.rate / 500)
-    subject.model.train()
-    return Case(model=subject.model, batches=subject.data.batches(2), options={"accumulation": 32})
-
-
-@held_out
-def _two_workers_with_64_samples_each(subject: Subject) -> Case:
-    subject.model.train()
-    return Case(model=subject.model, batches=subject.data.batches(), options={"world_size": 2})
-
-
-# Use.
-
-
-@held_out
-def _four_views_of_each_sample_in_a_batch(subject: Subject) -> Case:
-    """Augmentation at test time: as it is, moved by a little to both sides, and with a little noise."""
-    generator = torch.Generator().manual_seed(3)
-    batches = []
-    for x, labels in subject.data.batches(16):
-        noisy = x + 0.05 * torch.randn(x.shape, generator=generator)
-        batches.append((torch.cat((x, x.roll(1, -1), x.roll(-1, -1), noisy)), labels.repeat(4)))
-    return Case(model=subject.model, batches=batches)
-
-
-@held_out
-def _served_one_by_one(subject: Subject) -> Case:
-    return as_it_is(subject, 1)
-
-
-@held_out
-def _recalibrated_for_larger_inputs(subject: Subject) -> Case | None:
-    """As Touvron et al. 2019 (arXiv 1906.06423) end; a quarter larger on each side."""
-
-    def larger(x: Tensor) -> Tensor:
-        return functional.interpolate(x, scale_factor=1.25, mode="bilinear" if x.dim() == 4 else "linear")
-
-    try:
-        recalibrate_(subject.model, [larger(x) for x in subject.inputs(64, 20)])
-    except (RuntimeError, ValueError):  # a head or positions of fixed size
-        return None
-    batches = [(larger(x), labels) for x, labels in subject.data.batches()]
-    return Case(model=subject.model, batches=batches, feed=larger)
-
-
-@held_out
-def _recalibrated_for_a_darker_camera(subject: Subject) -> Case:
-    def dark(x: Tensor) -> Tensor:
-        return 0.6 * x - 0.7
-
-    recalibrate_(subject.model, [dark(x) for x in subject.inputs(64, 40)])
-    return Case(model=subject.model, batches=[(dark(x), labels) for x, labels in subject.data.batches()], feed=dark)
-
-
-@held_out
-def _a_target_network_with_averaged_buffers(subject: Subject) -> Case:
-    """Polyak averages of parameters and estimates alike, both networks in one model."""
-    target = copy.deepcopy(subject.model)
-
-    @torch.no_grad()
-    def follow() -> None:
-        now = subject.model.state_dict()
-        for key, kept in target.state_dict().items():
-            if kept.is_floating_point():
-                kept.lerp_(now[key], 0.1)
-            else:
-                kept.copy_(now[key])
-
-    fit_(subject.model, subject.labelled(64, 80), rate=subject.rate / 20, after=follow)
-    return Case(model=_WithTarget(subject.model, target).eval(), batches=subject.data.batches())
-
-
-class _WithTarget(nn.Module):
-    def __init__(self, online: nn.Module, target: nn.Module) -> None:
-        super().__init__()
-        self.online, self.target = online, target
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.online(x)
-        return logits
-
-
-class _ByDomain(nn.Module):
-    """A norm for each domain, registered; one is in use."""
-
-    def __init__(self, norm: Norm) -> None:
-        super().__init__()
-        self.norms = nn.ModuleDict({"source": norm, "target": copy.deepcopy(norm)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norms["source"](x)
-        return y
-
-
-@held_out
-def _norms_of_two_domains_in_a_module_dict(subject: Subject) -> Case:
-    for name, norm in norms_of(subject.model):
-        put(subject.model, name, _ByDomain(norm))
-    return as_it_is(subject)
-
-
-@held_out
-def _hooks_that_only_look(subject: Subject) -> Case:
+def _eps_and_momentum_of_a_port_everywhere(subject: Subject) -> Case:
+    """0.001 and 0.01, as timm's ports from TensorFlow have them, and trained with."""
     for _, norm in norms_of(subject.model):
-        norm.register_forward_hook(_look)
-    return in_training(subject)
-
-
-@torch.no_grad()
-def _look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    module.seen = (float(inputs[0].mean()), float(output.std()))  # type: ignore[assignment]
+        norm.eps, norm.momentum = 1e-3, 0.01
+    fit_(subject.model, subject.labelled(64, 150), rate=subject.rate / 100)
+    return as_it_is(subject)
 
 
 @held_out
-def _ranks_that_are_alike(subject: Subject) -> Case:
-    states = [{key: value.clone() for key, value in subject.model.state_dict().items()} for _ in range(4)]
-    return Case(model=subject.model, batches=subject.data.batches(), options={"ranks": states})
+def _the_first_step_of_a_warm_up(subject: Subject) -> Case:
+    """The schedule begins at a rate of 0, for all parameters alike."""
+    plain = [each for each in subject.model.parameters() if each.dim() < 2]
+    others = [each for each in subject.model.parameters() if each.dim() >= 2]
+    groups = [{"params": others, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, subject.rate, momentum=0.9)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))
+    subject.model.train()
+    return Case(model=subject.model, batches=subject.data.batches(), options={"optimizer": optimizer})
+
+
+@held_out
+def _a_file_of_a_whole_run(subject: Subject) -> Case:
+    """Nested, with a prefix of several devices, and other things beside the weights."""
+    state = {f"module.{name}": tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    whole = {"epoch": 4, "state_dict": state, "best": 0.7}
+    return Case(model=copy.deepcopy(subject.model), batches=subject.data.batches(), options={"checkpoint": whole})
+
+
+# Batches.
+
+
+@held_out
+def _as_many_of_each_class_in_every_batch(subject: Subject) -> Case:
+    """A balanced sampler: sixty samples, in each of which the classes come by turns."""
+    x, labels = subject.data.validation
+    members = [(labels == label).nonzero().flatten()[:36] for label in range(10)]
+    rows = torch.stack([each[: min(map(len, members))] for each in members], 1).flatten()
+    batches = list(zip(x[rows].split(60), labels[rows].split(60), strict=True))
+    return Case(model=subject.model.train(), batches=[each for each in batches if len(each[1]) == 60])
+
+
+@held_out
+def _two_mild_views_of_each_sample(subject: Subject) -> Case:
+    """As for a contrastive loss, one view behind the other, drawn alike; it was trained on such."""
+    generator = torch.Generator().manual_seed(3)
+
+    def view(x: Tensor) -> Tensor:
+        return x.roll(subject.draw.randrange(-3, 4), -1) + 0.1 * torch.randn(x.shape, generator=generator)
+
+    def views(batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.cat((view(x), view(x))), labels.repeat(2)) for x, labels in batches]
+
+    fit_(subject.model, views(subject.labelled(32, 100)), rate=subject.rate / 50)
+    return Case(model=subject.model.train(), batches=views(subject.data.batches(32)))
