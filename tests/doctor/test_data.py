@@ -113,6 +113,24 @@ def test_beginnings_of_other_sizes_are_named(model: Any, share: float, words: st
     assert f"The first {words} of the batches are" in found.problem
 
 
+class Patches(nn.Module):
+    """Tokens of one image one behind the other, (N·L, C), as LeViT's norms are given them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 4, 4), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x).flatten(2).transpose(1, 2).flatten(0, 1))
+
+
+def test_tokens_of_an_image_are_no_samples_that_are_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 1, 16, 16, generator=generator) + 3 * torch.randn(32, 1, 1, 1, generator=generator)
+    found = {each.check for each in diagnose(Patches().train(), list(x.split(4)))}
+    assert found.isdisjoint({"order-leak", "batch-mixture"})
+
+
 def brightened(by: float) -> Pairs:
     """Every other image of each class is brighter, in no order."""
     x, y = images(256)

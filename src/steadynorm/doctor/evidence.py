@@ -333,6 +333,7 @@ class Runs:
         maps: group norms that are given maps, or sequences of at most 64 values.
         labels: of each batch, in its order; empty where there are none.
         classes: of each batch, label -> number of samples; empty where there are no labels.
+        sizes: samples of each batch.
         last_samples: samples of the last batch of an epoch, where the loader tells and it is smaller than the others.
         unread: what could not be tried, and why, a line each.
     """
@@ -360,6 +361,7 @@ class Runs:
     maps: tuple[str, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
     classes: tuple[Mapping[int, int], ...] = ()
+    sizes: tuple[int, ...] = ()
     last_samples: int | None = None
     unread: tuple[str, ...] = ()
 

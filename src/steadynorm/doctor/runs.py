@@ -11,7 +11,7 @@ from torch import nn
 
 from steadynorm.doctor.copies import look_at_copies
 from steadynorm.doctor.evidence import Runs, Sighting, Twins
-from steadynorm.doctor.first_batch import look_closely
+from steadynorm.doctor.first_batch import look_closely, samples_of
 from steadynorm.doctor.other_statistics import Trial, scored
 from steadynorm.doctor.score import Measure, labels_of, score_from
 from steadynorm.doctor.sightings import watching
@@ -93,6 +93,7 @@ def run_batches(
         updates=updates_beyond_calls(model, norms, kept[0], forward, unread),
         labels=labels,
         classes=tuple(dict(Counter(each)) for each in labels),
+        sizes=tuple(map(samples_of, kept)),
         last_samples=last,
         unread=tuple(unread),
     )

@@ -65,16 +65,19 @@ class Samples:
 def samples_of(evidence: Evidence, chosen: Callable[[NormState], bool]) -> list[Samples]:
     """Give the samples of a few batch norms, in the order of the model; of the first call in each forward.
 
+    Layers whose first dimension counts anything else, such as tokens, whose neighbours belong together, are left out.
+
     Args:
         evidence: with batches.
         chosen: which layers are meant.
     """
-    assert evidence.batches is not None
+    runs = evidence.batches
+    assert runs is not None
     found = []
     for norm in evidence.batch_norms:
-        seen = [each for each in evidence.batches.sightings.get(norm.name, ()) if each.call == 0 and len(each.at) > 1]
-        if chosen(norm) and seen:
-            samples = _samples(norm, seen, evidence.batches.labels)
+        seen = [each for each in runs.sightings.get(norm.name, ()) if each.call == 0 and len(each.at) > 1]
+        if chosen(norm) and seen and all(each.samples == runs.sizes[each.batch] for each in seen):
+            samples = _samples(norm, seen, runs.labels)
             if samples is not None:
                 found.append(samples)
     step = max(1, -(-len(found) // MOST_LAYERS))
