@@ -493,6 +493,16 @@ def test_batches_of_a_single_image_are_counted_together() -> None:
     assert found.severity == Severity.WARNING
 
 
+@pytest.mark.parametrize(("size", "severity"), [(4, Severity.WARNING), (8, Severity.NOTE)])
+def test_workers_with_fewer_than_eight_images_are_a_warning_whatever_they_have_of_values(
+    size: int, severity: Severity
+) -> None:
+    maps = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).train()
+    rough = torch.randn(32, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    (found,) = diagnose(maps, list(rough.split(size)), world_size=8).of("effective-batch")
+    assert found.severity == severity
+
+
 def ordered(size: int) -> list[tuple[Tensor, Tensor]]:
     x, y = images(8 * size)
     order = y.argsort(stable=True)
