@@ -59,7 +59,7 @@ def main(flags: Flags) -> None:
                 rows.append(as_json(row))
                 file.write(json.dumps(rows[-1]) + "\n")
                 file.flush()
-    print(table(rows))
+    print(table({f"{half} half": [row for row in rows if row["half"] == half] for half in flags.half}))
     print(*failures(rows), sep="\n")
 
 

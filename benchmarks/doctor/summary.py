@@ -35,20 +35,21 @@ def share_won_back(row: Mapping[str, Any]) -> float:
     return float((row["treated"] - faulty) / (row["attainable"] - faulty))
 
 
-def table(rows: Rows) -> str:
-    """Give the rates of each half as a table in Markdown, with the time."""
-    halves = ("tuning", "held out")
-    found = {half: rates([row for row in rows if row["half"] == half]) for half in halves}
-    lines = ["| | tuning half | held-out half |", "|---|---|---|"]
-    for claim in found["tuning"]:
-        cells = [_share(*found[half][claim]) for half in halves]
-        lines.append(f"| {claim} | {' | '.join(cells)} |")
-    for name in sorted({name for row in rows for name in _rivals(row)}, key=str.lower):
-        rival = [_share(*_noticed([row for row in rows if row["half"] == half], name)) for half in halves]
-        lines.append(f"| recall of {name}, generously counted | {' | '.join(rival)} |")
-    cost = [_cost([row for row in rows if row["half"] == half]) for half in halves]
-    lines.append(f"| diagnosing, forwards of a batch (median) | {' | '.join(cost)} |")
+def table(columns: Mapping[str, Rows]) -> str:
+    """Give the rates as a table in Markdown, with those of the rivals and the time; a column for each set of rows."""
+    found = [rates(rows) for rows in columns.values()]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for claim in rates(()):
+        lines.append(_line(claim, [_share(*each[claim]) for each in found]))
+    for name in sorted({name for rows in columns.values() for row in rows for name in _rivals(row)}, key=str.lower):
+        rival = [_share(*_noticed(rows, name)) for rows in columns.values()]
+        lines.append(_line(f"recall of {name}, generously counted", rival))
+    lines.append(_line("diagnosing, forwards of a batch (median)", [_cost(rows) for rows in columns.values()]))
     return "\n".join(lines)
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def _share(part: int, whole: int) -> str:

@@ -53,8 +53,9 @@ def test_each_rate_counts_its_cases():
     }
 
 
-def test_a_table_shows_both_halves_and_what_was_not_measured():
-    lines = table([ROW, MISSED, ALARM, SILENT, PLACED]).splitlines()
+def test_a_table_shows_each_half_and_what_was_not_measured():
+    lines = table({"tuning": [SILENT], "held out": [ROW, MISSED, ALARM, PLACED]}).splitlines()
+    assert lines[0] == "| | tuning | held out |"
     assert "| recall | not measured | 0.667 (2 of 3) |" in lines
     assert "| healthy and silent | 1.000 (1 of 1) | 0.000 (0 of 1) |" in lines
     assert "| recall of Lightning, generously counted | 1.000 (1 of 1) | 1.000 (4 of 4) |" in lines
