@@ -117,7 +117,7 @@ def test_a_batch_that_cannot_be_halved_by_its_tensors_is_named(model: Any) -> No
 
     diagnosis = diagnose(Counted(), [{"x": x, "number": len(x)} for x, _ in batches()])
     (line,) = diagnosis.unread
-    assert line == "outputs that depend on the batch: on half of one, IndexError: not all are there"
+    assert line == "outputs that depend on the batch: on two samples of one, IndexError: not all are there"
 
 
 @pytest.mark.parametrize(("side", "single"), [(1, True), (2, False)])

@@ -49,18 +49,18 @@ def test_layers_are_tried_one_by_one_where_the_batches_own_statistics_are_better
 
 
 def test_eight_batches_take_three_passes_at_most(model: Any) -> None:
-    """All in evaluation and half of the first; all by their own statistics; four again; four samples in training."""
-    assert observed(model)[1] == 8 + 0.5 + 8 + 4 + 4 / SIZE
+    """All in evaluation, and two samples; all by their own statistics; four again; four samples in training."""
+    assert observed(model)[1] == 8 + 2 / SIZE + 8 + 4 + 4 / SIZE
 
 
 def test_a_layer_takes_one_forward_of_two_batches_where_layers_are_tried(model: Any) -> None:
     stale(model)
-    assert observed(model)[1] == 8 + 0.5 + 8 + 4 + 4 / SIZE + 2 * 2
+    assert observed(model)[1] == 8 + 2 / SIZE + 8 + 4 + 4 / SIZE + 2 * 2
 
 
 def test_a_kind_that_trains_by_more_than_its_batch_is_measured_in_a_run_of_its_own(model: Any) -> None:
     convert_(model, "batch_renorm")
-    assert observed(model)[1] == 8 + 0.5 + 8 + 4 + 4 + 4 / SIZE
+    assert observed(model)[1] == 8 + 2 / SIZE + 8 + 4 + 4 + 4 / SIZE
 
 
 @pytest.mark.parametrize("kind", ["torch_batch_norm", "batch_norm", "batch_renorm", "ghost_batch_norm"])
@@ -92,4 +92,4 @@ def test_a_model_that_cannot_train_on_a_few_samples_trains_on_the_batch(model: A
     runs, forwards = observed(nn.Sequential(Choosy(), model))
     assert runs.updates == {"1.1": 0, "1.4": 0}
     assert runs.unread == ()
-    assert forwards == 8 + 0.5 + 8 + 4 + 4 / SIZE + 1
+    assert forwards == 8 + 2 / SIZE + 8 + 4 + 4 / SIZE + 1

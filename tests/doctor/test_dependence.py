@@ -92,3 +92,11 @@ def test_a_dynamic_scale_is_a_note() -> None:
 def test_a_script_is_looked_at_without_hooks() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
     assert diagnose(torch.jit.script(model), [torch.randn(16, 6)]).is_healthy
+
+
+def test_an_extreme_that_half_of_the_batch_has_too_is_seen() -> None:
+    x = torch.rand(16, 3, generator=torch.Generator().manual_seed(0))
+    x[5] = 2.0
+    model = nn.Sequential(Calls(lambda each: each / each.max()), nn.BatchNorm1d(3)).eval()
+    found = diagnose(model, [x]).of("batch-dependence")
+    assert [(each.layer, each.severity) for each in found] == [("0", Severity.WARNING)]

@@ -219,3 +219,28 @@ def test_eps_stays_where_the_score_is_not_better_for_another(deep: nn.Sequential
     (applied,) = treat_(model, diagnose(model, batches()), batches(16, seed=2), metric=accuracy).applied
     assert (applied.treatment, applied.kept) == ("eps", False)
     assert norm.eps == 5.0
+
+
+def test_gammas_and_betas_that_were_exchanged_are_found_though_most_tensors_are_norms() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), *(nn.BatchNorm2d(4) for _ in range(3))).eval()
+    for norm in model[1:]:
+        nn.init.uniform_(norm.bias)
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+    for norm in model[1:]:
+        norm.weight, norm.bias = norm.bias, norm.weight
+    found = [each for each in diagnose(model, checkpoint=state).of("checkpoint-diff") if each.severity >= WARNING]
+    assert [each.layer for each in found] == ["1", "2", "3"]
+    with torch.no_grad():
+        model[0].weight += 0.01  # trained since
+    assert all(each.severity < WARNING for each in diagnose(model, checkpoint=state).of("checkpoint-diff"))
+
+
+@pytest.mark.parametrize(("scale", "severity"), [(1e-3, []), (1e-5, [WARNING])])
+def test_a_layer_whose_input_is_scaled_below_eps_does_not_normalize(scale: float, severity: list[Severity]) -> None:
+    model: Any = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)).train()
+    model[0].momentum = None
+    x = [scale * torch.randn(8, 3, 4, 4) for _ in range(4)]
+    for each in x:
+        model(each)
+    found = diagnose(model.eval(), x).of("near-zero-variance")
+    assert [each.severity for each in found] == severity

@@ -1,4 +1,4 @@
-"""Which modules give a sample another output when half of its batch is left out."""
+"""Which modules give a sample another output when the rest of its batch is left out."""
 
 from __future__ import annotations
 
@@ -62,26 +62,26 @@ def tracing(model: nn.Module, trace: Trace) -> Iterator[None]:
             handle.remove()
 
 
-def modules_that_mix(whole: Trace, half: Trace, again: Callable[[], Trace]) -> tuple[str, ...]:
-    """Name the innermost modules that treat the same samples otherwise in a half of their batch.
+def modules_that_mix(whole: Trace, two: Trace, again: Callable[[], Trace]) -> tuple[str, ...]:
+    """Name the innermost modules that treat the same samples otherwise without the rest of their batch.
 
     Args:
         whole: of a batch.
-        half: of its first half.
-        again: runs the half once more. What differs there as well is drawn at random, and is left out.
+        two: of its first two samples.
+        again: runs these once more. What differs there as well is drawn at random, and is left out.
     """
-    guilty = _otherwise(whole, half)
+    guilty = _otherwise(whole, two)
     if guilty:
-        guilty -= _otherwise(half, again())
+        guilty -= _otherwise(two, again())
     return tuple(name for name in guilty if not any(_is_within(other, name) for other in guilty))
 
 
-def distance(whole: Tensor, half: Tensor) -> float:
+def distance(whole: Tensor, part: Tensor) -> float:
     """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
-    number = min(len(whole), len(half))
-    if whole.shape[1:] != half.shape[1:] or number == 0 or torch.equal(whole[:number], half[:number]):
+    number = min(len(whole), len(part))
+    if whole.shape[1:] != part.shape[1:] or number == 0 or torch.equal(whole[:number], part[:number]):
         return 0.0
-    first, second = whole[:number].float(), half[:number].float()
+    first, second = whole[:number].float(), part[:number].float()
     size = first.abs().nan_to_num(0, 0, 0).max()
     return float((first - second).abs().nan_to_num(0, 0, 0).max() / size) if size > 0 else 0.0
 

@@ -54,6 +54,7 @@ def compare_checkpoint(
         misshapen=misshapen,
         different=tuple(different),
         compared=len(others),
+        matrices=sum(mine.dim() > 1 for mine, _ in others.values()),
         apart={name: _relative(*map(_wide, others[name])) for name in different if others[name][0].dim() > 1},
         moved=dict(_moved(norms, readable)),
     )

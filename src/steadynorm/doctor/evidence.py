@@ -175,6 +175,7 @@ class CheckpointState:
         misshapen: name -> the two shapes, in words.
         different: names of the tensors whose numbers differ from the model's, statistics and counters aside.
         compared: how many tensors were compared, statistics and counters aside.
+        matrices: how many of these have two dimensions or more.
         apart: of those of two dimensions or more that differ, name -> the distance, relative to the root mean square of
             the two norms: √2 for independent draws.
         moved: norms whose running estimates differ from the checkpoint's, name -> by how much, in standard deviations:
@@ -186,6 +187,7 @@ class CheckpointState:
     misshapen: Mapping[str, str]
     different: tuple[str, ...]
     compared: int
+    matrices: int
     apart: Mapping[str, float]
     moved: Mapping[str, float]
 
@@ -314,8 +316,8 @@ class Runs:
         recalibrated: on every second batch, with statistics measured on the others; empty where that was
             not possible.
         moved: modules whose running estimates a forward moved though every module evaluated.
-        dependent: the innermost modules that gave a sample another output in evaluation when half of its batch was
-            left out, while their input for it was the same, and not by chance.
+        dependent: the innermost modules that gave a sample another output in evaluation when the rest of its
+            batch was left out, while their input for it was the same, and not by chance.
         dependence: largest difference of the model's output for the same samples in those two batches, relative to the
             largest magnitude of the output.
         updates: name of a norm -> how often one forward and backward in training moved its running estimates

@@ -1,4 +1,4 @@
-"""One batch looked at closely, in evaluation: what each norm is given and gives, alone and beside half of the batch."""
+"""One batch looked at closely, in evaluation: what each norm is given and gives, and what two samples of it give."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def look_closely(
     watched: AbstractContextManager[None],
     unread: list[str],
 ) -> tuple[Any, FirstBatch]:
-    """Run a batch and its first half; give the output of the whole, and what they show.
+    """Run a batch and its first two samples; give the output of the whole, and what they show.
 
     Args:
         model: in evaluation, without gradient.
@@ -77,7 +77,7 @@ def look_closely(
         batch: as the loader gives it.
         forward: runs the model on it.
         watched: surrounds the run of the whole batch.
-        unread: gets a line where the model does not take the half.
+        unread: gets a line where the model does not take the two.
     """
     held = {**dict(model.named_modules()), **{named.name: named.module for named in norms}}
     before = {name: _statistics(module) for name, module in held.items()}
@@ -86,12 +86,12 @@ def look_closely(
     moved = tuple(name for name, module in held.items() if _differ(before[name], _statistics(module)))
     dependent: tuple[str, ...] = ()
     dependence = 0.0
-    half = _first_half(batch)
-    if half is not None:
+    two = first_samples(batch, 2)
+    if two is not None:
         try:
-            dependent, dependence = _dependent(model, trace, whole.output, half, forward)
+            dependent, dependence = _dependent(model, trace, whole.output, two, forward)
         except Exception as error:  # it cannot be cut in two by its tensors, or its forward asserts a size
-            unread.append(f"outputs that depend on the batch: on half of one, {type(error).__name__}: {error}")
+            unread.append(f"outputs that depend on the batch: on two samples of one, {type(error).__name__}: {error}")
     return whole.output, FirstBatch(
         moved=moved,
         dependent=dependent,
@@ -169,15 +169,15 @@ def _dependent(
     model: nn.Module,
     whole: Trace,
     output: Any,  # noqa: ANN401 (as the model gives it)
-    half: Any,  # noqa: ANN401 (as the loader gives it)
+    two: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
 ) -> tuple[tuple[str, ...], float]:
-    """Name the modules that treat the same samples otherwise in a half of their batch, and say what comes of it."""
+    """Name the modules that treat two samples otherwise without the rest of their batch, and say what comes of it."""
 
     def traced() -> tuple[Trace, Any]:
-        trace = Trace(samples=samples_of(half))
+        trace = Trace(samples=samples_of(two))
         with tracing(model, trace):
-            return trace, forward(model, half)
+            return trace, forward(model, two)
 
     trace, other = traced()
     first, second = (_first_tensor(each) for each in (output, other))
@@ -218,12 +218,6 @@ def _differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Tell whether one of the same shape holds other numbers."""
     pairs = ((first[name], second[name]) for name in first.keys() & second.keys())
     return any(a.shape == b.shape and not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
-
-
-def _first_half(batch: Any) -> Any:  # noqa: ANN401 (as the loader gives it)
-    """Give the first half of a batch's samples; None where it has fewer than 4, or no tensors."""
-    number = samples_of(batch)
-    return first_samples(batch, number // 2) if number >= 4 else None
 
 
 def first_samples(batch: Any, number: int) -> Any:  # noqa: ANN401 (as the loader gives it)

@@ -41,15 +41,16 @@ def run_batches(
 ) -> Runs:
     """Run a model over batches and leave no trace: modes, buffers, hooks and random numbers are put back.
 
-    1. In evaluation, with the moments of each batch norm's input; the first batch is looked at closely, and half of it.
+    1. In evaluation, with the moments of each batch norm's input; the first batch is looked at closely, and two
+       of its samples.
     2. In evaluation but for the batch norms, which take the batch's statistics. On every second batch these are kept.
     3. In evaluation on the others, with the statistics that were kept.
     4. Where 2 is better than 1: on two batches, one layer after the other taking the batch's statistics.
     5. One forward and backward in training, of a few samples.
     6. Where a part is a copy of another and the forward leaves it out: once more, and the copy on the same inputs.
 
-    Without a score, 2 to 4 are left out. Of eight batches, 1 to 3 and 5 are 21 forwards of a batch; 4 is two for each
-    layer. Kinds whose training is more than their batch's moments, such as renorm, take four more: there 2 and the
+    Without a score, 2 to 4 are left out. Of eight batches, 1 to 3 and 5 are some 20 forwards of a batch; 4 is two for
+    each layer. Kinds whose training is more than their batch's moments, such as renorm, take four more: there 2 and the
     measuring of statistics for 3 are two runs.
 
     Args:

@@ -1,7 +1,7 @@
 """Outputs in evaluation that depend on the other samples of the batch.
 
-Looks at: the output for the same samples in a batch and in its first half, with every module in evaluation, and the
-innermost modules that treat the same samples otherwise though they are given the same, norms or not.
+Looks at: the output for the first two samples of a batch with the others and without, with every module in evaluation,
+and the innermost modules that treat the same samples otherwise though they are given the same, norms or not.
 
 Harm: a prediction is not a function of its input: it changes with the batch size and the neighbours, and fails for a
 single sample. Batch norms without running statistics evaluate so, and a forward that calls batch norm with
@@ -11,7 +11,7 @@ layers and dynamic quantisation do so on purpose, and are notes.
 Remedy: build the layer with ``track_running_stats=True`` and measure the statistics, or convert it.
 
 Threshold: 10⁻⁴ of the output's largest magnitude, or four units in the last place of the coarsest dtype that came by,
-which rounding explains. What differs between two runs of the same half as well is drawn at random, and is none.
+which rounding explains. What differs between two runs of the same two as well is drawn at random, and is none.
 
 Source: robustdg issue 30.
 """
@@ -39,7 +39,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     for name in runs.dependent:
         norm, module = norms.get(name), evidence.by_name[name]
         change = (
-            f"a sample's output changes when half of its batch is left out, the model's by up to "
+            f"a sample's output changes when the others of its batch are left out, the model's by up to "
             f"{100 * runs.dependence:.2g} % of its size."
         )
         severity, remedy = Severity.WARNING, _REMEDY

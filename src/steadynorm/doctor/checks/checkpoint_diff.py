@@ -11,11 +11,11 @@ Remedy: rename the keys or build the model that the checkpoint is of, and load a
 statistics alone, and names what it refuses. ``treat_`` with the checkpoint does so, and loads weights only where the
 score is better for it. Safe: the checkpoint is what you ask for.
 
-Threshold: none for names, shapes and statistics that are missing. Numbers count as the same where they are equal in
-the coarser dtype of the two. A norm whose statistics, weight or bias differ is named where most of the model's tensors
-are the checkpoint's: training since would have moved them all. A weight matrix that is as far from the checkpoint's as
-independent draws nearly are (0.9 of its size, where those are √2 apart) was not loaded. What differs less, in most
-tensors, is what training moves, and a note.
+Threshold: none for names, shapes and statistics that are missing. Numbers count as the same where they are equal in the
+coarser dtype of the two. A norm whose statistics, weight or bias differ is named where most of the model's weight
+matrices are the checkpoint's: training since would have moved them all. A weight matrix that is as far from the
+checkpoint's as independent draws nearly are (0.9 of its size, where those are √2 apart) was not loaded. What differs
+less, in most tensors, is what training moves, and a note.
 
 Source: pytorch issue 8430; ultralytics/yolov3 issue 20; huggingface/peft issue 1732.
 """
@@ -49,7 +49,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     checkpoint = evidence.checkpoint
     assert checkpoint is not None
     without = {_owner(name) for name in (*checkpoint.missing, *checkpoint.misshapen) if _is_statistic(name)}
-    loaded = 2 * len(checkpoint.different) <= checkpoint.compared
+    loaded = 2 * len(checkpoint.apart) <= checkpoint.matrices
     others = {_owner(name) for name in checkpoint.different}
     for norm in evidence.norms:
         if norm.name in without:

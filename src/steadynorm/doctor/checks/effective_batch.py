@@ -14,8 +14,8 @@ Threshold: a note where a step takes more together than a layer; a warning where
 than ``statistics-noise`` asks for, or fewer than 8 samples, and the step has enough, so that the larger batch was meant
 to help and does not: eight workers with 8, 4 and 2 images each lost 1, 4 and 11 points of ImageNet.
 
-Source: Wu & He 2018 (arXiv 1803.08494), figure 1; pytorch issue 46516; ultralytics/yolov5 issue 1630; mmdetection
-issue 3621.
+Source: Wu & He 2018 (arXiv 1803.08494), figure 1; pytorch issue 46516; ultralytics/yolov5 issue 1630; mmdetection issue
+3621.
 """
 
 from __future__ import annotations

@@ -4,14 +4,16 @@ Looks at: running_var beside eps, and beside the variance of the batches where t
 
 Harm: the channel's input hardly varies on training data, so eps alone decides its gain, up to γ/√eps, some 316 with the
 usual eps. Harmless on data like those; on shifted data, where the input does vary, the gain blows it up. Rounding and
-quantisation noise are amplified in the same way.
+quantisation noise are amplified in the same way. Where it is so in all channels, of inputs that were divided twice say,
+the layer does not normalize: what it gives is a small part of what the next layers should have.
 
-Remedy: see what feeds the channel: a dead filter or ReLU. Where the batches' input does vary, measure the statistics
-again (``recalibrate_``).
+Remedy: see what feeds the channel: a dead filter or ReLU, or a scale that is applied twice. Where the batches' input
+does vary, measure the statistics again (``recalibrate_``).
 
 Threshold: a variance below a hundredth of eps, in more than a fifth of a layer's channels that have a weight. Single
 dead filters are usual in trained networks and say nothing. A note; a warning where as many of these channels vary in
-the batches, by at least a third of the layer's usual deviation, and are blown up tenfold or more.
+the batches, by at least a third of the layer's usual deviation, and are blown up tenfold or more; and where nine tenths
+of the channels are that small.
 
 Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), the role of eps.
 """
@@ -30,11 +32,12 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 BELOW = 0.01
 """Of eps."""
-SHARE = 0.2
+SHARE, NEARLY_ALL = 0.2, 0.9
 """Of a layer's channels."""
 USUAL, BLOWN_UP = 1 / 3, 10.0
 """Of the layer's usual deviation, and times the root of eps, from which on a channel's input varies."""
 _REMEDY = Remedy(advice="See what feeds them: dead filters, or an activation that is always 0.")
+_SCALE = Remedy(advice="See whether its input is scaled twice, or by far too much; or give it a smaller eps.")
 _MEASURE = Remedy(
     advice="Measure the statistics again on training images (recalibrate_): what was measured did not vary.",
     treatment="recalibrate",
@@ -56,6 +59,12 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 "in the batches as that of other channels does: they are blown up by up to γ/√eps."
             )
             yield at(norm, Severity.WARNING, problem, _MEASURE, channels=alive, of=of)
+        elif number >= NEARLY_ALL * of > 0:
+            problem = (
+                f"The running variance of {number} of {of} channels is below {BELOW:g} of eps: it does not normalize, "
+                "and gives less than a tenth of a standard deviation."
+            )
+            yield at(norm, Severity.WARNING, problem, _SCALE, channels=number, of=of)
         elif number > SHARE * of:
             problem = (
                 f"The running variance of {number} of {of} channels is below {BELOW:g} of eps, so eps makes their "
