@@ -392,6 +392,12 @@ def test_an_eps_that_a_part_of_the_model_has_throughout_is_a_note() -> None:
     for norm in norms(model):
         norm.running_var.fill_(1e-4)
     assert {each.severity for each in diagnose(model).of("mixed-eps")} == {Severity.NOTE}
+    for norm in model["head"]:
+        norm.eps = 0.8
+    assert {each.severity for each in diagnose(model).of("mixed-eps")} == {Severity.WARNING}
+    model["head"] = part(1e-5)
+    for norm in model["head"]:
+        norm.running_var.fill_(1e-4)
     model["head"][1].eps = 1e-4
     assert {each.severity for each in diagnose(model).of("mixed-eps")} == {Severity.WARNING}
 

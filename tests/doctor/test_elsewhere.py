@@ -206,6 +206,14 @@ def test_a_copy_that_no_batch_reaches_is_run_on_what_its_original_is_given(model
     assert diagnosis.unread == ()
 
 
+@pytest.mark.parametrize(("by", "found"), [(0.2, [("teacher.4", WARNING)]), (0.05, [])])
+def test_statistics_of_a_copy_with_equal_weights_are_to_be_equal_too(model: Any, by: float, found: list[Any]) -> None:
+    pair: Any = Student(model)
+    pair.teacher[4].running_mean += by * pair.teacher[4].running_var.sqrt()
+    diagnosis = diagnose(pair, batches())
+    assert [(each.layer, each.severity) for each in diagnosis.of("copied-statistics-mismatch")] == found
+
+
 def test_a_copy_that_cannot_be_run_on_these_inputs_is_told(model: Any) -> None:
     class Other(nn.Sequential):
         def forward(self, x: Any) -> Any:

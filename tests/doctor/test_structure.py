@@ -276,3 +276,46 @@ def test_checkpointing_that_is_set_on_an_instance_is_found(replace: Any, found: 
     part = model[1] if block else model[1][0]
     part.forward = replace(part)
     assert [each.layer for each in diagnose(model).of("sync-with-checkpoint")] == ["1.0"] * found
+
+
+@pytest.mark.parametrize(
+    ("still", "learns", "found"), [(1, True, [WARNING]), (1, False, [NOTE]), (3, True, [NOTE] * 3)]
+)
+def test_a_layer_that_was_left_in_evaluation_is_a_warning(still: int, learns: bool, found: list[Severity]) -> None:
+    model = nn.Sequential(*(nn.BatchNorm2d(3) for _ in range(5 if still == 1 else 15))).train()
+    for norm in model[:still]:
+        norm.eval().requires_grad_(learns)
+    assert [each.severity for each in diagnose(model).of("mixed-modes")] == found
+
+
+class Virtual(nn.Module):
+    """Normalizes pieces of the batch in training."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm, self.size = nn.BatchNorm1d(6), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.norm(each) for each in x.split(self.size)]) if self.training else self.norm(x)
+
+
+@pytest.mark.parametrize(("size", "found"), [(2, [WARNING]), (32, [])])
+def test_pieces_of_the_batch_that_training_normalizes_are_counted(size: int, found: list[Severity]) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Virtual(size), nn.Linear(6, 2)).train()
+    x = torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
+    assert [each.severity for each in diagnose(model, list(x.split(64))).of("statistics-noise")] == found
+
+
+@pytest.mark.parametrize(("left", "found"), [(2, [WARNING]), (6, [])])
+def test_a_class_of_ones_own_that_is_batch_norm_in_most_channels_is_to_be_so_in_all(
+    left: int, found: list[Severity]
+) -> None:
+    class Short(nn.BatchNorm1d):
+        def forward(self, input: Tensor) -> Tensor:
+            y = super().forward(input)
+            return torch.cat((y[:, :-left], 3 * input[:, -left:]), 1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Short(8)).eval()
+    diagnosis = diagnose(model, [torch.randn(32, 6)])
+    assert [each.severity for each in diagnosis.of("backend-parity")] == found

@@ -24,6 +24,8 @@ ROUNDINGS = 16
 """Units in the last place of its terms by which a sum of three products may be off, and half as much again."""
 LIKE = 0.01
 """Difference from batch norm, relative to the output, that a layer of one's own may have by another eps or variance."""
+MOST = 0.5
+"""Of the channels of a layer of one's own, batch norm's: then the others are meant to be so too."""
 ROUNDED = 0.05
 """Difference, likewise, that a hook may make which rounds to eight bits."""
 _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -108,7 +110,8 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
 
     Its weight and bias may be called gamma and beta. Where its output is not batch norm's it is called again in both
     modes, with a batch's moments as running estimates, which are put back: both are to give the same, whatever it does
-    beside normalizing. The batch is four samples over and over, so that its parts have the same moments.
+    beside normalizing. The batch is four samples over and over, so that its parts have the same moments. Where most
+    channels are batch norm's and some are not, it is wrong in these.
 
     Args:
         module: of an unknown class, in evaluation.
@@ -130,6 +133,8 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
     error = _unlike(y, right)
     if error <= LIKE:
         return Parity(error=0.0, other_backend=0.0)
+    if MOST <= _share_alike(y, right) < 1 and _beside_activations(y, right) > LIKE:
+        return Parity(error=error, other_backend=0.0)
     if is_exact(module):  # its forward is replaced on the instance
         return Parity(error=_beside_activations(y, right), other_backend=0.0)
     alike = x[:4].repeat(-(-len(x) // 4), *[1] * (x.dim() - 1))
@@ -195,6 +200,12 @@ def _called(module: Any, x: Tensor, moments: tuple[Tensor, Tensor], *, training:
     except Exception:  # a forward of someone else's may raise anything
         return None
     return found.detach() if isinstance(found, Tensor) and found.shape == x.shape else None
+
+
+def _share_alike(y: Tensor, right: Tensor) -> float:
+    """Give the share of channels in which the output is what is right."""
+    off, size = (each.square().transpose(0, 1).flatten(1).mean(1) for each in (y.double() - right, right))
+    return float((off <= LIKE**2 * size).double().mean())
 
 
 def _unlike(y: Tensor, right: Tensor) -> float:

@@ -15,7 +15,7 @@ from steadynorm.doctor.first_batch import look_closely, samples_of
 from steadynorm.doctor.other_statistics import Trial, scored
 from steadynorm.doctor.score import Measure, labels_of, score_from
 from steadynorm.doctor.sightings import watching
-from steadynorm.doctor.training_step import updates_beyond_calls
+from steadynorm.doctor.training_step import train_once
 from steadynorm.surgery.batches import Batches, Forward, evaluating
 from steadynorm.surgery.flow.trial import preserved_state
 from steadynorm.surgery.kinds import why_unknown
@@ -91,7 +91,7 @@ def run_batches(
         copies=copies,
         **scores,
         **vars(close),
-        updates=updates_beyond_calls(model, norms, kept[0], forward, unread),
+        **vars(train_once(model, norms, kept[0], forward, unread)),
         labels=labels,
         classes=tuple(dict(Counter(each)) for each in labels),
         sizes=tuple(map(samples_of, kept)),

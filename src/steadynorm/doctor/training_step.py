@@ -1,35 +1,44 @@
-"""One step of training without an optimizer: how often it moves running estimates."""
+"""One step of training without an optimizer: how often it moves running estimates, and on which parts of a batch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steadynorm.doctor.first_batch import first_samples
+from steadynorm.doctor.first_batch import first_samples, samples_of
 from steadynorm.doctor.untouched import uncompiled
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.flow.trial import preserved_state, tensors_in
 from steadynorm.surgery.named_modules import NamedModule
 
-__all__ = ["updates_beyond_calls"]
+__all__ = ["TrainingStep", "train_once"]
 
 _SAMPLES = 4
 """Samples that are enough to count updates; a model that cannot train on so few trains on the batch."""
 _WHAT = "a step of training, for double updates"
 
 
-def updates_beyond_calls(
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """What it shows; the fields are those of :class:`steadynorm.doctor.evidence.Runs`."""
+
+    updates: Mapping[str, int] = field(default_factory=dict)
+    pieces: Mapping[str, int] = field(default_factory=dict)
+
+
+def train_once(
     model: nn.Module,
     layers: Sequence[NamedModule],
     batch: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
     unread: list[str],
-) -> dict[str, int]:
+) -> TrainingStep:
     """Train for one step, and count how often each layer's running estimates moved beyond once for each call.
 
     Args:
@@ -41,26 +50,26 @@ def updates_beyond_calls(
     """
     if any(getattr(each, "_post_accumulate_grad_hooks", None) for each in model.parameters()):
         unread.append(f"{_WHAT}: a backward would run the hooks that gradients have.")
-        return {}
+        return TrainingStep()
     few = first_samples(batch, _SAMPLES)
     if few is not None:
         try:
-            return _updates(model, layers, few, forward)
+            return _trained(model, layers, few, forward)
         except Exception:  # whatever so few samples are refused with; the whole batch says what is wrong
             pass
     try:
-        return _updates(model, layers, batch, forward)
+        return _trained(model, layers, batch, forward)
     except Exception as error:  # a forward in training may ask for more than one in evaluation, such as targets
         unread.append(f"{_WHAT}: {error or type(error).__name__}")
-        return {}
+        return TrainingStep()
 
 
-def _updates(
+def _trained(
     model: nn.Module,
     layers: Sequence[NamedModule],
     batch: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
-) -> dict[str, int]:
+) -> TrainingStep:
     counted: dict[str, Any] = {
         named.name: named.module
         for named in layers
@@ -68,12 +77,14 @@ def _updates(
     }
     calls = dict.fromkeys(counted, 0)
     given: dict[str, list[Tensor]] = {name: [] for name in counted}
+    sizes: dict[str, list[int]] = {name: [] for name in counted}
 
     def count(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         calls[name] += 1
         if arguments and isinstance(arguments[0], Tensor):
             x = arguments[0].detach().double()
             given[name].append(x.transpose(0, 1).flatten(1).mean(1))
+            sizes[name].append(len(x))
 
     gradients = [(each, each.grad) for each in model.parameters()]
     with preserved_state(model), uncompiled():
@@ -102,7 +113,10 @@ def _updates(
             for parameter, gradient in gradients:
                 parameter.grad = gradient
         after = {name: int(module.num_batches_tracked) for name, module in counted.items()}
-    return {name: max(after[name] - before[name] - made[name], moves.get(name, 1) - 1) for name in calls}
+    updates = {name: max(after[name] - before[name] - made[name], moves.get(name, 1) - 1) for name in calls}
+    whole = samples_of(batch)
+    pieces = {name: max(each) for name, each in sizes.items() if len(each) > 1 and max(each) < whole}
+    return TrainingStep(updates=updates, pieces=pieces)
 
 
 def _running_mean(module: Any) -> Tensor | None:  # noqa: ANN401 (a norm)

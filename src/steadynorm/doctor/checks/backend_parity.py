@@ -3,7 +3,8 @@
 Looks at: the output of each norm in evaluation (batch norms by their running estimates; group and layer norms) beside
 the formula in float64, on the same input; as the model runs it, with its hooks, and on a GPU without cuDNN. A layer of
 one's own that keeps running estimates is to evaluate as it trains: given a batch's moments as running estimates, both
-modes are to give the same, whatever else it does. Models that are compiled are looked at uncompiled, and layers that
+modes are to give the same, whatever else it does; and where half of its channels or more are batch norm's, all are to
+be. Models that are compiled are looked at uncompiled, and layers that
 take a residual or train are left out.
 
 Harm: a wrong kernel, a replaced method or a wrapper changes the network, and no metric of training shows it where the

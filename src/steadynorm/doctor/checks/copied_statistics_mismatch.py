@@ -14,9 +14,11 @@ which is better for an average). Safe.
 
 Threshold: weights closer than half of their size (independent draws are √2 apart). Statistics further apart than a
 quarter of a standard deviation plus five times the relative distance of the weights: a layer's moments move with its
-weights, by about their relative change for each layer below it. A warning where one of the two is not trained: its
-parameters are frozen, its statistics are still those of a new layer, or no batch that was given reaches it. Two
-branches that both learn may see data of their own, and it is a note.
+weights, by about their relative change for each layer below it. Where the copy was run: a quarter of a standard
+deviation beyond what sampling explains, a tenth where its weights are exactly the original's, and twice as far as the
+original's estimates are off. A warning where one of the two is not trained: its parameters are frozen, its statistics
+are still those of a new layer, or no batch that was given reaches it. Two branches that both learn may see data of
+their own, and it is a note.
 
 Source: pytorch/ignite issue 2590; DLR-RM/stable-baselines3 pull request 1004; pytorch issue 84053.
 """
@@ -30,7 +32,7 @@ from steadynorm.doctor.evidence import Evidence, NormState, Sighting
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at, of_model
 from steadynorm.statistics import Moments
 
-APART, FOLLOWED, CLEAR = 0.25, 5.0, 2.0
+APART, OF_EQUALS, FOLLOWED, CLEAR = 0.25, 0.1, 5.0, 2.0
 _COPY = Remedy(advice="Copy the statistics with the weights (copy_statistics_), or measure them again (recalibrate_).")
 _MEASURE = Remedy(
     advice="Measure the statistics of the averaged weights (recalibrate_, or torch's update_bn).",
@@ -50,7 +52,9 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             run = () if runs is None else runs.copies.get(copied.name, ())
             if runs is not None and run:
                 off = _excess(copied, run)
-                if off > max(APART, CLEAR * _excess(original, runs.sightings[original.name])):
+                if off > max(
+                    APART if twins.weights else OF_EQUALS, CLEAR * _excess(original, runs.sightings[original.name])
+                ):
                     problem = (
                         f"Its running estimates are {off:.2g} standard deviations from what its weights, a copy of "
                         f"those of {original.name}, make of a batch."

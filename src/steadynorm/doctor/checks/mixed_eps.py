@@ -11,7 +11,8 @@ takes that of most layers only where the score is better for it.
 
 Threshold: some channel's gain differs by more than a tenth. Below that the difference is within what one training run
 differs from the next. A note where the layer stands in a part of the model (a child of the root) with three batch norms
-or more and one eps: backbone and head may be of different origin, as in torchvision's DeepLab on MobileNet.
+or more and one eps of at most 0.01: backbone and head may be of different origin, as in torchvision's DeepLab on
+MobileNet. A larger one is a momentum in its place.
 
 Source: Cadene/pretrained-models.pytorch issue 5; huggingface/transformers pull 19454.
 """
@@ -27,6 +28,8 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 CHANGE = 0.1
 """Relative change of a channel's gain that counts."""
+LARGEST = 0.01
+"""eps that anybody takes on purpose."""
 PART = 3
 """Batch norms of a part of the model that have an eps of their own."""
 _REMEDY = Remedy(advice="Set eps to the value that these weights were trained with.")
@@ -51,7 +54,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 f"{100 * math.expm1(change):.0f} %."
             )
             part = [each.eps for each in norms if _part(each) == _part(norm)]
-            severity = Severity.NOTE if len(part) >= PART and len(set(part)) == 1 else Severity.WARNING
+            meant = len(part) >= PART and len(set(part)) == 1 and norm.eps <= LARGEST
+            severity = Severity.NOTE if meant else Severity.WARNING
             remedy = _REMEDY if severity is Severity.NOTE else _TRY
             yield at(norm, severity, problem, remedy, eps=norm.eps, usual=eps, change=change)
 

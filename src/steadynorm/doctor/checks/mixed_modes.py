@@ -4,11 +4,13 @@ Looks at: ``training`` of the model, of every batch norm, and of layers of one's
 
 Harm: a layer left in training inside a model that evaluates makes each prediction depend on the other images of its
 batch, and moves its running estimates with every one. The reverse, a layer that evaluates while the model trains, is
-what freezing by ``.eval()`` looks like; it is a note, because the next ``model.train()`` undoes it without a word.
+what freezing by ``.eval()`` looks like; it is a note, because the next ``model.train()`` undoes it without a word. A
+few layers among many that evaluate and learn were forgotten: the weights go on, and their statistics stay.
 
 Remedy: call ``model.eval()`` before predictions. A layer that is frozen on purpose: ``freeze_``. Safe.
 
-Threshold: none.
+Threshold: none. A layer that evaluates while the model trains is a warning where it learns, at most two do so, and four
+times as many of the model's train.
 
 Source: unbiased-teacher issue 47; CenterPoint issue 168.
 """
@@ -17,15 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
+FEW = 2
 _EVALUATE = Remedy(advice="Call model.eval() before predictions.", treatment="evaluate")
+_TRAIN = Remedy(advice="Call model.train() before training goes on; freeze_ the layer if it is meant to stay so.")
 _FREEZE = Remedy(advice="If it is meant to stay so, freeze it with freeze_: the next model.train() undoes this.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
+    still = [norm for norm in evidence.batch_norms if _stands_still(norm)]
+    forgotten = len(still) <= FEW and 4 * len(still) <= sum(norm.moves for norm in evidence.batch_norms)
     for norm in evidence.norms:
         if not norm.is_batch_norm and not (norm.unknown and norm.moves):
             continue
@@ -34,6 +40,14 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 "It is in training mode though the model evaluates, so each output depends on the rest of its batch."
             )
             yield at(norm, Severity.WARNING, problem, _EVALUATE)
-        elif evidence.training and not norm.training and not norm.is_frozen and norm.mean is not None:
+        elif evidence.training and _stands_still(norm):
             problem = "It evaluates while the model trains, so its running estimates stand still."
-            yield at(norm, Severity.NOTE, problem, _FREEZE)
+            severity, remedy = Severity.NOTE, _FREEZE
+            if forgotten and norm.learns:
+                severity, remedy = Severity.WARNING, _TRAIN
+                problem = f"{problem} Almost all others train, and its weight and bias learn: it was left behind."
+            yield at(norm, severity, problem, remedy)
+
+
+def _stands_still(norm: NormState) -> bool:
+    return not norm.training and not norm.is_frozen and norm.mean is not None

@@ -2,7 +2,8 @@
 
 Looks at: values per channel in a batch, counted by how independent they are: neighbouring pixels of one image agree, so
 a batch of N images of S pixels has between N and N·S independent values (N/noise, measured on the batches; on those of
-one image, by how their means differ).
+one image, by how their means differ). A layer that training calls on pieces of the batch, as ghost batches by hand do,
+has those of a piece.
 
 Harm: in training each layer normalizes by a mean and a variance that are mostly chance, and evaluation by their
 average, which the weights have never met: the gap between the two grows as batches shrink.
@@ -40,9 +41,15 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         if not norm.training or norm.is_frozen or "ghost" in norm.kind or norm.kind == "gated_batch_norm":
             continue
         independent = independent_of(seen)
-        if independent is not None and independent < FEWEST:
+        if independent is None:
+            continue
+        samples = min(each.samples for each in seen)
+        piece = min(samples, evidence.batches.pieces.get(norm.name, samples))
+        independent *= piece / samples
+        if independent < FEWEST:
+            what = "batch" if piece == samples else "piece"
             problem = (
-                f"A batch of {min(each.samples for each in seen)} has {independent:.3g} independent values per channel "
-                "here, so its statistics are mostly chance."
+                f"A {what} of {piece} has {independent:.3g} independent values per channel here, so its statistics are "
+                "mostly chance."
             )
             yield at(norm, Severity.WARNING, problem, _REMEDY, independent=independent)
