@@ -279,6 +279,16 @@ FAULTS: list[tuple[str, str, Severity, Callable[[], nn.Module]]] = [
     ),
     ("redundant-bias", "0", Severity.NOTE, sequence(nn.Linear(3, 8), nn.BatchNorm1d(8))),
 ]
+
+
+def fresh_with_drawn_weights() -> nn.Module:
+    """A new network whose γ are drawn at random, as those of timm's RepVGG are."""
+    model = fresh()
+    for norm in norms(model):
+        nn.init.normal_(norm.weight, 0, 0.1)
+    return model
+
+
 HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
     ("nonfinite-statistics", trained),
     ("negative-variance", edit(lambda norm: norm.running_var[7].zero_())),
@@ -299,6 +309,7 @@ HEALTHY: list[tuple[str, Callable[[], nn.Module]]] = [
     ("frozen-affine-live-statistics", edit_model(freeze_)),
     ("frozen-affine-live-statistics", lambda: fresh(affine=False)),
     ("hidden-module", lambda: Holder([nn.Linear(3, 3)])),
+    ("statistics-at-init", fresh_with_drawn_weights),
     ("momentum-convention", edit(set_(momentum=0.5))),
     ("momentum-convention", edit(set_(momentum=0.49))),
     ("momentum-convention", edit(set_(momentum=None))),

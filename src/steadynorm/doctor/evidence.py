@@ -97,11 +97,12 @@ class NormState:
         """Whether weight and bias are those of a new layer: 1 (or 0, as some start residual branches) and 0.
 
         InPlaceABN's weight takes effect as |weight| + eps, so 1 + eps counts as 1, up to the rounding of float32.
+        A weight beside a bias of zeros is a start whatever it is (timm's RepVGG draws it): training moves both.
         """
         weight, bias = self.weight, self.bias
         first = 1.0 if weight is None else float(weight.flatten()[0])
         plain = weight is None or bool((weight == first).all() and min(abs(first), abs(first - 1)) <= self.eps + 1e-6)
-        return plain and (bias is None or not bias.any())
+        return plain if bias is None else not bias.any()
 
 
 @dataclass(frozen=True, kw_only=True)
