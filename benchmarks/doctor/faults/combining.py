@@ -77,15 +77,16 @@ def _clients_weighted_by_counters_that_are_zero(subject: Subject) -> Case:
 
 
 @tuning(*GAP, repairable=True, damages=True, costs=True)
-def _filters_of_low_rank(subject: Subject) -> Case:
+def _filters_of_low_rank(subject: Subject) -> Case | None:
     """Filters are replaced by what two fifths of their singular values give, as a factorisation for speed does."""
-    for module in subject.model.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1:
-            flat = module.weight.detach().flatten(1)
-            u, s, v = torch.linalg.svd(flat, full_matrices=False)
-            s[max(1, int(0.4 * len(s))) :] = 0
-            module.weight.data.copy_(((u * s) @ v).view_as(module.weight))
-    return case(subject)
+    kinds = (nn.Conv1d, nn.Conv2d)
+    layers = [module for module in subject.model.modules() if isinstance(module, kinds) and module.groups == 1]
+    for module in layers:
+        flat = module.weight.detach().flatten(1)
+        u, s, v = torch.linalg.svd(flat, full_matrices=False)
+        s[max(1, int(0.4 * len(s))) :] = 0
+        module.weight.data.copy_(((u * s) @ v).view_as(module.weight))
+    return case(subject) if layers else None
 
 
 @tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
