@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.doctor.training import Data
 
-__all__ = ["Case", "Norm", "Subject", "alike", "fed_by", "last_linear", "norms_of", "put", "shapes_of"]
+__all__ = ["Case", "Norm", "Subject", "WithTarget", "alike", "fed_by", "last_linear", "norms_of", "put", "shapes_of"]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -76,6 +76,19 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: frozenset[str] | None = None
     feed: Callable[[Tensor], Tensor] | None = None
+
+
+class WithTarget(nn.Module):
+    """A network that is used, and a target network beside it that follows."""
+
+    def __init__(self, online: nn.Module, target: nn.Module) -> None:
+        super().__init__()
+        self.online, self.target = online, target
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the logits of the one that is used."""
+        logits: Tensor = self.online(x)
+        return logits
 
 
 def norms_of(model: nn.Module) -> list[tuple[str, Norm]]:

@@ -1,11 +1,10 @@
-"""What was held out third of the doctor's benchmark: networks run, faults are what they say, healthy variants are not.
+"""The half of the doctor's benchmark that was held out second: networks run, faults are what they say.
 
 The doctor looks at none of them here.
 """
 
 import copy
 import itertools
-import random
 
 import pytest
 import torch
@@ -18,52 +17,15 @@ from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.healthy import HEALTHY
 from benchmarks.doctor.subject import Case, Subject, norms_of
 from benchmarks.doctor.training import Data
+from tests.support.doctor_benchmark import NOTES, Short, is_changed, random_data, subject_of
 
 FILES = (".combining", ".settings", ".streams", ".around", ".additions")
 NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(FILES)]
 VARIANTS = [name for name, each in HEALTHY.items() if each.make.__module__.endswith(".recipes")]
-NOTES = {
-    *("fp16-unsafe-variance", "lossy-subclass", "near-zero-variance"),
-    *("norm-near-output", "redundant-bias", "sync-in-inference"),
-}
 
 
-class _Short(Subject):
-    """Trains for a few steps where the benchmark takes a hundred."""
-
-    steps = 3
-
-    def inputs(self, size, number):
-        return super().inputs(min(size, 32), min(number, self.steps))
-
-    def labelled(self, size, number):
-        return super().labelled(min(size, 32), min(number, self.steps))
-
-
-class _Longer(_Short):
+class _Longer(Short):
     steps = 12
-
-
-def _data(kind: str, side: int = 32) -> Data:
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, side, side) if kind == "images" else (3, 64)
-    x, labels = torch.randn(512, *shape, generator=generator), torch.randint(0, 10, (512,), generator=generator)
-    return Data(train=(x, labels), validation=(x, labels), test=(x[:64], labels[:64]))
-
-
-def _subject(model: nn.Module, data: Data, name: str, kind: type[Subject] = _Short) -> Subject:
-    """Give a network whose statistics are those of data, and whose weights and biases are not as they were built."""
-    torch.manual_seed(1)
-    for _, norm in norms_of(model):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.uniform_(norm.bias, -0.5, 0.5)
-        norm.momentum = None  # a mean of six batches
-    with torch.no_grad():
-        for _ in range(6):
-            model.train()(data.train[0][:64])
-    for _, norm in norms_of(model):
-        norm.momentum = 0.1
-    return kind(model=model.eval(), data=data, draw=random.Random(name), rate=0.05)
 
 
 def _network() -> nn.Module:
@@ -72,35 +34,11 @@ def _network() -> nn.Module:
     return nn.Sequential(*block(3, 8), part, *block(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 
 
-def _small(name: str, kind: type[Subject] = _Short) -> tuple[Subject, Case]:
-    subject = _subject(_network(), _data("images", 8), name, kind)
+def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
+    subject = subject_of(_network(), random_data("images", 8), name, kind)
     case = (FAULTS[name].inject if name in FAULTS else HEALTHY[name].make)(subject)
     assert case is not None
     return subject, case
-
-
-def _is_changed(case: Case, before: nn.Module, batches: list) -> bool:
-    states = [one.state_dict() for one in (case.model, before)]
-    same = states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][key], states[1][key]) for key in states[0]
-    )
-    alike = case.batches is not None and all(
-        torch.equal(one[0], other[0]) for one, other in zip(case.batches, batches, strict=False)
-    )
-    flags = [
-        [
-            (
-                type(each),
-                each.training,
-                vars(each).get("momentum"),
-                len(each._forward_hooks),
-                len(each._forward_pre_hooks),
-            )
-            for each in one.modules()
-        ]
-        for one in (case.model, before)
-    ]
-    return not same or not alike or flags[0] != flags[1] or bool(case.options)
 
 
 @pytest.mark.parametrize("architecture", FAMILIES, ids=lambda each: each.name)
@@ -108,7 +46,7 @@ def test_a_network_is_built_runs_and_has_norms(architecture):
     if not architecture.is_available():
         pytest.skip(f"needs {architecture.package}")
     model = architecture.build()
-    assert model(torch.randn(2, *_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
+    assert model(torch.randn(2, *random_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
     assert len(norms_of(model)) >= 4
     assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for _, norm in norms_of(model))  # healthy as they are built
 
@@ -123,17 +61,17 @@ def test_a_network_is_built_runs_and_has_norms(architecture):
 def test_each_fault_changes_each_network_and_leaves_it_running(architecture):
     if not ARCHITECTURES[architecture].is_available():
         pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
-    data, put_in = _data(ARCHITECTURES[architecture].kind), 0
+    data, put_in = random_data(ARCHITECTURES[architecture].kind), 0
     for name in NAMES:
         torch.manual_seed(0)
-        subject = _subject(ARCHITECTURES[architecture].build(), data, name)
+        subject = subject_of(ARCHITECTURES[architecture].build(), data, name)
         before, batches = copy.deepcopy(subject.model), data.batches()
         case = FAULTS[name].inject(subject)
         if case is None:
             assert _is_running(subject.model, data), name
             continue
         put_in += 1
-        assert _is_changed(case, before, batches), name
+        assert is_changed(case, before, batches), name
         assert set(case.layers or ()) <= {name for name, _ in case.model.named_modules()}, name
         x, _ = case.batches[0]
         assert copy.deepcopy(case.model)(x).shape == (len(x), 10), name
@@ -146,10 +84,10 @@ def _is_running(model: nn.Module, data: Data) -> bool:
 
 @pytest.mark.parametrize("architecture", ["speech", "shufflenet"])
 def test_healthy_networks_run_on_their_batches_and_have_finite_outputs(architecture):
-    data = _data(ARCHITECTURES[architecture].kind)
+    data = random_data(ARCHITECTURES[architecture].kind)
     for name in VARIANTS:
         torch.manual_seed(0)
-        case = HEALTHY[name].make(_subject(ARCHITECTURES[architecture].build(), data, name))
+        case = HEALTHY[name].make(subject_of(ARCHITECTURES[architecture].build(), data, name))
         assert case is not None and case.batches, name
         for x, labels in case.batches:
             assert len(x) == len(labels) and case.model(x).isfinite().all(), name
@@ -166,7 +104,7 @@ def test_no_fault_is_to_be_found_by_a_note_and_all_are_described():
 def test_at_least_eight_kinds_lie_in_one_or_two_layers():
     found = set()
     for name in NAMES:
-        subject = _subject(_network(), _data("images", 8), name)
+        subject = subject_of(_network(), random_data("images", 8), name)
         case = FAULTS[name].inject(subject)
         if case and 1 <= len(case.layers or ()) <= 2:
             found.add(name)
@@ -255,7 +193,7 @@ def test_each_sample_gets_a_gradient():
 )
 def test_code_of_ones_own_is_wrong_in_evaluation_alone(name):
     subject, case = _small(name)
-    right = _subject(_network(), subject.data, name).model
+    right = subject_of(_network(), subject.data, name).model
     x = subject.data.test[0]
     assert not torch.allclose(case.model(x), right(x), atol=1e-2)
     torch.testing.assert_close(case.model.train()(x), right.train()(x))
@@ -292,7 +230,7 @@ def test_a_teachers_estimates_follow_its_students_batches():
 )
 def test_a_target_keeps_its_estimates_or_averages_them(name, same):
     subject, case = _small(name)
-    start = _subject(_network(), subject.data, name).model
+    start = subject_of(_network(), subject.data, name).model
     assert torch.equal(case.model.target[1].running_mean, start[1].running_mean) == same
     assert not torch.equal(case.model.target[0].weight, start[0].weight)
 
@@ -367,7 +305,7 @@ def test_fed_data_are_those_that_accuracy_is_measured_on(name):
 
 def test_a_glitch_leaves_a_variance_far_too_large():
     subject, case = _small("a glitch among the last batches")
-    right = _subject(_network(), subject.data, "").model
+    right = subject_of(_network(), subject.data, "").model
     assert (case.model[1].running_var > 100 * right[1].running_var).all()
 
 

@@ -4,7 +4,6 @@ The doctor looks at none of them here.
 """
 
 import copy
-import random
 
 import pytest
 import torch
@@ -16,51 +15,16 @@ from benchmarks.doctor.architectures.small import SMALL
 from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.healthy import HEALTHY
 from benchmarks.doctor.subject import Case, Subject, norms_of
-from benchmarks.doctor.training import Data
+from tests.support.doctor_benchmark import NOTES, Short, is_changed, random_data, subject_of
 
 NAMES = [name for name, fault in FAULTS.items() if fault.half == "held out"]
 VARIANTS = [name for name, each in HEALTHY.items() if each.halves == ("held out",)]
 FILES = (".files", ".feeds", ".layers", ".loops")
-NOTES = {"fp16-unsafe-variance", "lossy-subclass", "norm-near-output", "redundant-bias", "sync-in-inference"}
 QUICK = ("sets", "textnet")
 
 
-class _Short(Subject):
-    """Trains for a few steps where the benchmark takes a hundred."""
-
-    steps = 3
-
-    def inputs(self, size, number):
-        return super().inputs(min(size, 32), min(number, self.steps))
-
-    def labelled(self, size, number):
-        return super().labelled(min(size, 32), min(number, self.steps))
-
-
-class _Longer(_Short):
+class _Longer(Short):
     steps = 60
-
-
-def _data(kind: str, side: int = 32) -> Data:
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, side, side) if kind == "images" else (3, 64)
-    x, labels = torch.randn(512, *shape, generator=generator), torch.randint(0, 10, (512,), generator=generator)
-    return Data(train=(x, labels), validation=(x, labels), test=(x[:64], labels[:64]))
-
-
-def _subject(model: nn.Module, data: Data, name: str, kind: type[Subject] = _Short) -> Subject:
-    """Give a network whose statistics are those of data, and whose weights and biases are not as they were built."""
-    torch.manual_seed(1)
-    for _, norm in norms_of(model):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.uniform_(norm.bias, -0.5, 0.5)
-        norm.momentum = None  # a mean of six batches
-    with torch.no_grad():
-        for _ in range(6):
-            model.train()(data.train[0][:64])
-    for _, norm in norms_of(model):
-        norm.momentum = 0.1
-    return kind(model=model.eval(), data=data, draw=random.Random(name), rate=0.05)
 
 
 def _network() -> nn.Module:
@@ -77,30 +41,15 @@ def _network() -> nn.Module:
     )
 
 
-def _small(name: str, kind: type[Subject] = _Short) -> tuple[Subject, Case]:
-    subject = _subject(_network(), _data("images", 16), name, kind)
+def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
+    subject = subject_of(_network(), random_data("images", 16), name, kind)
     case = (FAULTS[name].inject if name in FAULTS else HEALTHY[name].make)(subject)
     assert case is not None
     return subject, case
 
 
 def _right(subject: Subject) -> nn.Module:
-    return _subject(_network(), subject.data, "").model
-
-
-def _is_changed(case: Case, before: nn.Module, batches: list) -> bool:
-    states = [one.state_dict() for one in (case.model, before)]
-    same = states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][key], states[1][key]) for key in states[0]
-    )
-    alike = case.batches is not None and all(
-        torch.equal(one[0], other[0]) for one, other in zip(case.batches, batches, strict=False)
-    )
-    flags = [
-        [(type(each), each.training, vars(each).get("momentum"), vars(each).get("eps")) for each in one.modules()]
-        for one in (case.model, before)
-    ]
-    return not same or not alike or flags[0] != flags[1] or bool(case.options)
+    return subject_of(_network(), subject.data, "").model
 
 
 @pytest.mark.parametrize("architecture", SMALL, ids=lambda each: each.name)
@@ -108,7 +57,7 @@ def test_a_network_is_built_runs_and_has_norms(architecture):
     if not architecture.is_available():
         pytest.skip(f"needs {architecture.package}")
     model = architecture.build()
-    assert model(torch.randn(2, *_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
+    assert model(torch.randn(2, *random_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
     assert len(norms_of(model)) >= 3
     assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for _, norm in norms_of(model))  # healthy as they are built
 
@@ -120,16 +69,16 @@ def test_a_network_is_built_runs_and_has_norms(architecture):
 def test_each_fault_changes_each_network_and_leaves_it_running(architecture):
     if not ARCHITECTURES[architecture].is_available():
         pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
-    data, put_in = _data(ARCHITECTURES[architecture].kind), 0
+    data, put_in = random_data(ARCHITECTURES[architecture].kind), 0
     for name in NAMES:
         torch.manual_seed(0)
-        subject = _subject(ARCHITECTURES[architecture].build(), data, name)
+        subject = subject_of(ARCHITECTURES[architecture].build(), data, name)
         before, batches = copy.deepcopy(subject.model), data.batches()
         case = FAULTS[name].inject(subject)
         if case is None:
             continue
         put_in += 1
-        assert _is_changed(case, before, batches), name
+        assert is_changed(case, before, batches), name
         assert set(case.layers or ()) <= {name for name, _ in case.model.named_modules()}, name
         if case.batches is not None:
             x, labels = case.batches[0]
@@ -141,10 +90,10 @@ def test_each_fault_changes_each_network_and_leaves_it_running(architecture):
 def test_healthy_networks_run_on_their_batches_and_have_finite_outputs(architecture):
     if not ARCHITECTURES[architecture].is_available():
         pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
-    data, made = _data(ARCHITECTURES[architecture].kind), 0
+    data, made = random_data(ARCHITECTURES[architecture].kind), 0
     for name in VARIANTS:
         torch.manual_seed(0)
-        case = HEALTHY[name].make(_subject(ARCHITECTURES[architecture].build(), data, name))
+        case = HEALTHY[name].make(subject_of(ARCHITECTURES[architecture].build(), data, name))
         if case is None:
             continue
         made += 1
@@ -165,7 +114,7 @@ def test_no_fault_is_to_be_found_by_a_note_and_all_are_described():
 def test_at_least_ten_kinds_lie_in_one_or_two_layers():
     found = set()
     for name in NAMES:
-        case = FAULTS[name].inject(_subject(_network(), _data("images", 16), name))
+        case = FAULTS[name].inject(subject_of(_network(), random_data("images", 16), name))
         if case and 1 <= len(case.layers or ()) <= 2:
             found.add(name)
     assert len(found) >= 10
@@ -180,12 +129,10 @@ def test_noise_takes_variances_below_zero():
 
 
 def test_norms_in_use_saw_nothing_and_have_the_others_weights():
-    _, case = _small("auxiliary norms in use that saw nothing")
-    split = case.model[1]
+    subject, case = _small("auxiliary norms in use that saw nothing")
+    split, x = case.model[1], subject.data.test[0]
     assert torch.equal(split.main.weight, split.auxiliary.weight) and split.auxiliary.running_var.eq(1).all()
-    assert not torch.equal(
-        case.model(case.batches[0][0]), _right(_subject(_network(), _data("images", 16), ""))(case.batches[0][0])
-    )
+    assert not torch.equal(case.model(x), _right(subject)(x))
 
 
 def test_beta_and_gamma_of_the_file_are_exchanged():

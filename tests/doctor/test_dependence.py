@@ -1,4 +1,4 @@
-"""What makes a sample's output depend on its batch, whoever wrote it; and what only looks so."""
+"""What makes a sample's output depend on its batch, in layers of any origin, and what only looks so."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.doctor.faults.registry import BATCH, GAP, case, tuning
-from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put
+from benchmarks.doctor.subject import Case, Norm, Subject, WithTarget, last_linear, norms_of, put
 from benchmarks.doctor.training import fit_
 
 # Hooks and modes.
@@ -92,16 +92,6 @@ def _a_frozen_teacher_that_trains_with_its_student(subject: Subject) -> Case:
     return Case(model=model, batches=subject.data.batches(), layers=frozenset(names))
 
 
-class _WithTarget(nn.Module):
-    def __init__(self, online: nn.Module, target: nn.Module) -> None:
-        super().__init__()
-        self.online, self.target = online, target
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.online(x)
-        return logits
-
-
 @tuning("copied-statistics-mismatch", consequences=GAP | {"statistics-horizon"})
 def _a_target_network_with_the_statistics_of_its_start(subject: Subject) -> Case:
     """Polyak averages of the parameters alone (gh:DLR-RM/stable-baselines3/pull/1004)."""
@@ -113,7 +103,7 @@ def _a_target_network_with_the_statistics_of_its_start(subject: Subject) -> Case
             kept.lerp_(now, 0.05)
 
     fit_(subject.model, subject.labelled(64, 120), rate=subject.rate / 2, after=follow)
-    return Case(model=_WithTarget(subject.model, target).eval(), batches=subject.data.batches())
+    return Case(model=WithTarget(subject.model, target).eval(), batches=subject.data.batches())
 
 
 @tuning("effective-batch", consequences=frozenset({"statistics-noise", "values-per-channel"}))

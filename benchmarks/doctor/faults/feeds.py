@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, Batches, case, fed, held_out, trained_on
 from benchmarks.doctor.subject import Case, Subject, norms_of, shapes_of
 from benchmarks.doctor.training import fit_
 from steadynorm.surgery import recalibrate_
 
-Batches = list[tuple[Tensor, Tensor]]
 FAR = GAP | {"outlier-statistics"}
 UNEVEN = FAR | {"batch-mixture", "statistics-noise"}
 
 
 def _generator(subject: Subject) -> torch.Generator:
     return torch.Generator().manual_seed(subject.draw.randrange(2**31))
-
-
-def _trained_on(subject: Subject, made: Batches, shown: Batches, rate: float = 0.2) -> Case:
-    """Fine-tune on batches, and give the model in training, with batches of the same kind."""
-    fit_(subject.model, made, rate=rate * subject.rate)
-    return Case(model=subject.model.train(), batches=shown)
 
 
 # Which samples meet in a batch.
@@ -45,7 +37,7 @@ def _a_stream_in_which_a_class_stays_for_long(subject: Subject) -> Case:
         return list(zip(inputs[kept].split(64), labels[kept].split(64), strict=True))
 
     x, labels = (torch.cat(each) for each in zip(*subject.labelled(64, 80), strict=True))
-    return _trained_on(subject, stream(x, labels, 64 * 80), stream(*subject.data.validation, 512))
+    return trained_on(subject, stream(x, labels, 64 * 80), stream(*subject.data.validation, 512))
 
 
 @held_out("order-leak", consequences=UNEVEN, costs=True)
@@ -60,7 +52,7 @@ def _a_device_for_each_batch(subject: Subject) -> Case:
         devices = [subject.draw.randrange(12) for _ in batches]
         return [(gains[each] * x + offsets[each], y) for each, (x, y) in zip(devices, batches, strict=True)]
 
-    return _trained_on(subject, read(subject.labelled(64, 80)), read(subject.data.batches()))
+    return trained_on(subject, read(subject.labelled(64, 80)), read(subject.data.batches()))
 
 
 @held_out("batch-mixture", "padding-in-statistics", consequences=UNEVEN | {"order-leak"}, costs=True)
@@ -78,7 +70,7 @@ def _batches_filled_up_with_blank_samples(subject: Subject) -> Case:
         return made
 
     shown = blank(subject.data.batches(), skipped=False)
-    return _trained_on(subject, blank(subject.labelled(64, 80), skipped=True), shown)
+    return trained_on(subject, blank(subject.labelled(64, 80), skipped=True), shown)
 
 
 @held_out("values-per-channel", "statistics-noise", consequences=FAR | {"batch-dependence"})
@@ -179,15 +171,6 @@ def _one_backbone_at_three_scales(subject: Subject) -> Case | None:
 # Other data in use than in training.
 
 
-def _fed(subject: Subject, feed: Callable[[Tensor], Tensor]) -> Case:
-    return Case(
-        model=subject.model,
-        batches=[(feed(x), labels) for x, labels in subject.data.batches()],
-        options={"reference": subject.data.batches(of="train")},
-        feed=feed,
-    )
-
-
 @held_out("domain-shift", consequences=FAR, costs=True)
 def _pictures_on_their_side(subject: Subject) -> Case:
     """The note of how the camera was held is not read; of signals, the sampling rate is half as large again."""
@@ -197,7 +180,7 @@ def _pictures_on_their_side(subject: Subject) -> Case:
             return x.rot90(1, (2, 3))
         return functional.interpolate(x[..., : x.shape[-1] * 2 // 3], size=x.shape[-1], mode="linear")
 
-    return _fed(subject, turned)
+    return fed(subject, turned)
 
 
 @held_out("domain-shift", consequences=FAR, costs=True)
@@ -208,7 +191,7 @@ def _noise_of_a_dark_scene(subject: Subject) -> Case:
         generator = torch.Generator().manual_seed(5)
         return x + (1.0 if x.dim() == 4 else 2.0) * torch.randn(x.shape, generator=generator)
 
-    return _fed(subject, noisy)
+    return fed(subject, noisy)
 
 
 @held_out("rank-divergence", consequences=frozenset({"checkpoint-diff"}))

@@ -10,7 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn import functional
 
 from benchmarks.doctor.faults.registry import GAP, case, held_out
-from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
+from benchmarks.doctor.subject import Case, Norm, Subject, WithTarget, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
 FAR = GAP | {"outlier-statistics"}
@@ -137,16 +137,6 @@ def _the_decay_of_lions_recipe(subject: Subject) -> Case:
 # What is built for it.
 
 
-class _WithTarget(nn.Module):
-    def __init__(self, online: nn.Module, target: nn.Module) -> None:
-        super().__init__()
-        self.online, self.target = online, target
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.online(x)
-        return logits
-
-
 @held_out("copied-statistics-mismatch", consequences=FAR | {"statistics-horizon"})
 def _a_target_that_copies_parameters_now_and_then(subject: Subject) -> Case:
     """Every forty steps, as a deep Q-network does, and no buffers; the weights of both are the same in the end."""
@@ -161,7 +151,7 @@ def _a_target_that_copies_parameters_now_and_then(subject: Subject) -> Case:
                 kept.copy_(now)
 
     fit_(subject.model, subject.labelled(64, 120), rate=subject.rate / 2, after=follow)
-    return Case(model=_WithTarget(subject.model, target).eval(), batches=subject.data.batches())
+    return Case(model=WithTarget(subject.model, target).eval(), batches=subject.data.batches())
 
 
 class _Dropped(nn.Module):

@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from benchmarks.doctor.architectures.registry import Half
 from benchmarks.doctor.subject import Case, Subject
+from benchmarks.doctor.training import fit_
 
-__all__ = ["BATCH", "FAULTS", "GAP", "Fault", "Inject", "case", "held_out", "tuning"]
+__all__ = [
+    "BATCH",
+    "FAULTS",
+    "GAP",
+    "Batches",
+    "Fault",
+    "Inject",
+    "case",
+    "fed",
+    "held_out",
+    "trained_on",
+    "tuning",
+]
 
+Batches = list[tuple[Tensor, Tensor]]
 Inject = Callable[[Subject], Case | None]
 GAP = frozenset({"train-eval-gap", "needs-recalibration"})
 """What measures that statistics do not fit, whatever the reason."""
@@ -97,4 +113,20 @@ def case(subject: Subject, *layers: str, **options: object) -> Case:
         batches=subject.data.batches(),
         layers=frozenset(layers) or None,
         options=options,
+    )
+
+
+def trained_on(subject: Subject, made: Batches, shown: Batches, rate: float = 0.2) -> Case:
+    """Fine-tune on batches, and give the model in training, with batches of the same kind."""
+    fit_(subject.model, made, rate=rate * subject.rate)
+    return Case(model=subject.model.train(), batches=shown)
+
+
+def fed(subject: Subject, feed: Callable[[Tensor], Tensor]) -> Case:
+    """Give the model other inputs than it was trained on, with training batches as reference."""
+    return Case(
+        model=subject.model,
+        batches=[(feed(x), labels) for x, labels in subject.data.batches()],
+        options={"reference": subject.data.batches(of="train")},
+        feed=feed,
     )

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, case, tuning
+from benchmarks.doctor.faults.registry import GAP, Batches, case, fed, trained_on, tuning
 from benchmarks.doctor.subject import Case, Subject, norms_of, shapes_of
-from benchmarks.doctor.training import fit_
 
-Batches = list[tuple[Tensor, Tensor]]
 UNEVEN = GAP | {"batch-mixture", "statistics-noise", "outlier-statistics"}
-
-
-def _trained_on(subject: Subject, made: Batches, shown: Batches, rate: float = 0.2) -> Case:
-    """Fine-tune on batches, and give the model in training, with batches of the same kind."""
-    fit_(subject.model, made, rate=rate * subject.rate)
-    return Case(model=subject.model.train(), batches=shown)
 
 
 @tuning("order-leak", "single-class-batch", "statistics-noise", consequences=UNEVEN, costs=True)
@@ -36,7 +26,7 @@ def _frames_of_four_films_in_a_batch(subject: Subject) -> Case:
             made.append((torch.stack(frames) + noise, labels[rows]))
         return made
 
-    return _trained_on(subject, films(subject.labelled(64, 80)), films(subject.data.batches()))
+    return trained_on(subject, films(subject.labelled(64, 80)), films(subject.data.batches()))
 
 
 @tuning("order-leak", consequences=UNEVEN, costs=True)
@@ -46,7 +36,7 @@ def _two_loaders_by_turns(subject: Subject) -> Case:
     def by_turns(batches: Batches) -> Batches:
         return [(1.6 * x + 1.2 if place % 2 else x, labels) for place, (x, labels) in enumerate(batches)]
 
-    return _trained_on(subject, by_turns(subject.labelled(64, 80)), by_turns(subject.data.batches()))
+    return trained_on(subject, by_turns(subject.labelled(64, 80)), by_turns(subject.data.batches()))
 
 
 @tuning("order-leak", consequences=UNEVEN, costs=True)
@@ -60,7 +50,7 @@ def _buckets_of_like_samples(subject: Subject) -> Case:
 
     x, labels = (torch.cat(each) for each in zip(*subject.labelled(64, 80), strict=True))
     inputs, targets = subject.data.validation
-    return _trained_on(subject, buckets(x, labels), buckets(inputs[:512], targets[:512]))
+    return trained_on(subject, buckets(x, labels), buckets(inputs[:512], targets[:512]))
 
 
 @tuning("batch-mixture", consequences=GAP | {"outlier-statistics"}, costs=True)
@@ -74,7 +64,7 @@ def _weak_and_strong_views_in_one_batch(subject: Subject) -> Case:
     def views(batches: Batches) -> Batches:
         return [(torch.cat((x[: len(x) // 4], strong(x[len(x) // 4 :]))), labels) for x, labels in batches]
 
-    return _trained_on(subject, views(subject.labelled(64, 80)), views(subject.data.batches()))
+    return trained_on(subject, views(subject.labelled(64, 80)), views(subject.data.batches()))
 
 
 @tuning("padding-in-statistics", consequences=GAP, costs=True)
@@ -93,25 +83,16 @@ def _padded_before_the_mean_is_subtracted(subject: Subject) -> Case | None:
             made.append((x, labels))
         return made
 
-    return _trained_on(subject, padded(subject.labelled(64, 80)), padded(subject.data.batches()))
+    return trained_on(subject, padded(subject.labelled(64, 80)), padded(subject.data.batches()))
 
 
 # Other data in use than in training.
 
 
-def _fed(subject: Subject, feed: Callable[[Tensor], Tensor]) -> Case:
-    return Case(
-        model=subject.model,
-        batches=[(feed(x), labels) for x, labels in subject.data.batches()],
-        options={"reference": subject.data.batches(of="train")},
-        feed=feed,
-    )
-
-
 @tuning("domain-shift", consequences=GAP | {"outlier-statistics"}, costs=True)
 def _blue_in_the_place_of_red(subject: Subject) -> Case:
     """OpenCV reads BGR; of signals, the plugs are in another order."""
-    return _fed(subject, lambda x: x.flip(1))
+    return fed(subject, lambda x: x.flip(1))
 
 
 @tuning("domain-shift", consequences=GAP | {"outlier-statistics"}, costs=True)
@@ -123,7 +104,7 @@ def _out_of_focus(subject: Subject) -> Case:
             return functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
         return functional.avg_pool1d(x, 7, 1, 3, count_include_pad=False)
 
-    return _fed(subject, blurred)
+    return fed(subject, blurred)
 
 
 @tuning(*GAP, consequences=frozenset({"outlier-statistics", "statistics-horizon"}), costs=True)

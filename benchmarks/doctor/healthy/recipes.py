@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
-from benchmarks.doctor.subject import Case, Norm, Subject, fed_by, last_linear, norms_of, put, shapes_of
+from benchmarks.doctor.subject import Case, Norm, Subject, WithTarget, fed_by, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 from steadynorm.surgery import freeze_, recalibrate_
 
@@ -133,7 +133,7 @@ def _a_student_of_soft_labels(subject: Subject) -> Case:
 
 @both
 def _trained_on_a_long_tail_that_is_shuffled(subject: Subject) -> Case:
-    """Class 0 is ten times as frequent as class 9, in every batch alike; so it is in evaluation."""
+    """Class 0 is ten times as frequent as class 9 in every batch, in training and in evaluation."""
 
     def tailed(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         kept = torch.tensor([subject.draw.random() < 10 ** (-int(label) / 9) for label in labels])
@@ -218,17 +218,7 @@ def _a_target_network_with_averaged_buffers(subject: Subject) -> Case:
                 kept.copy_(now[key])
 
     fit_(subject.model, subject.labelled(64, 80), rate=subject.rate / 20, after=follow)
-    return Case(model=_WithTarget(subject.model, target).eval(), batches=subject.data.batches())
-
-
-class _WithTarget(nn.Module):
-    def __init__(self, online: nn.Module, target: nn.Module) -> None:
-        super().__init__()
-        self.online, self.target = online, target
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.online(x)
-        return logits
+    return Case(model=WithTarget(subject.model, target).eval(), batches=subject.data.batches())
 
 
 class _ByDomain(nn.Module):
