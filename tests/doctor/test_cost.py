@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from steadynorm.doctor import observe
-from steadynorm.doctor.evidence import Runs
+from steadynorm.doctor.batch_evidence import Runs
 from steadynorm.surgery import convert_, use_batch_statistics
 from steadynorm.surgery.batches import feed
 from tests.support.doctor import batches

@@ -13,8 +13,8 @@ from torch.nn import functional
 from steadynorm import GatedBatchNorm1d, MaskedBatchNorm1d
 from steadynorm.doctor import Severity, diagnose, observe
 from steadynorm.doctor.axes import FeatureAxes
+from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.checks import domain_shift
-from steadynorm.doctor.evidence import Sighting
 from steadynorm.doctor.sightings import sighting_of, watching
 from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches, images

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from steadynorm.doctor import Diagnosis, diagnose
+from steadynorm.doctor.batch_evidence import Runs
 from steadynorm.doctor.compared import cost_of, won_back
-from steadynorm.doctor.evidence import Runs
 from tests.support.doctor import batches
 
 

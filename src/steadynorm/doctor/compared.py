@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, stack
 
-from steadynorm.doctor.evidence import NormState, Runs, Sighting
+from steadynorm.doctor.batch_evidence import Runs, Sighting
+from steadynorm.doctor.evidence import NormState
 from steadynorm.doctor.finding import Cost
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import join

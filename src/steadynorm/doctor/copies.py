@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from steadynorm.doctor.evidence import Sighting, Twins
+from steadynorm.doctor.batch_evidence import Sighting
+from steadynorm.doctor.evidence import Twins
 from steadynorm.doctor.sightings import watching
 from steadynorm.doctor.untouched import uncompiled
 from steadynorm.surgery.batches import Forward

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from steadynorm.doctor.axes import FeatureAxes
+from steadynorm.doctor.batch_evidence import Parity
 from steadynorm.doctor.dependence import Trace, distance, modules_that_mix, tracing
-from steadynorm.doctor.evidence import Parity
 from steadynorm.doctor.parity import formula_of, parity_beside_hooks, parity_of, parity_of_unknown
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.flow.trial import tensors_in
@@ -34,7 +34,7 @@ __all__ = ["FirstBatch", "first_samples", "look_closely"]
 
 @dataclass(frozen=True, kw_only=True)
 class FirstBatch:
-    """What one batch shows; the fields are those of :class:`steadynorm.doctor.evidence.Runs`."""
+    """What one batch shows; the fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
 
     moved: tuple[str, ...]
     dependent: tuple[str, ...]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from steadynorm.doctor.batch_evidence import Runs
 from steadynorm.doctor.checkpointing import run_again
 from steadynorm.doctor.elsewhere import Ranks, compare_checkpoint, gather_ranks
-from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState, Runs, Step
+from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState, Step
 from steadynorm.doctor.per_sample import takes_gradients_per_sample
 from steadynorm.doctor.runs import run_batches, run_reference
 from steadynorm.doctor.score import Measure

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.compared import apart, may_matter, standing_out
-from steadynorm.doctor.evidence import Sighting
 from steadynorm.doctor.score import Score
 from steadynorm.doctor.untouched import uncompiled
 from steadynorm.statistics import Moments
@@ -33,7 +33,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True, kw_only=True)
 class OtherStatistics:
-    """Scores; the fields are those of :class:`steadynorm.doctor.evidence.Runs`."""
+    """Scores; the fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
 
     by_batch: tuple[float, ...]
     one_layer: dict[str, tuple[float, ...]]

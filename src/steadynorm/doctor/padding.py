@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadynorm.doctor.evidence import Padding
+from steadynorm.doctor.batch_evidence import Padding
 from steadynorm.statistics import measure
 
 __all__ = ["padding_of"]

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from steadynorm.doctor.batch_evidence import Runs, Sighting
 from steadynorm.doctor.copies import look_at_copies
-from steadynorm.doctor.evidence import Runs, Sighting, Twins
+from steadynorm.doctor.evidence import Twins
 from steadynorm.doctor.first_batch import look_closely, samples_of
 from steadynorm.doctor.other_statistics import Trial, scored
 from steadynorm.doctor.score import Measure, labels_of, score_from

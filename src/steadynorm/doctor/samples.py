@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steadynorm.doctor.evidence import Evidence, NormState, Sighting
+from steadynorm.doctor.batch_evidence import Sighting
+from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.statistics import Moments
 from steadynorm.statistics.noise import moments_of_samples
 

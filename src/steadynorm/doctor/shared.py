@@ -6,8 +6,9 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.compared import apart, by_call, distance_of, pooled
-from steadynorm.doctor.evidence import Evidence, NormState, Sighting
+from steadynorm.doctor.evidence import Evidence, NormState
 
 __all__ = ["FITTING", "STALE", "furthest", "shared_by"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadynorm.doctor.evidence import Padding, Sighting
+from steadynorm.doctor.batch_evidence import Padding, Sighting
 from steadynorm.doctor.padding import padding_of
 from steadynorm.statistics import Moments
 from steadynorm.statistics.noise import moments_by_sample, moments_of_samples, sampling_error

@@ -26,7 +26,7 @@ _WHAT = "a step of training, for double updates"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """What it shows; the fields are those of :class:`steadynorm.doctor.evidence.Runs`."""
+    """What it shows; the fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
 
     updates: Mapping[str, int] = field(default_factory=dict)
     pieces: Mapping[str, int] = field(default_factory=dict)

@@ -27,8 +27,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.compared import apart, distance_of
-from steadynorm.doctor.evidence import Evidence, NormState, Sighting
+from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at, of_model
 from steadynorm.statistics import Moments
 

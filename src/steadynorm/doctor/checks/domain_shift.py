@@ -25,8 +25,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.compared import apart, cost_of, difference_of, pooled
-from steadynorm.doctor.evidence import Evidence, NormState, Sighting
+from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, of_model
 
 NEEDS = ("batches", "reference")

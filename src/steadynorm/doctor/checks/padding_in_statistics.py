@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from steadynorm.doctor.batch_evidence import Padding, Sighting
 from steadynorm.doctor.compared import apart
-from steadynorm.doctor.evidence import Evidence, Padding, Sighting
+from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 from steadynorm.statistics import Moments
 

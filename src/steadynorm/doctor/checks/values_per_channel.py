@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadynorm.doctor.evidence import Evidence, Sighting
+from steadynorm.doctor.batch_evidence import Sighting
+from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 NEEDS = ("batches",)
