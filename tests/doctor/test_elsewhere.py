@@ -214,6 +214,13 @@ def test_statistics_of_a_copy_with_equal_weights_are_to_be_equal_too(model: Any,
     assert [(each.layer, each.severity) for each in diagnosis.of("copied-statistics-mismatch")] == found
 
 
+def test_a_copy_that_is_off_as_its_original_is_was_copied_with_its_statistics(model: Any) -> None:
+    pair: Any = Student(model)
+    for part in (pair.teacher, pair.student):
+        part[4].running_mean += 0.5 * part[4].running_var.sqrt()
+    assert diagnose(pair, batches()).of("copied-statistics-mismatch") == ()
+
+
 def test_a_copy_that_cannot_be_run_on_these_inputs_is_told(model: Any) -> None:
     class Other(nn.Sequential):
         def forward(self, x: Any) -> Any:

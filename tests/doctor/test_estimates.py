@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from steadynorm.doctor import Severity, accuracy, diagnose, treat_
-from steadynorm.doctor.compared import standing_out
+from steadynorm.doctor.batch_evidence import Runs
+from steadynorm.doctor.compared import few_off, standing_out
 from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches
 
@@ -79,6 +80,21 @@ def test_layers_stand_out_where_few_are_off_and_all_others_clearly_less(
     off: dict[str, float], named: tuple[str, ...]
 ) -> None:
     assert standing_out(off) == named
+
+
+@pytest.mark.parametrize(("scores", "named"), [((1.1, 1.1), ("a", "b")), ((1.9, 1.9), ())])
+def test_layers_that_stand_out_are_named_where_they_win_half_of_the_gap_back(
+    scores: tuple[float, ...], named: tuple[str, ...]
+) -> None:
+    runs = Runs(
+        batches=2,
+        sightings={},
+        score="cross-entropy",
+        evaluation=(2.0, 2.0),
+        by_batch=(1.0, 1.0),
+        few_layers={("a", "b"): scores},
+    )
+    assert few_off(runs) == (named, pytest.approx(2.0 - scores[0]))
 
 
 @pytest.mark.parametrize("change", ["running_mean.zero_()", "running_var.fill_(1)"])
@@ -206,6 +222,8 @@ def test_eps_is_set_to_that_of_most_layers_where_the_score_is_better_for_it(
     assert [each.layer for each in diagnosis.of("mixed-eps")] == ["7"]
     treatment = treat_(model, diagnosis, [each if labels else each[0] for each in batches(16, seed=2)])
     assert model[7].eps == eps
+    if not labels:
+        assert treatment.applied[0].why.startswith("eps belongs to the weights, and batches with labels or a loss")
     treatment.undo()
     assert model[7].eps == 5.0
 
