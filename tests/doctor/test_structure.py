@@ -306,6 +306,13 @@ def test_pieces_of_the_batch_that_training_normalizes_are_counted(size: int, fou
     assert [each.severity for each in diagnose(model, list(x.split(64))).of("statistics-noise")] == found
 
 
+def test_a_layer_that_is_called_twice_on_the_whole_batch_is_called_on_no_pieces() -> None:
+    norm = nn.BatchNorm1d(6)
+    model = nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 6), norm).train()
+    x = torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
+    assert diagnose(model, list(x.split(64))).of("statistics-noise") == ()
+
+
 @pytest.mark.parametrize(("left", "found"), [(2, [WARNING]), (6, [])])
 def test_a_class_of_ones_own_that_is_batch_norm_in_most_channels_is_to_be_so_in_all(
     left: int, found: list[Severity]
