@@ -104,6 +104,50 @@ def test_the_loss_that_a_model_gives_is_the_score(model: Any, wrap: Any) -> None
     assert without.score is None
 
 
+class Dense(nn.Module):
+    """Gives logits for each of two places of an image, as segmentation does, in one of the forms that are about."""
+
+    def __init__(self, body: nn.Module, wrap: Any) -> None:
+        super().__init__()
+        self.body, self.wrap = body, wrap
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(x)
+        return self.wrap(torch.stack((y, y), 2).unsqueeze(3))  # (N, K, 2, 1)
+
+
+@pytest.mark.parametrize("wrap", [lambda y: y, lambda y: {"out": y}, lambda y: SimpleNamespace(logits=y)])
+@pytest.mark.parametrize("left_out", [255, -100])
+def test_labels_of_pixels_are_scored_but_for_those_left_out(model: Any, wrap: Any, left_out: int) -> None:
+    model[4].running_mean += 3 * model[4].running_var.sqrt()
+    given = [(x, torch.stack((y, torch.full_like(y, left_out)), 1).unsqueeze(2), "name") for x, y in batches()]
+    evidence, same = observe(Dense(model, wrap), given), observe(model, batches())
+    assert evidence.score == same.score == "cross-entropy"
+    assert evidence.batches is not None and same.batches is not None
+    assert evidence.batches.evaluation == pytest.approx(same.batches.evaluation)
+    wrong = [(x, y + 7) for x, y, _ in given]
+    assert observe(Dense(model, wrap), wrong).score is None
+
+
+def test_shares_of_classes_are_scored_by_their_cross_entropy(model: Any) -> None:
+    share = 0.3
+    given = [
+        (
+            share * x + (1 - share) * x.flip(0),
+            torch.stack((1 - y, y), 1) * share + torch.stack((1 - y, y), 1).flip(0) * 0.7,
+        )
+        for x, y in batches()
+    ]
+    evidence = observe(model, given)
+    assert evidence.score == "cross-entropy" and evidence.batches is not None and evidence.batches.mixed
+    with torch.no_grad():
+        right = [float(-(shares * model(x).log_softmax(1)).sum(1).mean()) for x, shares in given]
+    assert evidence.batches.evaluation == pytest.approx(right, rel=1e-5)
+    whole = observe(model, [(x, functional.one_hot(y, 2).float()) for x, y in batches()]).batches
+    assert whole is not None and not whole.mixed
+    assert observe(model, [(x, functional.one_hot(y, 2).float() + 0.5) for x, y in batches()]).score is None
+
+
 def test_a_batch_that_cannot_be_halved_by_its_tensors_is_named(model: Any) -> None:
     class Counted(nn.Module):
         def __init__(self) -> None:

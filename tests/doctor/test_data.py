@@ -48,6 +48,19 @@ def test_batches_of_one_source_each_are_named(model: Any) -> None:
     assert without_labels.layer == found.layer
 
 
+def test_mixtures_of_samples_are_not_asked_how_they_were_drawn(model: Any) -> None:
+    """Mixup takes one share for a batch, so that the contrast of its samples is one."""
+
+    def mixed(share: float) -> list[tuple[Tensor, Tensor]]:
+        shares = functional.one_hot(torch.arange(32) % 2, 2) * share + (1 - share) / 2
+        return [(x, shares) for x, _ in from_sources()]
+
+    diagnosis = diagnose(model.train(), mixed(0.5))
+    assert diagnosis.of("order-leak") == () and any("mixup" in line for line in diagnosis.unread)
+    whole = diagnose(model.train(), mixed(1.0))
+    assert whole.of("order-leak") != () and whole.unread == ()
+
+
 def test_the_same_samples_in_any_order_are_silent(model: Any) -> None:
     for seed in range(5):
         diagnosis = diagnose(model.train(), shuffled(from_sources(), seed))

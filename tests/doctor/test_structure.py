@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -191,6 +192,24 @@ def test_what_the_optimizer_leaves_out_is_frozen() -> None:
     assert found(model, {"params": [each for each in model.parameters() if each.dim() > 1]}) == []  # as Muon does
     assert found(model, {"params": [each for each in model.parameters() if each.dim() == 1]}) == []
     assert found(model.eval(), {"params": head}) == []
+
+
+def test_a_frozen_copy_that_follows_may_normalize_by_the_batch() -> None:
+    """As the targets of BYOL and MoCo; a frozen teacher with the very weights of its student drifts by mistake."""
+
+    def found(distance: float) -> list[Severity]:
+        online = network()
+        target = copy.deepcopy(online).requires_grad_(False)
+        with torch.no_grad():
+            target[0].weight.add_(distance * target[0].weight)
+        model = nn.ModuleDict({"online": online, "target": target})
+        diagnosis = diagnose(model).of("frozen-affine-live-statistics")
+        assert {each.layer for each in diagnosis} == {"target.1"}
+        return [each.severity for each in diagnosis]
+
+    assert found(0.0) == [WARNING]
+    assert found(0.1) == [NOTE]
+    assert found(2.0) == [WARNING]  # no copy
 
 
 class Moving(nn.Module):

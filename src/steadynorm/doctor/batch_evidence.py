@@ -121,6 +121,7 @@ class Runs:
         linear_calls: most calls of a linear layer or convolution in a forward.
         maps: group norms that are given maps, or sequences of at most 64 values.
         labels: of each batch, in its order; empty where there are none.
+        mixed: whether samples are mixtures of two, as their labels say.
         classes: of each batch, label -> number of samples; empty where there are no labels.
         sizes: samples of each batch.
         last_samples: samples of the last batch of an epoch, where the loader tells and it is smaller than the others.
@@ -150,6 +151,7 @@ class Runs:
     linear_calls: int = 0
     maps: tuple[str, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
+    mixed: bool = False
     classes: tuple[Mapping[int, int], ...] = ()
     sizes: tuple[int, ...] = ()
     last_samples: int | None = None

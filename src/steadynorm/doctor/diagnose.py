@@ -49,9 +49,9 @@ def diagnose(
             need the module tree alone run, and the model does not.
         forward: how to run the model on a batch, as for :func:`steadynorm.surgery.recalibrate_`.
         loss: output and batch -> a number of which less is better, the mean over the batch's samples. Where neither
-            loss nor metric is given, and output and batch look like a classifier's (logits of shape (N, K), labels as
-            the batch's second item), cross-entropy is taken; else the output's own ``loss``, as Hugging Face's models
-            give it; else costs are not measured.
+            loss nor metric is given, and output and batch look like a classifier's, of images or of pixels (logits of
+            shape (N, K, ...), labels or shares of classes as the batch's second item), cross-entropy is taken; else
+            the output's own ``loss``, as Hugging Face's models give it; else costs are not measured.
         metric: output and batch -> a number of which more is better, such as :func:`steadynorm.doctor.accuracy`.
             Findings call it by the function's name.
         optimizer: of its parameters.

@@ -14,7 +14,7 @@ from steadynorm.doctor.copies import look_at_copies
 from steadynorm.doctor.evidence import Twins
 from steadynorm.doctor.first_batch import look_closely, samples_of
 from steadynorm.doctor.other_statistics import Trial, scored
-from steadynorm.doctor.score import Measure, labels_of, score_from
+from steadynorm.doctor.score import Measure, labels_of, mixes_labels, score_from
 from steadynorm.doctor.sightings import watching
 from steadynorm.doctor.training_step import train_once
 from steadynorm.surgery.batches import Batches, Forward, evaluating
@@ -29,6 +29,11 @@ MOST_BATCHES = 8
 """Batches that are looked at, of more."""
 _OTHERS = (nn.GroupNorm, nn.LayerNorm)
 """Norms without statistics whose output is compared with the formula."""
+
+
+_MIXED = (
+    "whether batches are drawn at random: their samples are mixed with one another, as by mixup; give batches without"
+)
 
 
 def run_batches(
@@ -85,7 +90,9 @@ def run_batches(
             scores = {"score": score.name, "evaluation": evaluation, **vars(trial.run(evaluation, unread))}
         reached = {name for name, each in seen.items() if each}
         copies = look_at_copies(model, twins, reached, kept[0], forward, unread)
-    labels = _labels(kept)
+    labels, mixed = _labels(kept), any(map(mixes_labels, kept))
+    if mixed:
+        unread.append(_MIXED)
     return Runs(
         batches=len(kept),
         sightings={name: tuple(each) for name, each in seen.items()},
@@ -94,6 +101,7 @@ def run_batches(
         **vars(close),
         **vars(train_once(model, norms, kept[0], forward, unread)),
         labels=labels,
+        mixed=mixed,
         classes=tuple(dict(Counter(each)) for each in labels),
         sizes=tuple(map(samples_of, kept)),
         last_samples=last,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Measure", "Score", "accuracy", "labels_of", "logits_of", "score_from"]
+__all__ = ["Measure", "Score", "accuracy", "labels_of", "logits_of", "mixes_labels", "score_from"]
+
+_INTEGERS = (torch.int64, torch.int32, torch.uint8)
+_LEFT_OUT = (255, -1, -100)
+"""Labels of pixels that count in no loss: of Pascal VOC and Cityscapes, of some loaders, of torch."""
+_WHOLE = 0.999
+"""Share of a class from which a sample is of that class alone."""
 
 Measure = Callable[[Any, Any], "float | Tensor"]
 """Output of the model and the batch as the loader gives it -> one number, the mean over the batch's samples."""
@@ -39,13 +46,16 @@ class Score:
 def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch: Any) -> Score | None:  # noqa: ANN401
     """Give the score that was asked for, or one that output and batch offer.
 
-    That is cross-entropy where they look like a classifier's, else the loss that the model gives itself.
+    That is cross-entropy where they look like a classifier's, of images or of their pixels, else the loss that the
+    model gives itself.
 
     Args:
         loss: of which less is better; taken before ``metric``.
         metric: of which more is better.
         output: of the model on ``batch``.
-        batch: with the labels as its second item, shape (N,), integers; or under ``labels``.
+        batch: with the labels as its second item or under ``labels``: integers, shape (N,) or that of the logits
+            without its second dimension, of which 255, −1 and −100 leave a pixel out; or shares of classes,
+            shape (N, K).
 
     Returns:
         the score, None where nothing is known to score by.
@@ -54,7 +64,7 @@ def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch:
         return Score(name=_name(loss, "loss"), sign=1, measure=loss)
     if metric is not None:
         return Score(name=_name(metric, "metric"), sign=-1, measure=metric)
-    if _is_classifier(output, batch):
+    if _as_classifier(output, batch) is not None:
         return Score(name="cross-entropy", sign=1, measure=_cross_entropy)
     return None if _loss_in(output) is None else Score(name="loss", sign=1, measure=_own_loss)
 
@@ -72,17 +82,42 @@ def accuracy(output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model an
 
 def labels_of(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives it)
     """Give the labels of a batch of a classifier, shape (N,); None where there are none."""
+    found = _given(batch)
+    return found if found is not None and found.dim() == 1 and found.dtype in _INTEGERS else None
+
+
+def mixes_labels(batch: Any) -> bool:  # noqa: ANN401 (as the loader gives it)
+    """Tell whether a batch has shares of classes for each sample, of which some are of two, as mixup gives them."""
+    found = _given(batch)
+    return found is not None and _are_shares(found) and bool((found.amax(1) < _WHOLE).any())
+
+
+def _given(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives it)
     found = batch.get("labels") if isinstance(batch, Mapping) else None
-    if isinstance(batch, tuple | list) and len(batch) == 2:
+    if isinstance(batch, tuple | list) and len(batch) >= 2:
         found = batch[1]
-    fits = isinstance(found, Tensor) and found.dim() == 1 and found.dtype in (torch.int64, torch.int32)
-    return found if fits else None
+    return found if isinstance(found, Tensor) else None
+
+
+def _are_shares(found: Tensor) -> bool:
+    """Tell whether they are shares of classes for each sample, shape (N, K)."""
+    if found.dim() != 2 or not found.is_floating_point() or found.shape[1] < 2:
+        return False
+    return bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-3).all())
 
 
 def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
     """Give the logits of a classifier's output, shape (N, K); None where it gives none."""
-    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    return found if isinstance(found, Tensor) and found.dim() == 2 and found.is_floating_point() else None
+    found = _scores_in(output)
+    return found if found is not None and found.dim() == 2 else None
+
+
+def _scores_in(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
+    """Give an output, its ``logits`` or, as torchvision's segmentation has it, its ``out``: shape (N, K, ...)."""
+    found = getattr(output, "logits", output)
+    found = found.get("logits", found.get("out")) if isinstance(found, Mapping) else found
+    fits = isinstance(found, Tensor) and found.dim() >= 2 and found.is_floating_point()
+    return found if fits else None
 
 
 def _loss_in(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
@@ -103,14 +138,27 @@ def _name(measure: Measure, usual: str) -> str:
     return name.replace("_", " ").strip() if name.isidentifier() else usual
 
 
-def _is_classifier(output: Any, batch: Any) -> bool:  # noqa: ANN401 (as they come)
-    labels, logits = labels_of(batch), logits_of(output)
-    if labels is None or logits is None or len(labels) != len(logits) or len(labels) == 0:
-        return False
-    return bool(labels.min() >= 0) and bool(labels.max() < logits.shape[1])
+def _as_classifier(output: Any, batch: Any) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401 (as they come)
+    """Give logits and targets as torch's cross-entropy takes them; None where they are not a classifier's."""
+    logits, found = _scores_in(output), _given(batch)
+    if logits is None or found is None or found.numel() == 0:
+        return None
+    found = found.to(logits.device)
+    if _are_shares(found):
+        return (logits.double(), found.double()) if found.shape == logits.shape else None
+    if found.dtype not in _INTEGERS or found.shape != logits.shape[:1] + logits.shape[2:]:
+        return None
+    counted = torch.ones_like(found, dtype=torch.bool) if found.dim() == 1 else ~_is_left_out(found)
+    known = found[counted]
+    if known.numel() == 0 or not (bool(known.min() >= 0) and bool(known.max() < logits.shape[1])):
+        return None
+    return logits.double(), found.long().masked_fill(~counted, -100)
+
+
+def _is_left_out(labels: Tensor) -> Tensor:
+    return torch.isin(labels, torch.tensor(_LEFT_OUT, device=labels.device))
 
 
 def _cross_entropy(output: Any, batch: Any) -> Tensor:  # noqa: ANN401 (as they come)
-    logits, labels = logits_of(output), labels_of(batch)
-    assert logits is not None and labels is not None
-    return functional.cross_entropy(logits.double(), labels.to(logits.device).long())
+    found = _as_classifier(output, batch)
+    return torch.tensor(math.nan) if found is None else functional.cross_entropy(*found)

@@ -11,7 +11,8 @@ new data. ``.eval()`` on the layer is undone by the next ``model.train()``.
 Remedy: freeze the statistics as well; ``freeze_`` does so in a manner that survives ``model.train()``. Safe: it can be
 undone, and evaluation stays as it is.
 
-Threshold: none.
+Threshold: none. A note in a frozen copy whose weights are near those of a part that learns, and not the same: target
+networks and averages of weights follow, and many are meant to normalize by the batch (BYOL, MoCo).
 
 Source: pytorch issue 86590; pytorch-lightning issue 15062.
 """
@@ -34,12 +35,18 @@ _PROBLEM = (
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find them."""
-    left_out = set(_left_out(evidence))
+    left_out, followers = set(_left_out(evidence)), _followers(evidence)
     for norm in evidence.norms:
         if norm.moves and norm.affine and not norm.learns:
-            yield at(norm, Severity.WARNING, _PROBLEM.format("requires_grad=False"), _REMEDY)
+            severity = Severity.NOTE if norm.name in followers else Severity.WARNING
+            yield at(norm, severity, _PROBLEM.format("requires_grad=False"), _REMEDY)
         elif norm.moves and norm.name in left_out:
             yield at(norm, Severity.WARNING, _PROBLEM.format("the optimizer does not move them"), _REMEDY)
+
+
+def _followers(evidence: Evidence) -> set[str]:
+    """Name the norms of frozen copies whose weights are not those of the original: they follow it, step by step."""
+    return {name for twins in evidence.twins if twins.frozen and twins.weights for pair in twins.norms for name in pair}
 
 
 def _left_out(evidence: Evidence) -> Iterator[str]:

@@ -13,7 +13,8 @@ pairs), shuffle what batch norm sees, or use a norm that does not mix samples.
 Threshold: the batches' means vary more than in each of 999 random arrangements of the same samples, over all layers
 together: a false-alarm rate of 1/1000 for a diagnosis. And at least twice as much as by chance. Looked at where a layer
 trains. Unequal classes are ``single-class-batch``. Where the second half of each batch has the labels of the first, it
-is taken for a second view of the same images, and the first is looked at.
+is taken for a second view of the same images, and the first is looked at. Not looked at where labels are shares of
+classes: mixup and cutmix give all samples of a batch one share, so that those of one batch are alike.
 
 Source: moco issue 137; warpem/miss-alignment issue 6; Anderson 2001, "A new method for non-parametric multivariate
 analysis of variance".
@@ -40,7 +41,7 @@ _REMEDY = Remedy(advice="Shuffle the training data (shuffle=True), so that a bat
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find it."""
     assert evidence.batches is not None
-    if evidence.batches.batches < FEWEST:
+    if evidence.batches.batches < FEWEST or evidence.batches.mixed:
         return
     layers = samples_of(evidence, lambda norm: norm.moves)
     if are_two_views(evidence.batches.labels):
