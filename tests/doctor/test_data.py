@@ -414,6 +414,41 @@ def test_features_on_another_axis_are_found(features: int, norm: int, arrange: A
     assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
 
 
+class ChannelsFirst(nn.LayerNorm):
+    """As timm's and torchvision's LayerNorm2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, -1)).transpose(1, -1)
+
+
+@pytest.mark.parametrize(
+    ("norm", "places", "last", "found"),
+    [
+        (nn.GroupNorm(2, 8), 8, True, [WARNING]),
+        (nn.GroupNorm(2, 8), 8, False, []),
+        (nn.GroupNorm(2, 6), 6, True, []),  # other sizes: it was built for the places
+        (nn.LayerNorm(8), 8, False, [WARNING]),
+        (nn.LayerNorm(8), 8, True, []),
+        (nn.LayerNorm(6), 6, False, []),
+        (nn.LayerNorm((8, 8)), 8, False, []),
+        (ChannelsFirst(8), 8, False, []),
+    ],
+)
+def test_group_and_layer_norms_that_take_places_for_features_are_found(
+    norm: nn.Module, places: int, last: bool, found: list[Severity]
+) -> None:
+    model = nn.Sequential(nn.Conv1d(3, 8, 1), Turned() if last else nn.ReLU(), norm).eval()
+    diagnosis = diagnose(model, [torch.randn(4, 3, places)])
+    assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("2", each) for each in found]
+
+
+class Turned(nn.Module):
+    """Puts channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
 @pytest.mark.parametrize("between", [nn.Identity(), nn.MaxPool2d(2), nn.Upsample(scale_factor=2), "cat"])
 def test_maps_with_their_channels_last_are_found_behind_what_joins_and_pools(between: Any) -> None:
     class Maps(nn.Module):

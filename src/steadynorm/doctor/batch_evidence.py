@@ -112,6 +112,8 @@ class Runs:
         parity: name of a norm of any kind -> its output beside the formula; those of which it is not known are missing.
         axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1;
             :data:`steadynorm.doctor.axes.CUT` where a change of shape has cut across them.
+        misled: name of a group or layer norm that takes another axis than the features' for theirs, and of one size
+            with it -> the shape of its input, and the features' axis.
         dropout: name of a norm that is given what comes out of dropout, through layers and activations at most -> the
             probability of that dropout.
         raw: norms that are given a tensor of the batch as it is.
@@ -145,6 +147,7 @@ class Runs:
     parity: Mapping[str, Parity] = field(default_factory=dict)
     copies: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
+    misled: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     dropout: Mapping[str, float] = field(default_factory=dict)
     raw: tuple[str, ...] = ()
     single: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from steadynorm.doctor.axes import FeatureAxes
+from steadynorm.doctor.axes import CUT, FeatureAxes
 from steadynorm.doctor.batch_evidence import Parity
 from steadynorm.doctor.dependence import Trace, distance, modules_that_mix, tracing
 from steadynorm.doctor.parity import formula_of, parity_beside_hooks, parity_of, parity_of_unknown
@@ -41,6 +41,7 @@ class FirstBatch:
     dependence: float
     parity: dict[str, Parity]
     axes: dict[str, int]
+    misled: dict[str, tuple[tuple[int, ...], int]]
     dropout: dict[str, float]
     raw: tuple[str, ...]
     single: tuple[str, ...]
@@ -56,6 +57,7 @@ class _Seen:
     calls: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     parity: dict[str, Parity] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
+    misled: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
     dropout: dict[str, float] = field(default_factory=dict)
     raw: list[str] = field(default_factory=list)
     linear_calls: Counter[nn.Module] = field(default_factory=Counter)
@@ -98,6 +100,7 @@ def look_closely(
         dependence=dependence,
         parity=whole.parity,
         axes=whole.axes,
+        misled=whole.misled,
         dropout=whole.dropout,
         raw=tuple(whole.raw),
         single=tuple(named.name for named in norms if _has_single(named.module, whole.calls[named.name])),
@@ -126,8 +129,11 @@ def _run(
         x = arguments[0] if arguments else None
         if isinstance(x, Tensor):
             axis = axes.of(x)
-            if axis is not None and axis != 1:
-                seen.axes.setdefault(name, axis)
+            if axis is not None:
+                if axis != 1:
+                    seen.axes.setdefault(name, axis)
+                if _is_misled(module, x, axis):
+                    seen.misled.setdefault(name, (tuple(x.shape), axis))
             if probability := axes.dropout_of(x):
                 seen.dropout.setdefault(name, probability)
             if id(x) in given:
@@ -187,6 +193,21 @@ def _dependent(
 
 def _first_tensor(output: object) -> Tensor | None:
     return next((each for _, each in tensors_in(output) if each.is_floating_point() and each.dim()), None)
+
+
+def _is_misled(module: nn.Module, x: Tensor, axis: int) -> bool:
+    """Tell whether a group or layer norm takes another axis for the features', and both are of one size.
+
+    Classes with a forward of their own may transpose, as LayerNorm2d of timm and torchvision does.
+    """
+    own = type(module).forward
+    if isinstance(module, nn.GroupNorm) and own is nn.GroupNorm.forward:
+        taken = 1
+    elif isinstance(module, nn.LayerNorm) and own is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
+        taken = x.dim() - 1
+    else:
+        return False
+    return axis not in (CUT, taken) and x.shape[axis] == x.shape[taken]
 
 
 def _has_single(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool:

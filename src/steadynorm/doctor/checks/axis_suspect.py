@@ -1,4 +1,4 @@
-"""A batch norm whose channels are not on axis 1.
+"""A norm whose channels are not on the axis that it takes for theirs.
 
 Looks at: where the features are of what a layer is given, followed from the linear layers, embeddings and layer norms
 that put them last, and the convolutions that put them on axis 1, through activations, transpositions and changes of
@@ -7,13 +7,14 @@ shape; and images or signals that are given to a layer with their colours or sen
 Harm: batch norm takes axis 1 as channels whatever is there. Given (N, L, C) it normalizes every time step over the
 features, by running estimates of time steps. Where L is not C an error tells, until the layer is built for L; where
 they are equal nothing does. A map (N, C, L) that is reshaped to (N·L, C) without moving C to the end first has the
-right size, and every channel of it has values of all features.
+right size, and every channel of it has values of all features. Group norm takes axis 1 likewise, and layer norm the
+last: where another axis has the features, and as many, nothing tells.
 
 Remedy: transpose to (N, C, L) before the layer and back after it, or flatten to (N·L, C). Only you can, in the model's
 code.
 
 Threshold: none for the axis, which is followed and not guessed. Colours last: 4 values or fewer on the last axis, more
-on axis 1.
+on axis 1. Group and layer norm: both axes of one size.
 
 Source: pytorch issue 76613; self-critical.pytorch issue 44.
 """
@@ -29,6 +30,8 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 NEEDS = ("batches",)
 COLOURS = 4
 _REMEDY = Remedy(advice="Transpose so that the features are on axis 1, as (N, C, L), or flatten to (N·L, C).")
+
+_OTHER = Remedy(advice="Transpose before it and back behind it: group norm takes axis 1, layer norm the last.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -54,3 +57,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             what = "images with their colours" if len(shape) == 4 else "signals with their sensors"
             problem = f"{given}, which looks like {what} last, and normalizes axis 1."
             yield at(norm, Severity.WARNING, problem, _REMEDY, axis=len(shape) - 1)
+    for norm in evidence.norms:
+        if norm.name in runs.misled:
+            shape, axis = runs.misled[norm.name]
+            problem = (
+                f"It is given {shape} with features on axis {axis}, and takes another axis of that size for theirs."
+            )
+            yield at(norm, Severity.WARNING, problem, _OTHER, axis=axis)
