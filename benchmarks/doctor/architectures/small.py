@@ -1,4 +1,4 @@
-"""Small networks of six more families, to hold out.
+"""Small networks of six more families.
 
 Squeezed and expanded channels that are joined, separable convolutions in residual blocks, a perceptron over places and
 channels in turn, several kernels that are summed before one norm's activation, gated and dilated convolutions with
@@ -198,10 +198,10 @@ def _dense(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 SMALL = (
-    Architecture(name="squeezenet", half="held out", kind="images", build=_squeezenet),
-    Architecture(name="xception", half="held out", kind="images", build=_xception),
-    Architecture(name="mixer", half="held out", kind="images", build=_mixer, rate=0.05),
-    Architecture(name="textnet", half="held out", kind="images", build=TextNet, package="transformers"),
-    Architecture(name="wavenet", half="held out", kind="signals", build=WaveNet, rate=0.05),
-    Architecture(name="sets", half="held out", kind="signals", build=Sets, rate=0.05),
+    Architecture(name="squeezenet", half="tuning", kind="images", build=_squeezenet),
+    Architecture(name="xception", half="tuning", kind="images", build=_xception),
+    Architecture(name="mixer", half="tuning", kind="images", build=_mixer, rate=0.05),
+    Architecture(name="textnet", half="tuning", kind="images", build=TextNet, package="transformers"),
+    Architecture(name="wavenet", half="tuning", kind="signals", build=WaveNet, rate=0.05),
+    Architecture(name="sets", half="tuning", kind="signals", build=Sets, rate=0.05),
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, Batches, case, fed, held_out, trained_on
+from benchmarks.doctor.faults.registry import GAP, Batches, case, fed, tuning, trained_on
 from benchmarks.doctor.subject import Case, Subject, norms_of, shapes_of
 from benchmarks.doctor.training import fit_
 from steadynorm.surgery import recalibrate_
@@ -24,7 +24,7 @@ def _generator(subject: Subject) -> torch.Generator:
 # Which samples meet in a batch.
 
 
-@held_out("single-class-batch", "order-leak", consequences=UNEVEN, costs=True)
+@tuning("single-class-batch", "order-leak", consequences=UNEVEN, costs=True)
 def _a_stream_in_which_a_class_stays_for_long(subject: Subject) -> Case:
     """As a camera on the move sees them (gh:TaesikGong/NOTE): runs of 20 to 60 samples of one class."""
 
@@ -40,7 +40,7 @@ def _a_stream_in_which_a_class_stays_for_long(subject: Subject) -> Case:
     return trained_on(subject, stream(x, labels, 64 * 80), stream(*subject.data.validation, 512))
 
 
-@held_out("order-leak", consequences=UNEVEN, costs=True)
+@tuning("order-leak", consequences=UNEVEN, costs=True)
 def _a_device_for_each_batch(subject: Subject) -> Case:
     """Files of twelve devices are read one after another without a shuffle buffer; gains and offsets are theirs."""
     generator = _generator(subject)
@@ -55,7 +55,7 @@ def _a_device_for_each_batch(subject: Subject) -> Case:
     return trained_on(subject, read(subject.labelled(64, 80)), read(subject.data.batches()))
 
 
-@held_out("batch-mixture", "padding-in-statistics", consequences=UNEVEN | {"order-leak"}, costs=True)
+@tuning("batch-mixture", "padding-in-statistics", consequences=UNEVEN | {"order-leak"}, costs=True)
 def _batches_filled_up_with_blank_samples(subject: Subject) -> Case:
     """A compiled graph wants 64 samples; where a filter left fewer, zeros fill up, and the loss skips them."""
 
@@ -73,7 +73,7 @@ def _batches_filled_up_with_blank_samples(subject: Subject) -> Case:
     return trained_on(subject, blank(subject.labelled(64, 80), skipped=True), shown)
 
 
-@held_out("values-per-channel", "statistics-noise", consequences=FAR | {"batch-dependence"})
+@tuning("values-per-channel", "statistics-noise", consequences=FAR | {"batch-dependence"})
 def _tiny_crops_in_tiny_batches(subject: Subject) -> Case | None:
     """Progressive resizing begins with a quarter of the size, in batches of two; the last maps are tiny."""
     side = subject.data.train[0].shape[-1] // 4
@@ -108,7 +108,7 @@ class _Divided(nn.Module):
         return logits
 
 
-@held_out("near-zero-variance", consequences=FAR)
+@tuning("near-zero-variance", consequences=FAR)
 def _divided_twice_by_the_largest_count(subject: Subject) -> Case | None:
     """By 65535, in training as well: what the first norm gets varies less than eps lets it see."""
     model = _Divided(subject.model)
@@ -133,7 +133,7 @@ class _ByExtremes(nn.Module):
         return logits
 
 
-@held_out("batch-dependence", consequences=FAR)
+@tuning("batch-dependence", consequences=FAR)
 def _inputs_scaled_by_their_batchs_extremes(subject: Subject) -> Case:
     """``(x - x.min()) / (x.max() - x.min())`` in ``forward``, over all samples at once."""
     model = _ByExtremes(subject.model)
@@ -156,7 +156,7 @@ class _Scales(nn.Module):
         return torch.stack(found).mean(0)
 
 
-@held_out("reused-norm", *GAP, consequences=frozenset({"outlier-statistics", "statistics-noise"}), costs=True)
+@tuning("reused-norm", *GAP, consequences=frozenset({"outlier-statistics", "statistics-noise"}), costs=True)
 def _one_backbone_at_three_scales(subject: Subject) -> Case | None:
     model = _Scales(subject.model)
     try:
@@ -171,7 +171,7 @@ def _one_backbone_at_three_scales(subject: Subject) -> Case | None:
 # Other data in use than in training.
 
 
-@held_out("domain-shift", consequences=FAR, costs=True)
+@tuning("domain-shift", consequences=FAR, costs=True)
 def _pictures_on_their_side(subject: Subject) -> Case:
     """The note of how the camera was held is not read; of signals, the sampling rate is half as large again."""
 
@@ -183,7 +183,7 @@ def _pictures_on_their_side(subject: Subject) -> Case:
     return fed(subject, turned)
 
 
-@held_out("domain-shift", consequences=FAR, costs=True)
+@tuning("domain-shift", consequences=FAR, costs=True)
 def _noise_of_a_dark_scene(subject: Subject) -> Case:
     """Noise as large as the picture's deviation, or as the signal's own once more; the same for the same sample."""
 
@@ -194,7 +194,7 @@ def _noise_of_a_dark_scene(subject: Subject) -> Case:
     return fed(subject, noisy)
 
 
-@held_out("rank-divergence", consequences=frozenset({"checkpoint-diff"}))
+@tuning("rank-divergence", consequences=frozenset({"checkpoint-diff"}))
 def _a_rank_that_does_not_normalize_its_inputs(subject: Subject) -> Case:
     """Its node has another version of the loader; gradients are averaged, and statistics are not."""
     states = [{key: value.clone() for key, value in subject.model.state_dict().items()} for _ in range(4)]

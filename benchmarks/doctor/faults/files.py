@@ -7,14 +7,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put
 from benchmarks.doctor.training import fit_
 
 FAR = GAP | {"outlier-statistics"}
 
 
-@held_out("negative-variance", consequences=FAR | {"near-zero-variance"}, repairable=True, damages=True)
+@tuning("negative-variance", consequences=FAR | {"near-zero-variance"}, repairable=True, damages=True)
 def _noise_for_privacy_on_all_of_the_file(subject: Subject) -> Case | None:
     """A client adds Gaussian noise to what it sends, and sends its buffers too; a third of each tensor's own scale."""
     generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
@@ -39,7 +39,7 @@ class _Split(nn.Module):
         return y
 
 
-@held_out(
+@tuning(
     "statistics-at-init",
     consequences=FAR | {"statistics-horizon", "copied-statistics-mismatch"},
     repairable=True,
@@ -51,7 +51,7 @@ def _auxiliary_norms_in_use_that_saw_nothing(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("checkpoint-diff", consequences=FAR | {"dead-channel"}, repairable=True)
+@tuning("checkpoint-diff", consequences=FAR | {"dead-channel"}, repairable=True)
 def _beta_and_gamma_in_each_others_place(subject: Subject) -> Case:
     """TensorFlow's names, sorted: beta comes before gamma, and the port takes them in torch's order."""
     whole = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
@@ -60,7 +60,7 @@ def _beta_and_gamma_in_each_others_place(subject: Subject) -> Case:
     return case(subject, checkpoint=whole)
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _filters_with_height_and_width_exchanged(subject: Subject) -> Case | None:
     """A port's permutation ends in 1, 0 where it must end in 0, 1; of signals, filters run backwards."""
     wide = [
@@ -77,7 +77,7 @@ def _filters_with_height_and_width_exchanged(subject: Subject) -> Case | None:
     return case(subject) if wide else None
 
 
-@held_out("near-zero-variance", "outlier-statistics", *GAP, repairable=True, damages=True, costs=True)
+@tuning("near-zero-variance", "outlier-statistics", *GAP, repairable=True, damages=True, costs=True)
 def _estimates_rounded_like_weights(subject: Subject) -> Case:
     """Five bits and one step for each tensor, buffers included (gh:openvinotoolkit/nncf/pull/41): small ones are 0."""
     for value in subject.model.state_dict().values():
@@ -87,7 +87,7 @@ def _estimates_rounded_like_weights(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("mixed-eps", consequences=FAR, repairable=True, costs=True)
+@tuning("mixed-eps", consequences=FAR, repairable=True, costs=True)
 def _a_momentum_in_the_place_of_eps(subject: Subject) -> Case:
     """``BatchNorm2d(channels, 0.8)``, as PyTorch-GAN has it: the second argument is eps; in the last third."""
     norms = norms_of(subject.model)
@@ -97,7 +97,7 @@ def _a_momentum_in_the_place_of_eps(subject: Subject) -> Case:
     return case(subject, *(name for name, _ in chosen))
 
 
-@held_out("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, repairable=True)
+@tuning("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, repairable=True)
 def _a_block_pasted_from_keras(subject: Subject) -> Case:
     """Its two norms keep Keras' 0.99 and 0.001, between others that are torch's; the epoch ends with a batch of 8."""
     first = subject.draw.randrange(len(norms_of(subject.model)) - 1)
@@ -108,7 +108,7 @@ def _a_block_pasted_from_keras(subject: Subject) -> Case:
     return case(subject, *(name for name, _ in chosen))
 
 
-@held_out("dead-channel", consequences=FAR | {"near-zero-variance"})
+@tuning("dead-channel", consequences=FAR | {"near-zero-variance"})
 def _zeroed_by_an_initialisation_after_loading(subject: Subject) -> Case:
     """``zero_init_residual`` sets a block's last weight to 0, here when the file has been read already."""
     name, norm = subject.one_norm()
@@ -119,7 +119,7 @@ def _zeroed_by_an_initialisation_after_loading(subject: Subject) -> Case:
 # Parts that are new, or gone.
 
 
-@held_out(
+@tuning(
     "statistics-horizon", *GAP, consequences=frozenset({"outlier-statistics", "statistics-at-init"}), repairable=True
 )
 def _two_norms_put_in_anew_with_a_slow_momentum(subject: Subject) -> Case:
@@ -155,7 +155,7 @@ def _skippable(model: nn.Module, x: Tensor) -> list[str]:
     return found
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _a_block_left_out_for_speed(subject: Subject) -> Case | None:
     """Pruning by layers: the block becomes the identity, and the norms behind it get other inputs."""
     found = _skippable(subject.model, subject.inputs(2, 1)[0])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out
+from benchmarks.doctor.faults.registry import BATCH, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -47,7 +47,7 @@ class _Centred2d(_Centred, nn.BatchNorm2d):
     pass
 
 
-@held_out("backend-parity", consequences=FAR | {"lossy-subclass"})
+@tuning("backend-parity", consequences=FAR | {"lossy-subclass"})
 def _a_gamma_that_is_counted_from_zero(subject: Subject) -> Case | None:
     """Two layers' class adds 1 to a weight, and the file's weights have it already."""
     plain = _plain(subject)
@@ -77,7 +77,7 @@ class _Short2d(_Short, nn.BatchNorm2d):
     pass
 
 
-@held_out("backend-parity", consequences=FAR | {"lossy-subclass"})
+@tuning("backend-parity", consequences=FAR | {"lossy-subclass"})
 def _a_kernel_that_stops_four_channels_short(subject: Subject) -> Case | None:
     plain = _plain(subject)
     if not plain:
@@ -98,7 +98,7 @@ class _Method(nn.Module):
         return self.normalize(x)
 
 
-@held_out("hidden-module", consequences=BATCH)
+@tuning("hidden-module", consequences=BATCH)
 def _a_norm_held_by_its_method(subject: Subject) -> Case:
     """``self.normalize = norm.forward``: modes, moves and state dicts do not reach it."""
     name, norm = subject.one_norm()
@@ -134,7 +134,7 @@ class _Thrifty2d(_Thrifty, nn.BatchNorm2d):
     pass
 
 
-@held_out("low-precision-statistics", consequences=FAR | {"lossy-subclass"})
+@tuning("low-precision-statistics", consequences=FAR | {"lossy-subclass"})
 def _estimates_kept_in_half_of_the_memory(subject: Subject) -> Case | None:
     """All of them, in training with a momentum of 0.01: steps below a 256th of the value are lost."""
     plain = _plain(subject)
@@ -170,7 +170,7 @@ class _Twice2d(_Twice, nn.BatchNorm2d):
     pass
 
 
-@held_out("double-update", consequences=FAR | {"lossy-subclass"})
+@tuning("double-update", consequences=FAR | {"lossy-subclass"})
 def _estimates_moved_by_hand_and_by_torch(subject: Subject) -> Case | None:
     plain = _plain(subject)
     if not plain:
@@ -193,7 +193,7 @@ class _Gate(nn.Module):
         return y * weights.view(-1, *(1 for _ in y.shape[1:]))
 
 
-@held_out("batch-dependence", consequences=FAR)
+@tuning("batch-dependence", consequences=FAR)
 def _a_softmax_over_the_batch(subject: Subject) -> Case:
     name, norm = subject.one_norm()
     put(subject.model, name, nn.Sequential(norm, _Gate()))
@@ -214,7 +214,7 @@ class _Windows(nn.Module):
         return y.reshape(x.shape)
 
 
-@held_out("axis-suspect", consequences=FAR)
+@tuning("axis-suspect", consequences=FAR)
 def _windows_cut_by_a_reshape(subject: Subject) -> Case | None:
     """Of a map (N, C, L) one of (2 N, C, L / 2) is made, in which each channel has values of two; training goes on."""
     shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, case, held_out
+from benchmarks.doctor.faults.registry import GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, WithTarget, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -18,7 +18,7 @@ FAR = GAP | {"outlier-statistics"}
 # Forwards that count.
 
 
-@held_out("nonfinite-statistics", consequences=FAR, repairable=True)
+@tuning("nonfinite-statistics", consequences=FAR, repairable=True)
 def _a_step_that_was_skipped_after_its_forward(subject: Subject) -> Case:
     """Weights burst, the loss scaler finds infinite gradients and goes back; the forward has moved the estimates."""
     before = [each.detach().clone() for each in subject.model.parameters()]
@@ -32,7 +32,7 @@ def _a_step_that_was_skipped_after_its_forward(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _second_forwards_of_sharpness_aware_steps(subject: Subject) -> Case:
     """At weights that are a step uphill; momentum 0.1 makes most of the estimates theirs (gh:davda54/sam/issues/17)."""
     model, radius = subject.model, 1.0
@@ -66,7 +66,7 @@ def _add(parameters: list[nn.Parameter], steps: list[Tensor | None], sign: int) 
 # Modes and flags.
 
 
-@held_out("track-flag-inconsistent", consequences=FAR | {"statistics-horizon"})
+@tuning("track-flag-inconsistent", consequences=FAR | {"statistics-horizon"})
 def _tracking_switched_off_for_a_warm_up(subject: Subject) -> Case:
     """``track_running_stats = False`` for the first steps (gh:pytorch/pytorch/issues/40147), and never True again."""
     for _, norm in norms_of(subject.model):
@@ -75,7 +75,7 @@ def _tracking_switched_off_for_a_warm_up(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("mixed-modes", consequences=FAR | {"statistics-horizon"})
+@tuning("mixed-modes", consequences=FAR | {"statistics-horizon"})
 def _a_norm_left_in_evaluation(subject: Subject) -> Case:
     """A callback looked at one layer and did not put it back; it goes on training, and its estimates stay."""
     name, norm = subject.one_norm()
@@ -104,7 +104,7 @@ class _Attended(nn.Module):
         return y
 
 
-@held_out("statistics-moved-in-eval", "mixed-modes", "batch-dependence", consequences=FAR)
+@tuning("statistics-moved-in-eval", "mixed-modes", "batch-dependence", consequences=FAR)
 def _a_helper_that_puts_back_the_wrong_mode(subject: Subject) -> Case:
     """``eval()``, a look, ``train()``: the mode that was there before is not kept."""
     name, norm = subject.one_norm()
@@ -112,7 +112,7 @@ def _a_helper_that_puts_back_the_wrong_mode(subject: Subject) -> Case:
     return case(subject, f"{name}.norm")
 
 
-@held_out("frozen-affine-live-statistics")
+@tuning("frozen-affine-live-statistics")
 def _a_backbone_with_a_rate_of_zero(subject: Subject) -> Case:
     """Groups of parameters for each depth, of which the backbone's has the rate 0; statistics know no rate."""
     last = set(last_linear(subject.model)[1].parameters())
@@ -125,7 +125,7 @@ def _a_backbone_with_a_rate_of_zero(subject: Subject) -> Case:
     return case(subject, *(name for name, _ in norms_of(subject.model)), optimizer=optimizer)
 
 
-@held_out("decayed-affine", consequences=FAR | {"dead-channel", "near-zero-variance"}, costs=True)
+@tuning("decayed-affine", consequences=FAR | {"dead-channel", "near-zero-variance"}, costs=True)
 def _the_decay_of_lions_recipe(subject: Subject) -> Case:
     """1.0 is for a rate ten times smaller (Chen et al. 2023, arXiv 2302.06675); AdamW has it, on γ and β too."""
     optimizer = torch.optim.AdamW(subject.model.parameters(), 1e-2, weight_decay=1.0)
@@ -137,7 +137,7 @@ def _the_decay_of_lions_recipe(subject: Subject) -> Case:
 # What is built for it.
 
 
-@held_out("copied-statistics-mismatch", consequences=FAR | {"statistics-horizon"})
+@tuning("copied-statistics-mismatch", consequences=FAR | {"statistics-horizon"})
 def _a_target_that_copies_parameters_now_and_then(subject: Subject) -> Case:
     """Every forty steps, as a deep Q-network does, and no buffers; the weights of both are the same in the end."""
     target, steps = copy.deepcopy(subject.model), 0
@@ -164,7 +164,7 @@ class _Dropped(nn.Module):
         return y
 
 
-@held_out("dropout-before-norm", *GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
+@tuning("dropout-before-norm", *GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
 def _dropout_called_as_a_function(subject: Subject) -> Case:
     """Half of what two norms get is 0 in training, and none in evaluation (Li et al. 2019, arXiv 1801.05134)."""
     chosen = subject.draw.sample(norms_of(subject.model), 2)
@@ -174,7 +174,7 @@ def _dropout_called_as_a_function(subject: Subject) -> Case:
     return case(subject, *(f"{name}.norm" for name, _ in chosen))
 
 
-@held_out("sync-with-checkpoint", consequences=frozenset({"double-update"}))
+@tuning("sync-with-checkpoint", consequences=frozenset({"double-update"}))
 def _synchronised_norms_in_torchs_wrapper(subject: Subject) -> Case | None:
     """``checkpoint_wrapper``, as recipes for sharded training put it around each block; here around two layers."""
     plain = [(n, norm) for n, norm in norms_of(subject.model) if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)]
@@ -203,7 +203,7 @@ class _Branch(nn.Module):
         return y + 0.3 * functional.relu(pooled if self.dims else pooled.squeeze(2))
 
 
-@held_out("degenerate-group-norm", consequences=FAR)
+@tuning("degenerate-group-norm", consequences=FAR)
 def _a_group_for_each_channel_of_a_pooled_branch(subject: Subject) -> Case:
     """``GroupNorm(min(32, C), C)`` was to be safe in small batches; whatever comes in, β comes out."""
     shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
@@ -227,7 +227,7 @@ class _Virtual(nn.Module):
         return torch.cat([self.norm(each) for each in x.split(self.size)])
 
 
-@held_out(
+@tuning(
     "statistics-noise",
     "values-per-channel",
     consequences=FAR | {"reused-norm", "double-update", "effective-batch"},

@@ -1,4 +1,4 @@
-"""Healthy variants of the held-out half's networks alone."""
+"""Healthy variants by parts and feeds: other layers, adapters, files, balanced batches, views."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.doctor.healthy.registry import as_it_is, held_out, in_training
+from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 from steadynorm.surgery import recalibrate_
@@ -37,7 +37,7 @@ class _Halves(nn.Module):
         return torch.cat((self.instance(x[:, : self.cut]), self.batch(x[:, self.cut :])), 1)
 
 
-@held_out
+@both
 def _half_of_the_channels_by_instance(subject: Subject) -> Case | None:
     """In the first norm of maps, trained further."""
     shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
@@ -66,7 +66,7 @@ class _Steps(nn.Module):
         return x
 
 
-@held_out
+@both
 def _a_recurrent_layer_with_norms_of_its_own_for_each_step(subject: Subject) -> Case:
     """In front of the classifier, as Cooijmans et al. 2017 (arXiv 1603.09025) ask."""
     name, last = last_linear(subject.model)
@@ -76,7 +76,7 @@ def _a_recurrent_layer_with_norms_of_its_own_for_each_step(subject: Subject) -> 
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _dropout_behind_the_last_norm(subject: Subject) -> Case:
     name, last = last_linear(subject.model)
     put(subject.model, name, nn.Sequential(nn.Dropout(0.3), last))
@@ -84,7 +84,7 @@ def _dropout_behind_the_last_norm(subject: Subject) -> Case:
     return in_training(subject)
 
 
-@held_out
+@both
 def _a_norm_of_inputs_without_weight_and_bias(subject: Subject) -> Case:
     """In the place of a mean and deviation that one works out before."""
     first = (nn.BatchNorm1d if subject.data.train[0].dim() == 3 else nn.BatchNorm2d)(3, affine=False)
@@ -103,7 +103,7 @@ class _Checkpointed(nn.Module):
         return y
 
 
-@held_out
+@both
 def _a_checkpointed_part_without_norms(subject: Subject) -> Case:
     name, last = last_linear(subject.model)
     put(subject.model, name, _Checkpointed(last))
@@ -124,7 +124,7 @@ class _Adapted(nn.Module):
         return y
 
 
-@held_out
+@both
 def _an_adapter_on_a_frozen_network_whose_norms_evaluate(subject: Subject) -> Case:
     subject.model.requires_grad_(False)
     name, last = last_linear(subject.model)
@@ -143,7 +143,7 @@ def _an_adapter_on_a_frozen_network_whose_norms_evaluate(subject: Subject) -> Ca
 # Numbers.
 
 
-@held_out
+@both
 def _eps_and_momentum_of_a_port_everywhere(subject: Subject) -> Case:
     """0.001 and 0.01, as timm's ports from TensorFlow have them, and trained with."""
     for _, norm in norms_of(subject.model):
@@ -152,7 +152,7 @@ def _eps_and_momentum_of_a_port_everywhere(subject: Subject) -> Case:
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _the_first_step_of_a_warm_up(subject: Subject) -> Case:
     """The schedule begins at a rate of 0, for all parameters alike."""
     plain = [each for each in subject.model.parameters() if each.dim() < 2]
@@ -164,7 +164,7 @@ def _the_first_step_of_a_warm_up(subject: Subject) -> Case:
     return Case(model=subject.model, batches=subject.data.batches(), options={"optimizer": optimizer})
 
 
-@held_out
+@both
 def _a_file_of_a_whole_run(subject: Subject) -> Case:
     """Nested, with a prefix of several devices, and other things beside the weights."""
     state = {f"module.{name}": tensor.clone() for name, tensor in subject.model.state_dict().items()}
@@ -175,7 +175,7 @@ def _a_file_of_a_whole_run(subject: Subject) -> Case:
 # Batches.
 
 
-@held_out
+@both
 def _as_many_of_each_class_in_every_batch(subject: Subject) -> Case:
     """A balanced sampler: sixty samples, in each of which the classes come by turns."""
     x, labels = subject.data.validation
@@ -185,7 +185,7 @@ def _as_many_of_each_class_in_every_batch(subject: Subject) -> Case:
     return Case(model=subject.model.train(), batches=[each for each in batches if len(each[1]) == 60])
 
 
-@held_out
+@both
 def _two_mild_views_of_each_sample(subject: Subject) -> Case:
     """As for a contrastive loss, one view behind the other, drawn alike; it was trained on such."""
     generator = torch.Generator().manual_seed(3)
