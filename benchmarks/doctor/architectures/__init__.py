@@ -7,8 +7,9 @@ from benchmarks.doctor.architectures.basic import BASIC
 from benchmarks.doctor.architectures.families import FAMILIES
 from benchmarks.doctor.architectures.further import FURTHER
 from benchmarks.doctor.architectures.registry import CLASSES, Architecture, Half, Kind
+from benchmarks.doctor.architectures.reported import REPORTED
 from benchmarks.doctor.architectures.small import SMALL
 
 __all__ = ["ARCHITECTURES", "CLASSES", "Architecture", "Half", "Kind"]
 
-ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*BASIC, *FURTHER, *FAMILIES, *SMALL)}
+ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*BASIC, *FURTHER, *FAMILIES, *SMALL, *REPORTED)}
