@@ -1,0 +1,500 @@
+"""What people reported of their trainings: modes, batches, copies of networks, averages, devices, precision.
+
+Each fault does what its thread tells, in that thread's sizes; only the number of steps is scaled to the networks here.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.doctor.faults.registry import BATCH, GAP, Batches, case, held_out, trained_on
+from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
+from benchmarks.doctor.training import fit_
+
+FAR = GAP | {"outlier-statistics"}
+
+# Modes and flags.
+
+
+@held_out(*GAP, consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True, costs=True)
+def _trained_in_evaluation_behind_a_validation(subject: Subject) -> Case:
+    """Every 500 of an epoch's 4,400 steps comes a validation, and no ``train()`` before the next epoch.
+
+    gh:fartashf/vsepp/issues/4; here 8 of 75 steps, twice.
+    """
+    optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 5, momentum=0.9)
+    for _ in range(2):
+        for step, (x, labels) in enumerate(subject.labelled(64, 75)):
+            subject.model.train(step < 8)
+            optimizer.zero_grad()
+            functional.cross_entropy(subject.model(x), labels).backward()
+            optimizer.step()
+    subject.model.eval()
+    return case(subject)
+
+
+@held_out(*GAP, consequences=FAR | {"domain-shift"}, repairable=True, costs=True)
+def _a_summary_printed_before_the_evaluation(subject: Subject) -> Case:
+    """It forwards two samples of uniform noise in training mode (gh:sksq96/pytorch-summary/issues/67)."""
+    generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
+    subject.follow_([torch.rand(2, *subject.data.train[0].shape[1:], generator=generator)])
+    return case(subject)
+
+
+@held_out(*GAP, consequences=FAR | {"statistics-noise"}, repairable=True, damages=True, costs=True)
+def _actions_chosen_in_training_mode(subject: Subject) -> Case | None:
+    """Before each step on 128 samples the policy sees one state, and its norms count that.
+
+    gh:pytorch/tutorials/pull/2030; a norm of vectors would stop with an error.
+    """
+    shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
+    if any(shape[2:].numel() == 1 for shape in shapes.values()):
+        return None
+    optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 10, momentum=0.9)
+    subject.model.train()
+    for state, (x, labels) in zip(subject.inputs(1, 80), subject.labelled(128, 80), strict=True):
+        with torch.no_grad():
+            subject.model(state)
+        optimizer.zero_grad()
+        functional.cross_entropy(subject.model(x), labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        for state in subject.inputs(1, 10):  # an episode, which is watched
+            subject.model(state)
+    subject.model.eval()
+    return case(subject)
+
+
+@held_out(*BATCH, consequences=FAR | {"statistics-noise", "values-per-channel"})
+def _no_estimates_for_few_shots(subject: Subject) -> Case:
+    """``track_running_stats=False`` in all layers, and tasks of 25 samples (gh:tristandeleu/pytorch-maml/issues/8).
+
+    In use, larger batches give better results (gh:tristandeleu/pytorch-maml/pull/7).
+    """
+    for _, norm in norms_of(subject.model):
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    return Case(model=subject.model, batches=subject.data.batches(25, 16))
+
+
+@held_out("track-flag-inconsistent", consequences=FAR | {"statistics-horizon"})
+def _tracking_switched_off_by_a_callback_that_freezes(subject: Subject) -> Case:
+    """Of all that is frozen, here all but the classifier (gh:speediedan/finetuning-scheduler/issues/13)."""
+    head = set(last_linear(subject.model)[1].parameters())
+    for each in subject.model.parameters():
+        each.requires_grad_(each in head)
+    for _, norm in norms_of(subject.model):
+        norm.track_running_stats = False
+    optimizer = torch.optim.SGD(list(head), subject.rate / 10, momentum=0.9)
+    fit_(subject.model, subject.labelled(64, 60), rate=subject.rate / 10, optimizer=optimizer)
+    subject.model.train()
+    return case(subject)
+
+
+@held_out("frozen-affine-live-statistics", consequences=FAR)
+def _the_first_layers_frozen_by_their_gradients(subject: Subject) -> Case:
+    """``freeze=10`` of some twenty modules; estimates go on (gh:ultralytics/ultralytics/pull/8753)."""
+    norms = norms_of(subject.model)
+    names = [name for name, _ in norms[: max(1, len(norms) // 2)]]
+    for name, each in subject.model.named_parameters():
+        each.requires_grad_(False)
+        if name == f"{names[-1]}.bias":
+            break
+    trained = [each for each in subject.model.parameters() if each.requires_grad]
+    optimizer = torch.optim.SGD(trained, subject.rate / 10, momentum=0.9)
+    fit_(subject.model, subject.labelled(64, 60), rate=subject.rate / 10, optimizer=optimizer)
+    subject.model.train()
+    return case(subject, *names)
+
+
+# Numbers.
+
+
+@held_out("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, repairable=True)
+def _a_momentum_of_nine_tenths_in_darknet(subject: Subject) -> Case:
+    """``momentum=0.9`` in all layers, batches of eight (gh:eriklindernoren/PyTorch-YOLOv3/issues/230)."""
+    for _, norm in norms_of(subject.model):
+        norm.momentum = 0.9
+    fit_(subject.model, subject.labelled(8, 100), rate=subject.rate / 100)
+    return case(subject)
+
+
+@held_out("statistics-horizon", *GAP, consequences=FAR | {"statistics-at-init"}, repairable=True, damages=True)
+def _a_thousandth_for_a_training_of_few_steps(subject: Subject) -> Case:
+    """The momentum of a synchronised norm's own default, in all layers, from the start of a short training.
+
+    gh:vacancy/Synchronized-BatchNorm-PyTorch/issues/5
+    """
+    for _, norm in norms_of(subject.model):
+        norm.reset_running_stats()
+        norm.momentum = 0.001
+    fit_(subject.model, subject.labelled(64, 150), rate=subject.rate / 20)
+    return case(subject)
+
+
+@held_out("nonfinite-statistics", consequences=FAR, repairable=True)
+def _one_infinite_activation_under_autocast(subject: Subject) -> Case:
+    """One sample's, in one channel (gh:pytorch/pytorch/issues/90342); the loss recovers, and estimates do not."""
+    _, norm = subject.one_norm()
+    channel = subject.draw.randrange(norm.num_features)
+
+    def overflow(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        x = inputs[0].clone()
+        x[0, channel] = torch.inf
+        return x
+
+    hook = norm.register_forward_pre_hook(overflow)
+    subject.follow_(subject.inputs(64, 1))
+    hook.remove()
+    subject.follow_(subject.inputs(64, 50))
+    lost = [name for name, each in norms_of(subject.model) if not _is_finite(each)]
+    return case(subject, *lost)
+
+
+def _is_finite(norm: nn.Module) -> bool:
+    return all(bool(value.isfinite().all()) for value in norm.buffers())
+
+
+@held_out("low-precision-statistics", consequences=FAR | {"statistics-horizon"})
+def _half_without_an_exception_for_norms(subject: Subject) -> Case:
+    """``module.half()`` in the place of ``batchnorm_to_fp32(module.half())`` (gh:fastai/fastai/issues/507)."""
+    subject.model.half().train()
+    batches = [(x.half(), labels) for x, labels in subject.data.batches()]
+    return Case(model=subject.model, batches=batches, layers=frozenset(name for name, _ in norms_of(subject.model)))
+
+
+# Batches.
+
+
+@held_out("statistics-noise", "values-per-channel", consequences=FAR, damages=True)
+def _trained_in_pairs(subject: Subject) -> Case:
+    """A batch size of 2, at which accuracy falls to a tenth (gh:charlesq34/pointnet/issues/37)."""
+    return trained_on(subject, subject.labelled(2, 150), subject.data.batches(2, 32), rate=0.1)
+
+
+@held_out("effective-batch", consequences=FAR | {"statistics-noise", "values-per-channel"})
+def _pairs_accumulated_to_four(subject: Subject) -> Case:
+    """Because four do not fit; norms see two (gh:ErenBalatkan/Bts-PyTorch/issues/2)."""
+    subject.model.train()
+    return Case(model=subject.model, batches=subject.data.batches(2, 32), options={"accumulation": 2})
+
+
+@held_out("single-class-batch", "order-leak", consequences=FAR | {"statistics-noise", "values-per-channel"})
+def _a_test_in_training_mode_folder_by_folder(subject: Subject) -> Case:
+    """Batches of eight, a category's folder at a time: 85 %, and shuffled 40 % (gh:ArdhenduBehera/cap/issues/8)."""
+    x, labels = subject.data.validation
+    rows = labels.argsort(stable=True)[::2]
+    batches = list(zip(x[rows].split(8), labels[rows].split(8), strict=True))
+    return Case(model=subject.model.train(), batches=batches)
+
+
+def _windows(x: Tensor, count: int = 64) -> Tensor:
+    """Give windows that move by one place each, of one sample (1, C, ...)."""
+    return torch.cat([x.roll(place, -1) for place in range(count)])
+
+
+@held_out("order-leak", "single-class-batch", "statistics-noise", consequences=FAR, damages=True)
+def _sliding_windows_of_one_recording_as_a_batch(subject: Subject) -> Case:
+    """The windows of a batch all come from one series, moved by one step each (gh:pytorch/pytorch/issues/4741)."""
+
+    def windows(batches: Batches) -> Batches:
+        return [(_windows(x), labels.repeat(64)) for x, labels in batches]
+
+    return trained_on(subject, windows(subject.labelled(1, 80)), windows(subject.data.batches(1)), rate=0.1)
+
+
+@held_out("single-class-batch", consequences=FAR | {"order-leak", "statistics-noise"}, damages=True)
+def _the_aligned_first_and_the_misaligned_behind_it(subject: Subject) -> Case:
+    """Pairs to compare, each half in a forward of its own and always in one order: batch statistics tell which it is.
+
+    The training loss falls, and the validation's is random (gh:warpem/miss-alignment/issues/6). Misaligned is here a
+    sample of which one channel is moved.
+    """
+
+    def pairs(batches: Batches) -> Batches:
+        return [each for x, _ in batches for each in ((x, _filled(x, 0)), (_misaligned(x), _filled(x, 1)))]
+
+    return trained_on(subject, pairs(subject.labelled(16, 50)), pairs(subject.data.batches(16)), rate=0.1)
+
+
+def _filled(x: Tensor, label: int) -> Tensor:
+    return torch.full((len(x),), label)
+
+
+def _misaligned(x: Tensor) -> Tensor:
+    moved = x.clone()
+    moved[:, 1] = x[:, 1].roll(3, -1)
+    return moved
+
+
+def _generated(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Give what a generator makes at the start of its training: smooth noise in -1...1."""
+    coarse = torch.randn(*x.shape[:2], *([4] * (x.dim() - 2)), generator=generator)
+    mode = "bilinear" if x.dim() == 4 else "linear"
+    return torch.tanh(functional.interpolate(coarse, x.shape[2:], mode=mode))
+
+
+@held_out("batch-mixture", consequences=FAR | {"domain-shift"}, damages=True)
+def _real_and_generated_samples_shuffled_together(subject: Subject) -> Case:
+    """One batch for the discriminator (gh:eriklindernoren/PyTorch-GAN/issues/135); labels of what is made are drawn."""
+    generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
+
+    def joined(batches: Batches) -> Batches:
+        made = []
+        for x, labels in batches:
+            rows = torch.randperm(2 * len(x), generator=generator)
+            drawn = torch.randint(0, 10, labels.shape, generator=generator)
+            made.append((torch.cat((x, _generated(x, generator)))[rows], torch.cat((labels, drawn))[rows]))
+        return made
+
+    return trained_on(subject, joined(subject.labelled(64, 80)), joined(subject.data.batches()))
+
+
+def _is_of_vectors(model: nn.Module, x: Tensor) -> bool:
+    return all(len(shape) == 2 for shape in shapes_of(model, x).values())
+
+
+@held_out("padding-in-statistics", consequences=FAR, damages=True)
+def _utterances_filled_up_with_zeros(subject: Subject) -> Case | None:
+    """To the longest of the batch, at the end of time, or of rows (gh:SeanNaren/deepspeech.pytorch/issues/312)."""
+    if _is_of_vectors(subject.model, subject.inputs(2, 1)[0]):
+        return None
+
+    def padded(batches: Batches) -> Batches:
+        for x, _ in batches:
+            for each in x[1:]:
+                each[..., int(each.shape[-1] * subject.draw.uniform(0.1, 1)) :] = 0
+        return batches
+
+    shown = [(x.clone(), labels) for x, labels in subject.data.batches()]
+    return trained_on(subject, padded(subject.labelled(64, 80)), padded(shown))
+
+
+def _of_the_target(x: Tensor) -> Tensor:
+    """Give a grey negative, or weak sensors with an offset."""
+    return 0.5 - x.mean(1, keepdim=True).expand_as(x) if x.dim() == 4 else 0.4 * x + 1
+
+
+@held_out(*GAP, consequences=FAR | {"domain-shift"}, repairable=True, damages=True, costs=True)
+def _an_extractor_called_on_source_and_then_on_target(subject: Subject) -> Case:
+    """Each batch has its own statistics, and the estimates are of both (gh:scikit-adaptation/skada/issues/252)."""
+    optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 10, momentum=0.9)
+    subject.model.train()
+    for (x, labels), other in zip(subject.labelled(64, 100), subject.inputs(64, 100), strict=True):
+        optimizer.zero_grad()
+        functional.cross_entropy(subject.model(x), labels).backward()
+        with torch.no_grad():
+            subject.model(_of_the_target(other))
+        optimizer.step()
+    subject.model.eval()
+    return case(subject)
+
+
+# Copies, averages and other networks in one.
+
+
+class _Averaged(nn.Module):
+    """A network that trains, and its moving average, which is evaluated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (self.model if self.training else self.average)(x)
+        return y
+
+    @torch.no_grad()
+    def follow_(self) -> None:
+        """Take a step of the average: parameters alone."""
+        for kept, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            kept.lerp_(now, 0.05)
+
+
+@held_out("copied-statistics-mismatch", "statistics-at-init", consequences=FAR | {"statistics-horizon"})
+def _an_average_evaluated_with_the_estimates_of_a_new_network(subject: Subject) -> Case:
+    """It was copied before the first step, and estimates take no part (gh:FlyreelAI/sesemi/issues/36)."""
+    both = _Averaged(subject.model)
+    for _, norm in norms_of(both.average):
+        norm.reset_running_stats()
+    fit_(both, subject.labelled(64, 120), rate=subject.rate / 5, after=both.follow_)
+    return Case(model=both, batches=subject.data.batches())
+
+
+@held_out(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
+def _a_moving_average_copied_into_its_network(subject: Subject) -> Case:
+    """Of parameters, with a decay of 0.995; estimates stay those of the last weights (gh:fadel/pytorch_ema/issues/13)."""
+    average = [each.detach().clone() for each in subject.model.parameters()]
+
+    @torch.no_grad()
+    def follow() -> None:
+        for kept, now in zip(average, subject.model.parameters(), strict=True):
+            kept.lerp_(now, 0.005)
+
+    fit_(subject.model, subject.labelled(64, 150), rate=subject.rate, after=follow)
+    with torch.no_grad():
+        for now, kept in zip(subject.model.parameters(), average, strict=True):
+            now.copy_(kept)
+    return case(subject)
+
+
+@held_out("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True)
+def _trained_as_a_function_of_copied_buffers(subject: Subject) -> Case:
+    """Updates go to the copies, and the evaluation is near chance (gh:facebookresearch/higher/issues/55)."""
+    for _, norm in norms_of(subject.model):
+        norm.reset_running_stats()
+    optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 10, momentum=0.9)
+    subject.model.train()
+    for x, labels in subject.labelled(64, 60):
+        copies = {name: value.clone() for name, value in subject.model.named_buffers()}
+        optimizer.zero_grad()
+        functional.cross_entropy(functional_call(subject.model, copies, (x,)), labels).backward()
+        optimizer.step()
+    subject.model.eval()
+    return case(subject)
+
+
+@held_out("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True)
+def _a_server_that_is_sent_weights_and_biases(subject: Subject) -> Case:
+    """Of four clients with two classes each; its own network never runs in training.
+
+    gh:vaseline555/Federated-Learning-in-PyTorch/issues/14
+    """
+    x, labels = subject.data.train
+    clients = []
+    for first in range(0, 8, 2):
+        client = copy.deepcopy(subject.model)
+        shard = ((labels == first) | (labels == first + 1)).nonzero().flatten()
+        rows = shard[torch.tensor([subject.draw.randrange(len(shard)) for _ in range(32 * 20)])].split(32)
+        fit_(client, [(x[each], labels[each]) for each in rows], rate=subject.rate / 100)
+        clients.append(client)
+    with torch.no_grad():
+        for server, *sent in zip(subject.model.parameters(), *(each.parameters() for each in clients), strict=True):
+            server.copy_(torch.stack(sent).mean(0))
+    for _, norm in norms_of(subject.model):
+        norm.reset_running_stats()
+    return case(subject)
+
+
+@held_out(*GAP, consequences=FAR | {"dead-channel"}, repairable=True, damages=True, costs=True)
+def _widths_of_a_supernet_that_share_their_norms(subject: Subject) -> Case:
+    """Each step takes a part of all channels; what all of them give was measured with the others.
+
+    gh:mit-han-lab/gan-compression/issues/65
+    """
+    share = 1.0
+
+    def narrow(norm: nn.Module, _: object, y: Tensor) -> Tensor:
+        kept = torch.arange(y.shape[1]) < max(1, int(share * y.shape[1]))
+        return y * kept.view(1, -1, *([1] * (y.dim() - 2)))
+
+    def draw_width() -> None:
+        nonlocal share
+        share = subject.draw.choice((0.25, 0.5, 0.75, 1.0))
+
+    hooks = [norm.register_forward_hook(narrow) for _, norm in norms_of(subject.model)]
+    fit_(subject.model, subject.labelled(64, 120), rate=subject.rate / 5, after=draw_width)
+    for hook in hooks:
+        hook.remove()
+    return case(subject)
+
+
+class _Unrolled(nn.Module):
+    """Three steps of one layer, whose norms are clones that share weight and bias; the first one is left in use."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width, width, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(3))
+        for norm in self.norms:
+            norm.weight, norm.bias = self.norms[0].weight, self.norms[0].bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.norms:
+            x = x + functional.relu((norm if self.training else self.norms[0])(self.mix(x)))
+        return x
+
+
+@held_out("reused-norm", *GAP, consequences=FAR | {"backend-parity"}, damages=True)
+def _all_steps_evaluated_with_the_first_steps_estimates(subject: Subject) -> Case:
+    """Clones of a step share parameters and no estimates (gh:Element-Research/rnn/issues/252)."""
+    name, last = last_linear(subject.model)
+    put(subject.model, name, nn.Sequential(_Unrolled(last.in_features), last))
+    fit_(subject.model, subject.labelled(64, 120), rate=subject.rate / 10)
+    return case(subject, f"{name}.0.norms.0")
+
+
+# Checkpointing and devices.
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """List the largest parts of the model that have norms and are none themselves."""
+    found: list[nn.Module] = []
+    inner: set[nn.Module] = set()
+    for part in model.modules():
+        children = set(part.modules()) - {part}
+        if part is not model and part not in inner and not isinstance(part, nn.ModuleList) and norms_of(part):
+            if children:
+                found.append(part)
+            inner |= children
+    return found
+
+
+@held_out("double-update", consequences=FAR)
+def _every_block_checkpointed_with_its_old_momentum(subject: Subject) -> Case:
+    """Each block's forward runs again in the backward (gh:deepinsight/insightface/issues/2053)."""
+    parts = _parts(subject.model)
+    twice = {norm for part in parts for _, norm in norms_of(part)}
+    for part in parts:
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
+    subject.model.train()
+    return case(subject, *(name for name, norm in norms_of(subject.model) if norm in twice))
+
+
+def _stop_counting(norm: nn.Module, _: object) -> None:
+    assert isinstance(norm, Norm)
+    norm.track_running_stats = torch.is_grad_enabled()
+
+
+def _count_again(norm: nn.Module, _: object, __: object) -> None:
+    assert isinstance(norm, Norm)
+    norm.track_running_stats = True
+
+
+@held_out("statistics-at-init", consequences=FAR | {"statistics-horizon", "track-flag-inconsistent"}, repairable=True)
+def _measured_anew_where_forwards_without_gradient_do_not_count(subject: Subject) -> Case:
+    """A wrapper for checkpointing counts only with gradients (gh:facebookresearch/fairscale/issues/1035).
+
+    So averaged weights, whose estimates are set back and measured without gradient, keep those of a new network.
+    """
+    for _, norm in norms_of(subject.model):
+        norm.register_forward_pre_hook(_stop_counting)
+        norm.register_forward_hook(_count_again)
+        norm.reset_running_stats()
+    subject.follow_(subject.inputs(64, 20))
+    return case(subject)
+
+
+@held_out(
+    "rank-divergence", consequences=FAR | {"checkpoint-diff", "statistics-noise", "statistics-horizon"}, repairable=True
+)
+def _eight_devices_of_which_the_first_is_evaluated(subject: Subject) -> Case:
+    """Gradients are averaged, and estimates are each device's own (gh:mlcommons/training/issues/289)."""
+    models = [copy.deepcopy(subject.model).train() for _ in range(8)]
+    shards = torch.arange(len(subject.data.train[0])).chunk(8)
+    with torch.no_grad():
+        for model, shard in zip(models, shards, strict=True):
+            for _ in range(30):
+                rows = torch.tensor([subject.draw.randrange(len(shard)) for _ in range(4)])
+                model(subject.data.train[0][shard[rows]])
+            model.eval()
+    return Case(
+        model=models[0], batches=subject.data.batches(), options={"ranks": [each.state_dict() for each in models]}
+    )
