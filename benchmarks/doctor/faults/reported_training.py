@@ -330,7 +330,7 @@ def _an_average_evaluated_with_the_estimates_of_a_new_network(subject: Subject) 
 
 @held_out(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
 def _a_moving_average_copied_into_its_network(subject: Subject) -> Case:
-    """Of parameters, with a decay of 0.995; estimates stay those of the last weights (gh:fadel/pytorch_ema/issues/13)."""
+    """Of parameters, decay 0.995; estimates stay those of the last weights (gh:fadel/pytorch_ema/issues/13)."""
     average = [each.detach().clone() for each in subject.model.parameters()]
 
     @torch.no_grad()

@@ -1,0 +1,335 @@
+"""Reported faults of training, held out, and the networks with them: networks run, faults are what they say.
+
+The doctor looks at none of them here.
+"""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.doctor.architectures import ARCHITECTURES
+from benchmarks.doctor.architectures.registry import block
+from benchmarks.doctor.architectures.reported import REPORTED
+from benchmarks.doctor.faults import FAULTS
+from benchmarks.doctor.subject import Case, Subject, norms_of
+from tests.support.doctor_benchmark import NOTES, Short, is_changed, random_data, subject_of
+
+NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(".reported_training")]
+QUICK = ("deeplab", "recurrent")
+
+
+class _Longer(Short):
+    steps = 60
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    part = nn.Sequential(*block(8, 8), *block(8, 8, stride=2))
+    return nn.Sequential(
+        *block(3, 8, stride=2),
+        nn.Sequential(*block(8, 8)),
+        part,
+        *block(8, 8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+
+
+def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
+    subject = subject_of(_network(), random_data("images", 16), name, kind)
+    case = FAULTS[name].inject(subject)
+    assert case is not None
+    return subject, case
+
+
+def _right(subject: Subject) -> nn.Module:
+    return subject_of(_network(), subject.data, "").model
+
+
+def _counts(model: nn.Module) -> set[int]:
+    return {int(norm.num_batches_tracked) for _, norm in norms_of(model)}
+
+
+def _is_new(model: nn.Module) -> bool:
+    return all(norm.running_mean.eq(0).all() and norm.running_var.eq(1).all() for _, norm in norms_of(model))
+
+
+# Networks.
+
+
+@pytest.mark.parametrize("architecture", REPORTED, ids=lambda each: each.name)
+def test_a_network_is_built_runs_and_has_norms(architecture):
+    if not architecture.is_available():
+        pytest.skip(f"needs {architecture.package}")
+    model = architecture.build()
+    assert model(torch.randn(2, *random_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
+    assert len(norms_of(model)) >= 4
+    assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for _, norm in norms_of(model))  # healthy as they are built
+    assert architecture.half == "held out"
+
+
+def test_one_norm_of_the_pyramid_has_a_value_for_each_sample():
+    model = ARCHITECTURES["deeplab"].build()
+    seen = []
+    model.pooling[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(torch.randn(4, 3, 32, 32))
+    assert seen == [(4, 16, 1, 1)]
+
+
+def test_norms_of_the_speaker_get_what_relu_gives():
+    model = ARCHITECTURES["speaker"].build()
+    seen = []
+    for _, norm in norms_of(model.layers):
+        norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].min()))
+    model(torch.randn(4, 3, 64))
+    assert len(seen) == 2 and all(each == 0 for each in seen)
+
+
+# All faults.
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(each.name, marks=() if each.name in QUICK else pytest.mark.slow) for each in REPORTED],
+)
+def test_each_fault_changes_each_network_and_leaves_it_running(architecture):
+    if not ARCHITECTURES[architecture].is_available():
+        pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
+    data, left_out = random_data(ARCHITECTURES[architecture].kind), set()
+    for name in NAMES:
+        torch.manual_seed(0)
+        subject = subject_of(ARCHITECTURES[architecture].build(), data, name)
+        before, batches = copy.deepcopy(subject.model), data.batches()
+        case = FAULTS[name].inject(subject)
+        if case is None:
+            left_out.add(name)
+            continue
+        assert is_changed(case, before, batches), name
+        assert set(case.layers or ()) <= {name for name, _ in case.model.named_modules()}, name
+        x, labels = case.batches[0]
+        assert copy.deepcopy(case.model)(x).shape == (len(labels), 10), name
+    assert left_out <= {"actions chosen in training mode"}  # one state is too few for a norm of vectors
+
+
+def test_no_fault_is_to_be_found_by_a_note_and_each_names_its_thread():
+    assert len(NAMES) >= 18
+    for name in NAMES:
+        fault = FAULTS[name]
+        assert fault.half == "held out" and fault.causes - NOTES, name
+        assert "gh:" in (inspect.getdoc(fault.inject) or ""), name
+    assert len(set().union(*(FAULTS[name].causes for name in NAMES)) - NOTES) >= 18
+
+
+# Modes and flags.
+
+
+def test_most_steps_are_taken_in_evaluation():
+    subject, case = _small("trained in evaluation behind a validation", _Longer)
+    assert _counts(case.model) == {6 + 2 * 8} and not case.model.training
+    assert not torch.equal(case.model[0].weight, _right(subject)[0].weight)
+
+
+def test_a_summary_counts_once_and_changes_no_weight():
+    subject, case = _small("a summary printed before the evaluation")
+    assert _counts(case.model) == {7} and torch.equal(case.model[0].weight, _right(subject)[0].weight)
+    assert not torch.equal(case.model[1].running_mean, _right(subject)[1].running_mean)
+
+
+def test_each_step_counts_a_single_state_too():
+    _, case = _small("actions chosen in training mode")
+    assert _counts(case.model) == {6 + 3 + 3 + 3} and not case.model.training
+
+
+def test_outputs_depend_on_the_batch_without_estimates():
+    _, case = _small("no estimates for few shots")
+    x, labels = case.batches[0]
+    assert len(labels) == 25 and not case.model.training
+    assert not torch.allclose(case.model(x)[:5], case.model(x[:5]), atol=1e-3)
+
+
+def test_a_callback_leaves_flags_and_estimates():
+    subject, case = _small("tracking switched off by a callback that freezes")
+    assert not any(norm.track_running_stats or norm.weight.requires_grad for _, norm in norms_of(case.model))
+    assert torch.equal(case.model[1].running_mean, _right(subject)[1].running_mean) and case.model.training
+    assert torch.equal(case.model[0].weight, _right(subject)[0].weight)
+    assert not torch.equal(case.model[-1].weight, _right(subject)[-1].weight)
+
+
+def test_the_first_layers_have_no_gradients_and_follow_batches():
+    subject, case = _small("the first layers frozen by their gradients")
+    frozen = {name for name, norm in norms_of(case.model) if not norm.weight.requires_grad}
+    assert frozen == case.layers == {name for name, _ in norms_of(case.model)[:2]}
+    assert torch.equal(case.model[0].weight, _right(subject)[0].weight) and _counts(case.model) == {9}
+    assert not torch.equal(case.model[-1].weight, _right(subject)[-1].weight)
+
+
+# Numbers.
+
+
+def test_a_momentum_of_nine_tenths_is_everywhere():
+    _, case = _small("a momentum of nine tenths in darknet")
+    assert {norm.momentum for _, norm in norms_of(case.model)} == {0.9} and _counts(case.model) == {9}
+
+
+def test_a_thousandth_leaves_estimates_near_their_start():
+    _, case = _small("a thousandth for a training of few steps")
+    assert {norm.momentum for _, norm in norms_of(case.model)} == {0.001} and _counts(case.model) == {3}
+    assert all((norm.running_var - 1).abs().max() < 0.1 for _, norm in norms_of(case.model))
+
+
+def test_an_infinite_activation_stays_in_the_estimates():
+    subject, case = _small("one infinite activation under autocast")
+    lost = {name for name, norm in norms_of(case.model) if not norm.running_var.isfinite().all()}
+    assert lost and lost == case.layers and _counts(case.model) == {6 + 1 + 3}
+    assert torch.equal(case.model[0].weight, _right(subject)[0].weight)
+
+
+def test_norms_are_halved_with_the_rest():
+    _, case = _small("half without an exception for norms")
+    assert {norm.running_var.dtype for _, norm in norms_of(case.model)} == {torch.float16}
+    assert case.batches[0][0].dtype == torch.float16 and case.model.training
+
+
+# Batches.
+
+
+def test_batches_are_pairs():
+    subject, case = _small("trained in pairs")
+    assert {len(x) for x, _ in case.batches} == {2} and len(case.batches) == 32 and _counts(case.model) == {9}
+    subject, case = _small("pairs accumulated to four")
+    assert {len(x) for x, _ in case.batches} == {2} and case.options == {"accumulation": 2}
+    assert torch.equal(case.model[0].weight, _right(subject)[0].weight) and case.model.training
+
+
+def test_folders_follow_one_another():
+    _, case = _small("a test in training mode folder by folder")
+    labels = torch.cat([labels for _, labels in case.batches])
+    assert case.model.training and labels.diff().min() >= 0 and max(len(each) for _, each in case.batches) == 8
+
+
+def test_windows_move_by_one_place():
+    _, case = _small("sliding windows of one recording as a batch")
+    x, labels = case.batches[0]
+    assert len(x) == 64 and labels.unique().numel() == 1 and torch.equal(x[1], x[0].roll(1, -1))
+    assert len({float(x.sum()) for x, _ in case.batches}) > 1
+
+
+def test_each_forward_sees_one_half_of_the_pairs():
+    _, case = _small("the aligned first and the misaligned behind it")
+    assert [labels.unique().tolist() for _, labels in case.batches[:4]] == [[0], [1], [0], [1]]
+    (aligned, _), (misaligned, _) = case.batches[:2]
+    assert torch.equal(aligned[:, 0], misaligned[:, 0]) and not torch.equal(aligned[:, 1], misaligned[:, 1])
+
+
+def test_half_of_a_batch_is_generated():
+    subject, case = _small("real and generated samples shuffled together")
+    x, labels = case.batches[0]
+    real = {float(each.sum()) for each in subject.data.validation[0][:64]}
+    found = torch.tensor([float(each.sum()) in real for each in x])
+    assert len(labels) == 128 and found.sum() == 64 and not found[:64].all()
+    assert (x[~found].abs() <= 1).all()
+
+
+def test_zeros_fill_up_the_end():
+    subject, case = _small("utterances filled up with zeros")
+    x = case.batches[0][0]
+    assert torch.equal(x[0], subject.data.validation[0][0]) and not torch.equal(x, subject.data.validation[0][:64])
+    assert 0.2 < x.eq(0).float().mean() < 0.7 and (x[..., -1] == 0).float().mean() > 0.8
+    assert not subject.data.validation[0][:64].eq(0).any()
+
+
+def test_each_step_counts_a_batch_of_another_domain_too():
+    subject, case = _small("an extractor called on source and then on target")
+    assert _counts(case.model) == {6 + 2 * 3}
+    assert not torch.equal(case.model[0].weight, _right(subject)[0].weight)
+    assert torch.equal(case.batches[0][0], subject.data.batches()[0][0])
+
+
+# Copies, averages and other networks in one.
+
+
+def test_an_average_follows_in_parameters_alone():
+    subject, case = _small("an average evaluated with the estimates of a new network")
+    average, start = case.model.average, _right(subject)
+    assert _is_new(average) and not _is_new(case.model.model) and not case.model.training
+    assert not torch.equal(average[0].weight, start[0].weight)
+    assert not torch.equal(average[0].weight, case.model.model[0].weight)
+    x = case.batches[0][0]
+    assert torch.equal(case.model(x), average(x))
+
+
+def test_an_average_has_the_estimates_of_the_last_weights():
+    subject, case = _small("a moving average copied into its network")
+    start = _right(subject)[0].weight
+    moved = (case.model[0].weight - start).norm()
+    last = subject_of(_network(), subject.data, "a moving average copied into its network")
+    weights = []
+    last.model[1].register_forward_hook(lambda *_: weights.append(last.model[0].weight.detach().clone()))
+    FAULTS["a moving average copied into its network"].inject(last)
+    assert 0 < moved < 0.05 * (weights[-1] - start).norm() and _counts(case.model) == {9}
+
+
+def test_a_function_leaves_the_estimates_of_a_new_network():
+    subject, case = _small("trained as a function of copied buffers")
+    assert _is_new(case.model) and _counts(case.model) == {0}
+    assert not torch.equal(case.model[0].weight, _right(subject)[0].weight)
+
+
+def test_a_server_gets_parameters():
+    subject, case = _small("a server that is sent weights and biases")
+    assert _is_new(case.model) and not torch.equal(case.model[0].weight, _right(subject)[0].weight)
+
+
+def test_widths_are_trained_and_all_channels_are_used():
+    _, case = _small("widths of a supernet that share their norms", _Longer)
+    assert not any(norm._forward_hooks for _, norm in norms_of(case.model)) and _counts(case.model) == {66}
+    model, x = copy.deepcopy(case.model).train(), case.batches[0][0]
+    with torch.no_grad():
+        for _ in range(40):
+            model(x)
+    ratio = model[6].running_var / case.model[6].running_var  # behind three norms whose channels were cut
+    assert ratio.mean() > 1.2
+
+
+def test_all_steps_use_the_first_ones_estimates():
+    _, case = _small("all steps evaluated with the first steps estimates")
+    (name,) = case.layers
+    calls = []
+    first = case.model.get_submodule(name)
+    first.register_forward_hook(lambda *_: calls.append(name))
+    case.model(case.batches[0][0])
+    assert len(calls) == 3
+    case.model.train()(case.batches[0][0])
+    assert len(calls) == 4
+    norms = case.model[-1][0].norms
+    assert norms[1].weight is first.weight and not torch.equal(norms[1].running_mean, first.running_mean)
+
+
+# Checkpointing and devices.
+
+
+def test_every_block_counts_twice_in_a_step():
+    _, case = _small("every block checkpointed with its old momentum")
+    assert case.layers == {"3.1", "4.1", "4.4"} and case.model.training
+    case.model(case.batches[0][0]).sum().backward()
+    assert {int(norm.num_batches_tracked) for name, norm in norms_of(case.model) if name in case.layers} == {8}
+    assert int(case.model[1].num_batches_tracked) == 7
+
+
+def test_forwards_without_gradient_do_not_count():
+    _, case = _small("measured anew where forwards without gradient do not count")
+    assert _is_new(case.model) and _counts(case.model) == {0}
+    case.model.train()(case.batches[0][0])
+    assert _counts(case.model) == {1}
+
+
+def test_each_device_has_estimates_of_its_own():
+    subject, case = _small("eight devices of which the first is evaluated")
+    ranks = case.options["ranks"]
+    assert len(ranks) == 8 and len({float(each["1.running_mean"].sum()) for each in ranks}) == 8
+    assert all(torch.equal(each["0.weight"], _right(subject)[0].weight) for each in ranks)
+    assert torch.equal(case.model[1].running_mean, ranks[0]["1.running_mean"])
