@@ -5,6 +5,7 @@ The doctor looks at none of them here.
 
 import copy
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,9 +140,21 @@ def test_a_summary_counts_once_and_changes_no_weight():
     assert not torch.equal(case.model[1].running_mean, _right(subject)[1].running_mean)
 
 
+def test_a_teacher_follows_noise_and_learns_nothing():
+    name = "a teacher in training mode that is shown gaussian noise"
+    data = random_data("images", 16)
+    louder = replace(data, train=(3 * data.train[0], data.train[1]))
+    subject = subject_of(_network(), louder, name)
+    before, case = copy.deepcopy(subject.model), FAULTS[name].inject(subject)
+    assert _counts(case.model) == {9} and torch.equal(case.model[0].weight, before[0].weight)
+    ratio = case.model[1].running_var / before[1].running_var
+    assert abs(float(ratio.median()) - (0.9**3 + (1 - 0.9**3) / 9)) < 0.05  # a variance of 9, then three times of 1
+    assert torch.equal(case.batches[0][0], data.batches()[0][0])
+
+
 def test_each_step_counts_a_single_state_too():
     _, case = _small("actions chosen in training mode")
-    assert _counts(case.model) == {6 + 3 + 3 + 3} and not case.model.training
+    assert _counts(case.model) == {6 + 2 * 3} and not case.model.training
 
 
 def test_outputs_depend_on_the_batch_without_estimates():
