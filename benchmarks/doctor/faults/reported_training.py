@@ -25,9 +25,9 @@ FAR = GAP | {"outlier-statistics"}
 
 @held_out(*GAP, consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True, costs=True)
 def _trained_in_evaluation_behind_a_validation(subject: Subject) -> Case:
-    """Every 500 of an epoch's 4,400 steps comes a validation, and no ``train()`` before the next epoch.
+    """A validation comes within the epoch, and no ``train()`` before the next one.
 
-    gh:fartashf/vsepp/issues/4; here 8 of 75 steps, twice.
+    gh:fartashf/vsepp/issues/4; here 8 of 75 steps are in training mode, twice.
     """
     optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 5, momentum=0.9)
     for _ in range(2):
@@ -48,7 +48,7 @@ def _a_summary_printed_before_the_evaluation(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, "outlier-statistics", consequences=frozenset({"domain-shift"}), repairable=True)
+@held_out(*GAP, "outlier-statistics", consequences=frozenset({"domain-shift"}), repairable=True, costs=True)
 def _a_teacher_in_training_mode_that_is_shown_gaussian_noise(subject: Subject) -> Case:
     """For a distillation without data; that its estimates follow is a side effect.
 
@@ -61,7 +61,7 @@ def _a_teacher_in_training_mode_that_is_shown_gaussian_noise(subject: Subject) -
 
 @held_out(*GAP, consequences=FAR | {"statistics-noise"}, repairable=True, damages=True, costs=True)
 def _actions_chosen_in_training_mode(subject: Subject) -> Case | None:
-    """Before each step on 128 samples the policy sees one state, and its norms count that.
+    """Before each step on a batch the policy sees one state, and its norms count that.
 
     gh:pytorch/tutorials/pull/2030; a norm of vectors would stop with an error.
     """
@@ -82,7 +82,7 @@ def _actions_chosen_in_training_mode(subject: Subject) -> Case | None:
 
 @held_out(*BATCH, consequences=FAR | {"statistics-noise", "values-per-channel"})
 def _no_estimates_for_few_shots(subject: Subject) -> Case:
-    """``track_running_stats=False`` in all layers, and tasks of 25 samples (gh:tristandeleu/pytorch-maml/issues/8).
+    """``track_running_stats=False`` in all layers; here for tasks of 25 (gh:tristandeleu/pytorch-maml/issues/8).
 
     In use, larger batches give better results (gh:tristandeleu/pytorch-maml/pull/7).
     """
@@ -108,7 +108,7 @@ def _tracking_switched_off_by_a_callback_that_freezes(subject: Subject) -> Case:
 
 @held_out("frozen-affine-live-statistics", consequences=FAR)
 def _the_first_layers_frozen_by_their_gradients(subject: Subject) -> Case:
-    """``freeze=10`` of some twenty modules; estimates go on (gh:ultralytics/ultralytics/pull/8753)."""
+    """Nothing else is done to them, and estimates go on (gh:ultralytics/ultralytics/pull/8753)."""
     norms = norms_of(subject.model)
     names = [name for name, _ in norms[: max(1, len(norms) // 2)]]
     for name, each in subject.model.named_parameters():
@@ -127,7 +127,7 @@ def _the_first_layers_frozen_by_their_gradients(subject: Subject) -> Case:
 
 @held_out("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, repairable=True)
 def _a_momentum_of_nine_tenths_in_darknet(subject: Subject) -> Case:
-    """``momentum=0.9`` in all layers, batches of eight (gh:eriklindernoren/PyTorch-YOLOv3/issues/230)."""
+    """``momentum=0.9`` in all layers (gh:eriklindernoren/PyTorch-YOLOv3/issues/230)."""
     for _, norm in norms_of(subject.model):
         norm.momentum = 0.9
     fit_(subject.model, subject.labelled(8, 100), rate=subject.rate / 100)
