@@ -42,11 +42,11 @@ def _audited(case: Case) -> frozenset[str]:
     found: list[Any] = list(audit(model).findings)
     if case.batches is None:
         return _named(found)
-    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], 1e-4)
     batches = [batch for batch, _ in zip(case.batches, range(2), strict=False)]
     if not case.model.training:
         model.train()
     try:
+        optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], 1e-4)
         with audit_dynamic(model, optimizer=optimizer, every_n_steps=1, fail_level="FATAL") as auditor:
             for x, labels in batches:
                 optimizer.zero_grad(set_to_none=True)

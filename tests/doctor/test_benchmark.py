@@ -1,21 +1,15 @@
 """What the doctor's benchmark counts; its networks are trained by ``make doctor-bench`` alone."""
 
-import copy
 import json
-import random
 from pathlib import Path
 
-import pytest
 import torch
-from torch import nn
 
 from benchmarks.doctor.architectures import ARCHITECTURES
-from benchmarks.doctor.architectures.basic import Pyramid
 from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.healthy import HEALTHY
-from benchmarks.doctor.subject import Subject, norms_of
 from benchmarks.doctor.summary import failures, rates, table
-from benchmarks.doctor.training import Data, data_of
+from benchmarks.doctor.training import data_of
 from steadynorm.doctor.checks import CHECKS
 
 ROW = {
@@ -90,46 +84,6 @@ def test_the_documented_table_is_that_of_the_records():
         name: [json.loads(line) for line in record.read_text().splitlines()[1:]] for name, record in records.items()
     }
     assert table(rows) in (docs / "doctor.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    generator = torch.Generator().manual_seed(0)
-    x, labels = torch.randn(1024, 3, 16, 16, generator=generator), torch.randint(0, 10, (1024,), generator=generator)
-    return Data(train=(x, labels), validation=(x, labels), test=(x, labels))
-
-
-QUICK = [
-    name
-    for name, fault in FAULTS.items()
-    if fault.inject.__module__.endswith((".estimates", ".surroundings"))
-    and "dropout" not in name
-    and "teacher" not in name  # these train
-]
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_a_fault_changes_what_the_doctor_is_given(name, data):
-    torch.manual_seed(0)
-    model = Pyramid()
-    model(data.train[0][:256])  # now its statistics are those of data
-    model.eval()
-    before = copy.deepcopy(model)
-    case = FAULTS[name].inject(Subject(model=model, data=data, draw=random.Random(0), rate=0.1))
-    if case is None:
-        assert not any(isinstance(norm, nn.BatchNorm1d) for _, norm in norms_of(before))
-        return
-    assert case.model is model and set(case.layers or ()) <= {name for name, _ in model.named_modules()}
-    described = [str(each) for each in (model, before)]
-    flags = [
-        [(each.training, vars(each).get("momentum"), vars(each).get("eps")) for each in one.modules()]
-        for one in (model, before)
-    ]
-    states = [one.state_dict() for one in (model, before)]
-    same = states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][key], states[1][key]) for key in states[0]
-    )
-    assert not same or described[0] != described[1] or flags[0] != flags[1] or case.options
 
 
 def test_signals_can_be_told_apart_and_are_the_same_each_time():

@@ -3,25 +3,15 @@
 The doctor looks at none of them here.
 """
 
-import copy
 import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.doctor.architectures import ARCHITECTURES
-from benchmarks.doctor.architectures.families import FAMILIES
 from benchmarks.doctor.architectures.registry import block
-from benchmarks.doctor.faults import FAULTS
-from benchmarks.doctor.healthy import HEALTHY
 from benchmarks.doctor.subject import Case, Subject, norms_of
-from benchmarks.doctor.training import Data
-from tests.support.doctor_benchmark import NOTES, Short, is_changed, random_data, subject_of
-
-FILES = (".combining", ".settings", ".streams", ".around", ".additions")
-NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(FILES)]
-VARIANTS = [name for name, each in HEALTHY.items() if each.make.__module__.endswith(".recipes")]
+from tests.support.doctor_benchmark import Short, case_in, subject_of
 
 
 class _Longer(Short):
@@ -35,80 +25,7 @@ def _network() -> nn.Module:
 
 
 def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
-    subject = subject_of(_network(), random_data("images", 8), name, kind)
-    case = (FAULTS[name].inject if name in FAULTS else HEALTHY[name].make)(subject)
-    assert case is not None
-    return subject, case
-
-
-@pytest.mark.parametrize("architecture", FAMILIES, ids=lambda each: each.name)
-def test_a_network_is_built_runs_and_has_norms(architecture):
-    if not architecture.is_available():
-        pytest.skip(f"needs {architecture.package}")
-    model = architecture.build()
-    assert model(torch.randn(2, *random_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
-    assert len(norms_of(model)) >= 4
-    assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for _, norm in norms_of(model))  # healthy as they are built
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(name, marks=() if name in ("speech", "shufflenet") else pytest.mark.slow)
-        for name in (each.name for each in FAMILIES)
-    ],
-)
-def test_each_fault_changes_each_network_and_leaves_it_running(architecture):
-    if not ARCHITECTURES[architecture].is_available():
-        pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
-    data, put_in = random_data(ARCHITECTURES[architecture].kind), 0
-    for name in NAMES:
-        torch.manual_seed(0)
-        subject = subject_of(ARCHITECTURES[architecture].build(), data, name)
-        before, batches = copy.deepcopy(subject.model), data.batches()
-        case = FAULTS[name].inject(subject)
-        if case is None:
-            assert _is_running(subject.model, data), name
-            continue
-        put_in += 1
-        assert is_changed(case, before, batches), name
-        assert set(case.layers or ()) <= {name for name, _ in case.model.named_modules()}, name
-        x, _ = case.batches[0]
-        assert copy.deepcopy(case.model)(x).shape == (len(x), 10), name
-    assert put_in >= 24
-
-
-def _is_running(model: nn.Module, data: Data) -> bool:
-    return bool(model(data.test[0]).isfinite().all())
-
-
-@pytest.mark.parametrize("architecture", ["speech", "shufflenet"])
-def test_healthy_networks_run_on_their_batches_and_have_finite_outputs(architecture):
-    data = random_data(ARCHITECTURES[architecture].kind)
-    for name in VARIANTS:
-        torch.manual_seed(0)
-        case = HEALTHY[name].make(subject_of(ARCHITECTURES[architecture].build(), data, name))
-        assert case is not None and case.batches, name
-        for x, labels in case.batches:
-            assert len(x) == len(labels) and case.model(x).isfinite().all(), name
-
-
-def test_no_fault_is_to_be_found_by_a_note_and_all_are_described():
-    assert len(NAMES) >= 24
-    for name in NAMES:
-        fault = FAULTS[name]
-        assert fault.causes - NOTES, name
-    assert sum(FAULTS[name].repairable for name in NAMES) >= 10
-
-
-def test_at_least_eight_kinds_lie_in_one_or_two_layers():
-    found = set()
-    for name in NAMES:
-        subject = subject_of(_network(), random_data("images", 8), name)
-        case = FAULTS[name].inject(subject)
-        if case and 1 <= len(case.layers or ()) <= 2:
-            found.add(name)
-    assert len(found) >= 8
+    return case_in(_network, name, kind, side=8)
 
 
 def test_parameters_are_the_clients_mean_and_buffers_the_last_ones():

@@ -10,7 +10,6 @@ from torch import nn
 
 from benchmarks.doctor import measure
 from benchmarks.doctor.architectures import ARCHITECTURES
-from benchmarks.doctor.architectures.further import FURTHER
 from benchmarks.doctor.architectures.registry import Architecture, block
 from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.faults.registry import held_out as register_fault
@@ -19,9 +18,6 @@ from benchmarks.doctor.healthy.registry import both as register_variant
 from benchmarks.doctor.subject import Case, Subject, fed_by, norms_of
 from benchmarks.doctor.training import Data
 from steadynorm.surgery import recalibrate_
-
-FILES = (".porting", ".training", ".batches", ".use")
-NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(FILES)]
 
 
 def _network() -> nn.Module:
@@ -63,45 +59,9 @@ def _inject(name: str, subject: Subject) -> Case:
     return case
 
 
-@pytest.mark.parametrize("name", [each.name for each in FURTHER])
-def test_a_network_is_built_runs_and_has_norms(name):
-    architecture = ARCHITECTURES[name]
-    if not architecture.is_available():
-        pytest.skip(f"needs {architecture.package}")
-    model = architecture.build()
-    shape = (2, 3, 32, 32) if architecture.kind == "images" else (2, 3, 64)
-    assert model(torch.randn(shape)).shape == (2, 10)
-    assert len(norms_of(model)) >= 3
-    assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for _, norm in norms_of(model))  # healthy as they are built
-
-
 def test_a_package_that_is_not_there_is_known():
     one = next(iter(ARCHITECTURES.values()))
     assert one.is_available() and not replace(one, package="no_such_package").is_available()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_fault_changes_what_the_doctor_is_given(name, subject):
-    before, batches = copy.deepcopy(subject.model), subject.data.batches()
-    case = _inject(name, subject)
-    assert set(case.layers or ()) <= {name for name, _ in case.model.named_modules()}
-    states = [one.state_dict() for one in (case.model, before)]
-    same = states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][key], states[1][key]) for key in states[0]
-    )
-    alike = case.batches is not None and all(
-        torch.equal(one[0], other[0]) for one, other in zip(case.batches, batches, strict=True)
-    )
-    flags = [[(type(each), each.training) for each in one.modules()] for one in (case.model, before)]
-    assert not same or not alike or flags[0] != flags[1]
-
-
-@pytest.mark.parametrize("name", [name for name, each in HEALTHY.items() if each.make.__module__.endswith(".further")])
-def test_a_healthy_network_runs_on_its_batches_and_has_finite_outputs(name, subject):
-    case = HEALTHY[name].make(subject)
-    assert case is not None and case.batches
-    for x, labels in case.batches:
-        assert len(x) == len(labels) and case.model(x).isfinite().all()
 
 
 def test_names_are_taken_once():

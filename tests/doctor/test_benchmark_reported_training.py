@@ -7,16 +7,14 @@ import copy
 import inspect
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import nn
 
 from benchmarks.doctor.architectures import ARCHITECTURES
 from benchmarks.doctor.architectures.registry import block
-from benchmarks.doctor.architectures.reported import REPORTED
 from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.subject import Case, Subject, norms_of
-from tests.support.doctor_benchmark import NOTES, Short, is_changed, random_data, subject_of
+from tests.support.doctor_benchmark import Short, case_in, random_data, subject_of
 
 NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(".reported_training")]
 QUICK = ("deeplab", "recurrent")
@@ -41,10 +39,7 @@ def _network() -> nn.Module:
 
 
 def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
-    subject = subject_of(_network(), random_data("images", 16), name, kind)
-    case = FAULTS[name].inject(subject)
-    assert case is not None
-    return subject, case
+    return case_in(_network, name, kind)
 
 
 def _right(subject: Subject) -> nn.Module:
@@ -60,17 +55,6 @@ def _is_new(model: nn.Module) -> bool:
 
 
 # Networks.
-
-
-@pytest.mark.parametrize("architecture", REPORTED, ids=lambda each: each.name)
-def test_a_network_is_built_runs_and_has_norms(architecture):
-    if not architecture.is_available():
-        pytest.skip(f"needs {architecture.package}")
-    model = architecture.build()
-    assert model(torch.randn(2, *random_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
-    assert len(norms_of(model)) >= 4
-    assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for _, norm in norms_of(model))  # healthy as they are built
-    assert architecture.half == "held out"
 
 
 def test_one_norm_of_the_pyramid_has_a_value_for_each_sample():
@@ -90,39 +74,10 @@ def test_norms_of_the_speaker_get_what_relu_gives():
     assert len(seen) == 2 and all(each == 0 for each in seen)
 
 
-# All faults.
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [pytest.param(each.name, marks=() if each.name in QUICK else pytest.mark.slow) for each in REPORTED],
-)
-def test_each_fault_changes_each_network_and_leaves_it_running(architecture):
-    if not ARCHITECTURES[architecture].is_available():
-        pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
-    data, left_out = random_data(ARCHITECTURES[architecture].kind), set()
-    for name in NAMES:
-        torch.manual_seed(0)
-        subject = subject_of(ARCHITECTURES[architecture].build(), data, name)
-        before, batches = copy.deepcopy(subject.model), data.batches()
-        case = FAULTS[name].inject(subject)
-        if case is None:
-            left_out.add(name)
-            continue
-        assert is_changed(case, before, batches), name
-        assert set(case.layers or ()) <= {name for name, _ in case.model.named_modules()}, name
-        x, labels = case.batches[0]
-        assert copy.deepcopy(case.model)(x).shape == (len(labels), 10), name
-    assert left_out <= {"actions chosen in training mode"}  # one state is too few for a norm of vectors
-
-
-def test_no_fault_is_to_be_found_by_a_note_and_each_names_its_thread():
+def test_each_fault_names_its_thread():
     assert len(NAMES) >= 18
     for name in NAMES:
-        fault = FAULTS[name]
-        assert fault.half == "held out" and fault.causes - NOTES, name
-        assert "gh:" in (inspect.getdoc(fault.inject) or ""), name
-    assert len(set().union(*(FAULTS[name].causes for name in NAMES)) - NOTES) >= 18
+        assert "gh:" in (inspect.getdoc(FAULTS[name].inject) or ""), name
 
 
 # Modes and flags.

@@ -3,23 +3,14 @@
 The doctor looks at none of them here.
 """
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.doctor.architectures import ARCHITECTURES
 from benchmarks.doctor.architectures.registry import block
-from benchmarks.doctor.architectures.small import SMALL
-from benchmarks.doctor.faults import FAULTS
-from benchmarks.doctor.healthy import HEALTHY
 from benchmarks.doctor.subject import Case, Subject, norms_of
-from tests.support.doctor_benchmark import NOTES, Short, is_changed, random_data, subject_of
+from tests.support.doctor_benchmark import Short, case_in, subject_of
 
-FILES = (".files", ".feeds", ".layers", ".loops")
-NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(FILES)]
-VARIANTS = [name for name, each in HEALTHY.items() if each.make.__module__.endswith(".parts")]
 QUICK = ("sets", "textnet")
 
 
@@ -42,82 +33,11 @@ def _network() -> nn.Module:
 
 
 def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
-    subject = subject_of(_network(), random_data("images", 16), name, kind)
-    case = (FAULTS[name].inject if name in FAULTS else HEALTHY[name].make)(subject)
-    assert case is not None
-    return subject, case
+    return case_in(_network, name, kind)
 
 
 def _right(subject: Subject) -> nn.Module:
     return subject_of(_network(), subject.data, "").model
-
-
-@pytest.mark.parametrize("architecture", SMALL, ids=lambda each: each.name)
-def test_a_network_is_built_runs_and_has_norms(architecture):
-    if not architecture.is_available():
-        pytest.skip(f"needs {architecture.package}")
-    model = architecture.build()
-    assert model(torch.randn(2, *random_data(architecture.kind).train[0].shape[1:])).shape == (2, 10)
-    assert len(norms_of(model)) >= 3
-    assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for _, norm in norms_of(model))  # healthy as they are built
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [pytest.param(each.name, marks=() if each.name in QUICK else pytest.mark.slow) for each in SMALL],
-)
-def test_each_fault_changes_each_network_and_leaves_it_running(architecture):
-    if not ARCHITECTURES[architecture].is_available():
-        pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
-    data, put_in = random_data(ARCHITECTURES[architecture].kind), 0
-    for name in NAMES:
-        torch.manual_seed(0)
-        subject = subject_of(ARCHITECTURES[architecture].build(), data, name)
-        before, batches = copy.deepcopy(subject.model), data.batches()
-        case = FAULTS[name].inject(subject)
-        if case is None:
-            continue
-        put_in += 1
-        assert is_changed(case, before, batches), name
-        assert set(case.layers or ()) <= {name for name, _ in case.model.named_modules()}, name
-        if case.batches is not None:
-            x, labels = case.batches[0]
-            assert copy.deepcopy(case.model)(x).shape == (len(labels), 10), name
-    assert put_in >= 28
-
-
-@pytest.mark.parametrize("architecture", QUICK)
-def test_healthy_networks_run_on_their_batches_and_have_finite_outputs(architecture):
-    if not ARCHITECTURES[architecture].is_available():
-        pytest.skip(f"needs {ARCHITECTURES[architecture].package}")
-    data, made = random_data(ARCHITECTURES[architecture].kind), 0
-    for name in VARIANTS:
-        torch.manual_seed(0)
-        case = HEALTHY[name].make(subject_of(ARCHITECTURES[architecture].build(), data, name))
-        if case is None:
-            continue
-        made += 1
-        for x, labels in case.batches:
-            assert len(x) == len(labels) and case.model(x).isfinite().all(), name
-    assert made >= 9
-
-
-def test_no_fault_is_to_be_found_by_a_note_and_all_are_described():
-    assert len(NAMES) >= 35
-    for name in NAMES:
-        fault = FAULTS[name]
-        assert fault.causes - NOTES, name
-    assert sum(FAULTS[name].repairable for name in NAMES) >= 9
-    assert len(set().union(*(FAULTS[name].causes for name in NAMES)) - NOTES) >= 30
-
-
-def test_at_least_ten_kinds_lie_in_one_or_two_layers():
-    found = set()
-    for name in NAMES:
-        case = FAULTS[name].inject(subject_of(_network(), random_data("images", 16), name))
-        if case and 1 <= len(case.layers or ()) <= 2:
-            found.add(name)
-    assert len(found) >= 10
 
 
 # Files.

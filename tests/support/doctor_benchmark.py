@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from benchmarks.doctor.faults import FAULTS
+from benchmarks.doctor.healthy import HEALTHY
 from benchmarks.doctor.subject import Case, Subject, norms_of
 from benchmarks.doctor.training import Data
 from steadynorm.doctor import CHECKS
@@ -47,6 +50,16 @@ def subject_of(model: nn.Module, data: Data, name: str, kind: type[Subject] = Sh
     for _, norm in norms_of(model):
         norm.momentum = 0.1
     return kind(model=model.eval(), data=data, draw=random.Random(name), rate=0.05)
+
+
+def case_in(
+    network: Callable[[], nn.Module], name: str, kind: type[Subject] = Short, side: int = 16
+) -> tuple[Subject, Case]:
+    """Put a fault into a small network of images, or make a healthy variant of it; give the subject as well."""
+    subject = subject_of(network(), random_data("images", side), name, kind)
+    case = (FAULTS[name].inject if name in FAULTS else HEALTHY[name].make)(subject)
+    assert case is not None
+    return subject, case
 
 
 def is_changed(case: Case, before: nn.Module, batches: list) -> bool:
