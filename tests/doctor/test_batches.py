@@ -559,6 +559,28 @@ def test_batches_of_one_class_are_named(model: Any) -> None:
     assert diagnose(model.eval(), ordered(32)).of("single-class-batch") == ()
 
 
+def test_small_batches_of_one_class_are_no_copies(model: Any) -> None:
+    """Six batches of eight are of one class, the rest of the other, as where folders are gone through."""
+    x, y = images(128)
+    rows = torch.cat(((y == 0).nonzero().flatten()[:51], (y == 1).nonzero().flatten()[:13]))
+    (found,) = diagnose(model.train(), list(zip(x[rows].split(8), y[rows].split(8), strict=True))).of(
+        "single-class-batch"
+    )
+    assert "7 of 8" in found.problem
+
+
+@pytest.mark.parametrize(("outputs", "number", "found"), [(10, 64, True), (10, 56, False), (2, 64, False)])
+def test_the_beginning_of_data_in_the_order_of_classes_has_one(outputs: int, number: int, found: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(8, outputs))
+    x = torch.randn(number, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = [(each, torch.ones(len(each), dtype=torch.long)) for each in x.split(8)]
+    assert [f"All {number} samples" in each.problem for each in diagnose(model, given).of("single-class-batch")] == [
+        True
+    ] * found
+    assert diagnose(model.eval(), given).of("single-class-batch") == ()
+
+
 @pytest.mark.parametrize("copies", [2, 3, 4])
 def test_copies_of_an_image_side_by_side_count_once(model: Any, copies: int) -> None:
     x, y = images(256)

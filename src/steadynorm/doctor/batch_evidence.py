@@ -123,6 +123,7 @@ class Runs:
         linear_calls: most calls of a linear layer or convolution in a forward.
         maps: group norms that are given maps, or sequences of at most 64 values.
         labels: of each batch, in its order; empty where there are none.
+        outputs: classes that the model tells apart; 0 where that is not known.
         mixed: whether samples are mixtures of two, as their labels say.
         classes: of each batch, label -> number of samples; empty where there are no labels.
         sizes: samples of each batch.
@@ -154,6 +155,7 @@ class Runs:
     linear_calls: int = 0
     maps: tuple[str, ...] = ()
     labels: tuple[tuple[int, ...], ...] = ()
+    outputs: int = 0
     mixed: bool = False
     classes: tuple[Mapping[int, int], ...] = ()
     sizes: tuple[int, ...] = ()

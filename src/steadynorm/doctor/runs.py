@@ -14,7 +14,7 @@ from steadynorm.doctor.copies import look_at_copies
 from steadynorm.doctor.evidence import Twins
 from steadynorm.doctor.first_batch import look_closely, samples_of
 from steadynorm.doctor.other_statistics import Trial, scored
-from steadynorm.doctor.score import Measure, labels_of, mixes_labels, score_from
+from steadynorm.doctor.score import Measure, labels_of, logits_of, mixes_labels, score_from
 from steadynorm.doctor.sightings import watching
 from steadynorm.doctor.training_step import train_once
 from steadynorm.surgery.batches import Batches, Forward, evaluating
@@ -82,10 +82,11 @@ def run_batches(
         watched = watching({named.module: seen[named.name] for named in layers}, 0)
         output, close = look_closely(model, norms, kept[0], forward, watched, unread)
         outputs = [output, *_watched(model, layers, kept, forward, seen, first=1)]
-        score = score_from(loss, metric, output, kept[0])
+        score, logits = score_from(loss, metric, output, kept[0]), logits_of(output)
+        classes = 0 if logits is None else logits.shape[1]
         if score is not None:
             evaluation = tuple(map(score, outputs, kept))
-            del output, outputs
+            del output, outputs, logits
             trial = Trial(model, layers, kept, forward=forward, score=score, sightings=seen)
             scores = {"score": score.name, "evaluation": evaluation, **vars(trial.run(evaluation, unread))}
         reached = {name for name, each in seen.items() if each}
@@ -102,6 +103,7 @@ def run_batches(
         **vars(train_once(model, norms, kept[0], forward, unread)),
         labels=labels,
         mixed=mixed,
+        outputs=classes,
         classes=tuple(dict(Counter(each)) for each in labels),
         sizes=tuple(map(samples_of, kept)),
         last_samples=last,

@@ -12,7 +12,8 @@ Threshold: a chi-squared test of equal shares of classes in all batches, at a fa
 of 0.25 for each sample beyond chance: batches of one class have K − 1, of four classes of ten 1.5, and images in the
 order of their contrast, which tells a little of their class, 0.18. Looked at where a layer trains. Two views of the
 same images, one behind the other, count once, and so do up to four copies of each image side by side, as of repeated
-augmentation.
+augmentation, unless half of the batches have one class alone. At least 64 samples that all have one label, of a model
+with three outputs or more, are the beginning of data in the order of their classes.
 
 Source: pytorch issue 4741's thread; Ioffe 2017 (arXiv 1702.03275), section 4.3.
 """
@@ -32,6 +33,9 @@ from steadynorm.doctor.samples import are_two_views
 NEEDS = ("batches",)
 FALSE_ALARMS, UNEVEN = 1e-6, 0.25
 MOST_COPIES = 4
+FEWEST = 64
+"""Samples of one label that say something, where there are three classes or more."""
+_HARM = "Batch norm in training takes their difference away."
 _REMEDY = Remedy(advice="Shuffle the training data (shuffle=True).")
 
 
@@ -40,24 +44,30 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     assert evidence.batches is not None
     labels = evidence.batches.labels
     classes = evidence.batches.classes
-    if are_two_views(labels):
+    single = sum(len(each) == 1 and sum(each.values()) > 1 for each in classes)
+    if 2 * single >= len(classes):
+        pass  # copies and views of one class are of one class
+    elif are_two_views(labels):
         classes = tuple(Counter(each[: len(each) // 2]) for each in labels)
     elif (copies := _copies(labels)) > 1:
         classes = tuple(Counter(each[::copies]) for each in labels)
     first = next((norm for norm in evidence.batch_norms if norm.training and not norm.is_frozen), None)
     if first is None or len(classes) < 2:
         return
+    samples, outputs = sum(sum(each.values()) for each in classes), evidence.batches.outputs
+    if samples >= FEWEST and outputs > 2 and len(set().union(*classes)) == 1:
+        problem = f"All {samples} samples have one label, of {outputs}: the data come class by class."
+        yield at(first, Severity.WARNING, f"{problem} {_HARM}", _REMEDY)
+        return
     statistic, freedom = _chi_squared(classes)
-    samples = sum(sum(each.values()) for each in classes)
     if _probability(statistic, freedom) >= FALSE_ALARMS or statistic - freedom < UNEVEN * samples:
         return
-    single = sum(len(each) == 1 for each in classes)
     problem = (
         f"{single} of {len(classes)} batches have one class alone."
         if single
         else "The classes are not spread over the batches as chance would: the data are ordered."
     )
-    yield at(first, Severity.WARNING, f"{problem} Batch norm in training takes their difference away.", _REMEDY)
+    yield at(first, Severity.WARNING, f"{problem} {_HARM}", _REMEDY)
 
 
 def _copies(labels: Sequence[Sequence[int]]) -> int:
