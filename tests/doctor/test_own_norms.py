@@ -182,3 +182,32 @@ def test_what_is_put_behind_a_norm_is_found_unless_it_is_an_activation(
         norm.forward = lambda x: change(type(norm).forward(norm, x))
     layers = [each.layer for each in diagnose(model, batches()).of("backend-parity")]
     assert layers == ["4"] * found
+
+
+class Book(nn.Module):
+    """As a textbook writes it: averages are plain tensors, which no state dict has."""
+
+    def __init__(self, like: Any) -> None:
+        super().__init__()
+        shape = (1, -1, 1, 1)
+        self.gamma = nn.Parameter(like.weight.detach().clone().view(shape))
+        self.beta = nn.Parameter(like.bias.detach().clone().view(shape))
+        self.moving_mean, self.moving_var = like.running_mean.view(shape), like.running_var.view(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.moving_mean, self.moving_var
+        if torch.is_grad_enabled():
+            mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+            self.moving_mean = (0.9 * self.moving_mean + 0.1 * mean).detach()
+            self.moving_var = (0.9 * self.moving_var + 0.1 * var).detach()
+        return self.gamma * (x - mean) / (var + 1e-5).sqrt() + self.beta
+
+
+def test_averages_that_no_file_has_are_found_by_gammas_that_are_trained(model: Any) -> None:
+    model[1], model[4] = Book(model[1]), Book(model[4])
+    assert diagnose(model, batches()).of("statistics-at-init") == ()
+    for each in (model[1], model[4]):
+        each.moving_mean, each.moving_var = torch.zeros(1, 8, 1, 1), torch.ones(1, 8, 1, 1)
+    for found in (diagnose(model), diagnose(model, batches())):
+        named = [(each.layer, each.severity) for each in found.of("statistics-at-init")]
+        assert named == [("1", Severity.ERROR), ("4", Severity.ERROR)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from steadynorm.doctor.batch_evidence import Runs
 from steadynorm.doctor.checkpointing import run_again
 from steadynorm.doctor.elsewhere import Ranks, compare_checkpoint, gather_ranks
 from steadynorm.doctor.evidence import Evidence, ModuleState, NormState, OptimizerState, Step
+from steadynorm.doctor.parity import AFFINE_NAMES
 from steadynorm.doctor.per_sample import takes_gradients_per_sample
 from steadynorm.doctor.runs import run_batches, run_reference
 from steadynorm.doctor.score import Measure
@@ -148,12 +149,12 @@ def _norm(name: str, module: Any, *, hidden: bool = False) -> NormState:  # noqa
     unknown = "" if known else why_unknown(module) or ""
     kind = _kind(module, known)
     names = stored_names(module) or ("running_mean", "running_var")
-    mean, var, weight, bias = (_numbers(module, each) for each in (*names, "weight", "bias"))
+    affine = [_first_tensor(module, each) for each in AFFINE_NAMES]
+    mean, var, weight, bias = map(_copy, (*(getattr(module, each, None) for each in names), *affine))
     if known:
         weight = _copy(evaluation_of(module).weight)
     stored = getattr(module, names[1], None)
     counter = getattr(module, "num_batches_tracked", None)
-    affine = [getattr(module, each, None) for each in ("weight", "bias")]
     momentum = getattr(module, "momentum", None)
     tracks = bool(getattr(module, "track_running_stats", True))
     fixed = not (isinstance(module, BatchNormBase) and module.running == "self_tuned") and hasattr(module, "momentum")
@@ -203,8 +204,10 @@ def _channels(module: Any, known: bool) -> int:  # noqa: ANN401 (any norm)
     return int(getattr(module, "num_features", 0) or getattr(module, "num_channels", 0) or 0)
 
 
-def _numbers(module: nn.Module, name: str) -> Tensor | None:
-    return _copy(getattr(module, name, None))
+def _first_tensor(module: nn.Module, names: Sequence[str]) -> Tensor | None:
+    """Give the first of these attributes that is a tensor."""
+    found = (getattr(module, name, None) for name in names)
+    return next((each for each in found if isinstance(each, Tensor)), None)
 
 
 def _copy(value: object) -> Tensor | None:

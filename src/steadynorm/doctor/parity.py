@@ -18,8 +18,10 @@ from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, is_exact, kind_of, stored_names
 
-__all__ = ["Formula", "formula_of", "parity_beside_hooks", "parity_of", "parity_of_unknown"]
+__all__ = ["AFFINE_NAMES", "Formula", "formula_of", "parity_beside_hooks", "parity_of", "parity_of_unknown"]
 
+AFFINE_NAMES = (("weight", "gamma"), ("bias", "beta"))
+"""What a norm's factor and its shift are called, the first of them by torch."""
 ROUNDINGS = 16
 """Units in the last place of its terms by which a sum of three products may be off, and half as much again."""
 LIKE = 0.01
@@ -127,7 +129,7 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
     mean, var = (_of_channels(module, x, name) for name in names)
     if mean is None or var is None:
         return None
-    weight, bias = (_of_channels(module, x, *names) for names in (("weight", "gamma"), ("bias", "beta")))
+    weight, bias = (_of_channels(module, x, *names) for names in AFFINE_NAMES)
     eps = float(getattr(module, "eps", 1e-5))
     right = _formula(mean, var, weight, bias, eps).output(x)
     error = _unlike(y, right)
