@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -211,3 +212,33 @@ def test_averages_that_no_file_has_are_found_by_gammas_that_are_trained(model: A
     for found in (diagnose(model), diagnose(model, batches())):
         named = [(each.layer, each.severity) for each in found.of("statistics-at-init")]
         assert named == [("1", Severity.ERROR), ("4", Severity.ERROR)]
+
+
+def trained_by_sample(tracks: bool) -> tuple[nn.Sequential, list[tuple[Tensor, Tensor]]]:
+    """Train an instance norm on images of any contrast, with running estimates or without."""
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=tracks)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.3, momentum=0.9)
+    contrast = torch.logspace(-1, 1, 32).view(-1, 1, 1, 1)
+    given = [(x * contrast, y) for x, y in batches(60)]
+    for x, y in given:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval(), given[:8]
+
+
+def test_an_instance_norm_that_evaluates_by_averages_is_named_with_its_cost() -> None:
+    model, given = trained_by_sample(tracks=True)
+    assert diagnose(model, given).of("train-eval-gap") == ()  # its averages cost nothing here
+    with torch.no_grad():
+        model[1].running_var.mul_(100)
+        averaged = sum(float(nn.functional.cross_entropy(model(x), y)) for x, y in given) / 8
+        other = copy.deepcopy(model)
+        other[1].train()
+        alone = sum(float(nn.functional.cross_entropy(other(x), y)) for x, y in given) / 8
+    (found,) = diagnose(model, given).of("train-eval-gap")
+    assert (found.layer, found.severity) == ("1", Severity.WARNING) and "instance norms" in found.problem
+    assert found.cost is not None and found.cost.value == pytest.approx(averaged - alone, rel=1e-3)
+    assert diagnose(*trained_by_sample(tracks=False)).of("train-eval-gap") == ()

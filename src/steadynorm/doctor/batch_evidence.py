@@ -101,6 +101,8 @@ class Runs:
             because one before it is; empty where ``recalibrated`` is.
         recalibrated: on every second batch, with statistics measured on the others; empty where that was
             not possible.
+        by_sample: scores while instance norms with running estimates take each sample's own, as in training; empty
+            where there are none.
         moved: modules whose running estimates a forward moved though every module evaluated.
         dependent: the innermost modules that gave a sample another output in evaluation when the rest of its
             batch was left out, while their input for it was the same, and not by chance.
@@ -140,6 +142,7 @@ class Runs:
     few_layers: Mapping[tuple[str, ...], tuple[float, ...]] = field(default_factory=dict)
     off: Mapping[str, float] = field(default_factory=dict)
     recalibrated: tuple[float, ...] = ()
+    by_sample: tuple[float, ...] = ()
     moved: tuple[str, ...] = ()
     dependent: tuple[str, ...] = ()
     dependence: float = 0.0

@@ -16,6 +16,7 @@ from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import join
 
 __all__ = [
+    "FEW",
     "Distance",
     "apart",
     "by_call",

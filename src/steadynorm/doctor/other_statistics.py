@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.compared import apart, may_matter, standing_out
@@ -18,13 +19,13 @@ from steadynorm.doctor.untouched import uncompiled
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.change import Change
-from steadynorm.surgery.contexts import use_batch_statistics
+from steadynorm.surgery.contexts import replaced_forwards, use_batch_statistics
 from steadynorm.surgery.estimation.one_pass import Pass, Target
 from steadynorm.surgery.kinds import eps_of, kind_of
 from steadynorm.surgery.named_modules import NamedModule
 from steadynorm.surgery.recalibrate import recalibrate_
 
-__all__ = ["OtherStatistics", "Trial", "scored"]
+__all__ = ["OtherStatistics", "Trial", "by_sample", "scored"]
 
 ABLATION = 2
 """Batches on which one layer after the other is given the batch's own statistics."""
@@ -176,6 +177,22 @@ class Trial:
 
     def _scored(self, number: int) -> float:
         return scored(self._model, self._batches[number], self._forward, self._score)
+
+
+def by_sample(
+    model: nn.Module,
+    layers: Sequence[NamedModule],
+    batches: Sequence[Any],
+    forward: Forward,
+    score: Score,
+) -> tuple[float, ...]:
+    """Score batches while instance norms with running estimates normalize each sample by its own, as in training."""
+
+    def alone(module: Any) -> Any:  # noqa: ANN401 (an instance norm)
+        return lambda x: functional.instance_norm(x, weight=module.weight, bias=module.bias, eps=module.eps)
+
+    with replaced_forwards({named.module: alone(named.module) for named in layers}):
+        return tuple(scored(model, batch, forward, score) for batch in batches)
 
 
 def scored(model: nn.Module, batch: Any, forward: Forward, score: Score) -> float:  # noqa: ANN401 (as the loader gives it)

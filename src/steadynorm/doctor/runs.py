@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence, Sized
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from steadynorm.doctor.batch_evidence import Runs, Sighting
 from steadynorm.doctor.copies import look_at_copies
 from steadynorm.doctor.evidence import Twins
 from steadynorm.doctor.first_batch import look_closely, samples_of
-from steadynorm.doctor.other_statistics import Trial, scored
+from steadynorm.doctor.other_statistics import Trial, by_sample, scored
 from steadynorm.doctor.score import Measure, labels_of, logits_of, mixes_labels, score_from
 from steadynorm.doctor.sightings import watching
 from steadynorm.doctor.training_step import train_once
@@ -89,6 +90,9 @@ def run_batches(
             del output, outputs, logits
             trial = Trial(model, layers, kept, forward=forward, score=score, sightings=seen)
             scores = {"score": score.name, "evaluation": evaluation, **vars(trial.run(evaluation, unread))}
+            tracked = [named for named in norms if _is_tracked_instance_norm(named.module)]
+            if tracked:
+                scores["by_sample"] = by_sample(model, tracked, kept, forward, score)
         reached = {name for name, each in seen.items() if each}
         copies = look_at_copies(model, twins, reached, kept[0], forward, unread)
     labels, mixed = _labels(kept), any(map(mixes_labels, kept))
@@ -183,6 +187,10 @@ def scores_of(
         first = forward(model, batches[0])
         score = score_from(loss, metric, first, batches[0])
         return () if score is None else tuple(scored(model, batch, forward, score) for batch in batches)
+
+
+def _is_tracked_instance_norm(module: nn.Module) -> bool:
+    return isinstance(module, _InstanceNorm) and isinstance(module.running_mean, Tensor)
 
 
 def _is_other_norm(module: nn.Module) -> bool:

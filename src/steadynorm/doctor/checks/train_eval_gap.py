@@ -19,16 +19,17 @@ evaluation, and its gap is negative. Up to three layers are named where their ru
 eighth of a standard deviation and twice as far as those of any other, each beside what it is given while all normalize
 by the batch, and where they win back half of the gap together. Else a layer is named where it alone wins back a fifth
 more of that than every layer that the model lists before it: later ones normalize again what an earlier one has
-spoiled, so they win back almost as much.
+spoiled, so they win back almost as much. Instance norms with running estimates are tried likewise, all at once: in
+training each takes a sample's own statistics, and in evaluation an average over all samples.
 
-Source: pytorch issue 4741; Wu & Johnson 2021 (arXiv 2105.07576).
+Source: pytorch issue 4741; pytorch-CycleGAN-and-pix2pix issue 395; Wu & Johnson 2021 (arXiv 2105.07576).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from steadynorm.doctor.compared import cost_of, distance_of, few_off, won_back
+from steadynorm.doctor.compared import FEW, cost_of, distance_of, few_off, won_back
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity, of_model
 from steadynorm.doctor.shared import STALE, furthest, shared_by
@@ -40,11 +41,14 @@ _REMEDY = Remedy(
     advice="Measure the statistics again on a few hundred training images (recalibrate_).", treatment="recalibrate"
 )
 
+_BY_SAMPLE = Remedy(advice="Build them with track_running_stats=False, torch's default, so that both modes are one.")
+
 
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find it."""
     runs = evidence.batches
     assert runs is not None
+    yield from _instance_norms(evidence)
     cost = cost_of(runs.score, runs.evaluation, runs.by_batch)
     stale = furthest(evidence) > STALE
     if cost is None or not cost.matters(runs.by_batch, expected=stale):
@@ -74,6 +78,22 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             share=share,
             **_distance(evidence, norms[name]),
         )
+
+
+def _instance_norms(evidence: Evidence) -> Iterator[Finding]:
+    """Find those that evaluate by running estimates, and are better by what they do in training."""
+    runs = evidence.batches
+    assert runs is not None
+    cost = cost_of(runs.score, runs.evaluation, runs.by_sample)
+    if cost is None or not cost.matters(runs.by_sample):
+        return
+    tracked = [norm for norm in evidence.norms if norm.kind == "instance_norm" and norm.mean is not None]
+    problem = (
+        f"In evaluation the {runs.score} is worse than where instance norms with running estimates take each sample's "
+        "own, as in training."
+    )
+    for norm in tracked if len(tracked) <= FEW else [None]:
+        yield of_model(Severity.WARNING, problem, _BY_SAMPLE, cost, norm)
 
 
 def _named(evidence: Evidence, names: Sequence[str], share: float, cost: Cost) -> Iterator[Finding]:
