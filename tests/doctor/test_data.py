@@ -157,6 +157,17 @@ def test_two_heaps_of_samples_are_named(model: Any, by: float, labels: bool, fou
     assert [each.severity for each in diagnose(model.train(), given).of("batch-mixture")] == found
 
 
+@pytest.mark.parametrize(("contrast", "found"), [(0.2, [WARNING]), (1.0, [])])
+def test_two_heaps_of_like_means_are_told_by_their_variances(
+    model: Any, contrast: float, found: list[Severity]
+) -> None:
+    """As where a discriminator is given real and generated images in one batch, shuffled."""
+    x, y = images(256)
+    contrasts = torch.where(torch.arange(256) // 2 % 2 == 1, contrast, 1.0).view(-1, 1, 1, 1)
+    diagnosis = diagnose(model.train(), shuffled(split(x * contrasts, y)))
+    assert [each.severity for each in diagnosis.of("batch-mixture")] == found
+
+
 def test_classes_are_no_heaps(model: Any) -> None:
     x, y = images(256)
     bright = x + 4 * y.view(-1, 1, 1, 1)

@@ -18,6 +18,7 @@ __all__ = [
     "Samples",
     "are_two_views",
     "first_views",
+    "log_variances",
     "moments_of",
     "samples_of",
     "surprise",
@@ -115,16 +116,20 @@ def _without_classes(values: Tensor, classes: Tensor) -> Tensor:
     return values
 
 
+def log_variances(samples: Samples) -> Tensor:
+    """Give the logarithms of the samples' variances over positions as ``values`` has their means, shape (n, C)."""
+    logs = _without_classes((samples.vars + samples.norm.eps).log(), samples.classes)
+    spread = logs.std(0)
+    return (logs / spread)[:, (spread > 1e-6) & spread.isfinite()]
+
+
 def with_variances(samples: Samples) -> Samples:
     """Give the samples with the logarithms of their variances over positions beside their means, and whiten both.
 
     Images differ in brightness and contrast by far more than in anything else. With all directions at the same scale,
     up to a tenth of the average variance, what is small beside these shows as well.
     """
-    logs = _without_classes((samples.vars + samples.norm.eps).log(), samples.classes)
-    spread = logs.std(0)
-    varies = (spread > 1e-6) & spread.isfinite()
-    both = torch.cat((samples.values, (logs / spread)[:, varies]), 1)
+    both = torch.cat((samples.values, log_variances(samples)), 1)
     along, sizes, _ = torch.linalg.svd(both - both.mean(0), full_matrices=False)
     return replace(samples, values=along * sizes / (sizes.square() + len(both) / 10).sqrt())
 

@@ -4,7 +4,7 @@ Looks at: single samples' means and variances, with each class's mean taken away
 first quarters, halves or three quarters of the batches differ from what follows in the same manner again and again
 (source and target, clean and noisy, labelled and unlabelled samples one behind the other), or every other sample from
 the rest; and whether the
-first layer's samples fall into two heaps.
+first layer's samples fall into two heaps, by their means or by their variances.
 
 Harm: batch norm normalizes the mixture, by moments that fit neither kind, and the running estimates are the mixture's
 too. In evaluation one kind comes alone, and is normalized by what it never had.
@@ -33,7 +33,7 @@ from torch import Tensor
 from steadynorm.doctor.compared import apart
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
-from steadynorm.doctor.samples import Samples, moments_of, samples_of, surprise, with_variances
+from steadynorm.doctor.samples import Samples, log_variances, moments_of, samples_of, surprise, with_variances
 
 NEEDS = ("batches",)
 APART, PARTS_APART, EXPLAINED, SMALLEST, FEWEST = 0.5, 0.2, 0.85, 0.2, 64
@@ -65,7 +65,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 def _heaps(samples: Samples) -> Iterator[Finding]:
     """Find two heaps of samples at one layer."""
-    first, explained = _split(samples.values)
+    known = [each for each in (samples.values, log_variances(samples)) if each.shape[1]]
+    first, explained = max(map(_split, known), key=lambda each: each[1])
     share = float(first.double().mean())
     if explained < EXPLAINED or not SMALLEST <= share <= 1 - SMALLEST:
         return
