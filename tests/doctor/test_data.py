@@ -425,6 +425,31 @@ def test_features_on_another_axis_are_found(features: int, norm: int, arrange: A
     assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
 
 
+class Flat(nn.Module):
+    """Normalizes each value of a map by itself."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.behind = nn.Conv2d(3, 8, 1), nn.BatchNorm1d(8 * 16), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(functional.relu(self.norm(functional.relu(self.conv(x)).flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("behind", "found"),
+    [(nn.Unflatten(1, (8, 4, 4)), [WARNING]), (nn.Unflatten(1, (32, 4)), []), (nn.Linear(128, 2), [])],
+)
+def test_maps_that_are_flattened_to_be_normalized_are_found(behind: nn.Module, found: list[Severity]) -> None:
+    diagnosis = diagnose(Flat(behind).eval(), [torch.randn(16, 3, 4, 4)])
+    assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
+
+
+def test_rows_of_a_linear_layer_that_become_a_map_are_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(6, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Unflatten(1, (8, 4, 4)))
+    assert diagnose(model.eval(), [torch.randn(16, 6)]).of("axis-suspect") == ()
+
+
 class ChannelsFirst(nn.LayerNorm):
     """As timm's and torchvision's LayerNorm2d."""
 

@@ -61,18 +61,29 @@ class FeatureAxes(TorchFunctionMode):
     Linear layers, embeddings and layer norms over one dimension put them last, convolutions and batch norms on axis 1;
     what works value by value leaves them there; transposing and changes of shape move them. Of anything else nothing
     is known. Follows likewise what comes out of dropout, which is off and told by the call alone, up to the next norm
-    or sum.
+    or sum; and maps that are flattened, normalized so, and made maps again.
+
+    Attributes:
+        flattened: name of a norm that was given (N, C·places) from maps, and whose output was made maps again -> C.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.flattened: dict[str, int] = {}
         self._axes: Any = WeakTensorKeyDictionary()
         self._dropped: Any = WeakTensorKeyDictionary()
+        self._channels: Any = WeakTensorKeyDictionary()
+        self._normalized: Any = WeakTensorKeyDictionary()
 
     def dropout_of(self, x: Tensor) -> float:
         """Give the probability of the dropout that a tensor comes out of; 0 where it comes out of none."""
         probability: float = self._dropped.get(x, 0.0)
         return probability
+
+    def note(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Take down what a norm was given and gave."""
+        if x in self._channels:
+            self._normalized[y] = (name, self._channels[x])
 
     def of(self, x: Tensor) -> int | None:
         """Give the axis of a tensor's features, CUT where they are on several, None where it is not known."""
@@ -94,12 +105,28 @@ class FeatureAxes(TorchFunctionMode):
         if dropped and isinstance(output, Tensor):
             output = output.view(output.shape)  # what is off gives its input, which others may take as well
             self._dropped[output] = dropped
+        self._follow_flattened(func, args, output)
         axis = self._axis(func, axes, output, args, named)
         if axis is not None:
             self._axes[output] = axis
         elif isinstance(output, Tensor) and output in self._axes and func not in _KEEPING:
             del self._axes[output]  # changed in place, by what is not known
         return output
+
+    def _follow_flattened(self, func: Callable[..., Any], args: tuple[Any, ...], output: object) -> None:
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or func not in _KEEPING | _SHAPING:
+            return
+        if func in _KEEPING:
+            for known in (self._channels, self._normalized):
+                if x in known:
+                    known[output] = known[x]
+        elif self._axes.get(x) == 1 and x.dim() > 2 and output.shape == (len(x), x[0].numel()):
+            self._channels[output] = x.shape[1]
+        elif x in self._normalized and output.dim() > 2:
+            name, channels = self._normalized[x]
+            if output.shape[:2] == (len(x), channels):
+                self.flattened[name] = channels
 
     def _probability(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> float:
         """Give the probability of the dropout that a function is, or whose output it carries on; 0 for none."""

@@ -116,6 +116,7 @@ class Runs:
             :data:`steadynorm.doctor.axes.CUT` where a change of shape has cut across them.
         misled: name of a group or layer norm that takes another axis than the features' for theirs, and of one size
             with it -> the shape of its input, and the features' axis.
+        flattened: name of a norm that is given maps as rows (N, C·places), and whose output is made maps again -> C.
         dropout: name of a norm that is given what comes out of dropout, through layers and activations at most -> the
             probability of that dropout.
         raw: norms that are given a tensor of the batch as it is.
@@ -152,6 +153,7 @@ class Runs:
     copies: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     misled: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    flattened: Mapping[str, int] = field(default_factory=dict)
     dropout: Mapping[str, float] = field(default_factory=dict)
     raw: tuple[str, ...] = ()
     single: tuple[str, ...] = ()

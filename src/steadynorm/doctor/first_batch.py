@@ -42,6 +42,7 @@ class FirstBatch:
     parity: dict[str, Parity]
     axes: dict[str, int]
     misled: dict[str, tuple[tuple[int, ...], int]]
+    flattened: dict[str, int]
     dropout: dict[str, float]
     raw: tuple[str, ...]
     single: tuple[str, ...]
@@ -58,6 +59,7 @@ class _Seen:
     parity: dict[str, Parity] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
     misled: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+    flattened: dict[str, int] = field(default_factory=dict)
     dropout: dict[str, float] = field(default_factory=dict)
     raw: list[str] = field(default_factory=list)
     linear_calls: Counter[nn.Module] = field(default_factory=Counter)
@@ -101,6 +103,7 @@ def look_closely(
         parity=whole.parity,
         axes=whole.axes,
         misled=whole.misled,
+        flattened=whole.flattened,
         dropout=whole.dropout,
         raw=tuple(whole.raw),
         single=tuple(named.name for named in norms if _has_single(named.module, whole.calls[named.name])),
@@ -144,6 +147,7 @@ def _run(
             return
         x = arguments[0].detach()
         seen.calls[name].append((x, output.detach()))
+        axes.note(name, arguments[0], output)
         alone = len(arguments) == 1  # no residual
         if alone and len(seen.calls[name]) == 1 and not module.training:
             formula = formulas[name]
@@ -168,6 +172,7 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
+    seen.flattened = axes.flattened
     return seen
 
 

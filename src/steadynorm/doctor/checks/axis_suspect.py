@@ -8,7 +8,9 @@ Harm: batch norm takes axis 1 as channels whatever is there. Given (N, L, C) it 
 features, by running estimates of time steps. Where L is not C an error tells, until the layer is built for L; where
 they are equal nothing does. A map (N, C, L) that is reshaped to (N·L, C) without moving C to the end first has the
 right size, and every channel of it has values of all features. Group norm takes axis 1 likewise, and layer norm the
-last: where another axis has the features, and as many, nothing tells.
+last: where another axis has the features, and as many, nothing tells. A map that is flattened with its channels,
+normalized, and made a map again has statistics for each place: of as many values as there are samples, and a
+convolution's result no longer shifts with its input.
 
 Remedy: transpose to (N, C, L) before the layer and back after it, or flatten to (N·L, C). Only you can, in the model's
 code.
@@ -16,7 +18,8 @@ code.
 Threshold: none for the axis, which is followed and not guessed. Colours last: 4 values or fewer on the last axis, more
 on axis 1. Group and layer norm: both axes of one size.
 
-Source: pytorch issue 76613; self-critical.pytorch issue 44.
+Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), section 3.2; pytorch issue 76613; deepnet issue 11;
+self-critical.pytorch issue 44.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ NEEDS = ("batches",)
 COLOURS = 4
 _REMEDY = Remedy(advice="Transpose so that the features are on axis 1, as (N, C, L), or flatten to (N·L, C).")
 
+_FLAT = Remedy(advice="Give it the map (BatchNorm2d of its channels): a convolution's places share their statistics.")
 _OTHER = Remedy(advice="Transpose before it and back behind it: group norm takes axis 1, layer norm the last.")
 
 
@@ -53,6 +57,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         elif axis is not None and axis < len(shape):
             problem = f"{given} with features on axis {axis}, and normalizes axis 1 as if they were there."
             yield at(norm, Severity.WARNING, problem, _REMEDY, axis=axis)
+        elif norm.name in runs.flattened:
+            channels = runs.flattened[norm.name]
+            problem = (
+                f"{given}, a map of {channels} channels whose places are flattened with them, and is made a map again: "
+                "each place has statistics of its own."
+            )
+            yield at(norm, Severity.WARNING, problem, _FLAT, channels=channels)
         elif norm.name in runs.raw and len(shape) in (3, 4) and shape[-1] <= COLOURS < shape[1]:
             what = "images with their colours" if len(shape) == 4 else "signals with their sensors"
             problem = f"{given}, which looks like {what} last, and normalizes axis 1."
