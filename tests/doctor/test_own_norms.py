@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steadynorm.doctor import Severity, diagnose
 from tests.support.doctor import batches
+from tests.support.foreign import FROZEN
 
 
 class Own(nn.Module):
@@ -242,3 +243,18 @@ def test_an_instance_norm_that_evaluates_by_averages_is_named_with_its_cost() ->
     assert (found.layer, found.severity) == ("1", Severity.WARNING) and "instance norms" in found.problem
     assert found.cost is not None and found.cost.value == pytest.approx(averaged - alone, rel=1e-3)
     assert diagnose(*trained_by_sample(tracks=False)).of("train-eval-gap") == ()
+
+
+@pytest.mark.parametrize(("folded", "severity"), [(True, Severity.NOTE), (False, Severity.ERROR)])
+def test_statistics_may_be_in_the_weights_of_all_frozen_norms(model: Any, folded: bool, severity: Severity) -> None:
+    """As in detectron's files; where they are lost instead, batches with labels say so."""
+    for at in (1, 4):
+        scale = model[at].weight.detach() * (model[at].running_var + model[at].eps).rsqrt()
+        shift = model[at].bias.detach() - model[at].running_mean * scale
+        frozen: Any = FROZEN["torchvision"](8)
+        frozen.weight.copy_(scale * (1 + frozen.eps) ** 0.5 if folded else model[at].weight.detach())
+        frozen.bias.copy_(shift if folded else model[at].bias.detach())
+        model[at] = frozen
+    for given, expected in ((None, Severity.WARNING), (batches(), severity)):
+        found = diagnose(model, given).of("statistics-at-init")
+        assert [(each.layer, each.severity) for each in found] == [("1", expected), ("4", expected)]

@@ -103,6 +103,7 @@ class Runs:
             not possible.
         by_sample: scores while instance norms with running estimates take each sample's own, as in training; empty
             where there are none.
+        of_constants: scores while frozen norms of mean 0 and variance 1 take the batch's own, likewise.
         moved: modules whose running estimates a forward moved though every module evaluated.
         dependent: the innermost modules that gave a sample another output in evaluation when the rest of its
             batch was left out, while their input for it was the same, and not by chance.
@@ -144,6 +145,7 @@ class Runs:
     off: Mapping[str, float] = field(default_factory=dict)
     recalibrated: tuple[float, ...] = ()
     by_sample: tuple[float, ...] = ()
+    of_constants: tuple[float, ...] = ()
     moved: tuple[str, ...] = ()
     dependent: tuple[str, ...] = ()
     dependence: float = 0.0

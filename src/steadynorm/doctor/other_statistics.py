@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.compared import apart, may_matter, standing_out
@@ -25,7 +26,7 @@ from steadynorm.surgery.kinds import eps_of, kind_of
 from steadynorm.surgery.named_modules import NamedModule
 from steadynorm.surgery.recalibrate import recalibrate_
 
-__all__ = ["OtherStatistics", "Trial", "by_sample", "scored"]
+__all__ = ["OtherStatistics", "Trial", "by_own_statistics", "scored"]
 
 ABLATION = 2
 """Batches on which one layer after the other is given the batch's own statistics."""
@@ -179,18 +180,34 @@ class Trial:
         return scored(self._model, self._batches[number], self._forward, self._score)
 
 
-def by_sample(
+def by_own_statistics(
     model: nn.Module,
     layers: Sequence[NamedModule],
     batches: Sequence[Any],
     forward: Forward,
     score: Score,
 ) -> tuple[float, ...]:
-    """Score batches while instance norms with running estimates normalize each sample by its own, as in training."""
+    """Score batches while layers normalize by what they are given; empty where there are no layers.
 
-    def alone(module: Any) -> Any:  # noqa: ANN401 (an instance norm)
-        return lambda x: functional.instance_norm(x, weight=module.weight, bias=module.bias, eps=module.eps)
+    Args:
+        model: in evaluation, without gradient.
+        layers: instance norms, then each sample by its own, as in training; or others without a part behind them, then
+            all samples together. They have weight and bias, or None.
+        batches: up to eight.
+        forward: runs the model on a batch.
+        score: of its output.
+    """
 
+    def alone(module: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 (a norm)
+        if isinstance(module, _InstanceNorm):
+            return lambda x: functional.instance_norm(x, weight=module.weight, bias=module.bias, eps=module.eps)
+        eps = float(getattr(module, "eps", 0.0))
+        return lambda x: functional.batch_norm(
+            x, None, None, module.weight.flatten(), module.bias.flatten(), training=True, eps=eps
+        )
+
+    if not layers:
+        return ()
     with replaced_forwards({named.module: alone(named.module) for named in layers}):
         return tuple(scored(model, batch, forward, score) for batch in batches)
 

@@ -18,7 +18,7 @@ from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES
 from steadynorm.statistics.moments import statistics_dtype
 from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, is_exact, kind_of, stored_names
 
-__all__ = ["AFFINE_NAMES", "Formula", "formula_of", "parity_beside_hooks", "parity_of", "parity_of_unknown"]
+__all__ = ["AFFINE_NAMES", "Formula", "formula_of", "has_tail", "parity_beside_hooks", "parity_of", "parity_of_unknown"]
 
 AFFINE_NAMES = (("weight", "gamma"), ("bias", "beta"))
 """What a norm's factor and its shift are called, the first of them by torch."""
@@ -238,7 +238,7 @@ def _of_batch_norm(module: Any, x: Tensor) -> Formula:  # noqa: ANN401 (a batch 
         None if each is None else _along(each, x) for each in (stored.mean, stored.var, stored.weight, stored.bias)
     )
     assert mean is not None and var is not None
-    return _formula(mean, var, weight, bias, stored.eps, tail=partial(_tail, module) if _has_tail(module) else None)
+    return _formula(mean, var, weight, bias, stored.eps, tail=partial(_tail, module) if has_tail(module) else None)
 
 
 def _of_group_norm(module: nn.GroupNorm, x: Tensor) -> Formula:
@@ -313,7 +313,8 @@ def _of_sums(weight: Tensor | None) -> float:
     return 1.0 if weight is None or not weight.numel() else float(weight.detach().abs().max())
 
 
-def _has_tail(module: Any) -> bool:  # noqa: ANN401 (a batch norm)
+def has_tail(module: Any) -> bool:  # noqa: ANN401 (a batch norm)
+    """Tell whether a batch norm runs something behind it, as timm's with activation do."""
     adapter = adapter_of(module)
     return bool(adapter is not None and dict(adapter.tail(module))) or getattr(module, "activation", None) is not None
 

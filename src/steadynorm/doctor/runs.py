@@ -13,8 +13,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from steadynorm.doctor.batch_evidence import Runs, Sighting
 from steadynorm.doctor.copies import look_at_copies
 from steadynorm.doctor.evidence import Twins
-from steadynorm.doctor.first_batch import look_closely, samples_of
-from steadynorm.doctor.other_statistics import Trial, by_sample, scored
+from steadynorm.doctor.first_batch import FirstBatch, look_closely, samples_of
+from steadynorm.doctor.other_statistics import Trial, by_own_statistics, scored
+from steadynorm.doctor.parity import has_tail
 from steadynorm.doctor.score import Measure, labels_of, logits_of, mixes_labels, score_from
 from steadynorm.doctor.sightings import watching
 from steadynorm.doctor.training_step import train_once
@@ -91,8 +92,9 @@ def run_batches(
             trial = Trial(model, layers, kept, forward=forward, score=score, sightings=seen)
             scores = {"score": score.name, "evaluation": evaluation, **vars(trial.run(evaluation, unread))}
             tracked = [named for named in norms if _is_tracked_instance_norm(named.module)]
-            if tracked:
-                scores["by_sample"] = by_sample(model, tracked, kept, forward, score)
+            constant = [named for named in norms if _is_of_constants(named, close)]
+            scores["by_sample"] = by_own_statistics(model, tracked, kept, forward, score)
+            scores["of_constants"] = by_own_statistics(model, constant, kept, forward, score)
         reached = {name for name, each in seen.items() if each}
         copies = look_at_copies(model, twins, reached, kept[0], forward, unread)
     labels, mixed = _labels(kept), any(map(mixes_labels, kept))
@@ -191,6 +193,17 @@ def scores_of(
 
 def _is_tracked_instance_norm(module: nn.Module) -> bool:
     return isinstance(module, _InstanceNorm) and isinstance(module.running_mean, Tensor)
+
+
+def _is_of_constants(named: NamedModule, close: FirstBatch) -> bool:
+    """Tell whether a layer is a frozen norm of mean 0 and variance 1 that gives what the formula says."""
+    module: Any = named.module
+    numbers = [getattr(module, name, None) for name in ("running_mean", "running_var", "weight", "bias")]
+    if any(not isinstance(each, Tensor) or isinstance(each, nn.Parameter) or each.is_meta for each in numbers):
+        return False
+    found = close.parity.get(named.name)
+    at_start = not module.running_mean.any() and bool((module.running_var == 1).all())
+    return at_start and found is not None and not found.error and not has_tail(module)
 
 
 def _is_other_norm(module: nn.Module) -> bool:

@@ -8,14 +8,17 @@ buffers: they are lost where ``parameters()`` are saved, sent, averaged or merge
 checkpoint without them is loaded with strict=False, and where momentum is 0.
 
 Remedy: load them from a full checkpoint, or measure them again on a few hundred training images. Safe: the numbers
-there describe no data. A frozen layer is left to you: mean 0 and variance 1 may be meant.
+there describe no data. A frozen layer is left to you: in files of detectron its weight and bias have the statistics
+in them.
 
 Threshold: none; a batch of real numbers never gives exactly 0 and 1 in all channels. A layer that is new in every
 respect is a warning where the model evaluates and batches reach it, as after keys were renamed; else a note. One of the
 two alone can be so on purpose, as where a mean was folded away: there the batches' own must be an eighth of a standard
-deviation off, root mean square over channels and beyond sampling.
+deviation off, root mean square over channels and beyond sampling. Where weight and bias are buffers, as in frozen
+layers, and it is so in all of these, it is an error where the batches' own statistics score better, a note where
+they do not, and a warning without a score.
 
-Source: torch issues; huggingface/peft issue 1732; PFLlib issue 260.
+Source: torch issues; huggingface/peft issue 1732; PFLlib issue 260; maskrcnn-benchmark issue 267.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from steadynorm.doctor.compared import distance_of
+from steadynorm.doctor.compared import cost_of, distance_of
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 from steadynorm.doctor.shared import FITTING
@@ -32,7 +35,9 @@ _REMEDY = Remedy(
     advice="Load the statistics from a full state dict, or measure them on training images (recalibrate_).",
     treatment="recalibrate",
 )
-_FROZEN = Remedy(advice="If that is not meant, load the statistics that belong to its weight and bias.")
+_FROZEN = Remedy(
+    advice="If they are not in its weight and bias already, load the statistics that belong to these.",
+)
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -44,8 +49,11 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             why = f"though it has counted {norm.batches} batches"
             yield at(norm, Severity.ERROR, _problem(why), _REMEDY, batches=norm.batches)
         elif not norm.affine_at_start:
-            remedy = _FROZEN if norm.is_frozen else _REMEDY
-            yield at(norm, Severity.ERROR, _problem("though its weight and bias have been trained"), remedy)
+            problem = _problem("though its weight and bias have been trained")
+            if norm.affine:
+                yield at(norm, Severity.ERROR, problem, _REMEDY)
+            else:
+                yield at(norm, _of_constants(evidence), problem, _FROZEN)
         elif _others_moved(evidence, norm):
             problem = _problem("while those of other layers are not")
             if evidence.training or not _is_reached(evidence, norm):
@@ -54,6 +62,18 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             else:
                 problem += " The batches reach it, so its weights may not have been loaded either."
                 yield at(norm, Severity.WARNING, problem, _REMEDY)
+
+
+def _of_constants(evidence: Evidence) -> Severity:
+    """Say how bad it is where all numbers are buffers: the statistics may be in its weight and bias."""
+    alike = [each for each in evidence.norms if each.mean is not None and not each.affine]
+    if not all(each.at_start for each in alike):
+        return Severity.ERROR
+    runs = evidence.batches
+    if runs is None or not runs.score:
+        return Severity.WARNING
+    cost = cost_of(runs.score, runs.evaluation, runs.of_constants)
+    return Severity.ERROR if cost is not None and cost.matters(runs.of_constants, expected=True) else Severity.NOTE
 
 
 def _half(evidence: Evidence, norm: NormState) -> Iterator[Finding]:
