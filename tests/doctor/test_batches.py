@@ -314,6 +314,32 @@ def test_a_layer_that_evaluates_while_the_model_trains_counts_nothing(model: Any
     assert diagnose(model, batches()).of("double-update") == ()
 
 
+class Bypassing(nn.Module):
+    """Calls a layer's forward by itself, so that no hook of it runs."""
+
+    def __init__(self, inner: nn.Module, times: int) -> None:
+        super().__init__()
+        self.inner, self.times = inner, times
+
+    def forward(self, x: Tensor) -> Any:
+        for _ in range(self.times if self.training else 1):
+            y = self.inner.forward(x)
+        return y
+
+
+@pytest.mark.parametrize(("times", "found"), [(1, []), (2, ["4.inner"])])
+def test_a_call_that_no_hook_sees_is_a_call(model: Any, times: int, found: list[str]) -> None:
+    model[4] = Bypassing(model[4], times)
+    assert [each.layer for each in diagnose(model.train(), batches()).of("double-update")] == found
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing
+def test_calls_within_a_trace_are_not_counted(model: Any) -> None:
+    traced = torch.jit.trace(model.train(), batches()[0][0], check_trace=False)
+    diagnosis = diagnose(traced.eval(), batches())
+    assert diagnosis.of("statistics-moved-in-eval") != () and diagnosis.of("double-update") == ()
+
+
 class ByHand(nn.BatchNorm2d):
     """Moves its running estimates itself; torch's forward moves them too, unless it is told not to."""
 

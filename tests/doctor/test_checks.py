@@ -460,3 +460,13 @@ def test_each_check_explains_itself(check: Any) -> None:
 @pytest.mark.parametrize("build", FOREIGN.values(), ids=FOREIGN)
 def test_a_new_layer_of_another_package_is_not_taken_for_one_that_lost_its_statistics(build: Any) -> None:
     assert diagnose(nn.Sequential(build(3))).of("statistics-at-init") == ()
+
+
+@pytest.mark.parametrize(
+    ("batches", "training", "severity"),
+    [(60, True, Severity.NOTE), (60, False, Severity.WARNING), (20, True, Severity.WARNING)],
+)
+def test_a_start_that_a_training_is_about_to_forget_is_a_note(batches: int, training: bool, severity: Severity) -> None:
+    norm = nn.BatchNorm2d(3).train(training)
+    follow(norm, batches, 0.1, var=1e-3)
+    assert [each.severity for each in diagnose(nn.Sequential(norm)).of("statistics-horizon")] == [severity]

@@ -425,6 +425,25 @@ def test_features_on_another_axis_are_found(features: int, norm: int, arrange: A
     assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
 
 
+class Recurrent(nn.Module):
+    """A norm behind a recurrent layer, with as many channels as there are steps or as there are features."""
+
+    def __init__(self, kind: Any, *, turned: bool) -> None:
+        super().__init__()
+        self.layer, self.norm, self.turned = kind(3, 6, batch_first=True), nn.BatchNorm1d(6), turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.layer(x)
+        return self.norm(states.transpose(1, 2) if self.turned else states)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize(("turned", "found"), [(False, [WARNING]), (True, [])])
+def test_features_of_a_recurrent_layer_are_last(kind: Any, turned: bool, found: list[Severity]) -> None:
+    diagnosis = diagnose(Recurrent(kind, turned=turned).eval(), [torch.randn(16, 6, 3)])
+    assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
+
+
 class Flat(nn.Module):
     """Normalizes each value of a map by itself."""
 

@@ -43,6 +43,8 @@ _OVER_MAPS = _named(
 _TURNING = _named("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis")
 _SHAPING = _named("flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 _JOINING = _named("cat", "concat", "concatenate")
+_RECURRENT = {"gru", "lstm", "rnn_relu", "rnn_tanh"}
+"""By name: torch has them in no public place. The first of what they give has features last."""
 _DROPPING = _named("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 _CARRYING = (
     _TURNING
@@ -105,6 +107,8 @@ class FeatureAxes(TorchFunctionMode):
         if dropped and isinstance(output, Tensor):
             output = output.view(output.shape)  # what is off gives its input, which others may take as well
             self._dropped[output] = dropped
+        if isinstance(output, tuple) and getattr(func, "__name__", "") in _RECURRENT and isinstance(output[0], Tensor):
+            self._axes[output[0]] = output[0].dim() - 1
         self._follow_flattened(func, args, output)
         axis = self._axis(func, axes, output, args, named)
         if axis is not None:

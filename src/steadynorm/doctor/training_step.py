@@ -113,7 +113,10 @@ def _trained(
             for parameter, gradient in gradients:
                 parameter.grad = gradient
         after = {name: int(module.num_batches_tracked) for name, module in counted.items()}
-    updates = {name: max(after[name] - before[name] - made[name], moves.get(name, 1) - 1) for name in calls}
+    unseen = {
+        name: max(1, made[name]) for name in calls
+    }  # a forward that is called by itself, or in a trace, runs no hook
+    updates = {name: max(after[name] - before[name] - unseen[name], moves.get(name, 1) - 1) for name in calls}
     whole = samples_of(batch)
     pieces = {name: max(each) for name, each in sizes.items() if len(each) > 1 and max(each) < whole}
     return TrainingStep(updates=updates, pieces=pieces)

@@ -14,7 +14,8 @@ deviation by more than a tenth. A layer whose running variance is smaller than t
 there (its counter was reset, or its statistics are a plain average); it is left alone, and so are all layers of the
 same counter and momentum, which have the same history. Where batches were given, taking the start away must also bring
 the running estimates nearer to them by more than sampling explains, and by half of the squared distance: statistics
-that were measured since have no start, and of a layer behind another fault the batches say little.
+that were measured since have no start, and of a layer behind another fault the batches say little. A note where the
+layer trains and less than a twentieth is left, which goes with the next steps.
 
 Source: the exponential average of torch.nn.functional.batch_norm written out.
 """
@@ -32,6 +33,8 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 CHANGE = 0.1
 """Change that counts: of a mean in standard deviations, of a standard deviation relative to itself."""
+SOON = 0.05
+"""What may be left of the start in a training, which takes it away: three times as many batches as 1/momentum."""
 EXPLAINED = 0.5
 """Of the squared distance from the batches, at least, that the start must explain."""
 _REMEDY = Remedy(
@@ -55,7 +58,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                 f"After {norm.batches} batches with momentum {norm.momentum:g}, {100 * weight:.2g} % of its running "
                 f"estimates is still the start (mean 0, variance 1), off by up to {change:.2g} standard deviations."
             )
-            yield at(norm, Severity.WARNING, problem, _REMEDY, weight=weight, change=change, batches=norm.batches or 0)
+            severity = Severity.NOTE if norm.moves and weight < SOON else Severity.WARNING
+            yield at(norm, severity, problem, _REMEDY, weight=weight, change=change, batches=norm.batches or 0)
 
 
 def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
