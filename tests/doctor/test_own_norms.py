@@ -245,13 +245,17 @@ def test_an_instance_norm_that_evaluates_by_averages_is_named_with_its_cost() ->
     assert diagnose(*trained_by_sample(tracks=False)).of("train-eval-gap") == ()
 
 
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
 @pytest.mark.parametrize(("folded", "severity"), [(True, Severity.NOTE), (False, Severity.ERROR)])
-def test_statistics_may_be_in_the_weights_of_all_frozen_norms(model: Any, folded: bool, severity: Severity) -> None:
+def test_statistics_may_be_in_the_weights_of_all_frozen_norms(
+    model: Any, folded: bool, severity: Severity, eps: float
+) -> None:
     """As in detectron's files; where they are lost instead, batches with labels say so."""
     for at in (1, 4):
         scale = model[at].weight.detach() * (model[at].running_var + model[at].eps).rsqrt()
         shift = model[at].bias.detach() - model[at].running_mean * scale
         frozen: Any = FROZEN["torchvision"](8)
+        frozen.eps = eps
         frozen.weight.copy_(scale * (1 + frozen.eps) ** 0.5 if folded else model[at].weight.detach())
         frozen.bias.copy_(shift if folded else model[at].bias.detach())
         model[at] = frozen

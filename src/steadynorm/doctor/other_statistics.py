@@ -31,6 +31,8 @@ __all__ = ["OtherStatistics", "Trial", "by_own_statistics", "scored"]
 ABLATION = 2
 """Batches on which one layer after the other is given the batch's own statistics."""
 _STATISTICS = ("running_mean", "running_var")
+_LEAST_EPS = 1e-12
+"""In the place of 0, which torch does not normalize a batch by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,7 @@ def by_own_statistics(
     def alone(module: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 (a norm)
         if isinstance(module, _InstanceNorm):
             return lambda x: functional.instance_norm(x, weight=module.weight, bias=module.bias, eps=module.eps)
-        eps = float(getattr(module, "eps", 0.0))
+        eps = float(getattr(module, "eps", 0.0)) or _LEAST_EPS
         return lambda x: functional.batch_norm(
             x, None, None, module.weight.flatten(), module.bias.flatten(), training=True, eps=eps
         )
