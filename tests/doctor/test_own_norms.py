@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from steadynorm.doctor import Severity, diagnose
+from steadynorm.doctor import Severity, diagnose, observe
 from tests.support.doctor import batches
 from tests.support.foreign import FROZEN
 
@@ -243,6 +244,61 @@ def test_an_instance_norm_that_evaluates_by_averages_is_named_with_its_cost() ->
     assert (found.layer, found.severity) == ("1", Severity.WARNING) and "instance norms" in found.problem
     assert found.cost is not None and found.cost.value == pytest.approx(averaged - alone, rel=1e-3)
     assert diagnose(*trained_by_sample(tracks=False)).of("train-eval-gap") == ()
+
+
+class Styled(nn.InstanceNorm1d):
+    """As style transfer has it: with a scale that comes from elsewhere."""
+
+    def forward(self, x: Tensor, scale: Any = None) -> Tensor:
+        return super().forward(x) * (1 if scale is None else scale)
+
+
+class Calling(nn.Module):
+    def __init__(self, norm: nn.Module, call: Any) -> None:
+        super().__init__()
+        self.norm, self.call = norm, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.norm, x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        (nn.InstanceNorm1d, lambda norm, x: norm(input=x)),
+        (nn.InstanceNorm1d, lambda norm, x: torch.stack([norm(each) for each in x])),
+        (Styled, lambda norm, x: norm(x, 2.0)),
+    ],
+    ids=["by keyword", "sample by sample", "own forward"],
+)
+def test_an_instance_norm_is_tried_as_it_is_called(kind: Any, call: Any) -> None:
+    norm = kind(4, affine=True, track_running_stats=True)
+    with torch.no_grad():
+        norm.running_var.fill_(100.0)
+    x = torch.randn(8, 16, 4, 9, generator=torch.Generator().manual_seed(0))
+    model = Calling(norm, call).eval()
+    evidence = observe(model, list(x), loss=lambda y, _: y.square().mean())
+    assert evidence.batches is not None
+    with torch.no_grad():
+        right = [float(call(copy.deepcopy(norm).train(), each).square().mean()) for each in x]
+    assert evidence.batches.by_sample == pytest.approx(right)
+    assert bool((norm.running_var == 100).all()) and not norm.training
+
+
+def test_an_instance_norm_of_single_values_is_scored_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 9), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten())
+    given = [(x, torch.arange(16) % 4) for x in torch.randn(4, 16, 3, 9)]
+    evidence = observe(model.eval(), given)
+    assert evidence.batches is not None and len(evidence.batches.evaluation) == 4
+    assert all(math.isnan(each) for each in evidence.batches.by_sample)
+
+
+def test_a_frozen_norm_that_widens_its_input_is_tried_so(model: Any) -> None:
+    frozen: Any = FROZEN["torchvision"](8)
+    frozen.weight.uniform_(0.5, 2)
+    mixed = nn.Sequential(model[0].half(), frozen, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    evidence = observe(mixed.eval(), [(x.half(), y) for x, y in batches()])
+    assert evidence.batches is not None and len(evidence.batches.of_constants) == 8
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.compared import apart, may_matter, standing_out
 from steadynorm.doctor.score import Score
 from steadynorm.doctor.untouched import uncompiled
+from steadynorm.layers.state import on_copies
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.change import Change
@@ -33,6 +35,8 @@ ABLATION = 2
 _STATISTICS = ("running_mean", "running_var")
 _LEAST_EPS = 1e-12
 """In the place of 0, which torch does not normalize a batch by."""
+_SINGLE = re.compile("more than 1 (value per channel|spatial element)")
+"""In torch's refusal to normalize a single value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,19 +198,27 @@ def by_own_statistics(
     Args:
         model: in evaluation, without gradient.
         layers: instance norms, then each sample by its own, as in training; or others without a part behind them, then
-            all samples together. They have weight and bias, or None.
+            all samples together. These have weight and bias.
         batches: up to eight.
         forward: runs the model on a batch.
         score: of its output.
     """
 
-    def alone(module: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401 (a norm)
-        if isinstance(module, _InstanceNorm):
-            return lambda x: functional.instance_norm(x, weight=module.weight, bias=module.bias, eps=module.eps)
-        eps = float(getattr(module, "eps", 0.0)) or _LEAST_EPS
-        return lambda x: functional.batch_norm(
-            x, None, None, module.weight.flatten(), module.bias.flatten(), training=True, eps=eps
-        )
+    def alone(module: Any) -> Callable[..., Tensor]:  # noqa: ANN401 (a norm)
+        own, eps = module.forward, float(getattr(module, "eps", 0.0)) or _LEAST_EPS
+
+        def in_training(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
+            with on_copies(module):
+                module.training = True
+                return own(*arguments, **named)
+
+        def by_batch(x: Tensor) -> Tensor:
+            y = functional.batch_norm(
+                x, None, None, module.weight.flatten(), module.bias.flatten(), training=True, eps=eps
+            )
+            return y.to(own(x).dtype)
+
+        return in_training if isinstance(module, _InstanceNorm) else by_batch
 
     if not layers:
         return ()
@@ -219,7 +231,7 @@ def scored(model: nn.Module, batch: Any, forward: Forward, score: Score) -> floa
     try:
         return score(forward(model, batch), batch)
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if not _SINGLE.search(str(error)):
             raise
         return math.nan
 
