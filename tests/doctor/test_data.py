@@ -464,6 +464,13 @@ def test_maps_that_are_flattened_to_be_normalized_are_found(behind: nn.Module, f
     assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("norm", each) for each in found]
 
 
+@pytest.mark.parametrize("samples", [16, 0])
+def test_a_map_of_one_place_that_is_flattened_has_a_channel_s_statistics(samples: int) -> None:
+    """As where channels are weighed: pooled, normalized as rows, and multiplied with the map."""
+    layers = (nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Unflatten(1, (8, 1, 1)))
+    assert diagnose(nn.Sequential(*layers).eval(), [torch.randn(samples, 3, 4, 4)]).of("axis-suspect") == ()
+
+
 def test_rows_of_a_linear_layer_that_become_a_map_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(6, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Unflatten(1, (8, 4, 4)))
     assert diagnose(model.eval(), [torch.randn(16, 6)]).of("axis-suspect") == ()

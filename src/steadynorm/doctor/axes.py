@@ -125,7 +125,7 @@ class FeatureAxes(TorchFunctionMode):
             for known in (self._channels, self._normalized):
                 if x in known:
                     known[output] = known[x]
-        elif self._axes.get(x) == 1 and x.dim() > 2 and output.shape == (len(x), x[0].numel()):
+        elif self._axes.get(x) == 1 and output.shape == (len(x), x.shape[1:].numel()) != x.shape[:2]:
             self._channels[output] = x.shape[1]
         elif x in self._normalized and output.dim() > 2:
             name, channels = self._normalized[x]
