@@ -90,6 +90,13 @@ def noisy(model: Any) -> nn.Module:
     return nn.Sequential(Noisy(), model, Noisy())
 
 
+def scripted(model: Any) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model[5] = torch.jit.script(nn.Sequential(model[5], nn.InstanceNorm2d(8, track_running_stats=True)))
+    return model  # type: ignore[no-any-return]
+
+
 HARD: list[Callable[[Any], nn.Module]] = [
     compiled,
     parametrized,
@@ -97,6 +104,7 @@ HARD: list[Callable[[Any], nn.Module]] = [
     shared,
     uncopyable,
     noisy,
+    scripted,
     lambda model: model.double().requires_grad_(False).train(),
 ]
 
@@ -125,7 +133,7 @@ def stopping(after: int) -> tuple[Callable[[nn.Module, Any], Any], list[int]]:
 
 
 @pytest.mark.parametrize(
-    "build", HARD, ids=["compiled", "parametrized", "weight_norm", "shared", "uncopyable", "rng", "f64"]
+    "build", HARD, ids=["compiled", "parametrized", "weight_norm", "shared", "uncopyable", "rng", "scripted", "f64"]
 )
 def test_a_hard_model_is_put_back_after_success_and_after_any_exception(
     healthy: nn.Sequential, build: Callable[[Any], nn.Module]

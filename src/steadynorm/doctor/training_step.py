@@ -74,6 +74,7 @@ def _trained(
         named.name: named.module
         for named in layers
         if isinstance(getattr(named.module, "num_batches_tracked", None), Tensor)
+        and not isinstance(named.module, torch.jit.ScriptModule)  # which take no hooks
     }
     calls = dict.fromkeys(counted, 0)
     given: dict[str, list[Tensor]] = {name: [] for name in counted}
