@@ -607,6 +607,12 @@ def test_the_beginning_of_data_in_the_order_of_classes_has_one(outputs: int, num
     assert diagnose(model.eval(), given).of("single-class-batch") == ()
 
 
+@pytest.mark.parametrize("empty", [1, 8])
+def test_batches_without_labels_count_as_none(model: Any, empty: int) -> None:
+    given = [(x, y[:0] if at < empty else y) for at, (x, y) in enumerate(batches())]
+    assert diagnose(model.train(), given).of("single-class-batch") == ()
+
+
 @pytest.mark.parametrize("copies", [2, 3, 4])
 def test_copies_of_an_image_side_by_side_count_once(model: Any, copies: int) -> None:
     x, y = images(256)

@@ -42,8 +42,8 @@ _REMEDY = Remedy(advice="Shuffle the training data (shuffle=True).")
 def run(evidence: Evidence) -> Iterator[Finding]:
     """Find it."""
     assert evidence.batches is not None
-    labels = evidence.batches.labels
-    classes = evidence.batches.classes
+    labels = tuple(each for each in evidence.batches.labels if each)
+    classes = tuple(each for each in evidence.batches.classes if each)
     single = sum(len(each) == 1 and sum(each.values()) > 1 for each in classes)
     if 2 * single >= len(classes):
         pass  # copies and views of one class are of one class
