@@ -21,6 +21,7 @@ from steadynorm.doctor import CHECKS, Cost, Severity, diagnose, observe
 from steadynorm.doctor.check import Check
 from steadynorm.doctor.checks import needs_recalibration, reused_norm, single_class_batch, train_eval_gap
 from steadynorm.doctor.compared import cost_of, distance_of
+from steadynorm.doctor.score import score_from
 from steadynorm.surgery import no_statistics_update, recalibrate_
 from tests.support.doctor import batches, images
 
@@ -127,6 +128,16 @@ def test_labels_of_pixels_are_scored_but_for_those_left_out(model: Any, wrap: An
     assert evidence.batches.evaluation == pytest.approx(same.batches.evaluation)
     wrong = [(x, y + 7) for x, y, _ in given]
     assert observe(Dense(model, wrap), wrong).score is None
+
+
+@pytest.mark.parametrize(("classes", "counted"), [(256, 2), (255, 1)])
+def test_the_last_of_256_classes_is_one(classes: int, counted: int) -> None:
+    """As of codes and bytes; with fewer it leaves a pixel out."""
+    logits, labels = torch.randn(1, classes, 2), torch.tensor([[3, 255]])
+    score = score_from(None, None, logits, (None, labels))
+    assert score is not None
+    right = functional.cross_entropy(logits.double()[..., :counted], labels[:, :counted])
+    assert score(logits, (None, labels)) == pytest.approx(float(right))
 
 
 def test_shares_of_classes_are_scored_by_their_cross_entropy(model: Any) -> None:

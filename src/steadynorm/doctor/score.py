@@ -54,8 +54,8 @@ def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch:
         metric: of which more is better.
         output: of the model on ``batch``.
         batch: with the labels as its second item or under ``labels``: integers, shape (N,) or that of the logits
-            without its second dimension, of which 255, −1 and −100 leave a pixel out; or shares of classes,
-            shape (N, K).
+            without its second dimension, of which 255, −1 and −100 leave a pixel out where they are no class; or
+            shares of classes, shape (N, K).
 
     Returns:
         the score, None where nothing is known to score by.
@@ -148,15 +148,16 @@ def _as_classifier(output: Any, batch: Any) -> tuple[Tensor, Tensor] | None:  # 
         return (logits.double(), found.double()) if found.shape == logits.shape else None
     if found.dtype not in _INTEGERS or found.shape != logits.shape[:1] + logits.shape[2:]:
         return None
-    counted = torch.ones_like(found, dtype=torch.bool) if found.dim() == 1 else ~_is_left_out(found)
+    counted = torch.ones_like(found, dtype=torch.bool) if found.dim() == 1 else ~_is_left_out(found, logits.shape[1])
     known = found[counted]
     if known.numel() == 0 or not (bool(known.min() >= 0) and bool(known.max() < logits.shape[1])):
         return None
     return logits.double(), found.long().masked_fill(~counted, -100)
 
 
-def _is_left_out(labels: Tensor) -> Tensor:
-    return torch.isin(labels, torch.tensor(_LEFT_OUT, device=labels.device))
+def _is_left_out(labels: Tensor, classes: int) -> Tensor:
+    left_out = [each for each in _LEFT_OUT if not 0 <= each < classes]
+    return torch.isin(labels, torch.tensor(left_out, device=labels.device))
 
 
 def _cross_entropy(output: Any, batch: Any) -> Tensor:  # noqa: ANN401 (as they come)
