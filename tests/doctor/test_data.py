@@ -168,6 +168,19 @@ def test_two_heaps_of_like_means_are_told_by_their_variances(
     assert [each.severity for each in diagnosis.of("batch-mixture")] == found
 
 
+def test_images_of_one_value_are_no_heap_of_small_variances(model: Any) -> None:
+    x, y = images(256)
+    blank = shuffled(split(x * (torch.arange(256) // 2 % 3 > 0).view(-1, 1, 1, 1), y))
+    assert diagnose(model.train(), blank).of("batch-mixture") == ()
+
+
+def test_columns_of_two_values_are_no_heaps() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    x = functional.one_hot(torch.randint(2, (256,), generator=torch.Generator().manual_seed(0))).float()
+    assert diagnose(model, split(x, torch.arange(256) % 2)).of("batch-mixture") == ()
+    assert diagnose(nn.Sequential(nn.Identity(), nn.Linear(2, 2), model), split(x, x)).of("batch-mixture") != ()
+
+
 def test_classes_are_no_heaps(model: Any) -> None:
     x, y = images(256)
     bright = x + 4 * y.view(-1, 1, 1, 1)

@@ -21,11 +21,14 @@ __all__ = [
     "log_variances",
     "moments_of",
     "samples_of",
+    "samples_that_vary",
     "surprise",
     "with_variances",
 ]
 
 _BY_SAMPLE = ("values", "means", "vars", "batch", "place", "odd")
+CONSTANT = 1e-8
+"""Of the samples' mean variance over positions: no more is rounding."""
 MOST_LAYERS = 8
 """Layers that are looked at, spread over the model: how data are drawn shows in any of them."""
 PERMUTATIONS = 999
@@ -142,9 +145,18 @@ def are_two_views(labels: Sequence[Sequence[int]]) -> bool:
 
 def first_views(samples: Samples) -> Samples:
     """Give the samples of the first halves of the batches."""
-    first = samples.place < 0.5
+    return _chosen(samples, samples.place < 0.5)
+
+
+def samples_that_vary(samples: Samples) -> Samples:
+    """Give the samples that are not one value at all positions, as blank images are."""
+    variance = samples.vars.mean(1)
+    return _chosen(samples, variance > CONSTANT * variance.mean())
+
+
+def _chosen(samples: Samples, chosen: Tensor) -> Samples:
     names = (*_BY_SAMPLE, "classes") if samples.labelled else _BY_SAMPLE
-    return replace(samples, **{name: getattr(samples, name)[first] for name in names})
+    return replace(samples, **{name: getattr(samples, name)[chosen] for name in names})
 
 
 def moments_of(samples: Samples, chosen: Tensor) -> Moments:

@@ -3,8 +3,8 @@
 Looks at: single samples' means and variances, with each class's mean taken away where there are labels: whether the
 first quarters, halves or three quarters of the batches differ from what follows in the same manner again and again
 (source and target, clean and noisy, labelled and unlabelled samples one behind the other), or every other sample from
-the rest; and whether the
-first layer's samples fall into two heaps, by their means or by their variances.
+the rest; and whether the first layer's samples fall into two heaps, by their means or, but for those of one value, by
+their variances. A table that a layer is given as it is may have columns of two values, and is not asked for heaps.
 
 Harm: batch norm normalizes the mixture, by moments that fit neither kind, and the running estimates are the mixture's
 too. In evaluation one kind comes alone, and is normalized by what it never had.
@@ -33,7 +33,15 @@ from torch import Tensor
 from steadynorm.doctor.compared import apart
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
-from steadynorm.doctor.samples import Samples, log_variances, moments_of, samples_of, surprise, with_variances
+from steadynorm.doctor.samples import (
+    Samples,
+    log_variances,
+    moments_of,
+    samples_of,
+    samples_that_vary,
+    surprise,
+    with_variances,
+)
 
 NEEDS = ("batches",)
 APART, PARTS_APART, EXPLAINED, SMALLEST, FEWEST = 0.5, 0.2, 0.82, 0.2, 64
@@ -59,14 +67,24 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             "data, and its statistics fit neither."
         )
         yield at(samples.norm, Severity.WARNING, problem, _REMEDY, distance=distance)
-    elif layers and len(layers[0].batch) >= FEWEST:
+    elif layers and len(layers[0].batch) >= FEWEST and not _is_table(evidence, layers[0]):
         yield from _heaps(layers[0])
+
+
+def _is_table(evidence: Evidence, samples: Samples) -> bool:
+    """Tell whether a layer is given the batch itself, without positions; a table's columns may have two values."""
+    assert evidence.batches is not None
+    return samples.norm.name in evidence.batches.raw and not samples.vars.any()
 
 
 def _heaps(samples: Samples) -> Iterator[Finding]:
     """Find two heaps of samples at one layer."""
-    known = [each for each in (samples.values, log_variances(samples)) if each.shape[1]]
-    first, explained = max(map(_split, known), key=lambda each: each[1])
+    first, explained = _split(samples.values)
+    varied = samples_that_vary(samples)
+    if len(varied.batch) >= FEWEST and (logs := log_variances(varied)).shape[1]:
+        other, more = _split(logs)
+        if more > explained:
+            samples, first, explained = varied, other, more
     share = float(first.double().mean())
     if explained < EXPLAINED or not SMALLEST <= share <= 1 - SMALLEST:
         return
