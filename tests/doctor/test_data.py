@@ -517,6 +517,27 @@ def test_group_and_layer_norms_that_take_places_for_features_are_found(
     assert [(each.layer, each.severity) for each in diagnosis.of("axis-suspect")] == [("2", each) for each in found]
 
 
+class Mixer(nn.Module):
+    """Mixes tokens, as many as features, beside a stream of which it is not known where its features are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix, self.last = nn.LayerNorm(8), nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Mixer(), nn.Sequential(nn.LayerNorm((8, 6)), nn.ReLU(), nn.BatchNorm1d(8))],
+    ids=["tokens are mixed", "over several dimensions"],
+)
+def test_a_layer_norm_tells_where_features_are_if_it_is_over_one_dimension(model: nn.Module) -> None:
+    size = 8 if isinstance(model, Mixer) else 6
+    assert diagnose(model.eval(), [torch.randn(4, 8, size)]).of("axis-suspect") == ()
+
+
 class Turned(nn.Module):
     """Puts channels last."""
 

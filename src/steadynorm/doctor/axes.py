@@ -23,7 +23,8 @@ def _named(*names: str) -> set[Callable[..., Any]]:
     return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
 
 
-_LAST = _named("linear", "embedding", "layer_norm", "rms_norm")
+_OVER_FEATURES = _named("layer_norm", "rms_norm")
+_LAST = _named("linear", "embedding") | _OVER_FEATURES
 _FIRST = _named(
     *(f"{name}{size}d" for name in ("conv", "conv_transpose") for size in (1, 2, 3)),
     *("batch_norm", "instance_norm", "group_norm"),
@@ -157,10 +158,11 @@ class FeatureAxes(TorchFunctionMode):
         if not isinstance(output, Tensor) or output.dim() < 2:
             return None
         axis, dimensions = next(iter(axes)) if len(axes) == 1 else (None, 0)
-        if func in _LAST:
-            normalizes = func not in _named("linear", "embedding")
-            if normalizes and axis is not None:
+        if func in _OVER_FEATURES:
+            if axis is not None:
                 return axis  # over another axis than the features', as some normalize over time
+            return self._normalized_over(output, args, named)
+        if func in _LAST:
             return output.dim() - 1
         if func in _FIRST:
             return 1
@@ -173,6 +175,15 @@ class FeatureAxes(TorchFunctionMode):
         if func in _OVER_MAPS:
             return 1 if axis == 1 else None
         return axis if func in _KEEPING | _JOINING else _turned(func, axis, output, args, named)
+
+    def _normalized_over(self, output: Tensor, args: tuple[Any, ...], named: dict[str, Any]) -> int | None:
+        """Take the one dimension that is normalized for the features, of what is given as well."""
+        x = args[0] if args else named["input"]
+        shape = args[1] if len(args) > 1 else named["normalized_shape"]
+        if len(shape) > 1:
+            return None
+        self._axes[x] = output.dim() - 1  # a sum around it has them there too
+        return output.dim() - 1
 
 
 def _turned(
