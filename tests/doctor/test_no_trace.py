@@ -154,6 +154,15 @@ def test_a_hard_model_is_put_back_after_success_and_after_any_exception(
         assert trace_of(model) == before, after
 
 
+def test_a_batch_has_the_gradients_that_it_had(model: Any) -> None:
+    given = [(x.requires_grad_(), y) for x, y in batches(2, 8)]
+    gradient = torch.ones_like(given[1][0])
+    given[1][0].grad = gradient
+    for order in (given, given[::-1]):
+        diagnose(model, order)
+        assert given[0][0].grad is None and given[1][0].grad is gradient and bool((gradient == 1).all())
+
+
 @contextmanager
 def one_rank(folder: Path) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=0, world_size=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -51,17 +52,32 @@ def train_once(
     if any(getattr(each, "_post_accumulate_grad_hooks", None) for each in model.parameters()):
         unread.append(f"{_WHAT}: a backward would run the hooks that gradients have.")
         return TrainingStep()
-    few = first_samples(batch, _SAMPLES)
-    if few is not None:
+    given = [each for _, each in tensors_in(batch) if each.is_leaf and each.requires_grad]
+    with _gradients_kept([*model.parameters(), *given]):
+        few = first_samples(batch, _SAMPLES)
+        if few is not None:
+            try:
+                return _trained(model, layers, few, forward)
+            except Exception:  # whatever so few samples are refused with; the whole batch says what is wrong
+                pass
         try:
-            return _trained(model, layers, few, forward)
-        except Exception:  # whatever so few samples are refused with; the whole batch says what is wrong
-            pass
+            return _trained(model, layers, batch, forward)
+        except Exception as error:  # a forward in training may ask for more than one in evaluation, such as targets
+            unread.append(f"{_WHAT}: {error or type(error).__name__}")
+            return TrainingStep()
+
+
+@contextmanager
+def _gradients_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let tensors have no gradients within, and those that they had afterwards."""
+    before = [(each, each.grad) for each in tensors]
+    for each in tensors:
+        each.grad = None
     try:
-        return _trained(model, layers, batch, forward)
-    except Exception as error:  # a forward in training may ask for more than one in evaluation, such as targets
-        unread.append(f"{_WHAT}: {error or type(error).__name__}")
-        return TrainingStep()
+        yield
+    finally:
+        for each, gradient in before:
+            each.grad = gradient
 
 
 def _trained(
@@ -87,7 +103,6 @@ def _trained(
             given[name].append(x.transpose(0, 1).flatten(1).mean(1))
             sizes[name].append(len(x))
 
-    gradients = [(each, each.grad) for each in model.parameters()]
     with preserved_state(model), uncompiled():
         before = {name: int(module.num_batches_tracked) for name, module in counted.items()}
         means = {name: _running_mean(module) for name, module in counted.items()}
@@ -95,8 +110,6 @@ def _trained(
         try:
             for module in model.modules():
                 module.training = True
-            for parameter, _ in gradients:
-                parameter.grad = None
             with torch.enable_grad():
                 output = forward(model, batch)
                 made = dict(calls)
@@ -111,8 +124,6 @@ def _trained(
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
         after = {name: int(module.num_batches_tracked) for name, module in counted.items()}
     unseen = {
         name: max(1, made[name]) for name in calls
