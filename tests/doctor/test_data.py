@@ -15,6 +15,7 @@ from steadynorm.doctor import Severity, diagnose, observe
 from steadynorm.doctor.axes import FeatureAxes
 from steadynorm.doctor.batch_evidence import Sighting
 from steadynorm.doctor.checks import domain_shift
+from steadynorm.doctor.score import mixes_labels
 from steadynorm.doctor.sightings import sighting_of, watching
 from steadynorm.surgery import recalibrate_
 from tests.support.doctor import batches, images
@@ -59,6 +60,12 @@ def test_mixtures_of_samples_are_not_asked_how_they_were_drawn(model: Any) -> No
     assert diagnosis.of("order-leak") == () and any("mixup" in line for line in diagnosis.unread)
     whole = diagnose(model.train(), mixed(1.0))
     assert whole.of("order-leak") != () and whole.unread == ()
+
+
+@pytest.mark.parametrize(("share", "mixed"), [(1.0, False), (0.7, True)])
+def test_smoothed_labels_are_not_mixed(share: float, mixed: bool) -> None:
+    one, other = functional.one_hot(torch.tensor([0, 1, 2]), 5), functional.one_hot(torch.tensor([0, 3, 4]), 5)
+    assert mixes_labels((None, 0.9 * (share * one + (1 - share) * other) + 0.1 / 5)) == mixed
 
 
 def test_the_same_samples_in_any_order_are_silent(model: Any) -> None:

@@ -87,9 +87,15 @@ def labels_of(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives
 
 
 def mixes_labels(batch: Any) -> bool:  # noqa: ANN401 (as the loader gives it)
-    """Tell whether a batch has shares of classes for each sample, of which some are of two, as mixup gives them."""
+    """Tell whether a batch has shares of classes for each sample, of which some are of two, as mixup gives them.
+
+    Of three classes and more, what all have alike is smoothing.
+    """
     found = _given(batch)
-    return found is not None and _are_shares(found) and bool((found.amax(1) < _WHOLE).any())
+    if found is None or not _are_shares(found):
+        return False
+    own = found - found.amin(1, keepdim=True) if found.shape[1] > 2 else found
+    return bool((own.amax(1) < _WHOLE * own.sum(1)).any())
 
 
 def _given(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives it)
