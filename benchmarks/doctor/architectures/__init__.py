@@ -9,7 +9,10 @@ from benchmarks.doctor.architectures.further import FURTHER
 from benchmarks.doctor.architectures.registry import CLASSES, Architecture, Half, Kind
 from benchmarks.doctor.architectures.reported import REPORTED
 from benchmarks.doctor.architectures.small import SMALL
+from benchmarks.doctor.architectures.threads import THREADS
 
 __all__ = ["ARCHITECTURES", "CLASSES", "Architecture", "Half", "Kind"]
 
-ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (*BASIC, *FURTHER, *FAMILIES, *SMALL, *REPORTED)}
+ARCHITECTURES: dict[str, Architecture] = {
+    each.name: each for each in (*BASIC, *FURTHER, *FAMILIES, *SMALL, *REPORTED, *THREADS)
+}
