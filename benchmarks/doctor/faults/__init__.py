@@ -26,6 +26,7 @@ from benchmarks.doctor.faults import (
     streams,
     structure,
     surroundings,
+    threads_training,
     training,
     use,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "streams",
     "structure",
     "surroundings",
+    "threads_training",
     "training",
     "use",
 ]
