@@ -97,7 +97,7 @@ def _dead_filters(subject: Subject, variance: float) -> str | None:
     return name
 
 
-class _Frozen(nn.Module):
+class Frozen(nn.Module):
     """A norm of four buffers, as detection has it, which divides by the root of the variance alone."""
 
     def __init__(self, norm: Norm) -> None:
@@ -107,6 +107,7 @@ class _Frozen(nn.Module):
             self.register_buffer(name, array.clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize by the buffers."""
         weight, bias, mean, var = self.buffers()
         scale = weight * var.rsqrt()
         shape = (1, -1) + (1,) * (x.dim() - 2)
@@ -121,7 +122,7 @@ def _frozen_norms_without_eps_and_a_dead_filter(subject: Subject) -> Case | None
         return None
     for name, norm in norms_of(subject.model):
         if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            put(subject.model, name, _Frozen(norm).eval())
+            put(subject.model, name, Frozen(norm).eval())
     return case(subject, dead)
 
 
