@@ -170,6 +170,12 @@ def test_norms_have_a_channel_for_each_column():
     torch.testing.assert_close(y.mean((0, 1, 2)), case.model[1].norm.bias, rtol=0, atol=1e-5)
 
 
+def test_all_norms_of_a_size_are_one():
+    _, case = _small("norms shared with the layers of all steps")
+    assert case.model[1] is case.model[3][1] is case.model[4][4] and case.layers == {"1"}
+    assert _counted(case.model) == {6 + 3 * 3, 6 + 3} and len(norms_of(case.model)) == 2
+
+
 # Arguments and flags.
 
 

@@ -145,6 +145,24 @@ def _keras_default_axis_behind_every_convolution(subject: Subject) -> Case | Non
     return case(subject) if shapes else None
 
 
+@held_out("reused-norm", *GAP, consequences=FAR | {"double-update"}, damages=True)
+def _norms_shared_with_the_layers_of_all_steps(subject: Subject) -> Case | None:
+    """Copies were dropped, so that steps share layers, and norms with them (gh:dreamquark-ai/tabnet/pull/76).
+
+    Here all norms of one size, of which there are most, are one.
+    """
+    sizes: dict[tuple[type[Norm], int], list[str]] = {}
+    for name, norm in _plain(subject):
+        sizes.setdefault((type(norm), norm.num_features), []).append(name)
+    first, *others = max(sizes.values(), key=len)
+    if not others:
+        return None
+    for name in others:
+        put(subject.model, name, subject.model.get_submodule(first))
+    fit_(subject.model, subject.labelled(64, 120), rate=subject.rate / 10)
+    return case(subject, first)
+
+
 # Arguments and flags.
 
 
@@ -192,7 +210,7 @@ def _a_backbone_that_does_not_track(subject: Subject) -> Case:
 # Data.
 
 
-@held_out("outlier-statistics", *GAP, repairable=True, damages=True)
+@held_out("outlier-statistics", *GAP, repairable=True, damages=True, costs=True)
 def _one_sample_that_was_not_standardized(subject: Subject) -> Case:
     """Its deviation was 52 in a batch of 32, and norms were severely disrupted (gh:keras-team/keras/issues/12400)."""
     batches = subject.labelled(32, 40)

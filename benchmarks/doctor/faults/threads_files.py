@@ -207,7 +207,7 @@ def _the_first_centres_estimates_in_an_evaluation_of_all(subject: Subject) -> Ca
 # Frozen parts and deployment.
 
 
-@held_out(*GAP, "outlier-statistics", repairable=True, damages=True)
+@held_out(*GAP, "outlier-statistics", repairable=True, damages=True, costs=True)
 def _new_first_filters_in_a_stage_that_is_frozen(subject: Subject) -> Case:
     """Five input channels do not fit the file, whose first layers stay frozen (gh:open-mmlab/mmdetection/issues/7334).
 
