@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from steadynorm.doctor import Severity, diagnose, observe
 from tests.support.doctor import batches
-from tests.support.foreign import FROZEN
+from tests.support.foreign import FROZEN, BatchNormAct2d
 
 
 class Own(nn.Module):
@@ -299,6 +300,42 @@ def test_a_frozen_norm_that_widens_its_input_is_tried_so(model: Any) -> None:
     mixed = nn.Sequential(model[0].half(), frozen, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     evidence = observe(mixed.eval(), [(x.half(), y) for x, y in batches()])
     assert evidence.batches is not None and len(evidence.batches.of_constants) == 8
+
+
+class Folded(nn.Module):
+    """As maskrcnn-benchmark's, without an eps; or called as torchvision's, with another argument."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.linspace(0.5, 2, channels))
+        self.register_buffer("bias", torch.linspace(-1, 1, channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, times: float = 1.0) -> Tensor:
+        w, b, mean, var = (
+            getattr(self, name).view(1, -1, 1, 1) for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        return ((x - mean) * var.rsqrt() * w + b) * times
+
+
+def test_a_frozen_norm_is_tried_as_it_is_called() -> None:
+    norm, conv = Folded(4), nn.Conv2d(1, 4, 3)
+    model = nn.Sequential(conv, Calling(norm, lambda norm, x: norm(x) + norm(x=x, times=2.0) + norm(x, 3.0)))
+    given = batches()
+    evidence = observe(model.eval(), given, loss=lambda y, _: y.square().mean())
+    assert evidence.batches is not None
+    with torch.no_grad():
+        own = [functional.batch_norm(conv(x), None, None, norm.weight, norm.bias, training=True) for x, _ in given]
+    assert evidence.batches.of_constants == pytest.approx([float((6 * y).square().mean()) for y in own], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [FROZEN["torchvision"], BatchNormAct2d])
+def test_the_argument_of_a_norm_may_have_any_name(model: Any, kind: Any) -> None:
+    model[1] = Calling(kind(8), lambda norm, x: norm(x=x))
+    evidence = observe(model.eval(), batches())
+    assert evidence.batches is not None and len(evidence.batches.sightings["1.norm"]) == 8
+    assert len(evidence.batches.by_batch) == 8
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.0])

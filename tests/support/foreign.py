@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FOREIGN", "FROZEN", "chain", "look_like", "randomize_foreign_"]
+__all__ = ["FOREIGN", "FROZEN", "BatchNormAct2d", "chain", "look_like", "randomize_foreign_"]
 
 
 def look_like(name: str) -> Any:

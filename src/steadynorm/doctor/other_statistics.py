@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -32,9 +33,9 @@ __all__ = ["OtherStatistics", "Trial", "by_own_statistics", "scored"]
 
 ABLATION = 2
 """Batches on which one layer after the other is given the batch's own statistics."""
+SMALL = 1e-5
+"""Added to variances where a layer adds nothing, as maskrcnn-benchmark's."""
 _STATISTICS = ("running_mean", "running_var")
-_LEAST_EPS = 1e-12
-"""In the place of 0, which torch does not normalize a batch by."""
 _SINGLE = re.compile("more than 1 (value per channel|spatial element)")
 """In torch's refusal to normalize a single value."""
 
@@ -197,26 +198,26 @@ def by_own_statistics(
 
     Args:
         model: in evaluation, without gradient.
-        layers: instance norms, then each sample by its own, as in training; or others without a part behind them, then
-            all samples together. These have weight and bias.
+        layers: instance norms, then each sample by its own, as in training; or others of mean 0 and variance 1, then
+            all samples together.
         batches: up to eight.
         forward: runs the model on a batch.
         score: of its output.
     """
 
-    def alone(module: Any) -> Callable[..., Tensor]:  # noqa: ANN401 (a norm)
-        own, eps = module.forward, float(getattr(module, "eps", 0.0)) or _LEAST_EPS
+    def alone(module: Any) -> Callable[..., Any]:  # noqa: ANN401 (a norm)
+        own, eps = module.forward, float(getattr(module, "eps", 0.0)) or SMALL
 
         def in_training(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
             with on_copies(module):
                 module.training = True
                 return own(*arguments, **named)
 
-        def by_batch(x: Tensor) -> Tensor:
-            y = functional.batch_norm(
-                x, None, None, module.weight.flatten(), module.bias.flatten(), training=True, eps=eps
-            )
-            return y.to(own(x).dtype)
+        def by_batch(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
+            x = functional.batch_norm(next(chain(arguments, named.values())), None, None, training=True, eps=eps)
+            if arguments:
+                return own(x, *arguments[1:], **named)
+            return own(**{**named, next(iter(named)): x})
 
         return in_training if isinstance(module, _InstanceNorm) else by_batch
 

@@ -51,7 +51,7 @@ def watching(layers: Mapping[nn.Module, list[Sighting]], batch: int) -> Iterator
         inner = vars(module).get("forward")
 
         def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
-            x = arguments[0] if arguments else named["input"]
+            x = next(itertools.chain(arguments, named.values()), None)
             if isinstance(x, Tensor) and x.numel():
                 with torch._C.DisableTorchFunction():  # who follows the model's functions need not follow these
                     seen.append(_measured(x.detach(), len(seen)))

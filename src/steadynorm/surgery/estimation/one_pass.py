@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -171,7 +172,7 @@ def _normalizing_by(module: nn.Module, moments: Moments) -> Iterator[None]:
 
 def _measured(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Moments, int]:  # noqa: ANN401 (as the layer takes them)
     """Measure a layer's input where it counts, and give the number of its samples."""
-    x: Tensor = arguments[0] if arguments else named["input"]
+    x: Tensor = next(chain(arguments, named.values()))
     if isinstance(module, MaskedBatchNorm1d):
         mask, lengths = arguments[1] if len(arguments) > 1 else named.get("mask"), named.get("lengths")
         if mask is not None or lengths is not None:
