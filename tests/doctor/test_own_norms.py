@@ -217,6 +217,25 @@ def test_averages_that_no_file_has_are_found_by_gammas_that_are_trained(model: A
         assert named == [("1", Severity.ERROR), ("4", Severity.ERROR)]
 
 
+class OfAll(nn.Module):
+    """Normalizes all values alike, as values and returns are in reinforcement learning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.tensor(0.01))
+        self.register_buffer("running_var", torch.tensor(1.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean) / (self.running_var + 1e-5).sqrt()
+
+
+def test_running_estimates_may_be_single_numbers(model: Any) -> None:
+    model = nn.Sequential(OfAll(), *model)
+    diagnosis = diagnose(model, batches(), checkpoint=model.state_dict(), reference=batches(seed=2))
+    assert [(each.check, each.layer) for each in diagnosis if each.severity >= Severity.WARNING] == []
+    assert [each.layer for each in diagnosis.of("lossy-subclass")] == ["0"]
+
+
 def trained_by_sample(tracks: bool) -> tuple[nn.Sequential, list[tuple[Tensor, Tensor]]]:
     """Train an instance norm on images of any contrast, with running estimates or without."""
     torch.manual_seed(0)

@@ -211,10 +211,11 @@ def _first_tensor(module: nn.Module, names: Sequence[str]) -> Tensor | None:
 
 
 def _copy(value: object) -> Tensor | None:
-    """Give a copy in float64 on the CPU; None for what holds no numbers."""
+    """Give a copy in float64 on the CPU, a single number as one of one; None for what holds no numbers."""
     if not isinstance(value, Tensor) or value.is_meta or nn.parameter.is_lazy(value) or value.layout != torch.strided:
         return None
-    return value.detach().to("cpu", torch.float64, copy=True)
+    copied = value.detach().to("cpu", torch.float64, copy=True)
+    return copied if copied.dim() else copied.unsqueeze(0)
 
 
 def _modules(model: nn.Module) -> Iterator[ModuleState]:

@@ -245,7 +245,7 @@ def label(module: nn.Module) -> str:
         name = f"{cls.__module__}.{cls.__qualname__}"
     size = [str(getattr(module, each)) for each in _SIZES if hasattr(module, each)]
     stored = _tensor(module, "running_mean")
-    size = size or ([] if stored is None else [str(len(stored))])
+    size = size or ([] if stored is None else [str(stored.numel())])
     size += [repr(module.activation)] if isinstance(getattr(module, "activation", None), str) else []
     return f"{name}({', '.join(size)})"
 
