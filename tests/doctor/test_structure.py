@@ -65,6 +65,24 @@ def test_a_norm_that_a_function_takes_is_found(model: nn.Module) -> None:
     assert [each.severity for each in diagnose(model).of("hidden-module")] == [WARNING]
 
 
+encoder = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+
+class Encoding(nn.Module):
+    """Has an encoder of its own, of the name that another has in the same file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x)  # type: ignore[no-any-return]
+
+
+def test_an_attribute_may_be_called_as_a_global_is() -> None:
+    assert diagnose(Encoding()).of("hidden-module") == ()
+
+
 class Own(nn.Module):
     """Keeps running estimates."""
 

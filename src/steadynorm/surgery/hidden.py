@@ -5,11 +5,12 @@ A list beside ``setattr``, a dictionary, an attribute of another object, a closu
 
 from __future__ import annotations
 
+import dis
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from functools import lru_cache, partial
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -120,8 +121,15 @@ def _held_by(module: nn.Module) -> Iterator[tuple[str, object]]:
         yield from ((key, hook) for hook in vars(module).get(key, {}).values())
     forward = getattr(type(module), "forward", None)
     if isinstance(forward, FunctionType):
-        named = ((name, forward.__globals__.get(name)) for name in forward.__code__.co_names)
+        named = ((name, forward.__globals__.get(name)) for name in _globals_of(forward.__code__))
         yield from ((name, value) for name, value in named if isinstance(value, nn.Module | list | tuple | dict))
+
+
+@lru_cache(maxsize=1024)
+def _globals_of(code: CodeType) -> tuple[str, ...]:
+    """Name the globals that a function reads; attributes may be called as they are."""
+    found = (each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL")
+    return tuple(dict.fromkeys(found))
 
 
 def _modules_in(value: object, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
