@@ -273,6 +273,11 @@ class Styled(nn.InstanceNorm1d):
         return super().forward(x) * (1 if scale is None else scale)
 
 
+class Doubled(nn.InstanceNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
 class Calling(nn.Module):
     def __init__(self, norm: nn.Module, call: Any) -> None:
         super().__init__()
@@ -303,6 +308,11 @@ def test_an_instance_norm_is_tried_as_it_is_called(kind: Any, call: Any) -> None
         right = [float(call(copy.deepcopy(norm).train(), each).square().mean()) for each in x]
     assert evidence.batches.by_sample == pytest.approx(right)
     assert bool((norm.running_var == 100).all()) and not norm.training
+
+
+def test_an_instance_norm_need_not_evaluate_as_it_trains() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), Doubled(4, track_running_stats=True)).eval()
+    assert diagnose(model, [torch.randn(16, 3, 9)]).of("backend-parity") == ()
 
 
 def test_an_instance_norm_of_single_values_is_scored_as_it_is() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from steadynorm.doctor.batch_evidence import Parity
 from steadynorm.layers.norm_add_activation import ACTIVATION_MODULES
@@ -121,7 +122,7 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
         y: what it gave.
 
     Returns:
-        None where it has no running estimates of that size, or does not train by the batch.
+        None where it has no running estimates of that size, or does not train by the batch, as instance norms.
     """
     if x.dim() < 2 or x.shape != y.shape or not x.is_floating_point():
         return None
@@ -139,6 +140,8 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
         return Parity(error=error, other_backend=0.0)
     if is_exact(module):  # its forward is replaced on the instance
         return Parity(error=_beside_activations(y, right), other_backend=0.0)
+    if isinstance(module, _InstanceNorm):
+        return None
     alike = x[:4].repeat(-(-len(x) // 4), *[1] * (x.dim() - 1))
     moments = _moments(alike.double().transpose(0, 1).flatten(1))
     with _state_kept(module):
