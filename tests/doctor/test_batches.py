@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from steadynorm import GatedBatchNorm2d
-from steadynorm.doctor import CHECKS, Cost, Severity, diagnose, observe
+from steadynorm.doctor import CHECKS, Cost, Severity, accuracy, diagnose, observe
 from steadynorm.doctor.check import Check
 from steadynorm.doctor.checks import needs_recalibration, reused_norm, single_class_batch, train_eval_gap
 from steadynorm.doctor.compared import cost_of, distance_of
@@ -606,22 +606,32 @@ def test_small_batches_of_one_class_are_no_copies(model: Any) -> None:
     assert "7 of 8" in found.problem
 
 
-@pytest.mark.parametrize(("outputs", "number", "found"), [(10, 64, True), (10, 56, False), (2, 64, False)])
-def test_the_beginning_of_data_in_the_order_of_classes_has_one(outputs: int, number: int, found: bool) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "number", "knows", "found"),
+    [(10, 256, True, True), (10, 248, True, False), (2, 256, True, False), (10, 256, False, False)],
+)
+@pytest.mark.parametrize("metric", [None, accuracy])
+def test_the_beginning_of_data_in_the_order_of_classes_has_one(
+    outputs: int, number: int, knows: bool, found: bool, metric: Any
+) -> None:
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model.append(nn.Linear(8, outputs))
+    with torch.no_grad():
+        model[4].bias[1] += 9 if knows else -9  # a folder that stands for no class
     x = torch.randn(number, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    given = [(each, torch.ones(len(each), dtype=torch.long)) for each in x.split(8)]
-    assert [f"All {number} samples" in each.problem for each in diagnose(model, given).of("single-class-batch")] == [
-        True
-    ] * found
+    given = [(each, torch.ones(len(each), dtype=torch.long)) for each in x.split(number // 8)]
+    spoken = diagnose(model, given, metric=metric).of("single-class-batch")
+    assert [f"All {number} samples" in each.problem for each in spoken] == [True] * found
     assert diagnose(model.eval(), given).of("single-class-batch") == ()
 
 
-@pytest.mark.parametrize("empty", [1, 8])
-def test_batches_without_labels_count_as_none(model: Any, empty: int) -> None:
-    given = [(x, y[:0] if at < empty else y) for at, (x, y) in enumerate(batches())]
-    assert diagnose(model.train(), given).of("single-class-batch") == ()
+@pytest.mark.parametrize(("longest", "found"), [(2, True), (40, False)])
+def test_lengths_behind_the_inputs_are_no_labels(model: Any, longest: int, found: bool) -> None:
+    """As in (tokens, lengths, labels), bucketed by length; the second of three is a label where it can be one."""
+    x, y = images(256)
+    lengths = torch.arange(256) * longest // 256
+    given = list(zip(x.split(32), lengths.split(32), y.split(32), strict=True))
+    assert bool(diagnose(model.train(), given).of("single-class-batch")) is found
 
 
 @pytest.mark.parametrize("copies", [2, 3, 4])

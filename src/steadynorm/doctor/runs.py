@@ -84,11 +84,10 @@ def run_batches(
         watched = watching({named.module: seen[named.name] for named in layers}, 0)
         output, close = look_closely(model, norms, kept[0], forward, watched, unread)
         outputs = [output, *_watched(model, layers, kept, forward, seen, first=1)]
-        score, logits = score_from(loss, metric, output, kept[0]), logits_of(output)
-        classes = 0 if logits is None else logits.shape[1]
+        score, classes = score_from(loss, metric, output, kept[0]), _classes_in(output)
         if score is not None:
             evaluation = tuple(map(score, outputs, kept))
-            del output, outputs, logits
+            del output, outputs
             trial = Trial(model, layers, kept, forward=forward, score=score, sightings=seen)
             scores = {"score": score.name, "evaluation": evaluation, **vars(trial.run(evaluation, unread))}
             tracked = [named for named in norms if _is_tracked_instance_norm(named.module)]
@@ -97,7 +96,7 @@ def run_batches(
             scores["of_constants"] = by_own_statistics(model, constant, kept, forward, score)
         reached = {name for name, each in seen.items() if each}
         copies = look_at_copies(model, twins, reached, kept[0], forward, unread)
-    labels, mixed = _labels(kept), any(map(mixes_labels, kept))
+    labels, mixed = _labels(kept, classes), any(map(mixes_labels, kept))
     if mixed:
         unread.append(_MIXED)
     return Runs(
@@ -138,7 +137,7 @@ def run_reference(
         sightings={name: tuple(each) for name, each in seen.items()},
         score="" if score is None else score.name,
         evaluation=scores,
-        labels=_labels(kept),
+        labels=_labels(kept, _classes_in(outputs[0])),
     )
 
 
@@ -165,11 +164,24 @@ def _watched(
     return outputs
 
 
-def _labels(batches: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+def _classes_in(output: Any) -> int:  # noqa: ANN401 (as the model gives it)
+    """Give the number of classes that logits tell apart; 0 where the output has none."""
+    logits = logits_of(output)
+    return 0 if logits is None else logits.shape[1]
+
+
+def _labels(batches: Sequence[Any], classes: int = 0) -> tuple[tuple[int, ...], ...]:
+    """Give the labels of each batch; of three items or more the second is taken for them where the model has as many.
+
+    It may be lengths, as in (tokens, lengths, labels).
+    """
     found = [labels_of(batch) for batch in batches]
     if any(labels is None for labels in found):
         return ()
-    return tuple(tuple(labels.tolist()) for labels in found if labels is not None)
+    labels = tuple(tuple(each.tolist()) for each in found if each is not None)
+    longer = any(isinstance(batch, tuple | list) and len(batch) > 2 for batch in batches)
+    fit = all(0 <= label < classes for each in labels for label in each)
+    return () if longer and not fit else labels
 
 
 def _last_samples(loader: object) -> int | None:
