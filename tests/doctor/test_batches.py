@@ -366,6 +366,27 @@ class ByHand(nn.BatchNorm2d):
         return super().forward(input)
 
 
+class OfTheOld(nn.BatchNorm2d):
+    """Weighs the old value by momentum, as other frameworks do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.momentum is not None
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.training, 1 - self.momentum
+        )
+
+
+@pytest.mark.parametrize(("momentum", "found"), [(0.1, True), (0.9, True), (0.3, True), (0.5, False)])
+def test_a_class_that_weighs_the_old_value_by_momentum_is_named(model: Any, momentum: float, found: bool) -> None:
+    own = OfTheOld(8, momentum=momentum)
+    own.load_state_dict(model[4].state_dict())
+    model[4] = own
+    spoken = diagnose(model.train(), batches()).of("momentum-convention")
+    assert [(each.layer, "of the old value" in each.problem) for each in spoken] == [("4", momentum < 0.5)] * found
+    model[4].momentum = 0.1
+    assert diagnose(model).of("momentum-convention") == ()
+
+
 @pytest.mark.parametrize(("weight", "found"), [(0.1, [1]), (0.0, [])])
 def test_an_update_by_hand_beside_torch_s_is_counted(model: Any, weight: float, found: list[int]) -> None:
     own = ByHand(8, weight)

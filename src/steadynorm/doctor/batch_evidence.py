@@ -112,6 +112,8 @@ class Runs:
         updates: name of a norm -> how often one forward and backward in training moved its running estimates
             beyond once for each call; empty where that could not be tried.
         pieces: name of a norm that training calls on parts of the batch, one after the other -> samples of the largest.
+        followed: name of a norm that training calls once -> share of the way to the batch's mean that its running mean
+            went.
         parity: name of a norm of any kind -> its output beside the formula; those of which it is not known are missing.
         axes: name of a norm -> axis on which the layers before it have put the features, where that is not axis 1;
             :data:`steadynorm.doctor.axes.CUT` where a change of shape has cut across them.
@@ -151,6 +153,7 @@ class Runs:
     dependence: float = 0.0
     updates: Mapping[str, int] = field(default_factory=dict)
     pieces: Mapping[str, int] = field(default_factory=dict)
+    followed: Mapping[str, float] = field(default_factory=dict)
     parity: Mapping[str, Parity] = field(default_factory=dict)
     copies: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)

@@ -31,6 +31,7 @@ class TrainingStep:
 
     updates: Mapping[str, int] = field(default_factory=dict)
     pieces: Mapping[str, int] = field(default_factory=dict)
+    followed: Mapping[str, float] = field(default_factory=dict)
 
 
 def train_once(
@@ -113,11 +114,12 @@ def _trained(
             with torch.enable_grad():
                 output = forward(model, batch)
                 made = dict(calls)
-                moves = {
-                    name: _moves(module, means[name], given[name])
+                shares = {
+                    name: _followed(module, means[name], given[name])
                     for name, module in counted.items()
                     if made[name] == 1
                 }
+                moves = {name: _moves(counted[name], share) for name, share in shares.items()}
                 total = sum(each.double().sum() for _, each in tensors_in(output) if each.requires_grad)
                 if isinstance(total, Tensor):
                     total.backward()  # type: ignore[no-untyped-call]
@@ -131,23 +133,30 @@ def _trained(
     updates = {name: max(after[name] - before[name] - unseen[name], moves.get(name, 1) - 1) for name in calls}
     whole = samples_of(batch)
     pieces = {name: max(each) for name, each in sizes.items() if len(each) > 1 and max(each) < whole}
-    return TrainingStep(updates=updates, pieces=pieces)
+    followed = {name: share for name, share in shares.items() if share is not None}
+    return TrainingStep(updates=updates, pieces=pieces, followed=followed)
 
 
 def _running_mean(module: Any) -> Tensor | None:  # noqa: ANN401 (a norm)
     mean = getattr(module, "running_mean", None)
-    return mean.detach().double().clone() if isinstance(mean, Tensor) else None
+    return mean.detach().double().flatten().clone() if isinstance(mean, Tensor) else None
 
 
-def _moves(module: Any, before: Tensor | None, given: Sequence[Tensor]) -> int:  # noqa: ANN401 (a norm)
-    """Tell how often one call moved a running mean towards the batch's, (1 − momentum)ᵏ; 1 where it is not that."""
-    momentum, after = getattr(module, "momentum", None), _running_mean(module)
-    if before is None or after is None or len(given) != 1 or not isinstance(momentum, float) or not 0 < momentum < 1:
-        return 1
+def _followed(module: Any, before: Tensor | None, given: Sequence[Tensor]) -> float | None:  # noqa: ANN401 (a norm)
+    """Give the share of the way to the batch's mean that one call moved a running mean; None for another way."""
+    after = _running_mean(module)
+    if before is None or after is None or len(given) != 1 or before.shape != given[0].shape:
+        return None
     towards, moved = given[0] - before, after - before
     size = towards.square().sum()
     share = float((moved * towards).sum() / size) if size > 1e-6 * before.square().sum() else 0.0
-    if not 0 < share < 1 or (moved - share * towards).norm() > 0.01 * moved.norm():
+    return share if 0 < share < 1 and (moved - share * towards).norm() <= 0.01 * moved.norm() else None
+
+
+def _moves(module: Any, share: float | None) -> int:  # noqa: ANN401 (a norm)
+    """Tell how often one call moved a running mean towards the batch's, (1 − momentum)ᵏ; 1 where it is not that."""
+    momentum = getattr(module, "momentum", None)
+    if share is None or not isinstance(momentum, float) or not 0 < momentum < 1:
         return 1
     times = math.log1p(-share) / math.log1p(-momentum)
     return max(1, round(times)) if abs(times - round(times)) < 0.05 else 1

@@ -1,6 +1,6 @@
 """A momentum that looks like another framework's.
 
-Looks at: ``momentum`` of layers whose running estimates follow it.
+Looks at: ``momentum`` of layers whose running estimates follow it; with batches, how far a training step moves them.
 
 Harm: torch's momentum is the weight of the *new* batch; TensorFlow's, Keras's and most papers' is the weight of the old
 estimate. 0.99 pasted from there makes the running estimates those of the last batch or two; 0 keeps them for ever at
@@ -9,21 +9,24 @@ what they are; a number outside 0 to 1 makes them diverge.
 Remedy: write 1 − momentum, and 0.1 for 0 and 1, which are no decay. Safe for training that goes on; statistics measured
 so far were the last batch's, so measure them again.
 
-Threshold: above 0.5, or 0, or outside 0 to 1. No model library sets torch's momentum above 0.5; other frameworks'
-defaults are 0.9 to 0.999.
+Threshold: above 0.5, or 0, or outside 0 to 1; or a step that goes 1 − momentum of the way, as classes of one's own
+do. No model library sets torch's momentum above 0.5; other frameworks' defaults are 0.9 to 0.999.
 
-Source: Cadene/pretrained-models.pytorch issue 5; r9y9/tacotron_pytorch issue 19.
+Source: Cadene/pretrained-models.pytorch issue 5; r9y9/tacotron_pytorch issue 19; Jermmy/pytorch-quantization-demo
+issue 17.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadynorm.doctor.evidence import Evidence
+from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 SUSPECT = 0.5
 """Above it a momentum is taken for a decay."""
+NEAR = 0.05
+"""Of a momentum, by which a step's share may differ from 1 − momentum."""
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -39,6 +42,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             problem = "Its momentum is 0, so no batch moves the running estimates."
             advice = "Set it to 0.1, or freeze the layer with freeze_ if that is meant."
             yield at(norm, Severity.WARNING, problem, Remedy(advice=advice, treatment="momentum"), momentum=value)
+        elif value < SUSPECT and (share := _followed(evidence, norm)) and abs(share - (1 - value)) < NEAR * value:
+            problem = (
+                f"A training step moves its running mean {share:.2g} of the way to the batch's: its class takes the "
+                f"momentum, {value:g}, for the weight of the old value."
+            )
+            advice = f"Write momentum={1 - value:.6g} for this class, or weigh the new batch by momentum as torch does."
+            yield at(norm, Severity.WARNING, problem, Remedy(advice=advice), momentum=value, share=share)
         elif value > SUSPECT:
             problem = (
                 f"Its momentum is {value:g}: torch weighs the new batch by it, so the running estimates are those of "
@@ -47,3 +57,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             decay = f"If {value:g} is a decay of another framework, write momentum={1 - value:.6g}."
             advice = "Set it to a weight of the new batch, such as 0.1." if value == 1 else decay
             yield at(norm, Severity.WARNING, problem, Remedy(advice=advice, treatment="momentum"), momentum=value)
+
+
+def _followed(evidence: Evidence, norm: NormState) -> float | None:
+    return None if evidence.batches is None else evidence.batches.followed.get(norm.name)
