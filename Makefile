@@ -29,7 +29,7 @@ check: $(READY)  ## formatting, lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-doctor-bench: $(READY)  ## put 214 kinds of fault into trained networks, a quarter of them held out, and count what the doctor finds and repairs
+doctor-bench: $(READY)  ## put 251 kinds of fault into trained networks, 37 of them held out, and count what the doctor finds and repairs
 	PYTHONPATH=. $(BIN)/python -m benchmarks.doctor
 
 OUT ?= runs/gpu

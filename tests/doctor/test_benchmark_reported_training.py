@@ -1,4 +1,4 @@
-"""Reported faults of training, held out, and the networks with them: networks run, faults are what they say.
+"""Reported faults of training and the networks with them: networks run, faults are what they say.
 
 The doctor looks at none of them here.
 """

@@ -4,8 +4,9 @@ A decorator says of each whether thresholds may be chosen on it (``tuning``), or
 (``held_out``). What the doctor says is compared with what :class:`Fault` states. For all files but ``estimates``,
 ``structure`` and ``surroundings`` that was written down from the checks' one-line descriptions alone, before the doctor
 had seen any of their faults. ``porting``, ``training``, ``batches`` and ``use``, then ``combining``, ``settings``,
-``streams``, ``around`` and ``additions``, then ``files``, ``feeds``, ``layers`` and ``loops`` were the held-out half
-once, and were seen then; the ``reported`` ones, each from a public thread that its docstring names, are it now.
+``streams``, ``around`` and ``additions``, then ``files``, ``feeds``, ``layers`` and ``loops``, then the
+``reported`` ones were the held-out half once, and were seen then; the ``threads`` ones are it now. Each of these and
+of the reported ones comes from a public thread that its docstring names.
 """
 
 from benchmarks.doctor.faults import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out
+from benchmarks.doctor.faults.registry import BATCH, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -54,7 +54,7 @@ class _BiasFree2d(nn.BatchNorm2d):
         return _without_mean(self, input)
 
 
-@held_out("backend-parity", *GAP, consequences=FAR | {"lossy-subclass"})
+@tuning("backend-parity", *GAP, consequences=FAR | {"lossy-subclass"})
 def _norms_without_mean_that_were_converted_in_training(subject: Subject) -> Case | None:
     """Synchronised ones subtract it, these do not (gh:LabForComputationalVision/bias_free_denoising/issues/3)."""
     plain = _plain(subject)
@@ -86,7 +86,7 @@ class _Book(nn.Module):
         return self.gamma.view(shape) * normal + self.beta.view(shape)
 
 
-@held_out("statistics-at-init", *GAP, consequences=FAR | BATCH)
+@tuning("statistics-at-init", *GAP, consequences=FAR | BATCH)
 def _a_books_averages_that_no_file_has(subject: Subject) -> Case | None:
     """Loaded by ``state_dict``, means are 0 and variances 1 again (gh:d2l-ai/d2l-zh/pull/1265)."""
     plain = _plain(subject)
@@ -111,7 +111,7 @@ class _Meta(nn.Module):
         )
 
 
-@held_out(*BATCH, consequences=FAR)
+@tuning(*BATCH, consequences=FAR)
 def _training_true_in_a_norm_for_meta_learning(subject: Subject) -> Case | None:
     """``forward`` has a flag, its call of torch has not (gh:AntreasAntoniou/HowToTrainYourMAMLPytorch/issues/24)."""
     plain = _plain(subject)
@@ -120,7 +120,7 @@ def _training_true_in_a_norm_for_meta_learning(subject: Subject) -> Case | None:
     return case(subject) if plain else None
 
 
-@held_out(*BATCH, consequences=FAR)
+@tuning(*BATCH, consequences=FAR)
 def _traced_before_it_evaluates(subject: Subject) -> Case | None:
     """The trace keeps the mode it was made in, and ``eval`` says otherwise (gh:mlr-org/mlr3torch/issues/354)."""
     with warnings.catch_warnings():
@@ -143,7 +143,7 @@ class _Ensemble(nn.Module):
         return torch.einsum("m,mnc->nc", self.shares, torch.stack([member(x) for member in self.members]))
 
 
-@held_out("hidden-module", *BATCH, consequences=FAR)
+@tuning("hidden-module", *BATCH, consequences=FAR)
 def _members_of_an_ensemble_in_a_plain_list(subject: Subject) -> Case:
     """``eval`` does not reach the networks that it is made of (gh:pytorch/pytorch/issues/23309)."""
     members = [copy.deepcopy(subject.model) for _ in range(3)]
@@ -155,7 +155,7 @@ def _members_of_an_ensemble_in_a_plain_list(subject: Subject) -> Case:
     )
 
 
-@held_out("reused-norm", *GAP, consequences=FAR, damages=True)
+@tuning("reused-norm", *GAP, consequences=FAR, damages=True)
 def _a_decoder_that_is_its_encoders_list(subject: Subject) -> Case | None:
     """``decoder = encoder``: of each size the last norm is the first (gh:yassouali/pytorch-segmentation/pull/159)."""
     sizes: dict[tuple[type[nn.Module], int], list[str]] = {}
@@ -182,7 +182,7 @@ class _Twins(nn.Module):
         return y
 
 
-@held_out("statistics-at-init", *GAP, consequences=FAR, repairable=True, damages=True)
+@tuning("statistics-at-init", *GAP, consequences=FAR, repairable=True, damages=True)
 def _a_second_candidates_norm_that_is_not_shared(subject: Subject) -> Case | None:
     """Evaluation has two candidates, and nothing trains one's norm (gh:zhougr1993/DeepInterestNetwork/pull/70)."""
     plain = _plain(subject)
@@ -205,7 +205,7 @@ class _Proposals(nn.Module):
         return y.transpose(1, 2).reshape(x.shape)
 
 
-@held_out("axis-suspect", consequences=GAP | {"batch-dependence"}, damages=True)
+@tuning("axis-suspect", consequences=GAP | {"batch-dependence"}, damages=True)
 def _as_many_channels_as_the_error_asked_for(subject: Subject) -> Case | None:
     """Should contain 36 elements: that is proposals, not features (gh:ruotianluo/self-critical.pytorch/issues/44)."""
     found = [(name, places) for name, _, places in _places(subject) if places >= 8]
@@ -231,7 +231,7 @@ class _Flat(nn.Module):
         return y.view(x.shape)
 
 
-@held_out("axis-suspect", "statistics-noise", "values-per-channel", consequences=GAP, damages=True)
+@tuning("axis-suspect", "statistics-noise", "values-per-channel", consequences=GAP, damages=True)
 def _statistics_of_each_place_of_a_map(subject: Subject) -> Case | None:
     """Maps are flattened first, so that each value is a channel (gh:parasdahal/deepnet/issues/11)."""
     found = [(name, norm, places) for name, norm, places in _places(subject) if norm.num_features * places <= 4096]
@@ -243,7 +243,7 @@ def _statistics_of_each_place_of_a_map(subject: Subject) -> Case | None:
     return case(subject, f"{name}.norm")
 
 
-@held_out(*GAP, consequences=FAR, costs=True)
+@tuning(*GAP, consequences=FAR, costs=True)
 def _instance_norms_that_evaluate_by_averages(subject: Subject) -> Case | None:
     """``track_running_stats=True`` in two (gh:junyanz/pytorch-CycleGAN-and-pix2pix/issues/395)."""
     maps = [(name, norm) for name, norm, _ in _places(subject)]

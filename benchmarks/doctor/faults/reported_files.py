@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import GAP, case, fed, held_out
+from benchmarks.doctor.faults.registry import GAP, case, fed, tuning
 from benchmarks.doctor.faults.use import MEAN, STD
 from benchmarks.doctor.subject import Case, Subject, fed_by, last_linear, norms_of, put
 from benchmarks.doctor.training import fit_
@@ -23,7 +23,7 @@ def _file_of(model: nn.Module) -> dict[str, Tensor]:
 # Files that are read, or not.
 
 
-@held_out("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True)
+@tuning("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True)
 def _buffers_initialised_again_behind_the_loading(subject: Subject) -> Case:
     """``_init_weights`` follows timm's loading and resets estimates alone (gh:huggingface/transformers/pull/43520)."""
     for _, norm in norms_of(subject.model):
@@ -31,7 +31,7 @@ def _buffers_initialised_again_behind_the_loading(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("checkpoint-diff", consequences=FAR | {"statistics-at-init", "near-zero-variance"})
+@tuning("checkpoint-diff", consequences=FAR | {"statistics-at-init", "near-zero-variance"})
 def _an_initialisation_called_behind_the_loading(subject: Subject) -> Case:
     """ShuffleNet's: filters anew, γ 1, β 0.0001, means 0, and variances stay (gh:open-mmlab/mmpretrain/pull/318)."""
     file = _file_of(subject.model)
@@ -46,7 +46,7 @@ def _an_initialisation_called_behind_the_loading(subject: Subject) -> Case:
     return case(subject, checkpoint=file)
 
 
-@held_out("checkpoint-diff", "statistics-at-init", consequences=FAR | {"statistics-horizon"})
+@tuning("checkpoint-diff", "statistics-at-init", consequences=FAR | {"statistics-horizon"})
 def _a_prefix_that_lets_nothing_load(subject: Subject) -> Case:
     """Lightning's names begin with ``model.``, and ``strict=False`` is silent (gh:pytorch/examples/issues/1029)."""
     file = {f"model.{name}": tensor for name, tensor in _file_of(subject.model).items()}
@@ -57,7 +57,7 @@ def _a_prefix_that_lets_nothing_load(subject: Subject) -> Case:
     return case(subject, checkpoint=file)
 
 
-@held_out("statistics-at-init", *GAP, consequences=FAR, repairable=True, damages=True)
+@tuning("statistics-at-init", *GAP, consequences=FAR, repairable=True, damages=True)
 def _the_first_array_of_each_layer_copied(subject: Subject) -> Case:
     """Into a smaller network: means without variances, γ without β (gh:slothkong/DNN-Pruning/issues/8)."""
     for _, norm in norms_of(subject.model):
@@ -71,7 +71,7 @@ def _the_first_array_of_each_layer_copied(subject: Subject) -> Case:
 # Ports.
 
 
-@held_out(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
 def _a_fixed_gamma_that_decayed_in_the_file(subject: Subject) -> Case:
     """``fix_gamma`` takes 1, and decay moves what is stored: 0.4956 throughout (gh:apache/mxnet/issues/9624, 3424)."""
     with torch.no_grad():
@@ -80,7 +80,7 @@ def _a_fixed_gamma_that_decayed_in_the_file(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("checkpoint-diff", consequences=frozenset({"degenerate-group-norm"}))
+@tuning("checkpoint-diff", consequences=frozenset({"degenerate-group-norm"}))
 def _group_norms_with_the_weights_of_batch_norms(subject: Subject) -> Case | None:
     """Eight groups, because batches are to be of one sample (gh:Res2Net/Res2Net-PretrainedModels/issues/74)."""
     file = _file_of(subject.model)
@@ -95,7 +95,7 @@ def _group_norms_with_the_weights_of_batch_norms(subject: Subject) -> Case | Non
 # Pruning, averages, numbers.
 
 
-@held_out(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
 def _zeroed_filters_whose_norms_still_shift(subject: Subject) -> Case | None:
     """Of each layer two fifths; a norm makes constants of zeros (gh:he-y/filter-pruning-geometric-median/issues/27)."""
     names = dict.fromkeys(name for name, _ in fed_by(subject.model, subject.inputs(2, 1)[0]))
@@ -111,7 +111,7 @@ def _zeroed_filters_whose_norms_still_shift(subject: Subject) -> Case | None:
     return case(subject) if names else None
 
 
-@held_out("dead-channel", consequences=FAR | {"near-zero-variance"})
+@tuning("dead-channel", consequences=FAR | {"near-zero-variance"})
 def _one_threshold_for_the_gammas_of_all_layers(subject: Subject) -> Case:
     """Half of all channels, of some layers nearly all (gh:Eric-mingjie/rethinking-network-pruning/issues/18)."""
     norms = [norm for _, norm in norms_of(subject.model)]
@@ -124,7 +124,7 @@ def _one_threshold_for_the_gammas_of_all_layers(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
 def _a_soup_of_two_fine_tunings(subject: Subject) -> Case:
     """Of one start, at other rates, estimates averaged as well (gh:mlfoundations/model-soups/issues/13)."""
     ingredients = [copy.deepcopy(subject.model) for _ in range(2)]
@@ -137,7 +137,7 @@ def _a_soup_of_two_fine_tunings(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
 def _a_server_whose_optimizer_has_no_buffers(subject: Subject) -> Case:
     """FedOpt steps along what clients changed of ``named_parameters`` (gh:NVIDIA/NVFlare/issues/1718)."""
     server = subject.model
@@ -152,13 +152,13 @@ def _a_server_whose_optimizer_has_no_buffers(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("low-precision-statistics", consequences=GAP)
+@tuning("low-precision-statistics", consequences=GAP)
 def _all_of_a_training_in_half_precision(subject: Subject) -> Case:
     """``module.half()`` in the place of ``batchnorm_to_fp32(module.half())`` (gh:fastai/fastai/issues/507)."""
     return Case(model=subject.model.half().train(), batches=None)
 
 
-@held_out(*GAP, consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True, costs=True)
 def _buffers_cut_off_by_fake_quantisation(subject: Subject) -> Case:
     """Batches normalize in training, and what evaluation reads is as before (gh:pytorch/executorch/pull/21056)."""
     counters = [norm.num_batches_tracked for _, norm in norms_of(subject.model)]
@@ -187,14 +187,14 @@ def _train_head(subject: Subject, steps: int) -> None:
     subject.model.train()
 
 
-@held_out("frozen-affine-live-statistics", consequences=FAR)
+@tuning("frozen-affine-live-statistics", consequences=FAR)
 def _a_linear_evaluation_in_training_mode(subject: Subject) -> Case:
     """All but the last layer is frozen, and ``train()`` lets its estimates follow (gh:kdexd/virtex/issues/16)."""
     _train_head(subject, 60)
     return case(subject)
 
 
-@held_out("track-flag-inconsistent", consequences=FAR)
+@tuning("track-flag-inconsistent", consequences=FAR)
 def _a_freeze_that_takes_tracking_away(subject: Subject) -> Case:
     """Lightning's, of all but the head; batches normalize (gh:speediedan/finetuning-scheduler/issues/13)."""
     for _, norm in norms_of(subject.model):
@@ -203,7 +203,7 @@ def _a_freeze_that_takes_tracking_away(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("frozen-affine-live-statistics", consequences=FAR)
+@tuning("frozen-affine-live-statistics", consequences=FAR)
 def _frozen_norms_in_a_network_that_trains(subject: Subject) -> Case:
     """γ and β have no gradient, filters have (gh:speedinghzl/Pytorch-Deeplab/issues/17)."""
     for _, norm in norms_of(subject.model):
@@ -213,7 +213,7 @@ def _frozen_norms_in_a_network_that_trains(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, damages=True)
+@tuning("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, damages=True)
 def _a_momentum_of_nine_tenths_with_batches_of_eight(subject: Subject) -> Case:
     """``BatchNorm2d(filters, momentum=0.9)``, everywhere (gh:eriklindernoren/PyTorch-YOLOv3/issues/230)."""
     for _, norm in norms_of(subject.model):
@@ -222,7 +222,7 @@ def _a_momentum_of_nine_tenths_with_batches_of_eight(subject: Subject) -> Case:
     return Case(model=subject.model.train(), batches=subject.data.batches(8, 32))
 
 
-@held_out(*GAP, consequences=FAR, repairable=True, costs=True)
+@tuning(*GAP, consequences=FAR, repairable=True, costs=True)
 def _a_summary_before_the_evaluation(subject: Subject) -> Case:
     """It sends two samples of ``rand`` through a network that trains (gh:sksq96/pytorch-summary/issues/67)."""
     generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
@@ -233,7 +233,7 @@ def _a_summary_before_the_evaluation(subject: Subject) -> Case:
 # Deployment.
 
 
-@held_out("domain-shift", consequences=FAR, costs=True)
+@tuning("domain-shift", consequences=FAR, costs=True)
 def _to_tensor_without_normalize(subject: Subject) -> Case:
     """Inputs in [0, 1]; the loader of training subtracted and divided (gh:sha2nkt/deco/issues/22)."""
     return fed(subject, lambda x: x * STD + MEAN)

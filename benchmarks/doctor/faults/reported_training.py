@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, Batches, case, held_out, trained_on
+from benchmarks.doctor.faults.registry import BATCH, GAP, Batches, case, trained_on, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
 
@@ -23,7 +23,7 @@ FAR = GAP | {"outlier-statistics"}
 # Modes and flags.
 
 
-@held_out(*GAP, consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True, costs=True)
 def _trained_in_evaluation_behind_a_validation(subject: Subject) -> Case:
     """A validation comes within the epoch, and no ``train()`` before the next one.
 
@@ -40,7 +40,7 @@ def _trained_in_evaluation_behind_a_validation(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, consequences=FAR | {"domain-shift"}, repairable=True, costs=True)
+@tuning(*GAP, consequences=FAR | {"domain-shift"}, repairable=True, costs=True)
 def _a_summary_printed_before_the_evaluation(subject: Subject) -> Case:
     """It forwards two samples of uniform noise in training mode (gh:sksq96/pytorch-summary/issues/67)."""
     generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
@@ -48,7 +48,7 @@ def _a_summary_printed_before_the_evaluation(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, "outlier-statistics", consequences=frozenset({"domain-shift"}), repairable=True, costs=True)
+@tuning(*GAP, "outlier-statistics", consequences=frozenset({"domain-shift"}), repairable=True, costs=True)
 def _a_teacher_in_training_mode_that_is_shown_gaussian_noise(subject: Subject) -> Case:
     """For a distillation without data; that its estimates follow is a side effect.
 
@@ -59,7 +59,7 @@ def _a_teacher_in_training_mode_that_is_shown_gaussian_noise(subject: Subject) -
     return case(subject)
 
 
-@held_out(*GAP, consequences=FAR | {"statistics-noise"}, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR | {"statistics-noise"}, repairable=True, damages=True, costs=True)
 def _actions_chosen_in_training_mode(subject: Subject) -> Case | None:
     """Before each step on a batch the policy sees one state, and its norms count that.
 
@@ -80,7 +80,7 @@ def _actions_chosen_in_training_mode(subject: Subject) -> Case | None:
     return case(subject)
 
 
-@held_out(*BATCH, consequences=FAR | {"statistics-noise", "values-per-channel"})
+@tuning(*BATCH, consequences=FAR | {"statistics-noise", "values-per-channel"})
 def _no_estimates_for_few_shots(subject: Subject) -> Case:
     """``track_running_stats=False`` in all layers; here for tasks of 25 (gh:tristandeleu/pytorch-maml/issues/8).
 
@@ -92,7 +92,7 @@ def _no_estimates_for_few_shots(subject: Subject) -> Case:
     return Case(model=subject.model, batches=subject.data.batches(25, 16))
 
 
-@held_out("track-flag-inconsistent", consequences=FAR | {"statistics-horizon"})
+@tuning("track-flag-inconsistent", consequences=FAR | {"statistics-horizon"})
 def _tracking_switched_off_by_a_callback_that_freezes(subject: Subject) -> Case:
     """Of all that is frozen, here all but the classifier (gh:speediedan/finetuning-scheduler/issues/13)."""
     head = set(last_linear(subject.model)[1].parameters())
@@ -106,7 +106,7 @@ def _tracking_switched_off_by_a_callback_that_freezes(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("frozen-affine-live-statistics", consequences=FAR)
+@tuning("frozen-affine-live-statistics", consequences=FAR)
 def _the_first_layers_frozen_by_their_gradients(subject: Subject) -> Case:
     """Nothing else is done to them, and estimates go on (gh:ultralytics/ultralytics/pull/8753)."""
     norms = norms_of(subject.model)
@@ -125,7 +125,7 @@ def _the_first_layers_frozen_by_their_gradients(subject: Subject) -> Case:
 # Numbers.
 
 
-@held_out("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, repairable=True)
+@tuning("momentum-convention", consequences=FAR | {"statistics-noise", "statistics-horizon"}, repairable=True)
 def _a_momentum_of_nine_tenths_in_darknet(subject: Subject) -> Case:
     """``momentum=0.9`` in all layers (gh:eriklindernoren/PyTorch-YOLOv3/issues/230)."""
     for _, norm in norms_of(subject.model):
@@ -134,7 +134,7 @@ def _a_momentum_of_nine_tenths_in_darknet(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("statistics-horizon", *GAP, consequences=FAR | {"statistics-at-init"}, repairable=True, damages=True)
+@tuning("statistics-horizon", *GAP, consequences=FAR | {"statistics-at-init"}, repairable=True, damages=True)
 def _a_thousandth_for_a_training_of_few_steps(subject: Subject) -> Case:
     """The momentum of a synchronised norm's own default, in all layers, from the start of a short training.
 
@@ -147,7 +147,7 @@ def _a_thousandth_for_a_training_of_few_steps(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("nonfinite-statistics", consequences=FAR, repairable=True)
+@tuning("nonfinite-statistics", consequences=FAR, repairable=True)
 def _one_infinite_activation_under_autocast(subject: Subject) -> Case:
     """One sample's, in one channel (gh:pytorch/pytorch/issues/90342); the loss recovers, and estimates do not."""
     _, norm = subject.one_norm()
@@ -170,7 +170,7 @@ def _is_finite(norm: nn.Module) -> bool:
     return all(bool(value.isfinite().all()) for value in norm.buffers())
 
 
-@held_out("low-precision-statistics", consequences=FAR | {"statistics-horizon"})
+@tuning("low-precision-statistics", consequences=FAR | {"statistics-horizon"})
 def _half_without_an_exception_for_norms(subject: Subject) -> Case:
     """``module.half()`` in the place of ``batchnorm_to_fp32(module.half())`` (gh:fastai/fastai/issues/507)."""
     subject.model.half().train()
@@ -181,20 +181,20 @@ def _half_without_an_exception_for_norms(subject: Subject) -> Case:
 # Batches.
 
 
-@held_out("statistics-noise", "values-per-channel", consequences=FAR, damages=True)
+@tuning("statistics-noise", "values-per-channel", consequences=FAR, damages=True)
 def _trained_in_pairs(subject: Subject) -> Case:
     """A batch size of 2, at which accuracy falls to a tenth (gh:charlesq34/pointnet/issues/37)."""
     return trained_on(subject, subject.labelled(2, 150), subject.data.batches(2, 32), rate=0.02)
 
 
-@held_out("effective-batch", consequences=FAR | {"statistics-noise", "values-per-channel"})
+@tuning("effective-batch", consequences=FAR | {"statistics-noise", "values-per-channel"})
 def _pairs_accumulated_to_four(subject: Subject) -> Case:
     """Because four do not fit; norms see two (gh:ErenBalatkan/Bts-PyTorch/issues/2)."""
     subject.model.train()
     return Case(model=subject.model, batches=subject.data.batches(2, 32), options={"accumulation": 2})
 
 
-@held_out("single-class-batch", "order-leak", consequences=FAR | {"statistics-noise", "values-per-channel"})
+@tuning("single-class-batch", "order-leak", consequences=FAR | {"statistics-noise", "values-per-channel"})
 def _a_test_in_training_mode_folder_by_folder(subject: Subject) -> Case:
     """Batches of eight, a category's folder at a time: 85 %, and shuffled 40 % (gh:ArdhenduBehera/cap/issues/8)."""
     x, labels = subject.data.validation
@@ -208,7 +208,7 @@ def _windows(x: Tensor, count: int = 64) -> Tensor:
     return torch.cat([x.roll(place, -1) for place in range(count)])
 
 
-@held_out("order-leak", "single-class-batch", "statistics-noise", consequences=FAR, damages=True)
+@tuning("order-leak", "single-class-batch", "statistics-noise", consequences=FAR, damages=True)
 def _sliding_windows_of_one_recording_as_a_batch(subject: Subject) -> Case:
     """The windows of a batch all come from one series, moved by one step each (gh:pytorch/pytorch/issues/4741)."""
 
@@ -218,7 +218,7 @@ def _sliding_windows_of_one_recording_as_a_batch(subject: Subject) -> Case:
     return trained_on(subject, windows(subject.labelled(1, 80)), windows(subject.data.batches(1)), rate=0.1)
 
 
-@held_out("single-class-batch", consequences=FAR | {"order-leak", "statistics-noise"}, damages=True)
+@tuning("single-class-batch", consequences=FAR | {"order-leak", "statistics-noise"}, damages=True)
 def _the_aligned_first_and_the_misaligned_behind_it(subject: Subject) -> Case:
     """Pairs to compare, each half in a forward of its own and always in one order: batch statistics tell which it is.
 
@@ -249,7 +249,7 @@ def _generated(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.tanh(functional.interpolate(coarse, x.shape[2:], mode=mode))
 
 
-@held_out("batch-mixture", consequences=FAR | {"domain-shift"}, damages=True)
+@tuning("batch-mixture", consequences=FAR | {"domain-shift"}, damages=True)
 def _real_and_generated_samples_shuffled_together(subject: Subject) -> Case:
     """One batch for the discriminator (gh:eriklindernoren/PyTorch-GAN/issues/135); labels of what is made are drawn."""
     generator = torch.Generator().manual_seed(subject.draw.randrange(2**31))
@@ -269,7 +269,7 @@ def _is_of_vectors(model: nn.Module, x: Tensor) -> bool:
     return all(len(shape) == 2 for shape in shapes_of(model, x).values())
 
 
-@held_out("padding-in-statistics", consequences=FAR, damages=True)
+@tuning("padding-in-statistics", consequences=FAR, damages=True)
 def _utterances_filled_up_with_zeros(subject: Subject) -> Case | None:
     """To the longest of the batch, at the end of time, or of rows (gh:SeanNaren/deepspeech.pytorch/issues/312)."""
     if _is_of_vectors(subject.model, subject.inputs(2, 1)[0]):
@@ -290,7 +290,7 @@ def _of_the_target(x: Tensor) -> Tensor:
     return 0.5 - x.mean(1, keepdim=True).expand_as(x) if x.dim() == 4 else 0.4 * x + 1
 
 
-@held_out(*GAP, consequences=FAR | {"domain-shift"}, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR | {"domain-shift"}, repairable=True, damages=True, costs=True)
 def _an_extractor_called_on_source_and_then_on_target(subject: Subject) -> Case:
     """Each batch has its own statistics, and the estimates are of both (gh:scikit-adaptation/skada/issues/252)."""
     optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 10, momentum=0.9)
@@ -326,7 +326,7 @@ class _Averaged(nn.Module):
             kept.lerp_(now, 0.05)
 
 
-@held_out("copied-statistics-mismatch", "statistics-at-init", consequences=FAR | {"statistics-horizon"})
+@tuning("copied-statistics-mismatch", "statistics-at-init", consequences=FAR | {"statistics-horizon"})
 def _an_average_evaluated_with_the_estimates_of_a_new_network(subject: Subject) -> Case:
     """It was copied before the first step, and estimates take no part (gh:FlyreelAI/sesemi/issues/36)."""
     both = _Averaged(subject.model)
@@ -336,7 +336,7 @@ def _an_average_evaluated_with_the_estimates_of_a_new_network(subject: Subject) 
     return Case(model=both, batches=subject.data.batches())
 
 
-@held_out(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR, repairable=True, damages=True, costs=True)
 def _a_moving_average_copied_into_its_network(subject: Subject) -> Case:
     """Of parameters, decay 0.995; estimates stay those of the last weights (gh:fadel/pytorch_ema/issues/13)."""
     average = [each.detach().clone() for each in subject.model.parameters()]
@@ -353,7 +353,7 @@ def _a_moving_average_copied_into_its_network(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True)
+@tuning("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True)
 def _trained_as_a_function_of_copied_buffers(subject: Subject) -> Case:
     """Updates go to the copies, and the evaluation is near chance (gh:facebookresearch/higher/issues/55)."""
     for _, norm in norms_of(subject.model):
@@ -369,7 +369,7 @@ def _trained_as_a_function_of_copied_buffers(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True)
+@tuning("statistics-at-init", consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True)
 def _a_server_that_is_sent_weights_and_biases(subject: Subject) -> Case:
     """Of four clients with two classes each; its own network never runs in training.
 
@@ -391,7 +391,7 @@ def _a_server_that_is_sent_weights_and_biases(subject: Subject) -> Case:
     return case(subject)
 
 
-@held_out(*GAP, consequences=FAR | {"dead-channel"}, repairable=True, damages=True, costs=True)
+@tuning(*GAP, consequences=FAR | {"dead-channel"}, repairable=True, damages=True, costs=True)
 def _widths_of_a_supernet_that_share_their_norms(subject: Subject) -> Case:
     """Each step takes a part of all channels; what all of them give was measured with the others.
 
@@ -430,7 +430,7 @@ class _Unrolled(nn.Module):
         return x
 
 
-@held_out("reused-norm", *GAP, consequences=FAR | {"backend-parity"}, damages=True)
+@tuning("reused-norm", *GAP, consequences=FAR | {"backend-parity"}, damages=True)
 def _all_steps_evaluated_with_the_first_steps_estimates(subject: Subject) -> Case:
     """Clones of a step share parameters and no estimates (gh:Element-Research/rnn/issues/252)."""
     name, last = last_linear(subject.model)
@@ -455,7 +455,7 @@ def _parts(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-@held_out("double-update", consequences=FAR)
+@tuning("double-update", consequences=FAR)
 def _every_block_checkpointed_with_its_old_momentum(subject: Subject) -> Case:
     """Each block's forward runs again in the backward (gh:deepinsight/insightface/issues/2053)."""
     parts = _parts(subject.model)
@@ -476,7 +476,7 @@ def _count_again(norm: nn.Module, _: object, __: object) -> None:
     norm.track_running_stats = True
 
 
-@held_out("statistics-at-init", consequences=FAR | {"statistics-horizon", "track-flag-inconsistent"}, repairable=True)
+@tuning("statistics-at-init", consequences=FAR | {"statistics-horizon", "track-flag-inconsistent"}, repairable=True)
 def _measured_anew_where_forwards_without_gradient_do_not_count(subject: Subject) -> Case:
     """A wrapper for checkpointing counts only with gradients (gh:facebookresearch/fairscale/issues/1035).
 
@@ -490,7 +490,7 @@ def _measured_anew_where_forwards_without_gradient_do_not_count(subject: Subject
     return case(subject)
 
 
-@held_out(
+@tuning(
     "rank-divergence", consequences=FAR | {"checkpoint-diff", "statistics-noise", "statistics-horizon"}, repairable=True
 )
 def _eight_devices_of_which_the_first_is_evaluated(subject: Subject) -> Case:

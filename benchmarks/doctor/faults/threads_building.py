@@ -154,7 +154,7 @@ def _norms_shared_with_the_layers_of_all_steps(subject: Subject) -> Case | None:
     sizes: dict[tuple[type[Norm], int], list[str]] = {}
     for name, norm in _plain(subject):
         sizes.setdefault((type(norm), norm.num_features), []).append(name)
-    first, *others = max(sizes.values(), key=len)
+    first, *others = max(sizes.values(), key=len, default=[""])
     if not others:
         return None
     for name in others:

@@ -117,12 +117,12 @@ class Frozen(nn.Module):
 @held_out("near-zero-variance", "backend-parity", consequences=FAR | {"dead-channel"})
 def _frozen_norms_without_eps_and_a_dead_filter(subject: Subject) -> Case | None:
     """They work for ResNet, and explode for ResNeXt's and wide networks' files (gh:pytorch/vision/pull/1947)."""
-    dead = _dead_filters(subject, 0.0)
+    plain = [each for each in norms_of(subject.model) if type(each[1]) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+    dead = _dead_filters(subject, 0.0) if plain else None
     if dead is None:
         return None
-    for name, norm in norms_of(subject.model):
-        if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            put(subject.model, name, Frozen(norm).eval())
+    for name, norm in plain:
+        put(subject.model, name, Frozen(norm).eval())
     return case(subject, dead)
 
 

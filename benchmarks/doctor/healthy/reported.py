@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.healthy.registry import as_it_is, held_out, in_training
+from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put
 from benchmarks.doctor.training import fit_
 
@@ -26,7 +26,7 @@ def _fine_tune(subject: Subject) -> None:
 # Parts.
 
 
-@held_out
+@both
 def _a_neck_without_shift(subject: Subject) -> Case:
     """Its β has no gradient and stays 0, as is meant (gh:michuanhaohao/reid-strong-baseline/issues/125)."""
     neck = _in_front_of_the_classifier(subject, nn.BatchNorm1d)
@@ -36,7 +36,7 @@ def _a_neck_without_shift(subject: Subject) -> Case:
     return in_training(subject)
 
 
-@held_out
+@both
 def _a_norm_behind_the_classifier(subject: Subject) -> Case:
     """Odd, its author agrees, and it trains well (gh:yaoing/DAN/issues/14)."""
     name, last = last_linear(subject.model)
@@ -56,7 +56,7 @@ class _Residual(nn.Module):
         return added
 
 
-@held_out
+@both
 def _a_new_block_whose_gamma_began_at_zero(subject: Subject) -> Case:
     """They will be trained (gh:tensorpack/tensorpack/issues/420); here for 60 steps."""
     _in_front_of_the_classifier(subject, _Residual)
@@ -76,7 +76,7 @@ class _Siamese(nn.Module):
         return both / 2
 
 
-@held_out
+@both
 def _norms_shared_by_two_inputs_of_one_source(subject: Subject) -> Case:
     """Mean and variance are right after enough training (gh:keras-team/keras/pull/2944)."""
     model = _Siamese(subject.model)
@@ -106,7 +106,7 @@ def _steps(subject: Subject, number: int) -> None:
         optimizer.step()
 
 
-@held_out
+@both
 def _norms_that_evaluate_while_their_gamma_trains(subject: Subject) -> Case:
     """``norm_eval=True`` with ``requires_grad=True``, detection's default (gh:open-mmlab/mmdetection/issues/10939)."""
     _head_in_training(subject)
@@ -114,7 +114,7 @@ def _norms_that_evaluate_while_their_gamma_trains(subject: Subject) -> Case:
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _a_norm_without_weights_in_front_of_a_linear_probe(subject: Subject) -> Case:
     """As a benchmark of representations asks for; the backbone evaluates (gh:open-mmlab/mmselfsup/issues/11)."""
     subject.model.requires_grad_(False)
@@ -126,7 +126,7 @@ def _a_norm_without_weights_in_front_of_a_linear_probe(subject: Subject) -> Case
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _weight_decay_on_everything(subject: Subject) -> Case:
     """Does it penalize γ and β? Yes, it does (gh:torch/torch7/issues/846); 0.0005, as for wide residual networks."""
     optimizer = torch.optim.SGD(subject.model.parameters(), subject.rate / 20, momentum=0.9, weight_decay=5e-4)
@@ -160,7 +160,7 @@ class _Frozen(nn.Module):
         return x * scale.view(shape) + (self.bias - self.running_mean * scale).view(shape)
 
 
-@held_out
+@both
 def _frozen_norms_with_means_of_zero_and_variances_of_one(subject: Subject) -> Case:
     """Detectron's files have them, which looks redundant (gh:facebookresearch/maskrcnn-benchmark/issues/267)."""
     for name, norm in norms_of(subject.model):
@@ -169,7 +169,7 @@ def _frozen_norms_with_means_of_zero_and_variances_of_one(subject: Subject) -> C
     return as_it_is(subject)
 
 
-@held_out
+@both
 def _a_file_from_before_there_were_counters(subject: Subject) -> Case:
     """``num_batches_tracked`` is not found and remains 0, which changes nothing (gh:longcw/MOTDT/issues/26)."""
     file = {name: value.clone() for name, value in subject.model.state_dict().items() if "num_batches" not in name}
@@ -179,7 +179,7 @@ def _a_file_from_before_there_were_counters(subject: Subject) -> Case:
     return Case(model=subject.model, batches=subject.data.batches(), options={"checkpoint": file})
 
 
-@held_out
+@both
 def _a_network_in_half_precision_with_norms_in_single(subject: Subject) -> Case | None:
     """What a norm needs (gh:onnx/onnx-tensorrt/issues/235)."""
     subject.model.half()
