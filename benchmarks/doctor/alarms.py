@@ -38,6 +38,10 @@ class Flags:
     """Folder of CIFAR-10; without it the Hugging Face hub's is taken."""
     half: Half = "tuning"
     """Whose networks."""
+    only: tuple[str, ...] = ()
+    """Names of networks, of either half; none means all of one half."""
+    seeds: int = 2
+    """Networks of each architecture."""
     draws: int = 100
     """Of each architecture."""
     seed: int = 0
@@ -82,15 +86,16 @@ def draws(flags: Flags) -> Iterator[Draw]:
     def data(kind: Kind) -> Data:
         return data_of(kind, flags.data_dir)
 
-    names = [each.name for each in ARCHITECTURES.values() if each.half == flags.half and each.is_available()]
+    chosen = [ARCHITECTURES[name] for name in flags.only] or [
+        each for each in ARCHITECTURES.values() if each.half == flags.half and each.is_available()
+    ]
     for _ in range(flags.draws):
-        for name in names:
-            here = data(ARCHITECTURES[name].kind)
-            yield _draw(name, chance, here, flags.out / "networks")
+        for each in chosen:
+            yield _draw(each.name, chance.randrange(flags.seeds), chance, data(each.kind), flags.out / "networks")
 
 
-def _draw(name: str, chance: random.Random, data: Data, folder: Path) -> Draw:
-    seed, size, number = chance.randrange(2), chance.choice(SIZES), chance.choice(NUMBERS)
+def _draw(name: str, seed: int, chance: random.Random, data: Data, folder: Path) -> Draw:
+    size, number = chance.choice(SIZES), chance.choice(NUMBERS)
     part, metric = chance.choice(("train", "validation")), chance.choice(("accuracy", "cross-entropy"))
     training = size >= TRAINING and chance.random() < 0.5
     inputs, labels = getattr(data, part)
