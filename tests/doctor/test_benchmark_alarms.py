@@ -26,9 +26,9 @@ def test_warnings_are_counted_by_size():
 
 def test_the_documented_table_is_that_of_the_record():
     docs = Path(__file__).parents[2] / "docs"
-    record = docs / "results" / "doctor_alarms_cpu_20261129.jsonl"
+    record = docs / "results" / "doctor_alarms_cpu_20261130.jsonl"
     rows = [json.loads(line) for line in record.read_text().splitlines()[1:]]
-    assert table(rows) in (docs / "doctor.md").read_text()
+    assert table(rows) in (docs / "doctor_benchmark.md").read_text()
 
 
 def test_a_draw_says_what_spoke_and_is_the_same_for_one_seed(monkeypatch, tmp_path):
@@ -63,3 +63,13 @@ def test_batches_too_small_to_train_on_are_given_in_evaluation(half, monkeypatch
     list(draws(Flags(out=tmp_path, draws=20, half=half)))
     assert {training for training, _ in seen} == {True, False}
     assert all(len(batches[0][0]) >= alarms.TRAINING for training, batches in seen if training)
+
+
+def test_networks_and_their_number_can_be_chosen(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(alarms, "diagnose", lambda *_, **__: ())
+    monkeypatch.setattr(alarms, "trained", lambda name, seed, *_: made.append((name, seed)) or torch.nn.Identity())
+    x, labels = torch.randn(512, 3, 4), torch.zeros(512, dtype=torch.long)
+    monkeypatch.setattr(alarms, "data_of", lambda *_: Data(train=(x, labels), validation=(x, labels), test=(x, labels)))
+    list(draws(Flags(out=tmp_path, draws=5, only=("speaker", "eegnet"), seeds=1)))
+    assert made == [("speaker", 0), ("eegnet", 0)] * 5
