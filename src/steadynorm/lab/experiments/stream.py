@@ -90,7 +90,7 @@ class StreamConfig(OneRateConfig):
 
 
 QUICK: dict[str, Any] = {"arms": ("gated_batch_norm", "batch_norm"), "widths": (8, 16, 32), "batch_size": 16}
-QUICK |= {"lr": 0.02, "epochs": 2, "milestones": (1,), "train_images": 512, "stream_images": 60}
+QUICK |= {"lr": 0.01, "epochs": 3, "milestones": (2,), "train_images": 512, "stream_images": 40}
 
 
 def _work(task: Task[StreamConfig]) -> None:

@@ -70,7 +70,7 @@ class SweepConfig(TrainingConfig):
 
 
 QUICK: dict[str, Any] = {"lr": (0.01, 0.1, 1.0), "batch_size": (16,), "widths": (8, 16, 32)}
-QUICK |= {"epochs": 3, "milestones": (2,)}
+QUICK |= {"epochs": 6, "milestones": (5,)}
 
 
 def _work(task: Task[SweepConfig]) -> None:
