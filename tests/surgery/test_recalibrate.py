@@ -232,14 +232,17 @@ def test_only_valid_positions_of_a_masked_layer_count():
             super().__init__()
             self.norm = layers.MaskedBatchNorm1d(3)
 
-        def forward(self, x, lengths=None, mask=None):
+        def forward(self, x, lengths=None, mask=None, by_name=False):
+            if by_name:
+                return self.norm(lengths=lengths, input=x)
             return self.norm(x, lengths=lengths) if mask is None else self.norm(x, mask)
 
     x, lengths = drawn(4, 3, 6), torch.tensor([6, 0, 2, 5])
     mask = torch.arange(6) < lengths[:, None]
     valid = x.movedim(1, -1)[mask]
     x = torch.where(mask[:, None], x, torch.nan)
-    for batch in ({"x": x, "lengths": lengths}, {"x": x, "mask": mask}):
+    by_lengths = {"x": x, "lengths": lengths}
+    for batch in (by_lengths, by_lengths | {"by_name": True}, {"x": x, "mask": mask}):
         model = Sequences().double()
         recalibrate_(model, [batch])
         torch.testing.assert_close(model.norm.running_mean, valid.mean(0))

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from steadynorm.layers.state import on_copies
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.change import Change
-from steadynorm.surgery.contexts import replaced_forwards, use_batch_statistics
+from steadynorm.surgery.contexts import input_of, name_of_input, replaced_forwards, use_batch_statistics
 from steadynorm.surgery.estimation.one_pass import Pass, Target
 from steadynorm.surgery.kinds import eps_of, kind_of
 from steadynorm.surgery.named_modules import NamedModule
@@ -214,10 +213,10 @@ def by_own_statistics(
                 return own(*arguments, **named)
 
         def by_batch(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
-            x = functional.batch_norm(next(chain(arguments, named.values())), None, None, training=True, eps=eps)
+            x = functional.batch_norm(input_of(arguments, named), None, None, training=True, eps=eps)
             if arguments:
                 return own(x, *arguments[1:], **named)
-            return own(**{**named, next(iter(named)): x})
+            return own(**{**named, name_of_input(named): x})
 
         return in_training if isinstance(module, _InstanceNorm) else by_batch
 

@@ -17,7 +17,7 @@ from steadynorm.doctor.batch_evidence import Padding, Sighting
 from steadynorm.doctor.padding import padding_of
 from steadynorm.statistics import Moments
 from steadynorm.statistics.noise import moments_by_sample, moments_of_samples, sampling_error
-from steadynorm.surgery.contexts import replaced_forwards
+from steadynorm.surgery.contexts import input_of, replaced_forwards
 
 __all__ = ["MOST_SAMPLES", "sighting_of", "watching"]
 
@@ -51,7 +51,7 @@ def watching(layers: Mapping[nn.Module, list[Sighting]], batch: int) -> Iterator
         inner = vars(module).get("forward")
 
         def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
-            x = next(itertools.chain(arguments, named.values()), None)
+            x = input_of(arguments, named)
             if isinstance(x, Tensor) and x.numel():
                 with torch._C.DisableTorchFunction():  # who follows the model's functions need not follow these
                     seen.append(_measured(x.detach(), len(seen)))

@@ -14,7 +14,14 @@ from steadynorm.layers.state import on_copies
 from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
 from steadynorm.surgery.named_modules import NamedModule, Where, named_modules_of
 
-__all__ = ["no_statistics_update", "replaced_forwards", "use_batch_statistics", "use_running_statistics"]
+__all__ = [
+    "input_of",
+    "name_of_input",
+    "no_statistics_update",
+    "replaced_forwards",
+    "use_batch_statistics",
+    "use_running_statistics",
+]
 
 
 @contextmanager
@@ -102,6 +109,16 @@ def replaced_forwards(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
                     vars(module).pop(name, None)
                 else:
                     vars(module)[name] = entry
+
+
+def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:  # noqa: ANN401 (as the caller gives it)
+    """Give what a layer is called with, by position or by name; None where it is called with nothing."""
+    return arguments[0] if arguments else named.get(name_of_input(named))
+
+
+def name_of_input(named: Mapping[str, Any]) -> str:
+    """Give the name by which a layer gets its input that is called by names alone: torch's, else the first one."""
+    return "input" if "input" in named else next(iter(named), "input")
 
 
 class _StateOutside:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steadynorm.surgery.batches import Batch, Forward, evaluating
+from steadynorm.surgery.contexts import input_of
 from steadynorm.surgery.flow.trial import run
 from steadynorm.surgery.kinds import channels_of, kind_of
 from steadynorm.surgery.named_modules import NamedModule
@@ -57,7 +58,7 @@ class Dimensions:
 
     def _look(self, wanted: list[nn.Module], example: Batch, forward: Forward | None) -> None:
         def see(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = arguments[0] if arguments else named.get("input")
+            x = input_of(arguments, named)
             if isinstance(x, Tensor):
                 self._seen[id(module)] = max(x.dim() - 2, 1)
             residual = named.get("residual", arguments[1] if len(arguments) > 1 else None)

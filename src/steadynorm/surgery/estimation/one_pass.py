@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from steadynorm.layers import MaskedBatchNorm1d
 from steadynorm.statistics import Moments, measure
 from steadynorm.statistics.moments import mixture
 from steadynorm.surgery.batches import Forward, unwrapped
-from steadynorm.surgery.contexts import replaced_forwards
+from steadynorm.surgery.contexts import input_of, replaced_forwards
 from steadynorm.surgery.estimation.groups import Groups
 from steadynorm.surgery.estimation.pass_correction import PassCorrection
 from steadynorm.surgery.kinds import Norm, channels_of, eps_of, label
@@ -172,7 +171,7 @@ def _normalizing_by(module: nn.Module, moments: Moments) -> Iterator[None]:
 
 def _measured(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Moments, int]:  # noqa: ANN401 (as the layer takes them)
     """Measure a layer's input where it counts, and give the number of its samples."""
-    x: Tensor = next(chain(arguments, named.values()))
+    x: Tensor = input_of(arguments, named)
     if isinstance(module, MaskedBatchNorm1d):
         mask, lengths = arguments[1] if len(arguments) > 1 else named.get("mask"), named.get("lengths")
         if mask is not None or lengths is not None:
