@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.doctor.architectures.registry import block
 from benchmarks.doctor.subject import Case, Subject, norms_of
-from tests.support.doctor_benchmark import Short, case_in, subject_of
+from tests.support.doctor_benchmark import Short, case_in, counts_of, subject_of
 
 
 class _Longer(Short):
@@ -25,7 +25,7 @@ def _network() -> nn.Module:
 
 
 def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
-    return case_in(_network, name, kind, side=8)
+    return case_in(name, kind, _network, side=8)
 
 
 def test_parameters_are_the_clients_mean_and_buffers_the_last_ones():
@@ -178,8 +178,7 @@ def test_rows_hold_values_of_several_channels():
 
 def test_a_block_is_run_three_times():
     _, case = _small("a block unrolled with one set of norms")
-    counted = {int(norm.num_batches_tracked) for _, norm in norms_of(case.model)}
-    assert counted == {6 + 3, 6 + 3 * 3}
+    assert counts_of(case.model) == {6 + 3, 6 + 3 * 3}
 
 
 def test_a_batch_of_films_has_four_labels_and_one_of_a_bucket_samples_alike():

@@ -13,13 +13,11 @@ from benchmarks.doctor.architectures.registry import block
 from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.healthy import HEALTHY
 from benchmarks.doctor.subject import Case, Subject, last_linear, norms_of
-from tests.support.doctor_benchmark import Short, case_in, subject_of
+from tests.support.doctor_benchmark import Short, case_in, counts_of, right_of
 
 FILES = (".reported_files", ".reported_building")
 NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(FILES)]
 VARIANTS = [name for name, each in HEALTHY.items() if each.make.__module__.endswith(".reported")]
-QUICK = ("sets", "wavenet")
-OTHERS = ("squeezenet", "xception", "mixer", "resnet")
 
 
 class _Longer(Short):
@@ -40,11 +38,11 @@ def _network() -> nn.Module:
 
 
 def _small(name: str, kind: type[Subject] = Short) -> tuple[Subject, Case]:
-    return case_in(_network, name, kind)
+    return case_in(name, kind, _network)
 
 
 def _right(subject: Subject) -> nn.Module:
-    return subject_of(_network(), subject.data, "").model
+    return right_of(subject, _network)
 
 
 def test_each_fault_and_each_variant_names_its_thread():
@@ -138,7 +136,7 @@ def test_a_soup_is_a_mean_of_other_networks():
     right = _right(subject)
     assert not torch.equal(case.model[0].weight, right[0].weight)
     assert not torch.equal(case.model[1].running_mean, right[1].running_mean) and not case.model.training
-    assert {int(norm.num_batches_tracked) for _, norm in norms_of(case.model)} == {6}  # not of floats
+    assert counts_of(case.model) == {6}  # not of floats
 
 
 def test_a_server_has_new_weights_and_the_buffers_of_its_start():
@@ -193,12 +191,12 @@ def test_momentum_is_nine_tenths_and_batches_have_eight_samples():
     _, case = _small("a momentum of nine tenths with batches of eight")
     assert {norm.momentum for _, norm in norms_of(case.model)} == {0.9} and case.model.training
     assert {len(labels) for _, labels in case.batches} == {8}
-    assert {int(norm.num_batches_tracked) for _, norm in norms_of(case.model)} == {9}
+    assert counts_of(case.model) == {9}
 
 
 def test_a_summary_counts_once():
     subject, case = _small("a summary before the evaluation")
-    assert {int(norm.num_batches_tracked) for _, norm in norms_of(case.model)} == {7} and not case.model.training
+    assert counts_of(case.model) == {7} and not case.model.training
     assert torch.equal(case.model[0].weight, _right(subject)[0].weight)
     assert not torch.equal(case.model[1].running_mean, _right(subject)[1].running_mean)
 
@@ -323,7 +321,7 @@ def test_a_gamma_leaves_zero():
 
 def test_two_views_are_called_alike():
     subject, case = _small("norms shared by two inputs of one source")
-    assert {int(norm.num_batches_tracked) for _, norm in norms_of(case.model)} == {6 + 2 * 3}
+    assert counts_of(case.model) == {6 + 2 * 3}
     x = subject.data.test[0]
     case.model.eval()
     torch.testing.assert_close(case.model(x), case.model(x.flip(3)))
@@ -353,7 +351,7 @@ def test_decay_is_on_everything():
 
 def test_counters_are_missing_in_the_file_and_zero_in_the_model():
     subject, case = _small("a file from before there were counters")
-    assert {int(norm.num_batches_tracked) for _, norm in norms_of(case.model)} == {0}
+    assert counts_of(case.model) == {0}
     assert not any("num_batches" in key for key in case.options["checkpoint"])
     assert torch.equal(case.model[1].running_var, _right(subject)[1].running_var)
 

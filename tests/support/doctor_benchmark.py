@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmarks.doctor.architectures.registry import block
 from benchmarks.doctor.faults import FAULTS
 from benchmarks.doctor.healthy import HEALTHY
 from benchmarks.doctor.subject import Case, Subject, norms_of
@@ -52,14 +53,44 @@ def subject_of(model: nn.Module, data: Data, name: str, kind: type[Subject] = Sh
     return kind(model=model.eval(), data=data, draw=random.Random(name), rate=0.05)
 
 
+def nested_network(middle: int = 8) -> nn.Module:
+    """Give norms of images, of 8 channels or ``middle``: two by themselves, and parts with one and with two."""
+    torch.manual_seed(0)
+    part = nn.Sequential(*block(8, middle), *block(middle, 8, stride=2))
+    return nn.Sequential(
+        *block(3, 8, stride=2),
+        nn.Sequential(*block(8, 8)),
+        part,
+        *block(8, 8, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+
+
 def case_in(
-    network: Callable[[], nn.Module], name: str, kind: type[Subject] = Short, side: int = 16
+    name: str, kind: type[Subject] = Short, network: Callable[[], nn.Module] = nested_network, side: int = 16
 ) -> tuple[Subject, Case]:
     """Put a fault into a small network of images, or make a healthy variant of it; give the subject as well."""
     subject = subject_of(network(), random_data("images", side), name, kind)
     case = (FAULTS[name].inject if name in FAULTS else HEALTHY[name].make)(subject)
     assert case is not None
     return subject, case
+
+
+def right_of(subject: Subject, network: Callable[[], nn.Module] = nested_network) -> nn.Module:
+    """Give the network as it was before the fault."""
+    return subject_of(network(), subject.data, "").model
+
+
+def counts_of(model: nn.Module) -> set[int]:
+    """Give the numbers of batches that norms have counted."""
+    return {int(norm.num_batches_tracked) for _, norm in norms_of(model)}
+
+
+def is_new(model: nn.Module) -> bool:
+    """Tell whether all estimates are those that a norm is built with."""
+    return all(norm.running_mean.eq(0).all() and norm.running_var.eq(1).all() for _, norm in norms_of(model))
 
 
 def is_changed(case: Case, before: nn.Module, batches: list) -> bool:
