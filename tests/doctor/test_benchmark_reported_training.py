@@ -23,7 +23,8 @@ from tests.support.doctor_benchmark import (
     subject_of,
 )
 
-NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(".reported_training")]
+FILES = (".reported_training", ".reported_training_copies")
+NAMES = [name for name, fault in FAULTS.items() if fault.inject.__module__.endswith(FILES)]
 
 
 class _Longer(Short):
