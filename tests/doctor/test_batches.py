@@ -6,22 +6,19 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from steadynorm import GatedBatchNorm2d
-from steadynorm.doctor import CHECKS, Cost, Severity, accuracy, diagnose, observe
+from steadynorm.doctor import CHECKS, Cost, Severity, diagnose, observe
 from steadynorm.doctor.check import Check
-from steadynorm.doctor.checks import needs_recalibration, reused_norm, single_class_batch, train_eval_gap
+from steadynorm.doctor.checks import needs_recalibration, reused_norm, train_eval_gap
 from steadynorm.doctor.compared import cost_of, distance_of
-from steadynorm.doctor.score import score_from
 from steadynorm.surgery import no_statistics_update, recalibrate_
 from tests.support.doctor import batches, images
 
@@ -67,96 +64,6 @@ def test_a_metric_of_which_more_is_better_is_understood(model: Any) -> None:
     assert gap.cost is not None
     assert gap.cost.quantity == "accuracy"
     assert 0.1 < gap.cost.value <= 1
-
-
-def test_without_labels_nothing_is_scored(model: Any) -> None:
-    model[4].running_mean += 3 * model[4].running_var.sqrt()
-    evidence = observe(model, [x for x, _ in batches()])
-    assert evidence.batches is not None
-    assert evidence.batches.score == ""
-    diagnosis = diagnose(model, [x for x, _ in batches()])
-    assert diagnosis.not_run["train-eval-gap"] == diagnosis.not_run["needs-recalibration"] == "loss or metric"
-    assert "loss or metric (2)" in diagnosis.scope
-
-
-class Detector(nn.Module):
-    """Gives its own loss for labels that are no classes, as detectors and speech models do."""
-
-    def __init__(self, body: nn.Module, wrap: Any) -> None:
-        super().__init__()
-        self.body, self.wrap = body, wrap
-
-    def forward(self, x: torch.Tensor, labels: list[int] | None = None) -> Any:
-        y = self.body(x)
-        loss = None if labels is None else nn.functional.cross_entropy(y, torch.tensor(labels))
-        return self.wrap(loss=loss, boxes=y)
-
-
-@pytest.mark.parametrize("wrap", [dict, SimpleNamespace])
-def test_the_loss_that_a_model_gives_is_the_score(model: Any, wrap: Any) -> None:
-    model[4].running_mean += 3 * model[4].running_var.sqrt()
-    given = [{"x": x, "labels": y.tolist()} for x, y in batches()]
-    (gap,) = diagnose(Detector(model, wrap), given).of("train-eval-gap")
-    (same,) = diagnose(model, batches()).of("train-eval-gap")
-    assert gap.cost is not None and same.cost is not None
-    assert (gap.cost.quantity, same.cost.quantity) == ("loss", "cross-entropy")
-    assert gap.cost.value == pytest.approx(same.cost.value, rel=1e-4)
-    without = observe(Detector(model, wrap), [x for x, _ in batches()])
-    assert without.score is None
-
-
-class Dense(nn.Module):
-    """Gives logits for each of two places of an image, as segmentation does, in one of the forms that are about."""
-
-    def __init__(self, body: nn.Module, wrap: Any) -> None:
-        super().__init__()
-        self.body, self.wrap = body, wrap
-
-    def forward(self, x: Tensor) -> Any:
-        y = self.body(x)
-        return self.wrap(torch.stack((y, y), 2).unsqueeze(3))  # (N, K, 2, 1)
-
-
-@pytest.mark.parametrize("wrap", [lambda y: y, lambda y: {"out": y}, lambda y: SimpleNamespace(logits=y)])
-@pytest.mark.parametrize("left_out", [255, -100])
-def test_labels_of_pixels_are_scored_but_for_those_left_out(model: Any, wrap: Any, left_out: int) -> None:
-    model[4].running_mean += 3 * model[4].running_var.sqrt()
-    given = [(x, torch.stack((y, torch.full_like(y, left_out)), 1).unsqueeze(2), "name") for x, y in batches()]
-    evidence, same = observe(Dense(model, wrap), given), observe(model, batches())
-    assert evidence.score == same.score == "cross-entropy"
-    assert evidence.batches is not None and same.batches is not None
-    assert evidence.batches.evaluation == pytest.approx(same.batches.evaluation)
-    wrong = [(x, y + 7) for x, y, _ in given]
-    assert observe(Dense(model, wrap), wrong).score is None
-
-
-@pytest.mark.parametrize(("classes", "counted"), [(256, 2), (255, 1)])
-def test_the_last_of_256_classes_is_one(classes: int, counted: int) -> None:
-    """As of codes and bytes; with fewer it leaves a pixel out."""
-    logits, labels = torch.randn(1, classes, 2), torch.tensor([[3, 255]])
-    score = score_from(None, None, logits, (None, labels))
-    assert score is not None
-    right = functional.cross_entropy(logits.double()[..., :counted], labels[:, :counted])
-    assert score(logits, (None, labels)) == pytest.approx(float(right))
-
-
-def test_shares_of_classes_are_scored_by_their_cross_entropy(model: Any) -> None:
-    share = 0.3
-    given = [
-        (
-            share * x + (1 - share) * x.flip(0),
-            torch.stack((1 - y, y), 1) * share + torch.stack((1 - y, y), 1).flip(0) * 0.7,
-        )
-        for x, y in batches()
-    ]
-    evidence = observe(model, given)
-    assert evidence.score == "cross-entropy" and evidence.batches is not None and evidence.batches.mixed
-    with torch.no_grad():
-        right = [float(-(shares * model(x).log_softmax(1)).sum(1).mean()) for x, shares in given]
-    assert evidence.batches.evaluation == pytest.approx(right, rel=1e-5)
-    whole = observe(model, [(x, functional.one_hot(y, 2).float()) for x, y in batches()]).batches
-    assert whole is not None and not whole.mixed
-    assert observe(model, [(x, functional.one_hot(y, 2).float() + 0.5) for x, y in batches()]).score is None
 
 
 def test_a_batch_that_cannot_be_halved_by_its_tensors_is_named(model: Any) -> None:
@@ -209,28 +116,6 @@ def test_what_could_not_be_tried_is_said(model: Any) -> None:
 def test_statistics_without_numbers_are_said_to_be_unread() -> None:
     (line,) = diagnose(nn.Sequential(nn.BatchNorm2d(3, device="meta"))).unread
     assert line == "the statistics of 0, which are on the meta device. Load the weights."
-
-
-class Demanding(nn.Module):
-    """Asks for targets in training, and for whole batches, by assertions, as torchvision's detectors do."""
-
-    def __init__(self, inner: nn.Module, size: int) -> None:
-        super().__init__()
-        self.inner, self.size = inner, size
-
-    def forward(self, x: torch.Tensor, targets: object = None) -> torch.Tensor:
-        assert not self.training or targets is not None, "targets should not be none when in training mode"
-        assert len(x) == self.size, "batches are whole"
-        return self.inner(x)
-
-
-def test_a_model_that_asks_for_more_in_training_is_looked_at_in_evaluation(model: Any) -> None:
-    detector = Demanding(model, size=32).eval()
-    diagnosis = diagnose(detector, batches())
-    assert [line for line in diagnosis.unread if "targets should not be none" in line]
-    assert [line for line in diagnosis.unread if "outputs that depend on the batch" in line and "whole" in line]
-    assert diagnosis.is_healthy and len(diagnosis.layers) == 2
-    assert not detector.training and not model.training
 
 
 def test_one_outlier_in_one_channel_is_found(model: Any) -> None:
@@ -299,101 +184,6 @@ def test_a_subclass_that_always_trains_moves_statistics_in_evaluation(model: Any
     model[4] = live.eval()
     (found,) = diagnose(model, batches()).of("statistics-moved-in-eval")
     assert (found.layer, found.severity) == ("4", Severity.ERROR)
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, inner: nn.Module, again: bool) -> None:
-        super().__init__()
-        self.inner, self.again = inner, again
-
-    def forward(self, x: Tensor) -> Any:
-        return checkpoint(self.inner, x, use_reentrant=False) if self.again else self.inner(x)
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_checkpointing_counts_a_batch_twice(model: Any, again: bool) -> None:
-    model[3], model[4] = Checkpointed(nn.Sequential(model[3], model[4]), again), nn.Identity()
-    found = diagnose(model, batches()).of("double-update")
-    assert [each.layer for each in found] == (["3.inner.1"] if again else [])
-
-
-def test_a_layer_that_evaluates_while_the_model_trains_counts_nothing(model: Any) -> None:
-    model[3], model[4] = Checkpointed(nn.Sequential(model[3], model[4]), True), nn.Identity()
-    model.train()
-    assert diagnose(model, batches()).of("double-update") != ()
-    model[3].inner[1].eval()
-    assert diagnose(model, batches()).of("double-update") == ()
-
-
-class Bypassing(nn.Module):
-    """Calls a layer's forward by itself, so that no hook of it runs."""
-
-    def __init__(self, inner: nn.Module, times: int) -> None:
-        super().__init__()
-        self.inner, self.times = inner, times
-
-    def forward(self, x: Tensor) -> Any:
-        for _ in range(self.times if self.training else 1):
-            y = self.inner.forward(x)
-        return y
-
-
-@pytest.mark.parametrize(("times", "found"), [(1, []), (2, ["4.inner"])])
-def test_a_call_that_no_hook_sees_is_a_call(model: Any, times: int, found: list[str]) -> None:
-    model[4] = Bypassing(model[4], times)
-    assert [each.layer for each in diagnose(model.train(), batches()).of("double-update")] == found
-
-
-@pytest.mark.filterwarnings("ignore")  # of tracing
-def test_calls_within_a_trace_are_not_counted(model: Any) -> None:
-    traced = torch.jit.trace(model.train(), batches()[0][0], check_trace=False)
-    diagnosis = diagnose(traced.eval(), batches())
-    assert diagnosis.of("statistics-moved-in-eval") != () and diagnosis.of("double-update") == ()
-
-
-class ByHand(nn.BatchNorm2d):
-    """Moves its running estimates itself; torch's forward moves them too, unless it is told not to."""
-
-    def __init__(self, features: int, weight: float) -> None:
-        super().__init__(features)
-        self.weight_by_hand = weight
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                self.running_mean.lerp_(input.mean((0, 2, 3)), self.weight_by_hand)
-                self.running_var.lerp_(input.var((0, 2, 3)), self.weight_by_hand)
-        return super().forward(input)
-
-
-class OfTheOld(nn.BatchNorm2d):
-    """Weighs the old value by momentum, as other frameworks do."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        assert self.momentum is not None
-        return functional.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, self.training, 1 - self.momentum
-        )
-
-
-@pytest.mark.parametrize(("momentum", "found"), [(0.1, True), (0.9, True), (0.3, True), (0.5, False)])
-def test_a_class_that_weighs_the_old_value_by_momentum_is_named(model: Any, momentum: float, found: bool) -> None:
-    own = OfTheOld(8, momentum=momentum)
-    own.load_state_dict(model[4].state_dict())
-    model[4] = own
-    spoken = diagnose(model.train(), batches()).of("momentum-convention")
-    assert [(each.layer, "of the old value" in each.problem) for each in spoken] == [("4", momentum < 0.5)] * found
-    model[4].momentum = 0.1
-    assert diagnose(model).of("momentum-convention") == ()
-
-
-@pytest.mark.parametrize(("weight", "found"), [(0.1, [1]), (0.0, [])])
-def test_an_update_by_hand_beside_torch_s_is_counted(model: Any, weight: float, found: list[int]) -> None:
-    own = ByHand(8, weight)
-    own.load_state_dict(model[4].state_dict())
-    model[4] = own.eval()
-    diagnosis = diagnose(model.train(), batches())
-    assert [each.numbers["more"] for each in diagnosis.of("double-update")] == found
 
 
 class Shared(nn.Module):
@@ -603,89 +393,6 @@ def test_workers_with_fewer_than_eight_images_are_a_warning_whatever_they_have_o
     rough = torch.randn(32, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     (found,) = diagnose(maps, list(rough.split(size)), world_size=8).of("effective-batch")
     assert found.severity == severity
-
-
-def ordered(size: int) -> list[tuple[Tensor, Tensor]]:
-    x, y = images(8 * size)
-    order = y.argsort(stable=True)
-    return list(zip(x[order].split(size), y[order].split(size), strict=True))
-
-
-def test_batches_of_one_class_are_named(model: Any) -> None:
-    (found,) = diagnose(model.train(), ordered(32)).of("single-class-batch")
-    assert "8 of 8" in found.problem
-    assert diagnose(model.eval(), ordered(32)).of("single-class-batch") == ()
-
-
-def test_small_batches_of_one_class_are_no_copies(model: Any) -> None:
-    """Six batches of eight are of one class, the rest of the other, as where folders are gone through."""
-    x, y = images(128)
-    rows = torch.cat(((y == 0).nonzero().flatten()[:51], (y == 1).nonzero().flatten()[:13]))
-    (found,) = diagnose(model.train(), list(zip(x[rows].split(8), y[rows].split(8), strict=True))).of(
-        "single-class-batch"
-    )
-    assert "7 of 8" in found.problem
-
-
-@pytest.mark.parametrize(
-    ("outputs", "number", "knows", "found"),
-    [(10, 256, True, True), (10, 248, True, False), (2, 256, True, False), (10, 256, False, False)],
-)
-@pytest.mark.parametrize("metric", [None, accuracy])
-def test_the_beginning_of_data_in_the_order_of_classes_has_one(
-    outputs: int, number: int, knows: bool, found: bool, metric: Any
-) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model.append(nn.Linear(8, outputs))
-    with torch.no_grad():
-        model[4].bias[1] += 9 if knows else -9  # a folder that stands for no class
-    x = torch.randn(number, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    given = [(each, torch.ones(len(each), dtype=torch.long)) for each in x.split(number // 8)]
-    spoken = diagnose(model, given, metric=metric).of("single-class-batch")
-    assert [f"All {number} samples" in each.problem for each in spoken] == [True] * found
-    assert diagnose(model.eval(), given).of("single-class-batch") == ()
-
-
-@pytest.mark.parametrize(("longest", "found"), [(2, True), (40, False)])
-def test_lengths_behind_the_inputs_are_no_labels(model: Any, longest: int, found: bool) -> None:
-    """As in (tokens, lengths, labels), bucketed by length; the second of three is a label where it can be one."""
-    x, y = images(256)
-    lengths = torch.arange(256) * longest // 256
-    given = list(zip(x.split(32), lengths.split(32), y.split(32), strict=True))
-    assert bool(diagnose(model.train(), given).of("single-class-batch")) is found
-
-
-@pytest.mark.parametrize("copies", [2, 3, 4])
-def test_copies_of_an_image_side_by_side_count_once(model: Any, copies: int) -> None:
-    x, y = images(256)
-    order = torch.randperm(256, generator=torch.Generator().manual_seed(0))[: 8 * (32 // copies)]
-    rows = [each.repeat_interleave(copies) for each in order.chunk(8)]
-    assert diagnose(model.train(), [(x[each], y[each]) for each in rows]).of("single-class-batch") == ()
-    assert diagnose(model, ordered(32)).of("single-class-batch") != ()
-
-
-def test_shuffled_batches_are_silent_at_the_stated_rate(model: Any) -> None:
-    x, y = images(256)
-    for seed in range(20):
-        order = torch.randperm(256, generator=torch.Generator().manual_seed(seed))
-        shuffled = list(zip(x[order].split(32), y[order].split(32), strict=True))
-        assert diagnose(model.train(), shuffled).of("single-class-batch") == ()
-
-
-def test_the_probability_of_unequal_classes_is_that_of_the_chi_squared_test() -> None:
-    statistic = single_class_batch._chi_squared([{0: 10, 1: 20}, {0: 20, 1: 10}])
-    assert statistic == (pytest.approx(20 / 3), 1)
-    assert single_class_batch._probability(*statistic) == pytest.approx(0.009823, rel=1e-3)
-    assert single_class_batch._probability(*single_class_batch._chi_squared([{0: 10}, {0: 20}])) == 1.0
-
-
-@pytest.mark.parametrize(("first", "found"), [(43, False), (51, True)])
-def test_classes_that_lean_to_some_batches_a_little_are_let_pass(model: Any, first: int, found: bool) -> None:
-    x = torch.randn(512, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    y = torch.tensor([0] * first + [1] * (64 - first) + [1] * first + [0] * (64 - first)).repeat(4)  # odd: no copies
-    assert single_class_batch._probability(512 * ((2 * first - 64) / 64) ** 2, 7) < 1e-6  # of both
-    batches = list(zip(x.split(64), y.split(64), strict=True))
-    assert (diagnose(model.train(), batches).of("single-class-batch") != ()) == found
 
 
 def test_the_distance_of_a_healthy_average_is_its_sampling_error() -> None:
