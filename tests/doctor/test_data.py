@@ -298,15 +298,20 @@ def test_dropout_before_a_norm_is_found_in_a_forward_of_its_own(probability: flo
     assert diagnose(model, x).of("dropout-before-norm") == ()
 
 
-def test_dropout_costs_nothing_where_the_variance_was_measured_without_it() -> None:
-    x = list(torch.randn(256, 4, generator=torch.Generator().manual_seed(0)).split(32))
-    model: Any = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 2))
+def severities_of_dropout_around_recalibration(model: nn.Module, x: list[Tensor]) -> list[list[Severity]]:
+    """Let statistics follow batches with dropout, diagnose in evaluation, and again with statistics without it."""
     for _ in range(10):
         for each in x:
             model(each)
-    assert [each.severity for each in diagnose(model.eval(), x).of("dropout-before-norm")] == [WARNING]
+    before = diagnose(model.eval(), x).of("dropout-before-norm")
     recalibrate_(model, x)
-    assert [each.severity for each in diagnose(model, x).of("dropout-before-norm")] == [NOTE]
+    return [[each.severity for each in found] for found in (before, diagnose(model, x).of("dropout-before-norm"))]
+
+
+def test_dropout_costs_nothing_where_the_variance_was_measured_without_it() -> None:
+    x = list(torch.randn(256, 4, generator=torch.Generator().manual_seed(0)).split(32))
+    model: Any = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert severities_of_dropout_around_recalibration(model, x) == [[WARNING], [NOTE]]
     assert [each.severity for each in diagnose(model.train(), x).of("dropout-before-norm")] == [WARNING]
 
 
@@ -315,12 +320,7 @@ def test_dropout_that_makes_the_variance_smaller_is_found_too() -> None:
     x = list((4 * torch.randn(256, 4, generator=torch.Generator().manual_seed(0))).split(32))
     torch.manual_seed(0)
     model: Any = nn.Sequential(nn.AlphaDropout(0.3), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    for _ in range(10):
-        for each in x:
-            model(each)
-    assert [each.severity for each in diagnose(model.eval(), x).of("dropout-before-norm")] == [WARNING]
-    recalibrate_(model, x)
-    assert [each.severity for each in diagnose(model, x).of("dropout-before-norm")] == [NOTE]
+    assert severities_of_dropout_around_recalibration(model, x) == [[WARNING], [NOTE]]
 
 
 def sequences(lengths: Tensor, time: int = 20) -> Tensor:
