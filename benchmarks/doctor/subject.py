@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 from benchmarks.doctor.training import Data
 
-__all__ = ["Case", "Norm", "Subject", "WithTarget", "alike", "fed_by", "last_linear", "norms_of", "put", "shapes_of"]
+__all__ = [
+    "Case",
+    "Norm",
+    "Subject",
+    "WithTarget",
+    "alike",
+    "fed_by",
+    "last_linear",
+    "norms_of",
+    "put",
+    "shapes_of",
+    "that_keep_the_shape",
+]
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -149,6 +161,25 @@ def shapes_of(model: nn.Module, x: Tensor) -> dict[str, torch.Size]:
     for hook in hooks:
         hook.remove()
     return shapes
+
+
+def that_keep_the_shape(model: nn.Module, x: Tensor, names: Iterable[str]) -> list[str]:
+    """List those parts whose one input and output are of one shape, for each of their calls."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            if len(inputs) == 1 and isinstance(output, Tensor) and inputs[0].shape == output.shape:
+                found.append(name)
+
+        return look
+
+    hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

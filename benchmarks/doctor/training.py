@@ -15,7 +15,7 @@ from benchmarks.doctor.architectures import ARCHITECTURES, Architecture, Kind
 from steadynorm.lab.data.images import Images
 from steadynorm.lab.data.loading import load_dataset
 
-__all__ = ["Data", "accuracy", "data_of", "fit_", "train_", "trained"]
+__all__ = ["Data", "accuracy", "data_of", "fit_", "step_", "train_", "trained"]
 
 TRAINING, VALIDATION, TEST = 20_000, 1_024, 2_000
 
@@ -102,9 +102,7 @@ def train_(
         x = inputs[rows]
         if x.dim() == 4:
             x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x, x.flip(3))
-        given.zero_grad()
-        functional.cross_entropy(model(x), labels[rows]).backward()
-        given.step()
+        step_(model, given, x, labels[rows])
     return model.eval()
 
 
@@ -122,11 +120,18 @@ def fit_(
     model.train()
     given = optimizer or torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
     for x, labels in batches:
-        given.zero_grad()
-        functional.cross_entropy(model(x), labels, label_smoothing=smoothing).backward()
-        given.step()
+        step_(model, given, x, labels, smoothing)
         after()
     return model.eval()
+
+
+def step_(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, smoothing: float = 0.0
+) -> None:
+    """Take one step on a batch, in the modes that are set."""
+    optimizer.zero_grad()
+    functional.cross_entropy(model(x), labels, label_smoothing=smoothing).backward()
+    optimizer.step()
 
 
 def _one_cycle(share: float) -> float:

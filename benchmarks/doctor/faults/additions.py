@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.doctor.faults.registry import GAP, case, tuning
-from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
+from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of, that_keep_the_shape
 from benchmarks.doctor.training import fit_
 
 
@@ -95,30 +94,20 @@ class _Unrolled(nn.Module):
         return x
 
 
-def _that_keep_the_shape(model: nn.Module, x: Tensor) -> list[str]:
-    """Name parts with norms and weights whose one input and output are of one shape."""
+def _parts(model: nn.Module) -> list[str]:
+    """Name parts with norms and weights."""
     found: list[str] = []
-    hooks = []
     for name, part in model.named_modules():
-
-        def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            if len(inputs) == 1 and isinstance(output, Tensor) and inputs[0].shape == output.shape:
-                found.append(name)
-
         kinds = {type(each) for each in part.modules()}
         if name and any(issubclass(kind, Norm) for kind in kinds) and len(kinds) > 2:
-            hooks.append(part.register_forward_hook(look))
-    with torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
+            found.append(name)
     return found
 
 
 @tuning("reused-norm", *GAP, consequences=frozenset({"outlier-statistics"}), costs=True)
 def _a_block_unrolled_with_one_set_of_norms(subject: Subject) -> Case | None:
     """Each step would need estimates of its own (Cooijmans et al. 2017, arXiv 1603.09025)."""
-    found = _that_keep_the_shape(subject.model, subject.inputs(2, 1)[0])
+    found = that_keep_the_shape(subject.model, subject.inputs(2, 1)[0], _parts(subject.model))
     if not found:
         return None
     name = subject.draw.choice(found)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, Batches, case, fed, trained_on, tuning
+from benchmarks.doctor.faults.registry import FAR, GAP, Batches, case, fed, trained_on, tuning
 from benchmarks.doctor.subject import Case, Subject, norms_of, shapes_of
 from benchmarks.doctor.training import fit_
 from steadynorm.surgery import recalibrate_
 
-FAR = GAP | {"outlier-statistics"}
 UNEVEN = FAR | {"batch-mixture", "statistics-noise"}
 
 

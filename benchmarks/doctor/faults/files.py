@@ -7,11 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import GAP, case, tuning
-from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put
+from benchmarks.doctor.faults.registry import FAR, GAP, case, tuning
+from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put, that_keep_the_shape
 from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
 
 
 @tuning("negative-variance", consequences=FAR | {"near-zero-variance"}, repairable=True, damages=True)
@@ -132,33 +130,20 @@ def _two_norms_put_in_anew_with_a_slow_momentum(subject: Subject) -> Case:
     return case(subject, *(name for name, _ in chosen))
 
 
-def _skippable(model: nn.Module, x: Tensor) -> list[str]:
-    """Name norms with what stands around them whose output has the shape of the input, behind the first norm."""
+def _behind_the_first(model: nn.Module) -> list[str]:
+    """Name parts with norms that do not hold the first norm, and are none themselves."""
     first = norms_of(model)[0][1]
-    found: list[str] = []
-    hooks = []
-    for name, part in model.named_modules():
-        if not name or not any(isinstance(each, Norm) for each in part.modules()) or first in set(part.modules()):
-            continue
-        if isinstance(part, Norm):
-            continue
-
-        def look(_: nn.Module, inputs: tuple[Tensor, ...], output: object, name: str = name) -> None:
-            if len(inputs) == 1 and isinstance(output, Tensor) and inputs[0].shape == output.shape:
-                found.append(name)
-
-        hooks.append(part.register_forward_hook(look))
-    with torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
-    return found
+    return [
+        name
+        for name, part in model.named_modules()
+        if name and norms_of(part) and first not in set(part.modules()) and not isinstance(part, Norm)
+    ]
 
 
 @tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _a_block_left_out_for_speed(subject: Subject) -> Case | None:
     """Pruning by layers: the block becomes the identity, and the norms behind it get other inputs."""
-    found = _skippable(subject.model, subject.inputs(2, 1)[0])
+    found = that_keep_the_shape(subject.model, subject.inputs(2, 1)[0], _behind_the_first(subject.model))
     if not found:
         return None
     put(subject.model, subject.draw.choice(found), nn.Identity())

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import GAP, case, tuning
+from benchmarks.doctor.faults.registry import FAR, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, WithTarget, last_linear, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
 
 # Forwards that count.
 

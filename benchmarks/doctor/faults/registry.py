@@ -13,6 +13,7 @@ from benchmarks.doctor.training import fit_
 
 __all__ = [
     "BATCH",
+    "FAR",
     "FAULTS",
     "GAP",
     "Batches",
@@ -29,6 +30,8 @@ Batches = list[tuple[Tensor, Tensor]]
 Inject = Callable[[Subject], Case | None]
 GAP = frozenset({"train-eval-gap", "needs-recalibration"})
 """What measures that statistics do not fit, whatever the reason."""
+FAR = GAP | {"outlier-statistics"}
+"""The same, where single channels may be far off as well."""
 BATCH = frozenset({"batch-dependence", "statistics-moved-in-eval", "mixed-modes"})
 """What measures that a layer in an evaluating model normalizes by the batch."""
 

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, tuning
+from benchmarks.doctor.faults.registry import BATCH, FAR, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, norms_of, put, shapes_of
 from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
 
 
 def _plain(subject: Subject) -> list[tuple[str, Norm]]:

@@ -8,12 +8,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import GAP, case, fed, tuning
+from benchmarks.doctor.faults.registry import FAR, GAP, case, fed, tuning
 from benchmarks.doctor.faults.use import MEAN, STD
 from benchmarks.doctor.subject import Case, Subject, fed_by, last_linear, norms_of, put
 from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
 
 
 def _file_of(model: nn.Module) -> dict[str, Tensor]:

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, Batches, case, trained_on, tuning
+from benchmarks.doctor.faults.registry import BATCH, FAR, GAP, Batches, case, trained_on, tuning
 from benchmarks.doctor.subject import Case, Subject, last_linear, norms_of, shapes_of
-from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
+from benchmarks.doctor.training import fit_, step_
 
 # Modes and flags.
 
@@ -28,9 +26,7 @@ def _trained_in_evaluation_behind_a_validation(subject: Subject) -> Case:
     for _ in range(2):
         for step, (x, labels) in enumerate(subject.labelled(64, 75)):
             subject.model.train(step < 8)
-            optimizer.zero_grad()
-            functional.cross_entropy(subject.model(x), labels).backward()
-            optimizer.step()
+            step_(subject.model, optimizer, x, labels)
     subject.model.eval()
     return case(subject)
 
@@ -68,9 +64,7 @@ def _actions_chosen_in_training_mode(subject: Subject) -> Case | None:
     for state, (x, labels) in zip(subject.inputs(1, 80), subject.labelled(128, 80), strict=True):
         with torch.no_grad():
             subject.model(state)
-        optimizer.zero_grad()
-        functional.cross_entropy(subject.model(x), labels).backward()
-        optimizer.step()
+        step_(subject.model, optimizer, x, labels)
     subject.model.eval()
     return case(subject)
 

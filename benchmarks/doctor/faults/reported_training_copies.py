@@ -14,11 +14,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.doctor.faults.registry import GAP, case, tuning
+from benchmarks.doctor.faults.registry import FAR, GAP, case, tuning
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put
 from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
 
 # Copies, averages and other networks in one.
 

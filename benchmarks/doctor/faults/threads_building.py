@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, case, held_out
+from benchmarks.doctor.faults.registry import BATCH, FAR, GAP, case, held_out
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put
 from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
 
 
 def _plain(subject: Subject) -> list[tuple[str, Norm]]:

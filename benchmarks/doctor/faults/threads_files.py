@@ -7,11 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.doctor.faults.registry import GAP, case, fed, held_out
+from benchmarks.doctor.faults.registry import FAR, GAP, case, fed, held_out
 from benchmarks.doctor.subject import Case, Norm, Subject, fed_by, norms_of, put
 from benchmarks.doctor.training import fit_
-
-FAR = GAP | {"outlier-statistics"}
 
 
 def _arrays(norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:

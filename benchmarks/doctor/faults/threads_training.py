@@ -12,18 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.doctor.faults.registry import BATCH, GAP, Batches, case, fed, held_out, trained_on
+from benchmarks.doctor.faults.registry import BATCH, FAR, GAP, Batches, case, fed, held_out, trained_on
 from benchmarks.doctor.subject import Case, Norm, Subject, WithTarget, last_linear, norms_of, put, shapes_of
-from benchmarks.doctor.training import fit_
+from benchmarks.doctor.training import fit_, step_
 
-FAR = GAP | {"outlier-statistics"}
 SMALL = frozenset({"statistics-noise", "values-per-channel"})
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
-    optimizer.zero_grad()
-    functional.cross_entropy(model(x), labels).backward()
-    optimizer.step()
 
 
 def _fewest_places(subject: Subject) -> int:
@@ -241,7 +234,7 @@ def _clean_and_attacked_samples_through_one_set_of_norms(subject: Subject) -> Ca
         return torch.cat((x, _attacked(subject.model, x, labels))), labels.repeat(2)
 
     for x, labels in subject.labelled(32, 30):
-        _step(subject.model, optimizer, *joined(x, labels))
+        step_(subject.model, optimizer, *joined(x, labels))
     return Case(model=subject.model, batches=[joined(x, labels) for x, labels in subject.data.batches(32, 8)])
 
 
@@ -270,7 +263,7 @@ def _the_day_tested_behind_a_last_step_at_night(subject: Subject) -> Case | None
     optimizer = torch.optim.SGD(trained, subject.rate / 100, momentum=0.9)
     subject.model.train()
     for (x, labels), other in zip(subject.labelled(1, 100), subject.inputs(1, 100), strict=True):
-        _step(subject.model, optimizer, x, labels)
+        step_(subject.model, optimizer, x, labels)
         with torch.no_grad():
             subject.model(_at_night(other))
     subject.model.eval()

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
+from benchmarks.doctor.healthy.registry import as_it_is, both, in_training, norms_evaluate_
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put, shapes_of
-from benchmarks.doctor.training import fit_
+from benchmarks.doctor.training import fit_, step_
 from steadynorm.surgery import recalibrate_
 
 # Parts.
@@ -131,12 +131,8 @@ def _an_adapter_on_a_frozen_network_whose_norms_evaluate(subject: Subject) -> Ca
     put(subject.model, name, _Adapted(last))
     optimizer = torch.optim.AdamW([each for each in subject.model.parameters() if each.requires_grad], 1e-3)
     for x, labels in subject.labelled(64, 40):
-        optimizer.zero_grad()
-        functional.cross_entropy(subject.model(x), labels).backward()
-        optimizer.step()
-    subject.model.train()
-    for _, norm in norms_of(subject.model):
-        norm.eval()
+        step_(subject.model, optimizer, x, labels)
+    norms_evaluate_(subject)
     return Case(model=subject.model, batches=subject.data.batches(), options={"optimizer": optimizer})
 
 

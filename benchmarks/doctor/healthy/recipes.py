@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
+from benchmarks.doctor.healthy.registry import as_it_is, both, in_training, norms_evaluate_
 from benchmarks.doctor.subject import Case, Norm, Subject, WithTarget, fed_by, last_linear, norms_of, put, shapes_of
-from benchmarks.doctor.training import fit_
+from benchmarks.doctor.training import fit_, step_
 from steadynorm.surgery import freeze_, recalibrate_
 
 # Training.
@@ -26,12 +26,8 @@ def _a_head_fine_tuned_on_a_network_that_evaluates(subject: Subject) -> Case:
     optimizer = torch.optim.SGD(last.parameters(), subject.rate / 10, momentum=0.9)
     subject.model.eval()
     for x, labels in subject.labelled(64, 40):
-        optimizer.zero_grad()
-        functional.cross_entropy(subject.model(x), labels).backward()
-        optimizer.step()
-    subject.model.train()
-    for _, norm in norms_of(subject.model):
-        norm.eval()
+        step_(subject.model, optimizer, x, labels)
+    norms_evaluate_(subject)
     return as_it_is(subject)
 
 

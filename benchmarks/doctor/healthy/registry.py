@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.doctor.architectures.registry import Half
-from benchmarks.doctor.subject import Case, Subject
+from benchmarks.doctor.subject import Case, Subject, norms_of
 
-__all__ = ["HEALTHY", "Variant", "as_it_is", "both", "held_out", "in_training"]
+__all__ = ["HEALTHY", "Variant", "as_it_is", "both", "held_out", "in_training", "norms_evaluate_"]
 
 Make = Callable[[Subject], Case | None]
 
@@ -58,3 +58,10 @@ def in_training(subject: Subject, size: int = 64) -> Case:
     """Give it in training mode."""
     subject.model.train()
     return as_it_is(subject, size)
+
+
+def norms_evaluate_(subject: Subject) -> None:
+    """Set the subject's model to training, and its norms to evaluation."""
+    subject.model.train()
+    for _, norm in norms_of(subject.model):
+        norm.eval()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from benchmarks.doctor.healthy.registry import as_it_is, both, in_training
+from benchmarks.doctor.healthy.registry import as_it_is, both, in_training, norms_evaluate_
 from benchmarks.doctor.subject import Case, Norm, Subject, last_linear, norms_of, put
-from benchmarks.doctor.training import fit_
+from benchmarks.doctor.training import fit_, step_
 
 
 def _in_front_of_the_classifier(subject: Subject, module: type[nn.Module] | nn.Module) -> nn.Module:
@@ -87,29 +86,18 @@ def _norms_shared_by_two_inputs_of_one_source(subject: Subject) -> Case:
 # Training.
 
 
-def _head_in_training(subject: Subject, *parts: nn.Module) -> None:
-    """Set the network to training, its norms to evaluation, and parts of the head to training again."""
-    subject.model.train()
-    for _, norm in norms_of(subject.model):
-        norm.eval()
-    for part in parts:
-        part.train()
-
-
 def _steps(subject: Subject, number: int) -> None:
     """Train in the modes that are set."""
     parameters = [each for each in subject.model.parameters() if each.requires_grad]
     optimizer = torch.optim.SGD(parameters, subject.rate / 20, momentum=0.9)
     for x, labels in subject.labelled(64, number):
-        optimizer.zero_grad()
-        functional.cross_entropy(subject.model(x), labels).backward()
-        optimizer.step()
+        step_(subject.model, optimizer, x, labels)
 
 
 @both
 def _norms_that_evaluate_while_their_gamma_trains(subject: Subject) -> Case:
     """``norm_eval=True`` with ``requires_grad=True``, detection's default (gh:open-mmlab/mmdetection/issues/10939)."""
-    _head_in_training(subject)
+    norms_evaluate_(subject)
     _steps(subject, 80)
     return as_it_is(subject)
 
@@ -121,7 +109,8 @@ def _a_norm_without_weights_in_front_of_a_linear_probe(subject: Subject) -> Case
     _, last = last_linear(subject.model)
     last.requires_grad_(True)
     norm = _in_front_of_the_classifier(subject, nn.BatchNorm1d(last.in_features, affine=False))
-    _head_in_training(subject, norm)
+    norms_evaluate_(subject)
+    norm.train()
     _steps(subject, 120)
     return as_it_is(subject)
 
