@@ -13,6 +13,7 @@ from torch import nn
 import steadynorm
 from steadynorm import surgery
 from steadynorm.surgery.hidden import held_norms
+from tests.support.foreign import look_like
 from tests.support.layers import drawn, randomize_
 
 X = drawn(6, 3, 4, 4, dtype=torch.float32)
@@ -300,3 +301,19 @@ def test_what_holds_itself_is_looked_into_once():
     model.loop = {"other": nn.ReLU(), "norm": steadynorm.BatchNorm2d(3)}
     model.loop["self"] = model.loop
     assert list(held_norms(model)) == ["loop['norm']"]
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_what_a_trainer_keeps_is_not_the_models(package):
+    net = Net(in_list)
+    net.blocks = []
+
+    @look_like(f"{package}.trainer.trainer.Trainer")
+    class Trainer:
+        def __init__(self, held):
+            self.average = held
+
+    net._trainer = Trainer(nn.BatchNorm2d(4))
+    assert held_norms(net) == {}
+    net._trainer = SimpleNamespace(average=nn.BatchNorm2d(4))
+    assert list(held_norms(net)) == ["_trainer.average"]

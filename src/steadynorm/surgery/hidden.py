@@ -26,6 +26,8 @@ _TORCHS = frozenset(vars(nn.Module()))
 _DEPTH = 3
 _LONGEST = 10_000
 """Items up to which a container is looked into: a list of all samples holds no layers."""
+_TRAINERS = frozenset(("lightning", "lightning_fabric", "pytorch_lightning"))
+"""Packages whose modules hold their trainer, and with it averages of themselves that other callbacks keep."""
 _PLAIN = (str, bytes, int, float, complex, Tensor, type, ModuleType, type(None))
 
 
@@ -95,7 +97,7 @@ def held_norms(model: nn.Module) -> dict[str, nn.Module]:
 
     Looked into are lists, tuples, sets, dictionaries, partial functions, hooks, what functions close over, take by
     default or read of the globals, and attributes of other objects, three levels deep; containers of more than 10,000
-    items are not.
+    items are not, and neither is Lightning's trainer.
     """
     own = {id(module) for module in model.modules()}
     seen = {id(vars(module)) for module in model.modules()}
@@ -136,13 +138,17 @@ def _modules_in(value: object, path: str, depth: int, seen: set[int]) -> Iterato
     if isinstance(value, nn.Module):
         yield path, value
         return
-    if depth == 0 or isinstance(value, _PLAIN) or id(value) in seen:
+    if depth == 0 or isinstance(value, _PLAIN) or id(value) in seen or _is_of_trainer(value):
         return
     if isinstance(value, Mapping | list | tuple | set | frozenset | deque) and len(value) > _LONGEST:
         return
     seen.add(id(value))
     for name, each in _parts_of(value):
         yield from _modules_in(each, f"{path}{name}", depth - 1, seen)
+
+
+def _is_of_trainer(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] in _TRAINERS
 
 
 def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anything that an attribute may be)

@@ -1,0 +1,93 @@
+"""What the callbacks that measure statistics again have in common, whatever framework calls them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+from torch import nn
+
+from steadynorm.integrations.batches import FirstBatches
+from steadynorm.surgery import Change, NothingDoneError, recalibrate_
+from steadynorm.surgery.batches import Forward
+from steadynorm.surgery.named_modules import Where
+
+__all__ = ["NUMBER", "Options", "Recalibration"]
+
+NUMBER = 50
+"""Batches that are taken where nothing else is said."""
+
+
+class Options(TypedDict, total=False):
+    """What is handed to :func:`steadynorm.surgery.recalibrate_` as it is."""
+
+    where: Where | None
+    prior: float
+    tolerance: float | None
+    settled: float
+    passes: int | None
+
+
+class Recalibration:
+    """Statistics measured again from a training's own batches, or from others.
+
+    Args:
+        caller: name of the callback, for messages.
+        batches: to take; None takes those of the training loader.
+        number: of batches at most, on each rank.
+        forward: model and batch -> anything; None is the framework's.
+        options: see :class:`Options`.
+
+    Raises:
+        TypeError: ``batches`` can be gone through once only.
+        ValueError: ``number`` is below 1.
+    """
+
+    def __init__(
+        self, caller: str, batches: Iterable[Any] | None, number: int, forward: Forward | None, options: Options
+    ) -> None:
+        unknown = options.keys() - Options.__annotations__.keys()
+        if unknown:
+            raise TypeError(
+                f"{caller}: options must be among {', '.join(Options.__annotations__)}, got {min(unknown)}."
+            )
+        FirstBatches([] if batches is None else batches, number, caller=caller)  # refuses what cannot be gone through
+        self.change: Change | None = None
+        self._caller, self._batches, self._number, self._options = caller, batches, number, options
+        self.forward = forward
+        self._warned: set[str] = set()
+
+    @property
+    def needs_loader(self) -> bool:
+        """Whether the batches are to come from the training loader."""
+        return self._batches is None
+
+    def run(self, model: nn.Module, loader: Any, forward: Forward, *, most: float = float("inf")) -> None:  # noqa: ANN401
+        """Measure again, and keep the Change; what could not be done is warned of once.
+
+        Args:
+            model: the root, neither wrapped nor compiled.
+            loader: of the training; needed where no batches were given.
+            forward: the framework's way to run the model on a batch of this loader.
+            most: batches, whatever ``number`` says.
+        """
+        batches = loader if self._batches is None else self._batches
+        number = int(min(self._number, max(most, 1)))
+        source = FirstBatches(batches, number, caller=self._caller)
+        self.change = None
+        try:
+            with source.kept():
+                change = recalibrate_(model, source, forward=self.forward or forward, **self._options)
+        except NothingDoneError as error:
+            self._warn(f"{self._caller}: no statistics were measured again: {error.refused[0]}")
+            return
+        if change.changed:
+            self.change = change
+        else:
+            self._warn(f"{self._caller}: no statistics were measured again: the model has no batch norm.")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=2)
