@@ -29,6 +29,7 @@ from steadynorm.ops.dispatch import backend, explain_backend
 if TYPE_CHECKING:
     from steadynorm.doctor.diagnose import diagnose
     from steadynorm.doctor.treat import treat_
+    from steadynorm.doctor.watch import Watch
 
 del _start
 
@@ -50,6 +51,7 @@ __all__ = [
     "GhostBatchNorm3d",
     "MaskedBatchNorm1d",
     "SyncBatchNorm",
+    "Watch",
     "backend",
     "batch_norm",
     "diagnose",
@@ -64,7 +66,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (what a module holds)
     """Import the doctor when it is called for: a training need not wait for it."""
-    if name in ("diagnose", "treat_"):
+    if name in ("Watch", "diagnose", "treat_"):
         from steadynorm import doctor
 
         return getattr(doctor, name)

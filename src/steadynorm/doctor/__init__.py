@@ -8,6 +8,7 @@ from steadynorm.doctor.finding import Cost, Finding, Remedy, Severity
 from steadynorm.doctor.observe import observe
 from steadynorm.doctor.score import accuracy
 from steadynorm.doctor.treat import Treatment, treat_
+from steadynorm.doctor.watch import Watch
 
 __all__ = [
     "CHECKS",
@@ -19,6 +20,7 @@ __all__ = [
     "Remedy",
     "Severity",
     "Treatment",
+    "Watch",
     "accuracy",
     "diagnose",
     "judge",

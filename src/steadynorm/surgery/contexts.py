@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "input_of",
     "name_of_input",
     "no_statistics_update",
+    "outside_graphs",
     "replaced_forwards",
     "use_batch_statistics",
     "use_running_statistics",
@@ -121,6 +122,13 @@ def name_of_input(named: Mapping[str, Any]) -> str:
     return "input" if "input" in named else next(iter(named), "input")
 
 
+def outside_graphs(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as it takes them)
+    """Call a function; a compiler breaks its graph there."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        return function(*arguments, **named)
+    return torch.compiler.disable(function)(*arguments, **named)  # type: ignore[no-untyped-call, unused-ignore]
+
+
 class _StateOutside:
     """Replaces a module's ``__getstate__``, which copying and pickling look up on the instance."""
 
@@ -145,9 +153,7 @@ class _ForwardOnCopies:
         )
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
-        if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
-            return self._run(*arguments, **named)
-        return torch.compiler.disable(self._run)(*arguments, **named)  # type: ignore[no-untyped-call, unused-ignore]
+        return outside_graphs(self._run, *arguments, **named)
 
     def _run(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
         with on_copies(self.module):

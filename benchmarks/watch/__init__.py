@@ -1,0 +1,1 @@
+"""What a watch says of trainings that are well, and what it does for those that ail."""

@@ -1,0 +1,115 @@
+"""Trainings that ail: what happens to their batches, from which step on, or at which rate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.doctor.architectures import ARCHITECTURES
+from benchmarks.watch.trainings import Batch, Training, mirrored
+
+__all__ = ["AILING", "Ailing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ailing:
+    """A training and what ails it.
+
+    Args:
+        name: in tables.
+        training: without it.
+        begins: step at which it begins.
+        ends: step at which it is over; the training's last one where it stays.
+        disturb: what becomes of the batches.
+        noticed: checks by which it is noticed.
+    """
+
+    name: str
+    training: Training
+    begins: int
+    ends: int
+    disturb: Callable[[Iterable[Batch]], Iterable[Batch]]
+    noticed: tuple[str, ...]
+
+
+STEPS = 1_200
+PLAIN = Training(name="plain", source="images", build=ARCHITECTURES["cnn"].build, steps=STEPS, augment=mirrored)
+
+
+def poisoned(batches: Iterable[Batch], *, every: int = 500, first: int = 190) -> Iterator[Batch]:
+    """Make a value of one batch in so many NaN."""
+    for step, (x, labels) in enumerate(batches):
+        if step % every == first:
+            x = x.clone()
+            x[0, 0, 0, 0] = torch.nan
+        yield x, labels
+
+
+def ordered(batches: Iterable[Batch], *, begins: int, ends: int, steps: int = 20, collect: int = 10) -> Iterator[Batch]:
+    """Sort the batches of a stretch by class: ``steps`` batches of one class, then of the next."""
+    source = iter(batches)
+    yield from itertools.islice(source, begins)
+    at = begins
+    while at < ends:
+        x, labels = (torch.cat(parts) for parts in zip(*itertools.islice(source, 2 * collect), strict=True))
+        size = len(x) // (2 * collect)
+        wanted = (at // steps) % 10
+        rows = (labels == wanted).nonzero()[:, 0]
+        while len(rows) < size:
+            rows = rows.repeat(2)
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(at))[:size]]
+        yield x[rows], labels[rows]
+        at += 1
+    yield from source
+
+
+def changed(batches: Iterable[Batch], change: Callable[[Tensor], Tensor], *, begins: int) -> Iterator[Batch]:
+    """Change the inputs from a step on."""
+    for step, (x, labels) in enumerate(batches):
+        yield (change(x) if step >= begins else x), labels
+
+
+def darker(x: Tensor) -> Tensor:
+    """Take contrast and light away, and add noise."""
+    generator = torch.Generator().manual_seed(int(x.abs().sum() * 1_000) % 2**31)
+    return 0.4 * x - 1.0 + 0.2 * torch.randn(x.shape, generator=generator)
+
+
+AILING = (
+    Ailing(
+        name="a NaN in one batch of 500",
+        training=PLAIN,
+        begins=190,
+        ends=STEPS,
+        disturb=poisoned,
+        noticed=("nonfinite-statistics",),
+    ),
+    Ailing(
+        name="ordered by class for a while",
+        training=PLAIN,
+        begins=500,
+        ends=900,
+        disturb=lambda batches: ordered(batches, begins=500, ends=900),
+        noticed=("single-class-batch",),
+    ),
+    Ailing(
+        name="another augmentation half-way",
+        training=replace(PLAIN, momentum=0.01),
+        begins=600,
+        ends=STEPS,
+        disturb=lambda batches: changed(batches, darker, begins=600),
+        noticed=("statistics-lag", "train-eval-gap", "outlier-statistics"),
+    ),
+    Ailing(
+        name="a learning rate at the edge",
+        training=replace(PLAIN, rate=0.3),
+        begins=0,
+        ends=STEPS,
+        disturb=lambda batches: batches,
+        noticed=("statistics-lag", "train-eval-gap"),
+    ),
+)

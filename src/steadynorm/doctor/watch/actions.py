@@ -1,0 +1,137 @@
+"""What a watch does to layers that ail, and takes back when they are well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.doctor.watch.levels import log_ratio, standardised
+from steadynorm.doctor.watch.recorder import Layout, Momenta, Rows
+from steadynorm.functional import batch_renorm
+from steadynorm.statistics import update_running_
+from steadynorm.surgery.contexts import input_of, name_of_input, outside_graphs, replaced_forwards
+from steadynorm.surgery.kinds import Norm, eps_of
+
+__all__ = ["QUICKER", "Hold", "foretold", "without"]
+
+R_MAX, D_MAX = 3.0, 5.0
+"""Bounds of renorm, those of its paper."""
+QUICKER = (0.2, 0.3, 0.5, 0.8)
+"""Momenta among which one is chosen where running estimates lag behind."""
+
+
+class Hold:
+    """Lets a layer in training normalize by its running estimates, within renorm's bounds; they stand still.
+
+        y = ((x − μ_B)/σ_B · r + d) · weight + bias        r, d: what takes the batch's moments to the running ones
+
+    Within the bounds that is what the layer gives in evaluation; the gradient goes through the batch's moments, so
+    that rates at which batch norm trains are safe. Evaluation is as it was. Estimates that follow the batches are kept
+    beside, for whoever judges whether the layer is well again.
+
+    Args:
+        layout: of the layer; its estimates are read from those kept beside as long as it is held.
+        module: the layer.
+        beside: the estimates to begin with; None copies the layer's.
+
+    Source: Ioffe 2017 (arXiv 1702.03275).
+    """
+
+    def __init__(self, layout: Layout, module: Norm, beside: tuple[Tensor, Tensor] | None = None) -> None:
+        own = layout.own(module)
+        self.beside = beside or (own[0].clone(), own[1].clone())
+        self._layout, self._module = layout, module
+        self._stack = ExitStack()
+        self._stack.enter_context(replaced_forwards({module: self._forward}))
+        layout.standing_in[module] = self.beside
+
+    def release(self) -> None:
+        """Let the layer do again what it did."""
+        self._stack.close()
+        self._layout.standing_in.pop(self._module, None)
+
+    def _forward(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
+        return outside_graphs(self._run, *arguments, **named)
+
+    def _run(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
+        module = self._module
+        if not module.training:
+            return type(module).forward(module, *arguments, **named)
+        x = self._renormalised(input_of(arguments, named))
+        if arguments:
+            arguments = (x, *arguments[1:])
+        else:
+            named = {**named, name_of_input(named): x}
+        module.training = False
+        try:
+            return type(module).forward(module, *arguments, **named)
+        finally:
+            module.training = True
+
+    def _renormalised(self, x: Tensor) -> Tensor:
+        """Change the input so that the layer's evaluation of it is its renorm, and note the batch beside."""
+        (mean, var), eps = self._layout.own(self._module), eps_of(self._module)
+        y, batch = batch_renorm(x, mean, var, eps=eps, r_max=mean.new_tensor(R_MAX), d_max=mean.new_tensor(D_MAX))
+        with torch.no_grad():
+            update_running_(*self.beside, batch, momentum=self._module.momentum)
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        scale, shift = (each.view(shape) for each in ((var + eps).sqrt(), mean))
+        return (y * scale.to(y.dtype) + shift.to(y.dtype)).to(x.dtype)
+
+
+def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
+    """Give the running estimates after a stretch as they were without some of its batches, (2, channels).
+
+        e = what those batches have added:  e + (after − before) at one of them, (1 − momentum)·e at any other
+
+    A forward whose estimates were not finite has been put back, and changes nothing.
+
+    Args:
+        rows: the stretch.
+        momenta: of the layers at each of its forwards.
+        bad: which batches, (T,), on the CPU.
+    """
+    layout, values = rows.layout, rows.values
+    added = torch.zeros_like(values[0, 0])
+    for at, is_bad in enumerate(bad.tolist()):
+        before, after = values[at]
+        if is_bad:
+            added = torch.where(after.isfinite().all(), added + (after - before), added)
+        else:
+            kept = [1 - (each or 0.0) for each in momenta[at]]
+            added = added * layout.by_channel(kept, added)
+    now = torch.empty_like(added)
+    layout.read(now)
+    now -= added
+    now[1].clamp_(min=0)
+    return now
+
+
+def foretold(batches: Tensor, begin: Tensor, eps: float, momenta: Iterable[float]) -> Tensor:
+    """Give how badly running estimates of each momentum foretell the next batch, of one layer: mean of d + q²/2.
+
+    Args:
+        batches: moments, (T, 2, channels).
+        begin: running estimates before the first, (2, channels).
+        eps: of the layer.
+        momenta: to compare.
+    """
+    batches = batches[batches.isfinite().flatten(1).all(1)]
+    errors = []
+    for momentum in momenta:
+        running, error = begin.clone(), begin.new_zeros(())
+        for batch in batches:
+            means = standardised(batch[0] - running[0], running[1], torch.as_tensor(eps)).log1p().mean().expm1()
+            error = error + means + log_ratio(batch[1], running[1], torch.as_tensor(eps)).square().mean() / 2
+            running = running + momentum * (batch - running)
+        errors.append(error / max(len(batches), 1))
+    return torch.stack(errors)
+
+
+def layout_of(layouts: Iterable[Layout], module: nn.Module) -> Layout:
+    """Find the layout of a layer."""
+    return next(each for each in layouts if any(named.module is module for named in each.layers))

@@ -1,0 +1,119 @@
+"""How far the batches of a stretch of training are from each other, and from the running estimates behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from steadynorm.doctor.watch.recorder import Momenta, Rows
+from steadynorm.surgery.estimation.rank_group import RankGroup
+from steadynorm.surgery.kinds import eps_of
+
+__all__ = ["Levels", "levels_of", "log_ratio", "standardised"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Levels:
+    """Distances of a stretch of T training forwards, layer by layer; what has no finite value is NaN.
+
+    The batch at the centre has the median of the batches' means and variances, channel by channel. A distance of means
+    is in variances, d = exp(meanᶜ ln(1 + (difference)²/(var + eps))) − 1, so that no single channel decides; one of
+    variances is q = meanᶜ ln((var + eps)/(other + eps)).
+    """
+
+    finite: Tensor
+    """Whether the running estimates were finite after the forward, (T, L)."""
+    mean: Tensor
+    """d of each batch from the one at the centre, (T, L)."""
+    var: Tensor
+    """q of each batch against the one at the centre, (T, L)."""
+    step_mean: Tensor
+    """d of each batch from the one before it, (T, L); NaN for the first."""
+    running_mean: Tensor
+    """d of each batch from the running estimates before it, (T, L): what training and evaluation differ by."""
+    running_var: Tensor
+    """q of each batch against them, (T, L)."""
+    lag_mean: Tensor
+    """d of the batches' average from the average of the running estimates before them, (L,)."""
+    lag_var: Tensor
+    """q of these, (L,)."""
+    dead: Tensor
+    """Share of the channels whose variance at the centre is below eps, (L,)."""
+
+    def cpu(self) -> Levels:
+        """Give all of it on the CPU, in float64, by one transfer."""
+        parts = [getattr(self, each.name) for each in fields(self)]
+        flat = torch.cat([part.double().flatten() for part in parts]).cpu()
+        pieces = torch.split(flat, [part.numel() for part in parts])
+        numbers = {
+            each.name: piece.view(part.shape) for each, part, piece in zip(fields(self), parts, pieces, strict=True)
+        }
+        return Levels(**numbers)
+
+    def over(self, ranks: RankGroup) -> Levels:
+        """Take from all ranks what is farthest from 0, of ``finite`` the least; the same on each."""
+        if ranks.size == 1:
+            return self
+        parts = [getattr(self, each.name).double() for each in fields(self)]
+        gathered = ranks.gather(torch.cat([part.flatten() for part in parts]))  # (R, numbers)
+        size = torch.where(gathered.isnan(), -1.0, gathered.abs())
+        farthest = gathered.gather(0, size.argmax(0, keepdim=True))[0]
+        pieces = torch.split(farthest, [part.numel() for part in parts])
+        merged = {
+            each.name: piece.view(part.shape) for each, piece, part in zip(fields(self), pieces, parts, strict=True)
+        }
+        merged["finite"] = gathered[:, : parts[0].numel()].amin(0).view(parts[0].shape)
+        return Levels(**merged)
+
+    @classmethod
+    def join(cls, parts: Sequence[Levels]) -> Levels:
+        """Put the layers of several devices side by side."""
+        return cls(**{each.name: torch.cat([getattr(part, each.name) for part in parts], -1) for each in fields(cls)})
+
+
+def levels_of(rows: Rows, forwards: int, momenta: Sequence[Momenta]) -> Levels:
+    """Measure a stretch of training, without looking at a value on the host.
+
+    Args:
+        rows: its running estimates.
+        forwards: how many of the rows are filled, at least 1.
+        momenta: of the layers at each of these forwards.
+    """
+    layout, by_layer = rows.layout, rows.layout.by_layer
+    eps = layout.by_channel([eps_of(each.module) for each in layout.layers], rows.values)
+    batches = rows.batches(forwards, momenta)
+    before = rows.values[:forwards, 0]
+    center = batches.nanmedian(0).values
+    average, followed = batches.nanmean(0), torch.where(batches.isnan(), torch.nan, before).nanmean(0)
+
+    def distance(one: Tensor, other: Tensor) -> Tensor:
+        return by_layer(standardised(one[..., 0, :] - other[..., 0, :], other[..., 1, :], eps).log1p()).expm1()
+
+    def ratio(one: Tensor, other: Tensor) -> Tensor:
+        return by_layer(log_ratio(one[..., 1, :], other[..., 1, :], eps))
+
+    after = rows.values[:forwards, 1]
+    return Levels(
+        finite=by_layer(after.isfinite().all(1).to(after.dtype)) == 1,
+        mean=distance(batches, center),
+        var=ratio(batches, center),
+        step_mean=distance(batches, torch.cat((torch.full_like(batches[:1], torch.nan), batches[:-1]))),
+        running_mean=distance(batches, before),
+        running_var=ratio(batches, before),
+        lag_mean=distance(average, followed),
+        lag_var=ratio(average, followed),
+        dead=by_layer((center[1] < eps).to(center.dtype)),
+    )
+
+
+def standardised(difference: Tensor, var: Tensor, eps: Tensor) -> Tensor:
+    """Give squared differences in units of the variance that a layer divides by."""
+    return difference.square() / (var + eps)
+
+
+def log_ratio(var: Tensor, other: Tensor, eps: Tensor) -> Tensor:
+    """Give ln((var + eps)/(other + eps))."""
+    return (var + eps).log() - (other + eps).log()

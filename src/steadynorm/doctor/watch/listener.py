@@ -1,0 +1,230 @@
+"""Hears a model's forwards: what each was for, the running estimates around it, the classes of its batch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from steadynorm.doctor.watch.classes import ClassCounts, logits_of
+from steadynorm.doctor.watch.recorder import Layout, Momenta, Rows
+from steadynorm.ops.observers import is_recomputing
+from steadynorm.surgery.contexts import outside_graphs
+from steadynorm.surgery.kinds import Norm
+from steadynorm.surgery.named_modules import NamedModule
+
+__all__ = ["EVALUATION", "NO_GRADIENT", "RECOMPUTATION", "TRAINING", "Listener"]
+
+TRAINING = "training"
+EVALUATION = "evaluation"
+NO_GRADIENT = "a forward without gradient"
+RECOMPUTATION = "activation checkpointing"
+
+
+def silent(*arguments: Any) -> None:  # noqa: ANN401 (as any hook is called)
+    """Hear nothing: what a copy of a model has in place of a listener's hooks."""
+
+
+def _silence() -> Callable[..., None]:
+    return silent
+
+
+class _Hook:
+    """A hook that a copy of the module does without, however it is made: deepcopy, pickle, torch.save."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> None:  # noqa: ANN401 (as torch gives them)
+        self._call(*arguments)
+
+    def __deepcopy__(self, memo: object) -> Callable[..., None]:
+        return silent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _silence, ()
+
+
+def _keep_out_of_graphs() -> None:
+    """Let no compiler look into hooks: those of a model compiled in place would be a part of its graph."""
+    if "torch._dynamo" in sys.modules and not hasattr(_Hook.__call__, "_torchdynamo_disable"):
+        _Hook.__call__ = torch.compiler.disable(_Hook.__call__)  # type: ignore[method-assign, no-untyped-call, unused-ignore]
+
+
+class Listener:
+    """Fills the rows of a stretch of training.
+
+    A forward is what lies between the outermost call of the model, or of one of its direct children, and its return;
+    of a compiled model, the call of the model.
+
+    Args:
+        model: the root.
+        layers: with running estimates, each once.
+        every: forwards in a stretch.
+        on_full: called before the forward that follows a full stretch.
+        on_evaluation: called before a forward in evaluation.
+        guarded: whether running estimates go back to what they were before a forward that left them not finite, or
+            that activation checkpointing ran again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[NamedModule],
+        *,
+        every: int,
+        on_full: Callable[[], None],
+        on_evaluation: Callable[[], None],
+        guarded: bool,
+    ) -> None:
+        self.layouts = Layout.of(layers)
+        self.layers = tuple(each for layout in self.layouts for each in layout.layers)
+        self.rows = [Rows(layout, every) for layout in self.layouts]
+        self.momenta: list[Momenta] = []
+        """Of the layers at each training forward of the stretch."""
+        self.classes: ClassCounts | None = None
+        self.others: dict[str, int] = {}
+        """Forwards of the stretch that were for something else."""
+        self._model, self._every, self._guarded = model, every, guarded
+        self._on_full, self._on_evaluation = on_full, on_evaluation
+        self._modules: list[Norm] = [each.module for each in self.layers]
+        self._depth = 0
+        self._purpose = EVALUATION
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it listens."""
+        return bool(self._handles)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        if self._handles:
+            return
+        _keep_out_of_graphs()
+        is_compiled = self._model._compiled_call_impl is not None or hasattr(self._model, "_orig_mod")
+        children = () if is_compiled else self._model.children()  # a hook of theirs would break the graph
+        for module in dict.fromkeys((self._model, *children)):
+            self._handles.append(module.register_forward_pre_hook(_Hook(self._enter)))
+            self._handles.append(module.register_forward_hook(_Hook(self._leave), always_call=True))
+
+    def stop(self) -> None:
+        """Take all hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._depth = [], 0
+
+    def clear(self) -> None:
+        """Begin the next stretch."""
+        self.momenta, self.others = [], {}
+        for rows in self.rows:
+            rows.moved.zero_()
+        if self.classes is not None:
+            self.classes.clear()
+
+    def classes_of(self, forwards: int) -> Tensor | None:
+        """Give the classes of the stretch's first forwards, (forwards, K), on the CPU; None where they are unknown."""
+        if self.classes is None or bool(self.classes.unread[:forwards].any()):
+            return None
+        return self.classes.values[:forwards].cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the stretch as far as it is filled."""
+        filled, classes = len(self.momenta), self.classes
+        return {
+            "layers": [each.name for each in self.layers],
+            "every": self._every,
+            "rows": [rows.values[:filled].clone() for rows in self.rows],
+            "moved": [rows.moved.clone() for rows in self.rows],
+            "momenta": [list(row) for row in self.momenta],
+            "others": dict(self.others),
+            "classes": None if classes is None else [classes.values.clone(), classes.unread.clone()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the stretch of another."""
+        names = [each.name for each in self.layers]
+        if state["layers"] != names or state["every"] != self._every:
+            raise ValueError(
+                f"Watch: a state must be of a watch over the same {len(names)} layers by stretches of {self._every}, "
+                f"got one over {len(state['layers'])} by stretches of {state['every']}."
+            )
+        for rows, values, moved in zip(self.rows, state["rows"], state["moved"], strict=True):
+            rows.values[: len(values)].copy_(values)
+            rows.moved.copy_(moved)
+        self.momenta, self.others = [tuple(row) for row in state["momenta"]], dict(state["others"])
+        if state["classes"] is not None:
+            values, unread = state["classes"]
+            self.classes = ClassCounts(self._every, values.shape[1], self.rows[0].values.device)
+            self.classes.values.copy_(values)
+            self.classes.unread.copy_(unread)
+
+    def _enter(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401 (as the module takes them)
+        self._depth += 1
+        if self._depth == 1:
+            outside_graphs(self._begin)
+
+    def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401 (likewise)
+        self._depth -= 1
+        if self._depth == 0:
+            outside_graphs(self._end, output)
+
+    def _begin(self) -> None:
+        self._purpose = self._told()
+        if self._purpose == TRAINING and len(self.momenta) == self._every:
+            self._on_full()
+        elif self._purpose == EVALUATION:
+            self._on_evaluation()
+        for rows in self.rows:
+            rows.layout.read(self._row(rows, 0))
+
+    def _end(self, output: Any) -> None:  # noqa: ANN401 (whatever the model gives)
+        for rows in self.rows:
+            rows.layout.read(self._row(rows, 1))
+        if self._purpose == TRAINING:
+            if output is not None:
+                self._listen_to_loss(output)
+            if self._guarded:
+                self._restore()
+            self.momenta.append(tuple(each.momentum for each in self._modules))
+            return
+        self.others[self._purpose] = self.others.get(self._purpose, 0) + 1
+        if all(each.momentum is not None for each in self._modules):  # else the statistics are being measured again
+            for rows in self.rows:
+                rows.note_moved()
+                if self._guarded and self._purpose == RECOMPUTATION:
+                    rows.layout.write(rows.spare[0])
+
+    def _told(self) -> str:
+        if is_recomputing():
+            return RECOMPUTATION
+        if not any(each.training for each in self._modules):
+            return EVALUATION
+        return TRAINING if torch.is_grad_enabled() else NO_GRADIENT
+
+    def _row(self, rows: Rows, side: int) -> Tensor:
+        return (rows.values[len(self.momenta)] if self._purpose == TRAINING else rows.spare)[side]
+
+    def _listen_to_loss(self, output: Any) -> None:  # noqa: ANN401 (whatever the model gives)
+        logits = logits_of(output)
+        if logits is None:
+            return
+        if self.classes is None or self.classes.values.shape[1] != logits.shape[1]:
+            self.classes = ClassCounts(self._every, logits.shape[1], logits.device)
+        logits.register_hook(partial(self.classes.add, len(self.momenta)))  # type: ignore[no-untyped-call, unused-ignore]
+
+    def _restore(self) -> None:
+        """Put the layers back whose running estimates are not finite; without a look at them on another device."""
+        for rows in self.rows:
+            before, after = rows.values[len(self.momenta)]
+            if after.is_cpu and bool(after.sum().isfinite()):
+                continue
+            layout = rows.layout
+            bad = layout.by_layer((~after.isfinite()).any(0).to(after.dtype)) > 0
+            kept = layout.by_channel(bad, after) > 0
+            layout.write(torch.where(kept, before, after))

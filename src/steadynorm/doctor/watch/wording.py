@@ -1,0 +1,37 @@
+"""What a watch says of each fault, and of its end."""
+
+from __future__ import annotations
+
+from steadynorm.doctor.watch.listener import EVALUATION, NO_GRADIENT, RECOMPUTATION
+
+__all__ = ["BEGUN", "OVER"]
+
+BEGUN = {
+    "nonfinite-statistics": (
+        "a batch has made the running estimates NaN or infinite; skip steps whose loss is not finite"
+    ),
+    "outlier-statistics": "single batches are far from all others; look at their data",
+    "single-class-batch": "batches are of far fewer classes than usual; shuffle the data",
+    "statistics-lag": "the running estimates stay behind the batches; lower the learning rate or raise the momentum",
+    "train-eval-gap": "batches are much further from the running estimates than usual, so evaluation differs",
+    "collapsed-variance": "most channels have lost their variance, so that what is left of it is noise",
+    "double-update": "each batch moves the running estimates twice; run a second forward in no_statistics_update",
+    f"double-update, {RECOMPUTATION}": (
+        "activation checkpointing runs forwards again, and they move the running estimates a second time"
+    ),
+    f"statistics-moved-in-eval, {EVALUATION}": "the running estimates have moved in evaluation",
+    f"statistics-moved-in-eval, {NO_GRADIENT}": (
+        "the running estimates have moved in a forward without gradient; call model.eval() before it"
+    ),
+}
+"""Check, and where that tells more its cause -> what is wrong, and what to do."""
+
+OVER = {
+    "nonfinite-statistics": "the running estimates are finite again",
+    "single-class-batch": "batches are of as many classes as usual again",
+    "statistics-lag": "the running estimates follow the batches again",
+    "train-eval-gap": "batches are as near to the running estimates as usual again",
+    "collapsed-variance": "the channels have variance again",
+    "double-update": "batches come once again",
+}
+"""Check -> that it is over."""
