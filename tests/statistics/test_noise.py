@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from steadynorm.statistics import Moments, measure
 from steadynorm.statistics.noise import (
+    apart,
     moments_by_sample,
     moments_of_samples,
     sample_noise,
@@ -127,3 +130,14 @@ def test_moments_of_samples_are_those_of_all_values() -> None:
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.var, expected.var)
     assert found.count == 42
+
+
+def test_moments_are_apart_by_shift_and_log_gain_in_standard_deviations():
+    one, other = (
+        Moments(mean=torch.full((2,), mean), var=torch.full((2,), var), count=1)
+        for mean, var in ((0.0, 1.0), (3.0, 4.0))
+    )
+    expected = (9 / 2.5 + math.log(2) ** 2) ** 0.5
+    assert apart(one, other, eps=0) == pytest.approx(expected)
+    assert apart(other, one, eps=0) == pytest.approx(expected)
+    assert apart(one, one, eps=0) == 0

@@ -14,6 +14,7 @@ from steadynorm.doctor.evidence import NormState
 from steadynorm.doctor.finding import Cost
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import join
+from steadynorm.statistics.noise import apart
 
 __all__ = [
     "FEW",
@@ -70,17 +71,6 @@ class Distance:
     def excess(self) -> float:
         """The part of ``size`` that sampling does not explain; 0 where it explains all."""
         return math.sqrt(max(0.0, self.size**2 - self.sampling**2))
-
-
-def apart(first: Moments, second: Moments, *, eps: float) -> float:
-    """Give the distance of two layers' moments, in standard deviations.
-
-    distance² = meanᶜ( (mean₁ − mean₂)² / (½·(var₁ + var₂) + eps) + (½·log((var₁ + eps) / (var₂ + eps)))² )
-    """
-    scale = (first.var + second.var) / 2 + eps
-    shift = (first.mean - second.mean).square() / scale
-    gain = (((first.var + eps) / (second.var + eps)).log() / 2).square()
-    return float((shift + gain).mean().sqrt())
 
 
 def pooled(sightings: Sequence[Sighting]) -> Moments:

@@ -12,7 +12,7 @@ from steadynorm.ops.dispatch import compiled_rule
 from steadynorm.rules.rule import CenterScaleShift
 from steadynorm.statistics import Moments
 
-__all__ = ["BatchRenormRule", "renorm_bounds"]
+__all__ = ["BatchRenormRule", "renorm_bounds", "renorm_corrections"]
 
 
 def renorm_bounds(
@@ -39,6 +39,19 @@ def renorm_bounds(
     else:
         progress = min(max(late / ramp_steps, 0.0), 1.0) if ramp_steps else float(late >= 0)
     return 1 + progress * (r_max - 1), progress * d_max
+
+
+def renorm_corrections(
+    batch: Moments, running: Moments, *, eps: float, r_max: Tensor, d_max: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give r and d, by which a batch's normalization is corrected towards the running estimates; shape (C,) each.
+
+    r = clip(√(var + eps) / σ, 1/r_max, r_max)        d = clip((mean − running_mean) / σ, −d_max, d_max)
+    σ = √(running_var + eps)
+    """
+    running_rstd = torch.rsqrt(running.var + eps)
+    r = (batch.var + eps).sqrt().mul_(running_rstd).clamp(1 / r_max, r_max)
+    return r, (batch.mean - running.mean).mul_(running_rstd).clamp(-d_max, d_max)
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,7 @@ class BatchRenormRule:
 
     def _corrections(self, moments: Moments, *stored: Tensor | None) -> tuple[Tensor, Tensor]:
         running_mean, running_var, r_max, d_max = stored
-        mean, var = moments.mean.detach(), moments.var.detach()
         assert running_mean is not None and running_var is not None and r_max is not None and d_max is not None
-        running_rstd = torch.rsqrt(running_var + self.eps)
-        r = (var + self.eps).sqrt().mul_(running_rstd).clamp(1 / r_max, r_max)
-        return r, (mean - running_mean).mul_(running_rstd).clamp(-d_max, d_max)
+        batch = Moments(mean=moments.mean.detach(), var=moments.var.detach(), count=moments.count)
+        running = Moments(mean=running_mean, var=running_var, count=moments.count)
+        return renorm_corrections(batch, running, eps=self.eps, r_max=r_max, d_max=d_max)

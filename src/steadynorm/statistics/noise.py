@@ -8,6 +8,7 @@ from torch import Tensor
 from steadynorm.statistics.moments import Moments, statistics_dtype
 
 __all__ = [
+    "apart",
     "moments_by_sample",
     "moments_of_samples",
     "sample_noise",
@@ -138,3 +139,14 @@ def standardized_distance(batch: Moments, stored: Moments, *, eps: float) -> Ten
     squared = (batch.mean - stored.mean).square() / (stored.var + eps)
     fine = squared.isfinite()
     return torch.where(fine, squared, 0).sum() / fine.sum().clamp(min=1)
+
+
+def apart(first: Moments, second: Moments, *, eps: float) -> float:
+    """Give the distance of two Moments, in standard deviations.
+
+    distance² = meanᶜ( (mean₁ − mean₂)² / (½·(var₁ + var₂) + eps) + (½·log((var₁ + eps) / (var₂ + eps)))² )
+    """
+    scale = (first.var + second.var) / 2 + eps
+    shift = (first.mean - second.mean).square() / scale
+    gain = (((first.var + eps) / (second.var + eps)).log() / 2).square()
+    return float((shift + gain).mean().sqrt())

@@ -7,6 +7,7 @@ from steadynorm.surgery.convert import convert_, from_sync_, to_torch_
 from steadynorm.surgery.fold import fold_
 from steadynorm.surgery.freeze import freeze_, unfreeze_
 from steadynorm.surgery.param_groups import param_groups
+from steadynorm.surgery.readings import readings_during, readings_of
 from steadynorm.surgery.recalibrate import recalibrate_
 from steadynorm.surgery.reconcile import reconcile_statistics_
 from steadynorm.surgery.repair import repair_statistics_
@@ -27,6 +28,8 @@ __all__ = [
     "merge_statistics",
     "no_statistics_update",
     "param_groups",
+    "readings_during",
+    "readings_of",
     "recalibrate_",
     "reconcile_statistics_",
     "register",

@@ -1,41 +1,20 @@
-"""Callbacks for Lightning's Trainer; of ``lightning`` and of ``pytorch_lightning``, whichever is imported first."""
+"""Precise statistics within a fit of Lightning's."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Unpack
 
 from torch import nn
 
-from steadynorm.integrations.freezing import Freeze
+from steadynorm.integrations.lightning.base import Callback, Trainer, is_a
 from steadynorm.integrations.recalibration import NUMBER, Options, Recalibration
-from steadynorm.surgery.batches import Batch, Forward, feed
-from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of
+from steadynorm.surgery.batches import Forward, feed
+from steadynorm.surgery.named_modules import NamedModule, batch_norms_of
 
-__all__ = ["FreezeStatistics", "RecalibrateCallback"]
+__all__ = ["RecalibrateCallback"]
 
-
-def _package() -> Any:  # noqa: ANN401 (a module that need not be installed)
-    """Give the package whose Trainer is in use: of two that are installed, that which is imported already."""
-    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-        return sys.modules["pytorch_lightning"]
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        if find_spec(name.partition(".")[0]) is not None:
-            return import_module(name)
-    raise ModuleNotFoundError(
-        "steadynorm.integrations.lightning: lightning or pytorch_lightning must be installed, got neither. Run pip "
-        "install 'steadynorm[integrations]'.",
-        name="lightning",
-    )
-
-
-Callback: Any = _package().Callback
-_Trainer = Any
-"""Of either package."""
 _SHARDED = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
 
 
@@ -108,7 +87,7 @@ class RecalibrateCallback(Callback):
         """Take it up again."""
         self._epoch = state_dict["epoch"]
 
-    def on_fit_start(self, trainer: _Trainer, pl_module: nn.Module) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
         """Refuse what would fail later."""
         _check_order(self, trainer)
         strategy = type(trainer.strategy).__name__
@@ -120,20 +99,20 @@ class RecalibrateCallback(Callback):
                 "how to run the model: forward=lambda model, batch: ...."
             )
 
-    def on_train_start(self, trainer: _Trainer, pl_module: nn.Module) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
         """See which batch norms evaluate in training."""
         self._norms = None
         self._see(pl_module)
 
-    def on_train_epoch_start(self, trainer: _Trainer, pl_module: nn.Module) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
         """Forget them: other callbacks may put others there."""
         self._norms = None
 
-    def on_train_batch_end(self, trainer: _Trainer, pl_module: nn.Module, *_: object) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: nn.Module, *_: object) -> None:
         """See again which evaluate, before a validation lets all of them do so."""
         self._see(pl_module)
 
-    def on_validation_epoch_start(self, trainer: _Trainer, pl_module: nn.Module) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
         """Measure before the validation of a fit."""
         if trainer.state.fn != "fit":
             return
@@ -141,12 +120,12 @@ class RecalibrateCallback(Callback):
         if due:
             self._measure(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: _Trainer, pl_module: nn.Module) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: nn.Module) -> None:
         """Measure in an epoch without validation where epochs are counted."""
         if self._every is not None and self._is_due(trainer) and self._epoch != trainer.current_epoch:
             self._measure(trainer, pl_module)
 
-    def on_train_end(self, trainer: _Trainer, pl_module: nn.Module) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: nn.Module) -> None:
         """Measure for the weights that the fit ends with."""
         self._measure(trainer, pl_module)
 
@@ -155,16 +134,16 @@ class RecalibrateCallback(Callback):
             self._norms = batch_norms_of(pl_module)
         self._still = frozenset(each.name for each in self._norms if not each.module.training)
 
-    def _is_due(self, trainer: _Trainer) -> bool:
+    def _is_due(self, trainer: Trainer) -> bool:
         return self._every is None or (trainer.current_epoch + 1) % self._every == 0
 
-    def _measure(self, trainer: _Trainer, pl_module: nn.Module) -> None:
+    def _measure(self, trainer: Trainer, pl_module: nn.Module) -> None:
         loader = self._loader_of(trainer)
         with _as_in_training(trainer, pl_module, self._still):
             self._work.run(pl_module, loader, _forward_of(trainer), most=trainer.num_training_batches)
         self._epoch = trainer.current_epoch
 
-    def _loader_of(self, trainer: _Trainer) -> Any:  # noqa: ANN401 (any iterable)
+    def _loader_of(self, trainer: Trainer) -> Any:  # noqa: ANN401 (any iterable)
         loader = trainer.train_dataloader
         if loader is None and trainer.sanity_checking:
             trainer.fit_loop.setup_data()
@@ -175,96 +154,11 @@ class RecalibrateCallback(Callback):
         return loader
 
 
-class FreezeStatistics(Callback):
-    """Freeze the running estimates once some epochs have been trained: from then on training normalizes by them.
-
-    Training then sees what evaluation sees, and no batch moves the estimates any more, whatever ``.train()`` does; see
-    :func:`steadynorm.surgery.freeze_`. Weight and bias go on learning. At the end of the fit, and where it raises, the
-    layers are again what they were, with the estimates as they were frozen. Checkpoints have the same keys throughout;
-    a fit that resumes from one freezes where that one had.
-
-    Args:
-        after_epoch: whole epochs to be trained before; 0 freezes from the start.
-        where: qualified name and module -> whether to freeze it; None takes all.
-        example: a batch, to run the model where a synchronised layer does not tell its dimensions.
-
-    Raises:
-        ValueError: ``after_epoch`` is below 0; StochasticWeightAveraging is there, which wipes the estimates to measure
-            them in training; WeightAveraging is there, and buffers of a layer would be missing in the average.
-        TypeError: a part of the model is compiled or wrapped, so that its modules cannot be exchanged.
-        NothingDoneError: no layer can be frozen.
-
-    Warns:
-        UserWarning: a layer cannot be frozen; the model has no batch norm.
-
-    Source: Wu & Johnson 2021 (arXiv 2105.07576), section 3.
-    """
-
-    def __init__(self, after_epoch: int, *, where: Where | None = None, example: Batch = None) -> None:
-        super().__init__()
-        self._freeze = Freeze("FreezeStatistics", after_epoch, where, example)
-        self._was_frozen = False
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the statistics are frozen now."""
-        return self._freeze.is_frozen
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give whether they are frozen."""
-        return {"frozen": self.is_frozen}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember whether they were frozen."""
-        self._was_frozen = state_dict["frozen"]
-
-    def on_fit_start(self, trainer: _Trainer, pl_module: nn.Module) -> None:
-        """Refuse what would fail later."""
-        same = self._freeze.try_(pl_module)
-        for each in trainer.callbacks:
-            if _is_a(each, "StochasticWeightAveraging"):
-                raise ValueError(
-                    "FreezeStatistics: nothing else may reset the statistics, got StochasticWeightAveraging. Use "
-                    "WeightAveraging."
-                )
-            if _is_a(each, "WeightAveraging") and not same:
-                raise ValueError(
-                    f"FreezeStatistics: {type(each).__name__} matches buffers by their position, got layers with more "
-                    "buffers than batch norm's three. Leave them out with where=...."
-                )
-
-    def on_train_start(self, trainer: _Trainer, pl_module: nn.Module) -> None:
-        """Freeze where a fit resumes, be it in the middle of an epoch."""
-        self._freeze.freeze_from(pl_module, float("inf") if self._was_frozen else trainer.current_epoch)
-
-    def on_train_epoch_start(self, trainer: _Trainer, pl_module: nn.Module) -> None:
-        """Freeze where it is time."""
-        self._freeze.freeze_from(pl_module, trainer.current_epoch)
-
-    def on_exception(self, trainer: _Trainer, pl_module: nn.Module, exception: BaseException) -> None:
-        """Put the layers back."""
-        self._end()
-
-    def teardown(self, trainer: _Trainer, pl_module: nn.Module, stage: str) -> None:
-        """Put the layers back."""
-        if stage == "fit":
-            self._end()
-
-    def _end(self) -> None:
-        self._freeze.let_go()
-        self._was_frozen = False
-
-
-def _is_a(callback: object, name: str) -> bool:
-    """Tell whether a callback is of a class of either package, or of one derived from it."""
-    return any(cls.__name__ == name for cls in type(callback).__mro__)
-
-
-def _check_order(callback: object, trainer: _Trainer) -> None:
+def _check_order(callback: object, trainer: Trainer) -> None:
     """Raise ValueError where weights are averaged after this callback."""
     at = trainer.callbacks.index(callback)
     for each in trainer.callbacks[at + 1 :]:
-        if _is_a(each, "WeightAveraging") or _is_a(each, "StochasticWeightAveraging"):
+        if is_a(each, "WeightAveraging") or is_a(each, "StochasticWeightAveraging"):
             raise ValueError(
                 f"RecalibrateCallback: it must come after {type(each).__name__} in the list of callbacks, to measure "
                 "the average's statistics, got it before."
@@ -281,7 +175,7 @@ _PACKAGES = ("lightning", "pytorch_lightning", "torch")
 
 
 @contextmanager
-def _as_in_training(trainer: _Trainer, model: nn.Module, still: frozenset[str]) -> Iterator[None]:
+def _as_in_training(trainer: Trainer, model: nn.Module, still: frozenset[str]) -> Iterator[None]:
     """Let Lightning and the modes of the batch norms be as in a training step, whose batches are taken."""
     stage, modes = trainer.state.stage, {module: module.training for module in model.modules()}
     trainer.training = True
@@ -296,7 +190,7 @@ def _as_in_training(trainer: _Trainer, model: nn.Module, still: frozenset[str]) 
             module.training = mode
 
 
-def _forward_of(trainer: _Trainer) -> Forward:
+def _forward_of(trainer: Trainer) -> Forward:
     """Give how a batch is transferred and run in a training step."""
 
     def forward(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (any batch, any output)

@@ -1,0 +1,7 @@
+"""Callbacks for Lightning's Trainer; of ``lightning`` and of ``pytorch_lightning``, whichever is imported first."""
+
+from steadynorm.integrations.lightning.freeze import FreezeStatistics
+from steadynorm.integrations.lightning.readings import ReadingsCallback
+from steadynorm.integrations.lightning.recalibrate import RecalibrateCallback
+
+__all__ = ["FreezeStatistics", "ReadingsCallback", "RecalibrateCallback"]

@@ -1,0 +1,193 @@
+"""What a model's norms are at, as numbers to be logged: gates, corrections, momenta, distances."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.layers.base import BatchNormBase
+from steadynorm.ops.observers import is_recomputing
+from steadynorm.rules import gate, renorm_bounds, renorm_corrections
+from steadynorm.statistics import Moments, measure
+from steadynorm.statistics.noise import apart, standardized_distance
+from steadynorm.surgery.contexts import input_of
+from steadynorm.surgery.kinds import Norm, eps_of, kind_of
+from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of
+from steadynorm.surgery.runnable import why_not_readable
+from steadynorm.surgery.statistics import MEAN, VAR
+
+__all__ = ["readings_during", "readings_of"]
+
+
+def readings_of(
+    model: nn.Module, stored: Mapping[str, Tensor] | None = None, *, where: Where | None = None
+) -> dict[str, float]:
+    """Read what the state of the batch norms says, without a batch.
+
+    ======================================= ===========================================================
+    layer/distance                          of the running estimates from ``stored``, in standard deviations: shift
+                                            and log-gain together, see :func:`steadynorm.statistics.noise.apart`
+    layer/momentum_mean, layer/momentum_var that self-tuned statistics choose: Σ w_k·2^-k over their bank
+    layer/noise                             of a gated layer: a sample mean's variance beside that of its values
+    layer/r_max, layer/d_max                of batch renorm: the bounds at its step
+    ======================================= ===========================================================
+
+    Args:
+        model: the root; a layer that is the root itself is called ``model``.
+        stored: earlier running estimates, as :func:`steadynorm.surgery.statistics_of` gives them.
+        where: qualified name and module -> whether it is meant; None takes all.
+
+    Returns:
+        plain numbers by layer and quantity, sorted by layer.
+
+    Raises:
+        ValueError: ``stored`` has none of the layers.
+    """
+    norms = batch_norms_of(model, where)
+    readings: dict[str, float] = {}
+    for named in norms:
+        if why_not_readable(named.module) is None:
+            for what, value in (_own(named.module) | _distance(named, stored)).items():
+                readings[f"{named.name or 'model'}/{what}"] = value
+    if stored is not None and norms and not any(each.endswith("/distance") for each in readings):
+        raise ValueError(
+            "readings_of: stored must have running estimates of the model's layers, as statistics_of(model) gives "
+            f"them, got {', '.join(list(stored)[:3]) or 'none'}."
+        )
+    return readings
+
+
+@contextmanager
+def readings_during(
+    model: nn.Module, stored: Mapping[str, Tensor] | None = None, *, where: Where | None = None
+) -> Iterator[dict[str, float]]:
+    """Read also what the layers do with the batches that go through the model within; nothing else changes.
+
+    ======================== ==============================================================================
+    layer/gate               weight that a gated layer gives the batch, 0 (running estimates) to 1 (batch)
+    layer/r                  of batch renorm in training: mean over channels
+    layer/d                  likewise: root mean square over channels
+    layer/clipped            likewise: share of the channels in which r or d is at its bound
+    ======================== ==============================================================================
+
+    They are those of each forward, by the running estimates that it finds; of several forwards the mean. It costs one
+    more pass over the input of gated and renorm layers. A compiled model breaks its graph there.
+
+    Args:
+        model: the root.
+        stored: as for :func:`readings_of`.
+        where: likewise.
+
+    Yields:
+        a mapping that is filled, with what :func:`readings_of` gives too, when the context is left without error.
+
+    >>> import steadynorm
+    >>> norm = steadynorm.GatedBatchNorm1d(3)
+    >>> with readings_during(norm) as readings:
+    ...     _ = norm(torch.randn(8, 3))
+    >>> sorted(readings)
+    ['model/gate', 'model/noise']
+    """
+    heard: dict[str, list[Tensor]] = {}
+    readings: dict[str, float] = {}
+    handles = [
+        named.module.register_forward_pre_hook(_hear(named, read, heard), with_kwargs=True)
+        for named in batch_norms_of(model, where)
+        if (read := _READ.get(kind_of(named.module)[0].name)) is not None
+    ]
+    try:
+        yield readings
+    finally:
+        for handle in handles:
+            handle.remove()
+    readings |= {name: float(torch.stack(each).mean()) for name, each in heard.items()}
+    readings |= readings_of(model, stored, where=where)
+
+
+def _hear(
+    named: NamedModule, read: Callable[[Norm, Tensor], Mapping[str, Tensor]], heard: dict[str, list[Tensor]]
+) -> Callable[..., None]:
+    """Give a hook that notes what a layer is about to do with its input."""
+
+    @torch.no_grad()
+    def note(module: nn.Module, arguments: tuple[Any, ...], by_name: dict[str, Any]) -> None:
+        x = input_of(arguments, by_name)
+        if is_recomputing() or not isinstance(x, Tensor) or x.numel() == 0:
+            return
+        for what, value in read(module, x).items():
+            heard.setdefault(f"{named.name or 'model'}/{what}", []).append(value.double().mean())
+
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        return note
+    hook: Callable[..., None] = torch.compiler.disable(note)  # type: ignore[no-untyped-call, unused-ignore]
+    return hook
+
+
+def _gate(module: Norm, x: Tensor) -> dict[str, Tensor]:
+    if module.gate is not None:
+        return {"gate": torch.tensor(module.gate)}
+    distance = standardized_distance(measure(x), _running(module), eps=module.eps)
+    return {"gate": gate(distance, module.noise.squeeze() / x.shape[0], module.confidence)}
+
+
+def _corrections(module: Norm, x: Tensor) -> dict[str, Tensor]:
+    if not module.training:
+        return {}
+    running = _running(module)
+    r_max, d_max = running.mean.new_tensor(_bounds(module))
+    r, d = renorm_corrections(measure(x), running, eps=module.eps, r_max=r_max, d_max=d_max)
+    clipped = (r <= 1 / r_max) | (r >= r_max) | (d.abs() >= d_max)
+    return {"r": r, "d": d.square().mean().sqrt(), "clipped": clipped}
+
+
+_READ: dict[str, Callable[[Norm, Tensor], Mapping[str, Tensor]]] = {
+    "gated_batch_norm": _gate,
+    "batch_renorm": _corrections,
+}
+"""What is read of a layer's input, by the name of its kind."""
+
+
+def _own(module: Norm) -> dict[str, float]:
+    """Read what a layer of ours keeps beyond its running estimates."""
+    kind = kind_of(module)[0]
+    if not isinstance(module, BatchNormBase) or kind.is_frozen:
+        return {}
+    found: dict[str, float] = {}
+    if module.running == "self_tuned":
+        weights = module.get_buffer("_bank_weights")  # shape (K, 2): of means, of variances
+        momenta = torch.exp2(-torch.arange(len(weights), device=weights.device)).to(weights.dtype)
+        found |= dict(zip(("momentum_mean", "momentum_var"), (momenta @ weights).tolist(), strict=True))
+    if kind.name == "gated_batch_norm":
+        found["noise"] = float(module.get_buffer("noise"))
+    if kind.name == "batch_renorm":
+        found["r_max"], found["d_max"] = _bounds(module)
+    return found
+
+
+def _bounds(module: Norm) -> tuple[float, float]:
+    bounds = renorm_bounds(
+        int(module.num_batches_tracked),
+        warmup_steps=module.warmup_steps,
+        ramp_steps=module.ramp_steps,
+        r_max=module.r_max,
+        d_max=module.d_max,
+    )
+    return float(bounds[0]), float(bounds[1])
+
+
+def _distance(named: NamedModule, stored: Mapping[str, Tensor] | None) -> dict[str, float]:
+    prefix = f"{named.name}." if named.name else ""
+    if stored is None or f"{prefix}{MEAN}" not in stored or f"{prefix}{VAR}" not in stored:
+        return {}
+    now = _running(named.module)
+    mean, var = (stored[f"{prefix}{key}"].to(now.mean) for key in (MEAN, VAR))
+    return {"distance": apart(Moments(mean=mean, var=var, count=1), now, eps=eps_of(named.module))}
+
+
+def _running(module: Norm) -> Moments:
+    return Moments(mean=module.running_mean, var=module.running_var, count=1)
