@@ -44,6 +44,29 @@ def test_a_sampler_within_a_batch_sampler_goes_on_as_it_would():
     assert firsts(loader) == firsts(build())
 
 
+class ByEpoch(torch.utils.data.Sampler):
+    """Another order in each epoch, which it counts itself, as accelerate's does."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def __len__(self):
+        return 48
+
+    def __iter__(self):
+        yield from torch.randperm(48, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        self.epoch += 1
+
+
+def test_a_sampler_that_counts_epochs_goes_on_as_it_would():
+    loader, other = (DataLoader(loader_of().dataset, batch_size=8, sampler=ByEpoch()) for _ in range(2))
+    assert firsts(loader) == firsts(other)
+    first = FirstBatches(loader, None, caller="me")
+    with first.kept():
+        assert firsts(first) == firsts(first)
+    assert firsts(loader) == firsts(other)
+
+
 def test_the_random_numbers_of_transforms_are_put_back():
     first = FirstBatches([[torch.ones(1)]], None, caller="me")
     before = random.getstate(), np.random.get_state()[1].tolist()

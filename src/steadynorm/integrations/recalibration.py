@@ -63,7 +63,15 @@ class Recalibration:
         """Whether the batches are to come from the training loader."""
         return self._batches is None
 
-    def run(self, model: nn.Module, loader: Any, forward: Forward, *, most: float = float("inf")) -> None:  # noqa: ANN401
+    def run(
+        self,
+        model: nn.Module,
+        loader: Any,  # noqa: ANN401 (any iterable)
+        forward: Forward,
+        *,
+        most: float = float("inf"),
+        but: frozenset[str] = frozenset(),
+    ) -> None:
         """Measure again, and keep the Change; what could not be done is warned of once.
 
         Args:
@@ -71,16 +79,19 @@ class Recalibration:
             loader: of the training; needed where no batches were given.
             forward: the framework's way to run the model on a batch of this loader.
             most: batches, whatever ``number`` says.
+            but: layers that are left out, whatever ``where`` says.
         """
         batches = loader if self._batches is None else self._batches
         number = int(min(self._number, max(most, 1)))
         source = FirstBatches(batches, number, caller=self._caller)
+        options = self._options if not but else self._options | {"where": _without(but, self._options.get("where"))}
         self.change = None
         try:
             with source.kept():
-                change = recalibrate_(model, source, forward=self.forward or forward, **self._options)
+                change = recalibrate_(model, source, forward=self.forward or forward, **options)
         except NothingDoneError as error:
-            self._warn(f"{self._caller}: no statistics were measured again: {error.refused[0]}")
+            why = error.refused[0] if error.refused else "all layers were frozen."
+            self._warn(f"{self._caller}: no statistics were measured again: {why}")
             return
         if change.changed:
             self.change = change
@@ -91,3 +102,7 @@ class Recalibration:
         if text not in self._warned:
             self._warned.add(text)
             warnings.warn(text, stacklevel=2)
+
+
+def _without(names: frozenset[str], where: Where | None) -> Where:
+    return lambda name, module: name not in names and (where is None or where(name, module))
