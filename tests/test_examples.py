@@ -19,8 +19,8 @@ BLOCKS = [
     for page in PAGES
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 ]
-FRAMEWORKS = ("accelerate", "lightning", "transformers")
-"""Packages of which examples are shown, and which may be absent."""
+FRAMEWORKS = {"accelerate": "accelerate", "lightning": "lightning", "transformers": "accelerate"}
+"""Packages of which examples are shown -> what may be absent; transformers' Trainer needs accelerate."""
 MODULES = [
     module.name for module in pkgutil.walk_packages(steadynorm.__path__, "steadynorm.") if "__main__" not in module.name
 ]
@@ -51,9 +51,9 @@ def test_the_python_in_the_readme_works(code: str) -> None:
 @pytest.mark.parametrize(("page", "code"), BLOCKS)
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*:FutureWarning")
 def test_the_python_in_the_docs_works(page: Path, code: str) -> None:
-    for name in FRAMEWORKS:
+    for name, needed in FRAMEWORKS.items():
         if re.search(rf"^(import|from) {name}\b", code, flags=re.MULTILINE):
-            pytest.importorskip(name, reason=f"{page.name} shows {name}, which is not installed")
+            pytest.importorskip(needed, reason=f"{page.name} shows {name}; {needed} is not installed")
     exec(code, {})
 
 
