@@ -88,9 +88,10 @@ def train_(
     epochs: float = 4,
     batch_size: int = 64,
     rate: float = 0.1,
+    mirrors: bool = True,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> nn.Module:
-    """Train by SGD on a one-cycle schedule; images are mirrored at random."""
+    """Train by SGD on a one-cycle schedule; images are mirrored at random, if they may be."""
     generator = torch.Generator().manual_seed(seed)
     model.train()
     inputs, labels = data.train
@@ -100,7 +101,7 @@ def train_(
         for group in given.param_groups:
             group["lr"] = rate * _one_cycle(step / steps)
         x = inputs[rows]
-        if x.dim() == 4:
+        if mirrors and x.dim() == 4:
             x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x, x.flip(3))
         step_(model, given, x, labels[rows])
     return model.eval()

@@ -1,0 +1,1 @@
+"""How well methods predict shifted and ordered streams: ``python -m benchmarks.adaptation``."""
