@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steadynorm.adaptation import Calibration, calibrate
 from steadynorm.adaptation.gate import HOLD_FLOOR, HOLD_MARGIN, Gate
 from steadynorm.adaptation.methods import BatchStatistics
 from steadynorm.adaptation.normalizing import normalizing_by
 from steadynorm.statistics import Moments, measure
-from tests.support.adaptation import blob_network, blobs, calibration_batches
+from tests.support.adaptation import blob_network, blobs, calibration_batches, deep_blob_network, in_runs
 
 IMAGES = 60
 BATCHES = range(10, 16)
@@ -76,7 +76,7 @@ def test_a_batch_of_one_class_in_a_shifted_stream_is_predicted_by_stored_statist
     gate.predict(model, x)
     assert torch.equal(gate.predict(model, x), model(x))
     assert gate.evidence is not None
-    assert gate.evidence.information > calibration.floor
+    assert gate.evidence.accuracy > calibration.floor
     assert gate.evidence.gain > calibration.margin
 
 
@@ -87,7 +87,7 @@ def test_a_window_of_all_classes_is_not_believed_before_the_stream_is(calibratio
     for part in x.split(10):
         output = gate.predict(model, part)
     assert gate.evidence is not None
-    assert gate.evidence.information < calibration.floor
+    assert gate.evidence.accuracy < calibration.floor
     assert torch.equal(output, model(part))
     fresh = Gate(calibration)
     assert not torch.equal(fresh.predict(model, x), model(x))
@@ -145,7 +145,7 @@ def test_what_has_begun_goes_on_with_less_evidence_than_it_takes_to_begin(
     gate = Gate(calibration)
     gate.predict(model, x)
     assert gate.evidence is not None and gate.evidence.adapts
-    told = gate.evidence.information if name == "floor" else gate.evidence.gain
+    told = gate.evidence.accuracy if name == "floor" else gate.evidence.gain
     between, above = (
         replace(calibration, **{name: told / (1 + hold) * 2}),
         replace(calibration, **{name: told * 2 / hold}),
@@ -156,6 +156,107 @@ def test_what_has_begun_goes_on_with_less_evidence_than_it_takes_to_begin(
         assert fresh.evidence is not None and fresh.evidence.adapts is begins
         begun = Gate(calibration)
         begun.predict(model, x)
-        begun._calibration = limits
+        begun.calibration = limits
         begun.predict(model, x)
         assert begun.evidence is not None and begun.evidence.adapts is goes_on
+
+
+@pytest.fixture(scope="module")
+def deep() -> Calibration:
+    x, labels = in_runs(600, seed=2)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    batches = list(zip(x[order].split(60), labels[order].split(60), strict=True))
+    return calibrate(deep_blob_network(), batches, images=IMAGES, mirrors=False)
+
+
+def mixed_batches(*, shifted: bool = False, batch: int = IMAGES) -> tuple[list[Tensor], list[Tensor]]:
+    x, labels = in_runs(480, seed=7, shifted=shifted)
+    order = torch.randperm(480, generator=torch.Generator().manual_seed(1))
+    return list(x[order].split(batch)), list(labels[order].split(batch))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_classes_in_runs_are_found_and_predicted_better_than_without(shifted: bool, deep: Calibration) -> None:
+    gate, model = Gate(deep), deep_blob_network()
+    x, labels = in_runs(480, seed=7, shifted=shifted)
+    parts, each = list(x.split(IMAGES)), list(labels.split(IMAGES))
+    outputs = [gate.predict(model, part) for part in parts]
+    assert gate.decision == "ordered"
+    assert accuracy(outputs, each) > accuracy([model(part) for part in parts], each) + 0.1
+    assert torch.stack([output.exp().sum(1) for output in outputs[-1:]]).allclose(torch.ones(1))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_mixed_classes_are_never_taken_for_an_order(shifted: bool, deep: Calibration) -> None:
+    gate, without, model = Gate(deep), Gate(deep, ordered=False), deep_blob_network()
+    for x in mixed_batches(shifted=shifted)[0]:
+        assert torch.equal(gate.predict(model, x), without.predict(model, x))
+        assert gate.decision != "ordered"
+
+
+def test_an_order_that_ends_gives_way_to_windows(deep: Calibration) -> None:
+    gate, model = Gate(deep), deep_blob_network()
+    for part in in_runs(480, seed=7)[0].split(IMAGES):
+        gate.predict(model, part)
+    assert gate.decision == "ordered"
+    decisions = [(gate.predict(model, x), gate.decision)[1] for x in mixed_batches()[0]]
+    assert decisions[-1] == "stored"
+
+
+def test_an_ordered_stream_that_is_not_finite_is_forgotten(deep: Calibration) -> None:
+    gate, model = Gate(deep), deep_blob_network()
+    x = in_runs(480, seed=7)[0]
+    for part in x.split(IMAGES):
+        gate.predict(model, part)
+    broken = x[:IMAGES].clone()
+    broken[0] = torch.nan
+    assert torch.equal(gate.predict(model, broken).isnan(), model(broken).isnan())
+    assert gate.decision == "stored"
+
+
+def counted(gate: Gate, model: nn.Module, batches: Iterable[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """Outputs, and forwards of each."""
+    runs, outputs, forwards = 0, [], []
+
+    def count(*_: object) -> None:
+        nonlocal runs
+        runs += 1
+
+    hook = model.register_forward_pre_hook(count)
+    for x in batches:
+        runs = 0
+        outputs.append(gate.predict(model, x))
+        forwards.append(runs)
+    hook.remove()
+    return outputs, forwards
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("runs", [False, True])
+def test_no_batch_takes_more_than_one_forward_more(shifted: bool, runs: bool, deep: Calibration) -> None:
+    x = (
+        list(in_runs(480, seed=7, shifted=shifted)[0].split(20))
+        if runs
+        else mixed_batches(shifted=shifted, batch=20)[0]
+    )
+    _, forwards = counted(Gate(deep), deep_blob_network(), x)
+    assert max(forwards) <= 2
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_sure_decision_spares_forwards_and_predicts_as_the_reference(shifted: bool, calibration: Calibration) -> None:
+    xs = [blobs(IMAGES, seed=seed, shifted=shifted)[0] for seed in range(24)]
+    sparing, every = (counted(Gate(calibration, every=each), blob_network(), xs) for each in (4, 1))
+    assert all(torch.equal(one, other) for one, other in zip(sparing[0], every[0], strict=True))
+    assert set(every[1]) == {2}
+    assert sum(sparing[1]) <= 24 + 24 // 4 + 5
+
+
+def test_a_batch_of_one_class_is_seen_while_the_stored_path_is_spared(calibration: Calibration) -> None:
+    gate, model = Gate(calibration), blob_network()
+    for seed in range(8):
+        gate.predict(model, blobs(IMAGES, seed=seed, shifted=True)[0])
+    x, _ = blobs(IMAGES, classes=1, shifted=True)
+    for _ in range(3):
+        output = gate.predict(model, x)
+    assert torch.equal(output, model(x))

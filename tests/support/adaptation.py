@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import steadynorm
 
-__all__ = ["CLASSES", "blob_network", "blobs", "calibration_batches"]
+__all__ = ["CLASSES", "blob_network", "blobs", "calibration_batches", "deep_blob_network", "in_runs"]
 
 CLASSES = 6
 SIZE = 6
@@ -45,3 +45,25 @@ def calibration_batches(count: int = 600) -> list[tuple[Tensor, Tensor]]:
     """Training images, in batches of 60."""
     x, labels = blobs(count, seed=2)
     return list(zip(x.split(60), labels.split(60), strict=True))
+
+
+def deep_blob_network() -> nn.Sequential:
+    """Normalizes a second time, rectified between, and tells classes apart less surely."""
+    first, (norm, pool, flatten, linear) = nn.BatchNorm2d(CLASSES), blob_network(ours=False)
+    first.load_state_dict(norm.state_dict())
+    x, _ = blobs(6000, seed=1)
+    with torch.no_grad():
+        linear.weight.mul_(0.3)
+        y = torch.relu(first.eval()(x))
+        norm.running_mean.copy_(y.mean((0, 2, 3)))
+        norm.running_var.copy_(y.var((0, 2, 3)))
+    return nn.Sequential(first, nn.ReLU(), norm, pool, flatten, linear).eval()
+
+
+def in_runs(count: int, *, seed: int = 0, shifted: bool = False) -> tuple[Tensor, Tensor]:
+    """The same blobs, class after class, and noise on each image as a whole that makes single ones hard to tell."""
+    x, labels = blobs(count, seed=seed, shifted=shifted)
+    order = labels.argsort(stable=True)
+    generator = torch.Generator().manual_seed(seed + 1)
+    offset = torch.randn(count, CLASSES, 1, 1, generator=generator)
+    return (x + (SCALE if shifted else 1) * offset)[order], labels[order]

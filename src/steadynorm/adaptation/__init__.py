@@ -1,14 +1,17 @@
 """Methods that meet a stream of data unlike a network's training data: no gradients, no labels, no second training.
 
 >>> import torch
->>> from steadynorm.adaptation import Gate, calibrate
->>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(1))
->>> labelled = [(torch.randn(16, 3, 8, 8), torch.arange(16) % 4) for _ in range(8)]
->>> gate = Gate(calibrate(model, labelled))
->>> gate.predict(model, torch.randn(16, 3, 8, 8)).shape
-torch.Size([16, 288])
+>>> from steadynorm.adaptation import Adapted, Gate
+>>> model = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+>>> labels = torch.arange(160) % 4
+>>> images = torch.randn(160, 4, 8, 8) + 2 * torch.eye(4)[labels][:, :, None, None]
+>>> clean = list(zip(images.split(40), labels.split(40)))
+>>> adapted = Adapted(model, Gate.calibrate(model, clean))
+>>> adapted(images[:16]).shape
+torch.Size([16, 4])
 """
 
+from steadynorm.adaptation.adapted import Adapted
 from steadynorm.adaptation.calibration import Calibration, calibrate
 from steadynorm.adaptation.gate import Gate
 from steadynorm.adaptation.methods import (
@@ -25,6 +28,7 @@ from steadynorm.adaptation.methods import (
 __all__ = [
     "ADAPTATIONS",
     "Adaptation",
+    "Adapted",
     "BatchStatistics",
     "Calibration",
     "Exponential",

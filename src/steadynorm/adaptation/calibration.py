@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from steadynorm.adaptation.class_moments import ClassMoments, ClassSums, Profiles
 from steadynorm.adaptation.evidence import Votes, deviation, information
 from steadynorm.adaptation.normalizing import normalizing_by, stored_moments
+from steadynorm.adaptation.outputs import check_logits, hits, image_labels
 from steadynorm.statistics import Moments, measure
 from steadynorm.statistics.noise import sample_noise
 
@@ -22,20 +24,22 @@ CLASS_COUNTS = (1, 2, 3, 5)
 """Classes in a trial batch, besides all of them."""
 REPEATS = 16
 """Trial batches for each number of classes."""
-FLOOR_DEVIATIONS, MARGIN_DEVIATIONS = 3.0, 1.0
-"""Standard deviations above what two classes, and above what clean batches of all classes, come to."""
+FLOOR_DEVIATIONS, LEAST_DEVIATIONS, MARGIN_DEVIATIONS = 3.0, 2.0, 3.0
+"""Standard deviations above what two classes come to, but below what all do; and above clean batches' gain."""
+PROFILES, MIXED = 32, 4
+"""Classes at most of which a profile is taken, and windows of all classes beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """What a network does on images like those it was trained on, and on batches of some classes alone.
 
-    With I the information of a window's predictions by batch statistics, κ the mean confidence by stored ones and s
-    the shift:
+    With I the information of a window's predictions by batch statistics, k its concentration on a class, κ the mean
+    confidence by stored ones and s the shift:
 
-        accuracy by batch statistics ≈ intercept + slope·I
+        accuracy by batch statistics ≈ intercept + slope·I + bend·k
         accuracy by stored statistics ≈ κ − DISCOUNT·s
-        gain = intercept + slope·I − (κ − DISCOUNT·s)
+        gain = intercept + slope·I + bend·k − (κ − DISCOUNT·s)
     """
 
     images: int
@@ -44,24 +48,47 @@ class Calibration:
     """Layer -> variance of one image's mean, relative to that of its values, as gated layers measure it."""
     usual_deviation: dict[str, float]
     """Layer -> deviation of a batch of one class, averaged; layers in which nothing deviates are not there."""
+    line: tuple[float, float]
+    """Intercept and slope of accuracy on information alone."""
     slope: float
     """Accuracy for each nat of information."""
+    bend: float
+    """Accuracy for a concentration of 1."""
     intercept: float
-    """Accuracy at no information, on the line that fits all trials; no accuracy itself."""
+    """Accuracy without either, on the plane that fits all trials; no accuracy itself."""
     floor: float
-    """Information above which a batch has more than two classes."""
+    """Accuracy by batch statistics above which a batch has more than one class; than two where the network has a single
+    norm, so that there is no concentration."""
+    sure: float
+    """And more than two."""
+    few: float
+    """Concentration of a batch of two classes."""
+    even: float
+    """Gain of clean batches of all classes, where there is none: what the estimate is off by."""
     margin: float
     """Gain above which there is more to it than on clean batches of all classes, where there is none."""
+    classes: ClassMoments
+    """What each layer's input is for each class."""
+    profiles: Profiles
+    """By which concentration is measured."""
 
     def shift(self, deviations: Mapping[str, float]) -> float:
         """Give s, the median over layers of deviation / usual deviation: of most layers, not of the most."""
         ratios = [deviations[name] / usual for name, usual in self.usual_deviation.items()]
         return statistics.median(ratios) if ratios else 0.0
 
-    def gain(self, votes: Votes, deviations: Mapping[str, float]) -> float:
+    def accuracy(self, votes: Votes, concentration: float) -> float:
+        """Estimate how accurate batch statistics are in a window, where nothing has shifted."""
+        return self._plane(information(votes), concentration)
+
+    def _plane(self, told: float, concentration: float) -> float:
+        return self.intercept + self.slope * told + self.bend * concentration
+
+    def gain(self, votes: Votes, concentration: float, shift: float) -> float:
         """Estimate how much more accurate batch statistics are than stored ones."""
-        confidence = votes.confidence / votes.images
-        return self.intercept + self.slope * information(votes) - (confidence - DISCOUNT * self.shift(deviations))
+        told = information(votes)
+        accuracy = max(self._plane(told, concentration), self.line[0] + self.line[1] * told)
+        return accuracy - (votes.confidence / votes.images - DISCOUNT * shift)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +98,7 @@ class _Trial:
     classes: int
     votes: Votes
     accuracy: float
+    concentration: float = 0.0
     deviations: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -79,43 +107,68 @@ class _Trial:
 
 
 def calibrate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, images: int = 100, seed: int = 0
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    images: int = 100,
+    seed: int = 0,
+    mirrors: bool = True,
 ) -> Calibration:
-    """Measure a network on training images, in evaluation; it stays as it is.
-
-    The images are mirrored, left and right: a network that was trained without mirroring has not memorised those.
+    """Measure a network on clean images, in evaluation; it stays as it is.
 
     Args:
         model: the network.
-        batches: pairs of images (N, C, ...) and labels (N,), of at least two images each; about 2,000 images are
-            enough. Kept in memory together.
+        batches: pairs of images (N, C, ...) and labels (N,), or (N, ...) for dense outputs, of at least two images
+            each; about 1,000 images are enough. Kept in memory together.
         images: in a window that is judged, and in the trial batches, which are drawn from those given; with
             replacement where a class has too few.
         seed: decides the trial batches.
+        mirrors: whether images are mirrored, left and right. A network that was trained without mirroring has not
+            memorised its training images mirrored; give False for images that it was not trained on.
 
     Raises:
         ValueError: images of fewer than three classes; a batch with more or fewer labels than images; a batch norm
             without running estimates; outputs that are not finite.
     """
-    kept = [(_mirrored(x), labels) for x, labels in batches]
+    kept = [_mirrored(x, labels) if mirrors else (x, labels) for x, labels in batches]
     for x, labels in kept:
-        if labels.shape != x.shape[:1]:
+        if len(labels) != len(x):
             raise ValueError(
                 f"calibrate: a batch must have one label for each image, got labels of shape {tuple(labels.shape)} for "
                 f"images of shape {tuple(x.shape)}."
             )
-    classes = torch.unique(torch.cat([labels for _, labels in kept])) if kept else torch.empty(0)
-    if len(classes) < 3:
+    labels = torch.cat([labels for _, labels in kept]) if kept else torch.empty(0)
+    classes = image_labels(labels)
+    if len(torch.unique(classes)) < 3:
         raise ValueError(
-            f"calibrate: there must be images of at least 3 classes, got {len(classes)}. Give some 2,000 training "
+            f"calibrate: there must be images of at least 3 classes, got {len(torch.unique(classes))}. Give some 1,000 "
             "images in random order."
         )
-    noise, outputs = _by_stored(model, kept)
+    noise, moments, outputs = _by_stored(model, kept)
     _check_finite(outputs, "by its stored statistics")
-    x, labels = torch.cat([x for x, _ in kept]), torch.cat([labels for _, labels in kept])
-    chosen = list(_trial_batches(labels, images, torch.Generator().manual_seed(seed)))
-    trials = [_try(model, x[rows], labels[rows], outputs[rows], count) for count, rows in chosen]
-    return _fit(trials, images, noise)
+    _check_right(outputs, labels)
+    x, generator = torch.cat([x for x, _ in kept]), torch.Generator().manual_seed(seed)
+    chosen = list(_trial_batches(classes, images, generator))
+    profiles = _profiles(model, x, classes, images, generator)
+    trials = [_try(model, x[rows], labels[rows], outputs[rows], count, profiles) for count, rows in chosen]
+    return _fit(trials, images, noise, moments, profiles)
+
+
+def _check_right(outputs: Tensor, labels: Tensor) -> None:
+    """Refuse outputs that say nothing of the labels, such as embeddings."""
+    if outputs.dim() != labels.dim() + 1 or outputs.shape[2:] != labels.shape[1:]:
+        raise ValueError(
+            f"calibrate: the model must give logits (N, classes) for labels (N,), or (N, classes, ...) for labels (N, "
+            f"...), got outputs {tuple(outputs.shape)} for labels {tuple(labels.shape)}. Wrap it in a module that does."
+        )
+    most = float(torch.unique(labels, return_counts=True)[1].max()) / labels.numel()
+    right = hits(outputs, labels)
+    if right <= most:
+        raise ValueError(
+            f"calibrate: the model must be right more often than its commonest label is, {most:.0%}, got {right:.0%}. "
+            "If its outputs are embeddings, wrap it in a module that gives logits, such as less the squared distances "
+            "to the classes' mean embeddings."
+        )
 
 
 def _check_finite(outputs: Tensor, how: str) -> None:
@@ -127,21 +180,30 @@ def _check_finite(outputs: Tensor, how: str) -> None:
         )
 
 
-def _mirrored(x: Tensor) -> Tensor:
-    return x.flip(-1) if x.dim() == 4 else x
+def _mirrored(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror images (N, C, H, W), and their dense labels."""
+    return (x.flip(-1), labels.flip(-1) if labels.dim() == 3 else labels) if x.dim() == 4 else (x, labels)
 
 
-def _by_stored(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[dict[str, float], Tensor]:
-    """Give the noise of a sample in each layer, and the outputs."""
+def _by_stored(
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[dict[str, float], ClassMoments, Tensor]:
+    """Give the noise of a sample in each layer, its moments for each class, and the outputs."""
     seen: dict[str, list[float]] = {}
+    sums, outputs = ClassSums(), []
+    shown: Tensor = torch.empty(0)
 
     def choose(name: str, input: Tensor, stored: Moments) -> Moments:
         seen.setdefault(name, []).append(float(sample_noise(input, measure(input))))
+        sums.add(name, input, shown)
         return stored
 
     with normalizing_by(model, choose):
-        outputs = torch.cat([model(x) for x, _ in batches])
-    return {name: sum(each) / len(each) for name, each in seen.items()}, outputs
+        for x, labels in batches:
+            shown = image_labels(labels)
+            outputs.append(check_logits(model(x), "calibrate"))
+    noise = {name: sum(each) / len(each) for name, each in seen.items()}
+    return noise, sums.finish(outputs[0].shape[1]), torch.cat(outputs)
 
 
 def _trial_batches(labels: Tensor, images: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
@@ -157,8 +219,20 @@ def _trial_batches(labels: Tensor, images: int, generator: torch.Generator) -> I
             yield count, rows[order[:images]].to(labels.device)
 
 
-def _try(model: nn.Module, x: Tensor, labels: Tensor, stored: Tensor, classes: int) -> _Trial:
-    """Predict a batch by its own moments."""
+def _profiles(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator: torch.Generator) -> Profiles:
+    """Measure windows of all classes, and one of each class or of some classes."""
+
+    def window(rows: Tensor) -> dict[str, Moments]:
+        return _by_batch(model, x[rows[torch.randperm(len(rows), generator=generator)[:images].to(rows.device)]])[1]
+
+    classes = torch.unique(labels)
+    some = classes[torch.randperm(len(classes), generator=generator)[:PROFILES].to(classes.device)]
+    mixed = [window(torch.arange(len(x), device=x.device)) for _ in range(MIXED)]
+    return Profiles.measure(mixed, [window((labels == label).nonzero()[:, 0]) for label in some])
+
+
+def _by_batch(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Moments]]:
+    """Give the output by the batch's own moments, and these."""
     moments: dict[str, Moments] = {}
 
     def choose(name: str, input: Tensor, stored: Moments) -> Moments:
@@ -166,30 +240,66 @@ def _try(model: nn.Module, x: Tensor, labels: Tensor, stored: Tensor, classes: i
         return moments[name]
 
     with normalizing_by(model, choose):
-        batch = model(x)
+        return model(x), moments
+
+
+def _try(model: nn.Module, x: Tensor, labels: Tensor, stored: Tensor, classes: int, profiles: Profiles) -> _Trial:
+    """Predict a batch by its own moments."""
+    batch, moments = _by_batch(model, x)
     _check_finite(batch, "by batch statistics")
-    accuracy = float((batch.argmax(1) == labels).double().mean())
-    deviations = deviation(moments, stored_moments(model))
-    return _Trial(classes=classes, votes=Votes.of(stored, batch), accuracy=accuracy, deviations=deviations)
-
-
-def _fit(trials: Sequence[_Trial], images: int, noise: dict[str, float]) -> Calibration:
-    slope, intercept = statistics.linear_regression(
-        [each.information for each in trials], [each.accuracy for each in trials]
+    return _Trial(
+        classes=classes,
+        votes=Votes.of(stored, batch),
+        accuracy=hits(batch, labels),
+        concentration=profiles.concentration(moments),
+        deviations=deviation(moments, stored_moments(model)),
     )
+
+
+def _fit(
+    trials: Sequence[_Trial], images: int, noise: dict[str, float], classes: ClassMoments, profiles: Profiles
+) -> Calibration:
+    intercept, slope, bend = _plane(trials)
+    line = statistics.linear_regression([each.information for each in trials], [each.accuracy for each in trials])
     of = {each.classes: [other for other in trials if other.classes == each.classes] for each in trials}
     usual = {name: statistics.fmean(each.deviations[name] for each in of[1]) for name in of[1][0].deviations}
     calibration = Calibration(
         images=images,
         noise=noise,
         usual_deviation={name: value for name, value in usual.items() if value > 0},
+        line=(line[1], line[0]),
         slope=slope,
+        bend=bend,
         intercept=intercept,
-        floor=_above([each.information for each in of[2]], FLOOR_DEVIATIONS),
+        floor=0.0,
+        sure=0.0,
+        few=statistics.fmean(each.concentration for each in of[2]),
+        even=0.0,
         margin=0.0,
+        classes=classes,
+        profiles=profiles,
     )
-    gains = [calibration.gain(each.votes, each.deviations) for each in of[max(of)]]
-    return replace(calibration, margin=_above(gains, MARGIN_DEVIATIONS))
+
+    def accuracies(classes: int) -> list[float]:
+        return [calibration._plane(each.information, each.concentration) for each in of[classes]]
+
+    every = accuracies(max(of))
+    least = _above(every, -LEAST_DEVIATIONS)
+    floor, sure = (min(_above(accuracies(few), FLOOR_DEVIATIONS), least) for few in (1 if profiles.mixed else 2, 2))
+    gains = [
+        calibration.gain(each.votes, each.concentration, calibration.shift(each.deviations)) for each in of[max(of)]
+    ]
+    return replace(
+        calibration, floor=floor, sure=sure, even=statistics.fmean(gains), margin=_above(gains, MARGIN_DEVIATIONS)
+    )
+
+
+def _plane(trials: Sequence[_Trial]) -> tuple[float, float, float]:
+    """Fit accuracy by information and concentration."""
+    seen = torch.tensor([[1.0, each.information, each.concentration] for each in trials], dtype=torch.float64)
+    accuracy = torch.tensor([each.accuracy for each in trials], dtype=torch.float64)
+    intercept, slope, bend = (torch.linalg.pinv(seen) @ accuracy).tolist()
+    return intercept, slope, bend
 
 
 def _above(values: Sequence[float], deviations: float) -> float:

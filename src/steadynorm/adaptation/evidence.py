@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from steadynorm.adaptation.outputs import probabilities
 from steadynorm.statistics import Moments
 
 __all__ = ["Votes", "deviation", "information"]
@@ -31,16 +32,21 @@ class Votes:
         """Count both predictions of a batch.
 
         Args:
-            stored: logits by stored statistics, shape (N, classes).
+            stored: logits by stored statistics, shape (N, classes) or (N, classes, ...), where each place of an image
+                has a share of its vote.
             batch: logits by batch statistics, of the same shape.
         """
-        probabilities = batch.float().softmax(1)
+        by_batch = probabilities(batch)
         return cls(
             images=len(batch),
-            probabilities=probabilities.sum(0),
-            entropy=float(torch.special.entr(probabilities).sum()),
-            confidence=float(stored.float().softmax(1).amax(1).sum()),
+            probabilities=by_batch.mean(2).sum(0),
+            entropy=float(torch.special.entr(by_batch).sum(1).mean(1).sum()),
+            confidence=float(probabilities(stored).amax(1).mean(1).sum()),
         )
+
+    def with_confidence(self, confidence: float) -> Votes:
+        """Give the same votes with another mean confidence."""
+        return replace(self, confidence=confidence * self.images)
 
     def __add__(self, other: Votes) -> Votes:
         """Count the images of both."""

@@ -1,136 +1,251 @@
-"""A gate for the whole network: stored or batch statistics, by what their predictions tell without labels."""
+"""A gate for the whole network: by stored, by batch or by tracked statistics, as the stream tells without labels."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from steadynorm.adaptation.calibration import Calibration
-from steadynorm.adaptation.evidence import Votes, deviation, information
-from steadynorm.adaptation.normalizing import normalizing_by, stored_moments
-from steadynorm.statistics import Moments, as_row, measure, pool
+from steadynorm.adaptation.calibration import Calibration, calibrate
+from steadynorm.adaptation.evidence import Votes, deviation
+from steadynorm.adaptation.normalizing import stored_moments
+from steadynorm.adaptation.order import ClassOrder
+from steadynorm.adaptation.tracking import Tracker
+from steadynorm.adaptation.window import Window
+from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import evaluating
 
 __all__ = ["HOLD_FLOOR", "HOLD_MARGIN", "Evidence", "Gate"]
 
 HOLD_FLOOR, HOLD_MARGIN = 0.95, 0.5  # of what it takes to begin
+UNSURE = 0.1
+"""Added to the margin where a window looks like one of two classes or fewer."""
+PATIENCE, CLEAR = 4, 0.05
+"""Measured batches in a row with one decision, and distance of the gain above its limit, that make it a sure one; below
+it, half of its distance from the gain of clean batches is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What the stream has shown up to a batch."""
 
-    information: float
-    """Of the predictions by batch statistics, in nats; averaged over the stream."""
+    accuracy: float
+    """By batch statistics, estimated; averaged over the stream."""
     gain: float
-    """Accuracy by batch statistics less that by stored ones, estimated; averaged in the same manner."""
+    """That less the accuracy by stored statistics, estimated; averaged in the same manner."""
     adapts: bool
     """Whether the batch was predicted by batch statistics."""
 
 
 class Gate:
-    """By stored statistics, or by the batch's where three things speak for it; nothing is learnt at test time.
+    """By stored statistics, by the batch's, or by tracked ones; nothing is learnt from labels or by gradients.
 
-    Each batch is predicted twice: by the stored statistics, and by the moments of the newest batches that together
-    have W images (of the batch alone, where it has as many). Over such a window
+    Where classes are mixed. Each batch is predicted by the stored statistics, and by the moments of the newest batches
+    that together have W images (of the batch alone, where it has as many). Over such a window
 
         I = H(mean p) − mean H(p)            information of the predictions p by the window's moments
+        k                                    concentration on one class, see Profiles
         s = medianˡ deviation_l / usual_l    shift; deviation = √ meanᶜ ln²(var / stored var), usual of one class
         κ = mean max p′                      confidence of the predictions p′ by stored statistics
-        gain = (intercept + slope·I) − (κ − DISCOUNT·s)
+        accuracy = a + b·I + c·k             of p; fitted to clean batches of few and of all classes
+        gain = max(accuracy, a′ + b′·I) − (κ − DISCOUNT·s)
 
-    Batch statistics are used for the newest batch where there are W images, I > floor in the window and on average,
-    and gain > margin on average: over the stream, a batch of n images with the weight n/(n + W). So a shift is judged
-    by all that has been seen, for it lasts, and a window of one class is believed at once, for classes change. Where
-    batch statistics were used before, ``HOLD_FLOOR`` of the floor and ``HOLD_MARGIN`` of the margin are enough: a
-    shift that is found is not lost again to a batch that happens to tell little.
+    Batch statistics are used for the newest batch where there are W images, accuracy > floor in the window and on
+    average, and gain > margin on average: over the stream, a batch of n images with the weight n/(n + W). The margin is
+    higher by ``UNSURE`` where k is that of two classes or more. Where batch statistics were used before,
+    ``HOLD_FLOOR`` of the floor and ``HOLD_MARGIN`` of the margin are enough.
 
-    Why: batch statistics remove what all images of a batch have in common. That is the shift where classes are mixed,
-    and the class where they are not. I tells these apart, whether images are corrupted or not, because without their
-    class the images are spread over the others without confidence; it predicts the accuracy by batch statistics.
-    Confidence predicts that by stored ones, but too high under a shift, which s discounts: variances of most layers
-    move then by more than the choice of classes moves them.
+    Where classes come in runs. A hidden Markov model follows the predictions, see :class:`ClassOrder`. Once it holds an
+    order likelier than none, batches are predicted by statistics that follow the shift and not the classes, see
+    :class:`Tracker`, and each image by its neighbours too: the output is then log p of the model's smoothed
+    probabilities. Images of a batch are taken to be in the order in which they came. It ends where the order does.
 
-    Numbers other than these three are the network's own, from :func:`steadynorm.adaptation.calibrate`.
+    Cost: at most one forward more for each batch. While a decision is sure, the path that is not used is run for every
+    ``every``-th batch only; its last confidence counts for the others, and stored statistics for the evidence of order.
+
     What is not finite decides for the stored statistics.
 
     Args:
         calibration: of the network that is going to predict.
+        ordered: False leaves the hidden Markov model out.
+        every: 1 runs both paths always.
     """
 
-    name = "gate"
-
-    def __init__(self, calibration: Calibration) -> None:
+    def __init__(self, calibration: Calibration, *, ordered: bool = True, every: int = 4) -> None:
+        self.name = "gate" if ordered else "gate_mixed"
+        self.calibration = calibration
         self.evidence: Evidence | None = None
-        """After a batch, what it was decided by; None before the first full window."""
-        self._calibration = calibration
-        self._window: deque[_Seen] = deque()
+        """After a batch, what it was decided by; None before the first full window, and where classes come in runs."""
+        self.order: ClassOrder | None = None
+        """What is known of the order of the classes; None where they are surely mixed."""
+        self.ordered, self.every = ordered, every
+        self._tracker = Tracker(calibration.classes)
+        self._window = Window(calibration.images)
+        self._is_mixed = self._is_few = False
+        self._steady, self._skipped, self._since, self._confidence = 0, 0, 0, 0.0
+        self._before: dict[str, Moments] = {}
+
+    @classmethod
+    def calibrate(
+        cls,
+        model: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        *,
+        images: int = 100,
+        seed: int = 0,
+        mirrors: bool = False,
+    ) -> Self:
+        """Measure a network on clean images that it was not trained on, and make its gate; see :func:`calibrate`."""
+        return cls(calibrate(model, batches, images=images, seed=seed, mirrors=mirrors))
+
+    @property
+    def decision(self) -> str:
+        """By what the last batch was predicted: ``stored``, ``batch`` or ``ordered``."""
+        if self.order is not None and self.order.is_ordered:
+            return "ordered"
+        return "batch" if self.evidence is not None and self.evidence.adapts else "stored"
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Predict the batch both ways, and give one of the two."""
-        with evaluating(model):
-            stored = cast(Tensor, model(x))
-        self._drop(len(x))
-        batch, rows, moments = self._by_window(model, x)
-        self._window.append(_Seen(rows=rows, votes=Votes.of(stored, batch)))
-        self._decide(len(x), deviation(moments, stored_moments(model)))
-        return batch if self.evidence is not None and self.evidence.adapts else stored
+        """Predict the stream's next batch (N, C, ...), and remember what it tells."""
+        if self.order is not None and self.order.is_ordered:
+            return self._by_order(model, x)
+        output = self._by_window(model, x)
+        return self._see_order(output) if self.ordered else output
 
     def reset(self) -> None:
-        """Forget the window and the evidence."""
+        """Forget the stream."""
         self._window.clear()
-        self.evidence = None
+        self._tracker = Tracker(self.calibration.classes)
+        self.evidence = self.order = None
+        self._is_mixed = self._is_few = False
+        self._steady, self._skipped, self._since, self._confidence = 0, 0, 0, 0.0
+        self._before = {}
 
-    def _drop(self, coming: int) -> None:
-        """Forget the oldest batches that a full window does not need."""
-        held = coming + sum(each.votes.images for each in self._window)
-        while self._window and held - self._window[0].votes.images >= self._calibration.images:
-            held -= self._window.popleft().votes.images
-
-    def _by_window(self, model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Moments]]:
-        """Give the output by the window's moments, the batch's own as rows, and the window's."""
-        rows: dict[str, Tensor] = {}
-        moments: dict[str, Moments] = {}
-
-        def choose(name: str, input: Tensor, stored: Moments) -> Moments:
-            rows[name] = as_row(measure(input))
-            moments[name] = pool(torch.stack([*(each.rows[name] for each in self._window), rows[name]]))[0]
-            return moments[name]
-
-        with normalizing_by(model, choose):
-            return cast(Tensor, model(x)), rows, moments
-
-    def _decide(self, images: int, deviations: Mapping[str, float]) -> None:
-        votes = reduce(add, (each.votes for each in self._window))
-        if votes.images < self._calibration.images:
-            return
-        told, gain = information(votes), self._calibration.gain(votes, deviations)
-        if not (math.isfinite(told) and math.isfinite(gain)):
-            self.evidence = None
-            return
-        average = told
-        if self.evidence is not None:
-            weight = images / (images + self._calibration.images)
-            average = self.evidence.information + weight * (told - self.evidence.information)
-            gain = self.evidence.gain + weight * (gain - self.evidence.gain)
-        floor, margin = self._calibration.floor, self._calibration.margin
+    def _by_window(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Predict by stored or by batch statistics."""
+        adapts = self.evidence is not None and self.evidence.adapts
+        alone = self._steady >= PATIENCE and self._skipped < self.every - 1
+        self._skipped = self._skipped + 1 if alone else 0
+        stored = None if alone and adapts else _evaluate(model, x)
+        if alone and stored is not None:
+            return stored
+        batch, rows, moments = self._window.predict(model, x)
+        votes = Votes.of(batch if stored is None else stored, batch)
+        if stored is None:
+            votes = votes.with_confidence(self._confidence)
+        self._window.add(rows, votes)
+        self._confidence = votes.confidence / votes.images
+        self._judge(len(x), moments, stored_moments(model))
         if self.evidence is not None and self.evidence.adapts:
+            return batch
+        return _evaluate(model, x) if stored is None else stored
+
+    def _judge(self, images: int, moments: Mapping[str, Moments], stored: Mapping[str, Moments]) -> None:
+        """Decide by the window, of which the newest ``images`` are the batch."""
+        self._is_mixed, self._is_few, before, known = False, False, self.evidence, self.calibration
+        if not self._window.is_full():
+            return
+        votes = self._window.votes
+        concentration = known.profiles.concentration(moments)
+        accuracy = average = known.accuracy(votes, concentration)
+        gain = known.gain(votes, concentration, known.shift(deviation(moments, stored)))
+        if not (math.isfinite(accuracy) and math.isfinite(gain)):
+            self.evidence, self._steady = None, 0
+            return
+        if before is not None:
+            weight = images / (images + known.images)
+            average = before.accuracy + weight * (accuracy - before.accuracy)
+            gain = before.gain + weight * (gain - before.gain)
+        self._is_mixed, self._is_few = accuracy > known.sure, concentration > known.few
+        self._see_step(images, moments)
+        floor, margin = known.floor, known.margin + (UNSURE if self._is_few else 0.0)
+        adapted = before is not None and before.adapts
+        if adapted:
             floor, margin = HOLD_FLOOR * floor, HOLD_MARGIN * margin
-        adapts = min(told, average) > floor and gain > margin
-        self.evidence = Evidence(information=average, gain=gain, adapts=adapts)
+        adapts = min(accuracy, average) > floor and gain > margin
+        if adapts != adapted:
+            self.order = None  # predictions by other statistics differ in a manner that is no order
+        far = gain > margin + CLEAR if adapts else gain < (known.even + known.margin) / 2
+        same = before is not None and adapts == adapted and self._is_mixed and far
+        self._steady = self._steady + 1 if same else 0
+        self.evidence = Evidence(accuracy=average, gain=gain, adapts=adapts)
+
+    def _see_step(self, images: int, moments: Mapping[str, Moments]) -> None:
+        """Begin the order anew where the images have shifted since a window before: predictions have, too."""
+        self._since += images
+        if self._before and self._since < self.calibration.images:
+            return
+        if self._before and self.calibration.profiles.step(self._before, moments) > 1:
+            self.order = None
+        self._before, self._since = {name: moments[name] for name in self.calibration.profiles.apart}, 0
+
+    def _see_order(self, output: Tensor) -> Tensor:
+        """Follow the classes where they are not surely mixed; give what their order makes of the output, if any."""
+        if self._is_mixed or output.dim() > 2 or not output.isfinite().all():
+            self.order = None
+            return output
+        if not self._is_few:
+            return output
+        self.order = self.order or ClassOrder(output.shape[1])
+        found = self.order.follow(output.float().softmax(1))
+        if not self.order.is_ordered:
+            return output
+        self._window.clear()
+        self._tracker = Tracker(self.calibration.classes)
+        self.evidence, self._before, self._since, self._steady, self._skipped = None, {}, 0, 0, 0
+        return found.log()
+
+    def _by_order(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Predict by tracked statistics and by neighbours, and track."""
+        assert self.order is not None
+        output = self._tracker.predict(model, x)
+        if not output.isfinite().all():
+            self.reset()
+            return _evaluate(model, x)
+        found = self.order.follow(output.float().softmax(1))
+        self._tracker.learn(model, x, found)
+        return found.log()
+
+    def state(self) -> dict[str, Tensor]:
+        """Give all that is remembered of the stream, as tensors."""
+        flags = [self._is_mixed, self._is_few, self._steady, self._skipped, self._since, self._confidence]
+        found = {"gate": torch.tensor([float(each) for each in flags], dtype=torch.float64)}
+        if self.evidence is not None:
+            seen = [self.evidence.accuracy, self.evidence.gain, float(self.evidence.adapts)]
+            found["evidence"] = torch.tensor(seen, dtype=torch.float64)
+        parts: dict[str, Mapping[str, Tensor]] = {"window": self._window.state(), "tracker": self._tracker.state()}
+        parts["before"] = {name: torch.stack((each.mean, each.var)) for name, each in self._before.items()}
+        if self.order is not None:
+            parts["order"] = self.order.state()
+        return found | {f"{part}.{name}": each for part, state in parts.items() for name, each in state.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self.reset()
+        is_mixed, is_few, steady, skipped, since, self._confidence = state["gate"].tolist()
+        self._is_mixed, self._is_few = bool(is_mixed), bool(is_few)
+        self._steady, self._skipped, self._since = int(steady), int(skipped), int(since)
+        self._before = {
+            name: Moments(mean=rows[0], var=rows[1], count=0) for name, rows in _part(state, "before").items()
+        }
+        if "evidence" in state:
+            accuracy, gain, adapts = state["evidence"].tolist()
+            self.evidence = Evidence(accuracy=accuracy, gain=gain, adapts=bool(adapts))
+        self._window.load(_part(state, "window"))
+        self._tracker.load(_part(state, "tracker"))
+        order = _part(state, "order")
+        if order:
+            self.order = ClassOrder.of(order)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What is kept of a batch: for each layer its moments as a row, and the votes."""
+def _evaluate(model: nn.Module, x: Tensor) -> Tensor:
+    with evaluating(model):
+        return cast(Tensor, model(x))
 
-    rows: Mapping[str, Tensor]
-    votes: Votes
+
+def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): each for key, each in state.items() if key.startswith(f"{name}.")}
