@@ -15,6 +15,7 @@ from steadynorm.doctor.watch import Watch
 from steadynorm.surgery import recalibrate_
 from tests.support.ranks import on_ranks
 
+WHY = "train-eval-gap"
 CENTRES = 3 * torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -173,11 +174,11 @@ def test_batches_of_one_class_are_kept_from_the_estimates():
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_a_layer_that_is_held_trains_by_its_running_estimates():
+def test_a_layer_that_is_bound_trains_by_its_running_estimates():
     model = network()
     trained(model, 200)
     with Watch(model, "revert") as watch:
-        watch._hold(0, "because")
+        watch._acts.hold(0, WHY)
         stored = model[1].running_mean.clone()
         x = model[0](batch(500)[0]).detach().requires_grad_()
         in_training, in_evaluation = model[1](x), copy.deepcopy(model[1]).eval()(x)
@@ -190,7 +191,7 @@ def test_a_layer_that_is_held_trains_by_its_running_estimates():
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
         assert torch.equal(model[1].running_mean, stored)
         assert model[1].training
-        assert not torch.equal(watch._held[0][0].beside[0], stored)
+        assert not torch.equal(watch._acts._held[0][0].beside[0], stored)
     assert "forward" not in vars(model[1])
 
 
@@ -207,13 +208,13 @@ def test_estimates_that_lag_follow_by_another_momentum_and_slow_down_again():
     trained(model, 800, watch, change, optimizer=optimizer)
     begun, over = [each for each in watch.events if each.check == "statistics-lag" and "1" in each.layers][:2]
     assert 300 < begun.step < 420
-    assert begun.action.startswith("momentum 0.")
+    assert begun.action.startswith("set to the average of the newest batches, momentum 0.")
     assert over.over
     assert max(momenta) > 0.1
     assert (model[1].momentum, model[4].momentum) == (0.03, 0.03)
 
 
-def test_layers_that_lose_their_variance_are_held_and_let_go():
+def test_layers_that_lose_their_variance_are_bound_and_let_go():
     def change(step, x, labels):
         return (x[:1].expand_as(x) if 224 <= step < 320 else x), labels
 
@@ -223,7 +224,7 @@ def test_layers_that_lose_their_variance_are_held_and_let_go():
     begun = [each for each in watch.events if each.check == "collapsed-variance" and not each.over]
     assert begun
     assert begun[0].step <= 288
-    assert "held" in begun[0].action
+    assert "bound" in begun[0].action
     assert any(each.over for each in watch.events if each.check == "collapsed-variance")
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -366,7 +367,7 @@ def test_copies_of_a_watched_model_are_not_heard(tmp_path):
     model = network()
     with Watch(model, "revert") as watch:
         trained(model, 40)
-        watch._hold(0, "because")
+        watch._acts.hold(0, WHY)
         average = torch.optim.swa_utils.AveragedModel(model)
         torch.save(model, tmp_path / "model.pt")
         for copied in (average.module, copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
@@ -419,10 +420,12 @@ def test_events_are_logged_reported_and_written_as_json(caplog):
     assert content["layers"] == ["1", "4"]
 
 
-def test_a_masked_layer_is_watched_and_not_held():
+def test_a_masked_layer_can_stand_still_and_not_be_bound():
     model = nn.Sequential(MaskedBatchNorm1d(3))
     watch = Watch(model, "revert")
-    assert not watch._hold(0, "because")
+    assert not watch._acts.hold(0, WHY)
+    assert watch._acts.hold(0, "single-class-batch")
+    watch.stop()
 
 
 @pytest.mark.parametrize("in_place", [True, False])

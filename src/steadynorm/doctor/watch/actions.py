@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steadynorm.doctor.watch.levels import log_ratio, standardised
 from steadynorm.doctor.watch.recorder import Layout, Momenta, Rows
@@ -16,7 +16,7 @@ from steadynorm.statistics import update_running_
 from steadynorm.surgery.contexts import input_of, name_of_input, outside_graphs, replaced_forwards
 from steadynorm.surgery.kinds import Norm, eps_of
 
-__all__ = ["QUICKER", "Hold", "foretold", "without"]
+__all__ = ["QUICKER", "Bound", "Hold", "foretold", "without"]
 
 R_MAX, D_MAX = 3.0, 5.0
 """Bounds of renorm, those of its paper."""
@@ -25,21 +25,18 @@ QUICKER = (0.2, 0.3, 0.5, 0.8)
 
 
 class Hold:
-    """Lets a layer in training normalize by its running estimates, within renorm's bounds; they stand still.
+    """Keeps a layer's training batches from its running estimates, which stand still.
 
-        y = ((x − μ_B)/σ_B · r + d) · weight + bias        r, d: what takes the batch's moments to the running ones
-
-    Within the bounds that is what the layer gives in evaluation; the gradient goes through the batch's moments, so
-    that rates at which batch norm trains are safe. Evaluation is as it was. Estimates that follow the batches are kept
-    beside, for whoever judges whether the layer is well again.
+    The training is the same to the bit; evaluation goes by what was stored before. Estimates that follow the batches
+    are kept beside, for whoever judges whether the layer is well again.
 
     Args:
         layout: of the layer; its estimates are read from those kept beside as long as it is held.
         module: the layer.
         beside: the estimates to begin with; None copies the layer's.
-
-    Source: Ioffe 2017 (arXiv 1702.03275).
     """
+
+    name = "held"
 
     def __init__(self, layout: Layout, module: Norm, beside: tuple[Tensor, Tensor] | None = None) -> None:
         own = layout.own(module)
@@ -55,22 +52,44 @@ class Hold:
         self._layout.standing_in.pop(self._module, None)
 
     def _forward(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
-        return outside_graphs(self._run, *arguments, **named)
+        return outside_graphs(self._train if self._module.training else self._call, *arguments, **named)
 
-    def _run(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
-        module = self._module
-        if not module.training:
-            return type(module).forward(module, *arguments, **named)
+    def _call(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
+        return type(self._module).forward(self._module, *arguments, **named)
+
+    def _train(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
+        buffers, own = self._module._buffers, self._layout.own(self._module)
+        buffers["running_mean"], buffers["running_var"] = self.beside
+        try:
+            return self._call(*arguments, **named)
+        finally:
+            buffers["running_mean"], buffers["running_var"] = own
+
+
+class Bound(Hold):
+    """Lets a layer in training normalize by its running estimates too, within renorm's bounds.
+
+        y = ((x − μ_B)/σ_B · r + d) · weight + bias        r, d: what takes the batch's moments to the running ones
+
+    Within the bounds that is what the layer gives in evaluation; the gradient goes through the batch's moments, so
+    that rates at which batch norm trains are safe.
+
+    Source: Ioffe 2017 (arXiv 1702.03275).
+    """
+
+    name = "bound to its stored statistics"
+
+    def _train(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
         x = self._renormalised(input_of(arguments, named))
         if arguments:
             arguments = (x, *arguments[1:])
         else:
             named = {**named, name_of_input(named): x}
-        module.training = False
+        self._module.training = False
         try:
-            return type(module).forward(module, *arguments, **named)
+            return self._call(*arguments, **named)
         finally:
-            module.training = True
+            self._module.training = True
 
     def _renormalised(self, x: Tensor) -> Tensor:
         """Change the input so that the layer's evaluation of it is its renorm, and note the batch beside."""
@@ -130,8 +149,3 @@ def foretold(batches: Tensor, begin: Tensor, eps: float, momenta: Iterable[float
             running = running + momentum * (batch - running)
         errors.append(error / max(len(batches), 1))
     return torch.stack(errors)
-
-
-def layout_of(layouts: Iterable[Layout], module: nn.Module) -> Layout:
-    """Find the layout of a layer."""
-    return next(each for each in layouts if any(named.module is module for named in each.layers))

@@ -28,8 +28,9 @@ LAG_MEAN, LAG_VAR = 0.25, math.log(2)
 GAP_MEAN, GAP_VAR, GAP_USUAL = 1.0, math.log(4), 10.0
 COLLAPSE = 0.5
 """Share of the channels without variance, beyond what is usual."""
-SAME, TWICE, ALWAYS = 0.05, 0.3, 0.9
-"""A batch is the one before again within the first, of the larger distances between batches; the others are shares."""
+SAME, NEARLY, TWICE, ALWAYS = 1e-4, 0.05, 0.3, 0.9
+"""A batch is the one before again within the first of the larger distances between batches, in some layer, or within
+the second in most layers, where weights have moved in between; the others are shares of a stretch."""
 TOGETHER = 32
 """Samples whose batches are judged together as to their classes."""
 DEVIATIONS, ALIKE = 6.0, 1 / 3
@@ -162,9 +163,10 @@ class Judge:
         return self._follow("collapse", "collapsed-variance", more > COLLAPSE, more < COLLAPSE / 2, more, evidence)
 
     def _repeated(self, levels: Levels) -> list[Verdict]:
-        """Judge whether batches come twice in a row: nearly the same moments in some layer, every other time."""
+        """Judge whether batches come twice in a row: nearly the same moments every other time."""
         steps = levels.step_mean
-        near = (steps < SAME * steps.nanquantile(0.75, dim=0)).any(1).double().mean()
+        large = steps.nanquantile(0.75, dim=0)
+        near = ((steps < SAME * large).any(1) | ((steps < NEARLY * large).double().mean(1) > 0.5)).double().mean()
         on, off = torch.tensor([TWICE < float(near) < ALWAYS]), torch.tensor([float(near) < TWICE / 2])
         evidence = {"share of batches like the one before": float(near)}
         verdicts = self._follow("repeated", "double-update", on, off, evidence=evidence)
