@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.doctor.architectures import ARCHITECTURES
-from benchmarks.watch.trainings import Batch, Training, mirrored
+from benchmarks.watch.trainings import Batch, Training, mirrored, plain_net
 
 __all__ = ["AILING", "Ailing"]
 
@@ -36,8 +35,8 @@ class Ailing:
     noticed: tuple[str, ...]
 
 
-STEPS = 1_200
-PLAIN = Training(name="plain", source="images", build=ARCHITECTURES["cnn"].build, steps=STEPS, augment=mirrored)
+STEPS = 2_000
+PLAIN = Training(name="plain", source="small images", build=plain_net, steps=STEPS, augment=mirrored)
 
 
 def poisoned(batches: Iterable[Batch], *, every: int = 500, first: int = 190) -> Iterator[Batch]:
@@ -79,6 +78,11 @@ def darker(x: Tensor) -> Tensor:
     return 0.4 * x - 1.0 + 0.2 * torch.randn(x.shape, generator=generator)
 
 
+def falling(share: float) -> float:
+    """Divide the rate by a hundred after six tenths."""
+    return 1.0 if share < 0.6 else 0.01
+
+
 AILING = (
     Ailing(
         name="a NaN in one batch of 500",
@@ -89,24 +93,32 @@ AILING = (
         noticed=("nonfinite-statistics",),
     ),
     Ailing(
-        name="ordered by class for a while",
+        name="batches of one class for a while",
+        training=replace(PLAIN, schedule=falling),
+        begins=1_400,
+        ends=1_700,
+        disturb=lambda batches: ordered(batches, begins=1_400, ends=1_700),
+        noticed=("single-class-batch",),
+    ),
+    Ailing(
+        name="the same at the full rate",
         training=PLAIN,
-        begins=500,
-        ends=900,
-        disturb=lambda batches: ordered(batches, begins=500, ends=900),
+        begins=1_000,
+        ends=1_300,
+        disturb=lambda batches: ordered(batches, begins=1_000, ends=1_300),
         noticed=("single-class-batch",),
     ),
     Ailing(
         name="another augmentation half-way",
         training=replace(PLAIN, momentum=0.01),
-        begins=600,
+        begins=1_000,
         ends=STEPS,
-        disturb=lambda batches: changed(batches, darker, begins=600),
+        disturb=lambda batches: changed(batches, darker, begins=1_000),
         noticed=("statistics-lag", "train-eval-gap", "outlier-statistics"),
     ),
     Ailing(
         name="a learning rate at the edge",
-        training=replace(PLAIN, rate=0.3),
+        training=replace(PLAIN, rate=0.5, momentum=0.01),
         begins=0,
         ends=STEPS,
         disturb=lambda batches: batches,

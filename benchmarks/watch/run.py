@@ -40,9 +40,9 @@ class Outcome:
         """The accuracy at the end."""
         return self.accuracies[max(self.accuracies)]
 
-    def mean(self, since: int) -> float:
-        """Average the accuracies from a step on."""
-        chosen = [each for step, each in self.accuracies.items() if step >= since]
+    def mean(self, since: int, until: int) -> float:
+        """Average the accuracies between two steps."""
+        chosen = [each for step, each in self.accuracies.items() if since < step <= until]
         return sum(chosen) / len(chosen)
 
 
@@ -53,6 +53,7 @@ def run(
     arm: Arm,
     *,
     disturb: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda batches: batches,
+    steps: int | None = None,
     every: int = 50,
     report: Callable[[str], object] = lambda line: None,
 ) -> Outcome:
@@ -66,18 +67,20 @@ def run(
         seed: of weights and order.
         arm: off trains without a watch.
         disturb: what happens to the batches.
+        steps: how many; None takes the training's.
         every: steps between two measurements.
         report: is told of events.
     """
     model, optimizer = training.make(seed)
+    steps = steps or training.steps
     watch = None if arm == "off" else Watch(model, arm, on_event=lambda event: report(event.text))
     batches = iter(disturb(batches_of(training, data, seed)))
     accuracies = {}
     if watch is not None:
         watch.start()
-    for step in range(training.steps):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = training.rate * training.schedule(step / training.steps)
+            group["lr"] = training.rate * training.schedule(step / steps)
         optimizer.zero_grad()
         finite = True
         for _ in range(training.accumulate):
@@ -90,7 +93,7 @@ def run(
                 loss.backward()
         if finite:
             optimizer.step()
-        if (step + 1) % every == 0 or step + 1 == training.steps:
+        if (step + 1) % every == 0 or step + 1 == steps:
             accuracies[step + 1] = _accuracy(model, *(each[:SAMPLES] for each in data.test))
     if watch is None:
         return Outcome(accuracies=accuracies)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.doctor.architectures import ARCHITECTURES
-from benchmarks.doctor.training import Data
+from benchmarks.doctor.architectures.registry import conv
+from benchmarks.doctor.training import Data, data_of
 from steadynorm.lab.data.digits import make_digits
 
-__all__ = ["HEALTHY", "Batch", "Training", "batches_of", "digits", "drawn"]
+__all__ = ["HEALTHY", "Batch", "Source", "Training", "batches_of", "data_from", "mirrored", "plain_net"]
 
 Batch = tuple[Tensor, Tensor]
-Source = Literal["images", "signals", "digits"]
+Source = Literal["images", "small images", "signals", "digits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,23 @@ class Training:
         return model, torch.optim.SGD(model.parameters(), self.rate, momentum=0.9, weight_decay=5e-4)
 
 
-def digits() -> Data:
+def data_from(source: Source, folder: Path | None) -> Data:
+    """Give the data of a training.
+
+    Args:
+        source: small images are CIFAR-10's at 16×16.
+        folder: of CIFAR-10; without it the Hugging Face hub's is taken.
+    """
+    if source == "digits":
+        return _digits()
+    data = data_of("signals" if source == "signals" else "images", folder)
+    if source != "small images":
+        return data
+    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    return Data(**{name: (functional.avg_pool2d(x, 2), labels) for name, (x, labels) in parts.items()})
+
+
+def _digits() -> Data:
     """Give scikit-learn's handwritten digits, at 14×14: 1,300 to train on."""
     dataset = make_digits()
     parts = []
@@ -117,6 +136,14 @@ def steps_down(share: float) -> float:
     return 1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01
 
 
+def plain_net() -> nn.Module:
+    """Build five convolutions with norms for small images."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)):
+        layers += [conv(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
 def small_net() -> nn.Module:
     """Build three convolutions and a linear layer, each with a norm."""
     return nn.Sequential(
@@ -166,7 +193,7 @@ HEALTHY = (
         name="depthwise, AdamW, bfloat16",
         source="images",
         build=ARCHITECTURES["mobilenet"].build,
-        steps=1_000,
+        steps=300,
         rate=2e-3,
         adam=True,
         augment=mirrored,

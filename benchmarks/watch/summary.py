@@ -1,0 +1,60 @@
+"""The tables of the record, in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["table_of_ailing", "table_of_healthy"]
+
+Row = Mapping[str, Any]
+
+
+def table_of_healthy(rows: Sequence[Row]) -> str:
+    """Count steps, and events, of each training that is well, and of all together."""
+    lines = ["| training | steps | layers | accuracy at the end | events |", "|---|---|---|---|---|"]
+    well = [row for row in rows if row["well"]]
+    for row in well:
+        lines.append(
+            f"| {row['name']} | {row['steps']:,} | {row['layers']} | {row['last']:.1f} % | {_events(row) or 'none'} |"
+        )
+    steps, events = sum(row["steps"] for row in well), sum(len(row["events"]) for row in well)
+    rate = f"{1e5 * events / steps:.1f}" if steps else "-"
+    lines.append(f"| all | {steps:,} | {sum(row['layers'] for row in well)} | | {events}: {rate} in 100,000 steps |")
+    return "\n".join(lines)
+
+
+def table_of_ailing(rows: Sequence[Row]) -> str:
+    """Show accuracies of each training that ails, by what was done, and how soon it was noticed."""
+    lines = [
+        "| what ails it | | accuracy at the end | accuracy meanwhile | noticed after | events in a training |",
+        "|---|---|---|---|---|---|",
+    ]
+    ailing = [row for row in rows if not row["well"]]
+    for name in dict.fromkeys(row["name"] for row in ailing):
+        for arm in ("off", "warn", "revert"):
+            chosen = [row for row in ailing if row["name"] == name and row["arm"] == arm]
+            if chosen:
+                lines.append(_line(name if arm == "off" else "", arm, chosen))
+    return "\n".join(lines)
+
+
+def _line(name: str, arm: str, rows: Sequence[Row]) -> str:
+    noticed = [row["noticed"] for row in rows if row["noticed"] is not None]
+    steps = "-" if arm == "off" else f"{statistics.median(noticed):g} steps" if noticed else "never"
+    if noticed and len(noticed) < len(rows):
+        steps += f", {len(noticed)} of {len(rows)}"
+    events = "-" if arm == "off" else f"{statistics.mean(len(row['events']) for row in rows):.1f}"
+    return f"| {name} | {arm} | {_spread(rows, 'last')} | {_spread(rows, 'since')} | {steps} | {events} |"
+
+
+def _spread(rows: Sequence[Row], key: str) -> str:
+    values = [row[key] for row in rows]
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _events(row: Row) -> str:
+    counts = Counter(event["check"] for event in row["events"] if not event["over"])
+    return ", ".join(f"`{check}` {count}" for check, count in counts.items())
