@@ -30,7 +30,9 @@ BENCH_KERNELS_FLAGS = """
 BENCH_LAYERS_FLAGS = """
     --layers --shapes --batches --dtypes --layouts --min-mb --max-mb --seconds --threads --device --out --json
 """
-BENCH_STEP_FLAGS = "--networks --norms --batch --precision --seconds --threads --device --out --json --inference"
+BENCH_STEP_FLAGS = (
+    "--networks --norms --batch --precision --seconds --threads --device --out --json --inference --watch"
+)
 STATISTICS_FLAGS = f"{EXPERIMENT_FLAGS} --network --steps --batch --lr".replace("--seeds", "--seed")  # aliases first
 RECALIBRATION_FLAGS = f"{TRAINING_FLAGS} --draws --images".replace("--batch-size", "--batch")
 FLAGS = {

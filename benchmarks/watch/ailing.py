@@ -35,7 +35,7 @@ class Ailing:
     noticed: tuple[str, ...]
 
 
-STEPS = 2_000
+STEPS = 1_000
 PLAIN = Training(name="plain", source="small images", build=plain_net, steps=STEPS, augment=mirrored)
 
 
@@ -48,7 +48,7 @@ def poisoned(batches: Iterable[Batch], *, every: int = 500, first: int = 190) ->
         yield x, labels
 
 
-def ordered(batches: Iterable[Batch], *, begins: int, ends: int, steps: int = 20, collect: int = 10) -> Iterator[Batch]:
+def ordered(batches: Iterable[Batch], *, begins: int, ends: int, steps: int = 15, collect: int = 10) -> Iterator[Batch]:
     """Sort the batches of a stretch by class: ``steps`` batches of one class, then of the next."""
     source = iter(batches)
     yield from itertools.islice(source, begins)
@@ -95,25 +95,17 @@ AILING = (
     Ailing(
         name="batches of one class for a while",
         training=replace(PLAIN, schedule=falling),
-        begins=1_400,
-        ends=1_700,
-        disturb=lambda batches: ordered(batches, begins=1_400, ends=1_700),
-        noticed=("single-class-batch",),
-    ),
-    Ailing(
-        name="the same at the full rate",
-        training=PLAIN,
-        begins=1_000,
-        ends=1_300,
-        disturb=lambda batches: ordered(batches, begins=1_000, ends=1_300),
+        begins=700,
+        ends=850,
+        disturb=lambda batches: ordered(batches, begins=700, ends=850),
         noticed=("single-class-batch",),
     ),
     Ailing(
         name="another augmentation half-way",
         training=replace(PLAIN, momentum=0.01),
-        begins=1_000,
+        begins=500,
         ends=STEPS,
-        disturb=lambda batches: changed(batches, darker, begins=1_000),
+        disturb=lambda batches: changed(batches, darker, begins=500),
         noticed=("statistics-lag", "train-eval-gap", "outlier-statistics"),
     ),
     Ailing(

@@ -95,3 +95,8 @@ def test_the_command_of_steps_with_the_flag_is_this_benchmark(capsys: pytest.Cap
     _, command = COMMANDS["step"]
     assert command(TINY) == 0
     assert "folding 19 norms" in capsys.readouterr().out
+
+
+def test_a_watch_is_refused_where_nothing_trains() -> None:
+    with pytest.raises(UserError, match="leave --inference out"):
+        BENCHMARK.plan(replace(TINY, watch=True), {"device": "cpu"}, Lines())

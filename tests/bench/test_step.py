@@ -104,3 +104,16 @@ def test_the_networks_are_measured_in_order() -> None:
     made_up.run(StepFlags(precision="bf16", device="cpu"), display)
     assert seen == [("cnn", "bf16"), ("resnet20", "bf16")]
     assert display.done == [("cnn", 1, 2), ("resnet20", 2, 2)]
+
+
+def test_steps_that_are_watched_are_compared_with_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    times_as(monkeypatch, step, MS | {"batch_norm warn": 5.1, "batch_norm revert": 5.5})
+    started, stopped = [], []
+    monkeypatch.setattr(step.Watch, "start", lambda watch: started.append(watch.policy))
+    monkeypatch.setattr(step.Watch, "stop", lambda watch: stopped.append(watch.policy))
+    row = measure(replace(TINY, norms=("none", "batch_norm"), watch=True))
+    assert row["norms"]["batch_norm warn"]["over_unwatched"] == pytest.approx(1.02)
+    assert row["norms"]["batch_norm revert"]["over_unwatched"] == pytest.approx(1.1)
+    assert set(row["norms"]) == {"none", "batch_norm", "batch_norm warn", "batch_norm revert"}
+    assert started == stopped == ["warn", "revert"]
+    assert "1.1000 of unwatched" in BENCHMARK.lines(row)[3]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from steadynorm.bench.providers import build_network, draw_images, train_step
 from steadynorm.bench.record import Json
 from steadynorm.bench.table import show
 from steadynorm.bench.timing import Quantiles, make_step_clock, time_providers, total_ms
+from steadynorm.doctor.watch import Watch
+from steadynorm.doctor.watch.watch import Policy
 from steadynorm.lab.machine import choose_precision
 from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.reporting.progress import Display
@@ -45,7 +47,8 @@ class StepFlags(Flags):
     """Time whole training steps of the lab's networks: forward, loss, backward, optimizer.
 
     Providers are interleaved in one process. First ours is held to torch's batch norm: same loss and gradients.
-    With --inference forwards are timed, and folding is first held to the same output.
+    With --watch the cost of steadynorm.Watch is measured. With --inference forwards are timed, and folding is first
+    held to the same output.
     """
 
     networks: tuple[Literal["cnn", "resnet20"], ...] = ("cnn", "resnet20")
@@ -56,6 +59,8 @@ class StepFlags(Flags):
     """Images per step."""
     inference: bool = False
     """Time forwards in evaluation instead, those and those of the network with its batch norms folded away."""
+    watch: bool = False
+    """Time each norm's step with a watch over it too, by either policy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
     seconds: float = 20.0
@@ -85,14 +90,20 @@ def _measure(case: str, config: StepFlags, head: Json) -> Json:
     }
     if not agrees:
         return row
+    watches = _watched(case, config, device) if config.watch else {}
+    models |= {name: model for name, (model, _) in watches.items()}
     steps = {norm: train_step(model, x, labels, head["precision"]) for norm, model in models.items()}
     samples = time_providers(steps, make_step_clock(device), seconds=config.seconds)
+    for _, watch in watches.values():
+        watch.stop()
     norms: Json = {
         norm: {"ms": ms, "samples": len(samples[norm]), "peak_bytes": peak_bytes(steps[norm], device)}
         for norm, ms in total_ms(samples).items()
     }
     for one in norms.values():
         one["over_none"] = one["ms"]["median"] / norms["none"]["ms"]["median"] if "none" in norms else None
+    for one in watches:
+        norms[one]["over_unwatched"] = norms[one]["ms"]["median"] / norms[one.split()[0]]["ms"]["median"]
     if difference is not None:
         row["ours_over_torch"] = {
             "time": norms[OURS]["ms"]["median"] / norms[TORCHS]["ms"]["median"],
@@ -101,14 +112,26 @@ def _measure(case: str, config: StepFlags, head: Json) -> Json:
     return row | {"norms": norms}
 
 
+def _watched(case: str, config: StepFlags, device: torch.device) -> dict[str, tuple[nn.Module, Watch]]:
+    """Build each network with running estimates once more for either policy, and begin to watch it."""
+    found = {}
+    for norm in config.norms:
+        for policy in get_args(Policy) if norm != "none" else ():
+            model = build_network(case, norm, device)
+            found[f"{norm} {policy}"] = model, Watch(model, policy)
+            found[f"{norm} {policy}"][1].start()
+    return found
+
+
 def _lines(row: Json) -> list[str]:
     """Show medians, times over the one without normalization, peak memory."""
     if not row["agrees"]:
         return [f"{row['network']}: disagrees: loss or gradients are off by {row['difference']:.3g} of torch's"]
-    lines = []
+    lines, width = [], max([18, *(len(norm) + 2 for norm in row["norms"])])
     for norm, step in row["norms"].items():
-        line = network_line(row["network"], norm, step["ms"], step["over_none"])
-        lines.append(f"{line}  peak {step['peak_bytes'] / 1e6:.1f} MB")
+        line = network_line(row["network"], norm, step["ms"], step["over_none"], width)
+        watched = f"  {step['over_unwatched']:.4f} of unwatched" if "over_unwatched" in step else ""
+        lines.append(f"{line}  peak {step['peak_bytes'] / 1e6:.1f} MB{watched}")
     if ratios := row["ours_over_torch"]:
         lines.append(
             f"{row['network']:10}ours over torch's: time {ratios['time']:.3f}, peak memory {ratios['peak_bytes']:.3f}"
@@ -125,11 +148,11 @@ def _table(record: Json) -> tuple[str, Table]:
     return f"Batch {config['batch']}, {record['precision']}, channels-last", Table.of(record["networks"], columns)
 
 
-def network_line(network: str, provider: str, ms: Quantiles, over_none: float | None) -> str:
+def network_line(network: str, provider: str, ms: Quantiles, over_none: float | None, width: int = 18) -> str:
     """Show one provider of a network."""
     over = "" if over_none is None else f"  {over_none:5.2f} of none"
     text = f"{ms['median']:9.2f} ms ({ms['p20']:.2f}-{ms['p80']:.2f})"
-    return f"{network:10}{provider:18}{text:30}{over}"
+    return f"{network:10}{provider:{width}}{text:30}{over}"
 
 
 def _loss_and_norm(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, float]:
