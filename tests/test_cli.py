@@ -45,6 +45,10 @@ FLAGS = {
     "classic": f"{EXPERIMENT_FLAGS} --arms --widths --steps --batch-size --lr --init-std",
     "statistics": STATISTICS_FLAGS,
     "recalibration": RECALIBRATION_FLAGS,
+    "adapt": """
+        --weights --weights-key --data --clean --gate --save --data-dir --mean --std --input-size --order --batch-size
+        --batches --seed --device --json
+    """,
     "doctor": """
         --weights --weights-key --data --data-dir --mean --std --input-size --batch-size --batches --seed --device
         --skip --treat --json --sarif --html --explain --list

@@ -22,6 +22,8 @@ from rich.console import Console  # noqa: E402
 
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
+from steadynorm.checkup.adapt import as_json, run_adapt, show_adaptation, write_adaptation  # noqa: E402
+from steadynorm.checkup.adapt_config import AdaptConfig  # noqa: E402
 from steadynorm.checkup.command import explain, run_doctor  # noqa: E402
 from steadynorm.checkup.config import DoctorConfig  # noqa: E402
 from steadynorm.checkup.files import write_files  # noqa: E402
@@ -92,6 +94,17 @@ def doctor(config: DoctorConfig) -> int:
     return int(not found.is_healthy)
 
 
+def adapt(config: AdaptConfig) -> None:
+    """Predict a stream with the gate and without."""
+    with open_display() as display:
+        found = run_adapt(config, display)
+    write_adaptation(config.json or (), found)
+    if config.json == ():
+        print(json.dumps(as_json(found), indent=2, allow_nan=False))
+    else:
+        show_adaptation(found, Console())
+
+
 def report(config: ReportConfig) -> None:
     """Rebuild a report."""
     exported = read_config(config.directory).experiment == "export"
@@ -101,6 +114,7 @@ def report(config: ReportConfig) -> None:
 # command -> (its flags, what it does)
 COMMANDS: dict[str, Command] = {
     **{name: (one.config, _command(one)) for name, one in EXPERIMENTS.items()},
+    "adapt": (AdaptConfig, adapt),
     "doctor": (DoctorConfig, doctor),
     "export": (ExportConfig, export),
     "report": (ReportConfig, report),

@@ -1,4 +1,4 @@
-"""The doctor at the command line: a model, its weights and its data from files; the diagnosis and the treatment."""
+"""Doctor and adaptation at the command line: a model, its weights and its data from files; what was found and done."""
 
 from steadynorm.checkup.command import run_doctor
 from steadynorm.checkup.config import DoctorConfig

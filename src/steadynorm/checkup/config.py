@@ -14,7 +14,7 @@ from steadynorm.doctor import CHECKS
 from steadynorm.lab.configuration import check_at_least
 from steadynorm.reporting.failure import UserError, check_known
 
-__all__ = ["DoctorConfig", "check_config"]
+__all__ = ["DoctorConfig", "check_config", "check_pixels"]
 
 MOST = 32
 """Batches that a treatment takes at most."""
@@ -110,12 +110,7 @@ def check_config(config: DoctorConfig) -> str:
     check_at_least(config, [(name, least) for name, least in lowest.items() if getattr(config, name) is not None])
     if config.batches > MOST:
         raise UserError(f"--batches: must be at most {MOST}, more are not looked at, got {config.batches}.")
-    if config.input_size is not None and min(config.input_size) < 1:
-        raise UserError(f"--input-size: must be at least 1, got {' '.join(map(str, config.input_size))}.")
-    if config.std is not None and (not config.std or min(config.std) <= 0):
-        raise UserError("--std: must be numbers above 0.")
-    if config.mean is not None and not config.mean:
-        raise UserError("--mean: must be numbers.")
+    check_pixels(config.mean, config.std, config.input_size)
     for name in ("weights", "checkpoint"):
         if getattr(config, f"{name}_key") is not None and getattr(config, name) is None:
             raise UserError(f"--{name}-key: says where to look in a file. Give the file by --{name}.")
@@ -128,3 +123,19 @@ def check_config(config: DoctorConfig) -> str:
         if getattr(config, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: says {why}. Give data by --data.")
     return config.source
+
+
+def check_pixels(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, input_size: tuple[int, int] | None
+) -> None:
+    """Check what is to be done to images.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    if input_size is not None and min(input_size) < 1:
+        raise UserError(f"--input-size: must be at least 1, got {' '.join(map(str, input_size))}.")
+    if std is not None and (not std or min(std) <= 0):
+        raise UserError("--std: must be numbers above 0.")
+    if mean is not None and not mean:
+        raise UserError("--mean: must be numbers.")

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steadynorm.lab.data import DATASETS, evaluation_batches, load_dataset, take
-from steadynorm.lab.data.images import random_stream
+from steadynorm.lab.data.images import Images, random_stream
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.reporting.words import counted, listing
 
@@ -26,6 +26,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's channels, by which nearly all networks for photographs are fed."""
 SIDE = (224, 224)
+KINDS = {"train": "training", "validation": "validation"}
 _DRAW = 2**64 - 2
 """Stream of random numbers, apart from those of training."""
 
@@ -42,6 +43,8 @@ class Wanted:
         std: what the centred pixels are divided by; likewise.
         input_size: height and width of images; None is what they have, 224 x 224 for files.
         data_dir: where a data set of that name lies.
+        part: of a data set of that name, of which samples are taken.
+        in_order: take the first samples in their order, those of an incomplete last batch too, and none at random.
     """
 
     batch_size: int = 64
@@ -51,9 +54,13 @@ class Wanted:
     std: tuple[float, ...] | None = None
     input_size: tuple[int, int] | None = None
     data_dir: Path | None = None
+    part: Literal["train", "validation"] = "train"
+    in_order: bool = False
 
     def rows(self, count: int) -> Tensor:
-        """Choose samples at random, and leave out an incomplete last batch that is not the only one."""
+        """Choose samples at random, and leave out an incomplete last batch that is not the only one; or the first."""
+        if self.in_order:
+            return torch.arange(min(count, self.number * self.batch_size))
         chosen = random_stream(self.seed, _DRAW).permutation(count)[: self.number * self.batch_size]
         kept = len(chosen) - len(chosen) % self.batch_size
         return torch.from_numpy(chosen[: kept or len(chosen)])
@@ -111,10 +118,11 @@ def _from_dataset(name: str, wanted: Wanted, progress: Callable[[str], None]) ->
     dataset = load_dataset(name, data_dir=wanted.data_dir, progress=progress)
     dataset = replace(dataset, mean=wanted.mean or dataset.mean, std=wanted.std or dataset.std)
     _check_channels(len(dataset.mean), len(dataset.std), dataset.train.pixels.shape[1])
-    images = take(dataset.train, wanted.rows(len(dataset.train)))
+    source: Images = getattr(dataset, wanted.part)
+    images = take(source, wanted.rows(len(source)))
     pairs = evaluation_batches(images, dataset=dataset, batch_size=wanted.batch_size, device=torch.device("cpu"))
     batches = tuple((_scaled(x.contiguous(), wanted.input_size), y) for x, y in pairs)
-    told = f"{_counted(batches, 'training image', name)}, {_normalization(dataset.mean, dataset.std)}"
+    told = f"{_counted(batches, f'{KINDS[wanted.part]} image', name)}, {_normalization(dataset.mean, dataset.std)}"
     return Sample(batches=batches, told=told, classes=len(dataset.classes))
 
 

@@ -22,7 +22,7 @@ from steadynorm.reporting.progress import Display
 from steadynorm.surgery.batches import evaluating, feed
 from steadynorm.surgery.flow.trial import run
 
-__all__ = ["Given", "load_given"]
+__all__ = ["Given", "in_dtype_of", "load_given", "tried"]
 
 FLAGS = ("--checkpoint", "--checkpoint-key")
 
@@ -128,8 +128,8 @@ def _sample(config: DoctorConfig, name: str, model: nn.Module, display: Display)
         input_size=config.input_size,
         data_dir=config.data_dir if data in DATASETS or not named else None,
     )
-    sample = _in_dtype_of(model, load_sample(data, wanted, display.message, flag=f"--{name}"))
-    unscored = _why_unscored(sample, _tried(model, sample, f"--{name}"))
+    sample = in_dtype_of(model, load_sample(data, wanted, display.message, flag=f"--{name}"))
+    unscored = _why_unscored(sample, tried(model, sample, f"--{name}"))
     told = f"{name.capitalize()}: {sample.told}."
     return (
         (sample, told) if not unscored else (sample.without_labels(), f"{told} Accuracy is not measured: {unscored}.")
@@ -156,7 +156,7 @@ def _optimizer(what: str, model: nn.Module) -> torch.optim.Optimizer:
     return found
 
 
-def _in_dtype_of(model: nn.Module, sample: Sample) -> Sample:
+def in_dtype_of(model: nn.Module, sample: Sample) -> Sample:
     """Give the inputs the dtype of the model's first parameter that is floating."""
     wanted = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
 
@@ -167,7 +167,7 @@ def _in_dtype_of(model: nn.Module, sample: Sample) -> Sample:
     return replace(sample, batches=batches)
 
 
-def _tried(model: nn.Module, sample: Sample, flag: str) -> Any:  # noqa: ANN401 (whatever a model gives)
+def tried(model: nn.Module, sample: Sample, flag: str) -> Any:  # noqa: ANN401 (whatever a model gives)
     """Run the model on one batch, so that what it does not take is said in one line.
 
     Raises:

@@ -1,0 +1,90 @@
+"""What ``steadynorm adapt`` can be told, and what is refused of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from steadynorm.checkup.config import check_pixels
+from steadynorm.lab.configuration import check_at_least
+from steadynorm.reporting.failure import UserError
+
+__all__ = ["AdaptConfig", "check_adapt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """Predict a stream of batches by stored, batch or tracked statistics, as the gate decides, and say how it goes.
+
+    Where there are labels the accuracy is measured with the gate and without. The exit status is 0, or 2 where it
+    cannot be done.
+    """
+
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")] = (
+        None
+    )
+    """A checkpoint of an experiment, or a function that builds a model."""
+    weights: Path | None = None
+    """Weights for a built model: .safetensors, or what torch.save wrote; no pickled code is run."""
+    weights_key: str | None = None
+    """Where in that file they are, such as ema; default: found by the model's names."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
+    """The stream: validation images of cifar10, shapes, digits or mnist; a directory with a folder of images for each
+    class, or images alone; or an .npz file with x and, for accuracy, y."""
+    clean: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
+    """Labelled data that the model is good on and was not trained on, by which the gate is calibrated. Default: up to
+    1,000 samples of --data, at random, which the stream then lacks."""
+    gate: Path | None = None
+    """Go on where --save was written, in place of a calibration."""
+    save: Path | None = None
+    """Write the gate, and what it remembers of the stream, into this new .safetensors file."""
+    data_dir: Path | None = None
+    """Where CIFAR-10 or MNIST lies, as for an experiment."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted from pixels in [0, 1], by channel; default: the data set's, ImageNet's for a directory."""
+    std: tuple[float, ...] | None = None
+    """What the centred pixels are divided by; default likewise."""
+    input_size: tuple[int, int] | None = None
+    """Height and width of the images; default: what they have, 224 224 for a directory."""
+    order: Literal["given", "mixed"] | None = None
+    """Whether the stream is as the data lie or shuffled; default: shuffled for a directory with a folder for each
+    class, which would come class after class, and as they lie else."""
+    batch_size: int = 100
+    """Samples that are predicted together."""
+    batches: int | None = None
+    """Of the stream, at most; default: all."""
+    seed: int = 0
+    """Decides what is drawn at random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+    json: tuple[Path, ...] | None = None
+    """Write the decisions as JSON into a file; without a name on standard output, in place of the table."""
+
+
+def check_adapt(config: AdaptConfig) -> tuple[str, str]:
+    """Check the flags, and give the source and the data.
+
+    Raises:
+        UserError: something is missing, out of range, or would do nothing.
+    """
+    if config.source is None:
+        raise UserError("give the model: PACKAGE.MODULE:FUNCTION that builds it, or a checkpoint.")
+    if config.data is None:
+        raise UserError("--data: give the stream: cifar10, a directory of images, or an .npz file.")
+    lowest = {"batch_size": 1, "seed": 0} | ({} if config.batches is None else {"batches": 1})
+    check_at_least(config, list(lowest.items()))
+    check_pixels(config.mean, config.std, config.input_size)
+    if config.weights_key is not None and config.weights is None:
+        raise UserError("--weights-key: says where to look in a file. Give the file by --weights.")
+    if config.gate is not None and config.clean is not None:
+        raise UserError("--clean: calibrates a gate, and --gate gives one that is. Drop one of them.")
+    if config.save is not None and config.save.suffix != ".safetensors":
+        raise UserError(f"--save: must name a .safetensors file, got {config.save}.")
+    if config.save is not None and (config.save.exists() or config.save.is_symlink()):
+        raise UserError(f"--save: {config.save} exists already. Give a new file.")
+    if config.json is not None and len(config.json) > 1:
+        raise UserError(f"--json: must be one file, got {len(config.json)}. Give the model before the flags.")
+    return config.source, config.data
