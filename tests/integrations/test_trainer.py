@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate, which its Trainer needs, is not installed")
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from steadynorm.integrations.trainer import FreezeStatistics, ReadingsCallback, RecalibrateCallback
+from steadynorm.integrations.trainer import FreezeStatistics, ReadingsCallback, RecalibrateCallback, WatchCallback
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{each}") for each in (".*pin_memory", ".*_check_is_size")]
 
@@ -251,6 +251,54 @@ def test_readings_are_logged(tmp_path):
     assert not read.net[1]._forward_pre_hooks
     train(read, ReadingsCallback(history), path=tmp_path, logging_steps=7)
     assert list(history) == [5, 10, 7]
+
+
+class Poisoned(Classifier):
+    """Its second epoch's fourth batch leaves estimates that are not finite."""
+
+    def forward(self, x, labels=None):
+        if self.training and len(frozen_steps(self)) == self.poisoned_at:
+            x = x.clone()
+            x[2, 1] = torch.nan
+        found = super().forward(x, labels)
+        if not found["loss"].isfinite():
+            found["loss"] = sum(each.sum() for each in self.parameters()) * 0
+        return found
+
+
+def poisoned(at):
+    model = Poisoned()
+    model.poisoned_at = at
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:WatchCallback")
+def test_a_watch_goes_on_in_a_training_that_resumes(tmp_path, caplog):
+    options = {"samples": 200, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 20}
+    callbacks = [WatchCallback("revert", every=16) for _ in range(2)]
+    whole, model = poisoned(28), poisoned(8)
+    train(whole, callbacks[0], path=tmp_path, **options)
+    train(model, callbacks[1], path=tmp_path, resume=str(tmp_path / "checkpoint-20"), **options)
+    assert same_state(whole, model)
+    seen = [[(each.step, each.check, each.action) for each in callback.events] for callback in callbacks]
+    assert seen[0] == seen[1]
+    assert (28, "nonfinite-statistics", "put back") in seen[0]
+    assert [callback.report.steps for callback in callbacks] == [50, 50]
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in whole.modules())
+
+
+def test_a_watch_without_its_file_begins_anew_and_says_so(tmp_path):
+    train(Classifier(), path=tmp_path, save_strategy="steps", save_steps=6)
+    with pytest.warns(UserWarning, match=r"WatchCallback: the watch begins anew: there is no .*watch_0\.pt"):
+        train(Classifier(), WatchCallback(), path=tmp_path, resume=str(tmp_path / "checkpoint-6"))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_layers_that_freeze_are_watched_anew(tmp_path, first):
+    callback = WatchCallback()
+    callbacks = [callback, FreezeStatistics(1)]
+    train(Classifier(), *(callbacks if first else callbacks[::-1]), path=tmp_path, num_train_epochs=3)
+    assert callback.report.steps == 12  # of the two epochs with the layers that stand there now
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from steadynorm.surgery import recalibrate_
 from tests.support.fitting import loader_of, network, running
 
-__all__ = ["FILTERS", "Classifier", "Loaded", "close", "fit", "precise", "two_processes"]
+__all__ = ["FILTERS", "Classifier", "Kept", "Loaded", "close", "fit", "precise", "two_processes"]
 
 FILTERS = [
     pytest.mark.filterwarnings(f"ignore:{each}")
@@ -24,6 +25,7 @@ FILTERS = [
         "You passed in a .val_dataloader.",
         ".*this fit will run with no optimizer",
         ".*smaller than the logging interval",
+        ".training_step. returned .None.",
     )
 ]
 
@@ -72,6 +74,22 @@ def fit(model, *callbacks, path=None, ckpt_path=None, train=None, val=None, **op
     trainer = pl.Trainer(callbacks=list(callbacks), **options)
     trainer.fit(model, train or loader_of(), val or loader_of(16), ckpt_path=ckpt_path)
     return trainer
+
+
+class Kept(Logger):
+    """Keeps what is logged."""
+
+    name = version = "kept"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = {}
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.setdefault(step, {}).update(metrics)
 
 
 def close(actual, expected):

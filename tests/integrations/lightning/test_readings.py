@@ -11,28 +11,11 @@ pytest.importorskip("lightning", reason="lightning is not installed")
 from lightning.pytorch.callbacks import (
     Callback,
 )
-from lightning.pytorch.loggers.logger import Logger
 
 from steadynorm.integrations.lightning import ReadingsCallback
-from tests.support.lightning_fits import FILTERS, Classifier, fit
+from tests.support.lightning_fits import FILTERS, Classifier, Kept, fit
 
 pytestmark = FILTERS
-
-
-class Kept(Logger):
-    """Keeps what is logged."""
-
-    name = version = "kept"
-
-    def __init__(self):
-        super().__init__()
-        self.rows = {}
-
-    def log_hyperparams(self, params):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.setdefault(step, {}).update(metrics)
 
 
 def gated(channels):

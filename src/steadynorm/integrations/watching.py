@@ -1,0 +1,97 @@
+"""What the callbacks that watch a training have in common, whatever framework calls them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from steadynorm.doctor.watch import Event, Watch, WatchReport
+from steadynorm.doctor.watch.watch import Policy
+from steadynorm.surgery.named_modules import batch_norms_of
+
+__all__ = ["EVERY", "Watching"]
+
+EVERY = 32
+"""Training forwards in a stretch where nothing else is said."""
+
+
+class Watching:
+    """A watch that begins with a training, goes on after a checkpoint, and begins anew where layers are exchanged.
+
+    Args:
+        caller: name of the callback, for messages.
+        policy: see :class:`steadynorm.Watch`.
+        every: likewise.
+        on_event: likewise.
+
+    Raises:
+        ValueError: no such policy; too few forwards.
+    """
+
+    def __init__(self, caller: str, policy: Policy, every: int, on_event: Callable[[Event], object] | None) -> None:
+        Watch(nn.BatchNorm1d(1), policy, every=every)  # refuses wrong arguments before there is a model
+        self.events: list[Event] = []
+        self._caller, self._policy, self._every, self._on_event = caller, policy, every, on_event
+        self._logs: Callable[[Event], object] | None = None
+        self._watch: Watch | None = None
+        self._is_on = False
+        self._norms: list[nn.Module] = []
+        self._state: Mapping[str, Any] | None = None
+
+    @property
+    def report(self) -> WatchReport | None:
+        """What was seen since the layers are as they are; None where nothing could be watched."""
+        return None if self._watch is None else self._watch.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what it takes to go on; empty where nothing is watched."""
+        return {} if self._watch is None else self._watch.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there when the training begins."""
+        self._state = state or None
+
+    def begin(self, model: nn.Module, logs: Callable[[Event], object] | None = None) -> None:
+        """Begin to watch; warns where there is nothing to be watched.
+
+        Args:
+            model: whose forward, or whose children's, the training calls.
+            logs: called with each event, beside what the user gave.
+        """
+        self.end()
+        self._logs, self._norms, self._watch = logs, _norms_of(model), None
+        state, self._state = self._state, None
+        try:
+            watch = Watch(model, self._policy, every=self._every, on_event=self._tell)
+        except ValueError as error:
+            warnings.warn(f"{self._caller}: nothing is watched: {error}", stacklevel=2)
+            return
+        if state is not None:
+            watch.load_state_dict(state)
+        self._watch, self._is_on = watch, True
+        watch.start()
+
+    def renew(self, model: nn.Module) -> None:
+        """Begin anew where other layers stand in the model now."""
+        now = _norms_of(model)
+        if [id(each) for each in now] != [id(each) for each in self._norms]:
+            self.begin(model, self._logs)
+
+    def end(self) -> None:
+        """Watch no longer; the report stays."""
+        if self._watch is not None and self._is_on:
+            self._watch.stop()
+        self._is_on = False
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        for each in (self._logs, self._on_event):
+            if each is not None:
+                each(event)
+
+
+def _norms_of(model: nn.Module) -> list[nn.Module]:
+    return [each.module for each in batch_norms_of(model)]
