@@ -23,9 +23,10 @@ import tyro
 from benchmarks.doctor.training import Data
 from benchmarks.watch.ailing import AILING, Ailing
 from benchmarks.watch.run import Arm, run
-from benchmarks.watch.summary import table_of_ailing, table_of_healthy
+from benchmarks.watch.summary import figures_of, table_of_ailing, table_of_healthy
 from benchmarks.watch.trainings import HEALTHY, Batch, Source, Training, data_from
 from steadynorm.reporting.environment import describe_machine, describe_versions
+from steadynorm.reporting.figures import draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ def main(flags: Flags) -> None:
                 f"{row['name']}, {row['arm']}, seed {row['seed']}: {row['last']:.1f} %, {len(row['events'])} events",
                 flush=True,
             )
+    for figure in figures_of(rows):
+        (flags.out / f"{figure.name}.png").write_bytes(draw(figure).png)
     print(table_of_healthy(rows), table_of_ailing(rows), sep="\n\n")
 
 

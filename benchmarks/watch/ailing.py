@@ -66,10 +66,10 @@ def ordered(batches: Iterable[Batch], *, begins: int, ends: int, steps: int = 15
     yield from source
 
 
-def changed(batches: Iterable[Batch], change: Callable[[Tensor], Tensor], *, begins: int) -> Iterator[Batch]:
-    """Change the inputs from a step on."""
+def changed(batches: Iterable[Batch], change: Callable[[Tensor], Tensor], *, until: int) -> Iterator[Batch]:
+    """Change the inputs up to a step."""
     for step, (x, labels) in enumerate(batches):
-        yield (change(x) if step >= begins else x), labels
+        yield (change(x) if step < until else x), labels
 
 
 def darker(x: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ AILING = (
         noticed=("single-class-batch",),
     ),
     Ailing(
-        name="another augmentation half-way",
+        name="strong augmentation, off half-way",
         training=replace(PLAIN, momentum=0.01),
         begins=500,
         ends=STEPS,
-        disturb=lambda batches: changed(batches, darker, begins=500),
+        disturb=lambda batches: changed(batches, darker, until=500),
         noticed=("statistics-lag", "train-eval-gap", "outlier-statistics"),
     ),
     Ailing(

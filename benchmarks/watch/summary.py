@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["table_of_ailing", "table_of_healthy"]
+from steadynorm.reporting.report import Figure
+
+__all__ = ["figures_of", "table_of_ailing", "table_of_healthy"]
 
 Row = Mapping[str, Any]
 
@@ -58,3 +60,35 @@ def _spread(rows: Sequence[Row], key: str) -> str:
 def _events(row: Row) -> str:
     counts = Counter(event["check"] for event in row["events"] if not event["over"])
     return ", ".join(f"`{check}` {count}" for check, count in counts.items())
+
+
+def figures_of(rows: Sequence[Row]) -> list[Figure]:
+    """Draw the accuracies of each training that ails, over its steps; dotted where it begins to ail, and where not."""
+    ailing = [row for row in rows if not row["well"]]
+    figures = []
+    for name in dict.fromkeys(row["name"] for row in ailing):
+        chosen = [row for row in ailing if row["name"] == name]
+        data = [
+            {"step": int(step), "accuracy": accuracy / 100, "watch": row["arm"]}
+            for row in chosen
+            for step, accuracy in row["accuracies"].items()
+        ]
+        ends = {row["begins"] for row in chosen} | {row["ends"] for row in chosen}
+        figures.append(
+            Figure(
+                name=f"watch_{'_'.join(name.lower().split())}",
+                title=f"Accuracy in evaluation: {name}",
+                caption="Mean of the seeds, and their range.",
+                kind="lines",
+                data=data,
+                options={
+                    "x": "step",
+                    "y": "accuracy",
+                    "hue": "watch",
+                    "order": ["off", "revert", "warn"],
+                    "percent": True,
+                    "rules": sorted(end for end in ends if 0 < end < max(row["steps"] for row in chosen)),
+                },
+            )
+        )
+    return figures

@@ -163,18 +163,18 @@ def perceptron() -> nn.Module:
 
 
 HEALTHY = (
-    Training(name="digits", source="digits", build=small_net, steps=30_000, rate=0.1, schedule=cosine),
-    Training(name="digits, batches of 8", source="digits", build=small_net, steps=25_000, batch=8, rate=0.02),
-    Training(name="perceptron", source="digits", build=perceptron, steps=30_000, rate=0.1, schedule=steps_down),
-    Training(name="perceptron, AdamW", source="digits", build=perceptron, steps=10_000, batch=16, rate=1e-3, adam=True),
+    Training(name="digits", source="digits", build=small_net, steps=20_000, rate=0.1, schedule=cosine),
+    Training(name="digits, batches of 8", source="digits", build=small_net, steps=20_000, batch=8, rate=0.02),
+    Training(name="perceptron", source="digits", build=perceptron, steps=20_000, rate=0.1, schedule=steps_down),
+    Training(name="perceptron, AdamW", source="digits", build=perceptron, steps=20_000, batch=16, rate=1e-3, adam=True),
     Training(
-        name="plain", source="images", build=ARCHITECTURES["cnn"].build, steps=1_500, augment=mirrored, schedule=cosine
+        name="plain", source="images", build=ARCHITECTURES["cnn"].build, steps=1_000, augment=mirrored, schedule=cosine
     ),
     Training(
         name="residual, momentum 0.01",
         source="images",
         build=ARCHITECTURES["resnet"].build,
-        steps=1_500,
+        steps=800,
         rate=0.1,
         augment=erased,
         momentum=0.01,

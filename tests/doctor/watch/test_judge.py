@@ -74,6 +74,27 @@ def test_a_distance_that_is_usual_for_a_layer_is_none():
     assert told(judge, noisy) == [[("outlier-statistics", (0,), False)]]
 
 
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(28, 32)])
+def test_a_change_that_is_under_way_is_no_outlier(rows):
+    judge, healthy = begun(), levels()
+    mean = healthy.mean.clone()
+    mean[rows, 0] = 4.0
+    assert told(judge, levels(mean=mean)) == [[]]
+    mean[:3, 0] = 4.0
+    mean[10, 0] = 4.0
+    (verdict,) = judge.judge(levels(mean=mean), None)
+    assert verdict.rows.nonzero().flatten().tolist() == [10]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(30, 32), slice(10, 15)])
+def test_a_few_in_a_row_are_outliers(rows):
+    judge, healthy = begun(), levels()
+    mean = healthy.mean.clone()
+    mean[rows, 0] = 4.0
+    (verdict,) = judge.judge(levels(mean=mean), None)
+    assert torch.equal(verdict.rows, mean[:, 0] == 4.0)
+
+
 def test_many_batches_far_off_are_no_outliers():
     judge, healthy = begun(), levels()
     many = healthy.mean.clone()

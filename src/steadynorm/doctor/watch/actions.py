@@ -20,7 +20,7 @@ __all__ = ["QUICKER", "Bound", "Hold", "foretold", "without"]
 
 R_MAX, D_MAX = 3.0, 5.0
 """Bounds of renorm, those of its paper."""
-QUICKER = (0.2, 0.3, 0.5, 0.8)
+QUICKER = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 """Momenta among which one is chosen where running estimates lag behind."""
 
 

@@ -22,8 +22,9 @@ FOLLOW, FOLLOW_GAP = 0.2, 0.01
 OUTLIER_MEAN, OUTLIER_VAR = 1.0, math.log(4)
 OUTLIER_MEAN_USUAL, OUTLIER_VAR_USUAL = 30.0, 15.0
 """A batch is an outlier where it is as far as the first and, in usual distances, as far as the second."""
-FEW = 0.25
-"""Share of a stretch up to which strange batches are outliers; more of them are part of the data."""
+FEW, IN_A_ROW = 0.25, 3
+"""Share of a stretch up to which strange batches are outliers; more of them are part of the data, and so many at either
+end of it are a change that is under way."""
 LAG_MEAN, LAG_VAR = 0.25, math.log(2)
 GAP_MEAN, GAP_VAR, GAP_USUAL = 1.0, math.log(4), 10.0
 COLLAPSE = 0.5
@@ -117,7 +118,7 @@ class Judge:
         usual_mean, usual_var = (self.memory[name].nan_to_num(0) for name in ("usual_mean", "usual_var"))
         bad = (mean > OUTLIER_MEAN) & (mean > OUTLIER_MEAN_USUAL * usual_mean)
         bad |= (var > OUTLIER_VAR) & (var > OUTLIER_VAR_USUAL * usual_var)
-        rows = bad.any(1)
+        rows = _within(bad.any(1))
         if not rows.any() or rows.float().mean() > FEW:
             return None
         worst = (mean / OUTLIER_MEAN + var / OUTLIER_VAR)[rows].amax(0)
@@ -249,6 +250,17 @@ class Judge:
             weight = FOLLOW_GAP if name.startswith("usual_gap") else FOLLOW
             moved = torch.where(old.isnan(), new, old + weight * (new - old))
             self.memory[name] = torch.where(well & new.isfinite(), moved, old)
+
+
+def _within(rows: Tensor) -> Tensor:
+    """Leave out what is strange from the first row on, or up to the last, where that is more than a few in a row."""
+    rows = rows.clone()
+    for _ in range(2):
+        in_a_row = int(rows.int().cumprod(0).sum())
+        if in_a_row >= IN_A_ROW:
+            rows[:in_a_row] = False
+        rows = rows.flip(0)
+    return rows
 
 
 def _limit(shares: Tensor, samples: float, together: int) -> tuple[float, float]:

@@ -18,8 +18,9 @@ from steadynorm.surgery.kinds import Norm, eps_of
 
 __all__ = ["Reverts"]
 
-BETTER = 0.8
-"""Share of the error of the layer's momentum that another must not exceed."""
+BETTER, NEAR_BEST = 0.8, 1.1
+"""Share of the error of the layer's momentum that another must not exceed; of those whose error is within the second of
+the least, the smallest momentum is taken, as it averages most."""
 HOLDING: dict[str, type[Hold]] = {
     "single-class-batch": Hold,
     "train-eval-gap": Bound,
@@ -145,7 +146,7 @@ class Reverts:
         candidates = [module.momentum, *(each for each in QUICKER if each > module.momentum)]
         errors = foretold(newest, first.mean(0), eps_of(module), candidates)
         errors = ranks.gather(errors.double().cpu()).mean(0).nan_to_num(torch.inf)
-        best = int(errors.argmin())
+        best = int((errors <= NEAR_BEST * errors.min()).int().argmax())
         if not errors[best] < BETTER * errors[0]:
             return None
         self._momenta[layer] = module.momentum, candidates[best]
