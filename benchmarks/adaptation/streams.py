@@ -14,9 +14,9 @@ from steadynorm.lab.data import Images, first, take
 from steadynorm.lab.data.corruptions import corrupt
 from steadynorm.lab.data.streams import stream
 
-__all__ = ["CLEAN", "IMAGES", "Shown", "streams"]
+__all__ = ["CLEAN", "Shown", "streams"]
 
-IMAGES, SINGLE, BATCH, SEVERITY = 500, 150, 100, 5
+IMAGES, LONG, SINGLE, BATCH, SEVERITY = 500, 1000, 150, 100, 5
 CLEAN = "clean"
 CORRUPTIONS: dict[Half, tuple[str, ...]] = {
     "tuning": ("gaussian_noise", "fog", "contrast", "brightness", "jpeg_compression"),
@@ -53,21 +53,23 @@ class Shown:
 
 def streams(split: Split, half: Half, seed: int) -> Iterator[Shown]:
     """Give all streams of a data set: the same for each network of a half and seed."""
-    plain = _test_images(split, seed)
+    plain, long = (_test_images(split, seed, count) for count in (IMAGES, LONG))
 
     @cache
-    def images(shift: str) -> Images:
-        return plain if shift == CLEAN else corrupt(plain, shift, severity=SEVERITY, seed=seed)
+    def images(shift: str, *, runs: bool = False) -> Images:
+        chosen = long if runs else plain
+        return chosen if shift == CLEAN else corrupt(chosen, shift, severity=SEVERITY, seed=seed)
 
-    def show(kind: str, shift: str, order: Tensor, batch: int = BATCH) -> Shown:
-        return _shown(split, kind, shift, take(images(shift), order), batch)
+    def show(kind: str, shift: str, order: Tensor, batch: int = BATCH, *, runs: bool = False) -> Shown:
+        return _shown(split, kind, shift, take(images(shift, runs=runs), order), batch)
 
     every = torch.arange(len(plain))
     for shift in (CLEAN, *CORRUPTIONS[half]):
         yield show("mixed", shift, every)
     for kind in ("class_ordered", "bursts"):
+        order = torch.cat(stream(long.labels, kind, batch_size=BATCH, seed=seed))
         for shift in (CLEAN, *ORDERED[half]):
-            yield show(kind, shift, torch.cat(stream(plain.labels, kind, batch_size=BATCH, seed=seed)))
+            yield show(kind, shift, order, runs=True)
     for shift in (CLEAN, *ORDERED[half]):
         yield _single_class(split, shift, seed)
     changing = [take(images(shift), rows) for shift, rows in _parts(every, (CLEAN, *ORDERED[half]))]
@@ -78,10 +80,10 @@ def streams(split: Split, half: Half, seed: int) -> Iterator[Shown]:
     yield show("mixed, batches of 50", SMALL[half][0], every, 50)
 
 
-def _test_images(split: Split, seed: int) -> Images:
+def _test_images(split: Split, seed: int, number: int) -> Images:
     """Give other test images for each seed, where there are so many."""
     count = len(split.test)
-    return take(split.test, (torch.arange(min(IMAGES, count)) + seed * IMAGES) % count)
+    return take(split.test, (torch.arange(min(number, count)) + seed * number) % count)
 
 
 def _parts(every: Tensor, shifts: Sequence[str]) -> Iterator[tuple[str, Tensor]]:

@@ -37,6 +37,7 @@ HAND = Calibration(
     floor=1.0,
     sure=1.0,
     few=0.5,
+    alone=0.75,
     even=0.0,
     margin=0.0,
     classes=ClassMoments(of={}),
@@ -119,7 +120,7 @@ def test_what_is_fitted_to_the_trials(deep: bool, rows: slice) -> None:
     assert found.line == (pytest.approx(intercept, rel=1e-5), pytest.approx(slope, rel=1e-5))
     assert (found.intercept, found.slope, found.bend) == tuple(pytest.approx(each, rel=1e-5) for each in plane)
     assert (found.floor, found.sure) == (pytest.approx(floor, rel=1e-5), pytest.approx(sure, rel=1e-5))
-    assert found.few == pytest.approx(0.55)
+    assert (found.few, found.alone) == (pytest.approx(0.55), pytest.approx(0.75))
     assert found.even == pytest.approx(gains.mean(), rel=1e-5)
     assert found.margin == pytest.approx(gains.mean() + MARGIN_DEVIATIONS * gains.std(ddof=1), rel=1e-5)
 

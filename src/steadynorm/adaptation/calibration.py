@@ -63,6 +63,8 @@ class Calibration:
     """And more than two."""
     few: float
     """Concentration of a batch of two classes."""
+    alone: float
+    """Concentration half way from two classes to one."""
     even: float
     """Gain of clean batches of all classes, where there is none: what the estimate is off by."""
     margin: float
@@ -263,6 +265,7 @@ def _fit(
     line = statistics.linear_regression([each.information for each in trials], [each.accuracy for each in trials])
     of = {each.classes: [other for other in trials if other.classes == each.classes] for each in trials}
     usual = {name: statistics.fmean(each.deviations[name] for each in of[1]) for name in of[1][0].deviations}
+    few = statistics.fmean(each.concentration for each in of[2])
     calibration = Calibration(
         images=images,
         noise=noise,
@@ -273,7 +276,8 @@ def _fit(
         intercept=intercept,
         floor=0.0,
         sure=0.0,
-        few=statistics.fmean(each.concentration for each in of[2]),
+        few=few,
+        alone=(few + statistics.fmean(each.concentration for each in of[1])) / 2,
         even=0.0,
         margin=0.0,
         classes=classes,

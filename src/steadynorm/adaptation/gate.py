@@ -24,6 +24,8 @@ __all__ = ["HOLD_FLOOR", "HOLD_MARGIN", "Evidence", "Gate"]
 HOLD_FLOOR, HOLD_MARGIN = 0.95, 0.5  # of what it takes to begin
 UNSURE = 0.1
 """Added to the margin where a window looks like one of two classes or fewer."""
+SEEN = 2
+"""Windows, in images, that must have told of an order before it is believed."""
 PATIENCE, CLEAR = 4, 0.05
 """Measured batches in a row with one decision, and distance of the gain above its limit, that make it a sure one; below
 it, half of its distance from the gain of clean batches is enough."""
@@ -55,14 +57,16 @@ class Gate:
         gain = max(accuracy, a′ + b′·I) − (κ − DISCOUNT·s)
 
     Batch statistics are used for the newest batch where there are W images, accuracy > floor in the window and on
-    average, and gain > margin on average: over the stream, a batch of n images with the weight n/(n + W). The margin is
-    higher by ``UNSURE`` where k is that of two classes or more. Where batch statistics were used before,
-    ``HOLD_FLOOR`` of the floor and ``HOLD_MARGIN`` of the margin are enough.
+    average, and gain > margin on average: over the stream, a batch of n images with the weight n/(n + W). Where batch
+    statistics were used before, ``HOLD_FLOOR`` of the floor and ``HOLD_MARGIN`` of the margin are enough. Where k is
+    that of two classes the margin is higher by ``UNSURE``; from half way to one class on nothing is adapted.
 
-    Where classes come in runs. A hidden Markov model follows the predictions, see :class:`ClassOrder`. Once it holds an
-    order likelier than none, batches are predicted by statistics that follow the shift and not the classes, see
-    :class:`Tracker`, and each image by its neighbours too: the output is then log p of the model's smoothed
-    probabilities. Images of a batch are taken to be in the order in which they came. It ends where the order does.
+    Where classes come in runs. A hidden Markov model follows the predictions of windows that may hold few classes, see
+    :class:`ClassOrder`; it begins anew where the images shift, for predictions then change as well. Once it holds an
+    order likelier than none, after ``SEEN`` windows or more, batches are predicted by statistics that follow the shift
+    and not the classes, see :class:`Tracker`, and each image by its neighbours too: the output is then log p of the
+    smoothed probabilities. Images of a batch are taken to be in the order in which they came. It ends where the order
+    does.
 
     Cost: at most one forward more for each batch. While a decision is sure, the path that is not used is run for every
     ``every``-th batch only; its last confidence counts for the others, and stored statistics for the evidence of order.
@@ -105,16 +109,21 @@ class Gate:
     @property
     def decision(self) -> str:
         """By what the last batch was predicted: ``stored``, ``batch`` or ``ordered``."""
-        if self.order is not None and self.order.is_ordered:
+        if self._is_ordered():
             return "ordered"
         return "batch" if self.evidence is not None and self.evidence.adapts else "stored"
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
         """Predict the stream's next batch (N, C, ...), and remember what it tells."""
-        if self.order is not None and self.order.is_ordered:
+        if self._is_ordered():
             return self._by_order(model, x)
         output = self._by_window(model, x)
         return self._see_order(output) if self.ordered else output
+
+    def _is_ordered(self) -> bool:
+        """Whether classes come in runs, as enough images say: at first a shift could be meant."""
+        order = self.order
+        return order is not None and order.is_ordered and order.images >= SEEN * self.calibration.images
 
     def reset(self) -> None:
         """Forget the stream."""
@@ -166,7 +175,8 @@ class Gate:
         adapted = before is not None and before.adapts
         if adapted:
             floor, margin = HOLD_FLOOR * floor, HOLD_MARGIN * margin
-        adapts = min(accuracy, average) > floor and gain > margin
+        is_alone = bool(known.profiles.mixed) and concentration > known.alone
+        adapts = min(accuracy, average) > floor and gain > margin and not is_alone
         if adapts != adapted:
             self.order = None  # predictions by other statistics differ in a manner that is no order
         far = gain > margin + CLEAR if adapts else gain < (known.even + known.margin) / 2
@@ -192,7 +202,7 @@ class Gate:
             return output
         self.order = self.order or ClassOrder(output.shape[1])
         found = self.order.follow(output.float().softmax(1))
-        if not self.order.is_ordered:
+        if not self._is_ordered():
             return output
         self._window.clear()
         self._tracker = Tracker(self.calibration.classes)

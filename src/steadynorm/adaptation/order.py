@@ -50,6 +50,8 @@ class ClassOrder:
         self._odds: Array = odds / odds.sum()
         self.belief: Array = self._odds.copy()
         """Probability of each of STAYS."""
+        self.images = 0
+        """Followed so far."""
         self._usual: Array = np.full(classes, USUAL_FIRST / classes)
         self._last: Array = np.full((len(STAYS), classes), 1 / classes)
 
@@ -60,12 +62,14 @@ class ClassOrder:
         found.belief, found._usual, found._last = (
             state[name].cpu().numpy().copy() for name in ("belief", "usual", "last")
         )
+        found.images = int(state["images"])
         return found
 
     def state(self) -> dict[str, Tensor]:
         """Give all that is remembered, as tensors of float64."""
         found = {"belief": self.belief, "usual": self._usual, "last": self._last}
-        return {name: torch.from_numpy(each.copy()) for name, each in found.items()}
+        tensors = {name: torch.from_numpy(each.copy()) for name, each in found.items()}
+        return tensors | {"images": torch.tensor(self.images)}
 
     @property
     def is_ordered(self) -> bool:
@@ -82,6 +86,7 @@ class ClassOrder:
             probabilities of the same shape, dtype and device; those given, where there is no order.
         """
         given = probabilities.double().cpu().numpy()
+        self.images += len(given)
         self._usual += given.sum(0)
         self._usual *= min(1.0, USUAL_MOST / self._usual.sum())
         usual = self._usual / self._usual.sum()

@@ -20,7 +20,7 @@ from steadynorm.statistics import Moments
 __all__ = ["fingerprint", "read_gate", "write_gate"]
 
 FORMAT = "steadynorm gate 1"
-NUMBERS = ("images", "slope", "bend", "intercept", "floor", "sure", "few", "even", "margin")
+NUMBERS = ("images", "slope", "bend", "intercept", "floor", "sure", "few", "alone", "even", "margin")
 TABLES = ("noise", "usual_deviation")
 
 
