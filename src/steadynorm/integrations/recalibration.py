@@ -13,10 +13,12 @@ from steadynorm.surgery import Change, NothingDoneError, recalibrate_
 from steadynorm.surgery.batches import Forward
 from steadynorm.surgery.named_modules import Where
 
-__all__ = ["NUMBER", "Options", "Recalibration"]
+__all__ = ["NUMBER", "SETTLED", "Options", "Recalibration"]
 
 NUMBER = 50
 """Batches that are taken where nothing else is said."""
+SETTLED = 0.01
+"""Movement that makes a pass the last: about the sampling error of so many batches, and few passes reach it."""
 
 
 class Options(TypedDict, total=False):
@@ -37,7 +39,7 @@ class Recalibration:
         batches: to take; None takes those of the training loader.
         number: of batches at most, on each rank.
         forward: model and batch -> anything; None is the framework's.
-        options: see :class:`Options`.
+        options: see :class:`Options`; ``settled`` is 0.01 where they do not say it.
 
     Raises:
         TypeError: ``batches`` can be gone through once only.
@@ -54,7 +56,8 @@ class Recalibration:
             )
         FirstBatches([] if batches is None else batches, number, caller=caller)  # refuses what cannot be gone through
         self.change: Change | None = None
-        self._caller, self._batches, self._number, self._options = caller, batches, number, options
+        self._caller, self._batches, self._number = caller, batches, number
+        self._options: Options = {"settled": SETTLED, **options}
         self.forward = forward
         self._warned: set[str] = set()
 

@@ -34,14 +34,14 @@ class RecalibrateCallback(Callback):
 
     Args:
         batches: a list or loader to take in place of the training loader, of this rank.
-        number: of batches at most, on each rank, and at most as many as an epoch has. Each is run as often as there
-            are passes, seven in a usual network.
+        number: of batches at most, on each rank, and at most as many as an epoch has. Each is run once a pass.
         every_n_epochs: None measures before every validation. n measures in every n-th epoch only: before its
             validations, and at its end where it has none.
         sanity_check: whether to measure before the check as well.
         forward: model and batch -> anything: how to run the model. None is its ``forward`` on what
             :func:`steadynorm.surgery.batches.feed` takes of the batch.
-        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of ``recalibrate_``.
+        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of ``recalibrate_``; ``settled``
+            is 0.01 standard deviations here, which few passes reach.
 
     Raises:
         TypeError: ``batches`` can be gone through once only; the LightningModule has no ``forward`` and none is given;

@@ -25,11 +25,12 @@ class RecalibrateCallback(TrainerCallback):
 
     Args:
         batches: a list or loader to take in place of the training loader, of this rank.
-        number: of batches at most, on each rank. Each is run as often as there are passes, seven in a usual network.
+        number: of batches at most, on each rank. Each is run once a pass.
         every_n_epochs: None measures before every evaluation. n measures in every n-th epoch only: before its
             evaluations, and at its end where it has none.
         forward: model and batch -> anything: how to run the model; None is :func:`steadynorm.surgery.batches.feed`.
-        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of ``recalibrate_``.
+        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of ``recalibrate_``; ``settled``
+            is 0.01 standard deviations here, which few passes reach.
 
     Raises:
         TypeError: ``batches`` can be gone through once only.
