@@ -275,6 +275,38 @@ def test_a_second_forward_for_each_batch_is_told():
     assert checks(watch) == ["double-update"]
 
 
+def test_two_losses_sent_back_one_by_one_are_no_batches_of_one_class():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with Watch(model) as watch:
+        for step in range(300):
+            x, labels = batch(step, size=2)
+            logits = model(x)
+            optimizer.zero_grad()
+            cross_entropy(logits, labels).backward(retain_graph=True)
+            cross_entropy(logits, labels).backward()
+            optimizer.step()
+    assert "single-class-batch" not in checks(watch)
+
+
+def test_classes_that_alone_are_hard_are_not_taken_for_all_there_are():
+    """Samples that are sure send no gradient; those of the noisy class do."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    with Watch(model) as watch:
+        for step in range(400):
+            generator = torch.Generator().manual_seed(step)
+            drawn = torch.randint(5, (32,), generator=generator)
+            x = 30 * CENTRES[drawn % 4] + torch.randn(32, 6, generator=generator)
+            noisy = torch.rand(32, generator=generator) < 0.2
+            labels = torch.where(drawn == 4, 0, drawn)
+            loss = cross_entropy(3 * model(x), torch.where(noisy & (labels == 0), 1, labels))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert "single-class-batch" not in checks(watch)
+
+
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()

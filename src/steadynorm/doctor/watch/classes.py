@@ -8,18 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steadynorm.ops.observers import is_transformed
+
 __all__ = ["ClassCounts", "alike", "logits_of"]
 
 SUM = 1e-2
 """A gradient of cross-entropy sums to 0 over the classes; beyond this share of its size it is of another loss."""
+TOLD = 0.9
+"""Share of the samples whose label must show. The gradient of the surest vanishes, and who is left may be of one class:
+with a tenth missing, pairs of one class are at most (10/9)² of what they were."""
+MOST = 4093
+"""Counters; labels beyond share them, so that a million classes cost no more. A prime: no pattern of them meets it."""
 
 
 class ClassCounts:
     """Counts of the classes in each forward's batch.
 
     Cross-entropy sends p − y to the logits: one number of each row is negative, that of its label, whatever scales the
-    loss. Label smoothing and mixup leave the main label the most negative one. Another loss is told by rows that do
-    not sum to 0 (binary cross-entropy, regression), and counts as unread.
+    loss. Label smoothing and mixup leave the main label's the largest one; it is positive where the model is surer than
+    y is, or the loss is turned around. Another loss is told by rows that do not sum to 0 (binary cross-entropy,
+    regression), and counts as unread. A batch of which too few labels show counts as empty.
 
     Args:
         forwards: how many are kept.
@@ -28,20 +36,42 @@ class ClassCounts:
     """
 
     def __init__(self, forwards: int, classes: int, device: torch.device) -> None:
-        self.values = torch.zeros(forwards, classes, device=device)
+        self.classes = classes
+        self.values = torch.zeros(forwards, min(classes, MOST), device=device)
         self.unread = torch.zeros(forwards, dtype=torch.bool, device=device)
+        self._stretch = 0
+
+    def listen(self, forward: int, logits: Tensor) -> None:
+        """Count a forward's batch when the loss sends its gradient; one that comes after :meth:`clear` is late."""
+        stretch = self._stretch
+
+        def hear(gradient: Tensor) -> None:
+            if stretch == self._stretch and not is_transformed(gradient):
+                self.add(forward, gradient)
+
+        logits.register_hook(hear)  # type: ignore[no-untyped-call, unused-ignore]
+
+    def fits(self, logits: Tensor) -> bool:
+        """Whether these are of as many classes, and on the same device."""
+        return self.classes == logits.shape[1] and self.values.device == logits.device
 
     @torch.no_grad()
     def add(self, forward: int, gradient: Tensor) -> None:
-        """Count what the gradient of a forward's logits tells, (N, K); nothing is read on the host."""
-        gradient = gradient.detach().float()
-        labels = gradient.argmin(1)
-        told = (gradient.amin(1) < 0).float()
-        self.values[forward].scatter_add_(0, labels, told)
-        self.unread[forward] |= gradient.sum(1).abs().sum() > SUM * gradient.abs().sum()
+        """Count what the gradient of a forward's logits tells, (N, K); nothing is read on the host.
+
+        A second backward through the same forward takes the place of the first.
+        """
+        (least, lowest), (most, highest) = gradient.min(1), gradient.max(1)
+        labels = torch.where((most > -least) & ((gradient < 0).sum(1) > 1), highest, lowest)
+        told = (least < 0).float()
+        counts = torch.zeros_like(self.values[0]).scatter_add_(0, labels % MOST, told)
+        self.values[forward] = torch.where(told.mean() < TOLD, 0, counts)
+        size = torch.linalg.vector_norm(gradient, 1, dtype=torch.float32)
+        self.unread[forward] |= gradient.sum(1, dtype=torch.float32).abs().sum() > SUM * size
 
     def clear(self) -> None:
         """Forget all."""
+        self._stretch += 1
         self.values.zero_()
         self.unread.zero_()
 
@@ -53,6 +83,8 @@ def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (whatever a model g
         return output if fits else None
     if isinstance(output, Mapping):
         return logits_of(output["logits"]) if "logits" in output else None
+    if hasattr(output, "logits"):
+        return logits_of(output.logits)
     return logits_of(output[0]) if isinstance(output, tuple | list) and output else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -143,7 +142,7 @@ class Listener:
             "moved": [rows.moved.clone() for rows in self.rows],
             "momenta": [list(row) for row in self.momenta],
             "others": dict(self.others),
-            "classes": None if classes is None else [classes.values.clone(), classes.unread.clone()],
+            "classes": None if classes is None else [classes.classes, classes.values.clone(), classes.unread.clone()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,8 +158,8 @@ class Listener:
             rows.moved.copy_(moved)
         self.momenta, self.others = [tuple(row) for row in state["momenta"]], dict(state["others"])
         if state["classes"] is not None:
-            values, unread = state["classes"]
-            self.classes = ClassCounts(self._every, values.shape[1], self.rows[0].values.device)
+            classes, values, unread = state["classes"]
+            self.classes = ClassCounts(self._every, classes, self.rows[0].values.device)
             self.classes.values.copy_(values)
             self.classes.unread.copy_(unread)
 
@@ -214,9 +213,9 @@ class Listener:
         logits = logits_of(output)
         if logits is None:
             return
-        if self.classes is None or self.classes.values.shape[1] != logits.shape[1]:
+        if self.classes is None or not self.classes.fits(logits):
             self.classes = ClassCounts(self._every, logits.shape[1], logits.device)
-        logits.register_hook(partial(self.classes.add, len(self.momenta)))  # type: ignore[no-untyped-call, unused-ignore]
+        self.classes.listen(len(self.momenta), logits)
 
     def _restore(self) -> None:
         """Put the layers back whose running estimates are not finite; without a look at them on another device."""
