@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -331,6 +332,31 @@ def test_recomputation_counts_a_batch_once_under_revert(policy):
     assert checks(watch) == ["double-update"]
 
 
+@pytest.mark.parametrize("policy", ["warn", "revert"])
+def test_the_first_pass_of_reentrant_checkpointing_is_the_training(policy):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with Watch(model, policy) as watch:
+        for step in range(100):
+            x, labels = batch(step)
+            loss = cross_entropy(checkpoint(model, x.requires_grad_(), use_reentrant=True), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert watch.report().steps == 100
+    (event,) = watch.events
+    assert "activation checkpointing" in event.problem
+
+
+def test_a_momentum_of_numpy_goes_into_a_checkpoint(tmp_path):
+    model = network()
+    model[1].momentum = np.float64(0.1)
+    with Watch(model) as watch:
+        trained(model, 10)
+        torch.save(watch.state_dict(), tmp_path / "a.pt")
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["listener"]["momenta"][0] == [0.1, 0.1]
+
+
 def test_it_goes_on_after_a_checkpoint_with_the_same_decisions(tmp_path):
     def change(step, x, labels):
         x, labels = ordered(step, x, labels, begins=224, ends=400)
@@ -379,6 +405,87 @@ def test_an_exception_in_a_forward_leaves_the_watch_able_to_go_on():
         model(batch(0)[0])
         raise KeyError
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_training_that_was_interrupted_in_a_forward_is_heard_again():
+    model = network()
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with Watch(model) as watch:
+        handle = model[2].register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(batch(0)[0])
+        handle.remove()
+        trained(model, 40)
+    assert watch.report().steps == 40
+
+
+def test_an_event_at_which_the_user_raises_is_told_once():
+    model, told = network(), []
+
+    def stop(event):
+        told.append(event.step)
+        raise StopIteration
+
+    with Watch(model, "revert", on_event=stop) as watch:
+        for step in range(200):
+            try:
+                trained(model, step + 1, change=poison(120), begin=step)
+            except StopIteration:
+                assert step in (128, 160, 161)
+    assert told == [120, 128]
+    assert [each.step for each in watch.events] == told
+    assert watch.report().steps == 198  # all but those in which it was raised
+
+
+def test_hooks_go_though_the_user_raises_at_the_last_events():
+    model = network()
+    with pytest.raises(ZeroDivisionError), Watch(model, on_event=lambda event: 1 / 0):
+        model(poison(0)(0, *batch(0))[0])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def transforms(model, x):
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters):
+        buffers = {name: each.clone() for name, each in model.named_buffers()}
+        return torch.func.functional_call(model, (parameters, buffers), (x,)).square().mean()
+
+    torch.func.grad(loss)(parameters)
+    torch.func.jvp(model.eval(), (x,), (x,))
+    stacked = torch.func.stack_module_state([model, copy.deepcopy(model)])
+    torch.func.vmap(lambda *state: torch.func.functional_call(model, state, (x,)))(*stacked)
+
+
+def trace(model, x):
+    assert "aten::cat" not in str(torch.jit.trace(model.eval(), x).inlined_graph)
+
+
+def export(model, x):
+    graph = torch.export.export(model.eval(), (x,), strict=False).graph
+    assert not any("cat" in each.name for each in graph.nodes)
+
+
+def fake(model, x):
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        model.eval()(torch.empty(4, 6))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("use", [transforms, trace, export, fake])
+@pytest.mark.parametrize("policy", ["warn", "revert"])
+def test_who_transforms_or_records_a_model_is_not_disturbed(use, policy):
+    model = network()
+    with Watch(model, policy) as watch:
+        trained(model, 40)
+        use(model, batch(0)[0])
+        model.train()
+        trained(model, 80, begin=40)
+    assert watch.report().steps == 80
+    assert watch.events == []
 
 
 def test_children_that_a_training_calls_by_themselves_are_heard():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steadynorm.doctor.watch.classes import ClassCounts, logits_of
 from steadynorm.doctor.watch.recorder import Layout, Momenta, Rows
-from steadynorm.ops.observers import is_recomputing
+from steadynorm.ops.observers import is_recomputing, is_recorded, is_transformed
 from steadynorm.surgery.contexts import outside_graphs
 from steadynorm.surgery.kinds import Norm
 from steadynorm.surgery.named_modules import NamedModule
@@ -23,6 +24,11 @@ TRAINING = "training"
 EVALUATION = "evaluation"
 NO_GRADIENT = "a forward without gradient"
 RECOMPUTATION = "activation checkpointing"
+UNHEARD = "nothing a watch looks at"
+_CHECKPOINT = str(Path("torch", "utils", "checkpoint.py"))
+
+
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 def silent(*arguments: Any) -> None:  # noqa: ANN401 (as any hook is called)
@@ -59,7 +65,8 @@ class Listener:
     """Fills the rows of a stretch of training.
 
     A forward is what lies between the outermost call of the model, or of one of its direct children, and its return;
-    of a compiled model, the call of the model.
+    of a compiled model, the call of the model. What is transformed, traced or exported is not heard, nor what runs on
+    tensors without values.
 
     Args:
         model: the root.
@@ -92,8 +99,8 @@ class Listener:
         self._model, self._every, self._guarded = model, every, guarded
         self._on_full, self._on_evaluation = on_full, on_evaluation
         self._modules: list[Norm] = [each.module for each in self.layers]
-        self._depth = 0
-        self._purpose = EVALUATION
+        self._inside: list[nn.Module] = []
+        self._purpose = UNHEARD
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -116,7 +123,7 @@ class Listener:
         """Take all hooks away."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._depth = [], 0
+        self._handles, self._inside = [], []
 
     def clear(self) -> None:
         """Begin the next stretch."""
@@ -164,25 +171,34 @@ class Listener:
             self.classes.unread.copy_(unread)
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401 (as the module takes them)
-        self._depth += 1
-        if self._depth == 1:
+        if self._inside and self._inside[0] is module:  # a KeyboardInterrupt has left it without a word
+            self._inside.clear()
+        self._inside.append(module)
+        if len(self._inside) == 1:
             outside_graphs(self._begin)
 
     def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401 (likewise)
-        self._depth -= 1
-        if self._depth == 0:
-            outside_graphs(self._end, output)
+        if self._inside:
+            self._inside.pop()
+            if not self._inside:
+                outside_graphs(self._end, output)
 
     def _begin(self) -> None:
-        self._purpose = self._told()
-        if self._purpose == TRAINING and len(self.momenta) == self._every:
+        self._purpose = UNHEARD  # also where judging raises
+        purpose = self._told()
+        if purpose == UNHEARD:
+            return
+        if purpose == TRAINING and len(self.momenta) == self._every:
             self._on_full()
-        elif self._purpose == EVALUATION:
+        elif purpose == EVALUATION:
             self._on_evaluation()
+        self._purpose = purpose
         for rows in self.rows:
             rows.layout.read(self._row(rows, 0))
 
     def _end(self, output: Any) -> None:  # noqa: ANN401 (whatever the model gives)
+        if self._purpose == UNHEARD:
+            return
         for rows in self.rows:
             rows.layout.read(self._row(rows, 1))
         if self._purpose == TRAINING:
@@ -190,7 +206,7 @@ class Listener:
                 self._listen_to_loss(output)
             if self._guarded:
                 self._restore()
-            self.momenta.append(tuple(each.momentum for each in self._modules))
+            self.momenta.append(tuple(_momentum_of(each) for each in self._modules))
             return
         self.others[self._purpose] = self.others.get(self._purpose, 0) + 1
         if all(each.momentum is not None for each in self._modules):  # else the statistics are being measured again
@@ -200,11 +216,13 @@ class Listener:
                     rows.layout.write(rows.spare[0])
 
     def _told(self) -> str:
+        if is_transformed() or is_recorded() or torch._C._get_dispatch_mode(_FAKE) is not None:
+            return UNHEARD
         if is_recomputing():
             return RECOMPUTATION
         if not any(each.training for each in self._modules):
             return EVALUATION
-        return TRAINING if torch.is_grad_enabled() else NO_GRADIENT
+        return TRAINING if torch.is_grad_enabled() or _is_checkpointing() else NO_GRADIENT
 
     def _row(self, rows: Rows, side: int) -> Tensor:
         return (rows.values[len(self.momenta)] if self._purpose == TRAINING else rows.spare)[side]
@@ -227,3 +245,17 @@ class Listener:
             bad = layout.by_layer((~after.isfinite()).any(0).to(after.dtype)) > 0
             kept = layout.by_channel(bad, after) > 0
             layout.write(torch.where(kept, before, after))
+
+
+def _momentum_of(module: Norm) -> float | None:
+    return None if module.momentum is None else float(module.momentum)
+
+
+def _is_checkpointing() -> bool:
+    """Whether reentrant checkpointing, which takes the gradient away at first, has called this."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename.endswith(_CHECKPOINT):
+            return True
+    return False

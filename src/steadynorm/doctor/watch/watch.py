@@ -63,7 +63,8 @@ class Watch:
         model: the module whose forward the training calls; or its direct children's.
         policy: ``"warn"`` changes nothing.
         every: training forwards in a stretch, at least 16.
-        on_event: called with every event as it comes.
+        on_event: called with every event as it comes, within the forward before which a stretch is judged; what it
+            raises comes out of that forward, and the watch can go on.
 
     Raises:
         ValueError: nothing in the model can be watched; another policy; fewer forwards.
@@ -121,10 +122,12 @@ class Watch:
 
     def stop(self) -> None:
         """Judge what is left of a stretch, take all hooks away, and let every layer do what it did before."""
-        if self._listener.is_on and self._ranks.size == 1:
-            self._judge()
-        self._listener.stop()
-        self._acts.lift()
+        try:
+            if self._listener.is_on and self._ranks.size == 1:
+                self._judge()
+        finally:
+            self._listener.stop()
+            self._acts.lift()
         if not self._was_called:
             _log.warning(
                 "Watch: the model ran no training forward. Give Watch the module that the training calls, and call it "
@@ -172,16 +175,17 @@ class Watch:
     def _judge(self) -> None:
         forwards = len(self._listener.momenta)
         self._was_called |= forwards > 0
+        events: list[Event] = []
         if forwards:
             levels, classes = self._measured(forwards)
             verdicts = self._judge_of.judge(levels, classes)
             if self._reverts:
                 self._acts.drop([each.rows for each in verdicts if each.rows is not None])
-            for verdict in verdicts:
-                self._take(verdict)
-        self._say_what_moved()
+            events += [self._taken(verdict) for verdict in verdicts]
+        events += self._what_moved()
         self.step += forwards
         self._listener.clear()
+        self._tell(events)
 
     def _measured(self, forwards: int) -> tuple[Levels, Tensor | None]:
         """Measure the stretch, on all ranks together where they decide together."""
@@ -196,8 +200,9 @@ class Watch:
         levels, counts = Levels.join(parts).cpu(), self._listener.classes_of(forwards)
         return levels.over(self._ranks), _sum_over(self._ranks, counts)
 
-    def _say_what_moved(self) -> None:
+    def _what_moved(self) -> list[Event]:
         """Tell, once, of running estimates that moved in forwards that were for something else."""
+        events = []
         names = [
             named.name
             for rows in self._listener.rows
@@ -209,7 +214,7 @@ class Watch:
             if purpose in self._moved or (purpose == EVALUATION and NO_GRADIENT in self._listener.others):
                 continue
             self._moved.add(purpose)
-            self._tell(
+            events.append(
                 Event(
                     step=self.step + len(self._listener.momenta),
                     check=check,
@@ -218,29 +223,30 @@ class Watch:
                     action="put back" if purpose == RECOMPUTATION and self._reverts else "",
                 )
             )
+        return events
 
     # Acting
 
-    def _take(self, verdict: Verdict) -> None:
-        """Act on a verdict, and tell of it."""
+    def _taken(self, verdict: Verdict) -> Event:
+        """Act on a verdict."""
         can_hold = not self._judge_of.is_new
         at = 0 if verdict.rows is None else int(verdict.rows.int().argmax())
-        self._tell(
-            Event(
-                step=self.step + at,
-                check=verdict.check,
-                layers=tuple(self._layers[each].name for each in verdict.layers),
-                problem=(OVER if verdict.over else BEGUN)[verdict.check],
-                evidence=verdict.evidence,
-                action=self._acts.act(verdict, self._ranks, can_hold=can_hold) if self._reverts else "",
-                over=verdict.over,
-            )
+        return Event(
+            step=self.step + at,
+            check=verdict.check,
+            layers=tuple(self._layers[each].name for each in verdict.layers),
+            problem=(OVER if verdict.over else BEGUN)[verdict.check],
+            evidence=verdict.evidence,
+            action=self._acts.act(verdict, self._ranks, can_hold=can_hold) if self._reverts else "",
+            over=verdict.over,
         )
 
-    def _tell(self, event: Event) -> None:
-        self.events.append(event)
-        _log.log(logging.INFO if event.over else logging.WARNING, "%s", event.text)
-        if self.on_event is not None:
+    def _tell(self, events: list[Event]) -> None:
+        """Note and log all, before anybody is called who may raise."""
+        self.events += events
+        for event in events:
+            _log.log(logging.INFO if event.over else logging.WARNING, "%s", event.text)
+        for event in events if self.on_event is not None else ():
             self.on_event(event)
 
 
