@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test test-slow test-versions check doctor-bench gpu format clean
+.PHONY: compare test test-slow test-versions check doctor-bench adaptation-bench gpu format clean
 
 # Idle threads sleep: on a machine that has other work, those that wait would take the time of those that work.
 compare: $(READY)  ## train the article's network with and without batch norm on the embedded data
@@ -31,6 +31,9 @@ check: $(READY)  ## formatting, lint, types, import contract
 
 doctor-bench: $(READY)  ## put 251 kinds of fault into trained networks, 37 of them held out, and count what the doctor finds and repairs
 	PYTHONPATH=. $(BIN)/python -m benchmarks.doctor
+
+adaptation-bench: $(READY)  ## train the networks that no method was designed on, show them every stream, and count what each method wins and loses
+	PYTHONPATH=. $(BIN)/python -m benchmarks.adaptation --half "held out"
 
 OUT ?= runs/gpu
 gpu:  ## on a machine with a GPU, torch, Triton, pytest and tyro: its tests and its benchmark; OUT=DIR takes the record

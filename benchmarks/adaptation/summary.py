@@ -1,13 +1,19 @@
-"""From rows to the two claims, network by network: what is lost at worst, and what is kept where classes are mixed."""
+"""From rows to the two claims, network by network: what is lost at worst, and what is kept where classes are mixed.
+
+``python -m benchmarks.adaptation.summary RECORD`` prints the tables of a record.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Worst", "kept", "kinds_table", "networks_table", "worst"]
+__all__ = ["Worst", "kept", "kinds_table", "networks_table", "ordered_table", "read", "worst"]
 
 Rows = Sequence[Mapping[str, Any]]
 Place = tuple[str, str, str]
@@ -26,6 +32,11 @@ KINDS = {
     "single_class": "single class",
 }
 """Kind of stream -> its column."""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a record."""
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]]
 
 
 def _gains(rows: Rows, method: str) -> dict[Place, list[float]]:
@@ -100,3 +111,28 @@ def kinds_table(rows: Rows, methods: Sequence[str]) -> str:
         ends = [f"{least:+.1f}", f"{single:+.1f}", "" if share is None else f"{share:.0%}"]
         lines.append(f"| {method} | {' | '.join([*errors, *ends])} |")
     return "\n".join(lines)
+
+
+def ordered_table(rows: Rows, method: str = "gate") -> str:
+    """Give each network's error on streams in which classes come in runs, stored and by a method, in Markdown."""
+    kinds = ("class_ordered", "bursts")
+    head = " | ".join(f"{KINDS[kind]}: {name}" for kind in kinds for name in (STORED, method))
+    lines = [f"| error | {head} |", "|---|---|---|---|---|"]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        cells = []
+        for kind in kinds:
+            for name in (STORED, method):
+                here = [
+                    1 - row["accuracy"]
+                    for row in rows
+                    if (row["network"], row["kind"], row["method"]) == (network, kind, name)
+                ]
+                cells.append(f"{100 * statistics.fmean(here):.1f} %")
+        lines.append(f"| {network} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    found = read(Path(sys.argv[1]))
+    print(kinds_table(found, list(dict.fromkeys(row["method"] for row in found))))
+    print(networks_table(found, "gate"), ordered_table(found), sep="\n\n")

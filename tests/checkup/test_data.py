@@ -166,3 +166,18 @@ def test_numbers_by_channel_must_fit(flag: str) -> None:
 def test_a_place_has_no_data_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--data-dir: says where a data set lies that has a name"):
         load(tmp_path, data_dir=tmp_path)
+
+
+def test_a_stream_is_all_samples_in_their_order(tmp_path: Path) -> None:
+    path = arrays(tmp_path, x=np.arange(10, dtype=np.float32)[:, None], y=np.arange(10) % 3)
+    found = load(path, batch_size=4, number=9, in_order=True)
+    assert torch.cat([x for x, _ in found.batches]).flatten().tolist() == list(range(10))
+    assert [len(x) for x, _ in found.batches] == [4, 4, 2]
+    assert found.told == "10 samples of a.npz in batches of 4, as they are"
+
+
+def test_validation_images_of_a_data_set_are_taken_where_they_are_asked_for() -> None:
+    found = load("shapes", batch_size=8, number=1, part="validation", in_order=True)
+    dataset = load_dataset("shapes")
+    assert torch.equal(found.batches[0][1], dataset.validation.labels[:8])
+    assert found.told.startswith("8 validation images of shapes, ")
