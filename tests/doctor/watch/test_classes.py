@@ -34,6 +34,15 @@ def test_cross_entropy_tells_the_labels(loss):
     assert not counts.unread.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_may_be_of_any_precision(dtype):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 5, dtype=dtype, requires_grad=True), torch.randint(5, (40,))
+    counts = counted(lambda x, y: functional.cross_entropy(x.float(), y), logits, labels)
+    assert torch.equal(counts.values[0].long(), torch.bincount(labels, minlength=5))
+    assert not counts.unread.any()
+
+
 def test_samples_that_are_ignored_do_not_count():
     logits, labels = torch.randn(20, 5, requires_grad=True), torch.tensor([1, 2]).repeat(10)
     labels[5] = -100

@@ -66,8 +66,9 @@ class ClassCounts:
         told = (least < 0).float()
         counts = torch.zeros_like(self.values[0]).scatter_add_(0, labels % MOST, told)
         self.values[forward] = torch.where(told.mean() < TOLD, 0, counts)
-        size = torch.linalg.vector_norm(gradient, 1, dtype=torch.float32)
-        self.unread[forward] |= gradient.sum(1, dtype=torch.float32).abs().sum() > SUM * size
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        size = torch.linalg.vector_norm(gradient, 1, dtype=dtype)
+        self.unread[forward] |= gradient.sum(1, dtype=dtype).abs().sum() > SUM * size
 
     def clear(self) -> None:
         """Forget all."""
