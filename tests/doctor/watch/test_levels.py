@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from steadynorm import BatchNorm1d, BatchRenorm1d, GatedBatchNorm1d
-from steadynorm.doctor.watch.levels import Levels, levels_of
+from steadynorm.doctor.watch.levels import Levels, _median, levels_of
 from steadynorm.doctor.watch.recorder import Layout, Rows
 from steadynorm.surgery.named_modules import batch_norms_of
 
@@ -17,9 +17,9 @@ def recorded(model, batches):
     (layout,) = Layout.of(batch_norms_of(model))
     rows, momenta = Rows(layout, len(batches)), []
     for at, x in enumerate(batches):
-        layout.read(rows.values[at, 0])
+        rows.read(at, after=False)
         model(x)
-        layout.read(rows.values[at, 1])
+        rows.read(at, after=True)
         momenta.append(tuple(each.module.momentum for each in layout.layers))
     return rows, momenta
 
@@ -30,14 +30,45 @@ def test_the_batches_are_read_off_the_estimates(kind, momentum):
     torch.manual_seed(0)
     batches = [torch.randn(20, 3) * 2 + 1 for _ in range(4)]
     rows, momenta = recorded(nn.Sequential(kind(3, momentum=momentum)), batches)
-    found = rows.batches(4, momenta)
+    found = rows.batches(momenta)
     wanted = torch.stack([torch.stack((x.mean(0), x.var(0))) for x in batches])
     torch.testing.assert_close(found, wanted, rtol=1e-6 / momentum * 10, atol=1e-6 / momentum)
 
 
 def test_a_layer_without_momentum_tells_nothing():
     rows, momenta = recorded(nn.Sequential(nn.BatchNorm1d(3, momentum=None)), [torch.randn(20, 3)])
-    assert rows.batches(1, momenta).isnan().all()
+    assert rows.batches(momenta).isnan().all()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, BatchNorm1d])
+def test_of_a_layer_that_is_called_twice_the_average_of_both_batches_is_read(kind):
+    torch.manual_seed(0)
+    layer = kind(3, momentum=0.2)
+    batches = [torch.randn(20, 3) * 2 + 1 for _ in range(6)]
+    rows, momenta = recorded(nn.Sequential(layer, nn.ReLU(), layer), batches)
+    found = rows.batches(momenta)
+    for x, read in zip(batches, found, strict=True):
+        y = nn.functional.batch_norm(x, None, None, training=True).relu()
+        once, again = (torch.stack((each.mean(0), each.var(0))) for each in (x, y))
+        torch.testing.assert_close(read, (0.8 * once + again) / 1.8, rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_whose_estimates_have_not_moved_tells_nothing():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval())
+    rows, momenta = recorded(model, [torch.randn(20, 3), torch.randn(20, 3)])
+    found = rows.batches(momenta)
+    assert found[..., :3].isfinite().all()
+    assert found[..., 3:].isnan().all()
+    levels = levels_of(rows, 2, momenta)
+    assert levels.dead.isnan().tolist() == [False, True]
+    assert levels.finite.all()
+
+
+def test_the_median_is_torchs():
+    values = torch.randn(9, 40, generator=torch.Generator().manual_seed(0))
+    values[torch.rand(9, 40, generator=torch.Generator().manual_seed(1)) < 0.4] = torch.nan
+    values[:, 3] = torch.nan
+    torch.testing.assert_close(_median(values), values.nanmedian(0).values, rtol=0, atol=0, equal_nan=True)
 
 
 def test_distances_are_those_of_their_formulas():

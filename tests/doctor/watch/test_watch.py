@@ -488,6 +488,88 @@ def test_who_transforms_or_records_a_model_is_not_disturbed(use, policy):
     assert watch.events == []
 
 
+def test_branches_of_which_the_model_takes_one_at_random_are_well():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norms, self.last = nn.Linear(6, 16), nn.ModuleList(), nn.Linear(16, 4)
+            self.norms += [nn.BatchNorm1d(16), nn.BatchNorm1d(16)]
+
+        def forward(self, x, branch):
+            return self.last(self.norms[branch](self.first(x)).relu())
+
+    torch.manual_seed(5)
+    model = Branches()
+    with Watch(model, "revert") as watch:
+        for step in range(500):
+            x, labels = batch(step)
+            branch = int(torch.randint(2, ()))
+            cross_entropy(model(x + 2 * branch, branch), labels).backward()
+    assert watch.events == []
+
+
+def test_a_network_that_looks_at_two_inputs_is_well():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x):
+            return self.body(x) + self.body(x.flip(0) + 1).flip(0)
+
+    model = Twins()
+    watch = Watch(model, "revert")
+    trained(model, 600, watch)
+    assert watch.events == []
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_model_may_become_float64(held):
+    model = network()
+    with Watch(model, "revert") as watch:
+        trained(model, 150)
+        if held:
+            assert watch._acts.hold(0, "single-class-batch")
+            assert watch._acts.hold(1, WHY)
+        model.double()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        for step in range(150, 300):
+            x, labels = poison(200)(step, *batch(step))
+            loss = cross_entropy(model(x.double()), labels)
+            optimizer.zero_grad()
+            if loss.isfinite():
+                loss.backward()
+                optimizer.step()
+        assert watch._listener.rows[0].values.dtype == torch.float64
+    assert watch.report().steps == 300
+    assert [each.check for each in watch.events if not each.over] == ["nonfinite-statistics"]
+    assert watch.events[0].step == 200
+    assert all(each.isfinite().all() for each in model.state_dict().values())
+
+
+def test_layers_that_lose_their_estimates_end_the_watch(caplog):
+    logging.getLogger("steadynorm.watch").setLevel(logging.WARNING)
+    model = network()
+    with Watch(model, "revert") as watch:
+        trained(model, 50)
+        model[1].running_mean = model[1].running_var = None
+        trained(model, 60, begin=50)
+        assert not watch._listener.is_on
+    assert watch.report().steps == 50
+    assert caplog.messages == ["Watch: 1 has no running estimates any more; the watch has stopped. Start another one."]
+
+
+def test_layers_that_are_replaced_are_named(caplog):
+    logging.getLogger("steadynorm.watch").setLevel(logging.WARNING)
+    model = network()
+    with Watch(model) as watch:
+        trained(model, 50)
+        model[4] = nn.BatchNorm1d(16)
+        trained(model, 150, begin=50)
+    assert caplog.messages == ["Watch: layers have been replaced (4); start another watch."]
+    assert watch.report().unwatched == {"4": "another module has taken its place since"}
+
+
 def test_children_that_a_training_calls_by_themselves_are_heard():
     class Pair(nn.Module):
         def __init__(self):

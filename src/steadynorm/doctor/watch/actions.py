@@ -40,11 +40,15 @@ class Hold:
 
     def __init__(self, layout: Layout, module: Norm, beside: tuple[Tensor, Tensor] | None = None) -> None:
         own = layout.own(module)
-        self.beside = beside or (own[0].clone(), own[1].clone())
+        layout.standing_in[module] = beside or (own[0].clone(), own[1].clone())
         self._layout, self._module = layout, module
         self._stack = ExitStack()
         self._stack.enter_context(replaced_forwards({module: self._forward}))
-        layout.standing_in[module] = self.beside
+
+    @property
+    def beside(self) -> tuple[Tensor, Tensor]:
+        """The estimates that are kept beside."""
+        return self._layout.standing_in[self._module]
 
     def release(self) -> None:
         """Let the layer do again what it did."""
@@ -105,7 +109,7 @@ class Bound(Hold):
 def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
     """Give the running estimates after a stretch as they were without some of its batches, (2, channels).
 
-        e = what those batches have added:  e + (after − before) at one of them, (1 − momentum)·e at any other
+        e = what those batches have added:  e + (after − before) at one of them, (1 − weight)·e at any other
 
     A forward whose estimates were not finite has been put back, and changes nothing.
 
@@ -115,14 +119,12 @@ def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
         bad: which batches, (T,), on the CPU.
     """
     layout, values = rows.layout, rows.values
+    kept = 1 - rows.weights(momenta).nan_to_num(0)
     added = torch.zeros_like(values[0, 0])
     for at, is_bad in enumerate(bad.tolist()):
         before, after = values[at]
-        if is_bad:
-            added = torch.where(after.isfinite().all(), added + (after - before), added)
-        else:
-            kept = [1 - (each or 0.0) for each in momenta[at]]
-            added = added * layout.by_channel(kept, added)
+        with_it = torch.where(after.isfinite().all(), added + (after - before), added)
+        added = with_it if is_bad else added * kept[at]
     now = torch.empty_like(added)
     layout.read(now)
     now -= added

@@ -136,7 +136,7 @@ class Judge:
     def _lag(self, levels: Levels) -> list[Verdict]:
         mean, var = levels.lag_mean.nan_to_num(0), levels.lag_var.nan_to_num(0).abs()
         on = (mean > LAG_MEAN) | (var > LAG_VAR)
-        off = (mean < LAG_MEAN / 4) & (var < LAG_VAR / 2)
+        off = (mean < LAG_MEAN / 4) & (var < LAG_VAR / 2) & levels.lag_mean.isfinite()
         evidence = {
             "mean behind by, in standard deviations": float(mean.max().sqrt()),
             "variance behind by a factor of": _factor(levels.lag_var.nan_to_num(0)),
@@ -150,8 +150,9 @@ class Judge:
         limits = [
             torch.clamp(GAP_USUAL * each, min=least) for each, least in zip(usual, (GAP_MEAN, GAP_VAR), strict=True)
         ]
-        share = torch.maximum(mean / limits[0], var / limits[1]).nan_to_num(0)
-        on, off = (share > 1) & (self.memory["lag"] <= 0), share < 0.5
+        share = torch.maximum(mean / limits[0], var / limits[1])
+        off, share = share < 0.5, share.nan_to_num(0)
+        on = (share > 1) & (self.memory["lag"] <= 0)
         evidence = {
             "mean, in standard deviations": float(mean.nan_to_num(0).max().sqrt()),
             "variance, a factor of": math.exp(float(var.nan_to_num(0).max())),
@@ -159,9 +160,10 @@ class Judge:
         return self._follow("gap", "train-eval-gap", on, off, share, evidence)
 
     def _collapse(self, levels: Levels) -> list[Verdict]:
-        more = levels.dead.nan_to_num(0) - self.memory["usual_dead"].nan_to_num(0)
+        more = levels.dead - self.memory["usual_dead"].nan_to_num(0)
+        on, off, more = more > COLLAPSE, more < COLLAPSE / 2, more.nan_to_num(0)
         evidence = {"share of channels without variance": float(levels.dead.nan_to_num(0).max())}
-        return self._follow("collapse", "collapsed-variance", more > COLLAPSE, more < COLLAPSE / 2, more, evidence)
+        return self._follow("collapse", "collapsed-variance", on, off, more, evidence)
 
     def _repeated(self, levels: Levels) -> list[Verdict]:
         """Judge whether batches come twice in a row: nearly the same moments every other time."""

@@ -84,9 +84,9 @@ def levels_of(rows: Rows, forwards: int, momenta: Sequence[Momenta]) -> Levels:
     """
     layout, by_layer = rows.layout, rows.layout.by_layer
     eps = layout.by_channel([eps_of(each.module) for each in layout.layers], rows.values)
-    batches = rows.batches(forwards, momenta)
+    batches = rows.batches(momenta)
     before = rows.values[:forwards, 0]
-    center = batches.nanmedian(0).values
+    center = _median(batches)
     average, followed = batches.nanmean(0), torch.where(batches.isnan(), torch.nan, before).nanmean(0)
 
     def distance(one: Tensor, other: Tensor) -> Tensor:
@@ -105,8 +105,14 @@ def levels_of(rows: Rows, forwards: int, momenta: Sequence[Momenta]) -> Levels:
         running_var=ratio(batches, before),
         lag_mean=distance(average, followed),
         lag_var=ratio(average, followed),
-        dead=by_layer((center[1] < eps).to(center.dtype)),
+        dead=by_layer(torch.where(center[1].isnan(), torch.nan, (center[1] < eps).to(center.dtype))),
     )
+
+
+def _median(values: Tensor) -> Tensor:
+    """Give the lower median of the first dimension, NaN left out; torch's has no deterministic form on a GPU."""
+    ordered, count = values.sort(0).values, (~values.isnan()).sum(0)
+    return ordered.gather(0, ((count - 1).clamp_(min=0) // 2)[None])[0]
 
 
 def standardised(difference: Tensor, var: Tensor, eps: Tensor) -> Tensor:

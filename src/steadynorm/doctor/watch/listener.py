@@ -74,6 +74,8 @@ class Listener:
         every: forwards in a stretch.
         on_full: called before the forward that follows a full stretch.
         on_evaluation: called before a forward in evaluation.
+        on_moved: called where layers are of another dtype or on another device than before; the stretch begins anew.
+        on_lost: called with what has become of layers that cannot be read any more.
         guarded: whether running estimates go back to what they were before a forward that left them not finite, or
             that activation checkpointing ran again.
     """
@@ -86,6 +88,8 @@ class Listener:
         every: int,
         on_full: Callable[[], None],
         on_evaluation: Callable[[], None],
+        on_moved: Callable[[], None],
+        on_lost: Callable[[str], None],
         guarded: bool,
     ) -> None:
         self.layouts = Layout.of(layers)
@@ -97,7 +101,7 @@ class Listener:
         self.others: dict[str, int] = {}
         """Forwards of the stretch that were for something else."""
         self._model, self._every, self._guarded = model, every, guarded
-        self._on_full, self._on_evaluation = on_full, on_evaluation
+        self._on_full, self._on_evaluation, self._on_moved, self._on_lost = on_full, on_evaluation, on_moved, on_lost
         self._modules: list[Norm] = [each.module for each in self.layers]
         self._inside: list[nn.Module] = []
         self._purpose = UNHEARD
@@ -146,6 +150,7 @@ class Listener:
             "layers": [each.name for each in self.layers],
             "every": self._every,
             "rows": [rows.values[:filled].clone() for rows in self.rows],
+            "calls": [rows.calls[:filled].clone() for rows in self.rows],
             "moved": [rows.moved.clone() for rows in self.rows],
             "momenta": [list(row) for row in self.momenta],
             "others": dict(self.others),
@@ -160,8 +165,10 @@ class Listener:
                 f"Watch: a state must be of a watch over the same {len(names)} layers by stretches of {self._every}, "
                 f"got one over {len(state['layers'])} by stretches of {state['every']}."
             )
-        for rows, values, moved in zip(self.rows, state["rows"], state["moved"], strict=True):
+        parts = (state[name] for name in ("rows", "calls", "moved"))
+        for rows, values, calls, moved in zip(self.rows, *parts, strict=True):
             rows.values[: len(values)].copy_(values)
+            rows.calls[: len(calls)].copy_(calls)
             rows.moved.copy_(moved)
         self.momenta, self.others = [tuple(row) for row in state["momenta"]], dict(state["others"])
         if state["classes"] is not None:
@@ -186,7 +193,7 @@ class Listener:
     def _begin(self) -> None:
         self._purpose = UNHEARD  # also where judging raises
         purpose = self._told()
-        if purpose == UNHEARD:
+        if purpose == UNHEARD or not self._can_read():
             return
         if purpose == TRAINING and len(self.momenta) == self._every:
             self._on_full()
@@ -194,13 +201,27 @@ class Listener:
             self._on_evaluation()
         self._purpose = purpose
         for rows in self.rows:
-            rows.layout.read(self._row(rows, 0))
+            rows.read(len(self.momenta) if purpose == TRAINING else None, after=False)
+
+    def _can_read(self) -> bool:
+        """Follow the layers to another dtype or device; False where there is nothing to read."""
+        if all(rows.fits() for rows in self.rows):
+            return True
+        lost = next((why for why in (rows.layout.lost() for rows in self.rows) if why), None)
+        if lost is not None:
+            self._on_lost(lost)
+            return False
+        self._on_moved()
+        for rows in self.rows:
+            rows.layout.follow()
+        self.rows = [Rows(rows.layout, self._every) for rows in self.rows]
+        return True
 
     def _end(self, output: Any) -> None:  # noqa: ANN401 (whatever the model gives)
         if self._purpose == UNHEARD:
             return
         for rows in self.rows:
-            rows.layout.read(self._row(rows, 1))
+            rows.read(len(self.momenta) if self._purpose == TRAINING else None, after=True)
         if self._purpose == TRAINING:
             if output is not None:
                 self._listen_to_loss(output)
@@ -223,9 +244,6 @@ class Listener:
         if not any(each.training for each in self._modules):
             return EVALUATION
         return TRAINING if torch.is_grad_enabled() or _is_checkpointing() else NO_GRADIENT
-
-    def _row(self, rows: Rows, side: int) -> Tensor:
-        return (rows.values[len(self.momenta)] if self._purpose == TRAINING else rows.spare)[side]
 
     def _listen_to_loss(self, output: Any) -> None:  # noqa: ANN401 (whatever the model gives)
         logits = logits_of(output)

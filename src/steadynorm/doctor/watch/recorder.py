@@ -1,14 +1,16 @@
 """What a training leaves in the running estimates, forward by forward, without a pass over the data.
 
-    batch = old + (new − old)/momentum
+    batch = old + (new − old)/w        w = 1 − (1 − momentum)ⁿ
 
-so the moments that a layer has normalized a batch by are read off its running estimates before and after.
+so the moments that a layer has normalized a batch by are read off its running estimates before and after; of a layer
+that the forward calls n times, which its counter tells, the average of the n in the weights in which they went in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,27 @@ class Layout:
         """Copy the running estimates; out has the shape (2, channels)."""
         torch.cat(self.buffers(), out=out.view(-1))
 
+    def count(self, out: Tensor) -> None:
+        """Copy how many batches each layer has counted; out has the shape (layers,). One without a counter has none."""
+        counters = [each.module._buffers.get("num_batches_tracked") for each in self.layers]
+        torch.stack([out.new_zeros(()) if each is None else each for each in counters], out=out)
+
+    def lost(self) -> str | None:
+        """Say which layer has no running estimates any more, or is parted from the others; None where all is well."""
+        devices = set()
+        for each in self.layers:
+            own = self.own(each.module)
+            if not all(isinstance(half, Tensor) for half in own):
+                return f"{each.name} has no running estimates any more"
+            devices |= {half.device for half in own}
+        return None if len(devices) == 1 else "layers that were on one device are on several now"
+
+    def follow(self) -> None:
+        """Bring what stands in for estimates to where these are."""
+        for module, pair in self.standing_in.items():
+            mean, var = (half.to(own) for half, own in zip(pair, self.own(module), strict=True))
+            self.standing_in[module] = mean, var
+
     def write(self, row: Tensor) -> None:
         """Set the running estimates; no version is counted, so that a backward to come may still use them."""
         parts = [part for half in row for part in torch.split(half, self.sizes)]
@@ -89,13 +112,37 @@ class Rows:
 
     def __init__(self, layout: Layout, count: int) -> None:
         self.layout = layout
-        first = layout.buffers()[0]
-        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-        self.values = torch.zeros(count, 2, 2, sum(layout.sizes), dtype=dtype, device=first.device)
+        self._known = layout.buffers()
+        dtype, device = _dtype_of(self._known), self._known[0].device
+        self.sizes = layout.sizes
+        self.values = torch.zeros(count, 2, 2, sum(self.sizes), dtype=dtype, device=device)
         """Forward, before or after, mean or variance, channel."""
+        self.calls = torch.zeros(count, len(self.sizes), dtype=torch.int64, device=device)
+        """How many batches each layer has counted in each forward."""
         self.spare = torch.zeros_like(self.values[0])
-        self.moved = torch.zeros(2, sum(layout.sizes), dtype=torch.bool, device=first.device)
+        self.moved = torch.zeros(2, sum(layout.sizes), dtype=torch.bool, device=device)
         """Which numbers have changed where nothing was to change."""
+
+    def fits(self) -> bool:
+        """Whether the layers are of the dtype and on the device that they were of."""
+        layers = [each.module._buffers for each in self.layout.layers]
+        buffers = [each.get(name) for name in ("running_mean", "running_var") for each in layers]
+        if len(buffers) == len(self._known) and all(map(is_, buffers, self._known)):
+            return True
+        if any(each is None or each.device != self.values.device for each in buffers):
+            return False
+        self._known = [each for each in buffers if each is not None]
+        return [len(each) for each in self._known] == 2 * self.sizes and _dtype_of(self._known) == self.values.dtype
+
+    def read(self, forward: int | None, *, after: bool) -> None:
+        """Read the running estimates before or after a forward; None for one that is no training."""
+        self.layout.read((self.spare if forward is None else self.values[forward])[int(after)])
+        if forward is not None:
+            now = self.calls[forward]
+            before = now.clone() if after else None
+            self.layout.count(now)
+            if before is not None:
+                now -= before
 
     def note_moved(self) -> None:
         """Look which numbers differ between the two spare rows, bit by bit, so that NaN is itself."""
@@ -103,22 +150,36 @@ class Rows:
         before, after = self.spare.view(whole)
         self.moved |= before != after
 
-    def batches(self, forwards: int, momenta: Sequence[Momenta]) -> Tensor:
-        """Give the moments of the batches, (forwards, 2, channels); NaN where a layer has no momentum, or 0.
+    def weights(self, momenta: Sequence[Momenta]) -> Tensor:
+        """Give the weight of each forward's batch in the estimates after it, (forwards, channels).
+
+        NaN where a layer has no momentum, or 0, or its estimates have not moved: it was not called, or is frozen.
 
         Args:
-            forwards: how many of the rows are filled.
-            momenta: of the layers at each of these forwards.
+            momenta: of the layers at each of the forwards.
         """
-        before, after = self.values[:forwards].unbind(1)
-        weights = torch.tensor(
-            [[each if each else torch.nan for each in row] for row in momenta], dtype=torch.float64
-        ).to(before)
-        sizes = torch.tensor(self.layout.sizes, device=before.device)
-        by_channel = weights.repeat_interleave(sizes, dim=1)[:, None]
-        batches = before + (after - before) / by_channel
+        before, after = self.values[: len(momenta)].unbind(1)
+        moved = self.layout.by_layer((before != after).any(1).to(before.dtype)) > 0
+        once = torch.tensor([[each or torch.nan for each in row] for row in momenta], dtype=torch.float64).to(before)
+        calls = self.calls[: len(momenta)]
+        weights = torch.where(calls > 1, 1 - (1 - once) ** calls, once).masked_fill(~moved, torch.nan)
+        sizes = torch.tensor(self.sizes, device=before.device)
+        return weights.repeat_interleave(sizes, dim=1, output_size=sum(self.sizes))
+
+    def batches(self, momenta: Sequence[Momenta]) -> Tensor:
+        """Give the moments of the batches, (forwards, 2, channels); NaN where they have no weight.
+
+        Args:
+            momenta: of the layers at each of the forwards.
+        """
+        before, after = self.values[: len(momenta)].unbind(1)
+        batches = before + (after - before) / self.weights(momenta)[:, None]
         batches[:, 1].clamp_(min=0)
         return batches
+
+
+def _dtype_of(buffers: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(each.dtype == torch.float64 for each in buffers) else torch.float32
 
 
 def _norm(named: NamedModule) -> Norm:

@@ -135,7 +135,7 @@ class Reverts:
     def _catch_up_one(self, layer: int, ranks: RankGroup) -> float | None:
         rows, momenta, part = next(one for one in self._stretches(layer) if one[2] is not None)
         assert part is not None
-        batches = rows.batches(len(momenta), momenta)[..., part]
+        batches = rows.batches(momenta)[..., part]
         batches = batches[batches.isfinite().flatten(1).all(1)]
         first, newest = batches[: len(batches) // 2], batches[len(batches) // 2 :]
         module = self._module(layer)

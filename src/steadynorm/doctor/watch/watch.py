@@ -97,6 +97,8 @@ class Watch:
             every=every,
             on_full=self._judge,
             on_evaluation=self._before_evaluation,
+            on_moved=self._start_stretch,
+            on_lost=self._give_up,
             guarded=self._reverts,
         )
         self._layers = self._listener.layers
@@ -183,9 +185,28 @@ class Watch:
                 self._acts.drop([each.rows for each in verdicts if each.rows is not None])
             events += [self._taken(verdict) for verdict in verdicts]
         events += self._what_moved()
-        self.step += forwards
-        self._listener.clear()
+        self._start_stretch()
         self._tell(events)
+
+    def _start_stretch(self) -> None:
+        self.step += len(self._listener.momenta)
+        self._listener.clear()
+        self._name_replaced()
+
+    def _name_replaced(self) -> None:
+        """Say once which layers are no longer in the model, so that nothing of what is there instead is watched."""
+        present = set(self._model.modules())
+        gone = [each.name for each in self._layers if each.module not in present and each.name not in self._unwatched]
+        if gone:
+            self._unwatched |= dict.fromkeys(gone, "another module has taken its place since")
+            _log.warning("Watch: layers have been replaced (%s); start another watch.", ", ".join(gone))
+
+    def _give_up(self, lost: str) -> None:
+        _log.warning("Watch: %s; the watch has stopped. Start another one.", lost)
+        self._start_stretch()
+        self._was_called = True
+        self._listener.stop()
+        self._acts.lift()
 
     def _measured(self, forwards: int) -> tuple[Levels, Tensor | None]:
         """Measure the stretch, on all ranks together where they decide together."""
@@ -246,8 +267,9 @@ class Watch:
         self.events += events
         for event in events:
             _log.log(logging.INFO if event.over else logging.WARNING, "%s", event.text)
-        for event in events if self.on_event is not None else ():
-            self.on_event(event)
+        for event in events:
+            if self.on_event is not None:
+                self.on_event(event)
 
 
 def _chosen(model: nn.Module) -> tuple[list[NamedModule], dict[str, str]]:
