@@ -260,3 +260,51 @@ def test_a_batch_of_one_class_is_seen_while_the_stored_path_is_spared(calibratio
     for _ in range(3):
         output = gate.predict(model, x)
     assert torch.equal(output, model(x))
+
+
+def test_nothing_is_adapted_in_a_window_of_one_class_whatever_else_speaks_for_it(deep: Calibration) -> None:
+    model, willing = deep_blob_network(), replace(deep, floor=-9.0, margin=-9.0)
+    x, labels = in_runs(480, seed=7)
+    for calibration, decision in ((willing, "stored"), (replace(willing, alone=9.0), "batch")):
+        gate = Gate(calibration, ordered=False)
+        gate.predict(model, x[labels == 3][:IMAGES])
+        assert gate.decision == decision
+
+
+def test_an_order_is_followed_anew_where_the_images_shift(deep: Calibration) -> None:
+    gate, model = Gate(replace(deep, sure=9.0, few=-9.0)), deep_blob_network()
+    (first, second, *_), (shifted, *_) = mixed_batches()[0], mixed_batches(shifted=True)[0]
+    seen = []
+    for x in (first, second, shifted):
+        gate.predict(model, x)
+        assert gate.order is not None
+        seen.append(gate.order.images)
+    assert seen == [IMAGES, 2 * IMAGES, IMAGES]
+
+
+def test_an_order_is_not_believed_before_two_windows_tell_of_it(deep: Calibration) -> None:
+    gate, model = Gate(replace(deep, sure=9.0, few=-9.0)), deep_blob_network()
+    decisions = []
+    for part in in_runs(480, seed=7)[0].split(IMAGES // 2):
+        gate.predict(model, part)
+        decisions.append((gate.decision, gate.order.images if gate.order else 0))
+    assert [decision for decision, seen in decisions if seen < 2 * IMAGES] == ["stored"] * 4
+    assert decisions[-1][0] == "ordered"
+
+
+def test_an_order_is_followed_anew_where_other_statistics_predict(deep: Calibration) -> None:
+    stays = replace(deep, sure=9.0, few=-9.0, margin=9.0)
+    gate, model, (first, second, *_) = Gate(stays), deep_blob_network(), mixed_batches()[0]
+    gate.predict(model, first)
+    assert gate.order is not None and gate.order.images == IMAGES
+    gate.calibration = replace(stays, margin=-9.0, floor=-9.0, alone=9.0)
+    gate.predict(model, second)
+    assert gate.decision == "batch"
+    assert gate.order is not None and gate.order.images == IMAGES
+
+
+def test_where_classes_are_surely_mixed_no_order_is_followed(deep: Calibration) -> None:
+    gate, model = Gate(replace(deep, sure=-9.0, few=-9.0)), deep_blob_network()
+    for part in in_runs(480, seed=7)[0].split(IMAGES):
+        gate.predict(model, part)
+        assert gate.order is None

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from steadynorm.adaptation.class_moments import shifted_stored
 from steadynorm.adaptation.normalizing import stored_moments
 from steadynorm.adaptation.tracking import CHUNK, Tracker
+from steadynorm.statistics import measure
 from tests.support.adaptation import CLASSES, blobs, deep_blob_network
 from tests.support.surgery import assert_state_equal, snapshot
 
@@ -64,3 +66,15 @@ def test_the_model_is_untouched() -> None:
     tracked.learn(model, x, one_hot(labels, CLASSES).float())
     tracked.predict(model, x)
     assert_state_equal(model, before)
+
+
+def test_chunks_are_averaged_at_first_and_then_forgotten_by_a_fifth_each() -> None:
+    model, tracked, (x, labels) = deep_blob_network(), tracker(), blobs(CHUNK, shifted=True)
+    shares = one_hot(labels, CLASSES).float()
+    stored = stored_moments(model)["0"]
+    new = shifted_stored(stored, measure(x), tracked._classes.mixture("0", shares.mean(0)))
+    expected = stored.mean
+    for weight in (1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 5, 1 / 5):
+        expected = expected + weight * (new.mean - expected)
+        tracked.learn(model, x, shares)
+        torch.testing.assert_close(tracked.moments["0"].mean, expected)
