@@ -15,7 +15,9 @@ from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
 from steadynorm.surgery.named_modules import NamedModule, Where, named_modules_of
 
 __all__ = [
+    "StandIn",
     "input_of",
+    "is_on_copies",
     "name_of_input",
     "no_statistics_update",
     "outside_graphs",
@@ -129,6 +131,15 @@ def outside_graphs(function: Callable[..., Any], *arguments: Any, **named: Any) 
     return torch.compiler.disable(function)(*arguments, **named)  # type: ignore[no-untyped-call, unused-ignore]
 
 
+class StandIn:
+    """What may replace a batch norm's forward and leave it known to the contexts here; in them it does not run."""
+
+
+def is_on_copies(module: nn.Module) -> bool:
+    """Whether the module is in one of the contexts here, so that its forward moves no running estimate."""
+    return isinstance(vars(module).get("forward"), _ForwardOnCopies)
+
+
 class _StateOutside:
     """Replaces a module's ``__getstate__``, which copying and pickling look up on the instance."""
 
@@ -142,7 +153,7 @@ class _StateOutside:
         return state | self.replaced
 
 
-class _ForwardOnCopies:
+class _ForwardOnCopies(StandIn):
     """Replaces a batch norm's forward: runs it on copies of its buffers, in the mode that is asked for."""
 
     def __init__(self, module: nn.Module, training: bool | None) -> None:
@@ -174,7 +185,7 @@ def _chosen(verb: str, model: nn.Module, where: Where | None) -> list[NamedModul
     for named in named_modules_of(model):
         if where is not None and not any(where(name, named.module) for name in named.names):
             continue
-        if isinstance(vars(named.module).get("forward"), _ForwardOnCopies) or is_batch_norm(named.module):
+        if isinstance(vars(named.module).get("forward"), StandIn) or is_batch_norm(named.module):
             found.append(named)
             continue
         why = why_unknown(named.module)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadynorm import BatchNorm1d, MaskedBatchNorm1d, functional
 from steadynorm.doctor.watch import Watch
-from steadynorm.surgery import recalibrate_
+from steadynorm.surgery import no_statistics_update, recalibrate_, use_running_statistics
 from tests.support.ranks import on_ranks
 
 WHY = "train-eval-gap"
@@ -194,6 +194,68 @@ def test_a_layer_that_is_bound_trains_by_its_running_estimates():
         assert model[1].training
         assert not torch.equal(watch._acts._held[0][0].beside[0], stored)
     assert "forward" not in vars(model[1])
+
+
+@pytest.mark.parametrize("why", ["single-class-batch", WHY])
+def test_contexts_of_surgery_work_on_layers_that_are_held(why):
+    model = network()
+    trained(model, 100)
+    x = batch(0)[0]
+    with no_statistics_update(model):
+        wanted = model(x)
+    with Watch(model, "revert") as watch:
+        assert watch._acts.hold(0, why)
+        before = {name: each.clone() for name, each in model.state_dict().items()}
+        with no_statistics_update(model):
+            assert torch.equal(model(x), wanted)
+        with use_running_statistics(model):
+            assert torch.equal(model(x), copy.deepcopy(model).eval()(x))
+        assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+        assert watch.report().steps == 0
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("why", ["single-class-batch", WHY])
+def test_layers_that_are_held_can_be_measured_anew(why):
+    model = network()
+    trained(model, 100)
+    with Watch(model, "revert") as watch:
+        assert watch._acts.hold(0, why)
+        loader = [batch(step)[0] for step in range(5)]
+        torch.optim.swa_utils.update_bn(loader, model)
+    inputs = torch.stack([model[0](x).mean(0) for x in loader])
+    torch.testing.assert_close(model[1].running_mean, inputs.mean(0))
+
+
+@pytest.mark.parametrize("why", ["single-class-batch", WHY])
+def test_a_layer_that_is_held_may_lose_its_momentum(why):
+    model = network()
+    with Watch(model, "revert") as watch:
+        trained(model, 150)
+        assert watch._acts.hold(1, why)
+        model[4].momentum = None
+        trained(model, 220, begin=150)
+        assert watch._acts._catch_up([0, 1], watch._ranks) != ""
+        model[1].momentum = None
+        assert watch._acts._catch_up([0, 1], watch._ranks) == ""
+
+
+def test_the_newest_of_several_watches_acts_alone(caplog):
+    logging.getLogger("steadynorm.watch").setLevel(logging.WARNING)
+    model = network()
+    first, second = Watch(model, "revert"), Watch(model, "revert")
+    first.start()
+    trained(model, 20)
+    assert first._acts.hold(0, WHY)
+    second.start()
+    assert not first._listener.is_on
+    assert "another watch over the same layers has been stopped" in caplog.messages[0]
+    assert second._acts.hold(0, WHY)
+    trained(model, 40, begin=20)
+    second.stop()
+    assert (first.report().steps, second.report().steps) == (20, 20)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_estimates_that_lag_follow_by_another_momentum_and_slow_down_again():

@@ -13,7 +13,7 @@ from steadynorm.doctor.watch.levels import log_ratio, standardised
 from steadynorm.doctor.watch.recorder import Layout, Momenta, Rows
 from steadynorm.functional import batch_renorm
 from steadynorm.statistics import update_running_
-from steadynorm.surgery.contexts import input_of, name_of_input, outside_graphs, replaced_forwards
+from steadynorm.surgery.contexts import StandIn, input_of, name_of_input, outside_graphs, replaced_forwards
 from steadynorm.surgery.kinds import Norm, eps_of
 
 __all__ = ["QUICKER", "Bound", "Hold", "foretold", "without"]
@@ -24,11 +24,12 @@ QUICKER = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 """Momenta among which one is chosen where running estimates lag behind."""
 
 
-class Hold:
+class Hold(StandIn):
     """Keeps a layer's training batches from its running estimates, which stand still.
 
     The training is the same to the bit; evaluation goes by what was stored before. Estimates that follow the batches
-    are kept beside, for whoever judges whether the layer is well again.
+    are kept beside, for whoever judges whether the layer is well again. Where its momentum is None the estimates are
+    being measured anew, and the layer does what it always does.
 
     Args:
         layout: of the layer; its estimates are read from those kept beside as long as it is held.
@@ -43,7 +44,7 @@ class Hold:
         layout.standing_in[module] = beside or (own[0].clone(), own[1].clone())
         self._layout, self._module = layout, module
         self._stack = ExitStack()
-        self._stack.enter_context(replaced_forwards({module: self._forward}))
+        self._stack.enter_context(replaced_forwards({module: self}))
 
     @property
     def beside(self) -> tuple[Tensor, Tensor]:
@@ -55,8 +56,10 @@ class Hold:
         self._stack.close()
         self._layout.standing_in.pop(self._module, None)
 
-    def _forward(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
-        return outside_graphs(self._train if self._module.training else self._call, *arguments, **named)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
+        """Run the layer."""
+        keeps_apart = self._module.training and self._module.momentum is not None
+        return outside_graphs(self._train if keeps_apart else self._call, *arguments, **named)
 
     def _call(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
         return type(self._module).forward(self._module, *arguments, **named)

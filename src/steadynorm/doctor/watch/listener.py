@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from steadynorm.doctor.watch.classes import ClassCounts, logits_of
 from steadynorm.doctor.watch.recorder import Layout, Momenta, Rows
 from steadynorm.ops.observers import is_recomputing, is_recorded, is_transformed
-from steadynorm.surgery.contexts import outside_graphs
+from steadynorm.surgery.contexts import is_on_copies, outside_graphs
 from steadynorm.surgery.kinds import Norm
 from steadynorm.surgery.named_modules import NamedModule
 
@@ -66,7 +66,7 @@ class Listener:
 
     A forward is what lies between the outermost call of the model, or of one of its direct children, and its return;
     of a compiled model, the call of the model. What is transformed, traced or exported is not heard, nor what runs on
-    tensors without values.
+    tensors without values, or in a context that lets no estimate move.
 
     Args:
         model: the root.
@@ -238,6 +238,8 @@ class Listener:
 
     def _told(self) -> str:
         if is_transformed() or is_recorded() or torch._C._get_dispatch_mode(_FAKE) is not None:
+            return UNHEARD
+        if any(map(is_on_copies, self._modules)):
             return UNHEARD
         if is_recomputing():
             return RECOMPUTATION

@@ -81,7 +81,7 @@ class Reverts:
     def hold(self, layer: int, why: str, beside: tuple[Tensor, Tensor] | None = None) -> bool:
         """Hold a layer; False where it is held already, or cannot be."""
         module, way = self._module(layer), HOLDING[why]
-        if layer in self._held or (way is Bound and isinstance(module, MaskedBatchNorm1d)):
+        if "forward" in vars(module) or (way is Bound and isinstance(module, MaskedBatchNorm1d)):
             return False
         layout = next(each for each in self._listener.layouts if any(one.module is module for one in each.layers))
         self._held[layer] = way(layout, module, beside), why
@@ -125,7 +125,8 @@ class Reverts:
 
     def _catch_up(self, layers: Iterable[int], ranks: RankGroup) -> str:
         """Set estimates to the average of the newest batches; where another momentum keeps them there, take that."""
-        momenta = {layer: self._catch_up_one(layer, ranks) for layer in layers if layer not in self._held}
+        follow = [each for each in layers if each not in self._held and self._module(each).momentum is not None]
+        momenta = {layer: self._catch_up_one(layer, ranks) for layer in follow}
         found = sorted({each for each in momenta.values() if each is not None})
         if not momenta:
             return ""

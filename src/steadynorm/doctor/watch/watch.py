@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ Policy = Literal["warn", "revert"]
 FEWEST = 8
 """Training forwards that are judged, unless a watch ends."""
 _log = logging.getLogger("steadynorm.watch")
+_ACTING: WeakKeyDictionary[nn.Module, Watch] = WeakKeyDictionary()
+"""Layer -> the watch that is on and may act on it."""
 
 
 class Watch:
@@ -120,6 +123,8 @@ class Watch:
     def start(self) -> None:
         """Begin, or go on after :meth:`stop` or :meth:`load_state_dict`."""
         self._ranks = RankGroup("Watch", self._model, alone=not self._reverts)
+        if self._reverts:
+            self._take_over()
         self._listener.start()
 
     def stop(self) -> None:
@@ -128,8 +133,7 @@ class Watch:
             if self._listener.is_on and self._ranks.size == 1:
                 self._judge()
         finally:
-            self._listener.stop()
-            self._acts.lift()
+            self._end()
         if not self._was_called:
             _log.warning(
                 "Watch: the model ran no training forward. Give Watch the module that the training calls, and call it "
@@ -166,6 +170,16 @@ class Watch:
         self._judge_of.memory = {name: each.clone() for name, each in state["memory"].items()}
         self._moved = set(state["moved"])
         self._acts.load_state_dict(state["acts"])
+
+    def _take_over(self) -> None:
+        """Stop another watch that may act on the same layers, which a notebook's cell that runs again leaves on."""
+        modules = [each.module for each in self._layers]
+        others = {_ACTING.get(each) for each in modules} - {None, self}
+        for other in others:
+            assert other is not None
+            _log.warning("Watch: another watch over the same layers has been stopped, so that one alone acts on them.")
+            other.stop()
+        _ACTING.update(dict.fromkeys(modules, self))
 
     # Judging
 
@@ -205,8 +219,14 @@ class Watch:
         _log.warning("Watch: %s; the watch has stopped. Start another one.", lost)
         self._start_stretch()
         self._was_called = True
+        self._end()
+
+    def _end(self) -> None:
         self._listener.stop()
         self._acts.lift()
+        for each in self._layers:
+            if _ACTING.get(each.module) is self:
+                del _ACTING[each.module]
 
     def _measured(self, forwards: int) -> tuple[Levels, Tensor | None]:
         """Measure the stretch, on all ranks together where they decide together."""
@@ -218,7 +238,7 @@ class Watch:
             levels_of(rows, forwards, [row[part] for row in self._listener.momenta])
             for rows, part in zip(self._listener.rows, slices, strict=True)
         ]
-        levels, counts = Levels.join(parts).cpu(), self._listener.classes_of(forwards)
+        levels, counts = Levels.join([each.cpu() for each in parts]), self._listener.classes_of(forwards)
         return levels.over(self._ranks), _sum_over(self._ranks, counts)
 
     def _what_moved(self) -> list[Event]:
