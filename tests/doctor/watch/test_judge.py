@@ -102,6 +102,31 @@ def test_many_batches_far_off_are_no_outliers():
     assert told(judge, levels(mean=many)) == [[]]
 
 
+def test_batches_far_off_that_come_again_and_again_are_part_of_the_data():
+    judge, healthy = begun(), levels()
+    strange = healthy.mean.clone()
+    strange[::4, 0] = 4.0
+    found = told(judge, *[levels(mean=strange)] * 20)
+    assert 1 <= sum(map(len, found)) <= 5
+    assert found[5:] == [[]] * 15
+    judge = begun()
+    once = at(5, 1, 4.0, healthy.mean)
+    assert all(len(each) == 1 for each in told(judge, *[levels(mean=once)] * 20))
+
+
+def test_the_first_stretch_that_is_judged_is_its_own_usual_one():
+    judge = Judge([0.1] * L)
+    noisy = levels()
+    noisy.mean[:] *= 10
+    for _ in range(4):
+        assert judge.judge(noisy, None) == []
+    noisy.mean[3, 2] = 1.5
+    assert told(judge, noisy) == [[]]
+    judge = Judge([0.1] * L)
+    assert told(judge, *[levels()] * 4) == [[]] * 4
+    assert told(judge, levels(mean=at(5, 1, 1.5, levels().mean))) == [[("outlier-statistics", (1,), False)]]
+
+
 @pytest.mark.parametrize(
     ("check", "ill", "partly", "well"),
     [
@@ -200,3 +225,32 @@ def test_what_is_wrong_does_not_become_usual():
     before = judge.memory["usual_gap"].clone()
     judge.judge(levels(running_mean=1.5), None)
     assert torch.equal(judge.memory["usual_gap"], before)
+
+
+@pytest.mark.parametrize("unknown", [None, torch.zeros(T, 10)])
+def test_batches_of_one_class_end_where_classes_are_not_seen_any_more(unknown):
+    judge = begun()
+    for seed in range(6):
+        judge.judge(levels(), counts([0.1] * 10, 32, seed))
+    alone = torch.zeros(T, 10).double()
+    alone[:, 4] = 32
+    assert told(judge, levels(), classes=alone) == [[("single-class-batch", (), False)]]
+    assert told(judge, levels(), classes=unknown) == [[]]
+    assert told(judge, levels(), classes=alone) == [[]]
+    assert told(judge, *[levels()] * 3, classes=unknown) == [[], [("single-class-batch", (), True)], []]
+
+
+@pytest.mark.parametrize(
+    ("check", "ill", "unknown"),
+    [
+        ("statistics-lag", {"lag_mean": 0.3}, {"lag_mean": math.nan, "lag_var": math.nan}),
+        ("train-eval-gap", {"running_mean": 1.5}, {"running_mean": math.nan, "running_var": math.nan}),
+        ("collapsed-variance", {"dead": 0.7}, {"dead": math.nan}),
+    ],
+)
+def test_what_is_not_measured_any_more_is_not_over(check, ill, unknown):
+    judge = begun()
+    first = told(judge, *[levels(**ill)] * 2)
+    assert [each[0] for each in first[1]] == [check]
+    assert told(judge, *[levels(**unknown)] * 4) == [[]] * 4
+    assert [each[0] for each in told(judge, *[levels()] * 2)[1]] == [check]

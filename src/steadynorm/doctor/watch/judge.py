@@ -22,9 +22,9 @@ FOLLOW, FOLLOW_GAP = 0.2, 0.01
 OUTLIER_MEAN, OUTLIER_VAR = 1.0, math.log(4)
 OUTLIER_MEAN_USUAL, OUTLIER_VAR_USUAL = 30.0, 15.0
 """A batch is an outlier where it is as far as the first and, in usual distances, as far as the second."""
-FEW, IN_A_ROW = 0.25, 3
-"""Share of a stretch up to which strange batches are outliers; more of them are part of the data, and so many at either
-end of it are a change that is under way."""
+FEW, OFTEN, IN_A_ROW = 0.25, 0.15, 3
+"""Shares of a stretch, and of the last ones, up to which strange batches are outliers; more of them are part of the
+data, and so many at either end of a stretch are a change that is under way."""
 LAG_MEAN, LAG_VAR = 0.25, math.log(2)
 GAP_MEAN, GAP_VAR, GAP_USUAL = 1.0, math.log(4), 10.0
 COLLAPSE = 0.5
@@ -76,6 +76,7 @@ class Judge:
             self.memory[name] = torch.full((layers,), torch.nan, dtype=torch.float64)
         for name in ("nonfinite", "lag", "gap", "collapse"):
             self.memory[name] = torch.zeros(layers, dtype=torch.int64)  # see _follow
+        self.memory["strange"] = torch.zeros((), dtype=torch.float64)
         self.memory["classes"] = torch.zeros(0, dtype=torch.float64)
         self.memory |= {name: torch.zeros(1, dtype=torch.int64) for name in ("single", "repeated")}
 
@@ -93,7 +94,7 @@ class Judge:
         """
         forwards = len(levels.finite)
         found = self._nonfinite(levels)
-        classes_found = [] if classes is None else self._single_class(classes)
+        classes_found = self._single_class(classes)
         found += classes_found
         if not self.is_new and not self._is_explained(classes_found):
             outliers = self._outliers(levels)
@@ -115,11 +116,16 @@ class Judge:
 
     def _outliers(self, levels: Levels) -> Verdict | None:
         mean, var = levels.mean.nan_to_num(0), levels.var.nan_to_num(0).abs()
-        usual_mean, usual_var = (self.memory[name].nan_to_num(0) for name in ("usual_mean", "usual_var"))
+        usual_mean, usual_var = (
+            torch.where(self.memory[name].isnan(), now.median(0).values, self.memory[name])
+            for name, now in (("usual_mean", mean), ("usual_var", var))
+        )
         bad = (mean > OUTLIER_MEAN) & (mean > OUTLIER_MEAN_USUAL * usual_mean)
         bad |= (var > OUTLIER_VAR) & (var > OUTLIER_VAR_USUAL * usual_var)
         rows = _within(bad.any(1))
-        if not rows.any() or rows.float().mean() > FEW:
+        share = rows.double().mean()
+        self.memory["strange"] = strange = self.memory["strange"] + FOLLOW * (share - self.memory["strange"])
+        if not rows.any() or share > FEW or strange > OFTEN:
             return None
         worst = (mean / OUTLIER_MEAN + var / OUTLIER_VAR)[rows].amax(0)
         return Verdict(
@@ -175,15 +181,16 @@ class Judge:
         verdicts = self._follow("repeated", "double-update", on, off, evidence=evidence)
         return [replace(each, layers=()) for each in verdicts]
 
-    def _single_class(self, counts: Tensor) -> list[Verdict]:
+    def _single_class(self, counts: Tensor | None) -> list[Verdict]:
         """Judge the share of pairs of one class, over as many batches as have enough samples together."""
+        if counts is None or counts.sum(1).median() < 2:  # what was seen before cannot be held on to for ever
+            no = torch.tensor([False])
+            return [replace(each, layers=()) for each in self._follow("single", "single-class-batch", no, ~no, begin=1)]
         seen = self.memory["classes"]
         if len(seen) != counts.shape[1]:
             seen = torch.zeros(counts.shape[1], dtype=torch.float64)
         self.memory["classes"] = seen = FORGET * seen + counts.double().sum(0)
         samples = float(counts.sum(1).median())
-        if samples < 2 or seen.sum() < 2:
-            return []
         together = min(len(counts), max(1, math.ceil(TOGETHER / samples)))
         share = alike(counts.double()).nan_to_num(0).unfold(0, together, together).mean(1)
         limit, expected = _limit(seen / seen.sum(), samples, together)

@@ -28,7 +28,7 @@ BEGUN = {
 
 OVER = {
     "nonfinite-statistics": "the running estimates are finite again",
-    "single-class-batch": "batches are of as many classes as usual again",
+    "single-class-batch": "batches of far fewer classes than usual are no longer seen",
     "statistics-lag": "the running estimates follow the batches again",
     "train-eval-gap": "batches are as near to the running estimates as usual again",
     "collapsed-variance": "the channels have variance again",
