@@ -208,6 +208,17 @@ def test_batches_of_one_class_are_told_and_where(size):
     assert told(judge, levels(), classes=counts([0.1] * 10, size, 10)) == [[("single-class-batch", (), True)]]
 
 
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_small_batch_at_the_end_of_each_epoch_is_no_batch_of_one_class(size, classes):
+    judge = begun()
+    for seed in range(20):
+        drawn = counts([1 / classes] * classes, size, seed)
+        drawn[seed] = 0
+        drawn[seed, 1] = 2
+        assert judge.judge(levels(), drawn) == []
+
+
 def test_one_batch_of_one_class_does_not_last():
     judge = begun()
     for seed in range(6):

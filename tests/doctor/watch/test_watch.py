@@ -352,6 +352,22 @@ def test_two_losses_sent_back_one_by_one_are_no_batches_of_one_class():
     assert "single-class-batch" not in checks(watch)
 
 
+def test_mixed_labels_are_no_batches_of_one_class():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    with Watch(model) as watch:
+        for step in range(600):
+            x, labels = batch(step, size=16)
+            generator = torch.Generator().manual_seed(step)
+            share, other = torch.rand((), generator=generator), torch.randperm(16, generator=generator)
+            soft = torch.nn.functional.one_hot(labels, 4)
+            optimizer.zero_grad()
+            mixed = (share * each + (1 - share) * each[other] for each in (x, soft))
+            cross_entropy(model(next(mixed)), next(mixed)).backward()
+            optimizer.step()
+    assert checks(watch) == []
+
+
 def test_classes_that_alone_are_hard_are_not_taken_for_all_there_are():
     """Samples that are sure send no gradient; those of the noisy class do."""
     model = network()

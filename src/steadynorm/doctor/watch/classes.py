@@ -17,6 +17,8 @@ SUM = 1e-2
 TOLD = 0.9
 """Share of the samples whose label must show. The gradient of the surest vanishes, and who is left may be of one class:
 with a tenth missing, pairs of one class are at most (10/9)² of what they were."""
+MOSTLY, MIXED = 0.75, 2
+"""Share of what is negative in a row that its label must have to show, and the labels that mixup gives a sample."""
 MOST = 4093
 """Counters; labels beyond share them, so that a million classes cost no more. A prime: no pattern of them meets it."""
 
@@ -25,9 +27,10 @@ class ClassCounts:
     """Counts of the classes in each forward's batch.
 
     Cross-entropy sends p − y to the logits: one number of each row is negative, that of its label, whatever scales the
-    loss. Label smoothing and mixup leave the main label's the largest one; it is positive where the model is surer than
-    y is, or the loss is turned around. Another loss is told by rows that do not sum to 0 (binary cross-entropy,
-    regression), and counts as unread. A batch of which too few labels show counts as empty.
+    loss. Labels that are smoothed or mixed show where one number has most of what is negative; or where all others, at
+    least three, are negative: the model is surer of that label than y is, or the loss is turned around. A batch of
+    which too few labels show counts as empty. Another loss is told by rows that do not sum to 0 (binary cross-entropy,
+    regression), and counts as unread.
 
     Args:
         forwards: how many are kept.
@@ -62,13 +65,13 @@ class ClassCounts:
         A second backward through the same forward takes the place of the first.
         """
         (least, lowest), (most, highest) = gradient.min(1), gradient.max(1)
-        labels = torch.where((most > -least) & ((gradient < 0).sum(1) > 1), highest, lowest)
-        told = (least < 0).float()
+        turned = ((gradient > 0).sum(1) == 1) & ((gradient < 0).sum(1) > MIXED) & (most > -least)
+        labels = torch.where(turned, highest, lowest)
+        size = torch.linalg.vector_norm(gradient, 1, 1, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        told = ((least < 0) & (turned | (-least > MOSTLY / 2 * size))).float()
         counts = torch.zeros_like(self.values[0]).scatter_add_(0, labels % MOST, told)
         self.values[forward] = torch.where(told.mean() < TOLD, 0, counts)
-        dtype = torch.promote_types(gradient.dtype, torch.float32)
-        size = torch.linalg.vector_norm(gradient, 1, dtype=dtype)
-        self.unread[forward] |= gradient.sum(1, dtype=dtype).abs().sum() > SUM * size
+        self.unread[forward] |= gradient.sum(1, dtype=size.dtype).abs().sum() > SUM * size.sum()
 
     def clear(self) -> None:
         """Forget all."""

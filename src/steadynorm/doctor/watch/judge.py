@@ -36,6 +36,11 @@ TOGETHER = 32
 """Samples whose batches are judged together as to their classes."""
 DEVIATIONS, ALIKE = 6.0, 1 / 3
 """Pairs of one class beyond independent draws, in standard deviations, and as a share of all pairs."""
+ONCE = 0.8
+"""Share of all pairs where batches of few classes do not last. Of mixed labels those show that the model does not
+expect yet, in a batch often the same one: up to 0.55 in trainings that are well."""
+SMALL = 0.5
+"""Batches with fewer pairs than this share of the usual number are not judged: the last one of an epoch."""
 FORGET = 0.995
 """Weight of the classes seen so far in each next stretch: half of it is gone after 138."""
 
@@ -192,11 +197,13 @@ class Judge:
         self.memory["classes"] = seen = FORGET * seen + counts.double().sum(0)
         samples = float(counts.sum(1).median())
         together = min(len(counts), max(1, math.ceil(TOGETHER / samples)))
-        share = alike(counts.double()).nan_to_num(0).unfold(0, together, together).mean(1)
+        share = _alike_together(counts.double(), together)
         limit, expected = _limit(seen / seen.sum(), samples, together)
-        bad = (share > limit).repeat_interleave(together)
-        rows = torch.cat((bad, torch.zeros(len(counts) - len(bad), dtype=torch.bool)))
-        lasting = bool(rows.float().mean() > FEW) or bool((share > limit)[-2:].all() and len(share) > 1)
+        few = share > limit
+        lasting = bool(few.float().mean() > FEW) or bool(few[-2:].all() and len(few) > 1)
+        few &= lasting | (share > ONCE)
+        rows = few.repeat_interleave(together)
+        rows = torch.cat((rows, torch.zeros(len(counts) - len(rows), dtype=torch.bool)))
         evidence = {"classes in a batch": 1 / max(float(share.max()), 1e-9), "usual": 1 / expected}
         on, off = torch.tensor([lasting]), ~rows.any()[None]
         verdicts = self._follow("single", "single-class-batch", on, off, evidence=evidence, begin=1, end=1)
@@ -270,6 +277,14 @@ def _within(rows: Tensor) -> Tensor:
             rows[:in_a_row] = False
         rows = rows.flip(0)
     return rows
+
+
+def _alike_together(counts: Tensor, together: int) -> Tensor:
+    """Give the share of pairs of one class of so many batches together, (T // together,); 0 where samples are few."""
+    samples = counts.sum(1)
+    pairs = (samples * (samples - 1)).unfold(0, together, together)
+    share = (alike(counts).nan_to_num(0).unfold(0, together, together) * pairs).sum(1) / pairs.sum(1).clamp(min=1)
+    return torch.where(pairs.sum(1) < SMALL * pairs.sum(1).median(), 0, share)
 
 
 def _limit(shares: Tensor, samples: float, together: int) -> tuple[float, float]:
