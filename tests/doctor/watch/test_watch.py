@@ -1,8 +1,10 @@
 """A watch over small trainings: what it sees, what it does, what it leaves as it was."""
 
 import copy
+import gc
 import json
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -238,6 +240,33 @@ def test_a_layer_that_is_held_may_lose_its_momentum(why):
         assert watch._acts._catch_up([0, 1], watch._ranks) != ""
         model[1].momentum = None
         assert watch._acts._catch_up([0, 1], watch._ranks) == ""
+
+
+def test_a_watch_that_ends_within_a_context_lets_layers_go_all_the_same():
+    model = network()
+    watch = Watch(model, "revert")
+    watch.start()
+    trained(model, 20)
+    assert watch._acts.hold(0, WHY)
+    with no_statistics_update(model):
+        watch.stop()
+    before = model[1].running_mean.clone()
+    trained(model, 21, begin=20)
+    assert not torch.equal(before, model[1].running_mean)
+
+
+def test_a_watch_that_nobody_stops_goes_with_its_model():
+    model = network()
+    watch = Watch(model, "revert")
+    watch.start()
+    trained(model, 20)
+    gone = weakref.ref(watch), weakref.ref(model)
+    del watch
+    assert gone[0]() is not None
+    trained(model, 40, begin=20)
+    del model
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
 
 
 def test_the_newest_of_several_watches_acts_alone(caplog):

@@ -58,7 +58,8 @@ class Hold(StandIn):
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
         """Run the layer."""
-        keeps_apart = self._module.training and self._module.momentum is not None
+        is_held = self._module in self._layout.standing_in  # a context around the release puts this back
+        keeps_apart = is_held and self._module.training and self._module.momentum is not None
         return outside_graphs(self._train if keeps_apart else self._call, *arguments, **named)
 
     def _call(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
@@ -27,8 +27,8 @@ Policy = Literal["warn", "revert"]
 FEWEST = 8
 """Training forwards that are judged, unless a watch ends."""
 _log = logging.getLogger("steadynorm.watch")
-_ACTING: WeakKeyDictionary[nn.Module, Watch] = WeakKeyDictionary()
-"""Layer -> the watch that is on and may act on it."""
+_ACTING: WeakKeyDictionary[nn.Module, ref[Watch]] = WeakKeyDictionary()
+"""Layer -> the watch that is on and may act on it, whose hooks keep it as long as its model."""
 
 
 class Watch:
@@ -174,12 +174,13 @@ class Watch:
     def _take_over(self) -> None:
         """Stop another watch that may act on the same layers, which a notebook's cell that runs again leaves on."""
         modules = [each.module for each in self._layers]
-        others = {_ACTING.get(each) for each in modules} - {None, self}
+        others = {_ACTING[each]() for each in modules if each in _ACTING} - {self}
         for other in others:
-            assert other is not None
+            if other is None:
+                continue
             _log.warning("Watch: another watch over the same layers has been stopped, so that one alone acts on them.")
             other.stop()
-        _ACTING.update(dict.fromkeys(modules, self))
+        _ACTING.update(dict.fromkeys(modules, ref(self)))
 
     # Judging
 
@@ -225,7 +226,7 @@ class Watch:
         self._listener.stop()
         self._acts.lift()
         for each in self._layers:
-            if _ACTING.get(each.module) is self:
+            if _ACTING.get(each.module) == ref(self):
                 del _ACTING[each.module]
 
     def _measured(self, forwards: int) -> tuple[Levels, Tensor | None]:
