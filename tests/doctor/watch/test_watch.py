@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from steadynorm import BatchNorm1d, MaskedBatchNorm1d, functional
+from steadynorm import BatchNorm1d, FrozenBatchNorm1d, MaskedBatchNorm1d, functional
 from steadynorm.doctor.watch import Watch
 from steadynorm.surgery import no_statistics_update, recalibrate_, use_running_statistics
 from tests.support.ranks import on_ranks
@@ -708,11 +708,17 @@ def test_copies_of_a_watched_model_are_not_heard(tmp_path):
 
 def test_what_is_not_watched_is_named():
     model = nn.Sequential(
-        nn.BatchNorm1d(6), nn.BatchNorm1d(6, momentum=None), BatchNorm1d(6, update_every=4), nn.LayerNorm(6)
+        nn.BatchNorm1d(6),
+        nn.BatchNorm1d(6, momentum=None),
+        BatchNorm1d(6, update_every=4),
+        nn.LayerNorm(6),
+        FrozenBatchNorm1d(6),
     )
     report = Watch(model).report()
     assert report.layers == ("0",)
-    assert set(report.unwatched) == {"1", "2"}
+    assert set(report.unwatched) == {"1", "2", "4"}
+    assert "frozen" in report.unwatched["4"]
+    assert str(report).startswith("0 steps, 1 layer watched: nothing found")
     assert "no momentum" in report.unwatched["1"]
     assert "not watched: 2" in str(report)
 

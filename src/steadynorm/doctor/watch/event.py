@@ -71,7 +71,11 @@ class WatchReport:
         return json.dumps(asdict(self), indent=2, allow_nan=False, default=dict)
 
     def __str__(self) -> str:
-        head = f"{self.steps} steps, {len(self.layers)} layers watched"
-        lines = [f"{head}: {'nothing found' if not self.events else f'{len(self.events)} events'}"]
+        head = f"{_number(self.steps, 'step')}, {_number(len(self.layers), 'layer')} watched"
+        lines = [f"{head}: {_number(len(self.events), 'event') if self.events else 'nothing found'}"]
         lines += [f"  not watched: {name}: {why}" for name, why in self.unwatched.items()]
         return "\n".join([*lines, *(f"  {each.text}" for each in self.events)])
+
+
+def _number(count: int, of: str) -> str:
+    return f"{count} {of}{'' if count == 1 else 's'}"

@@ -18,7 +18,7 @@ from steadynorm.doctor.watch.recorder import Rows
 from steadynorm.doctor.watch.reverts import Reverts
 from steadynorm.doctor.watch.wording import BEGUN, OVER
 from steadynorm.surgery.estimation.rank_group import RankGroup
-from steadynorm.surgery.kinds import Norm, is_batch_norm, why_unknown
+from steadynorm.surgery.kinds import Norm, is_batch_norm, kind_of, why_unknown
 from steadynorm.surgery.named_modules import NamedModule, named_modules_of
 
 __all__ = ["Policy", "Watch"]
@@ -36,9 +36,10 @@ class Watch:
 
         batch = old + (new − old)/momentum
 
-    The moments of each batch are read off the running estimates before and after the model's forward, and the classes
-    of the batch off the gradient of its logits: no pass over the data, and no look at a device's values more often
-    than every ``every`` training forwards. Then the stretch is judged:
+    The moments of each batch are read off the running estimates before and after the model's forward (of a layer that
+    is called several times in it, their average), and the classes of the batch off the gradient of its logits: no pass
+    over the data, and no look at a GPU's values but every ``every`` training forwards, and before an evaluation. Then
+    the stretch is judged:
 
     ==========================  ==========================================================  =========================
     check                       what                                                        under revert
@@ -63,7 +64,9 @@ class Watch:
     number of training forwards.
 
     Args:
-        model: the module whose forward the training calls; or its direct children's.
+        model: the module whose forward the training calls; or its direct children's. Of a model that is compiled, the
+            compiled one. Where a function around the model is compiled, hooks break its graph, so it takes no
+            ``fullgraph=True``.
         policy: ``"warn"`` changes nothing.
         every: training forwards in a stretch, at least 16.
         on_event: called with every event as it comes, within the forward before which a stretch is judged; what it
@@ -312,6 +315,8 @@ def _why_not(module: Norm) -> str | None:
         return unknown
     if not is_batch_norm(module):
         return ""
+    if kind_of(module)[0].name == "frozen_batch_norm":
+        return "it is frozen, and never moves its running estimates"
     if not isinstance(module.running_mean, Tensor):
         return "it has no running estimates"
     if getattr(module, "momentum", None) is None:

@@ -13,13 +13,21 @@ BEGUN = {
     "outlier-statistics": "single batches are far from all others; look at their data",
     "single-class-batch": "batches are of far fewer classes than usual; shuffle the data",
     "statistics-lag": "the running estimates stay behind the batches; lower the learning rate or raise the momentum",
-    "train-eval-gap": "batches are much further from the running estimates than usual, so evaluation differs",
-    "collapsed-variance": "most channels have lost their variance, so that what is left of it is noise",
+    "train-eval-gap": (
+        "batches are much further from the running estimates than usual, so evaluation differs from training; "
+        "look for what has changed in the data, or lower the learning rate"
+    ),
+    "collapsed-variance": (
+        "most channels have lost their variance, and what is left of it is noise; look for inputs that are all alike, "
+        "or lower the learning rate"
+    ),
     "double-update": "each batch moves the running estimates twice; run a second forward in no_statistics_update",
     f"double-update, {RECOMPUTATION}": (
         "activation checkpointing runs forwards again, and they move the running estimates a second time"
     ),
-    f"statistics-moved-in-eval, {EVALUATION}": "the running estimates have moved in evaluation",
+    f"statistics-moved-in-eval, {EVALUATION}": (
+        "the running estimates have moved in evaluation; look for code that writes them"
+    ),
     f"statistics-moved-in-eval, {NO_GRADIENT}": (
         "the running estimates have moved in a forward without gradient; call model.eval() before it"
     ),
