@@ -115,6 +115,7 @@ def calibrate(
     images: int = 100,
     seed: int = 0,
     mirrors: bool = True,
+    may_guess: bool = False,
 ) -> Calibration:
     """Measure a network on clean images, in evaluation; it stays as it is.
 
@@ -127,10 +128,12 @@ def calibrate(
         seed: decides the trial batches.
         mirrors: whether images are mirrored, left and right. A network that was trained without mirroring has not
             memorised its training images mirrored; give False for images that it was not trained on.
+        may_guess: whether outputs may be right no more often than the commonest label, as those of a network that has
+            not learnt.
 
     Raises:
         ValueError: images of fewer than three classes; a batch with more or fewer labels than images; a batch norm
-            without running estimates; outputs that are not finite.
+            without running estimates; outputs that are not finite, or right no more often than the commonest label.
     """
     kept = [_mirrored(x, labels) if mirrors else (x, labels) for x, labels in batches]
     for x, labels in kept:
@@ -148,7 +151,9 @@ def calibrate(
         )
     noise, moments, outputs = _by_stored(model, kept)
     _check_finite(outputs, "by its stored statistics")
-    _check_right(outputs, labels)
+    _check_logits(outputs, labels)
+    if not may_guess:
+        _check_right(outputs, labels)
     x, generator = torch.cat([x for x, _ in kept]), torch.Generator().manual_seed(seed)
     chosen = list(_trial_batches(classes, images, generator))
     profiles = _profiles(model, x, classes, images, generator)
@@ -156,13 +161,16 @@ def calibrate(
     return _fit(trials, images, noise, moments, profiles)
 
 
-def _check_right(outputs: Tensor, labels: Tensor) -> None:
-    """Refuse outputs that say nothing of the labels, such as embeddings."""
+def _check_logits(outputs: Tensor, labels: Tensor) -> None:
     if outputs.dim() != labels.dim() + 1 or outputs.shape[2:] != labels.shape[1:]:
         raise ValueError(
             f"calibrate: the model must give logits (N, classes) for labels (N,), or (N, classes, ...) for labels (N, "
             f"...), got outputs {tuple(outputs.shape)} for labels {tuple(labels.shape)}. Wrap it in a module that does."
         )
+
+
+def _check_right(outputs: Tensor, labels: Tensor) -> None:
+    """Refuse outputs that say nothing of the labels, such as embeddings."""
     most = float(torch.unique(labels, return_counts=True)[1].max()) / labels.numel()
     right = hits(outputs, labels)
     if right <= most:

@@ -55,19 +55,20 @@ class Watching:
         self._state = state or None
 
     def begin(self, model: nn.Module, logs: Callable[[Event], object] | None = None) -> None:
-        """Begin to watch; warns where there is nothing to be watched.
+        """Begin to watch; warns where there is nothing to be watched, unless there was before: then that report stays.
 
         Args:
             model: whose forward, or whose children's, the training calls.
             logs: called with each event, beside what the user gave.
         """
         self.end()
-        self._logs, self._norms, self._watch = logs, _norms_of(model), None
+        self._logs, self._norms = logs, _norms_of(model)
         state, self._state = self._state, None
         try:
             watch = Watch(model, self._policy, every=self._every, on_event=self._tell)
         except ValueError as error:
-            warnings.warn(f"{self._caller}: nothing is watched: {error}", stacklevel=2)
+            if self._watch is None:
+                warnings.warn(f"{self._caller}: nothing is watched: {error}", stacklevel=2)
             return
         if state is not None:
             watch.load_state_dict(state)

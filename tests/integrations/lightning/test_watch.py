@@ -86,7 +86,7 @@ def test_precise_statistics_beside_it_are_no_event():
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_layers_that_freeze_are_watched_anew(first):
+def test_layers_that_freeze_are_watched_up_to_then(first):
     model, callback = Classifier(), WatchCallback("revert", every=16)
     callbacks = [callback, FreezeStatistics(1)]
     train(model, *(callbacks if first else callbacks[::-1]), max_epochs=2)

@@ -146,7 +146,7 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
     def adapting(seed: int) -> tuple[nn.Module, Calibration]:
         model, few = with_decay(trained(seed), DECAYS[0]), first(dataset.train, CALIBRATION)
         batches = evaluation_batches(few, dataset=dataset, batch_size=config.stream_batch, device=settings.device)
-        return model, calibrate(model, batches)
+        return model, calibrate(model, batches, may_guess=True)
 
     def measure(job: Job) -> Iterator[Measurement]:
         shift, severity, seed = (job.factors[name] for name in ("shift", "severity", "seed"))

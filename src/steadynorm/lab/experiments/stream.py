@@ -134,7 +134,7 @@ def _measure(task: Task[StreamConfig]) -> Measure:
     @cache
     def adapting(seed: int) -> tuple[nn.Module, Calibration]:
         model = task.trained(default_build(config, seed))
-        return model, calibrate(model, training_batches())
+        return model, calibrate(model, training_batches(), may_guess=True)
 
     def training_batches() -> Iterator[Any]:
         return evaluation_batches(few, dataset=task.dataset, batch_size=CALIBRATION_BATCH, device=settings.device)
