@@ -147,6 +147,7 @@ def test_a_model_that_is_right_no_more_often_than_the_commonest_label_is_refused
         model[-1].weight.copy_(-model[-1].weight)
     with pytest.raises(ValueError, match=r"right more often than its commonest label is, 17%, got 0%. If its outputs"):
         calibrate(model, calibration_batches(120), images=30)
+    calibrate(model, calibration_batches(120), images=30, may_guess=True)
 
 
 def test_outputs_of_other_shape_than_the_labels_ask_for_are_refused() -> None:
