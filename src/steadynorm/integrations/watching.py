@@ -43,7 +43,7 @@ class Watching:
 
     @property
     def report(self) -> WatchReport | None:
-        """What was seen since the layers are as they are; None where nothing could be watched."""
+        """What was seen since layers that can be watched stand there; None where none ever did."""
         return None if self._watch is None else self._watch.report()
 
     def state_dict(self) -> dict[str, Any]:

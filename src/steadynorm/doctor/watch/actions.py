@@ -16,7 +16,7 @@ from steadynorm.statistics import update_running_
 from steadynorm.surgery.contexts import StandIn, input_of, name_of_input, outside_graphs, replaced_forwards
 from steadynorm.surgery.kinds import Norm, eps_of
 
-__all__ = ["QUICKER", "Bound", "Hold", "foretold", "without"]
+__all__ = ["QUICKER", "Bound", "Hold", "prediction_errors", "without"]
 
 R_MAX, D_MAX = 3.0, 5.0
 """Bounds of renorm, those of its paper."""
@@ -28,8 +28,8 @@ class Hold(StandIn):
     """Keeps a layer's training batches from its running estimates, which stand still.
 
     The training is the same to the bit; evaluation goes by what was stored before. Estimates that follow the batches
-    are kept beside, for whoever judges whether the layer is well again. Where its momentum is None the estimates are
-    being measured anew, and the layer does what it always does.
+    are kept beside, by which the watch judges whether the layer is well again. Where its momentum is None the
+    estimates are being measured anew, and the layer does what it always does.
 
     Args:
         layout: of the layer; its estimates are read from those kept beside as long as it is held.
@@ -136,8 +136,8 @@ def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
     return now
 
 
-def foretold(batches: Tensor, begin: Tensor, eps: float, momenta: Iterable[float]) -> Tensor:
-    """Give how badly running estimates of each momentum foretell the next batch, of one layer: mean of d + q²/2.
+def prediction_errors(batches: Tensor, begin: Tensor, eps: float, momenta: Iterable[float]) -> Tensor:
+    """Give how far running estimates of each momentum are from the next batch, of one layer: mean of d + q²/2.
 
     Args:
         batches: moments, (T, 2, channels).

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadynorm.doctor.watch.actions import QUICKER, Bound, Hold, foretold, without
+from steadynorm.doctor.watch.actions import QUICKER, Bound, Hold, prediction_errors, without
 from steadynorm.doctor.watch.judge import Verdict
 from steadynorm.doctor.watch.listener import Listener
 from steadynorm.doctor.watch.recorder import Momenta, Rows
@@ -145,7 +145,7 @@ class Reverts:
         if layer in self._momenta:
             return None
         candidates = [module.momentum, *(each for each in QUICKER if each > module.momentum)]
-        errors = foretold(newest, first.mean(0), eps_of(module), candidates)
+        errors = prediction_errors(newest, first.mean(0), eps_of(module), candidates)
         errors = ranks.gather(errors.double().cpu()).mean(0).nan_to_num(torch.inf)
         best = int((errors <= NEAR_BEST * errors.min()).int().argmax())
         if not errors[best] < BETTER * errors[0]:
@@ -155,7 +155,7 @@ class Reverts:
         return float(candidates[best])
 
     def _slow_all(self, layers: Iterable[int]) -> str:
-        """Give layers their momentum back, unless somebody else has changed it."""
+        """Give layers their momentum back, unless the training has changed it since."""
         slowed = False
         for layer in layers:
             before, now = self._momenta.pop(layer, (None, None))

@@ -50,7 +50,7 @@ class Watch:
                                                                                             estimates stand still
     statistics-lag              running estimates stay behind the batches                   they are set to the newest
                                                                                             batches; a momentum that
-                                                                                            foretells those best
+                                                                                            predicts those best
     train-eval-gap              batches lie much further from the estimates than usual      the layers are bound
     collapsed-variance          more than half of a layer's channels lose their variance    the layers are bound
     statistics-moved-in-eval    estimates move in evaluation or without gradient            nothing

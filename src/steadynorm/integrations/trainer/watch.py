@@ -48,7 +48,7 @@ class WatchCallback(TrainerCallback):
 
     @property
     def report(self) -> WatchReport | None:
-        """What was seen since the layers are as they are; None where nothing could be watched."""
+        """What was seen since layers that can be watched stand there; None where none ever did."""
         return self._work.report
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
