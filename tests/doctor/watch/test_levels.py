@@ -35,6 +35,15 @@ def test_the_batches_are_read_off_the_estimates(kind, momentum):
     torch.testing.assert_close(found, wanted, rtol=1e-6 / momentum * 10, atol=1e-6 / momentum)
 
 
+def test_no_variance_is_negative_by_rounding():
+    model = nn.Sequential(nn.BatchNorm1d(1000))
+    model[0].running_var.copy_(torch.linspace(0.1, 1e6, 1000))
+    rows, momenta = recorded(model, [torch.zeros(4, 1000)])
+    before, after = rows.values[0, :, 1]
+    assert (before + (after - before) / 0.1 < 0).any()  # as it would be read
+    assert (rows.batches(momenta)[0, 1] >= 0).all()
+
+
 def test_a_layer_without_momentum_tells_nothing():
     rows, momenta = recorded(nn.Sequential(nn.BatchNorm1d(3, momentum=None)), [torch.randn(20, 3)])
     assert rows.batches(momenta).isnan().all()
