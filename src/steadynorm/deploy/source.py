@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from steadynorm.deploy.weights import load_weights
+from steadynorm.lab.functions import call_function
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery.flow.trial import run
 
-__all__ = ["Logits", "Source", "as_logits", "call_function", "is_built", "load_source"]
+__all__ = ["Logits", "Source", "as_logits", "is_built", "load_source"]
 
 
 FOREIGN = (".pt", ".pth", ".ckpt", ".bin")
@@ -135,27 +133,6 @@ def _needed_inputs(model: nn.Module) -> list[str]:
         return []
     needed = (each for each in found if each.default is each.empty)
     return [each.name for each in needed if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
-
-
-def call_function(what: str, *arguments: object) -> Any:  # noqa: ANN401 (whatever it gives)
-    """Call a function of the user's, ``package.module:function``.
-
-    Raises:
-        UserError: it cannot be found or imported, or fails.
-    """
-    module, _, function = what.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:  # as python -m has it
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{module}: cannot be imported ({one_line(error)}). Run from where it can.") from error
-    except AttributeError as error:
-        raise UserError(f"{module}: has no {function!r}.") from error
-    try:
-        return found(*arguments)
-    except Exception as error:  # so may the user's function
-        raise UserError(f"{what}: failed with {one_line(error)}.") from error
 
 
 def _build(what: str) -> nn.Module:

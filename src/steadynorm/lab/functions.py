@@ -1,0 +1,42 @@
+"""Functions of the user's, given on the command line as ``package.module:name``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from steadynorm.reporting.failure import UserError, one_line
+
+__all__ = ["call_function", "find_named"]
+
+
+def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
+    """Import what is named ``package.module:name``; modules in the working directory are found too.
+
+    Raises:
+        UserError: it cannot be found or imported.
+    """
+    module, _, name = what.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:  # as python -m has it
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{module}: cannot be imported ({one_line(error)}). Run from where it can.") from error
+    except AttributeError as error:
+        raise UserError(f"{module}: has no {name!r}.") from error
+
+
+def call_function(what: str, *arguments: object) -> Any:  # noqa: ANN401 (whatever it gives)
+    """Call a function of the user's.
+
+    Raises:
+        UserError: it cannot be found or imported, or fails.
+    """
+    found = find_named(what)
+    try:
+        return found(*arguments)
+    except Exception as error:  # so may the user's function
+        raise UserError(f"{what}: failed with {one_line(error)}.") from error
