@@ -38,6 +38,21 @@ def test_a_network_comes_back_as_it_was(tmp_path):
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in found.model.state_dict().items())
 
 
+def test_a_network_of_other_images_comes_back(tmp_path):
+    described = METADATA | {"classes": "7", "channels": "1", "image_size": "28 20"}
+    model = saved(tmp_path, described, classes=7, channels=1, image_size=(28, 20))
+    found = load_checkpoint(tmp_path / "a.safetensors")
+    assert (found.classes, found.channels, found.image_size) == (7, 1, (28, 20))
+    x = torch.randn(2, 1, 28, 20)
+    assert torch.equal(found.model(x), model.eval()(x))
+
+
+def test_a_checkpoint_of_version_0_1_is_of_ten_classes_of_small_photographs(tmp_path):
+    saved(tmp_path)
+    found = load_checkpoint(tmp_path / "a.safetensors")
+    assert (found.classes, found.channels, found.image_size) == (10, 3, (32, 32))
+
+
 def test_a_checkpoint_without_what_the_gate_has_learned_is_refused(tmp_path):
     model = saved(tmp_path)
     save_tensors(tmp_path / "a.safetensors", batch_norm_state(model.state_dict()), METADATA)
@@ -70,8 +85,12 @@ def test_another_file_of_tensors_is_refused(tmp_path):
         ({"depth": "100000000"}, r"\(100000000 convolutions, 26 tensors\)"),
         ({"widths": "4 1000000"}, r"\(conv3\.weight: shape \(8, 4, 3, 3\) in place of \(1000000, 4, 3, 3\)\)"),
         ({"widths": f"4 {10**17}"}, "is not a checkpoint"),
-        ({"widths": "4 8 16 32 64 128"}, "is not a checkpoint .*one to five"),
+        ({"widths": "4 8 16 32 64 128"}, "is not a checkpoint .*one to 5"),
         ({"depth": "-1"}, "is not a checkpoint .*at least 2 convolutions"),
+        ({"classes": "1000000000"}, r"\(classifier.weight: shape \(10, 8\) in place of \(1000000000, 8\)\)"),
+        ({"channels": "-1"}, "is not a checkpoint"),
+        ({"image_size": "1 32"}, "is not a checkpoint .*one to 0"),
+        ({"image_size": "32"}, "is not a checkpoint"),
         ({"network": "resnet1001"}, "is not a checkpoint .*no network is called 'resnet1001'"),
         ({"arm": "nothing"}, "is not a checkpoint .*no normalization is called 'nothing'"),
     ],

@@ -91,6 +91,18 @@ def test_impossible_widths_are_refused(widths: tuple[int, ...]) -> None:
         build(widths=widths)
 
 
+def test_smaller_images_have_fewer_stages() -> None:
+    widths = (4, 4, 4, 4)
+    build(widths=widths, image_size=(28, 64))(torch.randn(2, 3, 28, 64))
+    with pytest.raises(UserError, match="must be one to 3 positive numbers for images of 64x15"):
+        build(widths=widths, image_size=(64, 15))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+def test_a_network_takes_the_channels_and_gives_the_classes_that_it_is_built_for(name: str) -> None:
+    assert build(name, channels=1, classes=7)(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+
+
 @pytest.mark.parametrize("arm", ["batch_norm", "ghost_batch_norm", "self_tuned_batch_norm"])
 def test_running_statistics_move_after_as_many_batches_as_asked_for(arm: str) -> None:
     model = build_network("cnn", arm=arm, depth=2, widths=(4, 8), classes=10, seed=0, update_every=3)

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from steadynorm.lab import training
 from steadynorm.lab.cells import CellFiles, measure
+from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.data import Images, evaluation_batches
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.training import Training, evaluate, network
@@ -50,6 +51,21 @@ def rebuilt(path: Path) -> torch.nn.Module:
     model = build_network("cnn", arm="batch_norm", depth=2, widths=(4, 8), classes=10, seed=9)
     model.load_state_dict(load_file(RunDirectory(path).checkpoint_path(NETWORK)))
     return model.eval()
+
+
+def test_a_network_trains_on_images_of_one_channel_and_its_checkpoint_says_so(tmp_path: Path) -> None:
+    gray = {split: of_size(getattr(DATA, split), (20, 28), channels=1) for split in ("train", "validation")}
+    dataset = replace(DATA, **gray, classes=(*DATA.classes, "k"), mean=(0.4,), std=(0.25,))
+    cell = Cell(factors=network(arm="batch_norm", seed=0, lr=0.05, epochs=1))
+    files = CellFiles(RunDirectory(tmp_path), Recorder(), {})
+    files.plan([cell.factors])
+    files.end(measure(cell, Training(settings=TINY_SETTINGS, dataset=dataset), files.begin(cell), files))
+    found = load_checkpoint(RunDirectory(tmp_path).checkpoint_path(cell))
+    assert (found.channels, found.classes, found.image_size) == (1, 11, (20, 28))
+
+
+def of_size(images: Images, size: tuple[int, int], *, channels: int) -> Images:
+    return Images(pixels=images.pixels[:, :channels, : size[0], : size[1]], labels=images.labels)
 
 
 def test_a_finished_run_has_every_epoch(undisturbed: tuple[Cell, Path]) -> None:

@@ -11,11 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from steadynorm.lab.data.images import CLASS_COUNT
 from steadynorm.lab.networks import build_network
 from steadynorm.reporting.failure import UserError
 
 __all__ = ["Checkpoint", "load_checkpoint"]
+
+BEFORE = {"classes": "10", "channels": "3", "image_size": "32 32"}
+"""What checkpoints of version 0.1 do not say: theirs are all of such images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,10 @@ class Checkpoint:
     arm: str
     depth: int
     widths: tuple[int, ...]
+    classes: int
+    channels: int
+    image_size: tuple[int, int]
+    """Height and width of the images that it was trained on."""
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -42,22 +48,29 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: is a directory. Give a .safetensors file of a run's checkpoints.")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            metadata = BEFORE | (file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         widths = tuple(int(width) for width in metadata["widths"].split())
-        network, arm, depth = metadata["network"], metadata["arm"], int(metadata["depth"])
+        height, width = map(int, metadata["image_size"].split())
+        how = {
+            "arm": metadata["arm"],
+            "depth": int(metadata["depth"]),
+            "widths": widths,
+            "image_size": (height, width),
+            **{name: int(metadata[name]) for name in ("classes", "channels")},
+        }
+        network, arm = metadata["network"], metadata["arm"]
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file. Give a .safetensors file of a run's checkpoints.") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
-    how = {"arm": arm, "depth": depth, "widths": widths, "classes": CLASS_COUNT, "seed": 0}
     _check_size(path, tensors, network, how)
-    model = build_network(network, **how)
+    model = build_network(network, seed=0, **how)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise _others(path, network, arm, error) from error
-    return Checkpoint(model=model.eval(), network=network, arm=arm, depth=depth, widths=widths)
+    return Checkpoint(model=model.eval(), network=network, **how)
 
 
 def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Mapping[str, Any]) -> None:
@@ -70,7 +83,7 @@ def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Ma
         raise _others(path, network, how["arm"], f"{how['depth']} convolutions, {len(tensors)} tensors")
     try:
         with torch.device("meta"):
-            built = build_network(network, **how)
+            built = build_network(network, seed=0, **how)
     except (UserError, RuntimeError) as error:  # torch's, of sizes that no memory has
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
     expected = built.state_dict()

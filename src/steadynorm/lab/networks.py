@@ -18,7 +18,16 @@ __all__ = ["build_network", "cnn", "resnet20", "zero_last_gamma_"]
 
 
 def build_network(
-    name: str, *, arm: str, depth: int, widths: Sequence[int], classes: int, seed: int, **training: int
+    name: str,
+    *,
+    arm: str,
+    depth: int,
+    widths: Sequence[int],
+    classes: int,
+    seed: int,
+    channels: int = 3,
+    image_size: tuple[int, int] = (32, 32),
+    **training: int,
 ) -> nn.Module:
     """Build a network and draw its initial weights.
 
@@ -32,6 +41,8 @@ def build_network(
         widths: channels of each stage of ``cnn``; a stage ends with 2x2 max-pooling.
         classes: number of outputs.
         seed: decides the weights.
+        channels: of the images.
+        image_size: their height and width in pixels.
         training: what layers may want to know of it: ``update_every`` and ``batches``, see ``Normalization.build``.
 
     Raises:
@@ -40,7 +51,11 @@ def build_network(
     check_known("--network", [name], ("cnn", "resnet20"), what="network")
     norm = find_normalization(arm)
     norm = replace(norm, build=partial(norm.build, **training))
-    model = cnn(norm, depth=depth, widths=widths, classes=classes) if name == "cnn" else resnet20(norm, classes=classes)
+    if name == "cnn":
+        how = {"depth": depth, "widths": widths, "image_size": image_size}
+        model = cnn(norm, classes=classes, channels=channels, **how)  # type: ignore[arg-type]
+    else:
+        model = resnet20(norm, classes=classes, channels=channels)
     _initialize(model, seed)
     return model
 
@@ -62,20 +77,33 @@ def zero_last_gamma_(model: nn.Module) -> None:
         weight.zero_()
 
 
-def cnn(norm: Normalization, *, depth: int, widths: Sequence[int], classes: int) -> nn.Module:
+def cnn(
+    norm: Normalization,
+    *,
+    depth: int,
+    widths: Sequence[int],
+    classes: int,
+    channels: int = 3,
+    image_size: tuple[int, int] = (32, 32),
+) -> nn.Module:
     """Build 3x3 convolutions in stages, each convolution normalized and rectified, then averaged and classified.
 
-    ``depth`` convolutions are shared out evenly over the stages, earlier stages first. Input (N, 3, 32, 32).
+    ``depth`` convolutions are shared out evenly over the stages, earlier stages first. Input (N, channels, H, W).
 
     Raises:
-        UserError: fewer convolutions than stages, or more halvings than a 32x32 image allows.
+        UserError: fewer convolutions than stages, or more halvings than the images allow.
     """
-    if not 1 <= len(widths) <= 5 or min(widths) < 1:
-        raise UserError(f"--widths: must be one to five positive numbers, got {' '.join(map(str, widths))}.")
+    most = min(image_size).bit_length() - 1
+    if not 1 <= len(widths) <= most or min(widths) < 1:
+        size = "x".join(map(str, image_size))
+        raise UserError(
+            f"--widths: must be one to {most} positive numbers for images of {size}, each stage halves them, "
+            f"got {' '.join(map(str, widths))}."
+        )
     if depth < len(widths):
         raise UserError(f"--depth: {len(widths)} stages need at least {len(widths)} convolutions, got {depth}.")
     layers = nn.Sequential()
-    channels, number = 3, 0
+    number = 0
     for stage, width in enumerate(widths):
         for _ in range(depth // len(widths) + (stage < depth % len(widths))):
             number += 1
@@ -89,13 +117,13 @@ def cnn(norm: Normalization, *, depth: int, widths: Sequence[int], classes: int)
     return layers
 
 
-def resnet20(norm: Normalization, *, classes: int) -> nn.Module:
-    """Build the 20-layer residual network for 32x32 images: three stages of three blocks, widths 16, 32, 64.
+def resnet20(norm: Normalization, *, classes: int, channels: int = 3) -> nn.Module:
+    """Build the 20-layer residual network for small images: three stages of three blocks, widths 16, 32, 64.
 
     Source: He et al. 2016 (arXiv 1512.03385), section 4.2, with their parameter-free shortcuts (option A).
     """
     layers = nn.Sequential()
-    layers.add_module("conv", _convolution(3, 16, norm))
+    layers.add_module("conv", _convolution(channels, 16, norm))
     layers.add_module("norm", norm.build(16))
     channels = 16
     for stage, width in enumerate((16, 32, 64)):

@@ -223,7 +223,7 @@ class Training:
             text = f"epoch {epoch}/{epochs}  {_said(rows)}"
             state = _state(trainer.model, trainer.optimizer)
             yield State(tensors=state, share=epoch / epochs, text=text)
-        yield Model(tensors=trainer.model.state_dict(), metadata=_metadata(job.factors, trainer.settings))
+        yield Model(tensors=trainer.model.state_dict(), metadata=_metadata(trainer))
 
     def images_per_second(self, cell: Cell) -> float:
         """Measure how fast a network trains, over a few steps after as many to warm up; nothing is kept of it."""
@@ -288,6 +288,8 @@ class Trainer:
             depth=settings.depth,
             widths=settings.widths,
             classes=len(dataset.classes),
+            channels=dataset.channels,
+            image_size=dataset.image_size,
             seed=factors["seed"],
             update_every=settings.accumulate,
             batches=factors["epochs"] * steps_per_epoch(dataset.train, settings) * settings.accumulate,
@@ -462,10 +464,18 @@ def _groups(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[lis
         yield group
 
 
-def _metadata(factors: Factors, settings: Settings) -> dict[str, str]:
+def _metadata(trainer: Trainer) -> dict[str, str]:
     """Say what builds the network that a checkpoint belongs to."""
-    widths = " ".join(map(str, settings.widths))
-    return {"arm": factors["arm"], "network": settings.network, "depth": str(settings.depth), "widths": widths}
+    settings, dataset = trainer.settings, trainer.dataset
+    return {
+        "arm": trainer.factors["arm"],
+        "network": settings.network,
+        "depth": str(settings.depth),
+        "widths": " ".join(map(str, settings.widths)),
+        "classes": str(len(dataset.classes)),
+        "channels": str(dataset.channels),
+        "image_size": " ".join(map(str, dataset.image_size)),
+    }
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

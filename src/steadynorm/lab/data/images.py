@@ -72,6 +72,16 @@ class Dataset:
     std: tuple[float, ...]
     """Per channel, in the same units: what the centred pixels are divided by."""
 
+    @property
+    def channels(self) -> int:
+        """Numbers of a pixel."""
+        return self.train.pixels.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.train.pixels.shape[2], self.train.pixels.shape[3]
+
 
 def first(images: Images, count: int) -> Images:
     """Give the first ``count`` images, or all where there are fewer."""

@@ -112,7 +112,14 @@ def _log(
     config, dataset, device = task.config, task.dataset, torch.device(task.record.resolved["device"])
     torch.manual_seed(seed)
     model = build_network(
-        config.network, arm="batch_norm", depth=DEPTH, widths=WIDTHS, classes=len(dataset.classes), seed=seed
+        config.network,
+        arm="batch_norm",
+        depth=DEPTH,
+        widths=WIDTHS,
+        classes=len(dataset.classes),
+        channels=dataset.channels,
+        image_size=dataset.image_size,
+        seed=seed,
     )
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
