@@ -15,7 +15,7 @@ from steadynorm.lab.cells import CellFiles, measure
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.data import Images, evaluation_batches
 from steadynorm.lab.networks import build_network
-from steadynorm.lab.training import Training, evaluate, network
+from steadynorm.lab.training import Training, network
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.run_directory import RunDirectory
@@ -91,22 +91,6 @@ def test_the_checkpoint_is_the_network_that_was_measured(undisturbed: tuple[Cell
     logits = model(pixels)
     assert record.last("val_accuracy") == (logits.argmax(1) == DATA.validation.labels).double().mean().item()
     assert record.last("val_loss") == pytest.approx(F.cross_entropy(logits, DATA.validation.labels).item(), rel=1e-5)
-
-
-def test_evaluation_counts_a_small_last_batch_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_network("cnn", arm="none", depth=2, widths=(4, 8), classes=10, seed=0)
-    whole = evaluate(model, DATA.validation, DATA, TINY_SETTINGS)
-    monkeypatch.setattr(training, "EVALUATION_BATCH", 13)
-    assert evaluate(model, DATA.validation, DATA, TINY_SETTINGS) == pytest.approx(whole)
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_evaluation_moves_no_statistics_and_gives_the_mode_back(mode: bool) -> None:
-    model = build_network("cnn", arm="batch_norm", depth=2, widths=(4, 8), classes=10, seed=0).train(mode)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, DATA.validation, DATA, TINY_SETTINGS)
-    assert model.training is mode
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_what_is_recorded_of_training_is_what_the_first_step_gives(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from steadynorm.lab import experiment
 from steadynorm.lab.data import Dataset, Images
 from steadynorm.lab.experiments.compare import CompareConfig
-from steadynorm.lab.training import Settings
+from steadynorm.lab.settings import Settings
 from steadynorm.ops.dispatch import backend
 from steadynorm.reporting.records import Cell
 

@@ -15,7 +15,7 @@ import tyro
 from steadynorm.lab.data import check_data_dir
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.normalizations import find_normalization
-from steadynorm.lab.training import Settings
+from steadynorm.lab.settings import Settings
 from steadynorm.lab.workers import number_of_workers
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import check_values, flag

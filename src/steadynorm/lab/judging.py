@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from steadynorm.adaptation import ADAPTATIONS, Adaptation, Calibration
 from steadynorm.lab.data import Dataset, Images, evaluation_batches
-from steadynorm.lab.training import Settings, autocast
+from steadynorm.lab.settings import Settings, autocast
 from steadynorm.reporting.failure import check_known
 from steadynorm.reporting.records import Measurement
 

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import torch
@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Model, State, measure_cells
-from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches, first, take
+from steadynorm.lab.data import Dataset, batches, first, take
+from steadynorm.lab.evaluation import evaluated
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
-from steadynorm.lab.machine import Precision
 from steadynorm.lab.networks import build_network, zero_last_gamma_
+from steadynorm.lab.optimization import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer_
+from steadynorm.lab.settings import Settings, autocast, steps_per_epoch
 from steadynorm.lab.workers import (
     average_gradients_,
     mean_over_workers,
@@ -30,64 +32,18 @@ from steadynorm.lab.workers import (
 )
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Factors, Measurement
-from steadynorm.surgery import param_groups
 from steadynorm.surgery.named_modules import batch_norms_of
 
 if TYPE_CHECKING:
     from steadynorm.lab.experiment import Task
 
-__all__ = [
-    *(
-        "Positive",
-        "Settings",
-        "Trainer",
-        "Training",
-        "autocast",
-        "evaluate",
-        "learning_rate",
-        "network",
-        "overflow_ignored",
-    ),
-    *("steps_per_epoch", "train_networks"),
-]
+__all__ = ["Positive", "Trainer", "Training", "network", "overflow_ignored", "train_networks"]
 
 TaskT = TypeVar("TaskT", bound="Task[Any]")
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
-EVALUATION_BATCH = 500
 TIMED_STEPS, TIMED_IMAGES = 6, 512  # at least, to find out how fast a network trains
 STEPS_BETWEEN_CHECKS = 16  # a look at the loss waits for the device, so it is not taken at every step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all networks of an experiment share."""
-
-    network: Literal["cnn", "resnet20"]
-    depth: int
-    widths: tuple[int, ...]
-    batch_size: int
-    accumulate: int
-    """Batches whose gradients are averaged in one step."""
-    momentum: float
-    weight_decay: float
-    milestones: tuple[int, ...]
-    """Epochs after which the learning rate is divided by ten."""
-    augment: Literal["none", "crop-flip"]
-    device: torch.device
-    precision: Precision
-    at_once: int | None = None
-    """Images that fit into memory together, on all workers; a larger batch is averaged from several such."""
-    warm_up: int = 0
-    """Epochs in which the learning rate rises, step by step and in equal parts, to the one it is to have."""
-    warm_up_from: float = 0.0
-    """Learning rate that it rises from."""
-    spare_norms: bool = False
-    """Whether normalizations and biases are left out of the weight decay."""
-    zero_last_gamma: bool = False
-    """Whether every residual block starts as the identity; see :func:`steadynorm.lab.networks.zero_last_gamma_`."""
-    freeze_last: int = 0
-    """Last epochs in which batch norms normalize by their running statistics, and these stay."""
 
 
 @dataclass(frozen=True)
@@ -297,10 +253,7 @@ class Trainer:
         if settings.zero_last_gamma:
             zero_last_gamma_(model)
         model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        decayed = param_groups(model, settings.weight_decay) if settings.spare_norms else model.parameters()
-        optimizer = torch.optim.SGD(
-            decayed, lr=factors["lr"], momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        optimizer = make_optimizer(model, settings, lr=factors["lr"])
         return cls(model, optimizer, settings, dataset, factors, advance)
 
     def epoch(self, number: int) -> Iterator[Measurement]:
@@ -393,51 +346,8 @@ class Trainer:
         """Evaluate each worker's share of the validation images."""
         images = self.dataset.validation
         share = take(images, torch.arange(worker(), len(images), number_of_workers()))
-        loss, hits = sum_over_workers(*_evaluated(self.model, share, self.dataset, self.settings))
+        loss, hits = sum_over_workers(*evaluated(self.model, share, self.dataset, self.settings))
         return loss.item() / len(images), hits.item() / len(images)
-
-
-def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[float, float]:
-    """Measure mean cross-entropy in nats and accuracy in [0, 1], in evaluation mode; training mode comes back."""
-    loss, hits = _evaluated(model, images, dataset, settings)
-    return loss.item() / len(images), hits.item() / len(images)
-
-
-@torch.no_grad()
-def _evaluated(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Give the sum of the cross-entropies, and how many images are classified right."""
-    was_training = model.training
-    model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=settings.device)
-    hits = torch.zeros((), dtype=torch.int64, device=settings.device)
-    for x, labels in evaluation_batches(images, dataset=dataset, batch_size=EVALUATION_BATCH, device=settings.device):
-        with autocast(settings):
-            logits = model(x).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        hits += (logits.argmax(1) == labels).sum()
-    model.train(was_training)
-    return loss, hits
-
-
-def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
-    """Give the context in which a network computes: autocast to bfloat16 where that is the precision."""
-    if settings.precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(settings.device.type, torch.bfloat16)
-
-
-def learning_rate(highest: float, settings: Settings, *, epoch: int, share: float = 1.0) -> float:
-    """Give the rate of a step: rising to ``highest`` in the warm-up, if there is one, and then lowered.
-
-    Args:
-        highest: before any decay.
-        epoch: counted from 1.
-        share: of the epoch's steps that are done with this one.
-    """
-    if epoch <= settings.warm_up:
-        return settings.warm_up_from + (highest - settings.warm_up_from) * (epoch - 1 + share) / settings.warm_up
-    lowered = sum(epoch > milestone for milestone in settings.milestones)
-    return highest / 10.0**lowered
 
 
 def _settings_of(factors: Factors, shared: Settings) -> Settings:
@@ -450,11 +360,6 @@ def _settings_of(factors: Factors, shared: Settings) -> Settings:
         accumulate=shared.accumulate * parts,
         depth=factors.get("depth") or shared.depth,
     )
-
-
-def steps_per_epoch(images: Images, settings: Settings) -> int:
-    """Count the steps of whole groups of whole batches; what is left over waits for an epoch that draws it earlier."""
-    return max(1, len(images.labels) // (settings.batch_size * settings.accumulate))
 
 
 def _groups(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -479,18 +384,11 @@ def _metadata(trainer: Trainer) -> dict[str, str]:
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    buffers = {
-        f"momentum.{name}": optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in model.named_parameters()
-        if optimizer.state[parameter].get("momentum_buffer") is not None
-    }
-    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | buffers
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return weights | optimizer_tensors(model, optimizer)
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     kinds = ("model.", "extra.")  # the second in states of version 0.1.0, which held what only our layers have there
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith(kinds)})
-    for name, parameter in model.named_parameters():
-        if f"momentum.{name}" in tensors:
-            buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"momentum.{name}"])
-            optimizer.state[parameter]["momentum_buffer"] = buffer
+    restore_optimizer_(model, optimizer, tensors)

@@ -7,7 +7,7 @@ import pytest
 from steadynorm.lab.experiments import scale
 from steadynorm.lab.experiments.scale import ScaleConfig, network_of
 from steadynorm.lab.recipe import RECIPES
-from steadynorm.lab.training import Settings
+from steadynorm.lab.settings import Settings
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Record, read_record
 from tests.support.experiments import Recorder, on_tiny_data

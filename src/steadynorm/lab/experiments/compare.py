@@ -39,7 +39,8 @@ from steadynorm.lab.describe.names import PLAIN, arm_labels, batch_arm, data_lab
 from steadynorm.lab.describe.networks import has_ended, networks_as_json
 from steadynorm.lab.describe.tables import accuracy_entry, arm_cell, ending, seeds_note, status_entry
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.training import Settings, network, train_networks
+from steadynorm.lab.settings import Settings
+from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
 from steadynorm.reporting.numbers import NONE, SPACE, number, percent, percent_spread, points, rate, seconds

@@ -43,11 +43,14 @@ from steadynorm.lab.describe.method import batches_label, class_count, method_of
 from steadynorm.lab.describe.names import arm_label, few_arms, pair
 from steadynorm.lab.describe.networks import all_measured
 from steadynorm.lab.describe.tables import accuracy_column, arm_cell, ending, spread_column, status_entry
+from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.gradient_norms import watched_weights
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY, add_noise_
+from steadynorm.lab.optimization import learning_rate
 from steadynorm.lab.probe import Slope, norm_of, probe, slope
-from steadynorm.lab.training import Trainer, autocast, evaluate, learning_rate, network, steps_per_epoch
+from steadynorm.lab.settings import autocast, steps_per_epoch
+from steadynorm.lab.training import Trainer, network
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError

@@ -38,8 +38,9 @@ from steadynorm.lab.describe.arms import Arm, Reduction, points_of
 from steadynorm.lab.describe.claims import expected
 from steadynorm.lab.describe.figures import chart
 from steadynorm.lab.describe.method import paragraphs, sentences
+from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.training import evaluate, network, train_networks
+from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.claims import judge
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import percent, seconds

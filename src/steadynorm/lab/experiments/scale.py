@@ -27,7 +27,8 @@ from steadynorm.lab.describe.networks import has_ended, networks_as_json
 from steadynorm.lab.describe.tables import SERIES, seeds_note
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.recipe import RECIPES, find_recipe
-from steadynorm.lab.training import Settings, network, train_networks
+from steadynorm.lab.settings import Settings
+from steadynorm.lab.training import network, train_networks
 from steadynorm.lab.workers import number_of_workers
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, judge, unless_guessing

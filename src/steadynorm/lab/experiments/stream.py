@@ -37,9 +37,10 @@ from steadynorm.lab.describe.method import method_of, sentences
 from steadynorm.lab.describe.names import arm_labels, method_label
 from steadynorm.lab.describe.networks import all_measured, networks_as_json
 from steadynorm.lab.describe.tables import accuracy_entry, arm_cell
+from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.judging import check_methods, judge_methods
-from steadynorm.lab.training import evaluate, network, train_networks
+from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
 from steadynorm.reporting.numbers import percent, percent_spread, points, rate, signed_points

@@ -1,0 +1,36 @@
+"""Judge a network on images that it was not trained on."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steadynorm.lab.data import Dataset, Images, evaluation_batches
+from steadynorm.lab.settings import Settings, autocast
+
+__all__ = ["evaluate", "evaluated"]
+
+EVALUATION_BATCH = 500
+
+
+def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[float, float]:
+    """Measure mean cross-entropy in nats and accuracy in [0, 1], in evaluation mode; training mode comes back."""
+    loss, hits = evaluated(model, images, dataset, settings)
+    return loss.item() / len(images), hits.item() / len(images)
+
+
+@torch.no_grad()
+def evaluated(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Give the sum of the cross-entropies, and how many images are classified right."""
+    was_training = model.training
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=settings.device)
+    hits = torch.zeros((), dtype=torch.int64, device=settings.device)
+    for x, labels in evaluation_batches(images, dataset=dataset, batch_size=EVALUATION_BATCH, device=settings.device):
+        with autocast(settings):
+            logits = model(x).float()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        hits += (logits.argmax(1) == labels).sum()
+    model.train(was_training)
+    return loss, hits

@@ -1,0 +1,57 @@
+"""What all networks of an experiment share while they train."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from steadynorm.lab.data import Images
+from steadynorm.lab.machine import Precision
+
+__all__ = ["Settings", "autocast", "steps_per_epoch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all networks of an experiment share."""
+
+    network: Literal["cnn", "resnet20"]
+    depth: int
+    widths: tuple[int, ...]
+    batch_size: int
+    accumulate: int
+    """Batches whose gradients are averaged in one step."""
+    momentum: float
+    weight_decay: float
+    milestones: tuple[int, ...]
+    """Epochs after which the learning rate is divided by ten."""
+    augment: Literal["none", "crop-flip"]
+    device: torch.device
+    precision: Precision
+    at_once: int | None = None
+    """Images that fit into memory together, on all workers; a larger batch is averaged from several such."""
+    warm_up: int = 0
+    """Epochs in which the learning rate rises, step by step and in equal parts, to the one it is to have."""
+    warm_up_from: float = 0.0
+    """Learning rate that it rises from."""
+    spare_norms: bool = False
+    """Whether normalizations and biases are left out of the weight decay."""
+    zero_last_gamma: bool = False
+    """Whether every residual block starts as the identity; see :func:`steadynorm.lab.networks.zero_last_gamma_`."""
+    freeze_last: int = 0
+    """Last epochs in which batch norms normalize by their running statistics, and these stay."""
+
+
+def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
+    """Give the context in which a network computes: autocast to bfloat16 where that is the precision."""
+    if settings.precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(settings.device.type, torch.bfloat16)
+
+
+def steps_per_epoch(images: Images, settings: Settings) -> int:
+    """Count the steps of whole groups of whole batches; what is left over waits for an epoch that draws it earlier."""
+    return max(1, len(images.labels) // (settings.batch_size * settings.accumulate))
