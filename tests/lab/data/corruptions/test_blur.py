@@ -106,14 +106,17 @@ def test_motion_continues_the_border():
 
 def _enlarged(plane, factor):
     """Cut out the middle, enlarge it by linear interpolation, and cut out the middle again."""
-    shown = math.ceil(32 / factor)
-    size = round(shown * factor)
-    first, trim = (32 - shown) // 2, (size - 32) // 2
-    points = np.linspace(0, shown - 1, size)
-    middle = plane[first : first + shown, first : first + shown]
-    tall = np.stack([np.interp(points, np.arange(shown), column) for column in middle.T], axis=1)
-    whole = np.stack([np.interp(points, np.arange(shown), row) for row in tall])
-    return whole[trim : trim + 32, trim : trim + 32]
+    shown = [math.ceil(size / factor) for size in plane.shape]
+    enlarged = [round(size * factor) for size in shown]
+    (top, left), (above, before) = (
+        [(whole - part) // 2 for whole, part in zip(*sizes, strict=True)]
+        for sizes in ((plane.shape, shown), (enlarged, plane.shape))
+    )
+    middle = plane[top : top + shown[0], left : left + shown[1]]
+    down, right = (np.linspace(0, part - 1, size) for part, size in zip(shown, enlarged, strict=True))
+    tall = np.stack([np.interp(down, np.arange(shown[0]), column) for column in middle.T], axis=1)
+    whole = np.stack([np.interp(right, np.arange(shown[1]), row) for row in tall])
+    return whole[above : above + plane.shape[0], before : before + plane.shape[1]]
 
 
 @pytest.mark.parametrize("steps", [7, 26])
@@ -122,3 +125,19 @@ def test_zoom_blur_averages_the_image_and_its_enlargements(steps):
     plane = pixels[1, :, :, 2]
     pictures = [plane] + [_enlarged(plane, 1 + step / 100) for step in range(steps)]
     np.testing.assert_allclose(zoom_blur(pixels, None, steps)[1, :, :, 2], np.mean(pictures, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (40, 33)])
+def test_zoom_blur_enlarges_height_and_width_alike(shape):
+    pixels = np.random.default_rng(0).random((1, *shape, 1))
+    plane = pixels[0, :, :, 0]
+    pictures = [plane] + [_enlarged(plane, 1 + step / 100) for step in range(26)]
+    np.testing.assert_allclose(zoom_blur(pixels, None, 26)[0, :, :, 0], np.mean(pictures, axis=0), rtol=1e-12)
+
+
+def test_a_large_picture_is_out_of_focus_over_more_pixels_and_no_lighter():
+    pixels = np.zeros((1, 96, 96, 1))
+    pixels[:, 48, 48] = 1
+    blurred = defocus_blur(pixels, None, 1.5, 0.1)[0, :, :, 0]
+    assert blurred.sum() == pytest.approx(1)
+    assert np.argwhere(blurred[48] > 0.01)[[0, -1], 0].tolist() == [44, 52]  # 1.5 pixels of 32 are 4.5 of 96

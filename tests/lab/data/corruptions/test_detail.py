@@ -19,3 +19,9 @@ def test_jpeg_compression_is_that_of_the_quality_asked_for():
     Image.fromarray(BYTES[1]).save(file, "JPEG", quality=40)
     expected = np.asarray(Image.open(file))
     assert np.array_equal(np.rint(jpeg_compression(BYTES / 255.0, None, 40)[1] * 255), expected)
+
+
+def test_pixelate_shrinks_height_and_width_in_proportion():
+    found = pixelate(BYTES[:, :24, :, :1] / 255.0, None, 16) * 255
+    blocks = BYTES[:, :24, :, :1].astype(float).reshape(2, 12, 2, 16, 2, 1).mean(axis=(2, 4))
+    np.testing.assert_allclose(found, blocks.repeat(2, axis=1).repeat(2, axis=2), atol=1)

@@ -112,3 +112,15 @@ def test_noise_reaches_every_point_of_the_clouds_but_the_corner():
     flat = _heights({(16, 16): 1.0}, 2)
     for place in [(0, 16), (16, 0), (8, 24), (0, 8), (24, 0), (31, 31), (30, 31), (31, 30)]:
         assert _heights({(16, 16): 1.0, place: 0.3}, 1)[place] > flat[place]
+
+
+def test_one_channel_is_brightened_and_has_no_saturation():
+    pixels = np.random.default_rng(0).random((1, 5, 7, 1))
+    np.testing.assert_allclose(brightness(pixels, None, 0.3), np.minimum(pixels + 0.3, 1), rtol=1e-12)
+    assert np.array_equal(saturate(pixels, None, 2.5, 0.2), pixels)
+
+
+def test_fog_of_another_size_is_a_part_of_the_next_power_of_two():
+    pixels = np.ones((1, 28, 30, 1))
+    whole = fog(np.ones((1, 32, 32, 1)), np.random.default_rng(1), 1.5, 1.75)
+    assert np.array_equal(fog(pixels, np.random.default_rng(1), 1.5, 1.75), whole[:, :28, :30])
