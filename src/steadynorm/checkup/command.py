@@ -18,6 +18,7 @@ from steadynorm.deploy.source import load_source
 from steadynorm.doctor import CHECKS, Diagnosis, judge
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.lab.machine import choose_device
+from steadynorm.lab.weights import STATISTICS
 from steadynorm.reporting.diagnosis import Examination, Treated
 from steadynorm.reporting.environment import describe_machine, describe_versions
 from steadynorm.reporting.failure import UserError
@@ -25,8 +26,6 @@ from steadynorm.reporting.flags import as_config, command_of
 from steadynorm.reporting.progress import Display
 
 __all__ = ["explain", "run_doctor"]
-
-STATISTICS = ("running_mean", "running_var")
 
 
 def run_doctor(config: DoctorConfig, display: Display) -> Examination:

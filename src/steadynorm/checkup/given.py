@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from steadynorm.checkup.config import DoctorConfig
 from steadynorm.checkup.data import Sample, Wanted, load_sample
-from steadynorm.deploy.weights import read_weights
 from steadynorm.doctor import accuracy, observe
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.score import labels_of, logits_of
 from steadynorm.lab.data import DATASETS
 from steadynorm.lab.functions import call_function
+from steadynorm.lab.weights import read_weights
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.reporting.progress import Display
 from steadynorm.surgery.batches import evaluating, feed

@@ -19,7 +19,7 @@ from steadynorm.deploy.latency import measure
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import Artifact, Outcome, write_outcome
 from steadynorm.deploy.source import as_logits
-from steadynorm.deploy.weights import load_weights
+from steadynorm.lab.weights import load_weights
 from steadynorm.reporting.environment import count_cores
 from steadynorm.reporting.failure import UserError, check_known, one_line
 from steadynorm.reporting.place import new_directory

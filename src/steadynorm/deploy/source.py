@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from steadynorm.deploy.weights import load_weights
 from steadynorm.lab.functions import call_function
+from steadynorm.lab.weights import load_weights
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery.flow.trial import run
 
@@ -62,10 +62,10 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None, may_
 
     Args:
         what: path of a checkpoint of our experiments, or ``package.module:function`` that builds a model.
-        weights: a file of weights, see :func:`steadynorm.deploy.weights.load_weights`; for a built model only, and only
+        weights: a file of weights, see :func:`steadynorm.lab.weights.load_weights`; for a built model only, and only
             where the function does not load them itself.
         key: where in that file they are.
-        may_lack: see :func:`steadynorm.deploy.weights.load_weights`.
+        may_lack: see :func:`steadynorm.lab.weights.load_weights`.
 
     Raises:
         UserError: it cannot be found, imported or built, or its tensors are not the model's.

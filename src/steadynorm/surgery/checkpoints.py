@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["NamedState", "state_for", "why_no_numbers"]
+__all__ = ["NamedState", "named_behind", "state_for", "why_no_numbers"]
 
 _COUNTER = "num_batches_tracked"
 _STATISTICS = frozenset({"running_mean", "running_var"})
@@ -29,6 +30,8 @@ _HOLDERS = frozenset(
 """Keys of a checkpoint, or attributes of a wrapper, under which a model's state is usually kept."""
 _DEPTH = 4
 _LISTED = 3
+_OF_OPTIMIZER = re.compile(r"(^|\.)state\.\d+\.")
+"""In the name of what an optimizer keeps for a parameter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,9 +92,9 @@ def state_for(
         )
     wanted = model.state_dict() if wanted is None else wanted
     wanted = {name: each for name, each in wanted.items() if isinstance(each, Tensor)}  # a layer may keep other things
-    found = dict(_tensors(loaded, "", _DEPTH))
+    found, nameless = dict(_tensors(loaded, "", _DEPTH)), list(_nameless(loaded, "", _DEPTH))
     plain = _without_wrappers(found)
-    names, prefix = _fit(verb, {short: found[key] for key, short in plain.items()}, wanted)
+    names, prefix = _fit(verb, {short: found[key] for key, short in plain.items()}, wanted, nameless)
     keys = {names[rest]: key for key, short in plain.items() if (rest := _behind(prefix, short)) in names}
     kept = {name: keys[name] for name in wanted if name in keys}
     tensors = {name: found[key] for name, key in kept.items()}
@@ -102,8 +105,19 @@ def state_for(
         tensors={name: each for name, each in tensors.items() if each.numel() or not _is_counter(name)},
         missing=tuple(name for name in wanted if name not in kept and not _is_counter(name)),
         unknown=tuple(rest for rest in others.values() if rest is not None and rest not in names),
-        notes=tuple(_notes(kept, before, [key for key in found if others.get(key) is None])),
+        notes=tuple(_notes(kept, before, [*(key for key in found if others.get(key) is None), *nameless])),
     )
+
+
+def named_behind(loaded: Mapping[str, Any], key: str) -> dict[str, Tensor]:
+    """Give the tensors of a checkpoint whose names begin with a key and a dot, without that; wrappers do not count.
+
+    >>> named_behind({"state_dict": {"ema.module.weight": torch.ones(1)}}, "state_dict.ema")
+    {'weight': tensor([1.])}
+    """
+    found = dict(_tensors(loaded, "", _DEPTH))
+    rest = {name: _behind(f"{key}.", short) for name, short in _without_wrappers(found).items()}
+    return {short: found[name] for name, short in rest.items() if short}
 
 
 def why_no_numbers(tensor: Tensor) -> str | None:
@@ -133,6 +147,15 @@ def _tensors(value: object, path: str, depth: int) -> Iterator[tuple[str, Tensor
         yield path, torch.tensor(value, dtype=torch.float64)
 
 
+def _nameless(value: object, path: str, depth: int) -> Iterator[str]:
+    """Name the lists of tensors in nested mappings, as averages of weights are kept by some."""
+    if isinstance(value, Mapping):
+        for key, each in value.items() if depth else ():
+            yield from _nameless(each, f"{path}.{key}" if path else str(key), depth - 1)
+    elif isinstance(value, list | tuple) and value and all(isinstance(each, Tensor) for each in value):
+        yield f"{path} ({len(value)} tensors without names)"
+
+
 def _is_numbers(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, float | int) for each in value)
 
@@ -147,7 +170,9 @@ def _behind(prefix: str, name: str) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
-def _fit(verb: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
+def _fit(
+    verb: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], nameless: list[str]
+) -> tuple[dict[str, str], str]:
     """Find the names to look for (those -> the model's own) and what stands before them in the checkpoint."""
     names = {short: name for name, short in _without_wrappers(wanted).items()}
     for each in (names, _without_holders(names)):
@@ -156,9 +181,20 @@ def _fit(verb: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
         if fit:
             return each, _best(verb, fit, found, each)
     raise ValueError(
-        f"{verb}: the checkpoint must have tensors by the model's names, {_some(wanted)}, got {_some(found)}. "
-        "Rename its keys, or build the model that it was saved from."
+        f"{verb}: the checkpoint must have tensors by the model's names, {_some(wanted)}, got {_got(found, nameless)}"
     )
+
+
+def _got(found: Mapping[str, Tensor], nameless: list[str]) -> str:
+    """Say what there is in place of a model's state, and what to do."""
+    if nameless:
+        return (
+            f"{_some(nameless)}. Copy them into the model's parameters with the tool that wrote them, and save its "
+            "state dict."
+        )
+    if found and all(_OF_OPTIMIZER.search(name) for name in found):
+        return f"the state of an optimizer alone, {_some(found)}. Give the file that has the weights."
+    return f"{_some(found)}. Rename its keys, or build the model that it was saved from."
 
 
 def _without_holders(names: dict[str, str]) -> dict[str, str]:
@@ -177,8 +213,8 @@ def _best(verb: str, fit: Mapping[str, int], found: Mapping[str, Tensor], names:
     first, *others = best
     if not all(_is_same(found, first, other, names) for other in others):
         raise ValueError(
-            f"{verb}: one part of the checkpoint must fit the model, got several that differ: {', '.join(best)}. "
-            "Give the one that is meant."
+            f"{verb}: one part of the checkpoint must fit the model, got several that differ: "
+            f"{', '.join(each.rstrip('.') for each in best)}. Give the one that is meant."
         )
     return first
 
@@ -239,7 +275,15 @@ def _notes(kept: Mapping[str, str], before: tuple[str, ...], outside: list[str])
     if other:
         yield f"{len(other)} names of wrapped modules are understood, as {other[0][0]!r} for {other[0][1]!r}"
     if outside:
-        yield f"passed over beside them: {_some(outside)}"
+        yield f"passed over beside them: {_some(_grouped(outside, kept.values()))}"
+
+
+def _grouped(names: list[str], taken: Iterable[str]) -> list[str]:
+    """Make one of names that begin alike, as those of an optimizer, where nothing that is taken begins so."""
+    begun = {name.partition(".")[0] for name in taken}
+    counts = Counter(name.partition(".")[0] for name in names)
+    alike = {first: f"{first}.* ({n} tensors)" for first, n in counts.items() if n > 1 and first not in begun}
+    return list(dict.fromkeys(alike.get(name.partition(".")[0], name) for name in names))
 
 
 def _some(names: Mapping[str, Any] | list[str]) -> str:

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import pathlib
-import pickle
-import re
-import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steadynorm.reporting.failure import UserError, one_line
-from steadynorm.surgery.checkpoints import NamedState, state_for, why_no_numbers
+from steadynorm.lab.weight_files import find_file, read_file
+from steadynorm.reporting.failure import UserError
+from steadynorm.surgery.checkpoints import NamedState, named_behind, state_for, why_no_numbers
 
-__all__ = ["load_weights", "read_weights"]
+__all__ = ["STATISTICS", "load_weights", "read_weights"]
 
-HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    argparse.Namespace,
-    pathlib.Path,
-    pathlib.PurePath,
-    pathlib.PosixPath,
-    pathlib.PurePosixPath,
-]
-"""What training scripts keep beside weights and what runs nothing when it is built. NumPy's scalars are not among them:
-a pickle may give their type any memory layout."""
 HALF = (torch.float16, torch.bfloat16)
 SHOWN = 3
-COMPRESSED_BYTES = 2**26
-"""That an archive may have beyond its own size; torch.save compresses nothing, and TorchScript its code alone."""
-
-
+STATISTICS = ("running_mean", "running_var")
 FLAGS = ("--weights", "--weights-key")
 
 
@@ -48,14 +31,14 @@ def load_weights(
 ) -> str:
     """Load a file of weights into a model, in place.
 
-    Understood are ``.safetensors`` and what ``torch.save`` wrote (``.pt``, ``.pth``, ``.ckpt``, ``.bin``): a state
-    dict, or one inside a checkpoint, by the model's names or by those that wrappers make of them; see
-    :func:`steadynorm.surgery.checkpoints.state_for`.
+    Understood are ``.safetensors`` and what ``torch.save`` wrote (``.pt``, ``.pth``, ``.ckpt``, ``.bin``), and a folder
+    or an index of either as Hugging Face's libraries write it: a state dict, or one inside a checkpoint, by the model's
+    names or by those that wrappers make of them; see :func:`steadynorm.surgery.checkpoints.state_for`.
 
     Args:
         model: is left as it is where the file does not fit.
-        path: of the file.
-        key: where in the file the weights are, with a dot between nested keys; None finds them.
+        path: of the file or the folder.
+        key: where in the file the weights are, with a dot between nested keys and parts of names; None finds them.
         options: what errors call the two above.
         may_lack: last parts of names that the file need not have; the model then keeps its own. Counters of batches are
             never needed.
@@ -67,6 +50,7 @@ def load_weights(
         UserError: the file cannot be read without running pickled code, lacks a tensor of the model's or has it in
             another shape, or several parts of it fit and differ.
     """
+    path = find_file(path, f"{options[0]}: {path}")
     where = f"{options[0]}: {path}"
     loaded = read_weights(path, key=key, options=options)
     try:
@@ -86,75 +70,35 @@ def read_weights(path: Path, *, key: str | None = None, options: tuple[str, str]
     Raises:
         UserError: it cannot be read without running pickled code, or holds no mapping.
     """
+    path = find_file(path, f"{options[0]}: {path}")
     where = f"{options[0]}: {path}"
-    loaded = _part(_read(path, where), key, f"{options[1]}: {path}")
+    loaded = _part(read_file(path, where), key, f"{options[1]}: {path}")
+    if isinstance(loaded, list | tuple) and loaded and all(isinstance(each, Tensor) for each in loaded):
+        raise UserError(
+            f"{where}: must hold a state dict, got {len(loaded)} tensors without names. Copy them into the model's "
+            "parameters with the tool that wrote them, and save its state dict."
+        )
     if not isinstance(loaded, Mapping):
         raise UserError(f"{where}: must hold a state dict, got {type(loaded).__name__}.")
     return loaded
 
 
-def _read(path: Path, where: str) -> Any:  # noqa: ANN401 (a file may hold anything)
-    if path.is_dir():
-        raise UserError(f"{where}: is a directory. Give a file in it.")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{where}: must be an ordinary file, since it is read twice. Copy its content into one.")
-    try:
-        _check_uncompressed(path, where)
-        if _is_safetensors(path):
-            return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{where}: there is no such file.") from error
-    except UserError:
-        raise
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise UserError(f"{where}: {_why_unread(error)}") from error
-
-
-def _check_uncompressed(path: Path, where: str) -> None:
-    """Refuse an archive with far more in it than its own size, which could fill all memory.
+def _part(loaded: Any, key: str | None, where: str) -> Any:  # noqa: ANN401 (what a file held)
+    """Take what is under a key: of nested mappings, or before the names of one.
 
     Raises:
-        UserError: it is one.
+        UserError: there is nothing.
     """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        content = sum(part.file_size for part in archive.infolist())
-    if content > path.stat().st_size + COMPRESSED_BYTES:
-        raise UserError(
-            f"{where}: must be a file as torch.save writes it, got a compressed archive, {content:,} bytes in "
-            f"{path.stat().st_size:,}. Save the weights again: torch.save(model.state_dict(), path)."
-        )
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Tell by the name, or by the brace of the header after its length."""
-    with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def _why_unread(error: Exception) -> str:
-    """Say why a file is not read; torch's own message advises to run what is in it."""
-    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return (
-            f"holds more than tensors, {found[1]}, and is not read, since that could run code. "
-            "Save the weights alone: torch.save(model.state_dict(), path)."
-        )
-    if "TorchScript" in str(error):
-        return "is a TorchScript archive. Save its weights: torch.save(torch.jit.load(path).state_dict(), new)."
-    told = "its pickle is not torch's" if isinstance(error, pickle.UnpicklingError) else one_line(error)
-    return f"is no file of weights, or not a whole one ({told}). Give what torch.save or safetensors wrote."
-
-
-def _part(loaded: Any, key: str | None, where: str) -> Any:  # noqa: ANN401 (what a file held)
+    at = loaded
     for name in [] if key is None else key.split("."):
-        if not isinstance(loaded, Mapping) or name not in loaded:
-            names = _some([str(each) for each in loaded] if isinstance(loaded, Mapping) else [])
+        if isinstance(at, Mapping) and name in at:
+            at = at[name]
+        elif key is not None and isinstance(loaded, Mapping) and (behind := named_behind(loaded, key)):
+            return behind
+        else:
+            names = _some([str(each) for each in at] if isinstance(at, Mapping) else [])
             raise UserError(f"{where} has no {key!r}. At {name!r} it has {names}.")
-        loaded = loaded[name]
-    return loaded
+    return at
 
 
 def _check_fit(state: NamedState, own: Mapping[str, Tensor], where: str, may_lack: Collection[str]) -> None:
@@ -168,9 +112,24 @@ def _check_fit(state: NamedState, own: Mapping[str, Tensor], where: str, may_lac
     misfits = [f"{name} {why}" for name, why in found.items() if why]
     if not wrong and not misfits:
         return
+    advice = "Build the model as it was when they were saved."
+    if not misfits and all(name.rpartition(".")[2] in STATISTICS for name in state.missing):
+        advice = "steadynorm recalibrate measures them on images."
+    if not wrong and (
+        other := _other_outputs({name: (state.tensors[name], own[name]) for name in found if found[name]})
+    ):
+        advice = f"Build the model for {other} outputs there, and change that layer after it is loaded."
     told = [*wrong, *(f"{name} is of no use" for name in state.unknown), *misfits]
     more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-    raise UserError(f"{where}: does not fit the model: {'; '.join(told[:SHOWN])}{more}.")
+    raise UserError(f"{where}: does not fit the model: {'; '.join(told[:SHOWN])}{more}. {advice}")
+
+
+def _other_outputs(misfits: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    """Give the number of outputs, classes as a rule, that a file is of where nothing else is otherwise; else 0."""
+    shapes = [(given.shape, own.shape) for given, own in misfits.values()]
+    outputs = {(given[0], own[0]) for given, own in shapes if given and own and given[0] != own[0]}
+    other = next(iter(outputs), (0, 0))
+    return int(other[0]) if len(outputs) == 1 and all(given[1:] == own[1:] for given, own in shapes) else 0
 
 
 def _misfit(given: Tensor, own: Tensor) -> str:
