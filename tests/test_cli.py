@@ -17,7 +17,8 @@ from tests.support.records import without_notebook
 
 TINY = ("compare", "--batch-size", "16", "--depth", "2", "--widths", "4", "8")
 TINY += ("--precision", "fp32", "--lr", "0.05")
-EXPERIMENT_FLAGS = "--seeds --data --data-dir --train-images --precision --device"
+EXPERIMENT_FLAGS = "--seeds --data --data-dir --columns --image-size --validation-share --train-images"
+EXPERIMENT_FLAGS += " --precision --device"
 EXPERIMENT_FLAGS += " --threads --on --address --out --resume --quick --json"
 TRAINING_FLAGS = f"""{EXPERIMENT_FLAGS}
     --network --depth --widths --epochs --batch-size --lr --momentum --weight-decay --milestones --augment
@@ -173,7 +174,7 @@ def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.Capt
         (),
         ("compair",),
         ("compare", "--epochs", "x"),
-        ("compare", "--data", "mnist"),
+        ("compare", "--data"),
         ("bench",),
         ("bench", "kernel"),
         ("bench kernels",),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 import tyro
 
-from steadynorm.lab.data import check_data_dir
+from steadynorm.lab.data import both_sides, check_data_dir
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.normalizations import find_normalization
 from steadynorm.lab.settings import Settings
@@ -22,7 +22,7 @@ from steadynorm.reporting.flags import check_values, flag
 from steadynorm.reporting.records import Record
 
 __all__ = [
-    *("ExperimentConfig", "OneRateConfig", "TrainingConfig", "prepared", "quickened", "settings_of"),
+    *("ExperimentConfig", "OneRateConfig", "TrainingConfig", "prepared", "quickened", "reading_of", "settings_of"),
     *("check_arms", "check_at_least", "check_experiment", "check_lists", "check_rates", "check_split"),
     "with_reached_milestones",
 ]
@@ -38,10 +38,19 @@ class ExperimentConfig:
 
     seeds: tuple[int, ...] = (0,)
     """Everything random is repeated for each seed: initial weights, order, augmentation, the same in every arm."""
-    data: Literal["shapes", "cifar10"] = "shapes"
-    """shapes: embedded, drawn in seconds; cifar10: from --data-dir, else from the Hugging Face hub."""
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")] = "shapes"
+    """shapes: embedded, drawn in seconds; digits: of scikit-learn; cifar10: from --data-dir, else from the Hugging Face
+    hub; mnist: from --data-dir; or data of your own: a directory with a folder of images for each class, an .npz file,
+    or a function that gives them."""
     data_dir: Path | None = None
     """Where CIFAR-10 lies: Hugging Face's Parquet files, or torchvision's cifar-10-batches-py."""
+    columns: tuple[str, str] | None = None
+    """Names of the images and of the labels among the arrays of an .npz file; default: x y, or others that are
+    usual."""
+    image_size: tuple[int, ...] | None = None
+    """Height and width that images are resized to, or one number for both; default: theirs, which must be the same."""
+    validation_share: float | None = None
+    """Share of the images to hold out where the data have no part for validation; default: 0.1."""
     train_images: int | None = None
     """Train on the first so many images only; default: all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -185,6 +194,7 @@ def check_experiment(
     if not all(0 <= seed < 2**63 for seed in config.seeds):
         raise UserError(f"--seeds: must be in [0, 2**63), got {' '.join(map(str, config.seeds))}.")
     check_data_dir(config.data, config.data_dir)
+    both_sides(config.image_size)
     given = [name for name in ("train_images", "threads") if getattr(config, name) is not None]
     if config.address is not None and config.on != "ray":
         raise UserError("--address: is that of a Ray cluster. Add --on ray.")
@@ -195,6 +205,11 @@ def check_experiment(
         check_rates("--lr", _values_of(config, "lr"))
     if isinstance(config, TrainingConfig):
         _check_training(config)
+
+
+def reading_of(config: Any) -> dict[str, Any]:  # noqa: ANN401 (the flags of data, of any command)
+    """Give what a command says of how its data are read, as :func:`steadynorm.lab.data.load_dataset` takes it."""
+    return {name: getattr(config, name) for name in ("data_dir", "columns", "image_size", "validation_share")}
 
 
 def _values_of(config: object, name: str) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from steadynorm.lab.checkpoint import load_checkpoint
-from steadynorm.lab.configuration import ExperimentConfig, prepared, with_reached_milestones
+from steadynorm.lab.configuration import ExperimentConfig, prepared, reading_of, with_reached_milestones
 from steadynorm.lab.data import Dataset, first, load_dataset
 from steadynorm.lab.machine import choose_device, choose_precision, choose_threads
 from steadynorm.lab.ray_pool import Pool, open_pool
@@ -129,7 +129,7 @@ class Experiment(Generic[ConfigT]):
         threads = stored.resolved["threads"] if stored is not None else _threads(config)
         # Ray's tasks set their own.
         torch.set_num_threads(threads if config.on == "local" else min(threads, count_cores()))
-        load = partial(load_dataset, config.data, data_dir=config.data_dir, progress=display.message)
+        load = partial(load_dataset, config.data, **reading_of(config), progress=display.message)
         dataset = run_on_all_ranks(load)
         if config.train_images is not None:
             dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
@@ -273,6 +273,10 @@ def new_record(
             "train_images": len(dataset.train),
             "validation_images": len(dataset.validation),
             "classes": list(dataset.classes),
+            "channels": dataset.channels,
+            "image_size": list(dataset.image_size),
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
             "chance": most_frequent(dataset.validation.labels),
             "data_sha256": _digest(dataset),
         },
@@ -348,6 +352,10 @@ class _Resolved(TypedDict, total=False):
     train_images: Positive
     validation_images: Positive
     classes: Annotated[list[str], msgspec.Meta(min_length=1)] | Positive
+    channels: Positive
+    image_size: list[Positive]
+    mean: list[float]
+    std: list[float]
     chance: Annotated[float, msgspec.Meta(gt=0, lt=1)]
     data_sha256: str
 

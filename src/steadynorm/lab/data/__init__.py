@@ -2,7 +2,7 @@
 
 from steadynorm.lab.data.batches import Augmentation, batches, evaluation_batches
 from steadynorm.lab.data.images import Dataset, Images, first, hold_out, take
-from steadynorm.lab.data.loading import DATASETS, check_data_dir, load_dataset
+from steadynorm.lab.data.loading import DATASETS, both_sides, check_data_dir, load_dataset
 
 __all__ = [
     "DATASETS",
@@ -10,6 +10,7 @@ __all__ = [
     "Dataset",
     "Images",
     "batches",
+    "both_sides",
     "check_data_dir",
     "evaluation_batches",
     "first",

@@ -1,4 +1,4 @@
-"""Labelled images as the experiments hold them: whole splits in memory, as bytes."""
+"""Labelled images as the experiments hold them: whole splits as bytes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "first", "hold_out", "random_stream", "take"]
+__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "chosen_rows", "first", "hold_out", "random_stream", "take"]
 
 SIZE = 32
-"""Height and width, in pixels, of the images of every data set here."""
+"""Height and width, in pixels, of the images of CIFAR-10 and of the embedded shapes."""
 CLASS_COUNT = 10
-"""Number of classes of every data set here."""
+"""Number of classes of CIFAR-10 and of the embedded shapes."""
 
 # Set apart from every epoch number, so that a held-out split never shares its random numbers with an epoch.
 _HOLD_OUT_STREAM = 2**64 - 1
@@ -108,7 +109,17 @@ def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Ima
     Raises:
         ValueError: the fraction leaves a part empty, or the seed is negative.
     """
-    count = len(images)
+    parts = chosen_rows(len(images), fraction=fraction, seed=seed)
+    rest, held = (take(images, torch.from_numpy(one)) for one in parts)
+    return rest, held
+
+
+def chosen_rows(count: int, *, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose at random what :func:`hold_out` splits off: the rows of the rest, and the rows that are held out.
+
+    Raises:
+        ValueError: the fraction leaves a part empty, or the seed is negative.
+    """
     held = round(count * fraction)
     if not (0 < fraction < 1 and 0 < held < count):
         raise ValueError(
@@ -117,8 +128,7 @@ def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Ima
         )
     chosen = np.zeros(count, dtype=bool)
     chosen[random_stream(seed, _HOLD_OUT_STREAM).permutation(count)[:held]] = True
-    rest, kept = (take(images, torch.from_numpy(np.flatnonzero(one))) for one in (~chosen, chosen))
-    return rest, kept
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def random_stream(seed: int, epoch: int) -> np.random.Generator:

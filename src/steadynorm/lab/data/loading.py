@@ -1,11 +1,12 @@
-"""Data sets by name."""
+"""Data sets by name, and data of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from steadynorm.lab.data.images import Dataset
+from steadynorm.lab.data.parts import Reading
 from steadynorm.lab.data.shapes import make_shapes
 from steadynorm.reporting.failure import UserError
 
@@ -30,22 +31,79 @@ def check_data_dir(name: str, data_dir: Path | None) -> None:
     if name in EMBEDDED and data_dir is not None:
         other = EMBEDDED[name]
         raise UserError(f"--data-dir: is read with --data {other} only. Add --data {other}.")
+    if name not in DATASETS and data_dir is not None:
+        raise UserError(f"--data-dir: says where a data set lies that has a name; {name} is a place itself.")
 
 
-def load_dataset(name: str, *, data_dir: Path | None = None, progress: Callable[[str], None] = _silent) -> Dataset:
-    """Load both splits of a data set into memory.
+def load_dataset(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    columns: tuple[str, str] | None = None,
+    image_size: Sequence[int] | None = None,
+    validation_share: float | None = None,
+    progress: Callable[[str], None] = _silent,
+) -> Dataset:
+    """Load the training and validation images of a data set.
 
     Args:
-        name: one of :data:`DATASETS`. ``shapes`` is drawn by the package; ``cifar10`` is read from
-            ``data_dir`` or from the Hugging Face hub, and its decoded images are cached; ``digits`` comes with
-            scikit-learn; ``mnist`` is read from ``data_dir``.
-        data_dir: where CIFAR-10 lies: Parquet files, or the directory ``cifar-10-batches-py``. Or MNIST's four files.
-        progress: told, a line at a time, what takes long and what went wrong without being fatal.
+        name: one of :data:`DATASETS`, or data of one's own in one of :data:`steadynorm.lab.data.layouts.LAYOUTS`.
+            ``shapes`` is drawn by the package; ``cifar10`` is read from ``data_dir`` or from the Hugging Face hub, and
+            its decoded images are cached; ``digits`` comes with scikit-learn; ``mnist`` is read from ``data_dir``.
+        data_dir: where a data set of a name lies.
+        columns: names of the images and of the labels, in a table or an archive of arrays.
+        image_size: height and width that images are resized to, or one number for both.
+        validation_share: share of the images that is held out where no part of the data is for validation; 0.1 if None.
+        progress: told, a line at a time, what takes long and what was guessed or left out.
 
     Raises:
-        UserError: the name is unknown, the data cannot be had or are damaged, or ``data_dir`` would not be read.
+        UserError: there is no such data set, the data cannot be had or are damaged, or an argument would do nothing.
     """
+    reading = Reading(
+        columns=columns, image_size=both_sides(image_size), validation_share=validation_share, progress=progress
+    )
     check_data_dir(name, data_dir)
+    if name in DATASETS:
+        check_unused(name, columns=columns, validation_share=validation_share)
+        dataset = _load_named(name, data_dir, progress)
+        if reading.image_size in (None, dataset.image_size):
+            return dataset
+        from steadynorm.lab.data.assembly import resized  # needs pillow
+
+        return resized(dataset, reading)
+    from steadynorm.lab.data.assembly import assemble
+    from steadynorm.lab.data.layouts import open_parts
+
+    return assemble(open_parts(name, reading, names=DATASETS), reading)
+
+
+def both_sides(size: Sequence[int] | None) -> tuple[int, int] | None:
+    """Give height and width of one number or two.
+
+    Raises:
+        UserError: there are none or more, or one is below 1.
+    """
+    if size is None:
+        return None
+    if len(size) not in (1, 2) or min(size) < 1:
+        raise UserError(
+            f"--image-size: must be height and width, or one number for both, got {' '.join(map(str, size)) or 'none'}."
+        )
+    return size[0], size[-1]
+
+
+def check_unused(name: str, **given: object) -> None:
+    """Refuse flags that say how data of one's own are read, for a data set of a name.
+
+    Raises:
+        UserError: one is given.
+    """
+    for flag, value in given.items():
+        if value is not None:
+            raise UserError(f"--{flag.replace('_', '-')}: says how data of your own are read, not {name}. Drop it.")
+
+
+def _load_named(name: str, data_dir: Path | None, progress: Callable[[str], None]) -> Dataset:
     if name == "shapes":
         return make_shapes()
     if name == "cifar10":
@@ -56,8 +114,6 @@ def load_dataset(name: str, *, data_dir: Path | None = None, progress: Callable[
         from steadynorm.lab.data.digits import make_digits  # needs scikit-learn
 
         return make_digits()
-    if name == "mnist":
-        from steadynorm.lab.data.mnist import load_mnist
+    from steadynorm.lab.data.mnist import load_mnist
 
-        return load_mnist(data_dir, progress)
-    raise UserError(f"data: the data set must be one of {', '.join(DATASETS)}, got {name!r}. Give one of these names.")
+    return load_mnist(data_dir, progress)

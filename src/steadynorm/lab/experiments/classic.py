@@ -76,7 +76,7 @@ class ClassicConfig(ExperimentConfig):
     --data mnist --data-dir DIR.
     """
 
-    data: Literal["digits", "mnist"] = "digits"  # type: ignore[assignment] # none of the other experiments' data
+    data: Literal["digits", "mnist"] = "digits"  # none of the other experiments' data
     """digits: 1,797 that come with scikit-learn, enlarged; mnist: from --data-dir."""
     data_dir: Path | None = None
     """Where the four files of MNIST lie: train-images-idx3-ubyte and so on, with or without .gz."""

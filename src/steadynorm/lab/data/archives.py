@@ -1,0 +1,105 @@
+"""NumPy archives: an .npz file with the images and labels of one part or two."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadynorm.lab.data.arrays import part_of_arrays
+from steadynorm.lab.data.class_folders import TRAIN, VALIDATION
+from steadynorm.lab.data.parts import Parts, Reading
+from steadynorm.reporting.failure import UserError, one_line
+from steadynorm.reporting.words import listing
+
+__all__ = ["array_names", "load_arrays", "read", "recognises"]
+
+NAMES = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "labels"), ("data", "target"))
+"""Of the arrays with the images and the labels, in lower case."""
+
+
+def recognises(data: str) -> bool:
+    """Whether it is named as an archive."""
+    return Path(data).suffix.lower() == ".npz"
+
+
+def read(data: str, reading: Reading) -> Parts:
+    """Load the arrays.
+
+    Raises:
+        UserError: the file cannot be read, or has no images and labels.
+    """
+    path = Path(data)
+    train, validation = _chosen(path, reading)
+    arrays = load_arrays(path, {*train, *(validation or ())}, flag=reading.flag)
+    parts = [
+        None if pair is None else part_of_arrays(arrays[pair[0]], arrays[pair[1]], reading, what=f"{path}: {pair[0]}")
+        for pair in (train, validation)
+    ]
+    assert parts[0] is not None
+    return Parts(name=path.stem, train=parts[0], validation=parts[1])
+
+
+def _chosen(path: Path, reading: Reading) -> tuple[tuple[str, str], tuple[str, str] | None]:
+    """Choose the arrays for training, and those for validation where there are some."""
+    names = array_names(path, flag=reading.flag)
+    wanted = NAMES if reading.columns is None else (reading.columns,)
+    for pair in wanted:
+        train = _of_part(pair, TRAIN, names) or _of_part(pair, ("",), names)
+        if train is not None:
+            return train, _of_part(pair, VALIDATION, names)
+    pairs = " or ".join(f"{one} and {other}" for one, other in wanted[:2])
+    raise UserError(
+        f"{reading.flag}: {path}: must have arrays {pairs}, alone or with _train and _test, got {listing(names)}. "
+        "Give the names of the images and of the labels by --columns."
+    )
+
+
+def _of_part(pair: tuple[str, str], parts: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
+    by_name = {name.lower(): name for name in names} | {name: name for name in names}
+    for part in parts:
+        for form in ("{0}_{1}", "{1}_{0}") if part else ("{0}",):
+            found = [
+                by_name.get(form.format(name, part)) or by_name.get(form.format(name, part).lower()) for name in pair
+            ]
+            if found[0] is not None and found[1] is not None:
+                return found[0], found[1]
+    return None
+
+
+def array_names(path: Path, *, flag: str) -> list[str]:
+    """Give the names of an archive's arrays.
+
+    Raises:
+        UserError: there is no such file, or it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [name.removesuffix(".npy") for name in file.namelist()]
+    except FileNotFoundError as error:
+        raise UserError(f"{flag}: {path}: there is no such file.") from error
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{flag}: {path}: is no .npz file.") from error
+
+
+def load_arrays(path: Path, wanted: set[str] | None = None, *, flag: str) -> Mapping[str, NDArray[Any]]:
+    """Load arrays of an archive by name; none is unpickled.
+
+    Args:
+        path: of the archive.
+        wanted: their names; those that are not there are left out. None loads all.
+        flag: by which the path was given, for messages.
+
+    Raises:
+        UserError: there is no such file, or it is no archive of plain arrays.
+    """
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file if wanted is None or name in wanted}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{flag}: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error

@@ -1,0 +1,113 @@
+"""Images as arrays of numbers: what their axes are, and how they become bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadynorm.lab.data.parts import Part, Reading
+from steadynorm.reporting.failure import UserError
+
+__all__ = ["as_bytes", "as_labels", "as_rows", "part_of_arrays"]
+
+CHANNELS = (1, 3)
+_CHUNK = 2**26
+"""Numbers that are looked at together."""
+
+
+def part_of_arrays(images: NDArray[Any], labels: NDArray[Any] | None, reading: Reading, *, what: str) -> Part:
+    """Make a part of a data set of its images and labels.
+
+    Args:
+        images: shape (N, H, W), (N, H, W, C) or (N, C, H, W) with one or three channels; bytes, or floats in [0, 1].
+        labels: whole numbers or text, shape (N,) or (N, 1).
+        reading: told what is converted.
+        what: they are called.
+
+    Raises:
+        UserError: they are something else.
+    """
+    rows = as_bytes(as_rows(images, what), reading, what)
+    return Part(
+        count=len(rows),
+        labels=None if labels is None else as_labels(labels, len(rows), what),
+        images=lambda chosen: (rows[row] for row in chosen.tolist()),
+        called=lambda row: f"{what}: row {row}",
+        pixels=rows,
+    )
+
+
+def as_rows(images: NDArray[Any], what: str) -> NDArray[Any]:
+    """Put the channels last; shape (N, H, W, C).
+
+    Raises:
+        UserError: there are no images, or it cannot be told which axis has their channels.
+    """
+    shape = images.shape
+    first, last = images.ndim == 4 and shape[1] in CHANNELS, images.ndim == 4 and shape[3] in CHANNELS
+    if images.ndim == 4 and first and last and shape[1] != shape[3]:
+        raise UserError(
+            f"{what}: it must be plain which axis has the channels, got shape {shape}. Give the images as "
+            "(N, H, W, C), and larger than their channels are many."
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    elif last:
+        pass
+    elif first:
+        images = np.moveaxis(images, 1, 3)
+    else:
+        raise UserError(
+            f"{what}: must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, got {shape}."
+        )
+    if 0 in images.shape:
+        raise UserError(f"{what}: must hold images, got shape {shape}.")
+    return images
+
+
+def as_bytes(rows: NDArray[Any], reading: Reading, what: str) -> NDArray[np.uint8]:
+    """Make bytes of floats in [0, 1]; leave bytes as they are.
+
+    Raises:
+        UserError: they are other numbers.
+    """
+    if rows.dtype == np.uint8:
+        return rows
+    if rows.dtype == np.bool_:
+        return rows.view(np.uint8) * np.uint8(255)
+    if rows.dtype.kind not in "fiu":
+        raise UserError(f"{what}: must be bytes (uint8) or floats in [0, 1], got {rows.dtype}.")
+    whole = rows.dtype.kind in "iu"
+    most, words = (255, "whole numbers from 0 to 255") if whole else (1, "floats in [0, 1]")
+    made = np.empty(rows.shape, dtype=np.uint8)
+    step = max(1, _CHUNK // max(1, rows[0].size))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        low, high = some.min(), some.max()
+        if not (low >= 0 and high <= most):  # NaN too
+            raise UserError(
+                f"{what}: {rows.dtype} must be {words}, got {low:.4g} to {high:.4g}. "
+                "Give pixels as bytes, not normalized."
+            )
+        made[start : start + step] = some if whole else np.rint(some.astype(np.float32) * 255)
+    if not whole:
+        reading.progress(f"{what}: {rows.dtype} in [0, 1], rounded to bytes of 256 shades")
+    return made
+
+
+def as_labels(labels: NDArray[Any], count: int, what: str) -> NDArray[Any]:
+    """Check that there is a label for each image.
+
+    Raises:
+        UserError: there is not, or they are neither whole numbers nor text.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (count,):
+        hint = " These may be one-hot: give their argmax." if labels.ndim == 2 and len(labels) == count else ""
+        raise UserError(f"{what}: must have one label for each of {count:,} images, got shape {labels.shape}.{hint}")
+    if labels.dtype.kind not in "iuU":
+        raise UserError(f"{what}: labels must be whole numbers or text, got {labels.dtype}.")
+    return labels
