@@ -9,23 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steadynorm.lab.data.images import SIZE
-
 __all__ = ["jpeg_compression", "pixelate"]
 
 Array = NDArray[np.float64]
 
 
 def pixelate(pixels: Array, random: np.random.Generator, size: int) -> Array:
-    """Shrink to ``size`` x ``size`` pixels and enlarge again, both by averaging over boxes."""
+    """Shrink so that 32 pixels become ``size``, in height and width, and enlarge again, by averaging over boxes."""
     from PIL import Image  # comes with the extra `lab`
 
-    box = Image.Resampling.BOX
-    return _each(pixels, lambda picture: picture.resize((size, size), box).resize((SIZE, SIZE), box))
+    box, (height, width) = Image.Resampling.BOX, pixels.shape[1:3]
+    small = (max(1, width * size // 32), max(1, height * size // 32))
+    return _each(pixels, lambda picture: picture.resize(small, box).resize((width, height), box))
 
 
 def jpeg_compression(pixels: Array, random: np.random.Generator, quality: int) -> Array:
-    """Write and read as JPEG of the quality given, 1 to 95, with halved resolution of colour."""
+    """Write and read as JPEG of the quality given, 1 to 95, with halved resolution of colour where there is colour."""
     from PIL import Image
 
     def through_jpeg(picture: Any) -> Any:  # noqa: ANN401 - Pillow's types are not known to the checker
@@ -37,8 +36,10 @@ def jpeg_compression(pixels: Array, random: np.random.Generator, quality: int) -
 
 
 def _each(pixels: Array, change: Callable[[Any], Any]) -> Array:
-    """Change image by image, as Pillow's images of bytes."""
+    """Change image by image, as Pillow's images of bytes, of one channel or of three."""
     from PIL import Image
 
     pictures = np.rint(pixels * 255).astype(np.uint8)
-    return np.stack([np.asarray(change(Image.fromarray(picture))) for picture in pictures]) / 255.0
+    pictures = pictures[..., 0] if pixels.shape[3] == 1 else pictures
+    changed = np.stack([np.asarray(change(Image.fromarray(picture))) for picture in pictures])
+    return changed.reshape(pixels.shape) / 255.0

@@ -1,11 +1,14 @@
-"""Corruptions of light and colour; pixels as described in ``noise``."""
+"""Corruptions of light and colour; pixels as described in ``noise``.
+
+Images of one channel are grey: they have a value, which ``brightness`` raises, and no saturation to change.
+"""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
-
-from steadynorm.lab.data.images import SIZE
 
 __all__ = ["brightness", "contrast", "fog", "saturate"]
 
@@ -13,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 def brightness(pixels: Array, random: np.random.Generator, amount: float) -> Array:
-    """Add to the value of hue, saturation and value: the largest of red, green and blue, kept to at most 1."""
+    """Add to the value of hue, saturation and value: the largest of the channels, kept to at most 1."""
     value = pixels.max(axis=3, keepdims=True)
     brighter = np.minimum(value + amount, 1)
     # Black has no hue, so it becomes grey.
@@ -31,8 +34,11 @@ def contrast(pixels: Array, random: np.random.Generator, factor: float) -> Array
 def saturate(pixels: Array, random: np.random.Generator, factor: float, offset: float) -> Array:
     """Change the saturation of hue, saturation and value to ``factor * saturation + offset``, kept to at most 1.
 
-    Grey counts as red of saturation 0, as it does where CIFAR-10-C was made, so an offset reddens it.
+    Grey counts as red of saturation 0, as it does where CIFAR-10-C was made, so an offset reddens it. Images of one
+    channel have no red, and stay as they are.
     """
+    if pixels.shape[3] == 1:
+        return pixels.copy()
     value = pixels.max(axis=3, keepdims=True)
     spread = value - pixels.min(axis=3, keepdims=True)
     coloured = spread > 0
@@ -53,19 +59,21 @@ def fog(pixels: Array, random: np.random.Generator, thickness: float, decay: flo
         decay: how much faster small clouds are paler than large ones; larger is smoother.
     """
     lightest = pixels.max(axis=(1, 2, 3), keepdims=True)
-    clouds = _clouds(random.uniform(-1, 1, (len(pixels), SIZE, SIZE)), decay)
-    foggy: Array = (pixels + thickness * clouds[..., None]) * (lightest / (lightest + thickness))
+    height, width = pixels.shape[1:3]
+    sky = 2 ** max(1, math.ceil(math.log2(max(height, width))))
+    clouds = _clouds(random.uniform(-1, 1, (len(pixels), sky, sky)), decay)[:, :height, :width, None]
+    foggy: Array = (pixels + thickness * clouds) * (lightest / (lightest + thickness))
     return foggy
 
 
 def _clouds(noise: Array, decay: float) -> Array:
-    """Turn noise of shape (N, 32, 32) into heights in [0, 1] of a landscape that continues across its borders.
+    """Turn noise of shape (N, S, S), S a power of two, into heights in [0, 1] that continue across the borders.
 
     Source: the diamond-square algorithm, Fournier, Fussell & Carpenter 1982, "Computer rendering of stochastic
     models". The amplitude falls by decay^2 from one grid to the next finer one, as in CIFAR-10-C.
     """
     heights = np.zeros_like(noise)
-    amplitude, step = 1.0, SIZE
+    amplitude, step = 1.0, noise.shape[1]
     while step > 1:
         half = step // 2
         corners, middles = slice(0, None, step), slice(half, None, step)

@@ -1,7 +1,7 @@
 """Corruptions that add noise to each value of each pixel on its own.
 
-Here and in the other files of corruptions ``pixels`` are float64 of shape (N, 32, 32, 3) in [0, 1] and left
-unchanged; the result has their shape and may leave [0, 1]. Each function makes one draw for all images, the
+Here and in the other files of corruptions ``pixels`` are float64 of shape (N, H, W, C) in [0, 1], C being 1 or 3, and
+left unchanged; the result has their shape and may leave [0, 1]. Each function makes one draw for all images, the
 images being its first axis: two draws would make an image's random numbers depend on how many there are.
 """
 

@@ -1,9 +1,9 @@
 """The corruptions by name, with the strength of each severity.
 
-Formulas and strengths are those published for the 32 x 32 images of CIFAR-10-C. What comes out is not
-CIFAR-10-C itself: random numbers are this package's own, values are rounded to bytes where CIFAR-10-C cuts
-them off, motion blur is ImageMagick's formula and not that program, and the JPEG encoder is Pillow's present
-one. Glass blur, snow, frost and elastic transform of CIFAR-10-C are not here.
+Formulas and strengths are those published for the 32 x 32 images of CIFAR-10-C; on larger images lengths grow with
+the shorter side. What comes out is not CIFAR-10-C itself: random numbers are this package's own, values are rounded
+to bytes where CIFAR-10-C cuts them off, motion blur is ImageMagick's formula and not that program, and the JPEG encoder
+is Pillow's present one. Glass blur, snow, frost and elastic transform of CIFAR-10-C are not here.
 
 Source: Hendrycks & Dietterich 2019, "Benchmarking neural network robustness to common corruptions and
 perturbations", arXiv 1903.12261; strengths from its public ``make_cifar_c.py``.
@@ -12,6 +12,7 @@ perturbations", arXiv 1903.12261; strengths from its public ``make_cifar_c.py``.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,13 +24,15 @@ from steadynorm.lab.data.corruptions.blur import defocus_blur, gaussian_blur, mo
 from steadynorm.lab.data.corruptions.detail import jpeg_compression, pixelate
 from steadynorm.lab.data.corruptions.light import brightness, contrast, fog, saturate
 from steadynorm.lab.data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise
-from steadynorm.lab.data.images import SIZE, Images, random_stream
+from steadynorm.lab.data.images import Images, random_stream
 
-__all__ = ["CORRUPTIONS", "SEVERITIES", "Corruption", "corrupt"]
+__all__ = ["CORRUPTIONS", "OF_COLOUR", "SEVERITIES", "Corruption", "corrupt"]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 """From mild to strong."""
-_CHUNK = 250
+OF_COLOUR = ("saturate",)
+"""Corruptions that leave images of one channel as they are, because grey has no colour to change."""
+_CHUNK = 250  # images of 3 x 32 x 32 that are worked on at once; fewer of larger ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Corruption:
     """One way to make images harder."""
 
     apply: Callable[..., NDArray[np.float64]]
-    """Called with pixels, float64 in [0, 1] of shape (N, 32, 32, 3), a random generator and one row of
+    """Called with pixels, float64 in [0, 1] of shape (N, H, W, C), a random generator and one row of
     ``strengths``; gives pixels of that shape, which may leave [0, 1]."""
     strengths: tuple[tuple[float, ...], ...]
     """For each severity what ``apply`` takes after its first two arguments."""
@@ -73,7 +76,8 @@ def corrupt(images: Images, name: str, *, severity: int, seed: int) -> Images:
     image: corrupt first, and reorder afterwards.
 
     Args:
-        images: 32 x 32 pixels in three channels; left unchanged.
+        images: of any size, in one channel or three; left unchanged. In one channel those of :data:`OF_COLOUR` change
+            nothing, and ``brightness`` adds to the only value.
         name: one of :data:`CORRUPTIONS`.
         severity: one of :data:`SEVERITIES`.
         seed: in [0, 2**64).
@@ -82,20 +86,21 @@ def corrupt(images: Images, name: str, *, severity: int, seed: int) -> Images:
         Images of the same shape, order and labels.
 
     Raises:
-        ValueError: an argument is outside its range, or the images have another size.
+        ValueError: an argument is outside its range, or the images have neither one channel nor three.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"corrupt: name must be one of {', '.join(CORRUPTIONS)}, got {name!r}.")
     if severity not in SEVERITIES:
         raise ValueError(f"corrupt: severity must be one of {SEVERITIES}, got {severity}.")
-    if images.pixels.shape[1:] != (3, SIZE, SIZE):
-        raise ValueError(f"corrupt: images must be (N, 3, {SIZE}, {SIZE}), got {tuple(images.pixels.shape)}.")
+    if images.pixels.shape[1] not in (1, 3):
+        raise ValueError(f"corrupt: images must have 1 or 3 channels, got {tuple(images.pixels.shape)}.")
     corruption = CORRUPTIONS[name]
     random = random_stream(seed, _stream_number(name, severity))
     rows = images.rows.numpy()
     corrupted = np.empty(rows.shape, dtype=np.uint8)
-    for first in range(0, len(rows), _CHUNK):
-        chunk = slice(first, first + _CHUNK)
+    count = max(1, _CHUNK * 3 * 32 * 32 // math.prod(rows.shape[1:]))
+    for first in range(0, len(rows), count):
+        chunk = slice(first, first + count)
         pixels = corruption.apply(rows[chunk] / 255.0, random, *corruption.strengths[severity - 1])
         corrupted[chunk] = np.floor(np.clip(pixels, 0, 1) * 255 + 0.5)
     return Images.of_rows(torch.from_numpy(corrupted), images.labels)
