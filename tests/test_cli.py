@@ -21,7 +21,8 @@ EXPERIMENT_FLAGS = "--seeds --data --data-dir --columns --image-size --validatio
 EXPERIMENT_FLAGS += " --precision --device"
 EXPERIMENT_FLAGS += " --threads --on --address --out --resume --quick --json"
 TRAINING_FLAGS = f"""{EXPERIMENT_FLAGS}
-    --network --depth --widths --epochs --batch-size --lr --momentum --weight-decay --milestones --augment
+    --network --depth --widths --epochs --batch-size --lr --optimizer --momentum --weight-decay --schedule
+    --milestones --label-smoothing --compile --augment
 """
 
 

@@ -53,6 +53,8 @@ def test_what_no_experiment_can_do_is_refused(changes: dict[str, object], messag
     [
         ({"batch_size": 0}, "--batch-size: must be at least 1"),
         ({"momentum": 1.0}, "--momentum: must be below 1"),
+        ({"label_smoothing": 1.0}, "--label-smoothing: must be at least 0 and below 1, got 1.0"),
+        ({"label_smoothing": -0.1}, "--label-smoothing: must be at least 0"),
         ({"depth": 2, "widths": (1, 2, 3)}, "--depth: 3 stages need"),
     ],
 )
@@ -120,3 +122,43 @@ def test_what_a_comparison_is_not_told_depends_on_the_data(
     config = prepared(given, {})
     assert (config.lr, config.batch_size, config.widths) == expected
     assert prepared(config, {}) == config  # as the recorded command gives it
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        (CompareConfig(optimizer="adamw"), 0.001),
+        (OneRateConfig(optimizer="adamw", quick=True), 0.001),
+        (SweepConfig(optimizer="adamw", quick=True), (0.0003, 0.001, 0.003)),
+        (OneRateConfig(optimizer="adamw", lr=0.01), 0.01),
+        (OneRateConfig(optimizer="adamw", given=("--lr",)), 0.1),
+    ],
+)
+def test_adamw_has_a_rate_of_its_own_where_the_user_gives_none(given: ExperimentConfig, rate: object) -> None:
+    config = prepared(given, {"lr": 0.3})
+    assert config.lr == rate
+    assert config.weight_decay == 0.01
+    assert prepared(config, {"lr": 0.3}).lr == rate  # as the recorded command gives it
+    assert prepared(replace(given, weight_decay=0.1), {}).weight_decay == 0.1
+
+
+def test_a_schedule_without_milestones_has_none_and_its_command_repeats_it() -> None:
+    config = prepared(OneRateConfig(schedule="cosine", quick=True), {"milestones": (3,)})
+    assert config.milestones == ()
+    assert prepared(replace(config, given=("--milestones",)), {"milestones": (3,)}) == replace(
+        config, given=("--milestones",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (OneRateConfig(optimizer="adamw", momentum=0.5), "--momentum: is that of SGD, got --optimizer adamw."),
+        (OneRateConfig(optimizer="adamw", given=("--momentum",)), "--momentum: is that of SGD"),
+        (OneRateConfig(schedule="cosine", milestones=(3,)), "--milestones: are those of the step schedule, got"),
+        (OneRateConfig(schedule="one-cycle", given=("--milestones",)), "--milestones: are those of the step"),
+    ],
+)
+def test_what_the_recipe_does_not_look_at_is_refused(given: OneRateConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(given, {})

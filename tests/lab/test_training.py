@@ -19,22 +19,9 @@ from steadynorm.lab.training import Training, network
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.run_directory import RunDirectory
-from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset, without_times
+from tests.support.experiments import TINY_SETTINGS, Recorder, without_times
 from tests.support.records import with_factors
-
-DATA = tiny_dataset()
-NETWORK = Cell(factors=network(arm="batch_norm", seed=0, lr=0.05, epochs=4))
-
-
-def run(path: Path, cell: Cell = NETWORK, display: Recorder | None = None, **changes: object) -> Cell:
-    """Train one network, or the rest of it."""
-    training = Training(settings=replace(TINY_SETTINGS, **changes), dataset=DATA)
-    files = CellFiles(RunDirectory(path), display or Recorder(), {})
-    (known,) = files.plan([cell.factors])
-    with files:
-        if not known.has_ended:
-            files.end(measure(known, training, files.begin(known), files))
-    return files.known[cell.name]
+from tests.support.training import DATA, NETWORK, run
 
 
 def epochs_of(cell: Cell, quantity: str) -> list[float]:
@@ -168,6 +155,29 @@ def test_a_resumed_run_ends_with_the_numbers_of_an_undisturbed_one(
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [{"optimizer": "adamw", "schedule": "cosine"}, {"schedule": "one-cycle", "label_smoothing": 0.1}],
+    ids=lambda recipe: recipe["schedule"],
+)
+def test_any_recipe_goes_on_bit_for_bit(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    whole = run(tmp_path / "whole", **recipe)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(tmp_path / "parts", display=Recorder(fail_after_epoch=2), **recipe)
+    assert without_times(run(tmp_path / "parts", **recipe)) == without_times(whole)
+    assert whole.last("train_loss") < whole.series("train_loss")[1]
+
+
+def test_only_the_training_loss_is_to_smoothed_labels(tmp_path: Path) -> None:
+    """At a rate that moves no weight."""
+    plain, smoothed = (
+        run(tmp_path / name, with_factors(NETWORK, epochs=1, lr=1e-9), label_smoothing=share)
+        for name, share in (("a", 0.0), ("b", 0.5))
+    )
+    assert plain.last("val_loss") == pytest.approx(smoothed.last("val_loss"), rel=1e-6)
+    assert plain.last("train_loss") != pytest.approx(smoothed.last("train_loss"), rel=1e-4)
+
+
 def test_a_finished_run_is_not_trained_again(undisturbed: tuple[Cell, Path]) -> None:
     record, path = undisturbed
     display = Recorder()
@@ -236,12 +246,12 @@ def test_the_step_of_divergence_is_the_first_with_a_loss_that_is_not_finite(
     def poisoned(logits: torch.Tensor, labels: torch.Tensor, **options: str) -> torch.Tensor:
         nonlocal calls
         loss = cross_entropy(logits, labels, **options)
-        if options:  # evaluation
+        if "reduction" in options:  # evaluation
             return loss
         calls += 1
         return loss * math.inf if calls == 9 else loss
 
-    monkeypatch.setattr(training.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(F, "cross_entropy", poisoned)
     record = run(tmp_path)
     assert (record.status, record.diverged_at_step, len(record.series("val_loss"))) == ("diverged", 9, 1)
 

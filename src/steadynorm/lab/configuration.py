@@ -15,7 +15,8 @@ import tyro
 from steadynorm.lab.data import both_sides, check_data_dir
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.normalizations import find_normalization
-from steadynorm.lab.settings import Settings
+from steadynorm.lab.optimization import ADAMW, ADAMW_RATES
+from steadynorm.lab.settings import Optimizer, Schedule, Settings
 from steadynorm.lab.workers import number_of_workers
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import check_values, flag
@@ -54,7 +55,8 @@ class ExperimentConfig:
     train_images: int | None = None
     """Train on the first so many images only; default: all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
+    """What other programs call amp. bf16: autocast to bfloat16; auto: that, where the hardware multiplies bfloat16
+    matrices."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     threads: int | None = None
@@ -90,12 +92,22 @@ class TrainingConfig(ExperimentConfig):
     """Channels of each stage of the cnn; a stage ends with 2x2 pooling."""
     epochs: int = 20
     """Passes over the training images."""
+    optimizer: Optimizer = "sgd"
+    """sgd: with --momentum; adamw: with decoupled decay, by default at --lr 0.001 (where several rates are tried 0.0003
+    0.001 0.003) and --weight-decay 0.01."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
     """Decay of all parameters."""
+    schedule: Schedule = "step"
+    """step: the learning rate is divided by ten after each of --milestones; cosine: it falls to zero along a half
+    cosine; one-cycle: it rises over three tenths of the steps, then falls so."""
     milestones: tuple[int, ...] = (10, 15)
-    """Epochs after which the learning rate is divided by ten."""
+    """Epochs after which the step schedule divides the learning rate by ten."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, in the training loss alone."""
+    compile: bool = False
+    """Compile the training passes of every network by torch.compile."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random crop after a border of 4 pixels is added, and mirroring."""
 
@@ -109,7 +121,7 @@ class OneRateConfig(TrainingConfig):
     batch_size: int = 128
     """Images that are normalized together."""
     lr: float = 0.1
-    """Learning rate of SGD, the same for every arm."""
+    """Learning rate, the same for every arm."""
 
 
 def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
@@ -137,8 +149,9 @@ def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
         quick: see :func:`quickened`.
 
     Raises:
-        UserError: a flag was given that the network does not look at.
+        UserError: a flag was given that the network, the optimizer or the schedule does not look at.
     """
+    given = _with_usual_of_adamw(given)
     config = _completed(quickened(given, quick))
     if not (isinstance(given, TrainingConfig) and isinstance(config, TrainingConfig)):
         return config
@@ -146,9 +159,31 @@ def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
     if config.network != "cnn":
         _check_unused(given, default, network=config.network)
         config = _completed(replace(config, **{name: getattr(default, name) for name in ONLY_OF_CNN}))
+    _check_recipe(given)
     if given.milestones == default.milestones and "--milestones" not in given.given:
         config = with_reached_milestones(config)
     return config
+
+
+def _with_usual_of_adamw(config: ConfigT) -> ConfigT:
+    """Put in the rate and the decay that AdamW usually trains with, where it does and the user has not said them."""
+    if not isinstance(config, TrainingConfig) or config.optimizer != "adamw":
+        return config
+    default = type(config)()
+    usual: dict[str, Any] = {**ADAMW, "lr": ADAMW_RATES if isinstance(vars(default)["lr"], tuple) else ADAMW["lr"]}
+    return replace(config, **{name: value for name, value in usual.items() if not _is_given(config, name)})
+
+
+def _is_given(config: ExperimentConfig, name: str) -> bool:
+    return getattr(config, name) != getattr(type(config)(), name) or flag(name) in config.given
+
+
+def _check_recipe(given: TrainingConfig) -> None:
+    """Refuse what the optimizer or the schedule does not look at."""
+    if given.optimizer != "sgd" and _is_given(given, "momentum"):
+        raise UserError(f"--momentum: is that of SGD, got --optimizer {given.optimizer}. Drop it, or say sgd.")
+    if given.schedule != "step" and given.milestones and _is_given(given, "milestones"):
+        raise UserError(f"--milestones: are those of the step schedule, got --schedule {given.schedule}. Drop one.")
 
 
 def _completed(config: ConfigT) -> ConfigT:
@@ -157,10 +192,11 @@ def _completed(config: ConfigT) -> ConfigT:
 
 
 def with_reached_milestones(config: ConfigT) -> ConfigT:
-    """Leave out the milestones that training does not reach; they lower no learning rate."""
+    """Leave out the milestones that lower no learning rate: training does not reach them, or has another schedule."""
     if not isinstance(config, TrainingConfig):
         return config
-    return replace(config, milestones=tuple(one for one in config.milestones if one < config.epochs))
+    reached = (one for one in config.milestones if one < config.epochs and config.schedule == "step")
+    return replace(config, milestones=tuple(reached))
 
 
 def _check_unused(given: ExperimentConfig, default: ExperimentConfig, *, network: str) -> None:
@@ -225,6 +261,8 @@ def _check_training(config: TrainingConfig) -> None:
         raise UserError(f"--momentum: must be below 1, got {config.momentum}.")
     if not config.weight_decay < float("inf"):
         raise UserError(f"--weight-decay: must be finite, got {config.weight_decay}.")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"--label-smoothing: must be at least 0 and below 1, got {config.label_smoothing}.")
     bounds = [0, *config.milestones, config.epochs]
     if any(not before < after for before, after in itertools.pairwise(bounds)):
         raise UserError(
@@ -304,7 +342,8 @@ def settings_of(config: TrainingConfig, record: Record, *, accumulate: int = 1, 
         accumulate: batches in a step.
         own: further settings.
     """
-    names = ("network", "widths", "momentum", "weight_decay", "milestones", "augment")
+    optimization = ("optimizer", "momentum", "weight_decay", "schedule", "milestones", "label_smoothing", "compile")
+    names = ("network", "widths", *optimization, "augment")
     return Settings(
         **{name: getattr(config, name) for name in names},
         depth=_values_of(config, "depth")[0],

@@ -1,50 +1,106 @@
-"""The optimizer of a training, its learning rate at each step, and what it needs to go on."""
+"""What a training minimises and how: the loss, the optimizer, its learning rate at each step, and what it remembers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.settings import Settings
 from steadynorm.surgery import param_groups
 
-__all__ = ["learning_rate", "make_optimizer", "optimizer_tensors", "restore_optimizer_"]
+__all__ = [
+    *("ADAMW", "ADAMW_RATES", "learning_rate", "make_optimizer", "optimizer_tensors", "restore_optimizer_"),
+    "training_loss",
+]
+
+ADAMW: Mapping[str, float] = MappingProxyType({"lr": 1e-3, "weight_decay": 1e-2})
+"""What AdamW usually trains with: torch's defaults."""
+ADAMW_RATES = (3e-4, 1e-3, 3e-3)
+"""Likewise, where several rates are tried."""
+RISE, RISE_FROM = 0.3, 25.0  # of one-cycle: share of the steps, and what the rate begins with a fraction of
+REMEMBERED = {"momentum": "momentum_buffer", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"}
+"""Prefix in a state -> key of torch's optimizers, of SGD or of AdamW."""
+
+
+def training_loss(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
+    """Measure the mean cross-entropy in nats to labels that are smoothed.
+
+        target_k = (1 − s) · [k = label] + s / classes,  s = settings.label_smoothing
+
+    Source: Szegedy et al. 2016 (arXiv 1512.00567), section 7.
+    """
+    return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
 
 
 def make_optimizer(model: nn.Module, settings: Settings, *, lr: float) -> torch.optim.Optimizer:
-    """Make what moves the weights of a network."""
-    decayed = param_groups(model, settings.weight_decay) if settings.spare_norms else model.parameters()
-    return torch.optim.SGD(decayed, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    """Make what moves the weights of a network.
+
+    ``sgd`` adds the decay to the gradient; ``adamw`` shrinks the weights by lr · weight_decay beside its step.
+
+    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2, with β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
+    """
+    decay = settings.weight_decay
+    decayed = param_groups(model, decay) if settings.spare_norms else model.parameters()
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(decayed, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(decayed, lr=lr, momentum=settings.momentum, weight_decay=decay)
 
 
-def learning_rate(highest: float, settings: Settings, *, epoch: int, share: float = 1.0) -> float:
-    """Give the rate of a step: rising to ``highest`` in the warm-up, if there is one, and then lowered.
+def learning_rate(highest: float, settings: Settings, *, done: int, steps: int, epochs: int) -> float:
+    """Give the rate of a step: rising to ``highest`` in the warm-up, if there is one, and then by the schedule.
+
+    With p in [0, 1), the share of the steps behind the warm-up that are done before this one:
+
+    - ``step``: divided by ten after each milestone;
+    - ``cosine``: highest · (1 + cos πp) / 2;
+    - ``one-cycle``: in a straight line from highest / 25 to highest while p < 0.3, then the half cosine over the rest.
 
     Args:
         highest: before any decay.
-        epoch: counted from 1.
-        share: of the epoch's steps that are done with this one.
+        settings: of the network.
+        done: steps before this one, over the whole training.
+        steps: of an epoch.
+        epochs: of the training.
+
+    Source: Loshchilov & Hutter 2017 (arXiv 1608.03983), equation 5, without restarts; Smith & Topin 2018
+    (arXiv 1708.07120), with momentum as it is; what the rise begins with is torch's default.
     """
-    if epoch <= settings.warm_up:
-        return settings.warm_up_from + (highest - settings.warm_up_from) * (epoch - 1 + share) / settings.warm_up
-    lowered = sum(epoch > milestone for milestone in settings.milestones)
-    return highest / 10.0**lowered
+    epoch, warm_up = done // steps + 1, settings.warm_up
+    if epoch <= warm_up:
+        share = (done % steps + 1) / steps
+        return settings.warm_up_from + (highest - settings.warm_up_from) * (epoch - 1 + share) / warm_up
+    if settings.schedule == "step":
+        lowered = sum(epoch > milestone for milestone in settings.milestones)
+        return highest / 10.0**lowered
+    share = (done - warm_up * steps) / ((epochs - warm_up) * steps)
+    if settings.schedule == "one-cycle":
+        if share < RISE:
+            return highest * (1 + (RISE_FROM - 1) * share / RISE) / RISE_FROM
+        share = (share - RISE) / (1 - RISE)
+    return highest * (1 + math.cos(math.pi * share)) / 2
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Give what an optimizer remembers, by kind and parameter."""
     return {
-        f"momentum.{name}": optimizer.state[parameter]["momentum_buffer"]
+        f"{kind}.{name}": optimizer.state[parameter][key]
+        for kind, key in REMEMBERED.items()
         for name, parameter in model.named_parameters()
-        if optimizer.state[parameter].get("momentum_buffer") is not None
+        if optimizer.state[parameter].get(key) is not None
     }
 
 
 def restore_optimizer_(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Let an optimizer remember what :func:`optimizer_tensors` gave."""
-    for name, parameter in model.named_parameters():
-        if f"momentum.{name}" in tensors:
-            buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"momentum.{name}"])
-            optimizer.state[parameter]["momentum_buffer"] = buffer
+    for kind, key in REMEMBERED.items():
+        for name, parameter in model.named_parameters():
+            found = tensors.get(f"{kind}.{name}")
+            if found is None:
+                continue
+            like = found if found.dim() == 0 else parameter  # a step counts on the CPU
+            optimizer.state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(found)

@@ -11,7 +11,10 @@ import torch
 from steadynorm.lab.data import Images
 from steadynorm.lab.machine import Precision
 
-__all__ = ["Settings", "autocast", "steps_per_epoch"]
+__all__ = ["Optimizer", "Schedule", "Settings", "autocast", "steps_per_epoch"]
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["step", "cosine", "one-cycle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,21 @@ class Settings:
     accumulate: int
     """Batches whose gradients are averaged in one step."""
     momentum: float
+    """Of SGD."""
     weight_decay: float
     milestones: tuple[int, ...]
-    """Epochs after which the learning rate is divided by ten."""
+    """Epochs after which the learning rate is divided by ten, where the schedule is ``step``."""
     augment: Literal["none", "crop-flip"]
     device: torch.device
     precision: Precision
+    optimizer: Optimizer = "sgd"
+    """See :func:`steadynorm.lab.optimization.make_optimizer`."""
+    schedule: Schedule = "step"
+    """See :func:`steadynorm.lab.optimization.learning_rate`."""
+    label_smoothing: float = 0.0
+    """See :func:`steadynorm.lab.optimization.training_loss`."""
+    compile: bool = False
+    """Whether the network's training passes go through torch.compile."""
     at_once: int | None = None
     """Images that fit into memory together, on all workers; a larger batch is averaged from several such."""
     warm_up: int = 0

@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Model, State, measure_cells
+from steadynorm.lab.compiling import compiled, failure_explained
 from steadynorm.lab.data import Dataset, batches, first, take
 from steadynorm.lab.evaluation import evaluated
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.networks import build_network, zero_last_gamma_
-from steadynorm.lab.optimization import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer_
+from steadynorm.lab.optimization import (
+    learning_rate,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer_,
+    training_loss,
+)
 from steadynorm.lab.settings import Settings, autocast, steps_per_epoch
 from steadynorm.lab.workers import (
     average_gradients_,
@@ -130,9 +136,11 @@ class Training:
 
     ================================ =====================================================================
     learning_rate                    in force at the epoch's last step
-    train_loss, train_accuracy       mean cross-entropy in nats, and share in [0, 1], over the epoch's
-                                     training images, measured while they were trained on
-    val_loss, val_accuracy           the same over the validation images, in evaluation mode, after the epoch
+    train_loss, train_accuracy       mean cross-entropy in nats, to smoothed labels where they are smoothed, and
+                                     share in [0, 1], over the epoch's training images, measured while they
+                                     were trained on
+    val_loss, val_accuracy           the same over the validation images, in evaluation mode, after the epoch; the
+                                     labels are never smoothed
     grad_norm_mean, _p5, _p95        mean and percentiles over the epoch's steps of the l2 norm of the
                                      gradient: of all parameters, and with a weight's name as subject of that
     images_per_second                training images per second of training, validation left out
@@ -222,6 +230,8 @@ class Trainer:
     """A network while it trains."""
 
     model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    """The model, or what torch.compile made of it; both have the same parameters."""
     optimizer: torch.optim.Optimizer
     settings: Settings
     dataset: Dataset
@@ -254,7 +264,8 @@ class Trainer:
             zero_last_gamma_(model)
         model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(model, settings, lr=factors["lr"])
-        return cls(model, optimizer, settings, dataset, factors, advance)
+        forward = compiled(model) if settings.compile else model
+        return cls(model, forward, optimizer, settings, dataset, factors, advance)
 
     def epoch(self, number: int) -> Iterator[Measurement]:
         """Train and validate once, and give what was measured; of a loss that is not finite only that."""
@@ -300,15 +311,14 @@ class Trainer:
         batches = self.batches(epoch, part=(worker(), number_of_workers()))
         start = time.perf_counter()
         for group in itertools.islice(_groups(batches, self.settings.accumulate), total):
-            rate = learning_rate(self.factors["lr"], self.settings, epoch=epoch, share=(done + 1) / total)
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = rate
+            self.set_rate_((epoch - 1) * total + done)
             self.optimizer.zero_grad()
             for x, labels in group:
-                with autocast(self.settings):
-                    logits = self.model(x).float()
-                loss = F.cross_entropy(logits, labels) / len(group)
-                loss.backward()  # type: ignore[no-untyped-call]
+                with failure_explained(self.settings):
+                    with autocast(self.settings):
+                        logits = self.forward(x).float()
+                    loss = training_loss(logits, labels, self.settings) / len(group)
+                    loss.backward()  # type: ignore[no-untyped-call]
                 losses[done] += loss.detach()
                 hits += (logits.argmax(1) == labels).sum()
                 images += len(labels)
@@ -327,6 +337,13 @@ class Trainer:
         seconds = time.perf_counter() - start
         hits, shown = sum_over_workers(hits, torch.tensor(images, device=device))
         return _Steps(losses[:done].cpu(), int(hits), int(shown), norms[:done].cpu(), seconds)
+
+    def set_rate_(self, done: int) -> None:
+        """Give the optimizer the rate of the step after ``done`` others."""
+        steps, epochs = steps_per_epoch(self.dataset.train, self.settings), self.factors["epochs"]
+        rate = learning_rate(self.factors["lr"], self.settings, done=done, steps=steps, epochs=epochs)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
 
     def batches(self, epoch: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
         """Give the training batches of an epoch, or a worker's part of each."""

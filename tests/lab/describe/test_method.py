@@ -45,3 +45,27 @@ def test_paragraphs_are_parted_by_blank_lines_and_empty_ones_left_out() -> None:
 def test_a_field_that_the_record_does_not_have_is_one_line_for_the_user() -> None:
     with pytest.raises(UserError, match="a record is damaged: it does not say 'wishes'"):
         sentences(record([]), "{wishes}")
+
+
+def test_a_record_from_before_there_were_recipes_trained_by_sgd_in_steps() -> None:
+    said = method_of(record([]), "")
+    assert said[1].startswith(
+        "Training: SGD with momentum 0.9 and weight decay 0.0005, batches of 128, learning rate 0.1"
+    )
+    assert "divided by ten after epoch 10 and 15. It ran" in said[1] and "smooth" not in " ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"optimizer": "adamw", "weight_decay": 0.01}, "Training: AdamW (Loshchilov & Hutter 2019; "),
+        ({"optimizer": "adamw", "weight_decay": 0.01}, "with decoupled weight decay 0.01, batches"),
+        ({"schedule": "cosine", "milestones": []}, "learning rate 0.1, lowered at every step along a half cosine, to"),
+        ({"schedule": "one-cycle", "milestones": []}, "learning rate 0.1, reached from its 25th part in three tenths"),
+        ({"label_smoothing": 0.1}, ", label smoothing 0.1 (Szegedy et al. 2016). It ran"),
+        ({"label_smoothing": 0.1}, "in evaluation mode and to labels that are not smoothed. That is why"),
+        ({"compile": True}, "on cpu in bfloat16, compiled by torch.compile. "),
+    ],
+)
+def test_the_recipe_is_said(config: dict[str, object], said: str) -> None:
+    assert said in " ".join(method_of(record([], **config), "")[1:3])

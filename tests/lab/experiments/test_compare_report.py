@@ -247,6 +247,14 @@ def test_changed_settings_are_listed():
     assert f"differs from its settings: {changed}" in expected_from(batch_size=64, milestones=[5])
 
 
+def test_a_schedule_without_milestones_deviates_and_is_judged_over_all_epochs():
+    cosine = {"schedule": "cosine", "milestones": []}
+    assert "settings: schedule cosine instead of step and milestones none instead of 10" in expected_from(**cosine)
+    runs = [flat(arm, 0.75) for arm in ("batch_norm", "none")]
+    assert "before the rate is first lowered" in describe(record(runs)).claims[2].measured.lower()
+    assert "lowered" not in describe(record(runs, **cosine)).claims[2].measured
+
+
 def test_networks_that_may_be_guessing_decide_nothing():
     found = judged(flat("batch_norm", 0.7), flat("none", 0.105), data="shapes")
     assert {item.verdict for item in found} == {"not measured: at chance"}

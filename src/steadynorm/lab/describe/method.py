@@ -23,12 +23,21 @@ Data: {data}, {train_images} training and {validation_images} validation images 
 weights, the order of the images and their augmentation, alike in every arm.
 """
 TRAINING = """
-Training: SGD with momentum {momentum} and weight decay {weight_decay}, {batches}, {schedule}. It ran on {device} in
-{precision}{workers}.
+Training: {optimizer}, {batches}, {schedule}{smoothed}. It ran on {device} in {precision}{compiled}{workers}.
 
 Training loss and accuracy are measured during the epoch, while the weights move{augmented}; validation follows the
-epoch, in evaluation mode. That is why validation can be ahead of training.
+epoch, in evaluation mode{plain}. That is why validation can be ahead of training.
 """
+OPTIMIZERS = {
+    "sgd": "SGD with momentum {momentum} and weight decay {weight_decay}",
+    "adamw": "AdamW (Loshchilov & Hutter 2019; β 0.9 and 0.999, ε 1e-8) with decoupled weight decay {weight_decay}",
+}
+SCHEDULES = {
+    "cosine": "lowered at every step along a half cosine, to zero (Loshchilov & Hutter 2017)",
+    "one-cycle": "reached from its 25th part in three tenths of the steps and lowered along a half cosine, to zero, in "
+    "the rest (Smith & Topin 2018; momentum stays)",
+}
+SMOOTHED = ", label smoothing {label_smoothing} (Szegedy et al. 2016)"
 SHARED = """
 , on {workers} workers that share each batch evenly. Batch norm normalizes each worker's part by itself, where it is
 not synchronised; running statistics are merged before every evaluation
@@ -79,12 +88,17 @@ def paragraphs(record: Record, text: str, **own: object) -> list[str]:
 
 def method_of(record: Record, text: str, **own: object) -> list[str]:
     """Say how networks are trained and judged, and then what the paragraphs of ``text`` say; see :func:`sentences`."""
-    workers = record.resolved.get("workers", 1)  # older records do not have it
+    workers = record.resolved.get("workers", 1)  # older records do not have it, nor what others are asked for by get
+    is_smoothed = record.config.get("label_smoothing", 0) > 0
     shared = {
         "classes": class_count(record),
         "batches": batches_label(record),
+        "optimizer": sentences(record, OPTIMIZERS[record.config.get("optimizer", "sgd")]),
         "schedule": _schedule(record),
         "augmented": ", and on augmented images" if record.config["augment"] != "none" else "",
+        "smoothed": sentences(record, SMOOTHED) if is_smoothed else "",
+        "plain": " and to labels that are not smoothed" if is_smoothed else "",
+        "compiled": ", compiled by torch.compile" if record.config.get("compile") else "",
         "workers": "" if workers == 1 else sentences(record, SHARED),
     }
     return paragraphs(record, f"{DATA}\n\n{TRAINING}", **shared) + paragraphs(record, text, **own)
@@ -105,6 +119,9 @@ def class_count(record: Record) -> int:
 
 def _schedule(record: Record) -> str:
     """Describe the learning rate over time."""
-    lr, milestones = record.config["lr"], [str(epoch) for epoch in record.config["milestones"]]
+    lr, schedule = record.config["lr"], record.config.get("schedule", "step")
+    milestones = [str(epoch) for epoch in record.config["milestones"]]
     which = f"learning rate{'s' if isinstance(lr, list) and len(lr) > 1 else ''} {word(lr)}"
+    if schedule in SCHEDULES:
+        return f"{which}, {SCHEDULES[schedule]}"
     return f"{which}, divided by ten after epoch {listing(milestones)}" if milestones else f"{which} throughout"

@@ -31,10 +31,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
+from steadynorm.lab.compiling import failure_explained
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, settings_of
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final
 from steadynorm.lab.describe.claims import expected, left_out
@@ -47,7 +47,7 @@ from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.gradient_norms import watched_weights
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOISY, add_noise_
-from steadynorm.lab.optimization import learning_rate
+from steadynorm.lab.optimization import training_loss
 from steadynorm.lab.probe import Slope, norm_of, probe, slope
 from steadynorm.lab.settings import autocast, steps_per_epoch
 from steadynorm.lab.training import Trainer, network
@@ -128,10 +128,9 @@ class _Trace:
         model, dataset, settings = self.trainer.model, self.trainer.dataset, self.trainer.settings
         steps, epochs = steps_per_epoch(dataset.train, settings), self.config.epochs
         for epoch in range(1, epochs + 1):
-            for group in self.trainer.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config.lr, settings, epoch=epoch)
             losses = []
             for step, (x, labels) in enumerate(self.trainer.batches(epoch), start=(epoch - 1) * steps):
+                self.trainer.set_rate_(step)
                 if step % self.config.probe_every == 0:
                     yield from self._probe(x, labels, step)
                 losses.append(self._step(x, labels))
@@ -145,21 +144,22 @@ class _Trace:
 
     def _step(self, x: Tensor, labels: Tensor) -> float:
         self.trainer.optimizer.zero_grad()
-        loss = self._loss(self.trainer.model, x, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with failure_explained(self.trainer.settings):
+            loss = self._loss(self.trainer.forward, x, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
         self.trainer.optimizer.step()
         return loss.item()
 
-    def _loss(self, model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
         with autocast(self.trainer.settings):
             logits = model(x).float()
-        return F.cross_entropy(logits, labels)
+        return training_loss(logits, labels, self.trainer.settings)
 
     def _probe(self, x: Tensor, labels: Tensor, step: int) -> Iterator[Measurement]:
         """Look around on the batch that the next step is taken on, in training mode; in float32, whatever trains."""
 
         def loss(model: nn.Module) -> Tensor:
-            return F.cross_entropy(model(x), labels)
+            return training_loss(model(x), labels, self.trainer.settings)
 
         model, rate = self.trainer.model, self.trainer.optimizer.param_groups[0]["lr"]
         here, weights = slope(model, loss), watched_weights(model)
@@ -199,6 +199,11 @@ def _check(config: LandscapeConfig) -> None:
             raise UserError(
                 f"{flag(name)}: two or more positive numbers are needed, got {' '.join(map(str, lengths))}."
             )
+    if config.optimizer != "sgd":
+        raise UserError(
+            f"--optimizer: landscape looks along the gradient, where the steps of SGD go, got {config.optimizer}. "
+            "Drop it."
+        )
     least = {"batch_size": 2, "probe_every": 1}
     check_experiment(config, ("arms", "rate_steps", "weight_steps"), least=least)
 

@@ -80,7 +80,7 @@ class ScaleConfig(TrainingConfig):
     """The recipe and what is left without a step of it: recipe, no_scaling, no_warm_up, no_zero_gamma, decayed_norms,
     whole_statistics, frozen_end, plain."""
     lr: float = 0.1
-    """Learning rate of SGD at --reference-batch; with linear scaling it grows in proportion to the batch."""
+    """Learning rate at --reference-batch; with linear scaling it grows in proportion to the batch."""
     reference_batch: int = 128
     """Batch size at which the recipe's learning rate is --lr."""
     warm_up: int = 3
@@ -138,6 +138,12 @@ def _check(config: ScaleConfig) -> None:
         find_recipe(variant)
     least = {"batch_size": 2, "reference_batch": 1, "warm_up": 0, "freeze_last": 0, "at_once": 2}
     check_experiment(config, ("variants", "batch_size"), least=least)
+    if config.optimizer != "sgd":
+        raise UserError(f"--optimizer: the recipe's linear scaling is of SGD, got {config.optimizer}. Drop it.")
+    if config.schedule == "one-cycle":
+        raise UserError(
+            "--schedule: one-cycle has a warm-up of its own, which every variant would have. Use step or cosine."
+        )
     _check_steps(config)
     _check_batches(config)
     for name in ("warm_up", "freeze_last"):

@@ -58,7 +58,7 @@ class SweepConfig(TrainingConfig):
     arms: tuple[str, ...] = ("batch_norm", "none")
     """Normalizations to compare, as in steadynorm compare."""
     lr: tuple[float, ...] = (0.01, 0.05, 0.1)
-    """Learning rates of SGD."""
+    """Learning rates."""
     batch_size: tuple[int, ...] = (64,)
     """Numbers of images that are normalized together and make a step."""
     depth: tuple[int, ...] = (6,)
@@ -89,7 +89,7 @@ def _search(task: Task[SweepConfig]) -> None:
     What was tried before a stop is known again.
     """
     config = task.config
-    settings = settings_of(replace(config, milestones=()), task.record)
+    settings = settings_of(replace(config, schedule="step", milestones=()), task.record)
     for batch_size in config.batch_size:
         classes, chance = len(task.dataset.classes), chance_in_search(task.record, batch_size)
         few = replace(

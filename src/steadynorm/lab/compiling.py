@@ -1,0 +1,44 @@
+"""The network of a training through torch.compile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from steadynorm.lab.settings import Settings
+from steadynorm.reporting.failure import UserError, one_line
+
+__all__ = ["compiled", "failure_explained"]
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Compile a model's forward and backward, when they first run; parameters and buffers stay the model's.
+
+    What was compiled before is dropped: torch keeps few compiled forms of one forward, and runs what comes after them
+    uncompiled.
+    """
+    torch.compiler.reset()
+    function: Callable[[Tensor], Tensor] = torch.compile(model)
+    return function
+
+
+@contextlib.contextmanager
+def failure_explained(settings: Settings) -> Iterator[None]:
+    """Say in one line why a network cannot be compiled.
+
+    Raises:
+        UserError: torch.compile failed.
+    """
+    if not settings.compile:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        why = one_line(getattr(error, "inner_exception", error))
+        raise UserError(f"--compile: torch.compile failed ({why}). Run it without --compile.") from error
