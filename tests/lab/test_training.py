@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
-from steadynorm.lab import training
+from steadynorm.lab import trainer, training
 from steadynorm.lab.cells import CellFiles, measure
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.data import Images, evaluation_batches
@@ -126,7 +126,7 @@ def test_a_network_is_told_how_many_batches_there_will_be(tmp_path: Path, monkey
         told.append({"update_every": update_every, "batches": batches})
         return build_network(*given, **named)
 
-    monkeypatch.setattr(training, "build_network", build)
+    monkeypatch.setattr(trainer, "build_network", build)
     run(tmp_path, with_factors(NETWORK, epochs=3), batch_size=4, accumulate=5)
     assert told == [{"update_every": 5, "batches": 3 * 4 * 5}]
 
@@ -196,13 +196,13 @@ def test_another_seed_gives_other_numbers(tmp_path: Path, undisturbed: tuple[Cel
 
 def test_every_epoch_has_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    batches = training.batches
+    batches = trainer.batches
 
     def spy(images: Images, **arguments: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         asked.append((arguments["seed"], arguments["epoch"]))
         return batches(images, **arguments)
 
-    monkeypatch.setattr(training, "batches", spy)
+    monkeypatch.setattr(trainer, "batches", spy)
     run(tmp_path, with_factors(NETWORK, seed=3))
     assert asked == [(3, 1), (3, 2), (3, 3), (3, 4)]
 
@@ -257,7 +257,7 @@ def test_the_step_of_divergence_is_the_first_with_a_loss_that_is_not_finite(
 
 
 def test_a_diverged_epoch_is_not_trained_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "STEPS_BETWEEN_CHECKS", 1)
+    monkeypatch.setattr(trainer, "STEPS_BETWEEN_CHECKS", 1)
     display = Recorder()
     record = run(tmp_path, with_factors(NETWORK, arm="none", lr=1e30), display)
     assert record.diverged_at_step == len(display.shares) < 6

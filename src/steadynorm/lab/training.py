@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,59 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Model, State, measure_cells
-from steadynorm.lab.compiling import compiled, failure_explained
-from steadynorm.lab.data import Dataset, batches, first, take
-from steadynorm.lab.evaluation import evaluated
-from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
-from steadynorm.lab.networks import build_network, zero_last_gamma_
-from steadynorm.lab.optimization import (
-    learning_rate,
-    make_optimizer,
-    optimizer_tensors,
-    restore_optimizer_,
-    training_loss,
-)
-from steadynorm.lab.settings import Settings, autocast, steps_per_epoch
-from steadynorm.lab.workers import (
-    average_gradients_,
-    mean_over_workers,
-    number_of_workers,
-    sum_over_workers,
-    sync_buffers_,
-    worker,
-)
+from steadynorm.lab.data import Dataset, first
+from steadynorm.lab.optimization import optimizer_tensors, restore_optimizer_
+from steadynorm.lab.settings import Settings
+from steadynorm.lab.trainer import Trainer
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Factors, Measurement
-from steadynorm.surgery.named_modules import batch_norms_of
 
 if TYPE_CHECKING:
     from steadynorm.lab.experiment import Task
 
-__all__ = ["Positive", "Trainer", "Training", "network", "overflow_ignored", "train_networks"]
+__all__ = ["Positive", "Training", "network", "overflow_ignored", "train_networks"]
 
 TaskT = TypeVar("TaskT", bound="Task[Any]")
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 TIMED_STEPS, TIMED_IMAGES = 6, 512  # at least, to find out how fast a network trains
-STEPS_BETWEEN_CHECKS = 16  # a look at the loss waits for the device, so it is not taken at every step
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """What the steps of an epoch measured, on the CPU; one entry or row per step."""
-
-    losses: Tensor
-    hits: int
-    images: int
-    gradient_norms: Tensor
-    """Shape (steps, number of watched weights + 1); the last column is of all parameters together."""
-    seconds: float
-
-    @property
-    def diverged_at(self) -> int | None:
-        """First step, counted from 0, whose loss is not finite."""
-        bad = (~self.losses.isfinite()).nonzero()
-        return int(bad[0]) if len(bad) else None
 
 
 @contextlib.contextmanager
@@ -225,148 +186,6 @@ def _said(rows: Sequence[Measurement]) -> str:
     return f"train {train}  validation {val}  gradient {found['grad_norm_mean']:.2f}  {speed}"
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """A network while it trains."""
-
-    model: nn.Module
-    forward: Callable[[Tensor], Tensor]
-    """The model, or what torch.compile made of it; both have the same parameters."""
-    optimizer: torch.optim.Optimizer
-    settings: Settings
-    dataset: Dataset
-    factors: Factors
-    advance: Callable[[float, str], None]
-
-    @classmethod
-    def start(
-        cls,
-        factors: Factors,
-        settings: Settings,
-        dataset: Dataset,
-        advance: Callable[[float, str], None] = lambda share, text: None,
-    ) -> Trainer:
-        """Build the network with its initial weights."""
-        torch.manual_seed(factors["seed"])
-        model = build_network(
-            settings.network,
-            arm=factors["arm"],
-            depth=settings.depth,
-            widths=settings.widths,
-            classes=len(dataset.classes),
-            channels=dataset.channels,
-            image_size=dataset.image_size,
-            seed=factors["seed"],
-            update_every=settings.accumulate,
-            batches=factors["epochs"] * steps_per_epoch(dataset.train, settings) * settings.accumulate,
-        )
-        if settings.zero_last_gamma:
-            zero_last_gamma_(model)
-        model.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = make_optimizer(model, settings, lr=factors["lr"])
-        forward = compiled(model) if settings.compile else model
-        return cls(model, forward, optimizer, settings, dataset, factors, advance)
-
-    def epoch(self, number: int) -> Iterator[Measurement]:
-        """Train and validate once, and give what was measured; of a loss that is not finite only that."""
-        start = time.perf_counter()
-        steps = self.steps(number)
-        if steps.diverged_at is not None:
-            before = (number - 1) * steps_per_epoch(self.dataset.train, self.settings)
-            yield Measurement(step=before + steps.diverged_at + 1, quantity="diverged", value=1.0)
-            return
-        sync_buffers_(self.model)
-        val_loss, val_accuracy = self._validate()
-        whole = steps.gradient_norms[:, -1]
-        low, high = percentiles(whole)
-        found = {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "train_loss": steps.losses.mean().item(),
-            "train_accuracy": steps.hits / steps.images,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "grad_norm_mean": whole.mean().item(),
-            "grad_norm_p5": low.item(),
-            "grad_norm_p95": high.item(),
-            "images_per_second": steps.images / steps.seconds,
-            "seconds": time.perf_counter() - start,
-        }
-        for name, value in found.items():
-            yield Measurement(step=number, quantity=name, value=value)
-        yield from layer_gradients(self.model, steps.gradient_norms, epoch=number)
-
-    def steps(self, epoch: int) -> _Steps:
-        """Take the epoch's steps; stop early where the loss is no longer finite."""
-        self.model.train()
-        epochs = self.factors["epochs"]
-        if epoch > epochs - self.settings.freeze_last:
-            for named in batch_norms_of(self.model):
-                named.module.eval()
-        device, watched = self.settings.device, list(watched_weights(self.model).values())
-        total = steps_per_epoch(self.dataset.train, self.settings)
-        losses = torch.zeros(total, device=device)
-        norms = torch.zeros(total, len(watched) + 1, device=device)
-        hits = torch.zeros((), dtype=torch.int64, device=device)
-        images = done = looked = 0
-        batches = self.batches(epoch, part=(worker(), number_of_workers()))
-        start = time.perf_counter()
-        for group in itertools.islice(_groups(batches, self.settings.accumulate), total):
-            self.set_rate_((epoch - 1) * total + done)
-            self.optimizer.zero_grad()
-            for x, labels in group:
-                with failure_explained(self.settings):
-                    with autocast(self.settings):
-                        logits = self.forward(x).float()
-                    loss = training_loss(logits, labels, self.settings) / len(group)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                losses[done] += loss.detach()
-                hits += (logits.argmax(1) == labels).sum()
-                images += len(labels)
-            average_gradients_(self.model)
-            norms[done] = gradient_norms(self.model, watched)
-            self.optimizer.step()
-            done += 1
-            look = done % STEPS_BETWEEN_CHECKS == 0 or done == total
-            if look:
-                losses[looked:done] = mean_over_workers(losses[looked:done])
-                looked = done
-            text = f"epoch {epoch}/{epochs}, loss {losses[done - 1].item():.3f}" if look else ""
-            self.advance((epoch - 1 + done / total) / epochs, text)
-            if look and not losses[:done].isfinite().all():
-                break
-        seconds = time.perf_counter() - start
-        hits, shown = sum_over_workers(hits, torch.tensor(images, device=device))
-        return _Steps(losses[:done].cpu(), int(hits), int(shown), norms[:done].cpu(), seconds)
-
-    def set_rate_(self, done: int) -> None:
-        """Give the optimizer the rate of the step after ``done`` others."""
-        steps, epochs = steps_per_epoch(self.dataset.train, self.settings), self.factors["epochs"]
-        rate = learning_rate(self.factors["lr"], self.settings, done=done, steps=steps, epochs=epochs)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
-
-    def batches(self, epoch: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the training batches of an epoch, or a worker's part of each."""
-        how = self.settings
-        return batches(
-            self.dataset.train,
-            dataset=self.dataset,
-            batch_size=how.batch_size,
-            augment=how.augment,
-            device=how.device,
-            seed=self.factors["seed"],
-            epoch=epoch,
-            part=part,
-        )
-
-    def _validate(self) -> tuple[float, float]:
-        """Evaluate each worker's share of the validation images."""
-        images = self.dataset.validation
-        share = take(images, torch.arange(worker(), len(images), number_of_workers()))
-        loss, hits = sum_over_workers(*evaluated(self.model, share, self.dataset, self.settings))
-        return loss.item() / len(images), hits.item() / len(images)
-
-
 def _settings_of(factors: Factors, shared: Settings) -> Settings:
     """Give what this network is trained with, a batch that does not fit into memory in parts that do."""
     size = factors.get("batch_size") or shared.batch_size
@@ -377,13 +196,6 @@ def _settings_of(factors: Factors, shared: Settings) -> Settings:
         accumulate=shared.accumulate * parts,
         depth=factors.get("depth") or shared.depth,
     )
-
-
-def _groups(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Give the batches in lists of ``size``, the last one as long as it comes."""
-    rest = iter(batches)
-    while group := list(itertools.islice(rest, size)):
-        yield group
 
 
 def _metadata(trainer: Trainer) -> dict[str, str]:

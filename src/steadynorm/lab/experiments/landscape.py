@@ -50,7 +50,8 @@ from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, NOIS
 from steadynorm.lab.optimization import training_loss
 from steadynorm.lab.probe import Slope, norm_of, probe, slope
 from steadynorm.lab.settings import autocast, steps_per_epoch
-from steadynorm.lab.training import Trainer, network
+from steadynorm.lab.trainer import Trainer
+from steadynorm.lab.training import network
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
