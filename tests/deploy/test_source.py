@@ -57,15 +57,15 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         load_source(f"{HERE}:build_model", weights=tmp_path / "a.safetensors")
     assert str(caught.value).endswith(
         "does not fit the model: classifier.bias is missing; other is of no use; "
-        "conv1.weight has shape (2, 3, 3, 3), the model's (4, 3, 3, 3)."
+        "conv1.weight has shape (2, 3, 3, 3), the model's (4, 3, 3, 3). Build the model as it was when they were saved."
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors"])
+@pytest.mark.parametrize(("content", "why"), [(b"", "is empty"), (b"no tensors", "is text that begins with 'no tens")])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-def test_a_damaged_file_of_weights_is_one_line(tmp_path, name, content):
+def test_a_damaged_file_of_weights_is_one_line(tmp_path, name, content, why):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="is no file of weights") as caught:
+    with pytest.raises(UserError, match=why) as caught:
         load_source(f"{HERE}:build_model", weights=tmp_path / name)
     assert "\n" not in str(caught.value)
 
