@@ -51,14 +51,14 @@ def ended(train_loss: float, *, lr: float = 0.1, accuracy: float = 1 / 3) -> Cel
 
 def test_a_run_trains_where_its_loss_is_below_that_of_guessing() -> None:
     chance = Chance(share=0.1, images=3_200)
-    assert trains(ended(2.30), classes=10, chance=chance)  # ln 10 = 2.3026
-    assert not trains(ended(2.31), classes=10, chance=chance)
-    assert not trains(ended(math.nan), classes=10, chance=chance)
-    assert trains(ended(2.31), classes=11, chance=chance)
+    assert trains(ended(2.30), guessing=math.log(10), chance=chance)  # ln 10 = 2.3026
+    assert not trains(ended(2.31), guessing=math.log(10), chance=chance)
+    assert not trains(ended(math.nan), guessing=math.log(10), chance=chance)
+    assert trains(ended(2.31), guessing=math.log(11), chance=chance)
 
 
 def test_a_run_that_may_be_guessing_does_not_train_whatever_its_loss() -> None:
-    assert not trains(ended(2.30, accuracy=0.109), classes=10, chance=Chance(share=0.1, images=3_200))
+    assert not trains(ended(2.30, accuracy=0.109), guessing=math.log(10), chance=Chance(share=0.1, images=3_200))
 
 
 def test_a_diverged_run_does_not_train_and_a_running_one_says_nothing() -> None:
@@ -67,4 +67,4 @@ def test_a_diverged_run_does_not_train_and_a_running_one_says_nothing() -> None:
         replace(ended(1.0, lr=0.5), status="running"),
         ended(1.0, lr=0.25),
     )
-    assert tried_rates(runs, classes=10, chance=Chance(share=0.1, images=3_200)) == {1.0: False, 0.25: True}
+    assert tried_rates(runs, guessing=math.log(10), chance=Chance(share=0.1, images=3_200)) == {1.0: False, 0.25: True}

@@ -1,8 +1,9 @@
 import math
 
 import pytest
+import torch
 
-from steadynorm.reporting.chance import Chance, chance_of
+from steadynorm.reporting.chance import Chance, chance_in_training, chance_of, entropy, loss_of_guessing
 from tests.support.records import record
 
 
@@ -37,3 +38,20 @@ def test_a_record_that_does_not_know_chance_has_equal_classes(classes: int | lis
     made.resolved.pop("chance", None)
     made.resolved["classes"] = classes
     assert chance_of(made).share == 0.25
+
+
+def test_guessing_in_training_goes_by_the_training_images() -> None:
+    made = record(())
+    assert chance_in_training(made).share == chance_of(made).share
+    made.resolved.update(train_chance=0.6, train_images=70)
+    assert chance_in_training(made) == Chance(share=0.6, images=70)
+
+
+def test_the_loss_of_guessing_is_the_entropy_of_the_classes() -> None:
+    labels = torch.tensor([0, 0, 0, 2])
+    logits = torch.log(torch.tensor([0.75, 1e-30, 0.25])).expand(4, 3)
+    assert entropy(labels) == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
+    made = record(())
+    assert loss_of_guessing(made) == pytest.approx(math.log(10))
+    made.resolved["train_entropy"] = 0.5
+    assert loss_of_guessing(made) == 0.5

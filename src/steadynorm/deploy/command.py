@@ -18,7 +18,7 @@ from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import write_outcome
 from steadynorm.deploy.source import as_logits, is_built, load_source
 from steadynorm.lab.configuration import check_at_least
-from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, first, load_dataset
+from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, load_dataset, some
 from steadynorm.lab.experiment import new_place
 from steadynorm.lab.machine import choose_threads
 from steadynorm.reporting.chance import most_frequent
@@ -103,7 +103,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     norms = check_ready(source.model)
     display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
     dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
-    chosen = first(dataset.validation, config.images)
+    chosen = some(dataset.validation, config.images)
     images = _scaled(chosen, dataset, config.input_size)
     model = as_logits(source.model, images[:2], advice="Give the size it was made for by --input-size.")
     with torch.no_grad():
@@ -118,7 +118,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
             out=directory,
             formats=config.format,
             quantize=config.quantize,
-            calibration=_scaled(first(dataset.train, config.calibration_images), dataset, config.input_size),
+            calibration=_scaled(some(dataset.train, config.calibration_images), dataset, config.input_size),
             labels=None if unscored else chosen.labels,
             max_drop=config.max_drop,
             requests=config.requests,

@@ -53,7 +53,7 @@ class ExperimentConfig:
     validation_share: float | None = None
     """Share of the images to hold out where the data have no part for validation; default: 0.1."""
     train_images: int | None = None
-    """Train on the first so many images only; default: all."""
+    """Train on so many images only, the first where their order is mixed, else drawn from all; default: all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What other programs call amp. bf16: autocast to bfloat16; auto: that, where the hardware multiplies bfloat16
     matrices."""

@@ -21,7 +21,8 @@ from torch import nn
 
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.configuration import ExperimentConfig, prepared, reading_of, with_reached_milestones
-from steadynorm.lab.data import Dataset, first, load_dataset
+from steadynorm.lab.data import Dataset, load_dataset, some
+from steadynorm.lab.fitting_data import check_data
 from steadynorm.lab.machine import choose_device, choose_precision, choose_threads
 from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.training import Positive, network, overflow_ignored
@@ -33,7 +34,7 @@ from steadynorm.lab.workers import (
     run_on_all_ranks,
     was_restarted,
 )
-from steadynorm.reporting.chance import most_frequent
+from steadynorm.reporting.chance import entropy, most_frequent
 from steadynorm.reporting.environment import count_cores, describe_machine, describe_versions
 from steadynorm.reporting.failure import Interrupted, UserError, reason_of
 from steadynorm.reporting.flags import as_config, command_of, flag
@@ -132,7 +133,8 @@ class Experiment(Generic[ConfigT]):
         load = partial(load_dataset, config.data, **reading_of(config), progress=display.message)
         dataset = run_on_all_ranks(load)
         if config.train_images is not None:
-            dataset = dataclasses.replace(dataset, train=first(dataset.train, config.train_images))
+            dataset = dataclasses.replace(dataset, train=some(dataset.train, config.train_images))
+        run_on_all_ranks(lambda: check_data(config, dataset))
         record = new_record(self.name, config, dataset, threads=threads)
         check_alike(record.resolved, what="Give all workers the same data and hardware.")
         if stored is not None:
@@ -277,7 +279,10 @@ def new_record(
             "image_size": list(dataset.image_size),
             "mean": list(dataset.mean),
             "std": list(dataset.std),
+            "data_name": dataset.name,
             "chance": most_frequent(dataset.validation.labels),
+            "train_chance": most_frequent(dataset.train.labels),
+            "train_entropy": entropy(dataset.train.labels),
             "data_sha256": _digest(dataset),
         },
         versions=describe_versions(),
@@ -356,7 +361,10 @@ class _Resolved(TypedDict, total=False):
     image_size: list[Positive]
     mean: list[float]
     std: list[float]
+    data_name: str
     chance: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    train_chance: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    train_entropy: Annotated[float, msgspec.Meta(gt=0)]
     data_sha256: str
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from steadynorm.reporting.chance import Chance, chance_of
+from steadynorm.reporting.chance import Chance, chance_in_training
 from steadynorm.reporting.records import Cell, Record
 
 __all__ = ["SEARCH_STEPS", "Bracket", "bracket", "chance_in_search", "next_rate", "trains", "tried_rates"]
@@ -38,21 +38,21 @@ class Bracket:
         return self.fails <= CLOSE * self.trains
 
 
-def trains(run: Cell, *, classes: int, chance: Chance) -> bool:
+def trains(run: Cell, *, guessing: float, chance: Chance) -> bool:
     """Whether a run ended surely better than guessing on its training images, in their last epoch.
 
-    The mean loss is below ln(classes), and the accuracy is one that guessing has not. A loss that is not finite, and
-    one that stays where guessing is, are both no training.
+    The mean loss is below ``guessing``, that of a network that knows how frequent the classes are, and the accuracy is
+    one that guessing has not. A loss that is not finite, and one that stays where guessing is, are both no training.
     """
     if run.status != "finished":
         return False
-    return run.last("train_loss") < math.log(classes) and chance.is_beaten(run.last("train_accuracy"))
+    return run.last("train_loss") < guessing and chance.is_beaten(run.last("train_accuracy"))
 
 
 def chance_in_search(record: Record, batch_size: int) -> Chance:
     """Say what guessing does on the training images of an epoch of a short run."""
     images = min(int(record.resolved["train_images"]), SEARCH_STEPS * batch_size)
-    return replace(chance_of(record), images=images)
+    return replace(chance_in_training(record), images=images)
 
 
 def bracket(tried: Mapping[float, bool]) -> Bracket:
@@ -80,9 +80,9 @@ def next_rate(tried: Mapping[float, bool]) -> float | None:
     return _round(math.sqrt(now.trains * now.fails))
 
 
-def tried_rates(runs: Iterable[Cell], *, classes: int, chance: Chance) -> dict[float, bool]:
+def tried_rates(runs: Iterable[Cell], *, guessing: float, chance: Chance) -> dict[float, bool]:
     """Collect rate -> whether it trains from the runs that have ended."""
-    return {run.factors["lr"]: trains(run, classes=classes, chance=chance) for run in runs if run.has_ended}
+    return {run.factors["lr"]: trains(run, guessing=guessing, chance=chance) for run in runs if run.has_ended}
 
 
 def _round(rate: float) -> float:

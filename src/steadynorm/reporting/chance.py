@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steadynorm.reporting.records import Record
 
-__all__ = ["Chance", "chance_of", "most_frequent"]
+__all__ = ["Chance", "chance_in_training", "chance_of", "entropy", "loss_of_guessing", "most_frequent"]
 
 RISK = 1e-3
 """Largest probability that guessing is called better than guessing."""
@@ -49,6 +49,28 @@ def chance_of(record: Record) -> Chance:
     classes = record.resolved["classes"]
     share = record.resolved.get("chance", 1 / (classes if isinstance(classes, int) else len(classes)))
     return Chance(share=float(share), images=int(record.resolved["validation_images"]))
+
+
+def chance_in_training(record: Record) -> Chance:
+    """Say what guessing does on the training images."""
+    share = record.resolved.get("train_chance", chance_of(record).share)
+    return Chance(share=float(share), images=int(record.resolved["train_images"]))
+
+
+def loss_of_guessing(record: Record) -> float:
+    """Give the mean cross-entropy, in nats, of a network that knows of the training images how frequent classes are.
+
+    Records of earlier versions are taken to have equal classes.
+    """
+    classes = record.resolved["classes"]
+    count = classes if isinstance(classes, int) else len(classes)
+    return float(record.resolved.get("train_entropy", math.log(count)))
+
+
+def entropy(labels: Tensor) -> float:
+    """Give the entropy in nats of the classes of labels, shape (N,)."""
+    shares: list[float] = (labels.bincount() / len(labels)).tolist()
+    return -math.fsum(share * math.log(share) for share in shares if share > 0)
 
 
 def most_frequent(labels: Tensor) -> float:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from steadynorm.lab.data import Images, hold_out
+from steadynorm.lab.data import Images, first, hold_out, some
 from steadynorm.lab.data.images import random_stream
 
 
@@ -82,3 +82,27 @@ def test_pixels_must_be_bytes():
 def test_there_must_be_one_label_for_each_image():
     with pytest.raises(ValueError, match=r"labels must be int64 of shape \(2,\), got torch.int64 \(3,\)"):
         Images(pixels=torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels=torch.zeros(3, dtype=torch.int64))
+
+
+def test_some_of_mixed_images_are_the_first():
+    images = _numbered(100)
+    assert _numbers(some(images, 30)) == _numbers(first(images, 30))
+
+
+def test_some_of_images_that_come_class_by_class_have_every_class():
+    images = _numbered(100)
+    ordered = Images(pixels=images.pixels, labels=images.labels.sort().values)
+    chosen = some(ordered, 40)
+    assert chosen.labels.bincount().tolist() == [4] * 10
+    assert _numbers(chosen) == sorted(_numbers(chosen)) == _numbers(some(ordered, 40))
+    assert chosen.labels.tolist() == [number // 10 for number in _numbers(chosen)]
+
+
+def test_some_are_all_where_there_are_fewer():
+    images = _numbered(20)
+    assert _numbers(some(Images(pixels=images.pixels, labels=images.labels.sort().values), 30)) == list(range(20))
+
+
+def test_images_of_one_class_are_as_mixed_as_they_can_be():
+    one = Images(pixels=_numbered(20).pixels, labels=torch.zeros(20, dtype=torch.int64))
+    assert _numbers(some(one, 5)) == list(range(5))

@@ -205,9 +205,10 @@ def test_a_diverged_network_says_when_and_the_others_go_on(tmp_path: Path) -> No
         assert not any(row.quantity == "drift" for row in cell.measurements)
 
 
-def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
-    record = run(replace(TINY, seeds=(0,), train_images=5, batch_size=60, out=tmp_path / "a"))
-    assert all(cell.has_ended for cell in record.cells)
+def test_a_batch_larger_than_the_training_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--batch-size: a step of 60 images needs as many, got 5 training images"):
+        run(replace(TINY, seeds=(0,), train_images=5, batch_size=60, out=tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
 
 
 def test_measured_steps_are_hundredths_and_powers_of_two_before_the_first() -> None:

@@ -100,7 +100,7 @@ def test_swapping_labels_moves_no_image() -> None:
 
 def test_corrupted_images_are_those_of_the_corruption() -> None:
     shown = shift._images(task(), "contrast", 5, 3, 12)
-    expected = corrupt(shift.first(tiny_dataset().validation, 12), "contrast", severity=5, seed=3)
+    expected = corrupt(shift.some(tiny_dataset().validation, 12), "contrast", severity=5, seed=3)
     assert torch.equal(shown.pixels, expected.pixels)
 
 

@@ -1,7 +1,7 @@
 """The data sets of the experiments, and the batches that networks are trained on."""
 
 from steadynorm.lab.data.batches import Augmentation, batches, evaluation_batches
-from steadynorm.lab.data.images import Dataset, Images, first, hold_out, take
+from steadynorm.lab.data.images import Dataset, Images, first, hold_out, some, take
 from steadynorm.lab.data.loading import DATASETS, both_sides, check_data_dir, load_dataset
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "first",
     "hold_out",
     "load_dataset",
+    "some",
     "take",
 ]

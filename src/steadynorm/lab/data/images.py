@@ -9,7 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CLASS_COUNT", "SIZE", "Dataset", "Images", "chosen_rows", "first", "hold_out", "random_stream", "take"]
+__all__ = [
+    "CLASS_COUNT",
+    "SIZE",
+    "Dataset",
+    "Images",
+    "chosen_rows",
+    "first",
+    "hold_out",
+    "random_stream",
+    "some",
+    "take",
+]
 
 SIZE = 32
 """Height and width, in pixels, of the images of CIFAR-10 and of the embedded shapes."""
@@ -18,6 +29,7 @@ CLASS_COUNT = 10
 
 # Set apart from every epoch number, so that a held-out split never shares its random numbers with an epoch.
 _HOLD_OUT_STREAM = 2**64 - 1
+_SOME_STREAM = 2**64 - 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +99,29 @@ class Dataset:
 def first(images: Images, count: int) -> Images:
     """Give the first ``count`` images, or all where there are fewer."""
     return Images(pixels=images.pixels[:count], labels=images.labels[:count])
+
+
+def some(images: Images, count: int) -> Images:
+    """Give ``count`` images, every class among them as often as in all, or all where there are fewer.
+
+    They are the first where the order is mixed. Where images come class by class, as files in folders do, they are
+    drawn at random, always the same ones, and keep their order.
+    """
+    if count >= len(images) or _is_mixed(images.labels):
+        return first(images, count)
+    labels, draws = images.labels.numpy(), random_stream(0, _SOME_STREAM).random(len(images))
+    by_class, counts = np.lexsort((draws, labels)), np.bincount(labels)
+    rank = np.empty(len(images))  # of an image in its class, as a share of the class
+    rank[by_class] = np.arange(len(images)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    drawn = np.argsort((rank + draws) / counts[labels])[:count]
+    return take(images, torch.from_numpy(np.sort(drawn)))
+
+
+def _is_mixed(labels: Tensor) -> bool:
+    """Whether the class changes from one image to the next at least half as often as in a random order."""
+    changes = int((labels.diff() != 0).sum())
+    same = (labels.bincount().double() / len(labels)).square().sum().item()
+    return changes >= 0.5 * (1 - same) * (len(labels) - 1)
 
 
 def take(images: Images, rows: Tensor) -> Images:

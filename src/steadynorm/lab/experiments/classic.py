@@ -143,7 +143,6 @@ def _measure(task: Task[ClassicConfig]) -> Measure:
 
 def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
     """Give the images of each step, without end: whole batches of a new order in each pass."""
-    size = min(size, count)
     for epoch in itertools.count(1):
         order = torch.from_numpy(random_stream(seed, epoch).permutation(count))
         yield from order[: count // size * size].view(-1, size)

@@ -39,6 +39,7 @@ from steadynorm.lab.describe.names import PLAIN, arm_labels, batch_arm, data_lab
 from steadynorm.lab.describe.networks import has_ended, networks_as_json
 from steadynorm.lab.describe.tables import accuracy_entry, arm_cell, ending, seeds_note, status_entry
 from steadynorm.lab.experiment import Experiment, Task
+from steadynorm.lab.fitting_data import check_batches
 from steadynorm.lab.settings import Settings
 from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
@@ -135,6 +136,7 @@ def _tune(task: Task[CompareConfig], settings: Settings) -> list[Cell]:
     if not config.tune_lr:
         return []
     rest, held = hold_out(task.dataset.train, fraction=HELD_OUT, seed=SEED_OF_HOLD_OUT)
+    check_batches(config.batch_size or (), len(rest), together=config.accumulate, of="images beside those held out")
     epochs = max(1, config.epochs // TUNING_SHARE)
     scaled = (milestone * epochs // config.epochs for milestone in settings.milestones)
     # A milestone of 0 would lower the rate before the first step, and so try another rate than the one asked for.

@@ -39,7 +39,7 @@ from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experi
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final
 from steadynorm.lab.describe.claims import expected, left_out
 from steadynorm.lab.describe.figures import arm_figure
-from steadynorm.lab.describe.method import batches_label, class_count, method_of, sentences
+from steadynorm.lab.describe.method import batches_label, method_of, sentences
 from steadynorm.lab.describe.names import arm_label, few_arms, pair
 from steadynorm.lab.describe.networks import all_measured
 from steadynorm.lab.describe.tables import accuracy_column, arm_cell, ending, spread_column, status_entry
@@ -52,7 +52,7 @@ from steadynorm.lab.probe import Slope, norm_of, probe, slope
 from steadynorm.lab.settings import autocast, steps_per_epoch
 from steadynorm.lab.trainer import Trainer
 from steadynorm.lab.training import network
-from steadynorm.reporting.chance import chance_of
+from steadynorm.reporting.chance import chance_of, loss_of_guessing
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import flag
@@ -616,7 +616,7 @@ def _headline(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread |
     first, second = (ratios[key] for key in ("smoothness", "free_smoothness"))
     if not first or not second:
         return "β cannot be compared: no seed has a finite one with batch norm and without"
-    beta, free, guessing = size(first), size(second), math.log(class_count(record))
+    beta, free, guessing = size(first), size(second), loss_of_guessing(record)
     stuck = [arm.arm for arm in arms if (loss := arm["train_loss"]) and loss.mean > HARDLY * guessing]
     if stuck:
         return f"β is {beta} with batch norm; {few_arms(stuck, most=1)} hardly trained"

@@ -74,8 +74,9 @@ class ScaleConfig(TrainingConfig):
     network: Literal["cnn", "resnet20"] = "resnet20"
     """resnet20: the residual network of He et al. 2016 for small images; cnn has no residual blocks to start as the
     identity."""
-    batch_size: tuple[int, ...] = (128, 512, 2048, 8192)
-    """Images in a step, on all workers together."""
+    batch_size: tuple[int, ...] | None = None  # only until the data is known
+    """Images in a step, on all workers together; default: 128 512 2048 8192, on the embedded data, of which there are
+    fewer, 128 512 1024."""
     variants: tuple[str, ...] = tuple(RECIPES)
     """The recipe and what is left without a step of it: recipe, no_scaling, no_warm_up, no_zero_gamma, decayed_norms,
     whole_statistics, frozen_end, plain."""
@@ -94,6 +95,10 @@ class ScaleConfig(TrainingConfig):
     """Convolutions of the cnn."""
     augment: Literal["none", "crop-flip"] = "crop-flip"
 
+    def by_data(self) -> Mapping[str, Any]:
+        """Give batch sizes of which there are images."""
+        return {"batch_size": (128, 512, 1024) if self.data == "shapes" else (128, 512, 2048, 8192)}
+
 
 QUICK: dict[str, Any] = {"network": "cnn", "widths": (8, 16, 32), "batch_size": (64, 512), "reference_batch": 64}
 QUICK |= {"variants": ("recipe", "no_scaling", "no_warm_up", "plain")}
@@ -102,7 +107,7 @@ QUICK |= {"epochs": 6, "milestones": (4,), "warm_up": 2, "augment": "none"}
 
 def _work(task: Task[ScaleConfig]) -> None:
     config = task.config
-    grid = points_of(seed=config.seeds, batch_size=config.batch_size, variant=config.variants)
+    grid = points_of(seed=config.seeds, batch_size=_steps(config), variant=config.variants)
 
     def settings(cell: Cell) -> Settings:
         recipe = find_recipe(cell.factors["variant"])
@@ -166,10 +171,15 @@ def _check_steps(config: ScaleConfig) -> None:
             )
 
 
+def _steps(config: ScaleConfig) -> tuple[int, ...]:
+    assert config.batch_size is not None  # once the data is known
+    return config.batch_size
+
+
 def _check_batches(config: ScaleConfig) -> None:
     """Refuse batches that cannot be cut into equal parts that fit into memory, for every worker."""
-    check_split(*config.batch_size)
-    for batch_size in config.batch_size:
+    check_split(*_steps(config))
+    for batch_size in _steps(config):
         if batch_size > config.at_once and (batch_size % config.at_once or config.at_once % number_of_workers()):
             raise UserError(
                 f"--at-once: {batch_size} images cannot be cut into equal parts of {config.at_once} for "

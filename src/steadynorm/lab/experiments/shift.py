@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_split, settings_of
-from steadynorm.lab.data import Images, evaluation_batches, first, take
+from steadynorm.lab.data import Images, evaluation_batches, some, take
 from steadynorm.lab.data.cifar10_c import CIFAR10_C, load_cifar10_c
 from steadynorm.lab.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from steadynorm.lab.data.streams import mix_domains, stream
@@ -145,7 +145,7 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
 
     @cache
     def adapting(seed: int) -> tuple[nn.Module, Calibration]:
-        model, few = with_decay(trained(seed), DECAYS[0]), first(dataset.train, CALIBRATION)
+        model, few = with_decay(trained(seed), DECAYS[0]), some(dataset.train, CALIBRATION)
         batches = evaluation_batches(few, dataset=dataset, batch_size=config.stream_batch, device=settings.device)
         return model, calibrate(model, batches, may_guess=True)
 
@@ -186,7 +186,7 @@ def _images(
     images = published or task.dataset.validation
     if one_class:
         images = take(images, torch.cat(stream(images.labels, "single_class", batch_size=count, seed=seed)))
-    images = first(images, count)
+    images = some(images, count)
     if shift in CORRUPTIONS and published is None:
         return corrupt(images, shift, severity=severity, seed=seed)
     if shift == SWAPPED:

@@ -28,7 +28,7 @@ from torch import nn
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, check_split, settings_of
-from steadynorm.lab.data import evaluation_batches, first
+from steadynorm.lab.data import evaluation_batches, some
 from steadynorm.lab.data.streams import stream
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final, finals, if_finished
 from steadynorm.lab.describe.claims import expected
@@ -129,7 +129,7 @@ def single(config: StreamConfig, arm: str, seed: int) -> Factors:
 def _measure(task: Task[StreamConfig]) -> Measure:
     """Make what measures a cell; a checkpoint is read and calibrated once."""
     config, settings = task.config, settings_of(task.config, task.record)
-    few = first(task.dataset.train, CALIBRATION)
+    few = some(task.dataset.train, CALIBRATION)
     predict = partial(judge_methods, config.methods, dataset=task.dataset, settings=settings)
 
     @cache
@@ -149,7 +149,7 @@ def _measure(task: Task[StreamConfig]) -> Measure:
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)
             yield Measurement(quantity="accuracy", value=accuracy)
             return
-        images = first(task.dataset.validation, config.stream_images)
+        images = some(task.dataset.validation, config.stream_images)
         order = stream(images.labels, job.factors["order"], batch_size=1, seed=seed)
         yield from predict(*adapting(seed), images, order, advance=job.advance)
 

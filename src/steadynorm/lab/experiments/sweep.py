@@ -22,18 +22,18 @@ from operator import methodcaller
 from typing import Any, TypeVar
 
 from steadynorm.lab.configuration import TrainingConfig, check_arms, check_experiment, check_split, settings_of
-from steadynorm.lab.data import first
+from steadynorm.lab.data import some
 from steadynorm.lab.describe.arms import Arm, arms_at, final, if_finished, points_of
 from steadynorm.lab.describe.claims import expected
 from steadynorm.lab.describe.figures import arm_figure
-from steadynorm.lab.describe.method import class_count, method_of, sentences
+from steadynorm.lab.describe.method import method_of, sentences
 from steadynorm.lab.describe.names import PLAIN, arm_label, batch_arm, data_label, pair
 from steadynorm.lab.describe.networks import has_ended, networks_as_json
 from steadynorm.lab.describe.tables import accuracy_column, arm_cell, seeds_note
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.stability import SEARCH_STEPS, Bracket, bracket, chance_in_search, next_rate, tried_rates
 from steadynorm.lab.training import network, train_networks
-from steadynorm.reporting.chance import chance_of
+from steadynorm.reporting.chance import chance_of, loss_of_guessing
 from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.numbers import NONE, number, percent, points, rate
 from steadynorm.reporting.records import Cell, Record
@@ -91,11 +91,11 @@ def _search(task: Task[SweepConfig]) -> None:
     config = task.config
     settings = settings_of(replace(config, schedule="step", milestones=()), task.record)
     for batch_size in config.batch_size:
-        classes, chance = len(task.dataset.classes), chance_in_search(task.record, batch_size)
+        guessing, chance = loss_of_guessing(task.record), chance_in_search(task.record, batch_size)
         few = replace(
             task.dataset,
-            train=first(task.dataset.train, SEARCH_STEPS * batch_size),
-            validation=first(task.dataset.validation, SEARCH_VALIDATION),
+            train=some(task.dataset.train, SEARCH_STEPS * batch_size),
+            validation=some(task.dataset.validation, SEARCH_VALIDATION),
         )
         places = [tuple(one.items()) for one in points_of(seed=config.seeds, depth=config.depth, arm=config.arms)]
         tried: dict[Any, dict[float, bool]] = {place: {} for place in places}
@@ -107,7 +107,7 @@ def _search(task: Task[SweepConfig]) -> None:
         }:
             found = train_networks(task, list(networks.values()), settings, dataset=few)
             for place, run in zip(networks, found, strict=True):
-                tried[place] |= tried_rates([run], classes=classes, chance=chance)
+                tried[place] |= tried_rates([run], guessing=guessing, chance=chance)
 
 
 def _check(config: SweepConfig) -> None:
@@ -150,12 +150,12 @@ def describe(record: Record) -> Report:
 def grid_points(record: Record) -> list[Arm]:
     """Reduce the networks at every point of the grid; one guesses that finished no better than chance.
 
-    Its mean training loss of the last epoch is not below ln(classes), or its validation accuracy not surely above that
-    of guessing.
+    Its mean training loss of the last epoch is not below that of guessing by the classes' shares, or its validation
+    accuracy not surely above that of guessing.
     """
 
     def guesses(run: Cell) -> float:
-        learned = run.last("train_loss") < math.log(class_count(record))
+        learned = run.last("train_loss") < loss_of_guessing(record)
         return float(not (learned and chance_of(record).is_beaten(run.last("val_accuracy"))))
 
     quantities = {"accuracy": final("val_accuracy"), "guessing": if_finished(guesses)}
@@ -190,9 +190,9 @@ def rate_limits(record: Record) -> list[RateLimit]:
     """Collect the searches; none where none was asked for."""
     config, found = record.config, []
     for point in points_of(depth=config["depth"], batch_size=config["batch_size"], arm=config["arms"]):
-        classes, chance = class_count(record), chance_in_search(record, point["batch_size"])
+        guessing, chance = loss_of_guessing(record), chance_in_search(record, point["batch_size"])
         runs = [record.select(purpose="stability", **point, seed=seed) for seed in config["seeds"]]
-        tried = [tried_rates(one, classes=classes, chance=chance) for one in runs]
+        tried = [tried_rates(one, guessing=guessing, chance=chance) for one in runs]
         brackets = tuple(bracket(one) for one in tried if one)
         found.append(RateLimit(arm=point["arm"], at=point, brackets=brackets))
     return found if config["largest_rate"] else []
@@ -389,8 +389,9 @@ A run whose loss stops being finite is stopped and counted as exploded, at that 
 {search}
 """
 SEARCH = """
-The largest rate that trains is searched in runs of two epochs of 50 steps at a constant rate: a rate trains if the mean
-loss of the second epoch is below ln(classes), that of guessing, and its training accuracy surely above guessing's.
+The largest rate that trains is searched in runs of two epochs of up to 50 steps at a constant rate: a rate trains if
+the mean loss of the second epoch is below that of guessing by the classes' shares, and its training accuracy surely
+above guessing's.
 Rates go by factors of 4 from 0.1 until one trains and one does not, then by the geometric middle; above one that fails
 all are taken to fail.
 """

@@ -1,0 +1,58 @@
+"""Refuse data that an experiment cannot be run on, before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steadynorm.lab.data import Dataset
+from steadynorm.lab.workers import number_of_workers
+from steadynorm.reporting.failure import UserError
+
+__all__ = ["check_batches", "check_data"]
+
+
+def check_data(config: Any, dataset: Dataset) -> None:  # noqa: ANN401 (any experiment's dataclass)
+    """Refuse a data set that is too small for what was asked for.
+
+    Args:
+        config: of the experiment, complete.
+        dataset: what it would train on.
+
+    Raises:
+        UserError: a batch is larger than the training images, or a part is of one class or too small to share.
+    """
+    if getattr(config, "checkpoint", None) is None:  # nothing is trained where there is one
+        sizes = getattr(config, "batch_size", None) or ()
+        check_batches(sizes, len(dataset.train), together=getattr(config, "accumulate", 1))
+    for images, of in ((dataset.train, "training"), (dataset.validation, "validation")):
+        if int(images.labels.bincount().count_nonzero()) < 2:
+            raise UserError(
+                f"--data: {of} images must be of two classes at least, got {len(images):,} of one class. "
+                "Take more of them, or others."
+            )
+    images, workers = dataset.validation, number_of_workers()
+    if len(images) < workers:
+        raise UserError(
+            f"--data: the {workers} workers share the validation images, got {len(images)}. Start fewer workers."
+        )
+
+
+def check_batches(sizes: int | tuple[int, ...], images: int, *, together: int = 1, of: str = "training images") -> None:
+    """Refuse a step that takes more images than there are.
+
+    Args:
+        sizes: of batches.
+        images: how many there are.
+        together: batches in a step.
+        of: what the images are.
+
+    Raises:
+        UserError: a batch, or so many together, are larger.
+    """
+    for size in (sizes,) if isinstance(sizes, int) else sizes:
+        if size * together > images:
+            step = f"{size:,}" if together == 1 else f"{together} x {size:,}"
+            raise UserError(
+                f"--batch-size: a step of {step} images needs as many, got {images:,} {of}. Give at most "
+                f"{max(1, images // together):,}."
+            )
