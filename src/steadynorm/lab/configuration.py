@@ -40,14 +40,14 @@ class ExperimentConfig:
     seeds: tuple[int, ...] = (0,)
     """Everything random is repeated for each seed: initial weights, order, augmentation, the same in every arm."""
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")] = "shapes"
-    """shapes: embedded, drawn in seconds; digits: of scikit-learn; cifar10: from --data-dir, else from the Hugging Face
-    hub; mnist: from --data-dir; or data of your own: a directory with a folder of images for each class, an .npz file,
-    or a function that gives them."""
+    """shapes: embedded, drawn in seconds; digits: of scikit-learn; cifar10, cifar100, mnist, fashion_mnist: from
+    --data-dir, else from the Hugging Face hub; or data of your own: a directory with a folder of images for each class,
+    Parquet files, an .npz file, what save_to_disk wrote, OWNER/NAME on the hub, or a function (docs/your_data.md)."""
     data_dir: Path | None = None
-    """Where CIFAR-10 lies: Hugging Face's Parquet files, or torchvision's cifar-10-batches-py."""
+    """Where a data set of a name lies: as it is published, as Parquet, or as .npz."""
     columns: tuple[str, str] | None = None
-    """Names of the images and of the labels among the arrays of an .npz file; default: x y, or others that are
-    usual."""
+    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: image
+    or img and label, x and y, or others that are usual."""
     image_size: tuple[int, ...] | None = None
     """Height and width that images are resized to, or one number for both; default: theirs, which must be the same."""
     validation_share: float | None = None

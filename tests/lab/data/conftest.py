@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from steadynorm.lab.data import Images, cifar10
+from steadynorm.lab.data import Images, named
 
 TRAIN_COUNT, TEST_COUNT = 20, 10
 
@@ -29,8 +29,8 @@ def cache_home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def small_cifar10(monkeypatch) -> None:
     """CIFAR-10 is taken to have 20 and 10 images."""
-    monkeypatch.setattr(cifar10, "TRAIN", dataclasses.replace(cifar10.TRAIN, count=TRAIN_COUNT))
-    monkeypatch.setattr(cifar10, "TEST", dataclasses.replace(cifar10.TEST, count=TEST_COUNT))
+    small = dataclasses.replace(named.KNOWN["cifar10"], counts=(TRAIN_COUNT, TEST_COUNT))
+    monkeypatch.setitem(named.KNOWN, "cifar10", small)
 
 
 @pytest.fixture

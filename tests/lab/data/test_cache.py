@@ -2,22 +2,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from steadynorm.lab.data.cache import cached_images
+from steadynorm.lab.data import storage
+from steadynorm.lab.data.cache import cached_rows
 from steadynorm.reporting.failure import UserError
 
 
 class Decoder:
-    """Gives the same images each time, and counts."""
+    """Gives the same pixels each time, and counts."""
 
-    def __init__(self, images):
-        self.images = images
+    def __init__(self, rows):
+        self.rows = rows
         self.calls = 0
 
-    def __call__(self):
+    def __call__(self, folder):
         self.calls += 1
-        return self.images
+        return self.rows
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def source(tmp_path) -> Path:
 
 @pytest.fixture
 def decoder(random_images) -> Decoder:
-    return Decoder(random_images(12))
+    return Decoder(random_images(12).rows)
 
 
-def _load(decoder, *sources, progress=lambda line: None):
-    return cached_images("test", decoder, sources=sources, progress=progress)
+def _load(decoder, *sources, progress=lambda line: None, detail=b""):
+    return cached_rows("test", decoder, sources=sources, detail=detail, progress=progress)
 
 
 def _cache_file(home: Path) -> Path:
@@ -50,13 +51,35 @@ def test_images_are_decoded_once(source, decoder):
 def test_cached_images_are_the_decoded_ones(source, decoder):
     _load(decoder, source)
     found = _load(decoder, source)
-    assert torch.equal(found.pixels, decoder.images.pixels)
-    assert torch.equal(found.labels, decoder.images.labels)
+    assert torch.equal(found, decoder.rows)
 
 
-def test_cached_pixels_are_stored_channels_last(source, decoder):
+def test_the_cache_is_a_safetensors_file(source, decoder, cache_home):
     _load(decoder, source)
-    assert _load(decoder, source).pixels.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(load_file(_cache_file(cache_home))["pixels"], decoder.rows)
+
+
+def test_what_does_not_fit_into_memory_is_mapped(source, decoder, monkeypatch):
+    monkeypatch.setattr(storage, "memory_limit", lambda: 0)
+    for _ in range(2):
+        found = _load(decoder, source)
+        assert torch.equal(found, decoder.rows)
+        assert found.data_ptr() != decoder.rows.data_ptr()
+    assert decoder.calls == 1
+    monkeypatch.setattr(torch.Tensor, "clone", None)  # nor is it copied
+    _load(decoder, source)
+
+
+def test_a_mapped_cache_is_not_changed_by_whom_it_is_given_to(source, decoder, monkeypatch):
+    monkeypatch.setattr(storage, "memory_limit", lambda: 0)
+    _load(decoder, source)[:] = 0
+    assert torch.equal(_load(decoder, source), decoder.rows)
+
+
+def test_what_is_decoded_otherwise_is_decoded_again(source, decoder):
+    _load(decoder, source, detail=b"32 x 32")
+    _load(decoder, source, detail=b"16 x 16")
+    assert decoder.calls == 2
 
 
 def test_the_cache_lies_in_the_users_cache_directory(source, decoder, cache_home):
@@ -109,7 +132,7 @@ def test_a_damaged_cache_is_rebuilt_and_reported(source, decoder, cache_home, da
     path.write_bytes(damage(whole))
     lines = []
     found = _load(decoder, source, progress=lines.append)
-    assert torch.equal(found.pixels, decoder.images.pixels)
+    assert torch.equal(found, decoder.rows)
     assert decoder.calls == 2
     assert len(lines) == 1
     assert lines[0].startswith(f"cache: {path}")
@@ -121,10 +144,9 @@ def test_a_damaged_cache_is_rebuilt_and_reported(source, decoder, cache_home, da
     "content",
     [
         {"weights": torch.zeros(3)},
-        {"pixels": torch.zeros(2, 32, 32, 3, dtype=torch.bfloat16), "labels": torch.zeros(2, dtype=torch.int64)},
-        {"pixels": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "labels": torch.zeros(2, dtype=torch.bfloat16)},
+        {"pixels": torch.zeros(2, 32, 32, 3, dtype=torch.bfloat16)},
     ],
-    ids=["other names", "other pixels", "other labels"],
+    ids=["other names", "other pixels"],
 )
 def test_a_cache_of_something_else_is_rebuilt(source, decoder, cache_home, content):
     _load(decoder, source)
@@ -146,19 +168,17 @@ def test_an_unwritable_cache_is_reported_and_does_no_harm(source, decoder, cache
     cache_home.write_text("a file where the directory should be")
     lines = []
     found = _load(decoder, source, progress=lines.append)
-    assert torch.equal(found.pixels, decoder.images.pixels)
+    assert torch.equal(found, decoder.rows)
     assert any("cannot be written" in line for line in lines)
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing_behind(source, decoder, cache_home, monkeypatch):
-    from steadynorm.lab.data import cache
-
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", fail)
+    monkeypatch.setattr("os.fsync", fail)
     lines = []
-    assert _load(decoder, source, progress=lines.append) is decoder.images
+    assert _load(decoder, source, progress=lines.append) is decoder.rows
     assert "No space left on device" in lines[0]
     assert list((cache_home / "steadynorm").iterdir()) == []
 
@@ -170,7 +190,7 @@ def test_without_a_home_directory_images_are_decoded(source, decoder, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setattr(Path, "home", fail)
     lines = []
-    assert _load(decoder, source, progress=lines.append) is decoder.images
+    assert _load(decoder, source, progress=lines.append) is decoder.rows
     assert "no home directory" in lines[0]
 
 

@@ -15,7 +15,10 @@ def test_shapes_are_found_by_name():
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"one of: shapes, cifar10, digits, mnist; .* Got svhn, which is no file") as no:
+    with pytest.raises(
+        UserError,
+        match=r"one of: shapes, digits, cifar10, cifar100, mnist, fashion_mnist; .* Got svhn, which is no file",
+    ) as no:
         load_dataset("svhn")
     for layout in LAYOUTS:
         assert layout.told in str(no.value)
@@ -74,7 +77,7 @@ def test_a_channel_that_is_the_same_everywhere_is_not_scaled(tmp_path):
 
 
 def test_the_known_names_are_public():
-    assert DATASETS == ("shapes", "cifar10", "digits", "mnist")
+    assert DATASETS == ("shapes", "digits", "cifar10", "cifar100", "mnist", "fashion_mnist")
 
 
 def test_shapes_need_none_of_the_packages_that_read_files():

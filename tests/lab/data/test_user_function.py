@@ -103,7 +103,7 @@ def test_images_are_resized(load):
         (lambda: {}["x"], r"^users_data:give: failed with KeyError: 'x'\.$"),
         (lambda: [(1, 2, 3)] * 3, r"^users_data:give: images: item 0 must be an image and its label "),
         (
-            lambda: [("a", 1), ("b", 0)] * 2,
+            lambda: [("a", 1), ("b", 0)] * 5,
             r"^users_data:give: images: item 0: must be an image that can be read, got str, ",
         ),
         (lambda: [(PIXELS[0], 0.5)] * 3, r"labels must be whole numbers or text, got float64\.$"),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steadynorm.lab.data.cache import cached_rows
 from steadynorm.lab.data.decoding import decode
 from steadynorm.lab.data.images import Dataset, Images, chosen_rows
 from steadynorm.lab.data.parts import Part, Parts, Reading, part_of_images
@@ -42,11 +43,35 @@ def assemble(parts: Parts, reading: Reading) -> Dataset:
         pieces = {word: (part, np.arange(part.count), labels[word]) for word, part in given.items()}
     made = dict[str, Images]()
     for word, (part, rows_of_part, known) in pieces.items():
-        like = tuple(made["train"].rows.shape[1:]) if made else None
-        rows_made = decode(part, rows_of_part, reading, what=word, like=like)  # type: ignore[arg-type] # of three
+        like = None if not made else form_of(made["train"])
+        rows_made = _rows(f"{parts.name}-{word}", part, rows_of_part, reading, like=like)
         made[word] = Images.of_rows(rows_made, torch.from_numpy(np.ascontiguousarray(known)))
     mean, std = parts.scale or measured_scale(made["train"], reading)
     return Dataset(name=parts.name, classes=classes, mean=mean, std=std, **made)
+
+
+def form_of(images: Images) -> tuple[int, int, int]:
+    """Give height, width and channels."""
+    _, height, width, channels = images.rows.shape
+    return height, width, channels
+
+
+def _rows(
+    name: str, part: Part, chosen: NDArray[np.int64], reading: Reading, *, like: tuple[int, int, int] | None
+) -> torch.Tensor:
+    """Decode some rows, or take them from the cache where they are in files."""
+    word = name.rpartition("-")[2]
+    if part.pixels is not None or not part.sources:
+        return decode(part, chosen, reading, what=word, like=like)
+    of_rows = [part.sources[row] for row in chosen.tolist()] if len(part.sources) == part.count else part.sources
+    detail = repr((reading.image_size, reading.columns, like, part.count)).encode() + chosen.tobytes()
+    return cached_rows(
+        name,
+        lambda folder: decode(part, chosen, reading, what=word, like=like, folder=folder),
+        sources=of_rows,
+        detail=detail,
+        progress=reading.progress,
+    )
 
 
 def _held_out(labels: NDArray[np.int64], reading: Reading) -> dict[str, NDArray[np.int64]]:

@@ -1,58 +1,76 @@
 """Decoded images kept on the disk, so that a data set is decoded once.
 
-Each split is one safetensors file in ``$XDG_CACHE_HOME/steadynorm`` (``~/.cache/steadynorm`` where that is
-not set). Its name holds a hash of the source files' content, so other source files never meet a wrong cache;
-what it holds is checked against a checksum on every use. A cache is a convenience: whatever is wrong with it
-is reported and costs time, never the result.
+The pixels of each split are one safetensors file in ``$XDG_CACHE_HOME/steadynorm`` (``~/.cache/steadynorm`` where that
+is not set). Its name holds a hash of the source files' content, so other source files never meet a wrong cache; what it
+holds is checked against a checksum on every use. What does not fit into memory is mapped. A cache is a convenience:
+whatever is wrong with it is reported and costs time, never the result.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from steadynorm.lab.data.images import Images
+from steadynorm.lab.data.storage import fits
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.files import atomic_path
 
-__all__ = ["cached_images"]
+__all__ = ["cached_rows"]
 
 # Part of the hash in the file name: changes when the meaning of the files does.
-_FORMAT = b"steadynorm images 1"
+_FORMAT = b"steadynorm images 2"
+_KEY = "pixels"
 
 
-def cached_images(
-    name: str, decode: Callable[[], Images], *, sources: Sequence[Path], progress: Callable[[str], None]
-) -> Images:
+def cached_rows(
+    name: str,
+    decode: Callable[[Path | None], Tensor],
+    *,
+    sources: Sequence[Path],
+    detail: bytes,
+    progress: Callable[[str], None],
+) -> Tensor:
     """Give what ``decode`` gives, from the cache where it is there and whole.
 
     Args:
         name: what the images are, as the beginning of a file name.
-        decode: called at most once, and only when the cache cannot be used.
+        decode: called at most once, and only when the cache cannot be used, with a folder for what does not fit into
+            memory, which is None where there is none; gives uint8 of shape (N, H, W, C).
         sources: the files that ``decode`` reads, in order; all of them are read to tell whether they changed.
+        detail: of how they are decoded.
         progress: told when the cache is damaged, unreadable or unwritable.
 
     Raises:
         UserError: a source file cannot be read.
     """
-    key = _content_hash(sources)
+    key = _content_hash(sources, detail)
     try:
-        path = _cache_directory() / f"{name}-{key[:16]}.safetensors"
+        path = _cache_directory() / f"{re.sub('[^A-Za-z0-9_-]', '_', name)}-{key[:16]}.safetensors"
     except RuntimeError:
         progress("cache: there is no home directory to keep decoded images in. Set XDG_CACHE_HOME to avoid this.")
-        return decode()
-    images = _read(path, progress)
-    if images is None:
-        images = decode()
-        _write(path, images, progress)
-    return images
+        return decode(None)
+    rows = _read(path, progress)
+    if rows is None:
+        rows = _written(path, decode(_made(path.parent)), progress)
+    return rows
+
+
+def _made(folder: Path) -> Path | None:
+    """Make a folder; give None where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _cache_directory() -> Path:
@@ -62,8 +80,9 @@ def _cache_directory() -> Path:
     return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "steadynorm"
 
 
-def _content_hash(sources: Sequence[Path]) -> str:
+def _content_hash(sources: Sequence[Path], detail: bytes) -> str:
     digest = hashlib.sha256(_FORMAT)
+    digest.update(hashlib.sha256(detail).digest())
     for source in sources:
         try:
             with source.open("rb") as content:
@@ -75,41 +94,54 @@ def _content_hash(sources: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _checksum(rows: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(repr((tuple(rows.shape), tuple(labels.shape))).encode())
+def _checksum(rows: Tensor) -> str:
+    digest = hashlib.sha256(repr(tuple(rows.shape)).encode())
     digest.update(rows.numpy().data)
-    digest.update(labels.numpy().data)
     return digest.hexdigest()
 
 
-def _read(path: Path, progress: Callable[[str], None]) -> Images | None:
-    """Give the cached images, or None where there are none that can be trusted."""
+def _read(path: Path, progress: Callable[[str], None]) -> Tensor | None:
+    """Give the cached pixels, or None where there are none that can be trusted."""
     try:
         with safe_open(path, framework="pt") as stored:
-            # Copied, because a file mapped into memory could change under the experiment.
-            rows, labels = (stored.get_tensor(key).clone() for key in ("pixels", "labels"))
-            checksum = (stored.metadata() or {}).get("sha256")
+            shape, checksum = stored.get_slice(_KEY).get_shape(), (stored.metadata() or {}).get("sha256")
+            # Copied where they fit, because a file mapped into memory could change under the experiment.
+            rows = stored.get_tensor(_KEY).clone() if fits(shape) else _mapped(path, shape)
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
         progress(f"cache: {path} cannot be read ({_one_line(error)}). Decoding the images again.")
         return None
-    if rows.dtype != torch.uint8 or labels.dtype != torch.int64 or checksum != _checksum(rows, labels):
+    if rows.dtype != torch.uint8 or checksum != _checksum(rows):
         progress(f"cache: {path} is damaged, its content does not match its checksum. Decoding the images again.")
         return None
-    return Images.of_rows(rows, labels)
+    return rows
 
 
-def _write(path: Path, images: Images, progress: Callable[[str], None]) -> None:
-    rows = images.rows.contiguous()
+def _mapped(path: Path, shape: Sequence[int]) -> Tensor:
+    """Map the only tensor of a file into memory, from where no change reaches the file."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+    return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=tuple(shape)))
+
+
+def _written(path: Path, rows: Tensor, progress: Callable[[str], None]) -> Tensor:
+    """Write pixels into the cache; give them from there where they do not fit into memory."""
+    rows = rows.contiguous()
+    stored = {"dtype": "U8", "shape": list(rows.shape), "data_offsets": [0, rows.numel()]}
+    head = json.dumps({"__metadata__": {"sha256": _checksum(rows)}, _KEY: stored}).encode()
+    head += b" " * (-len(head) % 8)
     try:
-        with atomic_path(path) as temporary:
-            save_file({"pixels": rows, "labels": images.labels}, temporary, {"sha256": _checksum(rows, images.labels)})
-    except (OSError, SafetensorError) as error:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)  # as safetensors has it
+            file.write(rows.numpy().data)
+    except OSError as error:
         progress(
             f"cache: {path} cannot be written ({_one_line(error)}). The images will be decoded "
             "again next time; set XDG_CACHE_HOME to a directory with space to avoid this."
         )
+        return rows
+    return rows if fits(rows.shape) else _mapped(path, rows.shape)
 
 
 def _one_line(error: Exception) -> str:

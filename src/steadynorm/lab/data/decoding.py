@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from steadynorm.lab.data.parts import Part, Reading
+from steadynorm.lab.data.storage import room
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.words import counted, listing
 
@@ -25,6 +26,7 @@ __all__ = ["FORMATS", "decode", "open_image"]
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """As Pillow calls them; it has others that start programs."""
 _WINDOW = 512
+_TOLD_EVERY = 10_000
 GRAY = ("1", "L", "LA", "La")
 DEEP = ("I", "I;16", "I;16B", "I;16L")
 TRANSPARENT = "transparent pixels, which were laid on white"
@@ -32,7 +34,13 @@ SHADES = "16 bits for a pixel, of which 8 were kept"
 
 
 def decode(
-    part: Part, rows: NDArray[np.int64], reading: Reading, *, what: str, like: tuple[int, int, int] | None = None
+    part: Part,
+    rows: NDArray[np.int64],
+    reading: Reading,
+    *,
+    what: str,
+    like: tuple[int, int, int] | None = None,
+    folder: Path | None = None,
 ) -> torch.Tensor:
     """Decode images of some rows, which rise.
 
@@ -43,6 +51,7 @@ def decode(
         what: they are called.
         like: height, width and channels that they must have; None leaves the first image to say it, and all have three
             channels where any has.
+        folder: for a file with those that do not fit into memory.
 
     Returns:
         uint8 of shape (M, H, W, C).
@@ -54,9 +63,8 @@ def decode(
     if part.pixels is not None and size in (None, part.pixels.shape[1:3]) and like in (None, part.pixels.shape[1:]):
         every = len(rows) == part.count
         return torch.from_numpy(part.pixels if every else part.pixels[rows])
-    made: torch.Tensor | None = None if like is None else torch.empty((len(rows), *like), dtype=torch.uint8)
+    made: torch.Tensor | None = None if like is None else room((len(rows), *like), folder)
     done, notes, found = 0, Counter[str](), part.images(rows)
-    told_every = max(1_000, len(rows) // 10)
     with ThreadPoolExecutor() as pool:
         while window := list(itertools.islice(found, _WINDOW)):
             names = [part.called(row) for row in rows[done : done + len(window)].tolist()]
@@ -65,11 +73,11 @@ def decode(
                 arrays.append(array)
                 notes.update(told)
             _check_sizes(arrays, names, None if made is None else (made.shape[1], made.shape[2]), reading, what)
-            made = _wide_enough(made, arrays, names, len(rows), done, fixed=like is not None)
+            made = _wide_enough(made, arrays, names, (len(rows), done), fixed=like is not None, folder=folder)
             for array in arrays:
                 made[done].numpy()[:] = array
                 done += 1
-            if done // told_every > (done - len(window)) // told_every and done < len(rows):
+            if done // _TOLD_EVERY > (done - len(window)) // _TOLD_EVERY and done < len(rows):
                 reading.progress(f"{what}: {done:,} of {len(rows):,} images decoded")
     for note, times in notes.items():
         reading.progress(f"{what}: {counted(times, 'image')} had {note}")
@@ -102,10 +110,10 @@ def _wide_enough(
     made: torch.Tensor | None,
     arrays: Sequence[NDArray[np.uint8]],
     names: Sequence[str],
-    count: int,
-    done: int,
+    progress: tuple[int, int],
     *,
     fixed: bool,
+    folder: Path | None,
 ) -> torch.Tensor:
     """Give room for all images, with three channels if any of them has; what is done already is in it."""
     channels = max(array.shape[2] for array in arrays)
@@ -114,7 +122,8 @@ def _wide_enough(
     if fixed:
         name = next(name for array, name in zip(arrays, names, strict=True) if array.shape[2] == channels)
         raise UserError(f"{name}: must be gray as the training images are, got colours. Make all of one kind.")
-    larger = torch.empty((count, *arrays[0].shape[:2], channels), dtype=torch.uint8)
+    count, done = progress
+    larger = room((count, *arrays[0].shape[:2], channels), folder)
     if made is not None:
         larger[:done] = made[:done]
     return larger

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steadynorm.lab.data.storage import gathered
+
 __all__ = [
     "CLASS_COUNT",
     "SIZE",
@@ -126,7 +128,7 @@ def _is_mixed(labels: Tensor) -> bool:
 
 def take(images: Images, rows: Tensor) -> Images:
     """Give the images at these places, int64 of shape (M,), in their order."""
-    return Images.of_rows(images.rows[rows], images.labels[rows])  # each image stays one block of memory
+    return Images.of_rows(gathered(images.rows, rows), images.labels[rows])  # each image stays one block of memory
 
 
 def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Images]:

@@ -43,7 +43,12 @@ class Layout:
 LAYOUTS: Sequence[Layout] = (
     Layout("user_function", "PACKAGE.MODULE:FUNCTION"),
     Layout("archives", "FILE.npz of arrays"),
+    Layout("python_batches", "CIFAR's python version, a folder or FILE.tar.gz"),
+    Layout("idx", "MNIST's four files"),
+    Layout("saved", "DIR of Hugging Face's save_to_disk"),
     Layout("class_folders", "DIR with a folder of images for each class, below train/ and val/ or without them"),
+    Layout("parquet", "Parquet, a file or DIR of some"),
+    Layout("hub", "OWNER/NAME on the Hugging Face hub"),
 )
 """In the order in which they are tried."""
 

@@ -12,7 +12,7 @@ from steadynorm.reporting.failure import UserError
 
 __all__ = ["DATASETS", "check_data_dir", "load_dataset"]
 
-DATASETS = ("shapes", "cifar10", "digits", "mnist")
+DATASETS = ("shapes", "digits", "cifar10", "cifar100", "mnist", "fashion_mnist")
 """Names that :func:`load_dataset` knows."""
 EMBEDDED = {"shapes": "cifar10", "digits": "mnist"}
 """Data sets that are in no directory -> what is given in their place where there is one."""
@@ -64,8 +64,8 @@ def load_dataset(
     )
     check_data_dir(name, data_dir)
     if name in DATASETS:
-        check_unused(name, columns=columns, validation_share=validation_share)
-        dataset = _load_named(name, data_dir, progress)
+        check_unused(name, columns=columns if name in EMBEDDED else None, validation_share=validation_share)
+        dataset = _load_named(name, data_dir, reading)
         if reading.image_size in (None, dataset.image_size):
             return dataset
         from steadynorm.lab.data.assembly import resized  # needs pillow
@@ -103,17 +103,13 @@ def check_unused(name: str, **given: object) -> None:
             raise UserError(f"--{flag.replace('_', '-')}: says how data of your own are read, not {name}. Drop it.")
 
 
-def _load_named(name: str, data_dir: Path | None, progress: Callable[[str], None]) -> Dataset:
+def _load_named(name: str, data_dir: Path | None, reading: Reading) -> Dataset:
     if name == "shapes":
         return make_shapes()
-    if name == "cifar10":
-        from steadynorm.lab.data.cifar10 import load_cifar10  # needs pyarrow and pillow
-
-        return load_cifar10(data_dir, progress)
     if name == "digits":
         from steadynorm.lab.data.digits import make_digits  # needs scikit-learn
 
         return make_digits()
-    from steadynorm.lab.data.mnist import load_mnist
+    from steadynorm.lab.data.named import load_named  # needs pillow
 
-    return load_mnist(data_dir, progress)
+    return load_named(name, data_dir, reading)

@@ -1,129 +1,156 @@
-"""Images and labels from Parquet files in the layout of the Hugging Face hub, decoded in threads."""
+"""Parquet files, however many and whatever they are called, in the layout of the Hugging Face hub or one like it."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from steadynorm.lab.data.images import CLASS_COUNT, SIZE, Images
-from steadynorm.reporting.failure import UserError
+from steadynorm.lab.data.class_folders import TRAIN, VALIDATION, visible
+from steadynorm.lab.data.parts import Parts, Reading
+from steadynorm.reporting.failure import UserError, one_line
+from steadynorm.reporting.words import listing
 
-__all__ = ["read_parquet"]
+if TYPE_CHECKING:
+    from steadynorm.lab.data.tables import Table
 
-_CHUNK = 500
-_PROGRESS_EVERY = 10_000
-_IMAGE_COLUMNS = ("img", "image")
+__all__ = ["check_one_set", "open_table", "parts_of_files", "read", "recognises"]
+
+_ROWS = 500
+DEPTH = 3
+"""Folders that are looked into, one in the other."""
 
 
-def read_parquet(paths: Sequence[Path], *, what: str, progress: Callable[[str], None]) -> Images:
-    """Decode all rows of some files, in the order given.
+def recognises(data: str) -> bool:
+    """Whether it is a Parquet file, or a directory with some."""
+    return bool(_files(Path(data)))
 
-    Args:
-        paths: files with a column ``img`` or ``image``, a struct whose field ``bytes`` holds a PNG or JPEG
-            file of 32 x 32 RGB pixels, and a column ``label`` of whole numbers from 0 to 9.
-        what: how progress lines name the images.
-        progress: told after every 10,000 images.
+
+def read(data: str, reading: Reading) -> Parts:
+    """Read the heads of the files.
 
     Raises:
-        UserError: a file cannot be read, or a row does not hold what it must.
+        UserError: a file cannot be read, or they are of several data sets.
     """
-    chunks = [chunk for path in paths for chunk in _chunks(path)]
-    if not chunks:
-        raise UserError(f"{paths[0]}: must hold images, got no rows. Download it again.")
-    rows: list[NDArray[np.uint8]] = []
-    done = 0
-    with ThreadPoolExecutor() as pool:
-        for decoded in pool.map(_decode_chunk, chunks):
-            rows.append(decoded)
-            before, done = done, done + len(decoded)
-            if done // _PROGRESS_EVERY > before // _PROGRESS_EVERY:
-                progress(f"{what}: {done:,} images decoded")
-    labels = np.concatenate([chunk.labels for chunk in chunks])
-    return Images.of_rows(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(labels))
+    return parts_of_files(Path(data).resolve().stem, _files(Path(data)), reading)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chunk:
-    """Some consecutive rows of a file, still encoded."""
+def parts_of_files(name: str, files: Mapping[str, Path], reading: Reading) -> Parts:
+    """Make a data set of Parquet files.
 
-    path: Path
-    first: int
-    encoded: list[bytes | None]
-    labels: NDArray[np.int64]
+    Args:
+        name: of the data set.
+        files: by their path within it, which says what part they are of.
+        reading: how.
+
+    Raises:
+        UserError: a file cannot be read, or they are of several data sets.
+    """
+    from steadynorm.lab.data.tables import parts_of_tables
+
+    check_one_set(files, what=name, flag=reading.flag)
+    words = {within: _part_of(within) for within in files}
+    found_words = {word for word in words.values() if word is not None}
+    if found_words and (others := [within for within, word in words.items() if word is None]):
+        reading.progress(
+            f"{name}: {listing(others[:3])} {'is' if len(others) == 1 else 'are'} of no usual part; not used"
+        )
+    tables: dict[str, list[Table]] = {}
+    for within, word in words.items():
+        if word is not None or not found_words:
+            tables.setdefault(word or "all", []).append(open_table(files[within]))
+    return parts_of_tables(name, dict(tables), reading)
 
 
-def _chunks(path: Path) -> Iterator[_Chunk]:
-    first = 0
+def check_one_set(names: Iterable[str], *, what: str, flag: str) -> None:
+    """Refuse files of several data sets, which their folders tell.
+
+    Raises:
+        UserError: they are of several.
+    """
+    stems = sorted({_stem(name) for name in names})
+    if len(stems) > 1:
+        found = listing([f"{stem or '.'}/" for stem in stems[:5]])
+        raise UserError(f"{flag}: {what}: must be one data set, got Parquet files in {found}. Give one of the folders.")
+
+
+def _files(place: Path) -> dict[str, Path]:
+    if place.suffix.lower() == ".parquet" and place.is_file():
+        return {place.name: place}
+    if not place.is_dir():
+        return {}
+    found = [path for depth in range(DEPTH) for path in place.glob(f"{'*/' * depth}*.parquet")]
+    within = {path.relative_to(place): path for path in sorted(found) if path.is_file()}
+    return {each.as_posix(): path for each, path in within.items() if all(map(visible, each.parts))}
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split("[^a-z]+", text.lower()) if word in (*TRAIN, *VALIDATION)]
+
+
+def _part_of(within: str) -> str | None:
+    """Tell by the name of the file, else by those of its folders, the nearest first."""
+    return next((words[0] for each in reversed(within.split("/")) if (words := _words(each))), None)
+
+
+def _stem(within: str) -> str:
+    """Give the folders that say of which data set a file is, without those that say of which part."""
+    return "/".join(each for each in within.split("/")[:-1] if not _words(each))
+
+
+def open_table(path: Path) -> Table:
+    """Read the head of a Parquet file.
+
+    Raises:
+        UserError: it is no whole Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from steadynorm.lab.data.tables import Table
+
+    broken = (pa.ArrowException, UnicodeError, OSError)  # names that are no UTF-8 among them
+
+    def refused(error: Exception) -> UserError:
+        return UserError(f"{path}: must be a whole Parquet file, got {one_line(error)}. Download it again.")
+
+    def column(name: str) -> Any:  # noqa: ANN401 - pyarrow has no type annotations
+        try:
+            with pq.ParquetFile(path) as file:
+                return file.read(columns=[name]).column(0)
+        except broken as error:
+            raise refused(error) from error
+
+    def cells(name: str, rows: NDArray[np.int64]) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(path) as file:
+                yield from _cells(file, name, rows)
+        except broken as error:
+            raise refused(error) from error
+
     try:
         with pq.ParquetFile(path) as file:
-            column = _check_columns(file.schema_arrow, path)
-            for batch in file.iter_batches(_CHUNK, columns=[f"{column}.bytes", "label"]):
-                encoded = batch.column(column).field("bytes").to_pylist()
-                yield _Chunk(
-                    path=path, first=first, encoded=encoded, labels=_labels(batch.column("label"), path, first)
-                )
-                first += len(encoded)
-    except (pa.ArrowException, UnicodeError, OSError) as error:  # names that are no UTF-8 among them
-        raise UserError(f"{path}: must be a whole Parquet file, got {error}. Download it again.") from error
+            return Table(path=path, schema=file.schema_arrow, count=file.metadata.num_rows, column=column, cells=cells)
+    except broken as error:
+        raise refused(error) from error
 
 
-def _check_columns(schema: Any, path: Path) -> str:  # noqa: ANN401 - pyarrow has no type annotations
-    """Give the name of the column with the images."""
-    for name in _IMAGE_COLUMNS:
-        if name in schema.names and "label" in schema.names:
-            image, label = schema.field(name).type, schema.field("label").type
-            if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 and pa.types.is_integer(label):
-                return name
-    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    raise UserError(
-        f"{path}: must have a column img with encoded images (a struct with a field bytes) and a column "
-        f"label with whole numbers, got {columns}. Give files in the layout of the Hugging Face hub."
-    )
-
-
-def _labels(column: Any, path: Path, first: int) -> NDArray[np.int64]:  # noqa: ANN401
-    values = column.to_pylist()
-    for row, value in enumerate(values, first):
-        if value is None or not 0 <= value < CLASS_COUNT:
-            raise UserError(f"{path}: row {row}: label must be 0 to {CLASS_COUNT - 1}, got {value}. Download it again.")
-    return np.array(values, dtype=np.int64)
-
-
-def _decode_chunk(chunk: _Chunk) -> NDArray[np.uint8]:
-    """Decode to shape (rows, 32, 32, 3)."""
-    pixels = np.empty((len(chunk.encoded), SIZE, SIZE, 3), dtype=np.uint8)
-    for offset, encoded in enumerate(chunk.encoded):
-        try:
-            pixels[offset] = _decode(encoded)
-        # Pillow reports damaged image files with any of these.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{chunk.path}: row {chunk.first + offset}: must be an image of {SIZE} x {SIZE} RGB pixels, "
-                f"got {error}. Download it again."
-            ) from error
-    return pixels
-
-
-def _decode(encoded: bytes | None) -> NDArray[np.uint8]:
-    if encoded is None:
-        raise ValueError("no bytes")
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
-    except UnidentifiedImageError as error:
-        raise ValueError("bytes of neither a PNG nor a JPEG file") from error
-    with image:
-        # Known from the head of the file, so that a huge image is refused before it is decoded.
-        if image.size != (SIZE, SIZE) or image.mode != "RGB":
-            raise ValueError(f"{image.width} x {image.height} pixels of kind {image.mode}")
-        return np.asarray(image)
+def _cells(file: Any, name: str, rows: NDArray[np.int64]) -> Iterator[Any]:  # noqa: ANN401
+    """Read the groups of rows that hold some of them."""
+    start = 0
+    for group in range(file.metadata.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if not len(within := rows[(rows >= start) & (rows < start + count)] - start):
+            start += count
+            continue
+        before = 0
+        for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[name]):
+            chosen = within[(within >= before) & (within < before + len(batch))] - before
+            if len(chosen):
+                yield from batch.column(0).take(chosen).to_pylist()
+            before += len(batch)
+        start += count

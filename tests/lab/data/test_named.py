@@ -1,11 +1,12 @@
+import dataclasses
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from steadynorm.lab.data import load_dataset, parquet
+from steadynorm.lab.data import decoding, load_dataset, named
 from steadynorm.reporting.failure import UserError
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
@@ -53,7 +54,7 @@ def test_images_are_decoded_once(parquet_directory, monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(parquet, "_decode", fail)
+    monkeypatch.setattr(decoding, "_decoded", fail)
     again = _load(parquet_directory)
     assert torch.equal(again.train.pixels, first.train.pixels)
     assert torch.equal(again.validation.pixels, first.validation.pixels)
@@ -71,13 +72,15 @@ def test_a_directory_that_is_none_is_refused(tmp_path):
 
 
 def test_an_empty_directory_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"must hold CIFAR-10 as .*cifar-10-batches-py, got no train\*\.parquet"):
+    with pytest.raises(
+        UserError, match=r"^--data-dir: .*: must hold CIFAR-10 as it is published, as Parquet or as \.npz"
+    ):
         _load(tmp_path)
 
 
 def test_a_missing_split_is_named(parquet_directory):
     (parquet_directory / "plain_text" / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"got no test\*\.parquet"):
+    with pytest.raises(UserError, match=r"the test split of CIFAR-10 must have 10 images, got 0\."):
         _load(parquet_directory)
 
 
@@ -103,42 +106,60 @@ def test_a_damaged_file_is_named(parquet_directory):
 def test_without_a_directory_the_hub_is_asked(parquet_directory, monkeypatch):
     asked = []
 
-    def download(repository, name, *, repo_type):
-        asked.append((repository, name, repo_type))
-        return str(parquet_directory / name)
+    def download(repository, *, repo_type, revision, allow_patterns):
+        asked.append((repository, repo_type, revision, allow_patterns))
+        return str(parquet_directory)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    names = ["README.md", "plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: names)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert len(_load().train) == 20
-    assert asked == [
-        ("uoft-cs/cifar10", "plain_text/train-00000-of-00001.parquet", "dataset"),
-        ("uoft-cs/cifar10", "plain_text/test-00000-of-00001.parquet", "dataset"),
-    ]
+    assert asked == [("uoft-cs/cifar10", "dataset", None, "plain_text/*.parquet")]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        LocalEntryNotFoundError("offline"),
-        OfflineModeIsEnabled("offline"),
-        ConnectionError("refused"),
-        TimeoutError("too slow"),
-        huggingface_hub.errors.HTTPError("broken off"),
-        RuntimeError("transfer failed"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_without_a_network_the_ways_out_are_named(monkeypatch, error):
-    def download(*_, **__):
-        raise error
+def _small(monkeypatch, name, counts):
+    monkeypatch.setitem(named.KNOWN, name, dataclasses.replace(named.KNOWN[name], counts=counts))
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(UserError) as caught:
-        _load()
-    message = str(caught.value)
-    assert type(error).__name__ in message
-    assert "--data-dir" in message
-    assert "--data shapes" in message
-    assert "\n" not in message
+
+def _arrays(train, test, side=28):
+    x = np.random.default_rng(0).integers(0, 256, (train + test, side, side), dtype=np.uint8)
+    y = np.arange(train + test) % 10
+    return {"x_train": x[:train], "y_train": y[:train], "x_test": x[train:], "y_test": y[train:]}
+
+
+@pytest.mark.parametrize(("name", "first"), [("mnist", "0"), ("fashion_mnist", "T-shirt/top")])
+def test_mnist_and_fashion_mnist_are_read_from_arrays_of_their_name(tmp_path, monkeypatch, name, first):
+    _small(monkeypatch, name, (12, 6))
+    np.savez(tmp_path / f"{name}.npz", **_arrays(12, 6))
+    dataset = load_dataset(name, data_dir=tmp_path)
+    assert (dataset.name, dataset.classes[0], len(dataset.classes)) == (name, first, 10)
+    assert (dataset.mean == (0.1307,)) == (name == "mnist")
+
+
+def test_of_several_data_sets_in_a_directory_the_one_of_that_name_is_read(tmp_path, monkeypatch):
+    for name in ("mnist", "fashion_mnist"):
+        _small(monkeypatch, name, (12, 6))
+        np.savez(tmp_path / f"{name}.npz", **_arrays(12, 6) | {"y_test": np.full(6, len(name))})
+    assert load_dataset("mnist", data_dir=tmp_path).validation.labels.tolist() == [5] * 6
+    (tmp_path / "fashion_mnist.npz").unlink()
+    with pytest.raises(UserError, match=r"--data-dir: .*: must hold Fashion-MNIST as it is published"):
+        load_dataset("fashion_mnist", data_dir=tmp_path)
+
+
+def test_images_of_another_form_are_refused(tmp_path, monkeypatch):
+    _small(monkeypatch, "mnist", (12, 6))
+    np.savez(tmp_path / "mnist.npz", **_arrays(12, 6, side=27))
+    with pytest.raises(UserError, match="MNIST must have images of 28 x 28 pixels with 1 channel, got 27 x 27 with 1"):
+        load_dataset("mnist", data_dir=tmp_path)
+    assert load_dataset("mnist", data_dir=tmp_path, image_size=(14,)).image_size == (14, 14)
+
+
+def test_cifar100_is_measured_and_named_by_its_files(tmp_path, monkeypatch, write_parquet, random_images):
+    _small(monkeypatch, "cifar100", (20, 10))
+    for word, count in (("train", 20), ("test", 10)):
+        write_parquet(tmp_path / "cifar100" / f"{word}-0.parquet", random_images(count))
+    dataset = load_dataset("cifar100", data_dir=tmp_path)
+    assert dataset.mean == pytest.approx((dataset.train.pixels / 255.0).mean((0, 2, 3)).tolist(), abs=1e-6)
 
 
 @pytest.fixture(scope="module")
