@@ -60,6 +60,10 @@ FLAGS = {
         --weights --weights-key --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
         --calibration-images --requests --batch-size --threads --out --json
     """,
+    "recalibrate": """
+        --weights --weights-key --save --data --data-dir --mean --std --input-size --images --batch-size --seed --device
+        --json
+    """,
     "report": "--json",
     "warmup": "--shapes --layers --activations --dtypes --layouts --residual --json",
     "bench kernels": BENCH_KERNELS_FLAGS,

@@ -22,11 +22,13 @@ from rich.console import Console  # noqa: E402
 
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
-from steadynorm.checkup.adapt import as_json, run_adapt, show_adaptation, write_adaptation  # noqa: E402
+from steadynorm.checkup import adapt as adapting  # noqa: E402
+from steadynorm.checkup import recalibrate as recalibrating  # noqa: E402
 from steadynorm.checkup.adapt_config import AdaptConfig  # noqa: E402
 from steadynorm.checkup.command import explain, run_doctor  # noqa: E402
 from steadynorm.checkup.config import DoctorConfig  # noqa: E402
 from steadynorm.checkup.files import write_files  # noqa: E402
+from steadynorm.checkup.recalibrate_config import RecalibrateConfig  # noqa: E402
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.deploy.command import ExportConfig, run_export  # noqa: E402
 from steadynorm.deploy.report import build_export_report, missed_target  # noqa: E402
@@ -97,12 +99,23 @@ def doctor(config: DoctorConfig) -> int:
 def adapt(config: AdaptConfig) -> None:
     """Predict a stream with the gate and without."""
     with open_display() as display:
-        found = run_adapt(config, display)
-    write_adaptation(config.json or (), found)
+        found = adapting.run_adapt(config, display)
+    adapting.write_adaptation(config.json or (), found)
     if config.json == ():
-        print(json.dumps(as_json(found), indent=2, allow_nan=False))
+        print(json.dumps(adapting.as_json(found), indent=2, allow_nan=False))
     else:
-        show_adaptation(found, Console())
+        adapting.show_adaptation(found, Console())
+
+
+def recalibrate(config: RecalibrateConfig) -> None:
+    """Measure a model's statistics again, and write its weights."""
+    with open_display() as display:
+        found = recalibrating.run_recalibrate(config, display)
+    recalibrating.write_recalibration(config.json or (), found)
+    if config.json == ():
+        print(json.dumps(recalibrating.as_json(found), indent=2, allow_nan=False))
+    else:
+        recalibrating.show_recalibration(found, Console())
 
 
 def report(config: ReportConfig) -> None:
@@ -117,6 +130,7 @@ COMMANDS: dict[str, Command] = {
     "adapt": (AdaptConfig, adapt),
     "doctor": (DoctorConfig, doctor),
     "export": (ExportConfig, export),
+    "recalibrate": (RecalibrateConfig, recalibrate),
     "report": (ReportConfig, report),
     "warmup": (WarmupConfig, warmup),
     **{f"bench {name}": command for name, command in bench.COMMANDS.items()},

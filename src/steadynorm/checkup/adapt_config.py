@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from steadynorm.checkup.config import check_pixels
+from steadynorm.checkup.saved import check_target
 from steadynorm.lab.configuration import check_at_least
 from steadynorm.reporting.failure import UserError
 
@@ -81,10 +82,8 @@ def check_adapt(config: AdaptConfig) -> tuple[str, str]:
         raise UserError("--weights-key: says where to look in a file. Give the file by --weights.")
     if config.gate is not None and config.clean is not None:
         raise UserError("--clean: calibrates a gate, and --gate gives one that is. Drop one of them.")
-    if config.save is not None and config.save.suffix != ".safetensors":
-        raise UserError(f"--save: must name a .safetensors file, got {config.save}.")
-    if config.save is not None and (config.save.exists() or config.save.is_symlink()):
-        raise UserError(f"--save: {config.save} exists already. Give a new file.")
+    if config.save is not None:
+        check_target(config.save, "--save")
     if config.json is not None and len(config.json) > 1:
         raise UserError(f"--json: must be one file, got {len(config.json)}. Give the model before the flags.")
     return config.source, config.data

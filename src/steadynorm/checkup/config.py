@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from steadynorm.checkup.treatment import check_target
+from steadynorm.checkup.saved import check_target
 from steadynorm.deploy.source import is_built
 from steadynorm.doctor import CHECKS
 from steadynorm.lab.configuration import check_at_least
@@ -105,7 +105,7 @@ def check_config(config: DoctorConfig) -> str:
             "give the model: PACKAGE.MODULE:FUNCTION that builds it, or a checkpoint; or --explain CHECK, or --list."
         )
     if config.treat is not None:
-        check_target(config.treat)
+        check_target(config.treat, "--treat")
     lowest = {"batch_size": 1, "batches": 1, "seed": 0, "accumulation": 1, "world_size": 1}
     check_at_least(config, [(name, least) for name, least in lowest.items() if getattr(config, name) is not None])
     if config.batches > MOST:

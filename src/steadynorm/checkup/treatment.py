@@ -8,18 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from steadynorm.checkup.data import Sample
+from steadynorm.checkup.saved import save_model
 from steadynorm.deploy.source import is_built, load_source
 from steadynorm.doctor import Diagnosis, Treatment, accuracy, treat_
 from steadynorm.reporting.diagnosis import Treated
-from steadynorm.reporting.failure import UserError
-from steadynorm.reporting.files import atomic_path
 
-__all__ = ["check_target", "reloaded", "treat"]
+__all__ = ["reloaded", "treat"]
 
 IN_CODE = {
     "evaluate": "call model.eval() before predictions",
@@ -29,18 +26,6 @@ IN_CODE = {
     "freeze": "call steadynorm.surgery.freeze_ on these layers after the model is built",
 }
 """Treatment that a file of weights does not hold -> what does the same."""
-
-
-def check_target(path: Path) -> None:
-    """Refuse a file that could not be written, before anything takes long.
-
-    Raises:
-        UserError: it has another ending, or is there already.
-    """
-    if path.suffix != ".safetensors":
-        raise UserError(f"--treat: must name a .safetensors file, got {path}.")
-    if path.exists() or path.is_symlink():
-        raise UserError(f"--treat: {path} exists already. Give a new file.")
 
 
 def treat(
@@ -75,7 +60,7 @@ def treat(
     )
     kept = [each for each in treatment.applied if each.kept]
     if kept:
-        _save(treatment.model, out, _metadata(source))
+        save_model(treatment.model, out, source)
     before, after = (_accuracy(scores) if scored else None for scores in (treatment.before, treatment.after))
     return Treated(
         applied=tuple(str(replace(each, after=math.nan)) for each in treatment.applied),  # the score is said once
@@ -90,25 +75,6 @@ def treat(
 def reloaded(source: str, file: Path) -> nn.Module:
     """Build a model anew, with the weights that were written."""
     return load_source(source, weights=file).model if is_built(source) else load_source(str(file), weights=None).model
-
-
-def _save(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write the tensors of a state dict, each with memory of its own."""
-    tensors = {name: each.detach().cpu().clone().contiguous() for name, each in _tensors(model).items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
-
-
-def _tensors(model: nn.Module) -> Mapping[str, Tensor]:
-    return {name: each for name, each in model.state_dict().items() if isinstance(each, Tensor)}
-
-
-def _metadata(source: str) -> dict[str, str]:
-    """Give what a checkpoint of an experiment says of its network, so that the new file is one as well."""
-    if is_built(source):
-        return {"format": "pt"}
-    with safe_open(source, "pt") as file:
-        return dict(file.metadata() or {})
 
 
 def _accuracy(scores: tuple[float, ...]) -> float | None:
