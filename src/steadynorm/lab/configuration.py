@@ -23,12 +23,22 @@ from steadynorm.reporting.flags import check_values, flag
 from steadynorm.reporting.records import Record
 
 __all__ = [
-    *("ExperimentConfig", "OneRateConfig", "TrainingConfig", "prepared", "quickened", "reading_of", "settings_of"),
+    *(
+        "Data",
+        "ExperimentConfig",
+        "OneRateConfig",
+        "TrainingConfig",
+        "prepared",
+        "quickened",
+        "reading_of",
+        "settings_of",
+    ),
     *("check_arms", "check_at_least", "check_experiment", "check_lists", "check_rates", "check_split"),
     "with_reached_milestones",
 ]
 
 ConfigT = TypeVar("ConfigT", bound="ExperimentConfig")
+Data = Annotated[str, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")]
 
 ONLY_OF_CNN = ("widths", "depth")
 
@@ -39,7 +49,7 @@ class ExperimentConfig:
 
     seeds: tuple[int, ...] = (0,)
     """Everything random is repeated for each seed: initial weights, order, augmentation, the same in every arm."""
-    data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")] = "shapes"
+    data: Data = "shapes"
     """shapes: embedded, drawn in seconds; digits: of scikit-learn; cifar10, cifar100, mnist, fashion_mnist: from
     --data-dir, else from the Hugging Face hub; or data of your own: a directory with a folder of images for each class,
     Parquet files, an .npz file, what save_to_disk wrote, OWNER/NAME on the hub, or a function (docs/your_data.md)."""

@@ -12,6 +12,7 @@ from steadynorm.lab.settings import Settings, autocast
 __all__ = ["evaluate", "evaluated"]
 
 EVALUATION_BATCH = 500
+"""Images of 32 x 32 pixels, or fewer, that are predicted together; of larger ones as many as have the same pixels."""
 
 
 def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[float, float]:
@@ -27,10 +28,16 @@ def evaluated(model: nn.Module, images: Images, dataset: Dataset, settings: Sett
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=settings.device)
     hits = torch.zeros((), dtype=torch.int64, device=settings.device)
-    for x, labels in evaluation_batches(images, dataset=dataset, batch_size=EVALUATION_BATCH, device=settings.device):
+    for x, labels in evaluation_batches(images, dataset=dataset, batch_size=_at_once(images), device=settings.device):
         with autocast(settings):
             logits = model(x).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         hits += (logits.argmax(1) == labels).sum()
     model.train(was_training)
     return loss, hits
+
+
+def _at_once(images: Images) -> int:
+    """Say how many images are predicted together, so that memory does not grow with their size."""
+    height, width = images.pixels.shape[2:]
+    return max(1, EVALUATION_BATCH * 32 * 32 // max(32 * 32, height * width))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.adaptation import ADAPTATIONS, Adaptation, Calibration
-from steadynorm.lab.data import Dataset, Images, evaluation_batches
+from steadynorm.lab.data import Dataset, Images, evaluation_batches, take
 from steadynorm.lab.settings import Settings, autocast
 from steadynorm.reporting.failure import check_known
 from steadynorm.reporting.records import Measurement
@@ -77,12 +77,12 @@ def stream_accuracy(
     count = sum(len(chosen) for chosen in order)
     if count == 0:
         raise ValueError("stream_accuracy: a stream must have images, got none.")
-    ((pixels, labels),) = evaluation_batches(images, dataset=dataset, batch_size=len(images), device=settings.device)
     adaptation.reset()
     hits = torch.zeros((), dtype=torch.int64, device=settings.device)
     for chosen in order:
-        rows = chosen.to(settings.device)
+        shown = take(images, chosen)
+        ((x, labels),) = evaluation_batches(shown, dataset=dataset, batch_size=len(shown), device=settings.device)
         with autocast(settings):
-            logits = adaptation.predict(model, pixels[rows].contiguous(memory_format=torch.channels_last))
-        hits += (logits.argmax(1) == labels[rows]).sum()
+            logits = adaptation.predict(model, x)
+        hits += (logits.argmax(1) == labels).sum()
     return int(hits) / count

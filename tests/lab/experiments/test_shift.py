@@ -121,7 +121,7 @@ def test_published_files_are_shown_where_they_are(tmp_path: Path) -> None:
     pixels[40_000:40_006] = 7  # severity 5
     pixels.flush()
     np.save(tmp_path / "labels.npy", np.tile(np.arange(10), 5000).astype(np.uint8))
-    shown = shift._images(task(data_dir=tmp_path), "brightness", 5, 0, 6)
+    shown = shift._images(task(data="cifar10", data_dir=tmp_path), "brightness", 5, 0, 6)
     assert shown.pixels.unique().tolist() == [7]
     assert shown.labels.tolist() == [0, 1, 2, 3, 4, 5]
 

@@ -13,7 +13,7 @@ from steadynorm.reporting.words import capital, listing
 __all__ = ["absent_because", "expected", "left_out", "with_and_without"]
 
 
-def expected(*blocks: Block) -> Section:
+def expected(*blocks: Block | None) -> Section:
     """Make the section that holds what was expected against what was measured."""
     return Section(title="What was expected, and what was measured", short="Expectations", blocks=blocks)
 

@@ -9,19 +9,36 @@ from __future__ import annotations
 from typing import Any
 
 from steadynorm.lab.describe.names import data_label
-from steadynorm.reporting.numbers import rate
+from steadynorm.reporting.chance import chance_of
+from steadynorm.reporting.numbers import percent, points, rate
 from steadynorm.reporting.records import Record, StoredFields
 from steadynorm.reporting.words import counted, listing, seeds_label
 
-__all__ = ["batches_label", "class_count", "method_of", "paragraphs", "sentences", "word"]
+__all__ = [
+    "batches_label",
+    "class_count",
+    "data_sentence",
+    "data_words",
+    "method_of",
+    "paragraphs",
+    "sentences",
+    "word",
+]
 
 SINGULAR = {"arms": "normalization", "lr": "learning rate"}
 """What is counted of fields that are called otherwise."""
 DATA = """
-Data: {data}, {train_images} training and {validation_images} validation images in {classes} classes; augmentation:
-{augment}. Network: {network}, the same for every arm except for its normalization layers. A seed decides the initial
-weights, the order of the images and their augmentation, alike in every arm.
+Data: {data}, {train_images} training and {validation_images} validation images{images} in {classes} classes;
+augmentation: {augment}.{guessing} Network: {network}, the same for every arm except for its normalization layers. A
+seed decides the initial weights, the order of the images and their augmentation, alike in every arm.
 """
+ALONE = """
+Data: {data}, {train_images} training and {validation_images} validation images{images} in {classes} classes.{guessing}
+"""
+COARSE = 0.002
+"""Share of the validation images from which on one of them is told: accuracies are multiples of it."""
+UNEQUAL = 1.1
+"""Share of the most frequent class, in shares of equal classes, from which on it is told."""
 TRAINING = """
 Training: {optimizer}, {batches}, {schedule}{smoothed}. It ran on {device} in {precision}{compiled}{workers}.
 
@@ -91,7 +108,7 @@ def method_of(record: Record, text: str, **own: object) -> list[str]:
     workers = record.resolved.get("workers", 1)  # older records do not have it, nor what others are asked for by get
     is_smoothed = record.config.get("label_smoothing", 0) > 0
     shared = {
-        "classes": class_count(record),
+        **data_words(record),
         "batches": batches_label(record),
         "optimizer": sentences(record, OPTIMIZERS[record.config.get("optimizer", "sgd")]),
         "schedule": _schedule(record),
@@ -102,6 +119,33 @@ def method_of(record: Record, text: str, **own: object) -> list[str]:
         "workers": "" if workers == 1 else sentences(record, SHARED),
     }
     return paragraphs(record, f"{DATA}\n\n{TRAINING}", **shared) + paragraphs(record, text, **own)
+
+
+def data_words(record: Record) -> dict[str, object]:
+    """Say how many classes there are, what the images are like, and what to know of accuracies on them."""
+    return {"classes": class_count(record), "images": _images_label(record), "guessing": _guessing(record)}
+
+
+def data_sentence(record: Record) -> str:
+    """Say what the data are, in a sentence or more; nothing of records that do not know of their images."""
+    return sentences(record, ALONE, **data_words(record)) if _images_label(record) else ""
+
+
+def _images_label(record: Record) -> str:
+    """Say of which size and color images are, after their name; nothing of records that do not know it."""
+    size, channels = record.resolved.get("image_size"), record.resolved.get("channels")
+    if not size or not channels:
+        return ""
+    color = {1: "in one channel", 3: "in color"}.get(channels, f"in {channels} channels")
+    return f" of {size[0]} x {size[1]} pixels {color}"
+
+
+def _guessing(record: Record) -> str:
+    """Say what guessing reaches where classes are unequal, and how much one image is where there are few."""
+    chance, one = chance_of(record), 1 / int(record.resolved["validation_images"])
+    unequal, coarse = chance.share * class_count(record) >= UNEQUAL, one >= COARSE
+    frequent = f" Guessing is right on {percent(chance.share)}, the validation images of the most frequent class."
+    return frequent * unequal + f" One validation image is {points(one)} of accuracy." * coarse
 
 
 def batches_label(record: Record) -> str:

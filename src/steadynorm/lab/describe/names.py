@@ -57,6 +57,6 @@ def method_label(method: str) -> str:
 
 
 def data_label(record: Record) -> str:
-    """Name the data."""
+    """Name the data: a path by its last part."""
     data = str(record.config["data"])
-    return DATA.get(data, data)
+    return DATA.get(data, str(record.resolved.get("data_name", data)))

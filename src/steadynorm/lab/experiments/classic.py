@@ -32,7 +32,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -40,13 +39,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.configuration import ExperimentConfig, check_experiment
+from steadynorm.lab.configuration import Data, ExperimentConfig, check_experiment
 from steadynorm.lab.data import Images
 from steadynorm.lab.data.images import random_stream
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final, finals, if_finished
 from steadynorm.lab.describe.claims import expected, left_out, with_and_without
 from steadynorm.lab.describe.figures import arm_figure
-from steadynorm.lab.describe.method import paragraphs, sentences
+from steadynorm.lab.describe.method import data_words, paragraphs, sentences
 from steadynorm.lab.describe.names import arm_label, few_arms, pair
 from steadynorm.lab.describe.networks import all_measured
 from steadynorm.lab.describe.tables import accuracy_column, arm_cell, ending, spread_column, spread_entry, status_entry
@@ -72,14 +71,13 @@ INK = 128  # pixels from here on are 1, others 0
 class ClassicConfig(ExperimentConfig):
     """Train the sigmoid network of batch norm's first figure with and without it, and watch what reaches a sigmoid.
 
-    It needs no data: it trains on the digits that come with scikit-learn. For the paper's say
-    --data mnist --data-dir DIR.
+    It needs no data: it trains on the digits that come with scikit-learn. For the paper's say --data mnist, with
+    --data-dir where its files lie. Images of any other data are made binary as well.
     """
 
-    data: Literal["digits", "mnist"] = "digits"  # none of the other experiments' data
-    """digits: 1,797 that come with scikit-learn, enlarged; mnist: from --data-dir."""
-    data_dir: Path | None = None
-    """Where the four files of MNIST lie: train-images-idx3-ubyte and so on, with or without .gz."""
+    data: Data = "digits"
+    """digits: 1,797 that come with scikit-learn, enlarged; or what other experiments take: mnist, a directory with a
+    folder of images for each class, an .npz file and so on (docs/your_data.md)."""
     precision: Literal["fp32"] = "fp32"
     """The network is too small to gain from less."""
     arms: tuple[str, ...] = ("batch_norm", "none")
@@ -107,15 +105,19 @@ def measured_steps(steps: int) -> list[int]:
 
 
 Split = tuple[Tensor, Tensor]
-"""Binary images, float32 of shape (N, pixels), and their labels, int64 of shape (N,)."""
+"""Binary images, shape (N, pixels), and their labels, int64 of shape (N,)."""
 
 
 def _binary(images: Images, device: torch.device) -> Split:
-    return (images.pixels >= INK).flatten(1).float().to(device), images.labels.to(device)
+    return (images.pixels >= INK).flatten(1).to(device), images.labels.to(device)
 
 
 def _work(task: Task[ClassicConfig]) -> None:
-    config = task.config
+    config, x = task.config, _binary(task.dataset.train, torch.device("cpu"))[0]
+    if bool((x == x[0]).all()):
+        raise UserError(
+            "--data: all training images are alike once they are binary at half of full brightness. Give others."
+        )
     grid = [{"arm": arm, "seed": seed} for seed in config.seeds for arm in config.arms]
     measure_cells(grid, _measure, task)
 
@@ -123,7 +125,9 @@ def _work(task: Task[ClassicConfig]) -> None:
 def _measure(task: Task[ClassicConfig]) -> Measure:
     """Make what trains and watches the network of a cell."""
     config, device = task.config, torch.device(task.record.resolved["device"])
-    (x, labels), test = (_binary(images, device) for images in (task.dataset.train, task.dataset.validation))
+    x, labels = _binary(task.dataset.train, device)
+    binary, test_labels = _binary(task.dataset.validation, device)
+    test = (binary.float(), test_labels)
 
     def measure(job: Job) -> Iterator[Measurement]:
         seed = job.factors["seed"]
@@ -135,7 +139,7 @@ def _measure(task: Task[ClassicConfig]) -> Measure:
             std=config.init_std,
             seed=seed,
         ).to(device)
-        batches = ((x[chosen], labels[chosen]) for chosen in _batches(len(x), config.batch_size, seed))
+        batches = ((x[chosen].float(), labels[chosen]) for chosen in _batches(len(x), config.batch_size, seed))
         return _watch(network, batches, test, config, job.advance)
 
     return measure
@@ -214,8 +218,6 @@ def _shown(found: Tensor, step: int) -> Iterator[Measurement]:
 
 
 def _check(config: ClassicConfig) -> None:
-    if (config.data == "mnist") != (config.data_dir is not None):
-        raise UserError("--data-dir: belongs to --data mnist, which needs it. Give both or neither.")
     check_arms(config.arms)
     least = {"steps": 1, "batch_size": 2} | ({} if config.train_images is None else {"train_images": 2})
     check_experiment(config, ("arms",), least=least)
@@ -236,10 +238,15 @@ def describe(record: Record) -> Report:
         table=Table.of(arms, SHORT),
         sections=(
             Section(title="Result", blocks=blocks),
-            expected(Text(RULE), Claims(_claims(record, arms))),
+            expected(Text(_rule(record)), Claims(_claims(record, arms))),
             Section(title="What reaches a sigmoid", blocks=(sigmoids,)),
         ),
-        method=paragraphs(record, METHOD),
+        method=paragraphs(
+            record,
+            METHOD,
+            each=", each channel by itself" * (record.resolved.get("channels", 1) > 1),
+            **data_words(record),
+        ),
         finished=all_measured(record),
         findings=_findings(arms),
     )
@@ -436,6 +443,11 @@ def _shifts(record: Record, arms: Sequence[Arm]) -> list[Figure]:
 RULE = "An expectation is met where the means differ as it says and the ranges of the seeds do not overlap."
 
 
+def _rule(record: Record) -> str:
+    """Say when an expectation is met, and on which data it was one."""
+    return RULE if record.config["data"] == "mnist" else f"The paper's expectations, which are of MNIST. {RULE}"
+
+
 def _claims(record: Record, arms: Sequence[Arm]) -> list[Claim]:
     """Judge the paper's expectations, where both arms have learned something."""
     both = pair({arm.arm: arm for arm in arms})
@@ -506,8 +518,8 @@ Hidden layers of {widths} sigmoids, trained for {steps} steps on {batch_size} bi
 {lr}; {variants} variants that differ in normalization alone; {seeds}.
 """
 METHOD = """
-Data: {data}, {train_images} training and {validation_images} test images of 28 x 28 pixels, made binary at half of full
-brightness. A seed decides initial weights and order of the images, alike in every arm.
+Data: {data}, {train_images} training and {validation_images} test images{images} in {classes} classes, made binary at
+half of full brightness{each}.{guessing} A seed decides initial weights and order of the images, alike in every arm.
 
 Training: SGD without momentum or weight decay; weights from a normal distribution of standard deviation {init_std},
 biases from zero. Normalization stands between each hidden layer's linear map and its sigmoids. It ran on {device} in

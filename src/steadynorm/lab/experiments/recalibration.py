@@ -37,7 +37,7 @@ from steadynorm.lab.data.batches import evaluation_batches
 from steadynorm.lab.describe.arms import Arm, Reduction, points_of
 from steadynorm.lab.describe.claims import expected
 from steadynorm.lab.describe.figures import chart
-from steadynorm.lab.describe.method import paragraphs, sentences
+from steadynorm.lab.describe.method import data_sentence, paragraphs, sentences
 from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.training import network, train_networks
@@ -110,11 +110,33 @@ def _network(config: RecalibrationConfig, seed: int) -> Factors:
 
 def _work(task: Task[RecalibrationConfig]) -> None:
     config, seeds = task.config, _seeds(task.config)
-    if max(_images(config)) > len(task.dataset.train):
-        raise UserError(f"--images: there are {len(task.dataset.train)} training images, got {max(_images(config))}.")
-    if config.checkpoint is None:
+    count = len(task.dataset.train)
+    if max(_images(config)) > count:
+        fitting = [one for one in _images(config) if one <= count] or [count]
+        raise UserError(
+            f"--images: there are {count:,} training images, got {max(_images(config)):,}. Say, for one, --images "
+            f"{' '.join(map(str, fitting))}."
+        )
+    if config.checkpoint is not None:
+        _check_fits(config.checkpoint, task.dataset)
+    else:
         train_networks(task, [_network(config, seed) for seed in seeds], settings_of(config, task.record))
     measure_cells(points_of(images=_images(config), seed=seeds), _measure, task)
+
+
+def _check_fits(path: Path, dataset: Dataset) -> None:
+    """Refuse a checkpoint of a network for other images.
+
+    Raises:
+        UserError: it has another number of classes or channels.
+    """
+    found = load_checkpoint(path)
+    had, has = (found.classes, found.channels), (len(dataset.classes), dataset.channels)
+    if had != has:
+        raise UserError(
+            f"{path}: must be of a network for {has[0]} classes and {has[1]} channels as the data, got {had[0]} and "
+            f"{had[1]}. Give the --data that it was trained on."
+        )
 
 
 def _measure(task: Task[RecalibrationConfig]) -> Measure:
@@ -180,7 +202,7 @@ def describe(record: Record) -> Report:
             expected(Claims([_claim(counts)])),
             Section(title="Accuracy by the number of images", short="Accuracy", blocks=[Figures(_figure(done)), table]),
         ],
-        method=paragraphs(record, METHOD),
+        method=paragraphs(record, METHOD, data_is=data_sentence(record)),
         finished=bool(done) and all(cell.has_ended for cell in record.cells),
         findings={"within": WITHIN, "wiped": wiped, "rows": [{**one.at, **one.spreads} for one in counts]},
     )
@@ -264,6 +286,8 @@ LEAD = """
 {drawn}.
 """
 METHOD = """
+{data_is}
+
 Running means are set to 0 and running variances to 1, and measured again from training images that are drawn without
 putting any back, in batches of {batch_size}; what is left over is a smaller batch. torch.optim.swa_utils.update_bn gets
 the same batches. Accuracy is that on all validation images, in float32.

@@ -34,7 +34,7 @@ from steadynorm.lab.data import batches
 from steadynorm.lab.describe.arms import Arm, Reduction
 from steadynorm.lab.describe.claims import expected
 from steadynorm.lab.describe.figures import chart
-from steadynorm.lab.describe.method import paragraphs, sentences
+from steadynorm.lab.describe.method import data_sentence, paragraphs, sentences
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.networks import build_network
 from steadynorm.ops.registration import moments
@@ -240,7 +240,7 @@ def describe(record: Record) -> Report:
             expected(Claims([_claim(average, worst)])),
             Section(title="Errors by layer", short="Layers", blocks=[Figures(_figure(cells)), table]),
         ],
-        method=paragraphs(record, METHOD),
+        method=paragraphs(record, METHOD, data_is=data_sentence(record)),
         finished=bool(record.cells) and all(cell.has_ended for cell in record.cells),
         findings={
             "self_tuned": {"average": average, "worst": worst, "limit": AT_MOST},
@@ -306,6 +306,8 @@ LEAD = """
 the next batch's statistics, that of the best fixed momentum being 1.
 """
 METHOD = f"""
+{{data_is}}
+
 A {{network}} with plain batch norm trains by SGD with momentum {MOMENTUM} and weight decay {WEIGHT_DECAY:g} on
 {{device}} in {{precision}}. Mean and unbiased variance of what goes into each batch norm are logged at every step.
 

@@ -34,7 +34,7 @@ from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final, finals,
 from steadynorm.lab.describe.claims import expected
 from steadynorm.lab.describe.figures import chart, curves
 from steadynorm.lab.describe.method import method_of, sentences
-from steadynorm.lab.describe.names import arm_labels, method_label
+from steadynorm.lab.describe.names import arm_labels, data_label, method_label
 from steadynorm.lab.describe.networks import all_measured, networks_as_json
 from steadynorm.lab.describe.tables import accuracy_entry, arm_cell
 from steadynorm.lab.evaluation import evaluate
@@ -84,7 +84,7 @@ class StreamConfig(OneRateConfig):
     methods: tuple[str, ...] = tuple(ADAPTATIONS)
     """Methods by which the default build chooses statistics on the stream."""
     stream_images: int = 1000
-    """Test images in each stream."""
+    """Test images in each stream; all of them where there are fewer."""
     widths: tuple[int, ...] = (16, 32, 64)
     epochs: int = 3
     milestones: tuple[int, ...] = (2,)
@@ -174,10 +174,10 @@ def describe(record: Record) -> Report:
         table=table,
         sections=(
             Section(title="Result", blocks=(Figures(_training(record)), table, Text(" ".join(NOTE.split())))),
-            expected(Claims(_claims(record, arms, results, default))),
+            expected(_whose(record), Claims(_claims(record, arms, results, default))),
             Section(title="The default build on single images", short="Single images", blocks=_single_images(results)),
         ),
-        method=method_of(record, METHOD),
+        method=method_of(record, METHOD, stream_images=_stream_images(record)),
         finished=all_measured(record),
         findings={
             "default_build": default,
@@ -189,6 +189,20 @@ def describe(record: Record) -> Report:
             "limit": LIMIT,
             "runs": networks_as_json(record),
         },
+    )
+
+
+def _stream_images(record: Record) -> int:
+    return min(int(record.config["stream_images"]), int(record.resolved["validation_images"]))
+
+
+def _whose(record: Record) -> Text | None:
+    """Say on which data the limit was set, where these are others."""
+    if record.config["data"] == "cifar10":
+        return None
+    return Text(
+        f"The limit of {points(LIMIT, digits=0)} is the article's, for CIFAR-10; on {data_label(record)} it is the "
+        "same number and another test."
     )
 
 

@@ -52,7 +52,7 @@ MANY = 12  # rows of a table that stands at the end of the page
 class SweepConfig(TrainingConfig):
     """Train one network per normalization, learning rate, batch size, depth and seed, and show where training explodes.
 
-    The defaults are the article's rates and batch size, on embedded data; --data cifar10 takes photographs.
+    The defaults are the article's rates and batch size, on embedded data; --data takes CIFAR-10 or images of your own.
     """
 
     arms: tuple[str, ...] = ("batch_norm", "none")
