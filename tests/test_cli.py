@@ -1,3 +1,5 @@
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steadynorm import __version__, cli
+from steadynorm.commands import CANNOT
 from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.reporting.failure import Interrupted, UserError
@@ -22,7 +25,7 @@ EXPERIMENT_FLAGS += " --precision --device"
 EXPERIMENT_FLAGS += " --threads --on --address --out --resume --quick --json"
 TRAINING_FLAGS = f"""{EXPERIMENT_FLAGS}
     --network --depth --widths --epochs --batch-size --lr --optimizer --momentum --weight-decay --schedule
-    --milestones --label-smoothing --compile --augment
+    --milestones --label-smoothing --compile --log --augment
 """
 
 
@@ -129,6 +132,48 @@ def test_report_rebuilds_from_the_records_alone_and_json_is_the_summary_alone(
     assert capsys.readouterr().out == (compared / "summary.json").read_text()
     for name in ("report.html", "summary.json", "figures/val_accuracy.svg"):
         assert (tmp_path / name).read_bytes() == (compared / name).read_bytes()
+
+
+def test_json_lines_of_an_experiment_are_all_that_is_on_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "a"
+    with without_notebook():
+        assert exit_status(*TINY, "--epochs", "1", "--arms", "batch_norm", "--log", "--json", "--out", str(place)) == 0
+        first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert exit_status("compare", "--resume", str(place), "--json") == 0
+    assert [line["kind"] for line in first] == ["epoch", "cell", "summary"]
+    assert first[-1] == {"kind": "summary", **json.loads((place / "summary.json").read_text())}
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == first[-1:]
+    assert not (place / "tensorboard").exists()
+
+
+@pytest.mark.slow  # it starts the command
+def test_a_reader_that_goes_away_ends_an_experiment_in_one_line(tmp_path: Path) -> None:
+    place = tmp_path / "a"
+    small = ("--arms", "none", "--train-images", "32", "--widths", "2", "--depth", "1", "--epochs", "5")
+    command = [sys.executable, "-m", "steadynorm", "compare", *small, "--json", "--out", str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert json.loads(process.stdout.readline())["epoch"] == 1
+        process.stdout.close()
+        *_, last = process.stderr.read().splitlines()
+    assert process.returncode == CANNOT
+    assert last == (
+        "steadynorm: standard output: its reader has closed it. Fix this and resume: steadynorm compare --resume "
+        f"{place}"
+    )
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(
+    compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out, without_notebook():
+        monkeypatch.setattr(sys, "stdout", out)
+        assert exit_status("report", str(compared), "--json") == 141
+    assert capsys.readouterr().err == ""
 
 
 def test_the_terminal_shows_the_table_and_the_place(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:

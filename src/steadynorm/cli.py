@@ -39,6 +39,7 @@ from steadynorm.lab.report import build_report  # noqa: E402
 from steadynorm.lab.workers import is_first, joined, on_first  # noqa: E402
 from steadynorm.printable import printable  # noqa: E402
 from steadynorm.reporting.diagnosis import as_content, list_checks, show  # noqa: E402
+from steadynorm.reporting.lines import send_line  # noqa: E402
 from steadynorm.reporting.progress import open_display  # noqa: E402
 from steadynorm.reporting.records import read_config  # noqa: E402
 from steadynorm.reporting.results import read_summary, results_table, verdict_lines  # noqa: E402
@@ -64,8 +65,10 @@ def _command(experiment: Experiment[Any]) -> Callable[[Any], None]:
             display.message("making the report")
             with explain_stop(experiment.name, directory, display):
                 page = on_first(lambda: build_report(directory))
-        if is_first():
-            _show(page, as_json=config.json)
+        if is_first() and config.json:
+            send_line("summary", json.loads((page.parent / "summary.json").read_text()))
+        elif is_first():
+            _show(page)
 
     return command
 
@@ -149,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _show(page: Path, *, as_json: bool) -> None:
+def _show(page: Path, *, as_json: bool = False) -> None:
     """Print what came out, and where it lies."""
     summary = (page.parent / "summary.json").read_text()
     if as_json:

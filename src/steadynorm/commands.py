@@ -14,11 +14,15 @@ from steadynorm._start import INTERRUPTED, raise_on_interrupt
 from steadynorm.lab.workers import is_first
 from steadynorm.printable import printable
 from steadynorm.reporting.failure import Interrupted, UserError, reason_of
+from steadynorm.reporting.lines import drop_output
 
-__all__ = ["CANNOT", "INTERRUPTED", "Command", "run_command"]
+__all__ = ["CANNOT", "CLOSED", "INTERRUPTED", "Command", "run_command"]
 
 CANNOT = 2
 """Exit status where what was asked for cannot be done."""
+
+CLOSED = 141
+"""Exit status where nobody reads what is printed any more, as shells have it."""
 
 Command = tuple[type[Any], Callable[[Any], int | None]]
 """Flags as a dataclass, and what it does; the function may give an exit status."""
@@ -32,8 +36,9 @@ def run_command(
     description: str,
     groups: Mapping[str, str] | None = None,
 ) -> None:
-    """Run one command and exit: 0 done, 2 it cannot be done (one line says why), 130 interrupted, or as it says.
+    """Run one command and exit, as it says or with one of these.
 
+    0 done, 2 it cannot be done (one line says why), 130 interrupted, 141 what is printed has no reader any more.
     ``--version`` alone prints the version.
 
     Args:
@@ -63,10 +68,15 @@ def run_command(
             config = replace(config, given=_given_flags(arguments))
         command = next(function for flags, function in commands.values() if isinstance(config, flags))
         status = command(config)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it may fail
     except UserError as error:
         if is_first():  # of torchrun's workers, which all end with it
             print(f"steadynorm: {error}", file=sys.stderr)
         sys.exit(CANNOT)
+    except BrokenPipeError:
+        drop_output()
+        sys.exit(CLOSED)
     except OSError as error:
         place = "" if error.filename is None else f"{error.filename}: "  # a failed write does not say where
         print(f"steadynorm: {printable(f'{place}{reason_of(error)}')}.", file=sys.stderr)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,11 @@ def measure_cells(
     directory: RunDirectory,
     display: Recorder | None = None,
     cells: dict[str, Cell] | None = None,
+    *,
+    json: bool = False,
 ) -> list[Cell]:
     task = Task(
-        config=LandscapeConfig(),
+        config=LandscapeConfig(json=json),
         record=RECORD,
         dataset=tiny_dataset(),
         directory=directory,
@@ -181,3 +184,20 @@ def test_all_that_is_planned_is_in_the_tables_before_the_first_is_measured(direc
     assert [(cell.factors, cell.status) for cell in read_record(directory.path).cells] == [
         (factors, "waiting") for factors in GRID
     ]
+
+
+def test_a_cell_is_told_as_a_line_when_it_ends(directory: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    measure_cells(GRID, Measurer(), directory)
+    assert capsys.readouterr().out == ""
+    (cell,) = measure_cells([{"arm": "none", "seed": 1}], Measurer(), directory, json=True)
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    rows = [["", 0, "twice", 2.0], ["conv1, odd", 3, "loss", 0.1 + 0.2], ["", 4, "loss", None]]
+    assert [list(row.values()) for row in line.pop("measurements")] == rows
+    assert line == {
+        "kind": "cell",
+        "cell": "none-seed1",
+        "factors": cell.factors,
+        "status": "finished",
+        "seconds": cell.seconds,
+        "diverged_at_step": None,
+    }

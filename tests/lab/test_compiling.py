@@ -50,7 +50,7 @@ def test_what_is_kept_of_a_compiled_network_has_the_plain_names(
 
     backend(noting)
     run(tmp_path, SHORT, compile=True)
-    assert len(graphs) == 1  # not of validation, which runs as it is
+    assert len(graphs) == 1  # not of validation, which runs as it is; reading the norms breaks none
     model = build_network("cnn", arm="batch_norm", depth=2, widths=(4, 8), classes=10, seed=9)
     (path,) = (tmp_path / "checkpoints").iterdir()
     assert load_file(path).keys() == model.state_dict().keys()

@@ -1,3 +1,5 @@
+import contextlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +17,7 @@ from steadynorm.lab.cells import CellFiles, measure
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.data import Images, evaluation_batches
 from steadynorm.lab.networks import build_network
+from steadynorm.lab.trainer import Trainer
 from steadynorm.lab.training import Training, network
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Measurement
@@ -289,6 +292,28 @@ def test_events_for_tensorboard_hold_the_epochs(undisturbed: tuple[Cell, Path]) 
     accuracy = events.Scalars("val/accuracy")
     assert [event.step for event in accuracy] == [1, 2, 3, 4]
     assert [event.value for event in accuracy] == pytest.approx(epochs_of(record, "val_accuracy"))
+
+
+def test_each_new_epoch_is_told_as_a_line_and_then_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = with_factors(NETWORK, arm="gated_batch_norm")
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(tmp_path, cell, Recorder(fail_after_epoch=2))
+    ended = run(tmp_path, cell, lines=True)
+    *epochs, end = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [(line["kind"], line["cell"], line["epoch"]) for line in epochs] == [
+        ("epoch", cell.name, 3),
+        ("epoch", cell.name, 4),
+    ]
+    assert epochs[-1]["val_loss"] == ended.last("val_loss") and epochs[-1]["factors"] == cell.factors
+    assert {"norm1/gate", "norm1/noise", "norm2/distance"} <= epochs[-1]["readings"].keys()
+    assert (end["kind"], end["status"]) == ("cell", "finished") and "measurements" not in end
+
+
+def test_reading_the_norms_changes_no_bit_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = with_factors(NETWORK, arm="batch_renorm", epochs=2)
+    read = run(tmp_path / "a", cell)
+    monkeypatch.setattr(Trainer, "_reading", lambda self, stored: contextlib.nullcontext({}))
+    assert without_times(run(tmp_path / "b", cell)) == without_times(read)
 
 
 def test_the_rate_rises_step_by_step_and_is_lowered_behind_the_warm_up(tmp_path: Path) -> None:

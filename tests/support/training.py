@@ -17,10 +17,12 @@ DATA = tiny_dataset()
 NETWORK = Cell(factors=network(arm="batch_norm", seed=0, lr=0.05, epochs=4))
 
 
-def run(path: Path, cell: Cell = NETWORK, display: Recorder | None = None, **changes: object) -> Cell:
+def run(
+    path: Path, cell: Cell = NETWORK, display: Recorder | None = None, *, lines: bool = False, **changes: object
+) -> Cell:
     """Train one network, or the rest of it."""
     training = Training(settings=replace(TINY_SETTINGS, **changes), dataset=DATA)
-    files = CellFiles(RunDirectory(path), display or Recorder(), {})
+    files = CellFiles(RunDirectory(path), display or Recorder(), {}, lines=lines)
     (known,) = files.plan([cell.factors])
     with files:
         if not known.has_ended:

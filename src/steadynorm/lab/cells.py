@@ -15,9 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from steadynorm.lab.workers import gathered, is_first, number_of_workers, on_first, run_on_all_ranks, worker
+from steadynorm.lab.loggers import Log, Logger
+from steadynorm.lab.workers import gathered, number_of_workers, on_first, run_on_all_ranks, worker
+from steadynorm.reporting.lines import send_line
 from steadynorm.reporting.progress import Display
 from steadynorm.reporting.records import Cell, Factors, Measurement
 from steadynorm.reporting.run_directory import RunDirectory
@@ -37,6 +38,8 @@ class State:
     """Of the cell that is done, in [0, 1]."""
     text: str
     """What is to be shown of it."""
+    readings: Mapping[str, float] = field(default_factory=dict)
+    """Of its norms, as :func:`steadynorm.surgery.readings_during` gives them; logged, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,8 @@ def measure_cells(
     Raises:
         UserError: a file of the directory is damaged.
     """
-    files = CellFiles(task.directory, task.display, task.cells)
+    log = getattr(task.config, "log", ())  # of experiments that train networks
+    files = CellFiles(task.directory, task.display, task.cells, log=log, lines=task.config.json)
     cells = files.plan(grid)
     waiting = [cell for cell in cells if not cell.has_ended]
     with files:
@@ -163,12 +167,28 @@ def _share_out(waiting: Sequence[Cell], how: Measure, files: CellFiles) -> None:
 
 
 class CellFiles:
-    """Keeps cells in the run directory and shows how they go; of torchrun's workers the first one alone writes."""
+    """Keeps cells in the run directory and tells how they go; of torchrun's workers the first one alone writes.
 
-    def __init__(self, directory: RunDirectory, display: Display, known: dict[str, Cell]) -> None:
-        self.directory, self.display, self.known = directory, display, known
+    Args:
+        directory: where they are kept.
+        display: shows them.
+        known: cells by name, as they were last kept.
+        log: where the epochs of networks are logged.
+        lines: whether they are told as JSON lines on standard output: each epoch of a network, each cell that ends.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        display: Display,
+        known: dict[str, Cell],
+        *,
+        log: Sequence[Logger] = ("tensorboard",),
+        lines: bool = False,
+    ) -> None:
+        self.directory, self.display, self.known, self.log, self.lines = directory, display, known, log, lines
         self.names: list[str] = []
-        self.boards: dict[str, SummaryWriter] = {}
+        self.logs: dict[str, Log] = {}
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> None:
@@ -195,15 +215,14 @@ class CellFiles:
 
     def begin(self, cell: Cell) -> Mapping[str, Tensor]:
         """Note that a cell begins or goes on; give the tensors that it goes on from."""
-        if cell.is_network and is_first():
-            # One writer for a run, not one for an epoch: TensorBoard reads the files of a run in the order of their
-            # names, which is not always that of writers of one second, and drops the epochs that it has read too early.
-            path, done = self.directory.tensorboard_path(cell), len(cell.series("val_accuracy"))
-            if cell.name not in self.boards:  # a task of Ray's may begin again
-                writer = SummaryWriter(str(path), purge_step=done + 1)
-                self.boards[cell.name] = self.stack.enter_context(writer)
+        on_first(lambda: self._open_log(cell))
         self.show_begin(cell)
         return on_first(lambda: self.directory.load_tensors(cell)) if cell.measurements else {}
+
+    def _open_log(self, cell: Cell) -> None:
+        if cell.is_network and cell.name not in self.logs:  # a task of Ray's may begin again
+            self.logs[cell.name] = Log(self.log, self.directory, cell)
+            self.stack.callback(self.logs[cell.name].close)
 
     def show_begin(self, cell: Cell) -> None:
         """Show that a cell begins."""
@@ -220,8 +239,10 @@ class CellFiles:
         """Keep a state, and show what was measured."""
         on_first(lambda: self.directory.save_state(cell, state.tensors))
         self._keep(cell)
-        if cell.name in self.boards:
-            write_board(self.boards[cell.name], cell)
+        if cell.name in self.logs:
+            self.logs[cell.name].write(cell, state.readings)
+        if cell.is_network:
+            self._tell("epoch", cell, _last_epoch(cell) | {"readings": state.readings})
         self.display.advance(cell.name, state.share, state.text, lasting=True)
 
     def keep_model(self, cell: Cell, model: Model) -> None:
@@ -232,10 +253,15 @@ class CellFiles:
         """Keep a cell that has ended."""
         on_first(lambda: self.directory.save_state(cell, {}))
         self._keep(cell)
-        if cell.name in self.boards:
-            self.boards.pop(cell.name).close()
+        if cell.name in self.logs:
+            self.logs.pop(cell.name).close()
+        self._tell("cell", cell, _end_of(cell))
         lost = f"{cell.name} diverged: its loss was not finite at step {cell.diverged_at_step}"
         self.display.end(cell.name, lost if cell.status == "diverged" else "")
+
+    def _tell(self, kind: str, cell: Cell, news: Mapping[str, Any]) -> None:
+        if self.lines:
+            on_first(lambda: send_line(kind, {"cell": cell.name, "factors": cell.factors, **news}))
 
     def _keep(self, cell: Cell) -> None:
         self.known[cell.name] = cell
@@ -253,13 +279,15 @@ def _planned(cell: Cell) -> tuple[float, str]:
     return done / planned, f": {planned} epochs" + (f", goes on after epoch {done}" if done else "")
 
 
-BOARD = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "grad_norm_mean", "learning_rate")
-"""What TensorBoard shows of an epoch."""
+def _last_epoch(cell: Cell) -> dict[str, Any]:
+    """Give the last epoch of a network, without what was measured of single layers."""
+    epoch = max(cell.series("val_accuracy"))
+    return {"epoch": epoch} | {
+        row.quantity: row.value for row in cell.measurements if row.step == epoch and not row.subject
+    }
 
 
-def write_board(board: SummaryWriter, cell: Cell) -> None:
-    """Write the last epoch of a network for TensorBoard."""
-    epoch = max(cell.series(BOARD[0]))
-    for name in BOARD:
-        board.add_scalar(name.replace("_", "/", 1), cell.series(name)[epoch], epoch)
-    board.flush()
+def _end_of(cell: Cell) -> dict[str, Any]:
+    """Say how a cell ended, and what was measured in it, where its epochs have not told so."""
+    news: dict[str, Any] = {"status": cell.status, "seconds": cell.seconds, "diverged_at_step": cell.diverged_at_step}
+    return news if cell.is_network else news | {"measurements": cell.measurements}

@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from steadynorm.lab.data import both_sides, check_data_dir
+from steadynorm.lab.loggers import Logger
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.normalizations import find_normalization
 from steadynorm.lab.optimization import ADAMW, ADAMW_RATES
@@ -83,7 +84,7 @@ class ExperimentConfig:
     quick: bool = False
     """A small version on the embedded data, in under a minute."""
     json: bool = False
-    """Print the summary as JSON on standard output."""
+    """Print JSON lines on standard output: each epoch of a network and each cell as it ends, and last the summary."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Flags on the command line, those with their default values included; no flag itself."""
 
@@ -118,6 +119,8 @@ class TrainingConfig(ExperimentConfig):
     """Share of each label that is spread evenly over all classes, in the training loss alone."""
     compile: bool = False
     """Compile the training passes of every network by torch.compile."""
+    log: tuple[Logger, ...] = ("tensorboard",)
+    """Where each epoch goes beside the record, with readings of the norms: tensorboard, wandb; none: --log alone."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: random crop after a border of 4 pixels is added, and mirroring."""
 

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from steadynorm.lab.checkpoint import load_checkpoint
-from steadynorm.lab.configuration import ExperimentConfig, prepared, reading_of, with_reached_milestones
+from steadynorm.lab.configuration import ExperimentConfig, TrainingConfig, prepared, reading_of, with_reached_milestones
 from steadynorm.lab.data import Dataset, load_dataset, some
 from steadynorm.lab.fitting_data import check_data
+from steadynorm.lab.loggers import check_loggers
 from steadynorm.lab.machine import choose_device, choose_precision, choose_threads
 from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.training import Positive, network, overflow_ignored
@@ -59,7 +60,7 @@ __all__ = [
 
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 
-BESIDE_RESUME = ("on", "address", "resume", "json", "data_dir")  # flags that do not change a stored experiment
+BESIDE_RESUME = ("on", "address", "resume", "log", "json", "data_dir")  # flags that do not change a stored experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,7 @@ class Experiment(Generic[ConfigT]):
         place = on_first(lambda: config.resume or config.out or new_place(self.name))
         config, stored = on_first(lambda: _begun_before(self, config))
         run_on_all_ranks(lambda: self.check(config))
+        on_first(lambda: check_loggers(getattr(config, "log", ())))
         threads = stored.resolved["threads"] if stored is not None else _threads(config)
         # Ray's tasks set their own.
         torch.set_num_threads(threads if config.on == "local" else min(threads, count_cores()))
@@ -177,7 +179,9 @@ def _pool(config: ExperimentConfig, threads: int, display: Display) -> contextli
 def _where(config: ExperimentConfig) -> list[str]:
     """Give the flags that a resumed run must be given again, since its record does not depend on them."""
     address = [] if config.address is None else ["--address", config.address]
-    return [] if config.on == "local" else ["--on", config.on, *address]
+    place = [] if config.on == "local" else ["--on", config.on, *address]
+    log = config.log if isinstance(config, TrainingConfig) else TrainingConfig.log
+    return [*place, "--log", *log] if log != TrainingConfig.log else place
 
 
 def _stored_record(experiment: Experiment[Any], place: Path) -> Record:
@@ -305,7 +309,8 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
     stored = config_of(type(given), record)
     if given.data_dir is not None:
         stored = dataclasses.replace(stored, data_dir=given.data_dir)
-    return dataclasses.replace(stored, on=given.on, address=given.address)
+    told = {name: getattr(given, name) for name in ("on", "address", "log", "json") if name in vars(given)}
+    return dataclasses.replace(stored, **told)
 
 
 def config_of(kind: type[ConfigT], record: Record) -> ConfigT:

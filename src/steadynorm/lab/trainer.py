@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,7 @@ from steadynorm.lab.workers import (
     worker,
 )
 from steadynorm.reporting.records import Factors, Measurement
+from steadynorm.surgery import readings_during, readings_of, statistics_of
 from steadynorm.surgery.named_modules import batch_norms_of
 
 __all__ = ["Trainer"]
@@ -40,6 +43,8 @@ class _Steps:
     losses: Tensor
     hits: int
     images: int
+    readings: Mapping[str, float]
+    """Of the norms, in the last step."""
     gradient_norms: Tensor
     """Shape (steps, number of watched weights + 1); the last column is of all parameters together."""
     seconds: float
@@ -93,14 +98,21 @@ class Trainer:
         forward = compiled(model) if settings.compile else model
         return cls(model, forward, optimizer, settings, dataset, factors, advance)
 
-    def epoch(self, number: int) -> Iterator[Measurement]:
-        """Train and validate once, and give what was measured; of a loss that is not finite only that."""
+    def epoch(self, number: int) -> tuple[list[Measurement], Mapping[str, float]]:
+        """Train and validate once.
+
+        Returns:
+            what was measured, of a loss that is not finite only that; and readings of the norms.
+        """
         start = time.perf_counter()
         steps = self.steps(number)
         if steps.diverged_at is not None:
             before = (number - 1) * steps_per_epoch(self.dataset.train, self.settings)
-            yield Measurement(step=before + steps.diverged_at + 1, quantity="diverged", value=1.0)
-            return
+            return [Measurement(step=before + steps.diverged_at + 1, quantity="diverged", value=1.0)], {}
+        return list(self._measured(number, steps, start)), steps.readings
+
+    def _measured(self, number: int, steps: _Steps, start: float) -> Iterator[Measurement]:
+        """Validate after the steps of an epoch, and give its numbers."""
         sync_buffers_(self.model)
         val_loss, val_accuracy = self._validate()
         whole = steps.gradient_norms[:, -1]
@@ -134,20 +146,17 @@ class Trainer:
         norms = torch.zeros(total, len(watched) + 1, device=device)
         hits = torch.zeros((), dtype=torch.int64, device=device)
         images = done = looked = 0
+        readings: Mapping[str, float] = {}
+        stored = _statistics(self.model)
         batches = self.batches(epoch, part=(worker(), number_of_workers()))
         start = time.perf_counter()
         for group in itertools.islice(_groups(batches, self.settings.accumulate), total):
             self.set_rate_((epoch - 1) * total + done)
             self.optimizer.zero_grad()
-            for x, labels in group:
-                with failure_explained(self.settings):
-                    with autocast(self.settings):
-                        logits = self.forward(x).float()
-                    loss = training_loss(logits, labels, self.settings) / len(group)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                losses[done] += loss.detach()
-                hits += (logits.argmax(1) == labels).sum()
-                images += len(labels)
+            with self._reading(stored) if done == total - 1 else contextlib.nullcontext(readings) as readings:
+                losses[done], right, count = self._add_gradients(group)
+            hits += right
+            images += count
             average_gradients_(self.model)
             norms[done] = gradient_norms(self.model, watched)
             self.optimizer.step()
@@ -162,7 +171,32 @@ class Trainer:
                 break
         seconds = time.perf_counter() - start
         hits, shown = sum_over_workers(hits, torch.tensor(images, device=device))
-        return _Steps(losses[:done].cpu(), int(hits), int(shown), norms[:done].cpu(), seconds)
+        return _Steps(losses[:done].cpu(), int(hits), int(shown), readings, norms[:done].cpu(), seconds)
+
+    def _add_gradients(self, group: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, int]:
+        """Add the mean gradients of a step's batches; give their mean loss, how many are right, and how many images."""
+        mean = torch.zeros((), device=self.settings.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.settings.device)
+        for x, labels in group:
+            with failure_explained(self.settings):
+                with autocast(self.settings):
+                    logits = self.forward(x).float()
+                loss = training_loss(logits, labels, self.settings) / len(group)
+                loss.backward()  # type: ignore[no-untyped-call]
+            mean += loss.detach()
+            hits += (logits.argmax(1) == labels).sum()
+        return mean, hits, sum(len(labels) for _, labels in group)
+
+    @contextlib.contextmanager
+    def _reading(self, stored: Mapping[str, Tensor]) -> Iterator[dict[str, float]]:
+        """Read the norms while batches go through them; where these are compiled, what needs no batch alone."""
+        if not self.settings.compile:
+            with readings_during(self.model, stored or None) as readings:
+                yield readings
+            return
+        found: dict[str, float] = {}
+        yield found
+        found |= readings_of(self.model, stored or None)
 
     def set_rate_(self, done: int) -> None:
         """Give the optimizer the rate of the step after ``done`` others."""
@@ -191,6 +225,12 @@ class Trainer:
         share = take(images, torch.arange(worker(), len(images), number_of_workers()))
         loss, hits = sum_over_workers(*evaluated(self.model, share, self.dataset, self.settings))
         return loss.item() / len(images), hits.item() / len(images)
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that have statistics and are not read
+        return statistics_of(model)
 
 
 def _groups(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:

@@ -141,13 +141,13 @@ class Training:
             yield Measurement(quantity="parameters", value=parameters)
         for epoch in range(done + 1, epochs + 1):
             with overflow_ignored():
-                rows = list(trainer.epoch(epoch))
+                rows, readings = trainer.epoch(epoch)
             yield from rows
             if rows[0].quantity == "diverged":
                 return
             text = f"epoch {epoch}/{epochs}  {_said(rows)}"
             state = _state(trainer.model, trainer.optimizer)
-            yield State(tensors=state, share=epoch / epochs, text=text)
+            yield State(tensors=state, share=epoch / epochs, text=text, readings=readings)
         yield Model(tensors=trainer.model.state_dict(), metadata=_metadata(trainer))
 
     def images_per_second(self, cell: Cell) -> float:

@@ -13,7 +13,7 @@ from steadynorm.reporting.failure import UserError
 __all__ = ["as_config", "check_values", "command_of", "flag"]
 
 # where it runs, where results go and how they are shown; not what is computed
-NOT_STORED = ("on", "address", "out", "resume", "json", "given")
+NOT_STORED = ("on", "address", "out", "resume", "log", "json", "given")
 
 
 def flag(name: str) -> str:

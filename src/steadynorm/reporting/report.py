@@ -26,6 +26,7 @@ __all__ = [
     "Text",
     "Verdict",
     "as_json",
+    "plain",
 ]
 
 Verdict = Literal["met", "not met", "not measured", "not measured: at chance"]
@@ -198,7 +199,7 @@ def as_json(head: dict[str, Any], report: Report) -> dict[str, Any]:
         report: what it is said to show.
     """
     rows = [[cell.text for cell in row] for row in report.table.rows]
-    content: dict[str, Any] = _plain(
+    content: dict[str, Any] = plain(
         {
             "experiment": head["experiment"],
             "finished": report.finished,
@@ -212,12 +213,12 @@ def as_json(head: dict[str, Any], report: Report) -> dict[str, Any]:
     return content
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (JSON is any of several types, nested)
+def plain(value: Any) -> Any:  # noqa: ANN401 (JSON is any of several types, nested)
     """Make JSON of a value: null of what is not finite, a list of a tuple, text of keys, its fields of a dataclass."""
     if is_dataclass(value):
-        return _plain(vars(value))
+        return plain(vars(value))
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -200,6 +200,8 @@ def _check(config: LandscapeConfig) -> None:
             raise UserError(
                 f"{flag(name)}: two or more positive numbers are needed, got {' '.join(map(str, lengths))}."
             )
+    if "--log" in config.given:
+        raise UserError("--log: landscape keeps its networks as cells, which are not logged by epochs. Drop it.")
     if config.optimizer != "sgd":
         raise UserError(
             f"--optimizer: landscape looks along the gradient, where the steps of SGD go, got {config.optimizer}. "

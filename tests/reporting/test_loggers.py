@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from steadynorm.integrations.loggers import log
+from steadynorm.reporting.loggers import log
 
 READINGS = [{"bn1/gate": 0.25, "bn1/noise": 0.5}, {"bn1/gate": 0.75, "bn1/noise": 0.125}]
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def test_weights_and_biases_offline(tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     code = """
 import sys, wandb
-from tests.integrations.test_loggers import write
+from tests.reporting.test_loggers import write
 run = wandb.init(project="norms", mode="offline", dir=sys.argv[1], settings=wandb.Settings(silent=True))
 write(run)
 run.finish()
