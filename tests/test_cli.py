@@ -51,17 +51,17 @@ FLAGS = {
     "statistics": STATISTICS_FLAGS,
     "recalibration": RECALIBRATION_FLAGS,
     "adapt": """
-        --weights --weights-key --data --clean --gate --save --data-dir --mean --std --input-size --order --batch-size
-        --batches --seed --device --json
+        --weights --weights-key --code --data --clean --gate --save --data-dir --mean --std --input-size --order
+        --batch-size --batches --seed --device --json
     """,
     "doctor": """
-        --weights --weights-key --data --data-dir --mean --std --input-size --batch-size --batches --seed --device
-        --skip --treat --json --sarif --html --explain --list
+        --weights --weights-key --code --data --data-dir --mean --std --input-size --batch-size --batches --seed
+        --device --skip --treat --json --sarif --html --explain --list
         --checkpoint --checkpoint-key --reference --accumulation --world-size --optimizer
     """,
     "export": """
-        --weights --weights-key --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir --images
-        --calibration-images --requests --batch-size --threads --out --json
+        --weights --weights-key --code --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir
+        --images --calibration-images --requests --batch-size --threads --out --json
     """,
     "recalibrate": """
         --weights --weights-key --save --data --data-dir --mean --std --input-size --images --batch-size --seed --device

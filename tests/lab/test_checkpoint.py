@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,6 +10,7 @@ from steadynorm.lab.networks import build_network
 from steadynorm.layers import batch_norm_state
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.run_directory import save_tensors
+from tests.support.given_networks import HERE
 from tests.support.layers import randomize_
 
 METADATA = {"arm": "gated_batch_norm", "network": "cnn", "depth": "3", "widths": "4 8"}
@@ -118,3 +121,64 @@ def test_tensors_of_another_network_are_refused(tmp_path, changed):
     saved(tmp_path, **changed)
     with pytest.raises(UserError, match="its tensors are not those of cnn with gated_batch_norm"):
         load_checkpoint(tmp_path / "a.safetensors")
+
+
+def given(tmp_path, network=f"{HERE}:make", arm=f"{HERE}:Scale,power=0.5", **shape):
+    """Write the checkpoint of a network of the user's, and give the model."""
+    shape = {"classes": 5, "channels": 1, "image_size": (12, 10)} | shape
+    model = build_network(network, arm=arm, depth=6, widths=(4,), seed=1, **shape)
+    size = " ".join(map(str, shape["image_size"]))
+    numbers = {"classes": str(shape["classes"]), "channels": str(shape["channels"]), "image_size": size}
+    metadata = METADATA | numbers | {"network": network, "arm": arm, "seed": "1"}
+    save_tensors(tmp_path / "a.safetensors", model.state_dict(), metadata)
+    return model.eval()
+
+
+CODE = (f"{HERE}:make", f"{HERE}:Scale", f"{HERE}:Looks")
+
+
+@pytest.mark.parametrize("name", ["make", "Looks"])
+@pytest.mark.parametrize("arm", ["batch_norm", "none", "as_built", f"half={HERE}:Scale,power=0.5"])
+def test_a_network_of_the_users_comes_back(tmp_path, name, arm):
+    model = given(tmp_path, f"{HERE}:{name}", arm)
+    found = load_checkpoint(tmp_path / "a.safetensors", code=CODE)
+    x = torch.randn(2, 1, 12, 10)
+    assert torch.equal(found.model(x), model(x))
+    assert (found.network, found.arm, found.classes) == (f"{HERE}:{name}", arm, 5)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ((), f"built by calling {HERE}:make and {HERE}:Scale. If you trust it, add --code {HERE}:make {HERE}:Scale"),
+        (CODE[:1], f"built by calling {HERE}:Scale. If you trust it, add --code {HERE}:Scale"),
+        (CODE[1:], f"built by calling {HERE}:make. If you trust it, add --code {HERE}:make"),
+    ],
+)
+def test_code_that_a_file_names_is_called_where_the_user_has_named_it_too(tmp_path, monkeypatch, code, message):
+    given(tmp_path)
+    monkeypatch.setattr(checkpoint, "build_network", lambda *_, **__: pytest.fail("code was called"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_checkpoint(tmp_path / "a.safetensors", code=code)
+
+
+def test_a_checkpoint_whose_module_is_not_here_says_so(tmp_path):
+    saved(tmp_path, METADATA | {"network": "gone.models:make", "arm": "none"})
+    with pytest.raises(UserError, match=r"a\.safetensors: gone\.models: cannot be imported .*Run from where it can"):
+        load_checkpoint(tmp_path / "a.safetensors", code=["gone.models:make"])
+
+
+def test_tensors_of_another_network_of_the_users_are_refused_before_it_is_built(tmp_path, monkeypatch):
+    given(tmp_path)
+    other = METADATA | {"network": f"{HERE}:make", "arm": "batch_norm", "classes": "1000000000", "channels": "1"}
+    save_tensors(tmp_path / "a.safetensors", given(tmp_path, arm="batch_norm").state_dict(), other)
+    build, devices = checkpoint.build_network, []
+
+    def spy(*arguments, **named):
+        devices.append(torch.get_default_device().type)
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(checkpoint, "build_network", spy)
+    with pytest.raises(UserError, match=r"\(8\.weight: shape \(5, 32\) in place of \(1000000000, 32\)\)"):
+        load_checkpoint(tmp_path / "a.safetensors", code=CODE)
+    assert devices == ["meta"]

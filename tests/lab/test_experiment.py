@@ -16,6 +16,7 @@ from steadynorm.reporting.records import Cell, read_record
 from steadynorm.reporting.run_directory import RunDirectory
 from tests.support.experiments import TINY, Recorder, on_tiny_data, tiny_dataset
 from tests.support.first_format import write_first_format
+from tests.support.given_networks import HERE
 
 DATA = tiny_dataset()
 CONFIG = CompareConfig(
@@ -72,6 +73,54 @@ def test_a_default_that_is_given_beside_quick_counts_and_is_in_the_command() -> 
     config = quickened(CompareConfig(quick=True, given=("--epochs", "--quick")), quick)
     assert (config.epochs, config.depth) == (CompareConfig().epochs, 2)
     assert new_record("compare", config, DATA).command == "steadynorm compare --quick --epochs 20 --depth 2"
+
+
+def test_code_that_a_stored_experiment_calls_must_be_named_again() -> None:
+    arms = (f"half={HERE}:Scale,power=0.5", "none")
+    config = CompareConfig(network=f"{HERE}:make", arms=arms, lr=0.03)
+    record = new_record("compare", config, DATA)
+    words = f"--network {HERE}:make --arms half={HERE}:Scale,power=0.5 none"
+    with pytest.raises(UserError, match=f"^--resume: .* calls code .* If you trust it, add {words}$"):
+        stored_config(CompareConfig(resume=Path("x")), record)
+    again = CompareConfig(
+        resume=Path("x"), network=config.network, arms=arms, given=("--arms", "--network", "--resume")
+    )
+    assert stored_config(again, record) == config
+    with pytest.raises(UserError, match=r"continues with the stored configuration\. Drop --network"):
+        stored_config(replace(again, network=f"{HERE}:plain"), record)
+    with pytest.raises(UserError, match=r"continues with the stored configuration. Drop --arms\."):
+        stored_config(replace(again, network="cnn", given=()), new_record("compare", CompareConfig(lr=0.03), DATA))
+
+
+def test_data_of_a_function_must_be_named_again() -> None:
+    record = new_record("compare", CompareConfig(data="my.data:load"), DATA)
+    with pytest.raises(UserError, match=r"If you trust it, add --data my\.data:load"):
+        stored_config(CompareConfig(resume=Path("x")), record)
+    assert stored_config(CompareConfig(resume=Path("x"), data="my.data:load"), record).data == "my.data:load"
+
+
+def test_a_network_and_classes_of_the_users_are_trained_described_and_resumed(tmp_path: Path) -> None:
+    arms = ("batch_norm", f"half={HERE}:Scale,power=0.5", f"{HERE}:Scale")
+    sizes = {"depth": CompareConfig.depth, "widths": None, "epochs": 1, "milestones": ()}
+    config = replace(TINY, network=f"{HERE}:make", arms=arms, out=tmp_path / "run", **sizes)
+    display = Recorder()
+    with on_tiny_data():
+        compare.EXPERIMENT.run(config, display)
+    record = read_record(tmp_path / "run")
+    assert [cell.name for cell in record.cells] == [
+        "batch_norm-lr0.05-seed0",
+        "half-lr0.05-seed0",
+        "tests.support.given_networks.Scale-lr0.05-seed0",
+    ]
+    assert all(cell.status == "finished" for cell in record.cells)
+    assert record.resolved["arms_made"]["batch_norm"] == "2 batch norms became steadynorm.BatchNorm2d"
+    assert f"{HERE}:make with half: 2 batch norms became Scale" in display.messages
+    found = compare.EXPERIMENT.describe(record)
+    assert [row[0].text for row in found.sections[0].blocks[1].rows] == ["Batch norm", "Half", "Scale"]
+    assert "half: 2 batch norms became Scale; Scale: 2 " in " ".join(found.method)
+    again = CompareConfig(resume=tmp_path / "run", network=config.network, arms=arms)
+    with on_tiny_data():
+        assert compare.EXPERIMENT.run(again, display) == tmp_path / "run"
 
 
 def test_other_data_are_refused() -> None:

@@ -81,7 +81,7 @@ def run_adapt(config: AdaptConfig, display: Display) -> Adaptation:
         UserError: it cannot be done.
     """
     source, data = check_adapt(config)
-    found = load_source(source, weights=config.weights, key=config.weights_key)
+    found = load_source(source, weights=config.weights, key=config.weights_key, code=config.code)
     model = found.model.to(choose_device(config.device))
     x, labels, read = _read(config, data, "data", model, display)
     model = _with_logits(model, x[: config.batch_size])

@@ -32,6 +32,8 @@ class AdaptConfig:
     """Weights for a built model: .safetensors, or what torch.save wrote; no pickled code is run."""
     weights_key: str | None = None
     """Where in that file they are, such as ema; default: found by the model's names."""
+    code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
+    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
     data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
     """The stream: validation images of cifar10, shapes, digits or mnist; a directory with a folder of images for each
     class, or images alone; or an .npz file with x and, for accuracy, y."""

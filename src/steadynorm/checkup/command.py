@@ -35,7 +35,8 @@ def run_doctor(config: DoctorConfig, display: Display) -> Examination:
         UserError: it cannot be done.
     """
     source = check_config(config)
-    found = load_source(source, weights=config.weights, key=config.weights_key, may_lack=STATISTICS)
+    key, code = config.weights_key, config.code
+    found = load_source(source, weights=config.weights, key=key, may_lack=STATISTICS, code=code)
     if found.weights:
         display.message(found.weights)
     model = found.model.to(choose_device(config.device))
@@ -78,7 +79,7 @@ def _treated(
     display.end("treating it")
     if not found.file:
         return found
-    anew = reloaded(source, config.treat).to(choose_device(config.device))
+    anew = reloaded(source, config.treat, code=config.code).to(choose_device(config.device))
     remaining = _looked_at(given, anew, display, "looking at a model built anew", number=3, of=3)
     return replace(found, remaining=judge(remaining, skip=config.skip))
 

@@ -44,6 +44,8 @@ class DoctorConfig:
     no pickled code is run. Default: as it is built."""
     weights_key: str | None = None
     """Where in that file they are, such as ema; default: found by the model's names."""
+    code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
+    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
     checkpoint: Path | None = None
     """A file that the model is to be as, read as weights are; what is otherwise in the model is said, and --treat loads
     it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,11 @@ def treat(
     )
 
 
-def reloaded(source: str, file: Path) -> nn.Module:
+def reloaded(source: str, file: Path, *, code: Collection[str] = ()) -> nn.Module:
     """Build a model anew, with the weights that were written."""
-    return load_source(source, weights=file).model if is_built(source) else load_source(str(file), weights=None).model
+    if is_built(source):
+        return load_source(source, weights=file).model
+    return load_source(str(file), weights=None, code=code).model
 
 
 def _accuracy(scores: tuple[float, ...]) -> float | None:

@@ -49,6 +49,8 @@ class ExportConfig:
     no pickled code is run. Default: as it is built."""
     weights_key: str | None = None
     """Where in that file they are, such as ema; default: found by the model's names."""
+    code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
+    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
     format: tuple[Literal["torchscript", "torch-export", "aotinductor", "onnx"], ...] | None = None
     """Default: every one that this machine can write."""
     quantize: tuple[Literal["none", "dynamic", "static"], ...] = ("none", "dynamic", "static")
@@ -97,7 +99,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     config, is_own = with_data(config)
     assert config.data is not None
     threads = choose_threads(config.threads)
-    source = load_source(config.source, weights=config.weights, key=config.weights_key)
+    source = load_source(config.source, weights=config.weights, key=config.weights_key, code=config.code)
     if source.weights:
         display.message(source.weights)
     norms = check_ready(source.model)

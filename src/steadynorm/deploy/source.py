@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from steadynorm.lab.functions import call_function
+from steadynorm.lab.networks.logits import Logits
 from steadynorm.lab.weights import load_weights
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery.flow.trial import run
@@ -33,31 +34,19 @@ class Source:
     """What was read from a file of weights, a sentence; empty where none was given."""
 
 
-class Logits(nn.Module):
-    """A model whose output is an object with ``logits``, as Hugging Face's have it, or a tuple, with a tensor for it.
-
-    Args:
-        model: takes images alone.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Give the logits."""
-        output = self.model(pixels)
-        found: Tensor = output.logits if hasattr(output, "logits") else output[0]
-        return found
-
-
 def is_built(what: str) -> bool:
     """Tell whether a source is a function that builds a model, and not a checkpoint."""
     return ":" in what and not what.endswith(".safetensors")
 
 
-def load_source(what: str, *, weights: Path | None, key: str | None = None, may_lack: Collection[str] = ()) -> Source:
+def load_source(
+    what: str,
+    *,
+    weights: Path | None,
+    key: str | None = None,
+    may_lack: Collection[str] = (),
+    code: Collection[str] = (),
+) -> Source:
     """Load a model.
 
     Args:
@@ -66,6 +55,7 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None, may_
             where the function does not load them itself.
         key: where in that file they are.
         may_lack: see :func:`steadynorm.lab.weights.load_weights`.
+        code: what a checkpoint may call, see :func:`steadynorm.lab.checkpoint.load_checkpoint`.
 
     Raises:
         UserError: it cannot be found, imported or built, or its tensors are not the model's.
@@ -83,10 +73,11 @@ def load_source(what: str, *, weights: Path | None, key: str | None = None, may_
             )
         if weights is not None:
             raise UserError(f"--weights: {what} is a checkpoint, which holds its own. Drop the flag.")
+        from steadynorm.lab.arms import arm_label
         from steadynorm.lab.checkpoint import load_checkpoint
 
-        found = load_checkpoint(Path(what))
-        return Source(model=found.model, name=f"{found.network} with {found.arm.replace('_', ' ')}")
+        found = load_checkpoint(Path(what), code=code)
+        return Source(model=found.model, name=f"{found.network} with {arm_label(found.arm)}")
     model = _build(what)
     read = "" if weights is None else load_weights(model, weights, key=key, may_lack=may_lack)
     return Source(model=model, name=what, weights=read)

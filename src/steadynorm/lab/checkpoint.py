@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from steadynorm.lab.arms import parse_arm
 from steadynorm.lab.networks import build_network
+from steadynorm.lab.networks.given import calls_code, is_given
 from steadynorm.reporting.failure import UserError
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
-BEFORE = {"classes": "10", "channels": "3", "image_size": "32 32"}
-"""What checkpoints of version 0.1 do not say: theirs are all of such images."""
+BEFORE = {"classes": "10", "channels": "3", "image_size": "32 32", "seed": "0"}
+"""What checkpoints of version 0.1 do not say: theirs are all of such images, and the seed decides nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +37,18 @@ class Checkpoint:
     """Height and width of the images that it was trained on."""
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, code: Collection[str] = (), flag: str = "--code") -> Checkpoint:
     """Build the network that a checkpoint is of, and load its weights.
 
     Args:
         path: a ``.safetensors`` file in a run's ``checkpoints``.
+        code: functions and classes, ``package.module:name``, that the file may name to be called. A network or a
+            normalization of the user's is built by calling it, and a file from elsewhere could name any function.
+        flag: by which the user names them, for messages.
 
     Raises:
-        UserError: there is no such file, or it is not a checkpoint of an experiment.
+        UserError: there is no such file, it is not a checkpoint of an experiment, it names code that is not among
+            ``code``, or its network cannot be built.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a directory. Give a .safetensors file of a run's checkpoints.")
@@ -57,20 +63,39 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "depth": int(metadata["depth"]),
             "widths": widths,
             "image_size": (height, width),
-            **{name: int(metadata[name]) for name in ("classes", "channels")},
+            **{name: int(metadata[name]) for name in ("classes", "channels", "seed")},
         }
         network, arm = metadata["network"], metadata["arm"]
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file. Give a .safetensors file of a run's checkpoints.") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
+    seed = how.pop("seed")  # of the user's functions some draw numbers that are in no tensor of the network
+    _check_code(path, network, arm, code, flag)
     _check_size(path, tensors, network, how)
-    model = build_network(network, seed=0, **how)
+    try:
+        model = build_network(network, seed=seed, **how)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise _others(path, network, arm, error) from error
     return Checkpoint(model=model.eval(), network=network, **how)
+
+
+def _check_code(path: Path, network: str, arm: str, code: Collection[str], flag: str) -> None:
+    """Refuse to call what a file names, and the user has not."""
+    try:
+        found = parse_arm(arm)
+    except UserError as error:
+        raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
+    named = [*([network] if calls_code(network) else []), *([found.target] if found.calls_code else [])]
+    if unknown := [each for each in named if each not in code]:
+        raise UserError(
+            f"{path}: its network is built by calling {' and '.join(unknown)}. If you trust it, add "
+            f"{flag} {' '.join(unknown)}"
+        )
 
 
 def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Mapping[str, Any]) -> None:
@@ -79,6 +104,9 @@ def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Ma
     Raises:
         UserError: the network is unknown, or would have other tensors.
     """
+    if is_given(network):
+        _check_given(path, tensors, network, how)
+        return
     if how["depth"] > len(tensors):
         raise _others(path, network, how["arm"], f"{how['depth']} convolutions, {len(tensors)} tensors")
     try:
@@ -86,14 +114,31 @@ def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Ma
             built = build_network(network, seed=0, **how)
     except (UserError, RuntimeError) as error:  # torch's, of sizes that no memory has
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
-    expected = built.state_dict()
+    _check_shapes(path, tensors, network, how["arm"], built.state_dict())
+
+
+def _check_given(path: Path, tensors: Mapping[str, Tensor], network: str, how: Mapping[str, Any]) -> None:
+    """Refuse other tensors than those of a network of the user's, where it can be built without memory."""
+    try:
+        with torch.device("meta"):
+            built = build_network(network, seed=0, **how)
+    except (
+        UserError
+    ):  # its function may look at numbers, which are none there; if it cannot be built, that is said next
+        return
+    _check_shapes(path, tensors, network, how["arm"], built.state_dict())
+
+
+def _check_shapes(
+    path: Path, tensors: Mapping[str, Tensor], network: str, arm: str, expected: Mapping[str, Tensor]
+) -> None:
     for what, names in (("missing", expected.keys() - tensors.keys()), ("unknown", tensors.keys() - expected.keys())):
         if names:
-            raise _others(path, network, how["arm"], f"{what} {', '.join(sorted(names))}")
+            raise _others(path, network, arm, f"{what} {', '.join(sorted(names))}")
     for name, tensor in expected.items():
         found, needed = tuple(tensors[name].shape), tuple(tensor.shape)
         if found != needed:
-            raise _others(path, network, how["arm"], f"{name}: shape {found} in place of {needed}")
+            raise _others(path, network, arm, f"{name}: shape {found} in place of {needed}")
 
 
 def _others(path: Path, network: str, arm: str, why: object) -> UserError:

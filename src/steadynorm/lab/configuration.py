@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 import tyro
 
+from steadynorm.lab.arms import check_distinct
 from steadynorm.lab.data import both_sides, check_data_dir
 from steadynorm.lab.loggers import Logger
-from steadynorm.lab.networks import build_network
-from steadynorm.lab.normalizations import find_normalization
+from steadynorm.lab.networks import build_network, check_network
+from steadynorm.lab.networks.given import is_given
+from steadynorm.lab.normalizations import check_settings
 from steadynorm.lab.optimization import ADAMW, ADAMW_RATES
 from steadynorm.lab.settings import Optimizer, Schedule, Settings
 from steadynorm.lab.workers import number_of_workers
@@ -40,8 +42,10 @@ __all__ = [
 
 ConfigT = TypeVar("ConfigT", bound="ExperimentConfig")
 Data = Annotated[str, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")]
+Network = Annotated[str, tyro.conf.arg(metavar="NAME|PACKAGE.MODULE:FUNCTION|timm:NAME|hf:CONFIG")]
 
 ONLY_OF_CNN = ("widths", "depth")
+LARGE = 4096  # pixels of images that are not known yet: what is too small for a network is said once they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +101,10 @@ class ExperimentConfig:
 class TrainingConfig(ExperimentConfig):
     """What experiments that train the lab's networks can be told; the defaults are the article's."""
 
-    network: Literal["cnn", "resnet20"] = "cnn"
-    """cnn: 3x3 convolutions in stages; resnet20: the residual network of He et al. 2016 for small images."""
+    network: Network = "cnn"
+    """cnn: 3x3 convolutions in stages; resnet20, resnet18, vgg, mobilenet: those of the papers, for small images; mlp:
+    three hidden layers; or a network of your own: a function that is called with the number of classes and channels,
+    timm:NAME, or hf:CONFIG, a model type or config.json of transformers. Arms are made of its batch norms."""
     widths: tuple[int, ...] = (32, 64, 128)
     """Channels of each stage of the cnn; a stage ends with 2x2 pooling."""
     epochs: int = 20
@@ -282,19 +288,22 @@ def _check_training(config: TrainingConfig) -> None:
             f"--milestones: must rise strictly from at least 1 to less than the {config.epochs} epochs, "
             f"got {' '.join(map(str, config.milestones))}."
         )
-    for depth in _values_of(config, "depth"):
+    check_network(config.network)
+    for depth in () if is_given(config.network) else _values_of(config, "depth"):
+        how: dict[str, Any] = {"widths": config.widths, "classes": 10, "image_size": (LARGE, LARGE), "seed": 0}
         with torch.device("meta"):  # no memory, no time
-            build_network(config.network, arm="none", depth=depth, widths=config.widths, classes=10, seed=0)
+            build_network(config.network, arm="none", depth=depth, **how)
 
 
 def check_arms(arms: Sequence[str]) -> None:
-    """Refuse an unknown normalization.
+    """Refuse an unknown normalization or setting, and two arms that have the same name; no class is imported.
 
     Raises:
-        UserError: unknown arm.
+        UserError: so it is.
     """
+    check_distinct(arms)
     for arm in arms:
-        find_normalization(arm)
+        check_settings(arm)
 
 
 def check_at_least(config: object, limits: Iterable[tuple[str, float]]) -> None:

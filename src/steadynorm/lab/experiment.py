@@ -8,17 +8,19 @@ import hashlib
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Generic, TypedDict, TypeVar, get_type_hints
 
 import msgspec
 import torch
 from torch import nn
 
+from steadynorm.lab.arms import arm_label
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.configuration import ExperimentConfig, TrainingConfig, prepared, reading_of, with_reached_milestones
 from steadynorm.lab.data import Dataset, load_dataset, some
@@ -27,6 +29,7 @@ from steadynorm.lab.loggers import check_loggers
 from steadynorm.lab.machine import choose_device, choose_precision, choose_threads
 from steadynorm.lab.ray_pool import Pool, open_pool
 from steadynorm.lab.training import Positive, network, overflow_ignored
+from steadynorm.lab.trials import called_code, calling_fields, try_networks, words_of
 from steadynorm.lab.workers import (
     check_alike,
     may_restart,
@@ -86,12 +89,13 @@ class Task(Generic[ConfigT]):
             UserError: it is not there, or damaged.
         """
         path = self.directory.checkpoint_path(Cell(factors=network))
+        code = called_code(self.config)
         if self.checkpoints is None:
-            return load_checkpoint(path).model
+            return load_checkpoint(path, code=code).model
         with tempfile.TemporaryDirectory() as folder:
             here = Path(folder) / path.name
             here.write_bytes(self.checkpoints[path.name])
-            return load_checkpoint(here).model
+            return load_checkpoint(here, code=code).model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,8 @@ class Experiment(Generic[ConfigT]):
     """Trains and measures; skips by itself what the run directory knows."""
     describe: Callable[[Record], Report]
     """Says what the report of a record shows, finished or not."""
+    trains: Callable[[ConfigT], Iterable[str]] = lambda config: getattr(config, "arms", ())
+    """Names the arms that are trained, so that each is tried before the first begins."""
 
     def run(self, config: ConfigT, display: Display) -> Path:
         """Run the experiment, or the rest of it, in a run directory of its own.
@@ -137,7 +143,8 @@ class Experiment(Generic[ConfigT]):
         if config.train_images is not None:
             dataset = dataclasses.replace(dataset, train=some(dataset.train, config.train_images))
         run_on_all_ranks(lambda: check_data(config, dataset))
-        record = new_record(self.name, config, dataset, threads=threads)
+        arms = run_on_all_ranks(lambda: self._tried(config, dataset))
+        record = new_record(self.name, config, dataset, threads=threads, arms=arms)
         check_alike(record.resolved, what="Give all workers the same data and hardware.")
         if stored is not None:
             check_same(stored, record, display)
@@ -148,6 +155,8 @@ class Experiment(Generic[ConfigT]):
                 on_first(lambda: directory.begin(record))
             with explain_stop(self.name, place, display, _where(config)):
                 _announce(record, config, place, display)
+                for arm, made in arms.items():
+                    display.message(f"{config.network} with {arm_label(arm)}: {made}")  # type: ignore[attr-defined]
                 cells = {cell.name: cell for cell in stored.cells} if stored is not None else {}
                 with _pool(config, threads, display) as pool, overflow_ignored():
                     task = Task(
@@ -161,6 +170,9 @@ class Experiment(Generic[ConfigT]):
                     )
                     self.work(task)
         return place
+
+    def _tried(self, config: ConfigT, dataset: Dataset) -> dict[str, str]:
+        return try_networks(config, self.trains(config), dataset) if isinstance(config, TrainingConfig) else {}
 
 
 def _threads(config: ExperimentConfig) -> int:
@@ -177,11 +189,12 @@ def _pool(config: ExperimentConfig, threads: int, display: Display) -> contextli
 
 
 def _where(config: ExperimentConfig) -> list[str]:
-    """Give the flags that a resumed run must be given again, since its record does not depend on them."""
+    """Give the flags that a resumed run must be given again: where it runs, and whose code it calls."""
     address = [] if config.address is None else ["--address", config.address]
     place = [] if config.on == "local" else ["--on", config.on, *address]
     log = config.log if isinstance(config, TrainingConfig) else TrainingConfig.log
-    return [*place, "--log", *log] if log != TrainingConfig.log else place
+    again = words_of(config, calling_fields(config))
+    return [*again, *place, *(["--log", *log] if log != TrainingConfig.log else [])]
 
 
 def _stored_record(experiment: Experiment[Any], place: Path) -> Record:
@@ -256,6 +269,7 @@ def new_record(
     dataset: Dataset,
     *,
     threads: int | None = None,
+    arms: Mapping[str, str] = MappingProxyType({}),
 ) -> Record:
     """Make the record that an experiment begins with, every ``auto`` resolved.
 
@@ -264,6 +278,7 @@ def new_record(
         config: its flags.
         dataset: that it works on.
         threads: of each network's training; default: those of this process.
+        arms: how they were made of a network of the user's.
     """
     device = choose_device(config.device)
     return Record(
@@ -288,6 +303,7 @@ def new_record(
             "train_chance": most_frequent(dataset.train.labels),
             "train_entropy": entropy(dataset.train.labels),
             "data_sha256": _digest(dataset),
+            **({"arms_made": dict(arms)} if arms else {}),
         },
         versions=describe_versions(),
         machine=describe_machine(device),
@@ -303,10 +319,14 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
     default = type(given)()
     names = [f.name for f in dataclasses.fields(given) if f.name not in (*BESIDE_RESUME, "given")]
     changed = [name for name in names if getattr(given, name) != getattr(default, name)]
-    extra = [flag(name) for name in names if name in changed or flag(name) in given.given]
+    stored = config_of(type(given), record)
+    again = [name for name in calling_fields(stored) if getattr(given, name) == getattr(stored, name)]
+    extra = [flag(name) for name in names if name not in again and (name in changed or flag(name) in given.given)]
     if extra:
         raise UserError(f"--resume: continues with the stored configuration. Drop {' '.join(extra)}.")
-    stored = config_of(type(given), record)
+    if missing := [name for name in calling_fields(stored) if name not in again]:
+        words = shlex.join(words_of(stored, missing))
+        raise UserError(f"--resume: the experiment calls code that is named in it. If you trust it, add {words}")
     if given.data_dir is not None:
         stored = dataclasses.replace(stored, data_dir=given.data_dir)
     told = {name: getattr(given, name) for name in ("on", "address", "log", "json") if name in vars(given)}

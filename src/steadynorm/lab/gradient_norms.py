@@ -21,11 +21,13 @@ def gradient_norms(model: nn.Module, watched: Sequence[Tensor]) -> Tensor:
     """Measure the l2 norms of one step.
 
     Returns:
-        shape (len(watched) + 1,): of each watched weight's gradient, and last that of all parameters together.
+        shape (len(watched) + 1,): of each watched weight's gradient, 0 where it has none, and last that of all
+        parameters together.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     whole = torch.nn.utils.get_total_norm(gradients)
-    return torch.stack([*(torch.linalg.vector_norm(weight.grad) for weight in watched), whole])
+    each = (whole.new_zeros(()) if one.grad is None else torch.linalg.vector_norm(one.grad) for one in watched)
+    return torch.stack([*each, whole])
 
 
 def percentiles(norms: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.layers import BatchNorm2d, NormAddActivation
+from steadynorm.reporting.failure import UserError
 
 __all__ = ["LARGEST_SCALING", "LARGEST_SHIFT", "NOISY", "ChannelNoise", "add_noise_"]
 
@@ -46,8 +47,13 @@ def add_noise_(model: nn.Module) -> nn.Module:
 
     Returns:
         the model.
+
+    Raises:
+        UserError: there is none.
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm2d)]
+    if not layers:
+        raise UserError(f"--arms: {NOISY} needs a batch norm of images, and the network has none. Drop it.")
     for name, layer in layers:
         activation, layer.activation = layer.activation, None
         noisy = NormAddActivation(nn.Sequential(layer, ChannelNoise()), activation)

@@ -10,10 +10,12 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,7 +129,7 @@ class Pool:
         if not waiting:
             return
         away = replace(task, display=silent_display(), pool=None, cells={}, checkpoints=_checkpoints(task))
-        shared = ray.put((uuid.uuid4(), make, away))
+        shared = ray.put((uuid.uuid4(), make, away, str(Path.cwd())))
         gpus = float(timed and task.record.resolved["device"] == "cuda")
         at_once = self._how_many(waiting[0], shared, gpus) if timed else self._at_once or self._slots()
         left, tries = list(waiting), dict.fromkeys((cell.name for cell in waiting), 0)
@@ -248,9 +250,11 @@ class _Sender:
         self.queue.put(("keep_model", (cell, replace(model, tensors=_on_cpu(model.tensors)))))
 
 
-def _made(shared: tuple[uuid.UUID, Callable[[Any], Measure], Any], threads: int) -> Any:  # noqa: ANN401 (Training)
+def _made(shared: tuple[uuid.UUID, Callable[[Any], Measure], Any, str], threads: int) -> Any:  # noqa: ANN401 (Training)
     torch.set_num_threads(threads)
-    key, make, task = shared
+    key, make, task, driver_is_in = shared
+    if driver_is_in not in sys.path:  # where code of the user's lies, if this machine has the folder
+        sys.path.insert(0, driver_is_in)
     if key not in _MADE:
         _MADE.clear()
         _MADE[key] = make(task)

@@ -21,7 +21,7 @@ Schedule = Literal["step", "cosine", "one-cycle"]
 class Settings:
     """What all networks of an experiment share."""
 
-    network: Literal["cnn", "resnet20"]
+    network: str
     depth: int
     widths: tuple[int, ...]
     batch_size: int

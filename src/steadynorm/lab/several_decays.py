@@ -11,7 +11,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from steadynorm.layers import BatchNorm2d
+from steadynorm.functional import Activation
+from steadynorm.layers.kinds import BATCH_NORMS
 from steadynorm.statistics import measure, update_running_
 
 __all__ = ["DECAYS", "SeveralDecays", "with_decay"]
@@ -21,24 +22,27 @@ DECAYS = (0.9, 0.99, 0.5)
 
 
 class SeveralDecays(nn.Module):
-    """relu(batch norm(x) + residual), whose running statistics choose their own momentum, beside those of each decay.
+    """activation(batch norm(x) + residual), whose running statistics choose their own momentum, beside each decay's.
 
         running_k = decay_k · running_k + (1 − decay_k) · batch
 
     Args:
         num_features: C.
+        dimensions: 2 for images, 1 for (N, C).
+        activation: of the layer.
     """
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, num_features: int, *, dimensions: int = 2, activation: Activation | None = "relu") -> None:
         super().__init__()
-        self.norm = BatchNorm2d(num_features, activation="relu", running="self_tuned")
+        layer = BATCH_NORMS["batch_norm"].classes[dimensions]
+        self.norm = layer(num_features, activation=activation, running="self_tuned")
         self.register_buffer("means", torch.zeros(len(DECAYS), num_features))
         self.register_buffer("vars", torch.ones(len(DECAYS), num_features))
         self.means: Tensor
         self.vars: Tensor
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map (N, C, H, W) to its shape; in training every running estimate follows the batch."""
+        """Map (N, C, *) to its shape; in training every running estimate follows the batch."""
         if self.training:
             moments = measure(input.detach())
             for mean, var, decay in zip(self.means, self.vars, DECAYS, strict=True):
@@ -62,7 +66,7 @@ def with_decay(model: nn.Module, decay: float | None) -> nn.Module:
     copy = deepcopy(model)
     for module in copy.modules():
         if isinstance(module, SeveralDecays) and decay is not None:
-            assert module.norm.running_mean is not None and module.norm.running_var is not None
-            module.norm.running_mean.copy_(module.means[DECAYS.index(decay)])
-            module.norm.running_var.copy_(module.vars[DECAYS.index(decay)])
+            stored = module.norm.get_buffer("running_mean"), module.norm.get_buffer("running_var")
+            for kept, values in zip(stored, (module.means, module.vars), strict=True):
+                kept.copy_(values[DECAYS.index(decay)])
     return copy

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from steadynorm.lab.arms import arm_label, parse_arm
 from steadynorm.lab.compiling import compiled, failure_explained
 from steadynorm.lab.data import Dataset, batches, take
 from steadynorm.lab.evaluation import evaluated
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.networks import build_network, zero_last_gamma_
+from steadynorm.lab.networks.given import is_given
 from steadynorm.lab.optimization import learning_rate, make_optimizer, training_loss
 from steadynorm.lab.settings import Settings, autocast, steps_per_epoch
 from steadynorm.lab.workers import (
@@ -27,6 +29,7 @@ from steadynorm.lab.workers import (
     sync_buffers_,
     worker,
 )
+from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.reporting.records import Factors, Measurement
 from steadynorm.surgery import readings_during, readings_of, statistics_of
 from steadynorm.surgery.named_modules import batch_norms_of
@@ -179,8 +182,7 @@ class Trainer:
         hits = torch.zeros((), dtype=torch.int64, device=self.settings.device)
         for x, labels in group:
             with failure_explained(self.settings):
-                with autocast(self.settings):
-                    logits = self.forward(x).float()
+                logits = self._logits(x)
                 loss = training_loss(logits, labels, self.settings) / len(group)
                 loss.backward()  # type: ignore[no-untyped-call]
             mean += loss.detach()
@@ -204,6 +206,23 @@ class Trainer:
         rate = learning_rate(self.factors["lr"], self.settings, done=done, steps=steps, epochs=epochs)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Run the network; a batch that it does not take, and what the user's code fails at, is one line.
+
+        Raises:
+            UserError: it fails.
+        """
+        try:
+            with autocast(self.settings):
+                return self.forward(x).float()
+        except Exception as error:
+            network, arm = self.settings.network, self.factors["arm"]
+            is_theirs = is_given(network) or parse_arm(arm).calls_code
+            if self.settings.compile or not (is_theirs or isinstance(error, ValueError)):
+                raise
+            told = f"failed on a batch of {len(x)} images with {one_line(error)}"
+            raise UserError(f"{network} with {arm_label(arm)}: {told}.") from error
 
     def batches(self, epoch: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
         """Give the training batches of an epoch, or a worker's part of each."""

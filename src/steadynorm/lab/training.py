@@ -203,6 +203,7 @@ def _metadata(trainer: Trainer) -> dict[str, str]:
     settings, dataset = trainer.settings, trainer.dataset
     return {
         "arm": trainer.factors["arm"],
+        "seed": str(trainer.factors["seed"]),
         "network": settings.network,
         "depth": str(settings.depth),
         "widths": " ".join(map(str, settings.widths)),

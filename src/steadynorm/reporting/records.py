@@ -18,6 +18,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -37,6 +38,7 @@ __all__ = [
     "Measurement",
     "Record",
     "Status",
+    "file_word",
     "format_of",
     "head_of",
     "read_config",
@@ -53,6 +55,19 @@ Status = Literal["waiting", "running", "finished", "diverged"]
 Factors = dict[str, Any]
 """Name -> text or number. A factor that does not distinguish a cell is absent."""
 UNNAMED, SHORT = ("epochs",), {"batch_size": "batch"}  # in names of cells
+
+
+def file_word(text: str) -> str:
+    """Give a factor's text as the name of a cell has it: of ``label=...`` the label, else without what files refuse.
+
+    >>> file_word("mine=package.norms:Mine,eps=0.001"), file_word("package.norms:Mine,eps=0.001")
+    ('mine', 'package.norms.Mine,eps=0.001')
+    """
+    label, equals, _ = text.partition("=")
+    if not (equals or ":" in text):
+        return text
+    named = equals and "," not in label and ":" not in label
+    return label if named else re.sub(r"[^\w.,=+-]", ".", text)
 
 
 class StoredFields(dict[str, Any]):
@@ -91,7 +106,8 @@ class Cell:
         """Unique within an experiment, and a legal file name."""
         named = {name: value for name, value in self.factors.items() if name not in UNNAMED}
         return "-".join(
-            value if isinstance(value, str) else f"{SHORT.get(name, name)}{value!r}" for name, value in named.items()
+            file_word(value) if isinstance(value, str) else f"{SHORT.get(name, name)}{value!r}"
+            for name, value in named.items()
         )
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steadynorm.lab.describe.names import data_label
+from steadynorm.lab.describe.names import arm_label, data_label
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.numbers import percent, points, rate
 from steadynorm.reporting.records import Record, StoredFields
@@ -118,7 +118,9 @@ def method_of(record: Record, text: str, **own: object) -> list[str]:
         "compiled": ", compiled by torch.compile" if record.config.get("compile") else "",
         "workers": "" if workers == 1 else sentences(record, SHARED),
     }
-    return paragraphs(record, f"{DATA}\n\n{TRAINING}", **shared) + paragraphs(record, text, **own)
+    made = [f"{arm_label(arm)}: {how}" for arm, how in record.resolved.get("arms_made", {}).items()]
+    last = [f"How the arms were made of the network that was given: {'; '.join(made)}."] if made else []
+    return [*paragraphs(record, f"{DATA}\n\n{TRAINING}", **shared), *paragraphs(record, text, **own), *last]
 
 
 def data_words(record: Record) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
+from steadynorm.lab.arms import arm_label
 from steadynorm.reporting.records import Record
 from steadynorm.reporting.words import listing
 
@@ -14,19 +15,9 @@ BATCH_NORM = ("batch_norm", "torch_batch_norm")
 """Arms that are the article's batch norm, ours first."""
 PLAIN = "none"
 """The arm without normalization."""
-ARMS = {
-    "none": "no normalization",
-    "self_tuned_batch_norm": "self-tuned batch norm",
-    "torch_batch_norm": "torch's batch norm",
-}
 DATA = {"cifar10": "CIFAR-10", "digits": "the embedded digits", "mnist": "MNIST", "shapes": "the embedded shapes"}
 METHODS = {"prior_16": "prior of 16", "self_tuned": "following, tuned", "gated": "gated layers"}
 ArmT = TypeVar("ArmT")
-
-
-def arm_label(arm: str) -> str:
-    """Name an arm as a reader would."""
-    return ARMS.get(arm, arm.replace("_", " "))
 
 
 def arm_labels(record: Record) -> list[str]:

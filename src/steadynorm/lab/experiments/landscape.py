@@ -65,6 +65,9 @@ from steadynorm.reporting.words import capital, listing
 if TYPE_CHECKING:
     import pandas as pd
 
+WITHOUT_NOISE = "batch_norm"
+"""The arm that noise is added to."""
+
 __all__ = ["EXPERIMENT", "LandscapeConfig"]
 
 
@@ -117,7 +120,7 @@ class _Trace:
     def start(cls, task: Task[LandscapeConfig], arm: str, seed: int) -> _Trace:
         """Build the network with its initial weights."""
         config, is_noisy = task.config, arm == NOISY
-        factors = network(arm="batch_norm" if is_noisy else arm, seed=seed, lr=config.lr, epochs=config.epochs)
+        factors = network(arm=WITHOUT_NOISE if is_noisy else arm, seed=seed, lr=config.lr, epochs=config.epochs)
         trainer = Trainer.start(factors, settings_of(config, task.record), task.dataset)
         if is_noisy:
             add_noise_(trainer.model)
@@ -194,6 +197,8 @@ def _rows(subject: str, step: int, values: dict[str, float]) -> Iterator[Measure
 
 def _check(config: LandscapeConfig) -> None:
     check_arms([arm for arm in config.arms if arm != NOISY])
+    if config.network == "mlp" and NOISY in config.arms:
+        raise UserError(f"--arms: {NOISY} is for images, and the mlp normalizes units. Drop one of the two.")
     for name in ("rate_steps", "weight_steps"):
         lengths = getattr(config, name)
         if len(lengths) < 2 or not all(0 < length < math.inf for length in lengths):
@@ -674,5 +679,11 @@ def _lengths(record: Record, unit: str) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="landscape", config=LandscapeConfig, quick=QUICK, check=_check, work=_work, describe=describe
+    name="landscape",
+    config=LandscapeConfig,
+    quick=QUICK,
+    check=_check,
+    work=_work,
+    describe=describe,
+    trains=lambda config: dict.fromkeys(WITHOUT_NOISE if arm == NOISY else arm for arm in config.arms),
 )

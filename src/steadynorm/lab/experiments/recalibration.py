@@ -41,6 +41,7 @@ from steadynorm.lab.describe.method import data_sentence, paragraphs, sentences
 from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.training import network, train_networks
+from steadynorm.lab.trials import called_code
 from steadynorm.reporting.claims import judge
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import percent, seconds
@@ -91,8 +92,20 @@ QUICK |= {"seeds": (0,), "images": (100, 500)}
 def _check(config: RecalibrationConfig) -> None:
     check_experiment(config, ("images",), least={"images": 2} | ({} if config.draws is None else {"draws": 1}))
     check_split(config.batch_size)
-    if config.checkpoint is not None and not batch_norms_of(load_checkpoint(config.checkpoint).model):
-        raise UserError(f"{config.checkpoint}: its network has no batch norm, so there is nothing to recalibrate.")
+    if config.checkpoint is not None and not called_code(config):  # of a record, code is not called
+        _read(config, config.checkpoint)
+
+
+def _read(config: RecalibrationConfig, path: Path) -> nn.Module:
+    """Read the network of a checkpoint; code that it names is called where ``--network`` names it too.
+
+    Raises:
+        UserError: it cannot be read, or has no batch norm.
+    """
+    model = load_checkpoint(path, code=called_code(config), flag="--network").model
+    if not batch_norms_of(model):
+        raise UserError(f"{path}: its network has no batch norm, so there is nothing to recalibrate.")
+    return model
 
 
 def _images(config: RecalibrationConfig) -> tuple[int, ...]:
@@ -147,7 +160,7 @@ def _measure(task: Task[RecalibrationConfig]) -> Measure:
     @cache
     def wiped(seed: int) -> tuple[nn.Module, list[Measurement]]:
         path = config.checkpoint
-        model = load_checkpoint(path).model if path else task.trained(_network(config, seed))
+        model = _read(config, path) if path else task.trained(_network(config, seed))
         model = model.to(settings.device)
         before = {"original": evaluate(model, dataset.validation, dataset, settings)[1]}
         for named in batch_norms_of(model):
@@ -306,5 +319,11 @@ def _lead(record: Record, counts: Sequence[Arm], wiped: Spread | None) -> str:
 
 
 EXPERIMENT = Experiment(
-    name="recalibration", config=RecalibrationConfig, quick=QUICK, check=_check, work=_work, describe=describe
+    name="recalibration",
+    config=RecalibrationConfig,
+    quick=QUICK,
+    check=_check,
+    work=_work,
+    describe=describe,
+    trains=lambda config: ("batch_norm",) if config.checkpoint is None else (),
 )

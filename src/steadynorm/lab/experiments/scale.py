@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from steadynorm.lab.configuration import TrainingConfig, check_experiment, check_split, settings_of
+from steadynorm.lab.configuration import Network, TrainingConfig, check_experiment, check_split, settings_of
 from steadynorm.lab.describe.arms import Arm, arms_at, if_finished, points_of
 from steadynorm.lab.describe.claims import expected
 from steadynorm.lab.describe.figures import chart
@@ -26,6 +26,7 @@ from steadynorm.lab.describe.method import method_of, sentences
 from steadynorm.lab.describe.networks import has_ended, networks_as_json
 from steadynorm.lab.describe.tables import SERIES, seeds_note
 from steadynorm.lab.experiment import Experiment, Task
+from steadynorm.lab.networks import RESIDUAL
 from steadynorm.lab.recipe import RECIPES, find_recipe
 from steadynorm.lab.settings import Settings
 from steadynorm.lab.training import network, train_networks
@@ -71,9 +72,8 @@ class ScaleConfig(TrainingConfig):
     Every batch size sees the same images as often. Under torchrun the batch is shared by the workers.
     """
 
-    network: Literal["cnn", "resnet20"] = "resnet20"
-    """resnet20: the residual network of He et al. 2016 for small images; cnn has no residual blocks to start as the
-    identity."""
+    network: Network = "resnet20"
+    """As for steadynorm compare; of resnet20, resnet18 and mobilenet residual blocks start as the identity."""
     batch_size: tuple[int, ...] | None = None  # only until the data is known
     """Images in a step, on all workers together; default: 128 512 2048 8192, on the embedded data, of which there are
     fewer, 128 512 1024."""
@@ -118,7 +118,7 @@ def _work(task: Task[ScaleConfig]) -> None:
             warm_up=config.warm_up if recipe.warm_up else 0,
             warm_up_from=config.lr,
             spare_norms=recipe.spared_norms,
-            zero_last_gamma=recipe.zero_gamma and config.network == "resnet20",
+            zero_last_gamma=recipe.zero_gamma and config.network in RESIDUAL,
             freeze_last=config.freeze_last if recipe.frozen_end else 0,
         )
 
@@ -154,9 +154,9 @@ def _check(config: ScaleConfig) -> None:
     for name in ("warm_up", "freeze_last"):
         if getattr(config, name) >= config.epochs:
             raise UserError(f"{flag(name)}: must be less than the {config.epochs} epochs, got {getattr(config, name)}.")
-    if config.network != "resnet20" and "no_zero_gamma" in config.variants:
+    if config.network not in RESIDUAL and "no_zero_gamma" in config.variants:
         raise UserError(
-            f"--variants: no_zero_gamma needs residual blocks, --network {config.network} has none. "
+            f"--variants: no_zero_gamma needs residual blocks, --network {config.network} has none of ours. "
             "Drop it, or use resnet20."
         )
 
@@ -405,4 +405,12 @@ def _words(record: Record) -> dict[str, str]:
     }
 
 
-EXPERIMENT = Experiment(name="scale", config=ScaleConfig, quick=QUICK, check=_check, work=_work, describe=describe)
+EXPERIMENT = Experiment(
+    name="scale",
+    config=ScaleConfig,
+    quick=QUICK,
+    check=_check,
+    work=_work,
+    describe=describe,
+    trains=lambda config: (SMALL, WHOLE),
+)

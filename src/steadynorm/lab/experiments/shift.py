@@ -686,4 +686,12 @@ def _source(record: Record) -> str:
     return f"in part CIFAR-10-C's own files, else {made}" if len(published) > 1 else made
 
 
-EXPERIMENT = Experiment(name="shift", config=ShiftConfig, quick=QUICK, check=_check, work=_work, describe=describe)
+EXPERIMENT = Experiment(
+    name="shift",
+    config=ShiftConfig,
+    quick=QUICK,
+    check=_check,
+    work=_work,
+    describe=describe,
+    trains=lambda config: (ARM,),
+)

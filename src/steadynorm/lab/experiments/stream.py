@@ -26,6 +26,7 @@ from typing import Any
 from torch import nn
 
 from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
+from steadynorm.lab.arms import parse_arm
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, check_split, settings_of
 from steadynorm.lab.data import evaluation_batches, some
@@ -49,6 +50,7 @@ from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Fig
 from steadynorm.reporting.seeds import Spread, spread
 from steadynorm.reporting.words import capital
 from steadynorm.surgery import recalibrate_
+from steadynorm.surgery.named_modules import batch_norms_of
 
 __all__ = ["DEFAULT_BUILD", "EXPERIMENT", "ORDERS", "STATELESS", "StreamConfig", "default_build", "single"]
 
@@ -144,7 +146,9 @@ def _measure(task: Task[StreamConfig]) -> Measure:
         seed = job.factors["seed"]
         if job.factors["part"] == "recalibrated":
             model = task.trained(single(config, job.factors["arm"], seed))
-            if job.factors["arm"] not in STATELESS:
+            if not _is_stateless(job.factors["arm"]):
+                if not batch_norms_of(model):  # a class of the user's, whose statistics nobody else knows
+                    return
                 recalibrate_(model, training_batches())
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)
             yield Measurement(quantity="accuracy", value=accuracy)
@@ -154,6 +158,10 @@ def _measure(task: Task[StreamConfig]) -> Measure:
         yield from predict(*adapting(seed), images, order, advance=job.advance)
 
     return measure
+
+
+def _is_stateless(arm: str) -> bool:
+    return parse_arm(arm).target in STATELESS
 
 
 def _check(config: StreamConfig) -> None:
@@ -275,7 +283,7 @@ def _accuracy(arm: Arm) -> Entry:
 
 
 def _measured_anew(arm: Arm) -> str:
-    return "no such statistics" if arm.arm in STATELESS else percent_spread(arm["recalibrated"])
+    return "no such statistics" if _is_stateless(arm.arm) else percent_spread(arm["recalibrated"])
 
 
 def _training(record: Record) -> list[Figure]:
@@ -427,4 +435,12 @@ def _headline(record: Record, arms: Sequence[Arm], default: Spread | None) -> st
     return f"At batch size 1 gated batch norm {_lost(drops[GATED])}{beside}"
 
 
-EXPERIMENT = Experiment(name="stream", config=StreamConfig, quick=QUICK, check=_check, work=_work, describe=describe)
+EXPERIMENT = Experiment(
+    name="stream",
+    config=StreamConfig,
+    quick=QUICK,
+    check=_check,
+    work=_work,
+    describe=describe,
+    trains=lambda config: dict.fromkeys((DEFAULT_BUILD, *config.arms)),
+)

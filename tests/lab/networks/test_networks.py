@@ -2,9 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from steadynorm.lab.networks import build_network, zero_last_gamma_
-from steadynorm.lab.normalizations import NORMALIZATIONS
+from steadynorm.lab.networks import NETWORKS, RESIDUAL, build_network, zero_last_gamma_
+from steadynorm.lab.networks.blocks import BasicBlock
+from steadynorm.lab.networks.mobilenet import InvertedBlock
+from steadynorm.lab.normalizations import NORMALIZATIONS, Normalization, find_normalization
+from steadynorm.layers import BatchNorm1d
 from steadynorm.reporting.failure import UserError
+from tests.support.given_networks import HERE, Scale
 
 
 def build(name: str = "cnn", arm: str = "batch_norm", **changes: object) -> nn.Module:
@@ -127,3 +131,92 @@ def test_a_residual_block_whose_last_weight_is_zero_is_its_shortcut() -> None:
 def test_what_has_no_such_weight_is_refused(name: str, arm: str) -> None:
     with pytest.raises(UserError, match="needs residual blocks whose normalization has a weight"):
         zero_last_gamma_(build_network(name, arm=arm, depth=6, widths=(4, 8, 8), classes=10, seed=0))
+
+
+OWN = [name for name in NETWORKS if name not in ("cnn", "resnet20")]
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(("size", "image_channels"), [((28, 28), 1), ((32, 32), 3), ((48, 40), 3)])
+def test_our_networks_take_images_of_any_size(name: str, size: tuple[int, int], image_channels: int) -> None:
+    with torch.device("meta"):
+        model = build(name, channels=image_channels, image_size=size, classes=7)
+        assert model(torch.empty(2, image_channels, *size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # He et al.'s 11.69 M of ImageNet, less 513,000 of 1000 classes, plus 5,130, less 7,680 of a 7x7 first layer
+        ("resnet18", 11_173_962),
+        ("vgg", 9_228_362),  # 9,217,728 of convolutions, 5,504 of norms, 5,130 of the classifier
+        ("mobilenet", 2_236_682),  # torchvision's 3,504,872, less 1,281,000 of 1000 classes, plus 12,810
+        ("mlp", 921_610),
+    ],
+)
+def test_our_networks_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in build(name).parameters()) == parameters
+
+
+def test_an_mlp_starts_from_the_same_weights_in_every_arm_and_its_norms_are_of_one_dimension() -> None:
+    plain = build("mlp", "none", image_size=(8, 8))
+    for arm in [name for name in NORMALIZATIONS if name != "instance_norm"]:
+        model = build("mlp", arm, image_size=(8, 8))
+        assert torch.equal(model.linear3.weight, plain.linear3.weight)
+        model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    assert type(build("mlp", image_size=(8, 8)).norm1) is BatchNorm1d
+    assert (plain.linear1.bias is not None) and build("mlp", image_size=(8, 8)).linear1.bias is None
+
+
+def test_the_units_of_an_mlp_have_nothing_to_average_over() -> None:
+    with pytest.raises(UserError, match="--arms: instance_norm: ValueError: instance_norm needs positions"):
+        build("mlp", "instance_norm")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet"])
+def test_every_arm_is_in_networks_with_other_shortcuts(name: str) -> None:
+    for arm in NORMALIZATIONS:
+        with torch.device("meta"):
+            build(name, arm)
+
+
+@pytest.mark.parametrize("norm", [find_normalization("batch_norm"), find_normalization("none")])
+def test_a_projected_shortcut_is_added_before_the_activation(norm: Normalization) -> None:
+    block = BasicBlock(4, 8, 2, norm, projects=True)
+    for parameter in block.conv2.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(block(x), block.projection(x).relu())
+    assert block.projection(x).min() < 0 and block.projection[0].kernel_size == (1, 1)
+
+
+def test_an_inverted_block_adds_its_input_and_has_no_last_activation() -> None:
+    block = InvertedBlock(4, 4, 1, find_normalization("batch_norm"), expansion=6)
+    nn.init.zeros_(block.project.weight)
+    x = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(block(x), x)
+    assert not InvertedBlock(4, 8, 1, find_normalization("batch_norm"), expansion=6).adds_input
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_networks_may_start_as_their_shortcuts(name: str) -> None:
+    with torch.device("meta"):
+        model = build(name)
+        zero_last_gamma_(model)
+
+
+@pytest.mark.parametrize("name", ["bogus", "resnet50", ""])
+def test_an_unknown_network_names_the_known_ones(name: str) -> None:
+    with pytest.raises(
+        UserError, match=r"--network: no network is called .* cnn, .*mlp, PACKAGE\.MODULE:FUNCTION, timm"
+    ):
+        build(name)
+
+
+def test_an_arm_may_be_a_class_of_the_users_or_have_settings() -> None:
+    model = build(arm=f"half={HERE}:Scale,power=0.5", depth=2, widths=(4, 8))
+    assert type(model.norm1.norm) is Scale and model.norm1.norm.power == 0.5
+    x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.norm1(x, residual=x), (model.norm1.norm(x) + x).relu())
+    assert build(arm="batch_renorm,r_max=2", depth=2, widths=(4, 8)).norm2.r_max == 2
