@@ -51,21 +51,23 @@ FLAGS = {
     "statistics": STATISTICS_FLAGS,
     "recalibration": RECALIBRATION_FLAGS,
     "adapt": """
-        --weights --weights-key --code --data --clean --gate --save --data-dir --mean --std --input-size --order
-        --batch-size --batches --seed --device --json
+        --weights --weights-key --code --data --clean --gate --save --data-dir --columns --mean --std --input-size
+        --order --batch-size --batches --seed --device --json
     """,
     "doctor": """
-        --weights --weights-key --code --data --data-dir --mean --std --input-size --batch-size --batches --seed
+        --weights --weights-key --code --data --data-dir --columns --mean --std --input-size --batch-size --batches
+        --seed
         --device --skip --treat --json --sarif --html --explain --list
         --checkpoint --checkpoint-key --reference --accumulation --world-size --optimizer
     """,
     "export": """
-        --weights --weights-key --code --format --quantize --input-size --target-p50-ms --max-drop --data --data-dir
+        --weights --weights-key --code --format --quantize --input-size --target-p50-ms --max-drop --data
+        --data-dir --columns
         --images --calibration-images --requests --batch-size --threads --out --json
     """,
     "recalibrate": """
-        --weights --weights-key --save --data --data-dir --mean --std --input-size --images --batch-size --seed --device
-        --json
+        --weights --weights-key --save --data --data-dir --columns --mean --std --input-size --images --batch-size
+        --seed --device --json
     """,
     "report": "--json",
     "warmup": "--shapes --layers --activations --dtypes --layouts --residual --json",

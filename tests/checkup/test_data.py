@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +19,7 @@ from PIL import Image
 from steadynorm.checkup.data import Wanted, load_sample
 from steadynorm.lab.data import load_dataset
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.records import Record
 
 
 def load(data: object, **wanted: Any) -> Any:
@@ -142,10 +148,10 @@ def test_arrays_that_mean_nothing_are_refused(tmp_path: Path, content: dict[str,
 def test_what_is_no_data_is_refused(tmp_path: Path, folders: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not an archive")
     for data, why in (
-        ("imagenet", "--data: must be one of shapes, cifar10, digits, mnist, a directory of images, or an .npz file"),
+        ("imagenet", "--data: must be one of: shapes, digits, cifar10, cifar100, mnist, fashion_mnist; "),
         (tmp_path / "none.npz", "there is no such file"),
-        (tmp_path / "a.npz", "a.npz: is no .npz file."),
-        (folders / "empty", "must hold images, or a folder of images for each class; it has none."),
+        (tmp_path / "a.npz", "a.npz: is no .npz file"),
+        (folders / "empty", "which holds nothing."),
     ):
         with pytest.raises(UserError, match=re.escape(why)):
             load(data)
@@ -181,3 +187,86 @@ def test_validation_images_of_a_data_set_are_taken_where_they_are_asked_for() ->
     dataset = load_dataset("shapes")
     assert torch.equal(found.batches[0][1], dataset.validation.labels[:8])
     assert found.told.startswith("8 validation images of shapes, ")
+
+
+def parquet(tmp_path: Path, rows: Any, labels: list[int], *, name: str = "a.parquet") -> Path:
+    """Write images as the hub has them."""
+    cells = []
+    for row in rows:
+        out = io.BytesIO()
+        Image.fromarray(row).save(out, "PNG")
+        cells.append({"bytes": out.getvalue()})
+    pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / name)
+    return tmp_path / name
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 4, 5, 3), dtype=np.uint8)
+
+
+def test_every_layout_of_experiments_is_read_and_samples_keep_their_labels(tmp_path: Path) -> None:
+    path = parquet(tmp_path, PIXELS, list(range(12)))
+    ((x, y),) = load(path, batch_size=12, mean=(0.0,), std=(1.0,)).batches
+    assert y.tolist() != list(range(12))
+    assert torch.equal((x * 255).round().byte(), torch.from_numpy(PIXELS).permute(0, 3, 1, 2)[y])
+    sample = load(path, batch_size=12)
+    assert abs(float(sample.batches[0][0].mean())) < 1e-5
+    assert abs(float(sample.batches[0][0].std()) - 1) < 0.05
+    assert sample.told.startswith(f"12 images of {path}, normalized by mean 0.")
+
+
+def test_a_stream_is_the_part_for_validation(tmp_path: Path) -> None:
+    parquet(tmp_path, PIXELS, [0, 1] * 6, name="train.parquet")
+    parquet(tmp_path, PIXELS[:3], [1, 0, 1], name="test.parquet")
+    assert load(tmp_path, batch_size=12, part="validation", in_order=True).batches[0][1].tolist() == [1, 0, 1]
+    np.savez(tmp_path / "k.npz", x_train=PIXELS, y_train=np.arange(12) % 2, x_test=PIXELS[:3], y_test=np.ones(3, int))
+    assert load(tmp_path / "k.npz", batch_size=12, part="validation", in_order=True).batches[0][1].tolist() == [1] * 3
+
+
+def test_of_training_and_validation_folders_the_part_that_is_asked_for_is_taken(folders: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("red", "blue"):
+            (folders / "d" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copytree(folders / name, folders / "d" / part / name)
+    (folders / "d" / "val" / "red" / "0.png").unlink()
+    assert len(load(folders / "d", batch_size=9).batches[0][0]) == 6
+    sample = load(folders / "d", batch_size=9, part="validation", in_order=True)
+    assert sample.batches[0][1].tolist() == [0, 0, 0, 1, 1]
+    assert "with 2 class folders, cut to 224 x 224" in sample.told
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    path = arrays(tmp_path, a=np.zeros((4, 2), np.float32), b=np.arange(4), x=np.ones((4, 2)))
+    ((x, y),) = load(path, batch_size=4, columns=("a", "b")).batches
+    assert (float(x.sum()), sorted(y.tolist())) == (0.0, [0, 1, 2, 3])
+    with pytest.raises(UserError, match="must have an array c, and b where there are labels; it has a, b and x"):
+        load(path, columns=("c", "b"))
+
+
+def trained(**resolved: Any) -> Record:
+    return Record(
+        experiment="compare", command="", created="", config={"data": "d"}, resolved=resolved, versions={}, machine={}
+    )
+
+
+def test_images_are_fed_as_the_run_of_a_checkpoint_fed_them(folders: Path) -> None:
+    run = trained(mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1.0], image_size=[4, 6])
+    sample = load(folders, batch_size=6, trained=run)
+    ((x, y),) = sample.batches
+    assert x.shape == (6, 3, 4, 6)
+    assert x[y == 1][0, :, 0, 0].tolist() == [2.0, -1.0, -0.5]
+    assert sample.told.endswith("resized to 4 x 6, normalized by mean 0.5 0.5 0.5 and std 0.25 0.5 1")
+    assert load(folders, batch_size=6, trained=run, input_size=(8, 8)).batches[0][0].shape == (6, 3, 8, 8)
+    assert load(folders, batch_size=6, trained=trained()).batches[0][0].shape == (6, 3, 224, 224)
+
+
+def test_images_of_several_sizes_in_a_table_ask_for_a_size(tmp_path: Path) -> None:
+    path = parquet(tmp_path, [*PIXELS[:3], PIXELS[3, :2]], [0, 1, 0, 1])
+    with pytest.raises(UserError, match=r"of one size, got 2 x 5 .* by --input-size\.$"):
+        load(path, batch_size=4)
+    assert load(path, batch_size=4, input_size=(3, 3)).batches[0][0].shape == (4, 3, 3, 3)
+
+
+def test_a_data_set_of_a_name_has_the_size_of_the_run_of_a_checkpoint() -> None:
+    run = replace(trained(), config={"data": "digits", "image_size": [14]})
+    assert load("digits", batch_size=4, number=1, trained=run).batches[0][0].shape == (4, 1, 14, 14)
+    assert load("shapes", batch_size=4, number=1, trained=run).batches[0][0].shape == (4, 3, 32, 32)

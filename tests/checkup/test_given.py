@@ -60,7 +60,7 @@ def test_a_reference_without_labels_leaves_the_score_of_the_data(images: str, tm
 
 
 def test_a_reference_that_cannot_be_read_is_called_so(images: str) -> None:
-    with pytest.raises(UserError, match=r"^--reference: must be one of shapes"):
+    with pytest.raises(UserError, match=r"^--reference: must be one of: shapes"):
         examined(f"{HERE}:trained_network", data=images, reference="imagenet")
 
 

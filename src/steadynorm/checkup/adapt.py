@@ -16,8 +16,8 @@ from steadynorm.adaptation import Adapted, Gate, StoredStatistics
 from steadynorm.checkup.adapt_config import AdaptConfig, check_adapt
 from steadynorm.checkup.data import Sample, Wanted, load_sample
 from steadynorm.checkup.given import in_dtype_of, tried
-from steadynorm.deploy.source import Logits, load_source
-from steadynorm.lab.data import DATASETS
+from steadynorm.deploy.source import Logits, load_source, trained_on
+from steadynorm.lab.data import DATASETS, class_folders
 from steadynorm.lab.data.images import random_stream
 from steadynorm.lab.machine import choose_device
 from steadynorm.reporting.failure import UserError
@@ -111,6 +111,8 @@ def _read(
         std=config.std,
         input_size=config.input_size,
         data_dir=config.data_dir if data in DATASETS else None,
+        columns=config.columns,
+        trained=None if config.source is None else trained_on(config.source),
         part="validation" if stream else "train",
         in_order=stream,
     )
@@ -128,7 +130,7 @@ def _read(
 def _in_order(
     config: AdaptConfig, data: str, sample: Sample, x: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor | None, str]:
-    folders = Path(data).is_dir() and sample.classes > 0
+    folders = class_folders.recognises(data) and sample.classes > 0
     if (config.order or ("mixed" if folders else "given")) == "given":
         return x, labels, "In their order."
     order = torch.from_numpy(random_stream(config.seed, _ORDER).permutation(len(x)))

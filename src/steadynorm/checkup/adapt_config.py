@@ -34,10 +34,11 @@ class AdaptConfig:
     """Where in that file they are, such as ema; default: found by the model's names."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
     """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
-    """The stream: validation images of cifar10, shapes, digits or mnist; a directory with a folder of images for each
-    class, or images alone; or an .npz file with x and, for accuracy, y."""
-    clean: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
+    """The stream: validation images of cifar10, shapes, digits or another data set of a name; a directory with a folder
+    of images for each class, or images alone, or other data that experiments take; or an .npz file with x and, for
+    accuracy, y."""
+    clean: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
     """Labelled data that the model is good on and was not trained on, by which the gate is calibrated. Default: up to
     1,000 samples of --data, at random, which the stream then lacks."""
     gate: Path | None = None
@@ -45,13 +46,18 @@ class AdaptConfig:
     save: Path | None = None
     """Write the gate, and what it remembers of the stream, into this new .safetensors file."""
     data_dir: Path | None = None
-    """Where CIFAR-10 or MNIST lies, as for an experiment."""
+    """Where a data set of a name lies, as for an experiment."""
+    columns: tuple[str, str] | None = None
+    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: those
+    that are usual."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from pixels in [0, 1], by channel; default: the data set's, ImageNet's for a directory."""
+    """Subtracted from pixels in [0, 1], by channel; default: of the run that a checkpoint is of, else the data set's,
+    ImageNet's for image files."""
     std: tuple[float, ...] | None = None
     """What the centred pixels are divided by; default likewise."""
     input_size: tuple[int, int] | None = None
-    """Height and width of the images; default: what they have, 224 224 for a directory."""
+    """Height and width of the images; default: of the run that a checkpoint is of, else what they have,
+    224 224 for image files."""
     order: Literal["given", "mixed"] | None = None
     """Whether the stream is as the data lie or shuffled; default: shuffled for a directory with a folder for each
     class, which would come class after class, and as they lie else."""

@@ -19,7 +19,7 @@ __all__ = ["DoctorConfig", "check_config", "check_pixels"]
 MOST = 32
 """Batches that a treatment takes at most."""
 NEED_DATA = {
-    **dict.fromkeys(("data_dir", "mean", "std", "input_size"), "how data are read"),
+    **dict.fromkeys(("data_dir", "columns", "mean", "std", "input_size"), "how data are read"),
     "reference": "what data are compared with",
     "accumulation": "how many batches a step takes",
     "world_size": "how many processes share a step",
@@ -51,20 +51,26 @@ class DoctorConfig:
     it."""
     checkpoint_key: str | None = None
     """Where in that file it is; default: found by the model's names."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
-    """Training images of cifar10, shapes, digits or mnist; a directory with a folder of images for each class; or an
-    .npz file with x and, for accuracy, y. Default: none; the checks of modules and their state alone run."""
-    reference: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
+    """Training images of cifar10, shapes, digits or another data set of a name; a directory with a folder of images for
+    each class, or other data that experiments take; or an .npz file with x and, for accuracy, y. Default: none; the
+    checks of modules and their state alone run."""
+    reference: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
     """Data as for --data that the model is known to be good on, such as those it was validated with; --data are
     compared with them."""
     data_dir: Path | None = None
-    """Where CIFAR-10 or MNIST lies, as for an experiment."""
+    """Where a data set of a name lies, as for an experiment."""
+    columns: tuple[str, str] | None = None
+    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: those
+    that are usual."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from pixels in [0, 1], by channel; default: the data set's, ImageNet's for a directory."""
+    """Subtracted from pixels in [0, 1], by channel; default: of the run that a checkpoint is of, else the data set's,
+    ImageNet's for image files."""
     std: tuple[float, ...] | None = None
     """What the centred pixels are divided by; default likewise."""
     input_size: tuple[int, int] | None = None
-    """Height and width of the images; default: what they have, 224 224 for a directory."""
+    """Height and width of the images; default: of the run that a checkpoint is of, else what they have,
+    224 224 for image files."""
     batch_size: int = 64
     """Samples in a batch; give the one that the model is trained with."""
     batches: int = 8

@@ -1,8 +1,7 @@
-"""A few batches to look at a model with: from a data set by name, a directory of images, or an .npz file."""
+"""A few batches to look at a model with, from data in any layout that experiments read, arrays or images."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +13,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steadynorm.lab.data import DATASETS, evaluation_batches, load_dataset, take
+from steadynorm.lab.data import DATASETS, archives, evaluation_batches, load_dataset, take
+from steadynorm.lab.data.class_folders import images_in
 from steadynorm.lab.data.images import Images, random_stream
+from steadynorm.lab.data.layouts import layout_of, open_parts
+from steadynorm.lab.data.parts import Parts, Reading
 from steadynorm.reporting.failure import UserError, one_line
+from steadynorm.reporting.records import Record
 from steadynorm.reporting.words import counted, listing
 
-__all__ = ["IMAGES", "Sample", "Wanted", "load_sample"]
+__all__ = ["Sample", "Wanted", "load_sample"]
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-"""Endings of the files that are read as images."""
 PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's channels, by which nearly all networks for photographs are fed."""
 SIDE = (224, 224)
@@ -43,7 +44,9 @@ class Wanted:
         std: what the centred pixels are divided by; likewise.
         input_size: height and width of images; None is what they have, 224 x 224 for files.
         data_dir: where a data set of that name lies.
-        part: of a data set of that name, of which samples are taken.
+        columns: names of the images and of the labels, in a table or an archive of arrays.
+        trained: the record of the run that trained the model: images of its form are resized and normalized as there.
+        part: of the data, of which samples are taken; the only part where there is no other.
         in_order: take the first samples in their order, those of an incomplete last batch too, and none at random.
     """
 
@@ -54,6 +57,8 @@ class Wanted:
     std: tuple[float, ...] | None = None
     input_size: tuple[int, int] | None = None
     data_dir: Path | None = None
+    columns: tuple[str, str] | None = None
+    trained: Record | None = None
     part: Literal["train", "validation"] = "train"
     in_order: bool = False
 
@@ -90,9 +95,9 @@ def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None], *, f
     """Load batches.
 
     Args:
-        data: name of a data set of :data:`steadynorm.lab.data.DATASETS`, of which training images are taken; a
-            directory with a folder of images for each class, or images alone; or an ``.npz`` file with an array ``x``,
-            shape (N, ...), and where there are labels an array ``y``, integers of shape (N,).
+        data: name of a data set of :data:`steadynorm.lab.data.DATASETS`; data in any layout of
+            :data:`steadynorm.lab.data.layouts.LAYOUTS`; a directory with images alone; or an ``.npz`` file with an
+            array ``x``, shape (N, ...), and where there are labels an array ``y``, integers of shape (N,).
         wanted: how many, and how they are made.
         progress: told what takes long.
         flag: by which they were given, for messages.
@@ -102,20 +107,21 @@ def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None], *, f
     """
     if data in DATASETS:
         return _from_dataset(data, wanted, progress)
-    place = Path(data)
     if wanted.data_dir is not None:
         raise UserError(f"--data-dir: says where a data set lies that has a name; {data} is a place itself.")
-    if place.is_dir():
-        return _from_directory(place, wanted, flag)
-    if place.suffix == ".npz":
-        return _from_arrays(place, wanted, flag)
-    raise UserError(
-        f"{flag}: must be one of {', '.join(DATASETS)}, a directory of images, or an .npz file, got {data}."
-    )
+    reading = Reading(columns=wanted.columns, progress=progress, flag=flag, size_flag="--input-size")
+    if archives.recognises(data):
+        return _from_arrays(Path(data), wanted, reading)
+    if Path(data).is_dir() and (alone := images_in(Path(data))) and layout_of(data) is None:
+        chosen = [alone[row] for row in wanted.rows(len(alone)).tolist()]
+        return _from_files(chosen, None, 0, data, wanted, flag)
+    return _from_parts(open_parts(data, reading, names=DATASETS), data, wanted, reading)
 
 
 def _from_dataset(name: str, wanted: Wanted, progress: Callable[[str], None]) -> Sample:
-    dataset = load_dataset(name, data_dir=wanted.data_dir, progress=progress)
+    run = {} if wanted.trained is None or wanted.input_size is not None else wanted.trained.config
+    size = run.get("image_size") if run.get("data") == name else None
+    dataset = load_dataset(name, data_dir=wanted.data_dir, image_size=size, progress=progress)
     dataset = replace(dataset, mean=wanted.mean or dataset.mean, std=wanted.std or dataset.std)
     _check_channels(len(dataset.mean), len(dataset.std), dataset.train.pixels.shape[1])
     source: Images = getattr(dataset, wanted.part)
@@ -126,24 +132,66 @@ def _from_dataset(name: str, wanted: Wanted, progress: Callable[[str], None]) ->
     return Sample(batches=batches, told=told, classes=len(dataset.classes))
 
 
-def _from_arrays(path: Path, wanted: Wanted, flag: str) -> Sample:
-    try:
-        if path.exists() and not zipfile.is_zipfile(path):
-            raise UserError(f"{flag}: {path}: is no .npz file.")
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x", "y") if name in file}
-            names = list(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{flag}: {path}: there is no such file.") from error
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{flag}: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error
-    if "x" not in arrays:
-        raise UserError(f"{flag}: {path}: must have an array x, and y where there are labels; it has {listing(names)}.")
-    x, y = arrays["x"], arrays.get("y")
+def _from_parts(parts: Parts, data: str, wanted: Wanted, reading: Reading) -> Sample:
+    """Take samples of the part that is wanted, or of the only one."""
+    from steadynorm.lab.data.assembly import measured_scale, numbered  # needs pillow
+    from steadynorm.lab.data.decoding import decode
+
+    part = parts.train if wanted.part == "train" or parts.validation is None else parts.validation
+    labels, classes = (None, ()) if part.labels is None else numbered(part, parts)
+    rows = wanted.rows(part.count)
+    known = None if labels is None else torch.from_numpy(labels[rows.numpy()])
+    if part.are_files and not _fed_as_in_training(wanted):
+        return _from_files(list(part.images(rows.numpy())), known, len(classes), data, wanted, reading.flag)
+    order = rows.argsort()  # tables are read from the first row to the last
+    mean, std = parts.scale or (None, None)
+    size = wanted.input_size
+    if wanted.trained is not None and _fed_as_in_training(wanted):
+        height, width = wanted.trained.resolved["image_size"]
+        mean, std, size = (
+            tuple(wanted.trained.resolved["mean"]),
+            tuple(wanted.trained.resolved["std"]),
+            (height, width),
+        )
+    found = decode(part, rows[order].numpy(), replace(reading, image_size=size), what=data)
+    images = Images.of_rows(found[order.argsort()], torch.zeros(len(rows), dtype=torch.int64))
+    if mean is None or std is None:
+        mean, std = measured_scale(images, reading)
+    wanted = replace(wanted, mean=wanted.mean or mean, std=wanted.std or std, input_size=None)
+    inputs, how = _normalized(images.pixels.contiguous().float() / 255, wanted)
+    batches = _together(inputs, known, wanted)
+    folders = f" with {counted(len(classes), 'class folder')}" if part.are_files and classes else ""
+    size_told = f", resized to {' x '.join(map(str, size))}" if size is not None else ""
+    return Sample(
+        batches=batches,
+        told=f"{_counted(batches, 'image', f'{data}{folders}')}{size_told}, {how}",
+        classes=len(classes),
+    )
+
+
+def _fed_as_in_training(wanted: Wanted) -> bool:
+    """Whether the model is of a run that says how its images were, and the user says nothing else."""
+    if wanted.trained is None or not {"image_size", "mean", "std"} <= wanted.trained.resolved.keys():
+        return False
+    return wanted.mean is None and wanted.std is None and wanted.input_size is None
+
+
+def _from_arrays(path: Path, wanted: Wanted, reading: Reading) -> Sample:
+    flag, (x_name, y_name) = reading.flag, wanted.columns or ("x", "y")
+    arrays = archives.load_arrays(path, {x_name, y_name}, flag=flag)
+    if x_name not in arrays:
+        names = archives.array_names(path, flag=flag)
+        if wanted.columns is None and archives.choose(names):
+            return _from_parts(archives.read(str(path), reading), str(path), wanted, reading)
+        raise UserError(
+            f"{flag}: {path}: must have an array {x_name}, and {y_name} where there are labels; it has "
+            f"{listing(names)}."
+        )
+    x, y = arrays[x_name], arrays.get(y_name)
     if x.dtype.kind not in "fiub" or x.ndim == 0 or len(x) == 0:
-        raise UserError(f"{flag}: {path}: x must be numbers of shape (N, ...), got {x.dtype} {x.shape}.")
+        raise UserError(f"{flag}: {path}: {x_name} must be numbers of shape (N, ...), got {x.dtype} {x.shape}.")
     if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
-        raise UserError(f"{flag}: {path}: y must be integers of shape ({len(x)},), got {y.dtype} {y.shape}.")
+        raise UserError(f"{flag}: {path}: {y_name} must be integers of shape ({len(x)},), got {y.dtype} {y.shape}.")
     rows = wanted.rows(len(x))
     inputs, how = _inputs(x[rows.numpy()], wanted)
     batches = _together(inputs, None if y is None else torch.from_numpy(y[rows.numpy()].astype(np.int64)), wanted)
@@ -164,44 +212,32 @@ def _inputs(x: NDArray[Any], wanted: Wanted) -> tuple[Tensor, str]:
     return _normalized(pixels.contiguous().float() / 255, wanted)
 
 
-def _from_directory(place: Path, wanted: Wanted, flag: str) -> Sample:
-    classes = sorted(each.name for each in place.iterdir() if each.is_dir() and _images_in(each))
-    files = [(path, label) for label, name in enumerate(classes) for path in _images_in(place / name)]
-    files = files or [(path, 0) for path in _images_in(place)]
-    if not files:
-        raise UserError(f"{flag}: {place}: must hold images, or a folder of images for each class; it has none.")
-    wanted = replace(
-        wanted,
-        mean=wanted.mean or PHOTOGRAPHS[0],
-        std=wanted.std or PHOTOGRAPHS[1],
-        input_size=wanted.input_size or SIDE,
-    )
-    chosen = [files[row] for row in wanted.rows(len(files)).tolist()]
-    assert wanted.input_size is not None
-    pixels = torch.stack([_read_image(path, wanted.input_size, flag) for path, _ in chosen])
-    inputs, how = _normalized(pixels, wanted)
-    labels = torch.tensor([label for _, label in chosen]) if classes else None
+def _from_files(
+    files: Sequence[Path], labels: Tensor | None, classes: int, data: str, wanted: Wanted, flag: str
+) -> Sample:
+    """Take images as photographs are usually fed: scaled and cut to one size."""
+    size = wanted.input_size or SIDE
+    wanted = replace(wanted, mean=wanted.mean or PHOTOGRAPHS[0], std=wanted.std or PHOTOGRAPHS[1], input_size=size)
+    inputs, how = _normalized(torch.stack([_read_image(path, size, flag) for path in files]), wanted)
     batches = _together(inputs, labels, wanted)
-    folders = f" with {counted(len(classes), 'class folder')}" if classes else ""
-    size = " x ".join(map(str, wanted.input_size))
-    told = f"{_counted(batches, 'image', f'{place}{folders}')}, cut to {size}, {how}"
-    return Sample(batches=batches, told=told, classes=len(classes))
-
-
-def _images_in(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGES and path.is_file())
+    folders = f" with {counted(classes, 'class folder')}" if classes else ""
+    told = f"{_counted(batches, 'image', f'{data}{folders}')}, cut to {' x '.join(map(str, size))}, {how}"
+    return Sample(batches=batches, told=told, classes=classes)
 
 
 def _read_image(path: Path, size: tuple[int, int], flag: str) -> Tensor:
     """Read an image, scale it until it covers the size, and cut its middle out; shape (3, H, W) in [0, 1]."""
     from PIL import Image, ImageOps
 
+    from steadynorm.lab.data.decoding import open_image, plain
+
     try:
-        with Image.open(path) as file:
-            image = ImageOps.fit(file.convert("RGB"), (size[1], size[0]), method=Image.Resampling.BILINEAR)
+        with open_image(path) as file:
+            image, _ = plain(ImageOps.exif_transpose(file))
+            cut = ImageOps.fit(image.convert("RGB"), (size[1], size[0]), method=Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{flag}: {path}: is no image that can be read ({one_line(error)}).") from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
 
 
 def _normalized(pixels: Tensor, wanted: Wanted) -> tuple[Tensor, str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steadynorm.checkup.config import DoctorConfig
 from steadynorm.checkup.data import Sample, Wanted, load_sample
+from steadynorm.deploy.source import trained_on
 from steadynorm.doctor import accuracy, observe
 from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.score import labels_of, logits_of
@@ -127,6 +128,8 @@ def _sample(config: DoctorConfig, name: str, model: nn.Module, display: Display)
         std=config.std,
         input_size=config.input_size,
         data_dir=config.data_dir if data in DATASETS or not named else None,
+        columns=config.columns,
+        trained=None if config.source is None else trained_on(config.source),
     )
     sample = in_dtype_of(model, load_sample(data, wanted, display.message, flag=f"--{name}"))
     unscored = _why_unscored(sample, tried(model, sample, f"--{name}"))

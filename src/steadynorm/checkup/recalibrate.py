@@ -19,7 +19,7 @@ from steadynorm.checkup.data import Sample, Wanted, load_sample
 from steadynorm.checkup.given import in_dtype_of, tried
 from steadynorm.checkup.recalibrate_config import RecalibrateConfig, check_recalibrate
 from steadynorm.checkup.saved import save_model
-from steadynorm.deploy.source import load_source
+from steadynorm.deploy.source import load_source, trained_on
 from steadynorm.doctor.score import logits_of
 from steadynorm.lab.data import DATASETS
 from steadynorm.lab.machine import choose_device
@@ -160,6 +160,8 @@ def _sample(
         std=config.std,
         input_size=config.input_size,
         data_dir=config.data_dir,
+        columns=config.columns,
+        trained=None if config.source is None else trained_on(config.source),
         part=part,
     )
     sample = in_dtype_of(model, load_sample(data, wanted, display.message))

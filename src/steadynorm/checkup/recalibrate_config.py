@@ -34,17 +34,23 @@ class RecalibrateConfig:
     """Where in that file they are, such as ema; default: found by the model's names."""
     save: Path | None = None
     """Write the weights with the new statistics into this new .safetensors file, by the model's names, in float32."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE.npz")] = None
-    """Training images: of cifar10, shapes, digits or mnist; a directory with a folder of images for each class, or
-    images alone; or an .npz file with x and, for accuracy, y."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
+    """Training images: of cifar10, shapes, digits or another data set of a name; a directory with a folder of images
+    for each class, or images alone, or other data that experiments take; or an .npz file with x and, for accuracy,
+    y."""
     data_dir: Path | None = None
-    """Where CIFAR-10 or MNIST lies, as for an experiment."""
+    """Where a data set of a name lies, as for an experiment."""
+    columns: tuple[str, str] | None = None
+    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: those
+    that are usual."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from pixels in [0, 1], by channel; default: the data set's, ImageNet's for a directory."""
+    """Subtracted from pixels in [0, 1], by channel; default: of the run that a checkpoint is of, else the data set's,
+    ImageNet's for image files."""
     std: tuple[float, ...] | None = None
     """What the centred pixels are divided by; default likewise."""
     input_size: tuple[int, int] | None = None
-    """Height and width of the images; default: what they have, 224 224 for a directory."""
+    """Height and width of the images; default: of the run that a checkpoint is of, else what they have,
+    224 224 for image files."""
     images: int = 1000
     """Images that the statistics are measured on, drawn at random."""
     batch_size: int = 100

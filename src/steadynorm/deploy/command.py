@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from steadynorm.deploy.pipeline import export, plans
 from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import write_outcome
-from steadynorm.deploy.source import as_logits, is_built, load_source
+from steadynorm.deploy.source import as_logits, load_source, trained_on
 from steadynorm.lab.configuration import check_at_least
 from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, load_dataset, some
 from steadynorm.lab.experiment import new_place
@@ -27,7 +26,7 @@ from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import as_config, command_of
 from steadynorm.reporting.place import new_directory
 from steadynorm.reporting.progress import Display
-from steadynorm.reporting.records import Record, read_config, write_config
+from steadynorm.reporting.records import Record, write_config
 
 __all__ = ["ExportConfig", "check_config", "run_export", "with_data"]
 
@@ -62,11 +61,14 @@ class ExportConfig:
     max_drop: float = 1.0
     """Percentage points of accuracy (without one: of images that get another class than from the model) that quantising
     may cost; a file that loses more is not kept."""
-    data: Literal["shapes", "cifar10"] | None = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")] = None
     """Images for calibration and comparison; default: those that the checkpoint was trained on, else shapes, on which
-    no accuracy is measured, since their classes are not the model's."""
+    no accuracy is measured, since their classes are not the model's. Given as for an experiment."""
     data_dir: Path | None = None
-    """Where CIFAR-10 lies, as for an experiment; default: where it lay in training, else the Hugging Face hub."""
+    """Where a data set of a name lies, as for an experiment; default: where it lay in training, else the Hugging Face
+    hub."""
+    columns: tuple[str, str] | None = None
+    """Names of the images and of the labels, as for an experiment; default: as in training."""
     images: int = 1000
     """Validation images on which a file is compared with the model."""
     calibration_images: int = 256
@@ -104,7 +106,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
         display.message(source.weights)
     norms = check_ready(source.model)
     display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
-    dataset = load_dataset(config.data, data_dir=config.data_dir, progress=display.message)
+    dataset = load_dataset(config.data, **_reading(config), progress=display.message)
     chosen = some(dataset.validation, config.images)
     images = _scaled(chosen, dataset, config.input_size)
     model = as_logits(source.model, images[:2], advice="Give the size it was made for by --input-size.")
@@ -164,7 +166,8 @@ def with_data(config: ExportConfig) -> tuple[ExportConfig, bool]:
     Raises:
         UserError: --data-dir would not be read.
     """
-    trained, asked = _trained_on(config), config.data
+    run, asked = trained_on(config.source), config.data
+    trained = None if run is None else run.config
     if asked is None and trained is None:
         config = replace(config, data="shapes")
     elif asked is None and trained is not None:
@@ -176,15 +179,14 @@ def with_data(config: ExportConfig) -> tuple[ExportConfig, bool]:
     return config, asked is not None if trained is None else asked in (None, trained["data"])
 
 
-def _trained_on(config: ExportConfig) -> Mapping[str, Any] | None:
-    """Give the configuration of the run that a checkpoint belongs to; None without one."""
-    if is_built(config.source):
-        return None
-    try:
-        trained = read_config(Path(config.source).parent.parent).config
-    except (UserError, OSError):
-        return None
-    return trained if "data" in trained else None
+def _reading(config: ExportConfig) -> dict[str, Any]:
+    """Say how data are read: those that a checkpoint was trained on, as they were then."""
+    how: dict[str, Any] = {"data_dir": config.data_dir, "columns": config.columns}
+    trained = trained_on(config.source)
+    if trained is None or trained.config["data"] != config.data:
+        return how
+    kept = {name: trained.config.get(name) for name in ("columns", "image_size", "validation_share")}
+    return kept | {name: value for name, value in how.items() if value is not None}
 
 
 def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Record:

@@ -13,9 +13,10 @@ from steadynorm.lab.functions import call_function
 from steadynorm.lab.networks.logits import Logits
 from steadynorm.lab.weights import load_weights
 from steadynorm.reporting.failure import UserError, one_line
+from steadynorm.reporting.records import Record, read_config
 from steadynorm.surgery.flow.trial import run
 
-__all__ = ["Logits", "Source", "as_logits", "is_built", "load_source"]
+__all__ = ["Logits", "Source", "as_logits", "is_built", "load_source", "trained_on"]
 
 
 FOREIGN = (".pt", ".pth", ".ckpt", ".bin")
@@ -37,6 +38,17 @@ class Source:
 def is_built(what: str) -> bool:
     """Tell whether a source is a function that builds a model, and not a checkpoint."""
     return ":" in what and not what.endswith(".safetensors")
+
+
+def trained_on(what: str) -> Record | None:
+    """Give the record, without its cells, of the run that a checkpoint belongs to; None where there is none."""
+    if is_built(what):
+        return None
+    try:
+        record = read_config(Path(what).parent.parent)
+    except (UserError, OSError):
+        return None
+    return record if "data" in record.config else None
 
 
 def load_source(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from steadynorm.lab.data import Dataset, Images, batches, evaluation_batches
-from steadynorm.lab.data.batches import PADDING
+from steadynorm.lab.data.batches import PADDING, _placed
 from steadynorm.lab.data.images import random_stream
 
 CPU = torch.device("cpu")
@@ -234,3 +234,9 @@ def test_parts_are_of_one_size_where_the_only_batch_is_odd():
 def test_a_part_that_is_none_is_refused(part, count):
     with pytest.raises(ValueError, match="part must be one of the batch"):
         _epoch(_numbered(count), part=part)
+
+
+def test_images_that_would_fill_a_gpu_stay_outside(monkeypatch):
+    rows = _numbered(40).rows
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (rows.numel(), 2**40))
+    assert _placed(rows, torch.device("cuda")) is rows

@@ -17,7 +17,7 @@ from steadynorm.lab.data.parts import Parts, Reading
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.reporting.words import listing
 
-__all__ = ["array_names", "load_arrays", "read", "recognises"]
+__all__ = ["array_names", "choose", "load_arrays", "read", "recognises"]
 
 NAMES = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "labels"), ("data", "target"))
 """Of the arrays with the images and the labels, in lower case."""
@@ -49,15 +49,23 @@ def _chosen(path: Path, reading: Reading) -> tuple[tuple[str, str], tuple[str, s
     """Choose the arrays for training, and those for validation where there are some."""
     names = array_names(path, flag=reading.flag)
     wanted = NAMES if reading.columns is None else (reading.columns,)
-    for pair in wanted:
-        train = _of_part(pair, TRAIN, names) or _of_part(pair, ("",), names)
-        if train is not None:
-            return train, _of_part(pair, VALIDATION, names)
+    if found := choose(names, wanted):
+        return found
     pairs = " or ".join(f"{one} and {other}" for one, other in wanted[:2])
     raise UserError(
         f"{reading.flag}: {path}: must have arrays {pairs}, alone or with _train and _test, got {listing(names)}. "
         "Give the names of the images and of the labels by --columns."
     )
+
+
+def choose(
+    names: Sequence[str], wanted: Sequence[tuple[str, str]] = NAMES
+) -> tuple[tuple[str, str], tuple[str, str] | None] | None:
+    """Choose the arrays for training, and those for validation, by the first names that are there; None for none."""
+    for pair in wanted:
+        if train := _of_part(pair, TRAIN, names) or _of_part(pair, ("",), names):
+            return train, _of_part(pair, VALIDATION, names)
+    return None
 
 
 def _of_part(pair: tuple[str, str], parts: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
@@ -98,6 +106,7 @@ def load_arrays(path: Path, wanted: set[str] | None = None, *, flag: str) -> Map
     Raises:
         UserError: there is no such file, or it is no archive of plain arrays.
     """
+    array_names(path, flag=flag)
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file if wanted is None or name in wanted}

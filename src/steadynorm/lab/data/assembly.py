@@ -16,7 +16,7 @@ from steadynorm.lab.data.parts import Part, Parts, Reading, part_of_images
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.words import counted
 
-__all__ = ["assemble", "measured_scale", "resized"]
+__all__ = ["assemble", "measured_scale", "numbered", "resized"]
 
 SHARE = 0.1
 """Of the images that are held out where nothing else is said."""
@@ -111,6 +111,24 @@ def _labels(
             f"{parts['train'].count:,} of {classes[int(numbers['train'][0])]}."
         )
     _tell_absent(numbers, classes, reading)
+    return numbers, classes
+
+
+def numbered(part: Part, parts: Parts) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Give the labels of a part that has some as places among the classes, and the classes.
+
+    Raises:
+        UserError: a label is of no class.
+    """
+    assert part.labels is not None
+    classes, train = parts.classes, parts.train
+    if classes is None and train.labels is not None and train.labels.dtype.kind == "U":
+        classes = tuple(np.unique(train.labels).tolist())
+    numbers = _numbers(part, part.labels, classes)
+    if classes is None:
+        known = numbers if train.labels is None else _numbers(train, train.labels, None)
+        classes = tuple(map(str, range(_number_of_classes(known, train))))
+    _check_range(numbers, len(classes), part, given=part is not train)
     return numbers, classes
 
 

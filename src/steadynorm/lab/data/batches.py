@@ -37,7 +37,8 @@ def batches(
     next epoch. It is kept where it is the only batch.
 
     Args:
-        images: what to train on; copied to ``device`` as bytes when the epoch begins.
+        images: what to train on; copied to ``device`` as bytes when the epoch begins, or batch by batch where they
+            would fill a GPU.
         dataset: where the images come from: its mean and std normalise them.
         batch_size: images in a batch, at least 1.
         seed: at least 0.
@@ -105,13 +106,13 @@ def _training(
     plan: tuple[Tensor, ...],
     part: tuple[int, int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    pixels, labels = images.rows.to(device).contiguous(), images.labels.to(device)
+    pixels, labels = _placed(images.rows, device), images.labels.to(device)
     order, *moves = (each.to(device) for each in plan)
     number, parts = part
     for together in torch.split(order, batch_size):
         size = len(together) // parts
         chosen = together[number * size : (number + 1) * size]
-        batch = pixels[chosen]
+        batch = pixels[chosen.to(pixels.device)].to(device)
         if moves:
             batch = _crop_and_flip(batch, *moves[0][chosen].unbind(1))
         yield _normalised(batch, dataset), labels[chosen]
@@ -120,9 +121,16 @@ def _training(
 def _in_order(
     images: Images, dataset: Dataset, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    pixels, labels = images.rows.to(device).contiguous(), images.labels.to(device)
+    pixels, labels = _placed(images.rows, device), images.labels.to(device)
     for batch, targets in zip(torch.split(pixels, batch_size), torch.split(labels, batch_size), strict=True):
-        yield _normalised(batch, dataset), targets
+        yield _normalised(batch.to(device), dataset), targets
+
+
+def _placed(rows: Tensor, device: torch.device) -> Tensor:
+    """Copy images to a GPU if they take at most half of its free memory; leave them where they are if not."""
+    if device.type == "cuda" and rows.numel() > torch.cuda.mem_get_info(device)[0] // 2:
+        return rows
+    return rows.to(device).contiguous()
 
 
 def _crop_and_flip(batch: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:

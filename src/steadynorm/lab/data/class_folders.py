@@ -120,6 +120,7 @@ def _part(place: Path, classes: Sequence[str], reading: Reading) -> Part:
         images=lambda rows: (files[row] for row in rows.tolist()),
         called=lambda row: str(files[row]),
         sources=tuple(files),
+        are_files=True,
     )
 
 

@@ -21,7 +21,7 @@ from steadynorm.lab.data.storage import room
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.words import counted, listing
 
-__all__ = ["FORMATS", "decode", "open_image"]
+__all__ = ["FORMATS", "decode", "open_image", "plain"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """As Pillow calls them; it has others that start programs."""
@@ -102,7 +102,7 @@ def _check_sizes(
     must = f"{wanted[0]} x {wanted[1]} pixels as the training images" if wanted and what != "train" else "one size"
     raise UserError(
         f"{reading.flag}: images must be of {must}, got {shown}, height first. Give the size to make of them by "
-        "--image-size."
+        f"{reading.size_flag}."
     )
 
 
@@ -137,7 +137,7 @@ def _decoded(raw: Any, name: str, *, size: tuple[int, int] | None) -> tuple[NDAr
         raw = Image.fromarray(raw[..., 0] if raw.shape[2] == 1 else raw)
     try:
         with open_image(raw) as file:
-            image, told = _plain(ImageOps.exif_transpose(file))
+            image, told = plain(ImageOps.exif_transpose(file))
             if size is not None and (image.height, image.width) != size:
                 image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
             array = np.asarray(image)
@@ -168,7 +168,7 @@ def open_image(raw: Any) -> Image.Image:  # noqa: ANN401 (a path, bytes, or an i
         raise ValueError(f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
 
 
-def _plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
+def plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """Make one or three channels of bytes of whatever kinds of pixels there are."""
     told = list[str]()
     if image.mode in DEEP:

@@ -60,7 +60,10 @@ def load_dataset(
         UserError: there is no such data set, the data cannot be had or are damaged, or an argument would do nothing.
     """
     reading = Reading(
-        columns=columns, image_size=both_sides(image_size), validation_share=validation_share, progress=progress
+        columns=None if columns is None else (columns[0], columns[1]),
+        image_size=both_sides(image_size),
+        validation_share=validation_share,
+        progress=progress,
     )
     check_data_dir(name, data_dir)
     if name in DATASETS:

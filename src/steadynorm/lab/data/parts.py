@@ -29,6 +29,7 @@ class Reading:
         validation_share: share of the images that is held out where no part of the data is for validation.
         progress: told, a line at a time, what takes long and what was guessed or left out.
         flag: by which the data were given, for messages.
+        size_flag: by which their size is given.
     """
 
     columns: tuple[str, str] | None = None
@@ -36,6 +37,7 @@ class Reading:
     validation_share: float | None = None
     progress: Callable[[str], None] = _silent
     flag: str = "--data"
+    size_flag: str = "--image-size"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +51,7 @@ class Part:
             as an array of shape (H, W, C), or an image of Pillow's.
         called: names a row, for messages.
         sources: files that the images and labels are in.
+        are_files: whether each image is a file of its own, as photographs of several sizes often are.
         pixels: all of them, where they are in memory already: uint8 of shape (N, H, W, C).
     """
 
@@ -57,6 +60,7 @@ class Part:
     images: Callable[[NDArray[np.int64]], Iterator[Any]]
     called: Callable[[int], str]
     sources: tuple[Path, ...] = ()
+    are_files: bool = False
     pixels: NDArray[np.uint8] | None = None
 
 
