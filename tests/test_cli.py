@@ -38,8 +38,8 @@ BENCH_LAYERS_FLAGS = """
 BENCH_STEP_FLAGS = (
     "--networks --norms --batch --precision --seconds --threads --device --out --json --inference --watch"
 )
-STATISTICS_FLAGS = f"{EXPERIMENT_FLAGS} --network --steps --batch --lr".replace("--seeds", "--seed")  # aliases first
-RECALIBRATION_FLAGS = f"{TRAINING_FLAGS} --draws --images".replace("--batch-size", "--batch")
+STATISTICS_FLAGS = f"{EXPERIMENT_FLAGS} --network --steps --batch-size --lr"
+RECALIBRATION_FLAGS = f"{TRAINING_FLAGS} --draws --images"
 FLAGS = {
     "compare": f"{TRAINING_FLAGS} --arms --accumulate --tune-lr",
     "sweep": f"{TRAINING_FLAGS} --arms --largest-rate",
@@ -210,14 +210,6 @@ def test_help_lists_every_arm(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status("compare", "--help") == 0
     listed = set(re.findall(r"\w+", capsys.readouterr().out))
     assert NORMALIZATIONS.keys() - listed == {"several_decays"}  # whose four evaluations only `statistics` compares
-
-
-def test_help_shows_the_commands_and_what_the_bench_is_about(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status("--help") == 0
-    assert re.search(r"bench +Speed and memory of the layers, compared with torch's own\.", capsys.readouterr().out)
-    assert exit_status("bench", "--help") == 0
-    of_bench = [name.split()[1] for name in FLAGS if name.startswith("bench")]
-    assert re.findall(r"• (\w+)", capsys.readouterr().out) == of_bench
 
 
 @pytest.mark.parametrize(

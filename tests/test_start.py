@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steadynorm import cli, commands
-from steadynorm._start import is_program
+from steadynorm._start import program_of
 
 ROOT = Path(__file__).parents[1]
 SIGNAL = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
@@ -25,15 +25,17 @@ def started(tmp_path: Path, package: str, *command: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize(
-    ("package", "command"),  # the first import, and one of the command line's
+    ("package", "command", "asked"),  # the first import, and one of the command line's
     [
-        ("torch", ("-m", "steadynorm")),
-        ("torch", ("-W", "ignore", "-m", "steadynorm.bench")),
-        ("tyro", ("-m", "steadynorm")),
+        ("torch", ("-m", "steadynorm"), ("compare", "--help")),
+        ("torch", ("-W", "ignore", "-m", "steadynorm.bench"), ("--help",)),
+        ("tyro", ("-m", "steadynorm"), ("compare", "--help")),
     ],
 )
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, package: str, command: tuple[str, ...]) -> None:
-    ended = started(tmp_path, package, *command, "--help")
+def test_ctrl_c_during_the_imports_is_one_line(
+    tmp_path: Path, package: str, command: tuple[str, ...], asked: tuple[str, ...]
+) -> None:
+    ended = started(tmp_path, package, *command, *asked)
     assert (ended.returncode, ended.stderr, ended.stdout) == (130, "steadynorm: interrupted\n", "")
 
 
@@ -46,7 +48,7 @@ def test_a_program_that_imports_the_library_keeps_its_own_ctrl_c(tmp_path: Path)
 def test_ctrl_c_while_flags_are_read_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commands, "_choice", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(commands, "_named", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as stop:
         cli.main(("compare",))
     assert (stop.value.code, capsys.readouterr().err) == (130, "steadynorm: interrupted\n")
@@ -55,16 +57,16 @@ def test_ctrl_c_while_flags_are_read_is_one_line(
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("python -m steadynorm compare", True),
-        ("python -X utf8 -W error -m steadynorm.bench kernels", True),
-        ("python -I /usr/bin/steadynorm --help", True),
-        ("python /usr/bin/pytest -m steadynorm", False),
-        ("python -m pytest steadynorm", False),
-        ("python -c import-steadynorm steadynorm", False),
-        ("python train.py steadynorm", False),
-        ("python", False),
-        ("python -m", False),
+        ("python -m steadynorm compare", "steadynorm"),
+        ("python -X utf8 -W error -m steadynorm.bench kernels", "steadynorm.bench"),
+        ("python -I /usr/bin/steadynorm --help", "steadynorm"),
+        ("python /usr/bin/pytest -m steadynorm", ""),
+        ("python -m pytest steadynorm", ""),
+        ("python -c import-steadynorm steadynorm", ""),
+        ("python train.py steadynorm", ""),
+        ("python", ""),
+        ("python -m", ""),
     ],
 )
-def test_the_program_is_known_by_its_command_line(command: str, expected: bool) -> None:
-    assert is_program(command.split()) is expected
+def test_the_program_is_known_by_its_command_line(command: str, expected: str) -> None:
+    assert program_of(command.split()) == expected

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from steadynorm import _start, surgery  # _start is first, so that Ctrl-C finds it while the rest is imported
+__version__ = "0.1.0"
+
+from steadynorm import _start, surgery  # _start is first: what it answers waits for no import, and nor does Ctrl-C
 from steadynorm.functional import batch_norm
 from steadynorm.layers import (
     BatchNorm1d,
@@ -60,8 +62,6 @@ __all__ = [
     "treat_",
     "warmup",
 ]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (what a module holds)

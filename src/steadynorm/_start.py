@@ -1,8 +1,9 @@
-"""Ctrl-C while the program is still importing: one line and exit status 130.
+"""What the program does before it imports torch: answer what needs no command, and end at Ctrl-C.
 
-Imports take seconds, and an exception that is raised inside a compiled module's import may come out as another one.
-Nothing has to be put in order yet, so the process ends in the signal's handler. A library does not touch signals:
-this is for ``python -m steadynorm`` and the console script alone.
+Imports take seconds. Help on all commands and the version do not wait for them. Ctrl-C meanwhile is one line and exit
+status 130: an exception that is raised inside a compiled module's import may come out as another one, and nothing has
+to be put in order yet, so the process ends in the signal's handler. A library does neither: this is for ``python -m
+steadynorm`` and the console script alone.
 """
 
 from __future__ import annotations
@@ -14,28 +15,47 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "end_on_interrupt", "is_program", "raise_on_interrupt"]
+from steadynorm import __version__, _overview
+
+__all__ = ["CLOSED", "INTERRUPTED", "answer_at_once", "end_on_interrupt", "program_of", "raise_on_interrupt"]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+CLOSED = 141
+"""Exit status where nobody reads what is printed any more, as shells have it."""
 
 PROGRAMS = ("steadynorm", "steadynorm.bench")
 TAKE_A_VALUE = ("-W", "-X")
 
 
-def is_program(command: Sequence[str]) -> bool:
-    """Whether a command line, as in ``sys.orig_argv``, starts this package's program."""
+def program_of(command: Sequence[str]) -> str:
+    """Name the program of this package that a command line, as in ``sys.orig_argv``, starts; empty where none."""
     words = iter(command[1:])
     for word in words:
         if word == "-m":
-            return next(words, "") in PROGRAMS
+            name = next(words, "")
+            return name if name in PROGRAMS else ""
         if word in TAKE_A_VALUE:
             next(words, "")
         elif not word.startswith("-"):
-            return PurePath(word).stem == "steadynorm"
+            return PROGRAMS[0] if PurePath(word).stem == PROGRAMS[0] else ""
         elif word == "-c":
-            return False
-    return False
+            return ""
+    return ""
+
+
+def answer_at_once() -> None:
+    """End the process where the command line asks for no command."""
+    if program_of(sys.orig_argv) != PROGRAMS[0]:
+        return
+    try:
+        status = _overview.answer(sys.argv[1:], version=__version__)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with head; the flush at the end would fail as well
+        os._exit(CLOSED)
+    if status is not None:
+        sys.exit(status)
 
 
 def end_on_interrupt() -> None:
@@ -55,5 +75,6 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-if is_program(sys.orig_argv):
+if program_of(sys.orig_argv):
     end_on_interrupt()
+    answer_at_once()

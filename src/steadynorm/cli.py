@@ -20,6 +20,8 @@ if missing := [name for name in NEEDED if find_spec(name) is None]:
 import tyro  # noqa: E402 (after the check, so that a missing extra is one line)
 from rich.console import Console  # noqa: E402
 
+from steadynorm import __version__  # noqa: E402
+from steadynorm._overview import answer  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
 from steadynorm.checkup import adapt as adapting  # noqa: E402
@@ -32,6 +34,7 @@ from steadynorm.checkup.recalibrate_config import RecalibrateConfig  # noqa: E40
 from steadynorm.commands import Command, run_command  # noqa: E402
 from steadynorm.deploy.command import ExportConfig, run_export  # noqa: E402
 from steadynorm.deploy.report import build_export_report, missed_target  # noqa: E402
+from steadynorm.examples import EXAMPLES  # noqa: E402
 from steadynorm.lab.experiment import Experiment, explain_stop  # noqa: E402
 from steadynorm.lab.experiments import EXPERIMENTS  # noqa: E402
 from steadynorm.lab.machine import reuse_memory  # noqa: E402
@@ -143,12 +146,16 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit; see :func:`steadynorm.commands.run_command`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if (status := answer(arguments, version=__version__)) is not None:
+        sys.exit(status)
     run_command(
         COMMANDS,
         arguments,
         prog="steadynorm",
         description="Experiments on normalization in PyTorch, each a single command that ends in a report; and speeds.",
         groups={"bench": bench.SUMMARY},
+        examples=EXAMPLES,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,9 @@ from typing import Annotated, Any, Union
 import tyro
 
 from steadynorm import __version__
-from steadynorm._start import INTERRUPTED, raise_on_interrupt
+from steadynorm._overview import is_styled
+from steadynorm._start import CLOSED, INTERRUPTED, raise_on_interrupt
+from steadynorm.command_help import command_help
 from steadynorm.lab.workers import is_first
 from steadynorm.printable import printable
 from steadynorm.reporting.failure import Interrupted, UserError, reason_of
@@ -18,11 +21,9 @@ from steadynorm.reporting.lines import drop_output
 
 __all__ = ["CANNOT", "CLOSED", "INTERRUPTED", "Command", "run_command"]
 
+SHELLS = ("bash", "zsh")
 CANNOT = 2
 """Exit status where what was asked for cannot be done."""
-
-CLOSED = 141
-"""Exit status where nobody reads what is printed any more, as shells have it."""
 
 Command = tuple[type[Any], Callable[[Any], int | None]]
 """Flags as a dataclass, and what it does; the function may give an exit status."""
@@ -35,39 +36,25 @@ def run_command(
     prog: str,
     description: str,
     groups: Mapping[str, str] | None = None,
+    examples: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Run one command and exit, as it says or with one of these.
 
     0 done, 2 it cannot be done (one line says why), 130 interrupted, 141 what is printed has no reader any more.
-    ``--version`` alone prints the version.
+    ``--version`` prints the version; ``--help`` before a command those there are, after one its flags.
 
     Args:
-        commands: by name; ``group name`` is a command of a group. No two have the same flags class.
+        commands: by name; ``group name`` is a command of a group.
         arguments: default: those of the process.
         prog: what help and errors call the program.
         description: of the program.
         groups: what the commands of each group are about.
+        examples: command -> lines that show its use.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) == ["--version"]:
-        print(f"steadynorm {__version__}")
-        return
-    if empty := _empty_value(arguments):
-        print(f"steadynorm: {empty}: must not be empty. Give a value, or drop it.", file=sys.stderr)
-        sys.exit(CANNOT)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         raise_on_interrupt()
-        config: Any = tyro.cli(
-            _choice(commands, groups or {}),
-            prog=prog,
-            description=f"{description}\n--version prints the version.",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        if hasattr(config, "given"):
-            config = replace(config, given=_given_flags(arguments))
-        command = next(function for flags, function in commands.values() if isinstance(config, flags))
-        status = command(config)
+        status = _run(commands, arguments, prog, description, groups or {}, examples or {})
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where it may fail
     except UserError as error:
@@ -89,6 +76,57 @@ def run_command(
         sys.exit(INTERRUPTED)
     if status:
         sys.exit(status)
+
+
+def _run(
+    commands: Mapping[str, Command],
+    arguments: Sequence[str],
+    prog: str,
+    description: str,
+    groups: Mapping[str, str],
+    examples: Mapping[str, Sequence[str]],
+) -> int | None:
+    """Do what the arguments say, and give the exit status."""
+    if "--version" in arguments:
+        print(f"steadynorm {__version__}")
+        return 0
+    if empty := _empty_value(arguments):
+        raise UserError(f"{empty}: must not be empty. Give a value, or drop it.")
+    name, rest = _named(commands, arguments)
+    if name and {"-h", "--help"} & set(rest):
+        print(command_help(f"{prog} {name}", commands[name][0], examples.get(name, ()), sys.stdout))
+        return 0
+    tyro._experimental_options["ansi_codes"] = is_styled(sys.stdout)
+    how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)}
+    if not name:  # asks for help on all, for a completion, or is wrong
+        _check_shell(arguments)
+        tyro.cli(_choice(commands, groups), prog=prog, description=description, args=arguments, **how)
+        return CANNOT
+    flags, function = commands[name]
+    config: Any = tyro.cli(flags, prog=f"{prog} {name}", args=rest, **how)
+    if hasattr(config, "given"):
+        config = replace(config, given=_given_flags(arguments))
+    return function(config)
+
+
+def _named(commands: Mapping[str, Command], arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Give the command that the first words name, and the words after it."""
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if len(arguments) >= words and name in commands and name.count(" ") == words - 1:
+            return name, arguments[words:]
+    return "", arguments
+
+
+def _check_shell(arguments: Sequence[str]) -> None:
+    """Refuse a completion for a shell that there is none for.
+
+    Raises:
+        UserError: there is none.
+    """
+    for flag, shell in itertools.pairwise(arguments):
+        if flag.startswith("--tyro-") and flag.endswith("-completion") and shell not in SHELLS:
+            raise UserError(f"{flag}: must be {' or '.join(SHELLS)}, got {shell}.")
 
 
 def _given_flags(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class AdaptConfig:
     )
     """A checkpoint of an experiment, or a function that builds a model."""
     weights: Path | None = None
-    """Weights for a built model: .safetensors, or what torch.save wrote; no pickled code is run."""
+    """Weights for a built model: .safetensors, what torch.save wrote, or a folder of either; no pickled code is run."""
     weights_key: str | None = None
     """Where in that file they are, such as ema; default: found by the model's names."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
@@ -42,7 +42,7 @@ class AdaptConfig:
     """Labelled data that the model is good on and was not trained on, by which the gate is calibrated. Default: up to
     1,000 samples of --data, at random, which the stream then lacks."""
     gate: Path | None = None
-    """Go on where --save was written, in place of a calibration."""
+    """A file that --save wrote: go on with that gate, and calibrate none."""
     save: Path | None = None
     """Write the gate, and what it remembers of the stream, into this new .safetensors file."""
     data_dir: Path | None = None
@@ -59,12 +59,12 @@ class AdaptConfig:
     """Height and width of the images; default: of the run that a checkpoint is of, else what they have,
     224 224 for image files."""
     order: Literal["given", "mixed"] | None = None
-    """Whether the stream is as the data lie or shuffled; default: shuffled for a directory with a folder for each
-    class, which would come class after class, and as they lie else."""
+    """given: in the order of the data; mixed: shuffled. Default: mixed for a directory with a folder for each class,
+    which would come class after class, else given."""
     batch_size: int = 100
     """Samples that are predicted together."""
     batches: int | None = None
-    """Of the stream, at most; default: all."""
+    """Most batches that are taken from the stream; default: all."""
     seed: int = 0
     """Decides what is drawn at random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -37,17 +37,17 @@ class DoctorConfig:
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")] = (
         None
     )
-    """A checkpoint of an experiment, or a function that builds a model; in training mode it is looked at as one that is
-    trained."""
+    """A checkpoint of an experiment, or a function that builds a model; one in training mode is judged as one that is
+    being trained."""
     weights: Path | None = None
-    """Weights for a built model: .safetensors, or what torch.save wrote (a state dict, or a checkpoint that holds one);
-    no pickled code is run. Default: as it is built."""
+    """Weights for a built model: .safetensors, what torch.save wrote (a state dict, or a checkpoint that holds one), or
+    a folder of either; no pickled code is run. Default: as it is built."""
     weights_key: str | None = None
     """Where in that file they are, such as ema; default: found by the model's names."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
     """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
     checkpoint: Path | None = None
-    """A file that the model is to be as, read as weights are; what is otherwise in the model is said, and --treat loads
+    """A file that the model should agree with, in any form of --weights; differences are reported, and --treat loads
     it."""
     checkpoint_key: str | None = None
     """Where in that file it is; default: found by the model's names."""
@@ -80,22 +80,22 @@ class DoctorConfig:
     world_size: int | None = None
     """Processes that train together, each with batches of --batch-size."""
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
-    """A function that is called with the model and returns its optimizer, which is asked for its weight decay."""
+    """A function that is called with the model and returns its optimizer; its weight decay is checked."""
     seed: int = 0
     """Decides which samples are taken."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
     skip: tuple[str, ...] = ()
-    """Checks that are not to run."""
+    """Checks to leave out, by name."""
     treat: Path | None = None
     """Repair what can be repaired, measure again, keep what helped, and write the weights into this new .safetensors
     file; the exit status is then that of a model built anew with them."""
     json: tuple[Path, ...] | None = None
     """Write the diagnosis as JSON into a file; without a name on standard output, in place of the table."""
     sarif: Path | None = None
-    """Write it as SARIF 2.1.0 into this file."""
+    """Write the diagnosis as SARIF 2.1.0 into this file."""
     html: Path | None = None
-    """Write it as one page into this file."""
+    """Write the diagnosis as a web page into this file."""
     explain: str | None = None
     """Print what a check looks at, why that harms, and what to do; then end."""
     list: bool = False

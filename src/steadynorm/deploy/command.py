@@ -44,14 +44,14 @@ class ExportConfig:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")]
     """A checkpoint of an experiment, or a function that builds a model in evaluation mode."""
     weights: Path | None = None
-    """Weights for a built model: .safetensors, or what torch.save wrote (a state dict, or a checkpoint that holds one);
-    no pickled code is run. Default: as it is built."""
+    """Weights for a built model: .safetensors, what torch.save wrote (a state dict, or a checkpoint that holds one), or
+    a folder of either; no pickled code is run. Default: as it is built."""
     weights_key: str | None = None
     """Where in that file they are, such as ema; default: found by the model's names."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
     """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
     format: tuple[Literal["torchscript", "torch-export", "aotinductor", "onnx"], ...] | None = None
-    """Default: every one that this machine can write."""
+    """What to write; default: every format that this machine can write."""
     quantize: tuple[Literal["none", "dynamic", "static"], ...] = ("none", "dynamic", "static")
     """dynamic: linear layers in int8; static: convolutions too. Each where the format has it."""
     input_size: tuple[int, int] = (32, 32)
@@ -78,7 +78,7 @@ class ExportConfig:
     batch_size: tuple[int, ...] = (1, 8, 64)
     """Images in a request, for the throughput."""
     threads: int | None = None
-    """Of a request; default: all cores."""
+    """Threads that answer a request; default: all cores."""
     out: Path | None = None
     """New directory for everything that is written; default: runs/export-DATE-TIME."""
     json: bool = False
