@@ -111,7 +111,7 @@ def test_the_reference_batch_has_the_rate_that_was_given() -> None:
         ({"batch_size": (16, 16)}, "--batch-size: every value may appear once"),
         ({"at_once": 64}, "--at-once: 96 images cannot be cut into equal parts of 64 for 1 workers"),
         ({"warm_up": 3}, "--warm-up: must be less than the 3 epochs, got 3"),
-        ({"freeze_last": 4}, "--freeze-last: must be less than the 3 epochs, got 4"),
+        ({"freeze_last": 4, "variants": ("frozen_end",)}, "--freeze-last: must be less than the 3 epochs, got 4"),
         ({"warm_up": -1}, "--warm-up: must be at least 0"),
         ({"reference_batch": 0}, "--reference-batch: must be at least 1"),
         (

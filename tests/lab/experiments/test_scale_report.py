@@ -61,7 +61,7 @@ def headline(made: Record) -> str:
 def test_the_report_equals_the_record_in_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     content = content_of("scale_cpu_20261123")
     # At the time of that record a verdict could rest on networks that were no better than guessing.
-    monkeypatch.setattr(scale, "chance_of", lambda _: SimpleNamespace(is_beaten=lambda _: True))
+    monkeypatch.setattr(scale, "chance_of", lambda _: SimpleNamespace(is_beaten=lambda _: True, images=10_000))
     made = record_of(content)
     check_equals(summary_json(made), content)
     assert headline(made) == "The recipe reaches 14.0 % at batch 8,192, 77.3 % at 128; with no step of it 41.0 %"

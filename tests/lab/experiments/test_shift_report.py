@@ -21,7 +21,7 @@ METHODS = ["stored", "batch", "gate"]
 TRAINED = compare_run("several_decays", val_accuracy=[0.5, 0.8])
 
 
-def cell(values: dict[str, float], images: float = 100, **factors: Any) -> Cell:
+def cell(values: dict[str, float], images: float = 1000, **factors: Any) -> Cell:
     rows = [Measurement(subject=name, quantity="accuracy", value=value) for name, value in values.items()]
     if factors["part"] == "stream":
         rows.insert(0, Measurement(quantity="images", value=images))
@@ -139,7 +139,7 @@ def test_the_summary_holds_each_stream_once() -> None:
             "kind": "iid",
             "shift": "fog",
             "severity": 5,
-            "images": 100,
+            "images": 1000,
             "n": 2,
             "error": {"stored": 0.5, "batch": 0.3, "gate": 0.375},
             "gain": {"stored": [0, 0, 0], "batch": [0.2, 0.1, 0.3], "gate": [0.125, 0.05, 0.2]},
@@ -171,6 +171,39 @@ def test_the_verdicts_follow_the_numbers() -> None:
 def test_each_verdict_can_fall(replaced: dict[int, Cell], place: int, verdict: str) -> None:
     cells = [replaced.get(number, one) for number, one in enumerate(CELLS)]
     assert verdicts(shift_record(cells))[place] == verdict
+
+
+def test_one_of_few_images_may_be_lost() -> None:
+    def lost(images: int, count: int) -> tuple[str, str]:
+        last = replace(CELLS[8], measurements=streamed("class_ordered", "contrast", 5, 0.5, 0.5, 0.5).measurements)
+        few = cell(dict(zip(METHODS, (0.5, 0.5, 0.5 - count / images), strict=True)), images, **last.factors)
+        found = describe(shift_record([*CELLS[:8], few])).claims[3]
+        return found.verdict, plain(found.measured)
+
+    assert lost(20, 1)[0] == "met"
+    assert lost(20, 2)[0] == lost(1000, 6)[0] == "not met"
+    assert lost(20, 1)[1].endswith("more than 0.5 points, on few images one, are lost on 0 of 6 streams.")
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(None, "not met"), (0.2, "not met"), (1.0, "met")])
+def test_with_two_classes_a_swap_costs_what_was_right(share: float | None, verdict: str) -> None:
+    """Clean errors of 20 and 21 % become 80 and 79 %: no activation has moved."""
+    swapped = decayed("swapped_labels", 0, 0.2, 0.21)
+    rows = [] if share is None else [Measurement(quantity="swapped", value=share)]
+    found = describe(shift_record([CELLS[0], replace(swapped, measurements=(*swapped.measurements, *rows))])).claims[0]
+    assert found.verdict == verdict
+    assert ("They differ in clean error" in found.measured) == (share == 1.0)
+
+
+def test_a_report_of_images_of_one_channel_says_what_was_left_out() -> None:
+    made = shift_record(CELLS, corruptions=["contrast", "fog", "saturate"])
+    made.resolved.update(channels=1, image_size=[28, 28], classes=["cat", "dog"], validation_images=40)
+    found = describe(made)
+    method = " ".join(found.method)
+    assert "Left out, since images of one channel have no color to change: saturate." in method
+    assert "Their lengths are for 32 x 32 pixels" in method and "Swapped labels are those of cat and dog." in method
+    assert "of 40 images, one image is 2.50" in plain(method)
+    assert "2 corruptions, streams of 40 images in batches of" in found.lead
 
 
 def test_clean_streams_do_not_decide_what_batch_statistics_win_under_corruption() -> None:
@@ -265,7 +298,7 @@ def test_decays_are_shown_by_severity() -> None:
 
 def test_every_stream_is_shown_and_what_is_won_or_lost_there_is_marked() -> None:
     mixed, *_ = tables("Every stream", shift_record(CELLS))
-    assert mixed[1] == ["Contrast 5|100 images", "70.0 %", "40.0 %", "42.0 %"]
+    assert mixed[1] == ["Contrast 5|1,000 images", "70.0 %", "40.0 %", "42.0 %"]
     section = describe(shift_record(CELLS)).sections[-1]
     rows = [row for block in section.shown if isinstance(block, Table) for row in block.rows]
     assert [[one.tone for one in row[1:]] for row in rows] == [

@@ -10,7 +10,10 @@ from steadynorm.reporting.numbers import number
 from steadynorm.reporting.report import Block, Claim, Section
 from steadynorm.reporting.words import capital, listing
 
-__all__ = ["absent_because", "expected", "left_out", "with_and_without"]
+__all__ = ["absent_because", "expected", "left_out", "tolerated", "with_and_without"]
+
+
+ROUNDING = 1e-9  # of differences between shares
 
 
 def expected(*blocks: Block | None) -> Section:
@@ -43,6 +46,11 @@ def with_and_without(
     absent = absent_because(next(lost, arms[1 if first else 0]))
     names = ("with batch norm", "without")
     return compare(claim, first, second, higher=higher, what=what, names=names, shown=shown, absent=absent)
+
+
+def tolerated(limit: float, images: int) -> float:
+    """Give a limit on lost accuracy that no single image breaks: of few images, one; of none that are known, itself."""
+    return max(limit, 1 / images + ROUNDING) if images else limit
 
 
 def left_out(arms: Iterable[Arm]) -> str:

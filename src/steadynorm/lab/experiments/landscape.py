@@ -37,7 +37,7 @@ from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.compiling import failure_explained
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, settings_of
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final
-from steadynorm.lab.describe.claims import expected, left_out
+from steadynorm.lab.describe.claims import expected, left_out, tolerated
 from steadynorm.lab.describe.figures import arm_figure
 from steadynorm.lab.describe.method import batches_label, method_of, sentences
 from steadynorm.lab.describe.names import arm_label, few_arms, pair
@@ -542,16 +542,16 @@ MISSING = "One of the two arms has no number."
 
 def _claims(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | None]) -> list[Claim]:
     """Judge by medians over the probes and means over the seeds, where the networks compared have learned something."""
+    chance = chance_of(record)
     batch, plain = both = _measured_pair(arms)
     noisy = next((arm for arm in arms if arm.arm == NOISY and arm.ended), None)
     as_well, better = (f"Batch norm with noise after it trains {how}." for how in TRAINS)
     judged = [
         *((_larger(batch, plain, ratios[key], claim, key, times), both) for claim, key, times in LARGER),
         *((_rarer(batch, plain, claim, key), both) for claim, key in RARER),
-        (_trains(as_well, noisy, batch, AS_WELL), (noisy, batch)),
+        (_trains(as_well, noisy, batch, tolerated(AS_WELL, chance.images)), (noisy, batch)),
         (_trains(better, noisy, plain), (noisy, plain)),
     ]
-    chance = chance_of(record)
     return [
         unless_guessing(item, chance, {arm.label: arm["val_accuracy"] for arm in compared if arm})
         for item, compared in judged
@@ -594,7 +594,7 @@ def _trains(claim: str, arm: Arm | None, other: Arm | None, allowed: float = 0.0
     ahead = ours.mean - theirs.mean
     lost = [f"{len(one.diverged_at_step)} diverged with {one.label}" for one in (arm, other) if one.diverged_at_step]
     seeds = "; ".join(["n = " + " and ".join(map(str, dict.fromkeys((ours.n, theirs.n)))), *lost])
-    tolerance = f'; "as well" allows {points(allowed, digits=0)}' if allowed else ""
+    tolerance = f'; "as well" allows {points(allowed, digits=0 if allowed == AS_WELL else 1)}' if allowed else ""
     return judge(
         claim,
         ahead >= -allowed,

@@ -35,7 +35,7 @@ from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_
 from steadynorm.lab.data import Dataset, take
 from steadynorm.lab.data.batches import evaluation_batches
 from steadynorm.lab.describe.arms import Arm, Reduction, points_of
-from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.claims import expected, tolerated
 from steadynorm.lab.describe.figures import chart
 from steadynorm.lab.describe.method import data_sentence, paragraphs, sentences
 from steadynorm.lab.evaluation import evaluate
@@ -196,6 +196,7 @@ def describe(record: Record) -> Report:
     """Say from how many images the accuracy is back."""
     done = [cell for cell in record.cells if not cell.is_network and cell.status == "finished"]
     counts = sizes_of(record, done)
+    within = tolerated(WITHIN, int(record.resolved.get("validation_images", 0)))
     table = Table.of(
         counts,
         {
@@ -208,16 +209,16 @@ def describe(record: Record) -> Report:
     )
     wiped = spread(cell.last("wiped") for cell in done)
     return Report(
-        headline=_headline(counts),
+        headline=_headline(counts, within),
         lead=_lead(record, counts, wiped),
         table=table,
         sections=[
-            expected(Claims([_claim(counts)])),
+            expected(Claims([_claim(counts, within)])),
             Section(title="Accuracy by the number of images", short="Accuracy", blocks=[Figures(_figure(done)), table]),
         ],
         method=paragraphs(record, METHOD, data_is=data_sentence(record)),
         finished=bool(done) and all(cell.has_ended for cell in record.cells),
-        findings={"within": WITHIN, "wiped": wiped, "rows": [{**one.at, **one.spreads} for one in counts]},
+        findings={"within": within, "wiped": wiped, "rows": [{**one.at, **one.spreads} for one in counts]},
     )
 
 
@@ -232,10 +233,10 @@ def sizes_of(record: Record, done: Sequence[Cell]) -> list[Arm]:
     return [Arm.of(str(images), cells, quantities, at={"images": images}) for images, cells in of.items() if cells]
 
 
-def _is_enough(one: Arm) -> bool:
+def _is_enough(one: Arm, within: float) -> bool:
     """Whether the accuracy is back, on average."""
     ours, original = one["ours"], one["original"]
-    return bool(ours and original and ours.mean >= original.mean - WITHIN)
+    return bool(ours and original and ours.mean >= original.mean - within)
 
 
 def _column(quantity: str) -> Callable[[Arm], Entry]:
@@ -274,24 +275,26 @@ def _figure(cells: Sequence[Cell]) -> list[Figure]:
     )
 
 
-def _headline(counts: Sequence[Arm]) -> str:
+def _headline(counts: Sequence[Arm], within: float) -> str:
     if not counts:
         return "Nothing is measured yet"
     falling = sorted(counts, key=lambda one: one.at["images"], reverse=True)
-    enough = [one.at["images"] for one in takewhile(_is_enough, falling)]
-    points = f"{100 * WITHIN:g} points of the original accuracy"
+    enough = [one.at["images"] for one in takewhile(lambda one: _is_enough(one, within), falling)]
+    points = f"{100 * within:.2g} points of the original accuracy"
     if not enough:
         return f"Recalibration loses more than {points}"
     return f"From {enough[-1]:,} images on, recalibration loses at most {points}"
 
 
-def _claim(counts: Sequence[Arm]) -> Claim:
-    claim = f"From {ENOUGH:,} images on, at most {100 * WITHIN:g} points of the original accuracy are lost."
+def _claim(counts: Sequence[Arm], within: float) -> Claim:
+    claim = f"From {ENOUGH:,} images on, at most {100 * within:.2g} points of the original accuracy are lost."
     large = [one for one in counts if one.at["images"] >= ENOUGH]
     if not large:
         return judge(claim, None, f"No number of images from {ENOUGH:,} on is measured.")
     measured = ", ".join(f"{_accuracy(one['ours'])} at {one.at['images']:,}" for one in large)
-    return judge(claim, all(map(_is_enough, large)), f"Of {_accuracy(large[0]['original'])}: {measured}.")
+    return judge(
+        claim, all(_is_enough(one, within) for one in large), f"Of {_accuracy(large[0]['original'])}: {measured}."
+    )
 
 
 LEAD = """

@@ -15,6 +15,7 @@ Cost: on two cores, the training (a minute an epoch of CIFAR-10), then some ten 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -23,7 +24,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
+from steadynorm.adaptation import ADAPTATIONS, Calibration
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_split, settings_of
 from steadynorm.lab.data import Images, evaluation_batches, some, take
@@ -31,14 +32,21 @@ from steadynorm.lab.data.cifar10_c import CIFAR10_C, load_cifar10_c
 from steadynorm.lab.data.corruptions import CORRUPTIONS, OF_COLOUR, SEVERITIES, corrupt
 from steadynorm.lab.data.streams import mix_domains, stream
 from steadynorm.lab.describe.arms import finals
-from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.claims import expected, tolerated
 from steadynorm.lab.describe.figures import chart
 from steadynorm.lab.describe.method import method_of, sentences
 from steadynorm.lab.describe.names import method_label
 from steadynorm.lab.describe.networks import all_measured, networks_as_json
 from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.judging import check_methods, judge_methods
+from steadynorm.lab.judging import (
+    calibrated,
+    calibration_images,
+    check_methods,
+    judge_methods,
+    left_out_methods,
+    without_uncalibrated,
+)
 from steadynorm.lab.several_decays import DECAYS, with_decay
 from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
@@ -130,7 +138,8 @@ def _that_change(task: Task[ShiftConfig]) -> ShiftConfig:
         if not names:
             raise UserError(f"--corruptions: {listed} changes nothing in images of one channel. Choose others.")
         task.display.message(f"left out, since it changes nothing in images of one channel: {listed}")
-    return replace(task.config, corruptions=names)
+    methods = without_uncalibrated(task.config.methods, task.dataset, task.display)
+    return replace(task.config, corruptions=names, methods=methods)
 
 
 def _shown(corruptions: Sequence[str], record: Record) -> tuple[str, ...]:
@@ -165,10 +174,11 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
         return task.trained(_network(config, seed))
 
     @cache
-    def adapting(seed: int) -> tuple[nn.Module, Calibration]:
-        model, few = with_decay(trained(seed), DECAYS[0]), some(dataset.train, CALIBRATION)
+    def adapting(seed: int) -> tuple[nn.Module, Calibration | None]:
+        model = with_decay(trained(seed), DECAYS[0])
+        few = calibration_images(dataset, CALIBRATION, batch_size=config.stream_batch)
         batches = evaluation_batches(few, dataset=dataset, batch_size=config.stream_batch, device=settings.device)
-        return model, calibrate(model, batches, may_guess=True)
+        return model, calibrated(config.methods, model, batches)
 
     def measure(job: Job) -> Iterator[Measurement]:
         shift, severity, seed = (job.factors[name] for name in ("shift", "severity", "seed"))
@@ -252,7 +262,14 @@ def describe(record: Record) -> Report:
             Section(title="Which decay survives", short="Decays", blocks=_decays(decays)),
             Section(title="Every stream", blocks=tuple(_every_stream(found))),
         ),
-        method=method_of(record, METHOD, source=_source(record), left_out=_left_out(record), **words),
+        method=method_of(
+            record,
+            METHOD,
+            source=_source(record),
+            left_out=_left_out(record),
+            no_gate=left_out_methods(record),
+            **words,
+        ),
         finished=all_measured(record),
         findings=_findings(record, found, decays),
     )
@@ -409,7 +426,7 @@ def _result(found: Sequence[Condition]) -> tuple[Block, ...]:
 
 
 def _is_unsafe(one: Condition, method: str) -> bool:
-    return method in one.gain and one.gain[method].mean < -LIMIT
+    return method in one.gain and one.gain[method].mean < -tolerated(LIMIT, one.images)
 
 
 def _every_stream(found: Sequence[Condition]) -> Iterator[Block]:
@@ -588,7 +605,9 @@ def _safe(found: Sequence[Condition]) -> Claim:
         return judge(claim, None, "The gate was not measured.")
     lost = sum(_is_unsafe(one, GATE) for one in found)
     at_worst = f"At worst {_lost(least, GATE):+.2f} points ({KIND_LABELS[least.kind]}, {least.label})"
-    return judge(claim, not lost, f"{at_worst}; more than {points(LIMIT)} are lost on {lost} of {len(found)} streams.")
+    few = ", on few images one," if any(tolerated(LIMIT, one.images) > LIMIT for one in found) else ""
+    more = f"more than {points(LIMIT)}{few} are lost on {lost} of {len(found)} streams"
+    return judge(claim, not lost, f"{at_worst}; {more}.")
 
 
 def _keeps(found: Sequence[Condition]) -> Claim:
@@ -608,10 +627,18 @@ def _headline(record: Record, found: Sequence[Condition]) -> str:
     if trained and is_guessing(trained, chance_of(record)):
         return f"The network is no better than guessing ({percent(trained.low)}), so shift costs it nothing"
     if share is None or least is None:
-        return "No corrupted stream has been measured with the gate yet"
+        return _without_gate(found)
     gain = least.gain[GATE].mean
     loses = "never loses" if gain >= 0 else f"loses up to {points(gain)}"
     return f"The gate keeps {percent(share, digits=0)} of batch statistics' gain and {loses} to stored ones"
+
+
+def _without_gate(found: Sequence[Condition]) -> str:
+    corrupted = [one for one in found if one.kind == "iid" and one.severity]
+    batch, stored = (mean_error(corrupted, method) for method in (BATCH, STORED))
+    if not all(map(math.isfinite, (batch, stored))):
+        return "No corrupted stream has been measured with the gate yet"
+    return f"On corrupted, well-mixed streams batch statistics err {percent(batch)}, stored ones {percent(stored)}"
 
 
 def _survivor(decays: Sequence[Condition]) -> Text | None:
@@ -643,7 +670,7 @@ classes (Dirichlet shares, concentration 0.1); the images of one class, drawn at
 Statistics: stored; the batch's own; a prior of 16, the stored ones counting as 16 samples beside the batch's; running
 statistics that go on following the stream by a decay or self-tuned, each batch seen before it is predicted; gated
 layers, each for itself; and the gate, which decides for the whole network whether to adapt. No method sees a label or
-takes a gradient, and all calibration is on training images.{labels}
+takes a gradient, and all calibration is on training images.{no_gate}{labels}
 
 Every method predicts the same images, so differences between methods are less noisy than the errors themselves: of
 {stream_images} images, one image is {one_image}. Streams of one class, or of images one by one, may be shorter.

@@ -18,21 +18,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
-from steadynorm.adaptation import ADAPTATIONS, Calibration, calibrate
+from steadynorm.adaptation import ADAPTATIONS, Calibration
 from steadynorm.lab.arms import parse_arm
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, check_split, settings_of
 from steadynorm.lab.data import evaluation_batches, some
 from steadynorm.lab.data.streams import stream
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final, finals, if_finished
-from steadynorm.lab.describe.claims import expected
+from steadynorm.lab.describe.claims import expected, tolerated
 from steadynorm.lab.describe.figures import chart, curves
 from steadynorm.lab.describe.method import method_of, sentences
 from steadynorm.lab.describe.names import arm_labels, data_label, method_label
@@ -40,7 +40,14 @@ from steadynorm.lab.describe.networks import all_measured, networks_as_json
 from steadynorm.lab.describe.tables import accuracy_entry, arm_cell
 from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.judging import check_methods, judge_methods
+from steadynorm.lab.judging import (
+    calibrated,
+    calibration_images,
+    check_methods,
+    judge_methods,
+    left_out_methods,
+    without_uncalibrated,
+)
 from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
@@ -98,6 +105,8 @@ QUICK |= {"lr": 0.01, "epochs": 3, "milestones": (2,), "train_images": 512, "str
 
 def _work(task: Task[StreamConfig]) -> None:
     """Train the default build and every arm at batch size 1, then measure what needs the trained networks."""
+    methods = without_uncalibrated(task.config.methods, task.dataset, task.display)
+    task = replace(task, config=replace(task.config, methods=methods))
     config = task.config
     networks = [
         one
@@ -131,13 +140,13 @@ def single(config: StreamConfig, arm: str, seed: int) -> Factors:
 def _measure(task: Task[StreamConfig]) -> Measure:
     """Make what measures a cell; a checkpoint is read and calibrated once."""
     config, settings = task.config, settings_of(task.config, task.record)
-    few = some(task.dataset.train, CALIBRATION)
+    few = calibration_images(task.dataset, CALIBRATION, batch_size=CALIBRATION_BATCH)
     predict = partial(judge_methods, config.methods, dataset=task.dataset, settings=settings)
 
     @cache
-    def adapting(seed: int) -> tuple[nn.Module, Calibration]:
+    def adapting(seed: int) -> tuple[nn.Module, Calibration | None]:
         model = task.trained(default_build(config, seed))
-        return model, calibrate(model, training_batches(), may_guess=True)
+        return model, calibrated(config.methods, model, training_batches())
 
     def training_batches() -> Iterator[Any]:
         return evaluation_batches(few, dataset=task.dataset, batch_size=CALIBRATION_BATCH, device=settings.device)
@@ -185,7 +194,7 @@ def describe(record: Record) -> Report:
             expected(_whose(record), Claims(_claims(record, arms, results, default))),
             Section(title="The default build on single images", short="Single images", blocks=_single_images(results)),
         ),
-        method=method_of(record, METHOD, stream_images=_stream_images(record)),
+        method=method_of(record, METHOD, stream_images=_stream_images(record), no_gate=left_out_methods(record)),
         finished=all_measured(record),
         findings={
             "default_build": default,
@@ -356,7 +365,7 @@ def _claims(record: Record, arms: Sequence[Arm], results: Sequence[Arm], default
         _evaluated([gain for one in results if one.arm == GATED_LAYERS and (gain := one["gain"])]),
         pays_less,
         _statistics_are_to_blame(plain),
-        *(_costs_nothing(one) for one in results if one.arm == GATE),
+        *(_costs_nothing(one, _stream_images(record)) for one in results if one.arm == GATE),
     )
     return [unless_guessing(item, chance, {"the default build": default}) for item in judged]
 
@@ -395,12 +404,13 @@ def _statistics_are_to_blame(plain: Arm | None) -> Claim:
     return judge(claim, won > drop.mean / 2 > 0, f"It {_lost(drop)}; statistics measured again {found}.")
 
 
-def _costs_nothing(one: Arm) -> Claim:
+def _costs_nothing(one: Arm, images: int) -> Claim:
     order, gain = ORDER_LABELS[one.at["order"]], one["gain"]
-    claim = f"The gate costs the default build at most {points(SAFE)} on single images, {order}."
+    allowed = tolerated(SAFE, images)
+    claim = f"The gate costs the default build at most {points(allowed)} on single images, {order}."
     if gain is None:
         return judge(claim, None, "The stream was not measured.")
-    return judge(claim, gain.low >= -SAFE, f"{signed_points(gain)} against the stored statistics.")
+    return judge(claim, gain.low >= -allowed, f"{signed_points(gain)} against the stored statistics.")
 
 
 LEAD = """
@@ -414,7 +424,7 @@ nothing to freeze in a new network: it is a learned weight and bias.
 
 Single images: {stream_images} of the validation images, predicted one by one by the default build in evaluation.
 Class by class: all of one class, then all of another. A method that follows the stream sees an image before it predicts
-it. Calibration, where a method needs one, is on training images.
+it. Calibration, where a method needs one, is on training images.{no_gate}
 """
 
 
