@@ -1,5 +1,6 @@
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from steadynorm.lab import judging
 from steadynorm.lab.data import Dataset, Images, evaluation_batches
 from steadynorm.lab.judging import check_methods, judge_methods, stream_accuracy
 from steadynorm.reporting.failure import UserError
-from tests.support.experiments import TINY_SETTINGS, tiny_dataset
+from tests.support.experiments import TINY_SETTINGS, Recorder, tiny_dataset
 
 DATA = tiny_dataset()
 MODEL = nn.Flatten()
@@ -100,3 +101,34 @@ def test_the_former_place_of_the_methods_still_serves_and_says_the_new_one() -> 
         assert former.calibrate is adaptation.calibrate and former.judge_methods is judge_methods
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         former.no_such_name  # noqa: B018
+
+
+def of_classes(count: int) -> Dataset:
+    return replace(DATA, classes=DATA.classes[:count])
+
+
+def test_methods_that_cannot_be_calibrated_on_two_classes_are_left_out_and_named() -> None:
+    display, names = Recorder(), ("stored", "gated", "batch", "gate")
+    assert judging.without_uncalibrated(names, of_classes(2), display) == ("stored", "batch")
+    assert display.messages == ["left out, since their calibration needs images of 3 classes: gated and gate"]
+    assert judging.without_uncalibrated(names, of_classes(3), display) == names and len(display.messages) == 1
+
+
+def test_methods_of_which_none_is_left_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^--methods: gate need images of 3 classes, got 2\. Add others\.$"):
+        judging.without_uncalibrated(("gate",), of_classes(2), Recorder())
+
+
+def test_what_needs_no_calibration_has_none() -> None:
+    assert judging.calibrated(("stored", "prior_16"), MODEL, iter([])) is None
+
+
+def test_images_that_do_not_calibrate_are_named_in_one_line() -> None:
+    one_class = [(DATA.train.pixels[:8].float(), torch.zeros(8, dtype=torch.int64))]
+    with pytest.raises(UserError, match=r"^--methods: gate: calibrate: there must be .* classes, .* Or leave them out"):
+        judging.calibrated(("stored", "gate"), MODEL, one_class)
+
+
+def test_a_batch_of_one_image_is_not_calibrated_on() -> None:
+    assert len(judging.calibration_images(DATA, 90, batch_size=19)) == 90
+    assert len(judging.calibration_images(DATA, 2000, batch_size=19)) == 95  # of 96, which would leave 1
