@@ -8,7 +8,8 @@ from steadynorm.lab.data import Images, first
 from steadynorm.lab.experiments.recalibration import RecalibrationConfig
 from steadynorm.lab.fitting_data import check_data
 from steadynorm.reporting.failure import UserError
-from tests.support.experiments import TINY, tiny_dataset
+from tests.support.experiments import TINY, Recorder, tiny_dataset
+from tests.support.records import record
 
 DATA = tiny_dataset()  # 96 training and 30 validation images
 OF_ONE = Images(pixels=DATA.train.pixels, labels=torch.zeros(96, dtype=torch.int64))
@@ -50,3 +51,13 @@ def test_validation_images_that_workers_cannot_share_are_refused(monkeypatch):
     monkeypatch.setattr(fitting_data, "number_of_workers", lambda: 4)
     with pytest.raises(UserError, match=r"^--data: the 4 workers share the validation images, got 3\."):
         check_data(TINY, replace(DATA, validation=first(DATA.validation, 3)))
+
+
+def test_images_that_can_tell_no_network_from_guessing_are_said_to_be_so():
+    display, made = Recorder(), record(())
+    fitting_data.tell_limits(made, display)
+    assert display.messages == []
+    made.resolved.update(chance=0.9, validation_images=40)  # 0.9^40 is 1.5 %
+    fitting_data.tell_limits(made, display)
+    (said,) = display.messages
+    assert said.startswith("40 validation images, 90.0") and said.endswith("from guessing: hold out more")

@@ -24,7 +24,7 @@ from steadynorm.lab.arms import arm_label
 from steadynorm.lab.checkpoint import load_checkpoint
 from steadynorm.lab.configuration import ExperimentConfig, TrainingConfig, prepared, reading_of, with_reached_milestones
 from steadynorm.lab.data import Dataset, load_dataset, some
-from steadynorm.lab.fitting_data import check_data
+from steadynorm.lab.fitting_data import check_data, tell_limits
 from steadynorm.lab.loggers import check_loggers
 from steadynorm.lab.machine import choose_device, choose_precision, choose_threads
 from steadynorm.lab.ray_pool import Pool, open_pool
@@ -155,6 +155,7 @@ class Experiment(Generic[ConfigT]):
                 on_first(lambda: directory.begin(record))
             with explain_stop(self.name, place, display, _where(config)):
                 _announce(record, config, place, display)
+                tell_limits(record, display)
                 for arm, made in arms.items():
                     display.message(f"{config.network} with {arm_label(arm)}: {made}")  # type: ignore[attr-defined]
                 cells = {cell.name: cell for cell in stored.cells} if stored is not None else {}

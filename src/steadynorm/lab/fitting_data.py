@@ -1,4 +1,4 @@
-"""Refuse data that an experiment cannot be run on, before anything is written."""
+"""Refuse data that an experiment cannot be run on, before anything is written; say what others cannot show."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 from steadynorm.lab.data import Dataset
 from steadynorm.lab.workers import number_of_workers
+from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.numbers import percent
+from steadynorm.reporting.progress import Display
+from steadynorm.reporting.records import Record
 
-__all__ = ["check_batches", "check_data"]
+__all__ = ["check_batches", "check_data", "tell_limits"]
 
 
 def check_data(config: Any, dataset: Dataset) -> None:  # noqa: ANN401 (any experiment's dataclass)
@@ -56,3 +60,13 @@ def check_batches(sizes: int | tuple[int, ...], images: int, *, together: int = 
                 f"--batch-size: a step of {step} images needs as many, got {images:,} {of}. Give at most "
                 f"{max(1, images // together):,}."
             )
+
+
+def tell_limits(record: Record, display: Display) -> None:
+    """Say at the start where the validation images are too few, or too unequal, to tell any network from guessing."""
+    chance = chance_of(record)
+    if not chance.is_beatable:
+        display.message(
+            f"{chance.images:,} validation images, {percent(chance.share)} of them of one class, are too few to tell a "
+            "network that is always right from guessing: hold out more"
+        )

@@ -24,6 +24,11 @@ class Chance:
     images: int
     """That accuracies are measured on."""
 
+    @property
+    def is_beatable(self) -> bool:
+        """Whether a network that is always right would surely be better than guessing: not on few, unequal images."""
+        return self.is_beaten(1.0)
+
     def is_beaten(self, accuracy: float) -> bool:
         """Whether a network of this accuracy is surely better than guessing.
 

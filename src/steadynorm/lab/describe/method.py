@@ -147,7 +147,8 @@ def _guessing(record: Record) -> str:
     chance, one = chance_of(record), 1 / int(record.resolved["validation_images"])
     unequal, coarse = chance.share * class_count(record) >= UNEQUAL, one >= COARSE
     frequent = f" Guessing is right on {percent(chance.share)}, the validation images of the most frequent class."
-    return frequent * unequal + f" One validation image is {points(one)} of accuracy." * coarse
+    hopeless = "" if chance.is_beatable else " No accuracy on so few images of so unequal classes is surely above it."
+    return frequent * unequal + hopeless + f" One validation image is {points(one)} of accuracy." * coarse
 
 
 def batches_label(record: Record) -> str:

@@ -385,23 +385,25 @@ NOTE = "Accuracy is that of {median}. {note}"
 METHOD = """
 The recipe: at batch B the rate is {lr} · B / {reference_batch} and rises to it from {lr} over {warm_up_epochs}; the
 weight of the last normalization of every residual block starts at zero; normalizations and biases have no weight decay;
-batch norm normalizes {statistics} images at a time. torch's momentum does not hold the rate, so it needs no correction
-as the rate moves.
+batch norm normalizes {statistics} images at a time{smaller}. torch's momentum does not hold the rate, so it needs no
+correction as the rate moves.
 
 Without linear scaling the rate is that of the reference batch and needs no warm-up. Statistics of the whole batch are
-of what is in memory at once, at most {at_once} images. Frozen at the end: batch norms normalize by their running
-statistics in the last {frozen_epochs}.
+of what is in memory at once, at most {at_once} images.{frozen}
 
 Speed: training images per second, the median of a network's epochs, on {workers}.
 """
+FREEZING = " Frozen at the end: batch norms normalize by their running statistics in the last {}."
 
 
 def _words(record: Record) -> dict[str, str]:
     """Count what the sentences name."""
+    is_frozen = any(find_recipe(str(variant)).frozen_end for variant in record.config["variants"])
     config, workers, last = record.config, record.resolved.get("workers", 1), last_epochs(record)
     return {
         "warm_up_epochs": counted(config["warm_up"], "epoch"),
-        "frozen_epochs": counted(config["freeze_last"], "epoch"),
+        "frozen": FREEZING.format(counted(config["freeze_last"], "epoch")) if is_frozen else "",
+        "smaller": ", all of a smaller batch" if min(_sizes(record)) < STATISTICS else "",
         "workers": f"{counted(workers, 'worker')}{' together' * (workers > 1)}",
         "median": "the last epoch" if last == 1 else f"the median of the last {last} epochs",
         "note": seeds_note(record),
