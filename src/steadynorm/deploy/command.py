@@ -132,7 +132,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
         )
         steps = tuple(filter(None, (source.weights, *outcome.steps, unscored)))
         write_outcome(replace(outcome, model=source.name, steps=steps))
-        write_config(directory, _record(config, threads=threads, labels=chosen.labels))
+        write_config(directory, _record(config, dataset.name, threads=threads, labels=chosen.labels))
     return place
 
 
@@ -189,7 +189,7 @@ def _reading(config: ExportConfig) -> dict[str, Any]:
     return kept | {name: value for name, value in how.items() if value is not None}
 
 
-def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Record:
+def _record(config: ExportConfig, data_name: str, *, threads: int, labels: torch.Tensor) -> Record:
     return Record(
         experiment="export",
         command=command_of("export", config),
@@ -199,6 +199,7 @@ def _record(config: ExportConfig, *, threads: int, labels: torch.Tensor) -> Reco
             "format": list(dict(plans(config.format, config.quantize, OPTIONS))),
             "threads": threads,
             "images": len(labels),
+            "data_name": data_name,
             "chance": most_frequent(labels),
         },
         versions=describe_versions(PACKAGES),

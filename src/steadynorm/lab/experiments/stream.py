@@ -218,8 +218,7 @@ def _whose(record: Record) -> Text | None:
     if record.config["data"] == "cifar10":
         return None
     return Text(
-        f"The limit of {points(LIMIT, digits=0)} is the article's, for CIFAR-10; on {data_label(record)} it is the "
-        "same number and another test."
+        f"The limit of {points(LIMIT, digits=0)} is the article's, for CIFAR-10, and is kept for {data_label(record)}."
     )
 
 
