@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from steadynorm import __version__, cli
-from steadynorm.commands import CANNOT
+from steadynorm.commands import CANNOT, CLOSED, INTERRUPTED, SHELLS
 from steadynorm.lab.experiments import EXPERIMENTS
 from steadynorm.lab.normalizations import NORMALIZATIONS
 from steadynorm.reporting.failure import Interrupted, UserError
@@ -66,8 +66,8 @@ FLAGS = {
         --images --calibration-images --requests --batch-size --threads --out --json
     """,
     "recalibrate": """
-        --weights --weights-key --save --data --data-dir --columns --mean --std --input-size --images --batch-size
-        --seed --device --json
+        --weights --weights-key --code --save --data --data-dir --columns --mean --std --input-size --images
+        --batch-size --seed --device --json
     """,
     "report": "--json",
     "warmup": "--shapes --layers --activations --dtypes --layouts --residual --json",
@@ -199,11 +199,59 @@ def test_the_flags_of_a_command_are_these(command: str, capsys: pytest.CaptureFi
     assert sorted(flags) == sorted([*FLAGS[command].split(), "--help"])
 
 
-def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status("--version") == 0
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_completion_of_a_shell_knows_commands_and_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--tyro-print-completion", shell) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("recalibrate", "kernels", "--batch-size", "--weights-key"))
+
+
+def test_bash_completes_a_command_and_a_flag(tmp_path: Path) -> None:
+    bash = shutil.which("bash") or pytest.skip("bash is not installed")
+    assert exit_status("--tyro-write-completion", "bash", str(tmp_path / "a.bash")) == 0
+    for words, expected in (("recali", "recalibrate recalibration"), ("doctor --weights-", "--weights-key")):
+        line = ["steadynorm", *words.split()]
+        code = f"""
+source {tmp_path / "a.bash"}
+COMP_WORDS=({" ".join(line)}); COMP_CWORD={len(line) - 1}; COMP_LINE="{" ".join(line)}"; COMP_POINT=${{#COMP_LINE}}
+$(complete -p steadynorm | sed -E 's/.*-F ([^ ]+).*/\\1/') steadynorm "{line[-1]}" "{line[-2]}"
+echo ${{COMPREPLY[@]}}
+"""
+        done = subprocess.run([bash, "--norc", "-c", code], capture_output=True, text=True, check=True)
+        assert sorted(done.stdout.split()) == expected.split()
+
+
+def test_a_completion_that_there_is_not_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status("--tyro-print-completion", "tcsh") == 2
+    assert capsys.readouterr().err == "steadynorm: --tyro-print-completion: must be bash or zsh, got tcsh.\n"
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("compare", "--version"), ("bench", "kernels", "--version")])
+def test_the_version_is_printed_with_and_without_a_command(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(*arguments) == 0
     assert capsys.readouterr().out == f"steadynorm {__version__}\n"
-    assert exit_status("--help") == 0
-    assert "--version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(("compare", "--epoch", "3"), "--epochs"), (("doctor", "m:f", "--weigths", "a"), "--weights")],
+)
+def test_a_flag_that_is_not_known_is_refused_with_the_nearest(
+    arguments: tuple[str, ...], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.search(rf"Perhaps you meant:.*{meant} ", printed.err, flags=re.DOTALL)
+
+
+def test_the_documentation_states_every_exit_status() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "commands.md").read_text()
+    table = page.partition("## Exit statuses")[2].partition("\n##")[0]
+    assert [int(each) for each in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)] == [
+        *(0, 1, CANNOT, INTERRUPTED, CLOSED)
+    ]
 
 
 def test_help_lists_every_arm(capsys: pytest.CaptureFixture[str]) -> None:

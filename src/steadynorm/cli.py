@@ -45,7 +45,7 @@ from steadynorm.reporting.diagnosis import as_content, list_checks, show  # noqa
 from steadynorm.reporting.lines import send_line  # noqa: E402
 from steadynorm.reporting.progress import open_display  # noqa: E402
 from steadynorm.reporting.records import read_config  # noqa: E402
-from steadynorm.reporting.results import read_summary, results_table, verdict_lines  # noqa: E402
+from steadynorm.reporting.results import fitting_table, read_summary, verdict_lines  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _show(page: Path, *, as_json: bool = False) -> None:
         return
     console, content = Console(), read_summary(summary)
     console.print(content["headline"], markup=False, highlight=False)
-    console.print(results_table(content))
+    console.print(fitting_table(content, console))
     for line in verdict_lines(content):
         console.print(line, markup=False, highlight=False)
     console.print(f"report: {printable(str(page))}", markup=False, soft_wrap=True)

@@ -24,7 +24,7 @@ GROUPS = {
     "Data": """
         data data_dir columns image_size input_size validation_share train_images mean std augment reference clean
     """,
-    "Network": "network depth widths arms weights weights_key checkpoint checkpoint_key",
+    "Network": "network depth widths arms weights weights_key code checkpoint checkpoint_key",
     "Training": """
         epochs batch_size batch lr momentum weight_decay milestones optimizer schedule label_smoothing accumulate
         tune_lr warm_up

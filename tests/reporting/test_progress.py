@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 import threading
 
@@ -53,6 +54,20 @@ def test_in_a_terminal_there_are_bars_and_what_finished_leaves_a_line() -> None:
     assert "[1/2] none-seed0" in text
     assert f"[1/2] none-seed0: {LINE}" in text
     assert "  none-seed1 diverged" in text and "[2/2] none-seed1:" not in text
+
+
+def test_a_terminal_that_cannot_go_back_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = shown(Terminal())
+    assert "\x1b" not in text and "[1/2] none-seed0" in text and f"  {LINE}\n" in text
+
+
+def test_no_color_leaves_colours_out_of_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = re.compile(r"\x1b\[[0-9;]*3[0-9][0-9;]*m")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert colours.search(shown(Terminal()))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours.search(shown(Terminal()))
 
 
 def test_what_another_process_tells_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

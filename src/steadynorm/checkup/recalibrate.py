@@ -96,7 +96,8 @@ def run_recalibrate(config: RecalibrateConfig, display: Display) -> Recalibratio
         OSError: the file cannot be written.
     """
     source, data, save = check_recalibrate(config)
-    found = load_source(source, weights=config.weights, key=config.weights_key, may_lack=STATISTICS)
+    key, code = config.weights_key, config.code
+    found = load_source(source, weights=config.weights, key=key, may_lack=STATISTICS, code=code)
     model = found.model.to(choose_device(config.device))
     if found.weights:
         display.message(found.weights)

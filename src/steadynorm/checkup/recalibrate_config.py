@@ -32,6 +32,8 @@ class RecalibrateConfig:
     """Weights for a built model: .safetensors, what torch.save wrote, or a folder of either; no pickled code is run."""
     weights_key: str | None = None
     """Where in that file they are, such as ema; default: found by the model's names."""
+    code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
+    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
     save: Path | None = None
     """Write the weights with the new statistics into this new .safetensors file, by the model's names, in float32."""
     data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None

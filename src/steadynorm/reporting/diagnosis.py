@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from steadynorm.doctor import CHECKS, Cost, Diagnosis, Finding, Severity
@@ -46,6 +46,8 @@ GIVEN_BY = {
 """Part of the evidence that a check needs -> how it is given."""
 _NAMED = {NEEDED.get(part, part): part for part in GIVEN_BY}
 """What a diagnosis calls such a part -> its name."""
+NARROW = 60
+"""Columns of a terminal from which on two stand beside each other."""
 TREATED = "* --treat FILE does this, measures again, and undoes it where the score is worse."
 BY = {
     "stored": "with the statistics that are stored",
@@ -189,12 +191,20 @@ def findings_table(diagnosis: Diagnosis) -> Table:
 
 
 def list_checks(console: Console) -> None:
-    """Print the checks, with what they find and what they need."""
-    table = Table(Column("Check", no_wrap=True), "Finds", box=None)
+    """Print the checks, with what they find and what they need; these below the names in a narrow terminal."""
+    below = console.width < NARROW
+    table = Table(box=None, show_header=not below, padding=(0, 1, 0, 1))
+    table.add_column("Check", overflow="fold", no_wrap=not below)
+    if not below:
+        table.add_column("Finds", overflow="fold")
     for check in CHECKS.values():
         needs = f" Needs {needs_text(', '.join(check.needs))}." if check.needs else ""
         worst = " Always a note." if check.only_notes else ""
-        table.add_row(Text(check.name), Text.assemble(check.title, (needs + worst, "dim")))
+        finds = Text.assemble(check.title, (needs + worst, "dim"))
+        if below:
+            table.add_row(Text.assemble((check.name, "bold"), "\n", finds, "\n"))
+        else:
+            table.add_row(Text(check.name), finds)
     console.print(table)
 
 

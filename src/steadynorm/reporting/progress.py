@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -12,6 +13,10 @@ from typing import Protocol, Self, TextIO
 from steadynorm.printable import printable
 
 __all__ = ["Display", "open_display", "silent_display"]
+
+
+PLAIN = ("dumb", "unknown")
+"""Terminals that cannot go back to what they have shown, where bars are not drawn."""
 
 
 class Display(Protocol):
@@ -45,6 +50,8 @@ class Display(Protocol):
 def open_display(*, shown: bool = True, stream: TextIO | None = None, timed: bool = False) -> Iterator[Display]:
     """Open the display that suits a stream: live bars in a terminal where rich is installed, else plain lines.
 
+    NO_COLOR leaves colours out of the bars; TERM=dumb is no terminal for them.
+
     Args:
         shown: False for a process whose news another one tells.
         stream: default: standard error.
@@ -54,7 +61,7 @@ def open_display(*, shown: bool = True, stream: TextIO | None = None, timed: boo
     stream = stream or sys.stderr
     if not shown:
         yield silent_display()
-    elif stream.isatty() and find_spec("rich") is not None:
+    elif stream.isatty() and os.environ.get("TERM") not in PLAIN and find_spec("rich") is not None:
         with _Live(stream, timed=timed) as live:
             yield live
     else:

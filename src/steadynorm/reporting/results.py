@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from steadynorm.printable import printable
 
-__all__ = ["read_summary", "results_table", "verdict_lines"]
+__all__ = ["fitting_table", "read_summary", "results_table", "verdict_lines"]
 
 
 def read_summary(text: str) -> dict[str, Any]:
@@ -22,10 +23,28 @@ def read_summary(text: str) -> dict[str, Any]:
 def results_table(summary: dict[str, Any]) -> Table:
     """Lay out the table of a ``summary.json``."""
     content = summary["table"]
-    table = Table(*content["columns"], box=None)
+    table = Table(*(Column(each, overflow="fold") for each in content["columns"]), box=None)
     for row in content["rows"]:
         table.add_row(*(escape(cell) for cell in row))
     return table
+
+
+def fitting_table(summary: dict[str, Any], console: Console) -> Table:
+    """Lay it out as wide as the console is: where words would be broken in two, a line for each cell."""
+    table = results_table(summary)
+    if sum(_longest_word(column) + 2 for column in table.columns) <= console.width:
+        return table
+    name = Column(overflow="fold", max_width=console.width // 3)
+    lines = Table(name, Column(overflow="fold"), box=None, show_header=False)
+    for row in summary["table"]["rows"]:
+        for column, cell in zip(summary["table"]["columns"], row, strict=True):
+            lines.add_row(column, escape(cell))
+        lines.add_row()
+    return lines
+
+
+def _longest_word(column: Column) -> int:
+    return max(len(word) for cell in (column.header, *column.cells) for word in str(cell).split() or [""])
 
 
 def verdict_lines(summary: dict[str, Any]) -> list[str]:
