@@ -71,7 +71,8 @@ def command_help(prog: str, config: type[Any], examples: Sequence[str], output: 
     """
     width, flags = columns(), flags_of(config)
     words = [each for each in flags if each.is_word]
-    lines = wrapped(f"usage: {prog} [FLAGS] {' '.join(each.value for each in words)}".rstrip(), width)
+    shown = (f"[{each.value}]" if "efault:" in each.text else each.value for each in words)
+    lines = wrapped(f"usage: {prog} [FLAGS] {' '.join(shown)}".rstrip(), width)
     for paragraph in inspect.cleandoc(config.__doc__ or "").split("\n\n"):
         lines += ["", *wrapped(" ".join(paragraph.split()), width)]
     for title, members in _grouped(flags):

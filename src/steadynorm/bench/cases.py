@@ -94,13 +94,13 @@ class GridFlags(Flags):
     """Which inputs."""
 
     shapes: tuple[Network, ...] = ("cnn", "resnet50")
-    """Whose norm inputs: the lab's cnn on 32x32 images, ResNet-50 on 224x224 images."""
+    """Networks whose norms' inputs are timed: the lab's cnn on 32x32 images, ResNet-50 on 224x224 images."""
     batches: tuple[int, ...] = ()
     """Batch sizes; default: 1, 32 and the largest of 1, 8, 32, 128, 256 that --max-mb allows for the shape."""
     dtypes: tuple[DType, ...] = ("float32", "bfloat16")
-    """Of the input; parameters and statistics are float32, as under autocast."""
+    """Number types of the input; parameters and statistics are float32, as under autocast."""
     layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
-    """Of the input."""
+    """Memory layouts of the input."""
 
 
 def make_grid(

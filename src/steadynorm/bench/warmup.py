@@ -41,9 +41,9 @@ class WarmupConfig:
     activations: tuple[Activations, ...] = ("none", "relu")
     """Fused into the layers."""
     dtypes: tuple[DType, ...] = ("float32",)
-    """Of the inputs."""
+    """Number types of the inputs."""
     layouts: tuple[Layout, ...] = ("contiguous",)
-    """Of the inputs; an input NxC has only one."""
+    """Memory layouts of the inputs; an input NxC has only one."""
     residual: bool = False
     """Compile for a residual that is added in the layer, instead of none."""
     json: bool = False

@@ -59,11 +59,11 @@ class WorkersFlags(Flags):
     batch: int = 32
     """Images on each worker."""
     threads: int = 1
-    """Of each worker."""
+    """Threads of each worker."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
     seconds: float = 5.0
-    """For timing the steps of each number of workers."""
+    """Time spent on the steps of each number of workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one; then a GPU for each worker."""
 

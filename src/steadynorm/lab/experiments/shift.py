@@ -99,7 +99,7 @@ class ShiftConfig(OneRateConfig):
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
     """What is done to the test images."""
     severities: tuple[int, ...] = SEVERITIES
-    """How hard, from 1 to 5; streams other than well-mixed ones are of the hardest alone."""
+    """How hard the corruptions are, from 1 to 5; streams other than well-mixed ones are of the hardest alone."""
     stream_images: int = 1000
     """Images in each stream; all validation images where there are fewer."""
     stream_batch: int = 100

@@ -71,7 +71,7 @@ class StatisticsConfig(ExperimentConfig):
     """
 
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=("--seed",))] = (0,)
-    """Of weights and order; the training is repeated for each."""
+    """Seeds of weights and order; the training is repeated for each."""
     network: Literal["cnn", "resnet20"] = "cnn"
     """Network of steadynorm compare, with plain batch norm."""
     steps: int = 500
