@@ -76,6 +76,12 @@ class Check:
     def explain(self) -> str:
         """Give its page: title, what it looks at, why that harms, the remedy, the threshold, the source."""
         needs = f"Needs: {', '.join(NEEDED.get(each, each) for each in self.needs)}.\n\n" if self.needs else ""
-        body = "\n\n".join(f"**{name}.** {text[:1].upper()}{text[1:]}" for name, text in self.sections().items())
+        body = "\n\n".join(f"**{name}.** {_begun(text)}" for name, text in self.sections().items())
         worst = "Always a note.\n\n" if self.only_notes else ""
         return f"# {self.name}\n\n{self.title}\n\n{needs}{worst}{body}\n"
+
+
+def _begun(text: str) -> str:
+    """Begin a sentence with a capital, unless a name in code is its first word."""
+    first = text.partition(" ")[0]
+    return text if re.search(r"[_.]\w", first) else f"{text[:1].upper()}{text[1:]}"

@@ -128,7 +128,7 @@ def batch_norm_with_moments(
         y as of :func:`batch_norm`; the batch's moments, without gradient.
 
     Raises:
-        as :func:`batch_norm` in training.
+        ValueError: as :func:`batch_norm` in training.
     """
     check_training(_caller, input, residual, activation, eps, (None, None, weight, bias))
     if input.numel() == 0:

@@ -70,7 +70,7 @@ def gated_batch_norm(
 
     Raises:
         RuntimeError: noise or confidence of another size.
-        otherwise as :func:`batch_norm` in training, except that one value per channel is enough.
+        ValueError: as :func:`batch_norm` in training, except that one value per channel is enough.
     """
     check_momentum(momentum)
     parameters = (running_mean, running_var, weight, bias)

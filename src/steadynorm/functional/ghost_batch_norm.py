@@ -46,7 +46,7 @@ def ghost_batch_norm(
         without gradient.
 
     Raises:
-        as :func:`batch_norm` in training.
+        ValueError: as :func:`batch_norm` in training.
 
     Source: Hoffer, Hubara & Soudry 2017 (arXiv 1705.08741), Alg. 1.
     """

@@ -83,7 +83,7 @@ def masked_batch_norm(
         y in the shape and dtype of input; the moments of the valid positions, without gradient, their count a tensor.
 
     Raises:
-        as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias there.
+        ValueError: as :func:`batch_norm` in training, but for one value per channel: y is bias there.
     """
     check_training(_caller, input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     input = input if is_transformed() else laid_out(input)

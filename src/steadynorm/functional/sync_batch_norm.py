@@ -43,7 +43,7 @@ def sync_batch_norm(
 
     Raises:
         RuntimeError: a rank has not taken part within the process group's timeout.
-        otherwise as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias.
+        ValueError: as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias.
     """
     check_training(_caller, input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     if input.shape[1] == 0:  # nothing to tell each other
