@@ -14,7 +14,8 @@ from tests.support.bench import result
 
 ROOT = Path(__file__).parents[2]
 # <!-- bench: PATH OF A RECORD --> and <!-- /bench --> enclose a table that is made from the record.
-BLOCKS = re.findall(r"<!-- bench: (\S+) -->\n(.*?)<!-- /bench -->", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+PAGES = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in ("bench", "export"))
+BLOCKS = re.findall(r"<!-- bench: (\S+) -->\n(.*?)<!-- /bench -->", PAGES, flags=re.DOTALL)
 RECORDS = sorted((ROOT / "docs" / "results").glob("bench_*.json"))
 SMALL = (1, 512, 14, 14)
 MACHINE = {"processor": "A processor", "accelerator": None}
@@ -95,8 +96,8 @@ def test_a_record_of_steps_becomes_a_table_by_network() -> None:
 
 
 @pytest.mark.parametrize(("path", "text"), BLOCKS, ids=[path for path, _ in BLOCKS])
-def test_the_readmes_table_is_what_its_record_gives(path: str, text: str) -> None:
-    assert text.strip() == table_of(read_record(ROOT / path)).strip()
+def test_a_pages_table_is_what_its_record_gives(path: str, text: str) -> None:
+    assert text.strip() == table_of(read_record(ROOT / "docs" / path)).strip()
 
 
 def test_every_benchmark_has_a_record_in_docs_that_becomes_a_table() -> None:

@@ -117,10 +117,11 @@ def test_the_doctors_page_and_the_readme_sum_up_the_records():
     networks, kinds = ({row[key] for row in thought_up + reported} for key in ("architecture", "fault"))
     readme = " ".join((DOCS.parent / "README.md").read_text().split())
     for said in (
-        f"In {len(networks)} trained networks and with {len(kinds - {''})} kinds of fault",
-        "it found {:,} of {:,} faults".format(*together["recall"]),
-        "was right in {:,} of {:,} warnings".format(*together["precision"]),
-        f"warned of {healthy - silent} of {healthy:,} healthy models",
+        "Of {:,} faults that were put into".format(together["recall"][1]),
+        f"into {len(networks)} trained networks, {len(kinds - {''})} kinds in all",
+        f"the doctor found {together['recall'][0]:,}",
+        "{:,} of {:,} warnings were right".format(*together["precision"]),
+        f"it warned of {healthy - silent} of {healthy:,} healthy models",
     ):
         assert said in readme, said
 

@@ -121,9 +121,9 @@ def test_too_few_images_leave_the_claim_unjudged() -> None:
     assert describe(made_record(n100=[80.0])).claims[0].verdict == "not measured"
 
 
-def test_the_readmes_table_is_that_of_the_record_in_docs() -> None:
-    pattern = rf"<!-- record: {RESULT.relative_to(ROOT)} -->\n(.*?)<!-- /record -->"
-    (block,) = re.findall(pattern, (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_the_pages_table_is_that_of_the_record_beside_it() -> None:
+    pattern = rf"<!-- record: {RESULT.relative_to(ROOT / 'docs')} -->\n(.*?)<!-- /record -->"
+    (block,) = re.findall(pattern, (ROOT / "docs" / "recalibration.md").read_text(), flags=re.DOTALL)
     rows = [[text.strip() for text in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
     table = describe(moved_record(OLD)).table
     assert rows[0] == list(table.columns)
