@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: compare test test-slow test-versions check doctor-bench adaptation-bench gpu format clean
+.PHONY: compare test test-slow test-versions check docs docs-serve doctor-bench adaptation-bench gpu format clean
 
 # Idle threads sleep: on a machine that has other work, those that wait would take the time of those that work.
 compare: $(READY)  ## train the article's network with and without batch norm on the embedded data
@@ -23,11 +23,19 @@ VERSIONS ?= 2.6 2.9@3.13 2.14
 test-versions:  ## run the tests of the core under other versions of torch and Python; VERSIONS="2.6" chooses
 	$(PYTHON) tests/versions.py $(VERSIONS)
 
-check: $(READY)  ## formatting, lint, types, import contract
+check: $(READY)  ## formatting, lint, types, import contract, spelling and words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+docs: $(READY)  ## build the documentation into site/, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+docs-serve: $(READY)  ## show it while it is written
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 doctor-bench: $(READY)  ## put 251 kinds of fault into trained networks, 37 of them held out, and count what the doctor finds and repairs
 	PYTHONPATH=. $(BIN)/python -m benchmarks.doctor
@@ -46,7 +54,7 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and every cache, keep runs/
-	rm -rf .venv .venv-torch* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-torch* site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
