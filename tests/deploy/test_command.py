@@ -12,7 +12,7 @@ from torch import nn
 
 from steadynorm import cli
 from steadynorm.deploy import FORMATS, pipeline
-from steadynorm.deploy.command import ExportConfig, check_config, run_export, with_data
+from steadynorm.deploy.command import ExportConfig, _reading, check_config, run_export, with_data
 from steadynorm.deploy.formats import QUANTIZATIONS
 from steadynorm.deploy.processes import SERVING, Server
 from steadynorm.deploy.report import best_of, build_export_report, describe, missed_target
@@ -231,10 +231,11 @@ def test_a_full_disk_is_not_the_formats_fault(tmp_path, monkeypatch, served_here
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def _trained_on_cifar10(place):
+def _trained_on_cifar10(place, *, data="cifar10", resolved=None):
     (place / "run" / "checkpoints").mkdir(parents=True)
-    config = {"data": "cifar10", "data_dir": "somewhere"}
-    record = Record(experiment="a", command="a", created="", config=config, resolved={}, versions={}, machine={})
+    config = {"data": data, "data_dir": "somewhere" if data == "cifar10" else None}
+    resolved = resolved or {}
+    record = Record(experiment="a", command="a", created="", config=config, resolved=resolved, versions={}, machine={})
     write_config(place / "run", record)
     return str(place / "run" / "checkpoints" / "a.safetensors")
 
@@ -246,6 +247,34 @@ def test_a_checkpoint_is_compared_on_what_it_was_trained_on(tmp_path):
     assert with_data(ExportConfig(source=source, data_dir=Path("here")))[0].data_dir == Path("here")
     assert with_data(ExportConfig(source=source, data="shapes"))[0].data_dir is None
     assert with_data(ExportConfig(source="package:function"))[0].data == "shapes"
+
+
+def test_images_have_the_size_that_a_checkpoint_was_trained_on(tmp_path):
+    source = _trained_on_cifar10(tmp_path, resolved={"image_size": [28, 20]})
+    assert with_data(ExportConfig(source=source))[0].input_size == (28, 20)
+    assert with_data(ExportConfig(source=source, input_size=(8, 8)))[0].input_size == (8, 8)
+    assert with_data(ExportConfig(source="package:function"))[0].input_size == (32, 32)
+
+
+def test_code_that_a_record_names_is_not_called_for_data(tmp_path):
+    source = _trained_on_cifar10(tmp_path, data="my.data:load")
+    with pytest.raises(UserError, match=r"given by code, my\.data:load\. If you trust it, add --data my\.data:load\.$"):
+        with_data(ExportConfig(source=source))
+    assert with_data(ExportConfig(source=source, data="my.data:load"))[1]
+
+
+def test_data_of_ones_own_are_read_as_in_training(tmp_path, monkeypatch):
+    source = _trained_on_cifar10(tmp_path, data="folders")
+    config, _ = with_data(ExportConfig(source=source))
+    assert _reading(config)["validation_share"] is None
+    path = tmp_path / "run" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["config"] |= {"image_size": [16], "validation_share": 0.25, "columns": ["a", "b"]}
+    path.write_text(json.dumps(stored))
+    found = {"data_dir": None, "columns": ["a", "b"], "image_size": [16], "validation_share": 0.25}
+    assert {"data_dir": None, **_reading(config)} == found
+    assert _reading(replace(config, columns=("c", "d")))["columns"] == ("c", "d")
+    assert _reading(replace(config, data="other")) == {"data_dir": None, "columns": None}
 
 
 def test_a_built_model_is_not_scored_on_classes_that_may_not_be_its_own(tmp_path, served_here):

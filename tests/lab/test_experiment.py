@@ -50,6 +50,7 @@ def test_the_data_may_have_moved_since() -> None:
     record = new_record("compare", CONFIG, DATA)
     moved = stored_config(CompareConfig(resume=Path("x"), data_dir=Path("new")), record)
     assert moved.data_dir == Path("new")
+    assert stored_config(CompareConfig(resume=Path("x"), data="moved/folders"), record).data == "moved/folders"
 
 
 def test_flags_beside_resume_are_refused_by_name() -> None:
@@ -130,7 +131,7 @@ def test_other_data_are_refused() -> None:
         changed = new_record("compare", CONFIG, DATA)
     finally:
         DATA.train.pixels[0, 0, 0, 0] ^= 1
-    with pytest.raises(UserError, match="the data set is not the one"):
+    with pytest.raises(UserError, match="the data are not those"):
         check_same(record, changed, Recorder())
 
 

@@ -17,7 +17,7 @@ from steadynorm.deploy.readiness import check_ready
 from steadynorm.deploy.results import write_outcome
 from steadynorm.deploy.source import as_logits, load_source, trained_on
 from steadynorm.lab.configuration import check_at_least
-from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, load_dataset, some
+from steadynorm.lab.data import Dataset, Images, check_data_dir, evaluation_batches, load_dataset, some, user_function
 from steadynorm.lab.experiment import new_place
 from steadynorm.lab.machine import choose_threads
 from steadynorm.reporting.chance import most_frequent
@@ -54,8 +54,9 @@ class ExportConfig:
     """What to write; default: every format that this machine can write."""
     quantize: tuple[Literal["none", "dynamic", "static"], ...] = ("none", "dynamic", "static")
     """dynamic: linear layers in int8; static: convolutions too. Each where the format has it."""
-    input_size: tuple[int, int] = (32, 32)
-    """Height and width of the images; those of --data are scaled to it."""
+    input_size: tuple[int, int] | None = None
+    """Height and width of the images; those of --data are scaled to it. Default: the size that a checkpoint was trained
+    on, else 32 32."""
     target_p50_ms: float | None = None
     """Exit with status 1 unless half of the requests to the best file end within so many milliseconds."""
     max_drop: float = 1.0
@@ -99,7 +100,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     if place.exists() or place.is_symlink():
         raise UserError(f"--out: {place} exists already. Give a new directory.")
     config, is_own = with_data(config)
-    assert config.data is not None
+    assert config.data is not None and config.input_size is not None
     threads = choose_threads(config.threads)
     source = load_source(config.source, weights=config.weights, key=config.weights_key, code=config.code)
     if source.weights:
@@ -145,7 +146,7 @@ def check_config(config: ExportConfig) -> None:
     check_at_least(config, (("images", 2), ("calibration_images", 2), ("requests", 1)))
     if config.threads is not None:
         check_at_least(config, (("threads", 1),))
-    for name, values in (("--input-size", config.input_size), ("--batch-size", config.batch_size)):
+    for name, values in (("--input-size", config.input_size or (1,)), ("--batch-size", config.batch_size)):
         if not values or min(values) < 1:
             raise UserError(f"{name}: must be at least 1, got {' '.join(map(str, values)) or 'nothing'}.")
     for name, value in (("--target-p50-ms", config.target_p50_ms), ("--max-drop", config.max_drop)):
@@ -157,20 +158,28 @@ def check_config(config: ExportConfig) -> None:
 
 
 def with_data(config: ExportConfig) -> tuple[ExportConfig, bool]:
-    """Choose the images: those that were asked for, else those of the run that a checkpoint belongs to.
+    """Choose the images and their size: those that were asked for, else those of the run that a checkpoint belongs to.
 
     Returns:
         the configuration with them, and whether they are of the model's classes: it was trained on them, or the user
         chose them for it.
 
     Raises:
-        UserError: --data-dir would not be read.
+        UserError: --data-dir would not be read, or the run's images are given by code that the user did not name.
     """
     run, asked = trained_on(config.source), config.data
     trained = None if run is None else run.config
+    if config.input_size is None:
+        height, width = (32, 32) if run is None else run.resolved.get("image_size", (32, 32))
+        config = replace(config, input_size=(height, width))
     if asked is None and trained is None:
         config = replace(config, data="shapes")
     elif asked is None and trained is not None:
+        if user_function.recognises(trained["data"]):
+            raise UserError(
+                f"--data: the run's images are given by code, {trained['data']}. If you trust it, add --data "
+                f"{trained['data']}."
+            )
         kept = trained.get("data_dir")
         place = config.data_dir or (None if kept is None else Path(kept))
         config = replace(config, data=trained["data"], data_dir=place)

@@ -318,7 +318,7 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
         UserError: a flag beside --resume would contradict it.
     """
     default = type(given)()
-    names = [f.name for f in dataclasses.fields(given) if f.name not in (*BESIDE_RESUME, "given")]
+    names = [f.name for f in dataclasses.fields(given) if f.name not in (*BESIDE_RESUME, "data", "given")]
     changed = [name for name in names if getattr(given, name) != getattr(default, name)]
     stored = config_of(type(given), record)
     again = [name for name in calling_fields(stored) if getattr(given, name) == getattr(stored, name)]
@@ -328,6 +328,8 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
     if missing := [name for name in calling_fields(stored) if name not in again]:
         words = shlex.join(words_of(stored, missing))
         raise UserError(f"--resume: the experiment calls code that is named in it. If you trust it, add {words}")
+    if given.data != default.data or "--data" in given.given:  # where they lie now; others are refused by their digest
+        stored = dataclasses.replace(stored, data=given.data)
     if given.data_dir is not None:
         stored = dataclasses.replace(stored, data_dir=given.data_dir)
     told = {name: getattr(given, name) for name in ("on", "address", "log", "json") if name in vars(given)}
@@ -415,7 +417,10 @@ def check_same(stored: Record, now: Record, display: Display) -> None:
         UserError: data, precision or device are not those the experiment began with.
     """
     if stored.resolved["data_sha256"] != now.resolved["data_sha256"]:
-        raise UserError("--resume: the data set is not the one that the experiment began with. Give its --data-dir.")
+        raise UserError(
+            f"--resume: the data are not those that the experiment began with, {stored.config['data']}. Say where they "
+            "lie by --data, or by --data-dir for a data set of a name."
+        )
     before, workers = stored.resolved.get("workers", 1), now.resolved["workers"]
     if before != workers:
         raise UserError(
