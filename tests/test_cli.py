@@ -168,13 +168,14 @@ def test_a_reader_that_goes_away_ends_an_experiment_in_one_line(tmp_path: Path) 
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly(
-    compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "report", (cli.ReportConfig, lambda config: print("a word")))
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as out, without_notebook():
+    with os.fdopen(writer, "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
-        assert exit_status("report", str(compared), "--json") == 141
+        assert exit_status("report", str(tmp_path)) == 141
     assert capsys.readouterr().err == ""
 
 

@@ -46,6 +46,14 @@ def test_the_stored_configuration_comes_back() -> None:
     assert stored_config(CompareConfig(resume=Path("x")), record) == replace(CONFIG, out=None, json=False)
 
 
+def test_how_a_run_is_told_is_said_anew_and_by_the_line_that_says_how_to_go_on() -> None:
+    record = new_record("compare", replace(CONFIG, log=("wandb",), json=True), DATA)
+    assert "log" not in record.config and "--log" not in record.command
+    config = stored_config(CompareConfig(resume=Path("x"), log=("wandb",), json=True, given=("--log",)), record)
+    assert (config.log, config.json) == (("wandb",), True)
+    assert experiment._where(config) == ["--log", "wandb"] and experiment._where(CONFIG) == []
+
+
 def test_the_data_may_have_moved_since() -> None:
     record = new_record("compare", CONFIG, DATA)
     moved = stored_config(CompareConfig(resume=Path("x"), data_dir=Path("new")), record)
