@@ -14,6 +14,10 @@ Facts = Sequence[tuple[str, str]]
 """Names and values, for a definition list."""
 
 
+MANY = 24
+"""Values that are listed at most, such as names of classes; the record has them all."""
+
+
 def facts(values: Mapping[str, Any]) -> Facts:
     """Turn a configuration into names and values that can be read; nested mappings are flattened."""
     found: list[tuple[str, str]] = []
@@ -43,6 +47,8 @@ def render_page(template: str, **content: Any) -> str:  # noqa: ANN401 - a templ
 
 def _text(value: object) -> str:
     if isinstance(value, list | tuple):
+        if len(value) > MANY:
+            return f"{', '.join(_text(item) for item in value[:MANY])} and {len(value) - MANY:,} more"
         return ", ".join(_text(item) for item in value) or NONE
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from steadynorm.lab.describe.method import method_of, paragraphs, sentences
+from steadynorm.lab.describe.method import data_sentence, data_words, method_of, paragraphs, sentences
 from steadynorm.reporting.failure import UserError
 from tests.support.records import record
 
@@ -69,3 +69,29 @@ def test_a_record_from_before_there_were_recipes_trained_by_sgd_in_steps() -> No
 )
 def test_the_recipe_is_said(config: dict[str, object], said: str) -> None:
     assert said in " ".join(method_of(record([], **config), "")[1:3])
+
+
+@pytest.mark.parametrize(
+    ("channels", "called"), [(1, "in one channel"), (3, "in color"), (4, "in 4 channels"), (None, "")]
+)
+def test_size_and_color_of_the_images_are_told_where_they_are_known(channels: int | None, called: str) -> None:
+    made = record(())
+    made.resolved.update(image_size=[12, 9], channels=channels)
+    assert data_words(made)["images"] == (f" of 12 x 9 pixels {called}" if called else "")
+    assert bool(data_sentence(made)) == bool(called)
+
+
+@pytest.mark.parametrize(
+    ("chance", "images", "said"),
+    [
+        (0.1, 10_000, ""),
+        (0.4, 10_000, " Guessing is right on 40.0 %, the validation images of the most frequent class."),
+        (0.1, 50, " One validation image is 2.0 points of accuracy."),
+        (0.1, 1, " No accuracy on so few images of so unequal classes is surely above it. One validation image is 100"),
+    ],
+)
+def test_what_guessing_and_one_image_are_worth_is_told_where_it_matters(chance: float, images: int, said: str) -> None:
+    made = record(())
+    made.resolved.update(chance=chance, validation_images=images)
+    guessing = str(data_words(made)["guessing"]).replace("\xa0", " ")
+    assert guessing.startswith(said) and bool(guessing) == bool(said)

@@ -1,6 +1,7 @@
 """What arms are called."""
 
-from steadynorm.lab.describe.names import few_arms, pair
+from steadynorm.lab.describe.names import data_label, few_arms, pair
+from tests.support.records import record
 
 
 def test_the_pair_is_batch_norm_ours_first_and_no_normalization():
@@ -13,3 +14,11 @@ def test_few_arms_are_named_and_many_counted():
     assert few_arms(["none", "layer_norm"]) == "no normalization and layer norm"
     assert few_arms(["none", "layer_norm", "batch_norm"]) == "3 arms"
     assert few_arms(["none", "layer_norm"], most=1) == "2 arms"
+
+
+def test_data_of_ones_own_are_called_by_the_name_of_the_data_set():
+    made = record((), data="/home/me/pictures/pets.npz")
+    assert data_label(made) == "/home/me/pictures/pets.npz"  # records that do not know more
+    made.resolved["data_name"] = "pets"
+    assert data_label(made) == "pets"
+    assert data_label(record((), data="shapes")) == "the embedded shapes"

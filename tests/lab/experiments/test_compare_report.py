@@ -8,6 +8,7 @@ import pytest
 from steadynorm.lab.experiments.compare import RatedArm, best_rate, describe, largest_fall, rated_arms
 from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Claim, Table
+from steadynorm.reporting.words import HEADLINE
 from tests.support.documented import check_close, content_of, record_of
 from tests.support.records import record, run, summary_json
 
@@ -324,7 +325,12 @@ def test_a_single_epoch_is_one():
 
 def test_an_arm_at_chance_is_not_held_against_one_that_has_learned() -> None:
     text = headline(run("batch_norm", val_accuracy=[0.7]), run("none", val_accuracy=[0.1]))
-    assert text == "Batch norm reaches 70.0 % on CIFAR-10; no normalization is at chance: 10.0 %"
+    assert text == "Batch norm reaches 70.0 % on CIFAR-10; no normalization is not surely above chance: 10.0 %"
+
+
+def test_a_name_that_is_too_long_for_a_headline_is_left_to_the_lead() -> None:
+    made = record((run("batch_norm", val_accuracy=[0.7]), run("none", val_accuracy=[0.1])), data="photographs-of-pets")
+    assert len(describe(made).headline) <= HEADLINE and "photographs-of-pets" in describe(made).lead
 
 
 def test_networks_that_are_all_at_chance_are_not_compared() -> None:

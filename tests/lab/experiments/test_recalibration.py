@@ -117,6 +117,22 @@ def test_that_no_number_is_enough_is_said() -> None:
     assert report.claims[0].verdict == "not met"
 
 
+def test_a_network_that_guesses_has_nothing_to_lose() -> None:
+    made = made_record(n2000=[80.0])
+    made.resolved.update(classes=["a", "b"], chance=0.8, validation_images=500)
+    report = describe(made)
+    assert report.headline.startswith("The network is not surely better than guessing (80.0")
+    assert report.claims[0].verdict == "not measured: at chance"
+
+
+def test_of_few_validation_images_one_may_be_lost() -> None:
+    made = made_record(n2000=[79.0])
+    made.resolved.update(classes=["a", "b"], chance=0.5, validation_images=100)
+    report = describe(made)
+    assert report.headline == "From 2,000 images on, recalibration loses at most 1 points of the original accuracy"
+    assert report.claims[0].verdict == "met"
+
+
 def test_too_few_images_leave_the_claim_unjudged() -> None:
     assert describe(made_record(n100=[80.0])).claims[0].verdict == "not measured"
 

@@ -136,7 +136,7 @@ def test_the_headline_of_one_batch_size_names_it_once() -> None:
 
 def test_the_headline_names_the_seed_that_may_be_guessing() -> None:
     seeds = [trained("recipe", 1024, accuracy, seed=seed) for seed, accuracy in enumerate((0.105, 0.5))]
-    assert headline(scale_record(*seeds)).endswith("no better than guessing: 10.5 %")
+    assert headline(scale_record(*seeds)).endswith("not surely better than guessing: 10.5 %")
 
 
 @pytest.mark.parametrize(
@@ -292,4 +292,4 @@ def test_a_recipe_that_may_be_guessing_at_the_largest_batch_holds_nothing_up() -
         "not measured: at chance",
         "not measured: at chance",
     )
-    assert headline(made) == "At batch 1,024 the whole recipe is no better than guessing: 10.5 %"
+    assert headline(made) == "At batch 1,024 the whole recipe is not surely better than guessing: 10.5 %"

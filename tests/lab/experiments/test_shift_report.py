@@ -364,7 +364,7 @@ def test_a_network_that_may_be_guessing_decides_nothing() -> None:
     made = shift_record(CELLS)
     report = describe(replace(made, cells=(compare_run("several_decays", val_accuracy=[0.1, 0.105]), *made.cells[1:])))
     assert {item.verdict for item in report.claims} == {"not measured: at chance"}
-    assert report.headline.startswith("The network is no better than guessing (10.5")
+    assert report.headline.startswith("The network is not surely better than guessing (10.5")
 
 
 def rebuilt(name: str) -> Record:

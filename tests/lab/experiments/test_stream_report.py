@@ -268,7 +268,7 @@ def test_a_default_build_that_may_be_guessing_decides_nothing() -> None:
     runs = [default(0.105), single("gated_batch_norm", 0.104), single("batch_norm", 0.1)]
     report = describe(stream_record(runs, CELLS))
     assert {item.verdict for item in report.claims} == {"not measured", "not measured: at chance"}
-    assert report.headline.startswith("The default build is no better than guessing (10.5")
+    assert report.headline.startswith("The default build is not surely better than guessing (10.5")
 
 
 def test_of_two_arms_both_have_to_fail_to_decide_nothing() -> None:

@@ -167,7 +167,7 @@ SEEDS = [trained("none", 0.1, 0.4, seed=seed) for seed in (1, 2)]
     ("runs", "text", "tone"),
     [
         ([trained("none", 0.1, 0.4)], "trained", ""),
-        ([trained("none", 0.1, 0.4, loss=2.4)], "no better than chance", "bad"),
+        ([trained("none", 0.1, 0.4, loss=2.4)], "not surely above chance", "bad"),
         ([trained("none", 0.1, None)], "exploded at step 17", "bad"),
         ([RUNNING], "waiting", ""),
         ([WAITING, *SEEDS], "1 of 3 waiting", ""),
@@ -312,7 +312,7 @@ def test_a_run_names_its_point() -> None:
 
 def test_a_network_at_chance_has_not_trained_whatever_its_loss() -> None:
     found = describe(sweep_record(trained("none", 0.1, 0.105), trained("none", 0.5, 0.15), arms=["none"]))
-    assert [row[-1].text for row in found.table.rows] == ["no better than chance", "trained"]
+    assert [row[-1].text for row in found.table.rows] == ["not surely above chance", "trained"]
 
 
 def test_arms_that_learn_at_no_rate_decide_nothing() -> None:
@@ -320,7 +320,7 @@ def test_arms_that_learn_at_no_rate_decide_nothing() -> None:
     made = sweep_record(*stuck, *GRID[2:])
     assert verdicts(made) == ["not measured: at chance", "not measured", "not measured: at chance"]
     failed = [trained(arm, rate, 0.105) for arm in ("batch_norm", "none") for rate in (0.1, 0.5)]
-    assert headline(*failed) == "No network is better than guessing, up to rate 0.5"
+    assert headline(*failed) == "No network is surely better than guessing, up to rate 0.5"
 
 
 def test_arms_that_learn_at_one_depth_are_judged() -> None:

@@ -48,7 +48,7 @@ from steadynorm.reporting.numbers import NONE, SPACE, number, percent, percent_s
 from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, are_apart, largest, mean, median, number_or_none, spread
-from steadynorm.reporting.words import capital, counted, listing, seeds_label
+from steadynorm.reporting.words import capital, counted, first_fitting, listing, seeds_label
 
 __all__ = ["EXPERIMENT", "CompareConfig"]
 
@@ -591,19 +591,22 @@ def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
     if best.arm in pair:  # the other of the article's two comes next
         others.sort(key=lambda arm: arm.arm not in pair)
     chance, score = chance_of(record), percent(best.mean("val_accuracy"))
-    claim = f"{capital(best.label)} reaches {score} on {data_label(record)}"
+    reached = f"{capital(best.label)} reaches {score}"
+    claims = (f"{reached} on {data_label(record)}", reached)  # the second where names are long
     if is_guessing(best["val_accuracy"], chance):
         return f"No network is surely better than guessing; the best, {best.label}, reaches {score}"
     if failed:
-        return f"{claim}; {listing(failed)} {'diverges' if len(failed) == 1 else 'diverge'}"
+        lost = f"{listing(failed)} {'diverges' if len(failed) == 1 else 'diverge'}"
+        return first_fitting(*(f"{claim}; {lost}" for claim in claims))
     if not others:
-        return claim
+        return first_fitting(*claims)
     other, its_score = others[0], percent(others[0].mean("val_accuracy"))
     if is_guessing(other["val_accuracy"], chance):
-        return f"{claim}; {other.label} is at chance: {its_score}"
+        return first_fitting(*(f"{claim}; {other.label} is not surely above chance: {its_score}" for claim in claims))
     if not are_apart(best["val_accuracy"], other["val_accuracy"]):
         return f"{capital(best.label)} and {other.label} end within their seeds' range: {score} and {its_score}"
-    return f"{claim}, {other.label} {its_score}: {points(best.mean('val_accuracy') - other.mean('val_accuracy'))} apart"
+    apart = points(best.mean("val_accuracy") - other.mean("val_accuracy"))
+    return first_fitting(*(f"{claim}, {other.label} {its_score}: {apart} apart" for claim in claims))
 
 
 def _nothing_to_compare(record: Record, arms: Sequence[RatedArm], failed: Sequence[str]) -> str:

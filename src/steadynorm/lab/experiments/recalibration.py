@@ -42,7 +42,8 @@ from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.training import network, train_networks
 from steadynorm.lab.trials import called_code
-from steadynorm.reporting.claims import judge
+from steadynorm.reporting.chance import Chance, chance_of
+from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import percent, seconds
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
@@ -196,7 +197,11 @@ def describe(record: Record) -> Report:
     """Say from how many images the accuracy is back."""
     done = [cell for cell in record.cells if not cell.is_network and cell.status == "finished"]
     counts = sizes_of(record, done)
+    original = counts[0]["original"] if counts else None
+    chance = chance_of(record) if "classes" in record.resolved else None  # which the first records do not know
     within = tolerated(WITHIN, int(record.resolved.get("validation_images", 0)))
+    claim = _claim(counts, within)
+    judged = unless_guessing(claim, chance, {"the network": original}) if chance else claim
     table = Table.of(
         counts,
         {
@@ -209,11 +214,11 @@ def describe(record: Record) -> Report:
     )
     wiped = spread(cell.last("wiped") for cell in done)
     return Report(
-        headline=_headline(counts, within),
+        headline=_headline(counts, within, chance),
         lead=_lead(record, counts, wiped),
         table=table,
         sections=[
-            expected(Claims([_claim(counts, within)])),
+            expected(Claims([judged])),
             Section(title="Accuracy by the number of images", short="Accuracy", blocks=[Figures(_figure(done)), table]),
         ],
         method=paragraphs(record, METHOD, data_is=data_sentence(record)),
@@ -275,9 +280,11 @@ def _figure(cells: Sequence[Cell]) -> list[Figure]:
     )
 
 
-def _headline(counts: Sequence[Arm], within: float) -> str:
+def _headline(counts: Sequence[Arm], within: float, chance: Chance | None) -> str:
     if not counts:
         return "Nothing is measured yet"
+    if (original := counts[0]["original"]) and chance and is_guessing(original, chance):
+        return f"The network is not surely better than guessing ({percent(original.low)}): it has little to lose"
     falling = sorted(counts, key=lambda one: one.at["images"], reverse=True)
     enough = [one.at["images"] for one in takewhile(lambda one: _is_enough(one, within), falling)]
     points = f"{100 * within:.2g} points of the original accuracy"

@@ -365,7 +365,7 @@ def _headline(record: Record, grid: Grid) -> str:
     if large is None:
         return f"The recipe has no accuracy at the largest batch: {_why_absent(grid, RECIPE, sizes[-1])}"
     if is_guessing(large, chance_of(record)):
-        return f"At batch {sizes[-1]:,} the whole recipe is no better than guessing: {percent(large.low)}"
+        return f"At batch {sizes[-1]:,} the whole recipe is not surely better than guessing: {percent(large.low)}"
     found = {variant: _known(grid, variant, sizes[-1]) for variant in EXPECTED if variant != FROZEN}
     apart = {variant: one.mean for variant, one in found.items() if one and are_apart(large, one)}
     above = [variant for variant in apart if apart[variant] > large.mean]

@@ -625,7 +625,7 @@ def _trained(record: Record) -> Spread | None:
 def _headline(record: Record, found: Sequence[Condition]) -> str:
     trained, share, least = _trained(record), kept_share(found, GATE), worst(found, GATE)
     if trained and is_guessing(trained, chance_of(record)):
-        return f"The network is no better than guessing ({percent(trained.low)}), so shift costs it nothing"
+        return f"The network is not surely better than guessing ({percent(trained.low)}), so a shift shows nothing"
     if share is None or least is None:
         return _without_gate(found)
     gain = least.gain[GATE].mean

@@ -439,7 +439,7 @@ def _headline(record: Record, arms: Sequence[Arm], default: Spread | None) -> st
     if GATED not in drops:
         return "No gated network has been trained at batch size 1 yet"
     if default and is_guessing(default, chance_of(record)):
-        return f"The default build is no better than guessing ({percent(default.low)}), and has nothing to lose"
+        return f"The default build is not surely better than guessing ({percent(default.low)}): it has little to lose"
     beside = f", plain batch norm {_lost(drops[PLAIN])}" if PLAIN in drops else ""
     return f"At batch size 1 gated batch norm {_lost(drops[GATED])}{beside}"
 

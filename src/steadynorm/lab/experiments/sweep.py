@@ -203,7 +203,7 @@ def _ending(arm: Arm) -> Entry:
     guessing, seeds = _guessing(arm), arm.seeds
     words = [
         arm.exploded,
-        "" if not guessing else "no better than chance" if seeds == 1 else f"{guessing} of {seeds} at chance",
+        "" if not guessing else "not surely above chance" if seeds == 1 else f"{guessing} of {seeds} at chance",
         "" if not arm.waiting else "waiting" if arm.waiting == seeds else f"{arm.waiting} of {seeds} waiting",
     ]
     text = ", ".join(filter(None, words)) or ("trained" if seeds else "waiting")
@@ -364,9 +364,10 @@ def _headline(record: Record, grid: Sequence[Arm]) -> str:
         return "No network has ended yet"
     exploded, highest = [arm for arm in ended if arm.lost], rate(max(arm.at["lr"] for arm in ended))
     if all(_guessing(arm) and not arm.lost for arm in ended):
-        return f"No network is better than guessing, up to rate {highest}"
+        return f"No network is surely better than guessing, up to rate {highest}"
     if not exploded:
-        return f"Nothing explodes up to rate {highest} on {data_label(record)}"
+        claim = f"Nothing explodes up to rate {highest}"
+        return first_fitting(f"{claim} on {data_label(record)}", claim)
     least = min(exploded, key=lambda arm: (arm.at["lr"], arm.at["depth"]))
     claim = f"Training explodes from rate {rate(least.at['lr'])} on {_with(least.arm)}"
     steady = [_with(arm) for arm in record.config["arms"] if arm not in [one.arm for one in exploded]]
