@@ -11,6 +11,7 @@ from steadynorm.reporting.failure import UserError
 from tests.support.given_networks import HERE, make, plain
 
 SHAPE = Shape(classes=10, channels=3, image_size=(12, 12))
+SHAPE48 = Shape(classes=10, channels=3, image_size=(48, 48))
 
 
 def linear_of(model):
@@ -115,13 +116,16 @@ def test_a_configuration_file_of_transformers_is_read(tmp_path):
     for place in (tmp_path, tmp_path / "config.json"):
         model = make_given(f"hf:{place}", Shape(classes=7, channels=1, image_size=(32, 32)), seed=0)
         assert linear_of(model).weight.shape == (7, 8)
-    assert "torch.hub" not in sys.modules or model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
 def test_a_model_of_timm_has_the_classes_and_channels_of_the_data():
     pytest.importorskip("timm")
     model = make_given("timm:resnet18", Shape(classes=7, channels=1, image_size=(32, 32)), seed=0)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    torch.manual_seed(0)
+    created = sys.modules["timm"].create_model("resnet18", num_classes=7, in_chans=1)
+    assert torch.equal(model.conv1.weight, created.conv1.weight)
+    assert make_given("timm:vit_tiny_patch16_224", SHAPE48, seed=0).pos_embed.shape[1] == 10
     for name in ("no_such_model", "hf-hub:timm/resnet18.a1_in1k"):
         with pytest.raises(UserError, match="has no model of this name"):
             make_given(f"timm:{name}", SHAPE, seed=0)

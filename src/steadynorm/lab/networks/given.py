@@ -55,7 +55,7 @@ def make_given(name: str, shape: Shape, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if name.startswith(TIMM):
-            model, how = _from_timm(name, shape), f"--network {name}"
+            model, how = _from_timm(name, shape, seed), f"--network {name}"
         elif name.startswith(HUGGING_FACE):
             model, how = Logits(_from_hugging_face(name, shape)), f"--network {name}"
         else:
@@ -109,17 +109,24 @@ def _by_name(parameters: Mapping[str, inspect.Parameter], name: str) -> bool:
     )
 
 
-def _from_timm(name: str, shape: Shape) -> nn.Module:
+def _from_timm(name: str, shape: Shape, seed: int) -> nn.Module:
     _check_installed(name, "timm")
     import timm
 
     model = name.removeprefix(TIMM)
     if not timm.is_model(model):  # a name with a prefix would be fetched from a hub
         raise UserError(f"--network {name}: timm {timm.__version__} has no model of this name.")
-    sizes = {"num_classes": shape.classes, "in_chans": shape.channels}
-    with_size = "img_size" in inspect.signature(timm.model_entrypoint(model)).parameters
-    how: dict[str, Any] = sizes | ({"img_size": shape.image_size} if with_size else {})
-    return _model(f"--network {name}", lambda: timm.create_model(model, pretrained=False, **how))
+    sizes = {"num_classes": shape.classes, "in_chans": shape.channels, "pretrained": False}
+
+    def make() -> nn.Module:
+        try:
+            made: nn.Module = timm.create_model(model, img_size=shape.image_size, **sizes)
+        except TypeError:  # of the models that take images of any size, which do not know the word
+            torch.manual_seed(seed)
+            made = timm.create_model(model, **sizes)
+        return made
+
+    return _model(f"--network {name}", make)
 
 
 def _from_hugging_face(name: str, shape: Shape) -> nn.Module:
