@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.checkpoint import load_checkpoint
+from steadynorm.lab.checkpoint import Checkpoint, load_checkpoint
 from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_split, settings_of
 from steadynorm.lab.data import Dataset, take
 from steadynorm.lab.data.batches import evaluation_batches
@@ -40,6 +40,7 @@ from steadynorm.lab.describe.figures import chart
 from steadynorm.lab.describe.method import data_sentence, paragraphs, sentences
 from steadynorm.lab.evaluation import evaluate
 from steadynorm.lab.experiment import Experiment, Task
+from steadynorm.lab.networks.given import Shape, run_once
 from steadynorm.lab.training import network, train_networks
 from steadynorm.lab.trials import called_code
 from steadynorm.reporting.chance import Chance, chance_of
@@ -97,16 +98,16 @@ def _check(config: RecalibrationConfig) -> None:
         _read(config, config.checkpoint)
 
 
-def _read(config: RecalibrationConfig, path: Path) -> nn.Module:
+def _read(config: RecalibrationConfig, path: Path) -> Checkpoint:
     """Read the network of a checkpoint; code that it names is called where ``--network`` names it too.
 
     Raises:
         UserError: it cannot be read, or has no batch norm.
     """
-    model = load_checkpoint(path, code=called_code(config), flag="--network").model
-    if not batch_norms_of(model):
+    found = load_checkpoint(path, code=called_code(config), flag="--network")
+    if not batch_norms_of(found.model):
         raise UserError(f"{path}: its network has no batch norm, so there is nothing to recalibrate.")
-    return model
+    return found
 
 
 def _images(config: RecalibrationConfig) -> tuple[int, ...]:
@@ -132,25 +133,26 @@ def _work(task: Task[RecalibrationConfig]) -> None:
             f"{' '.join(map(str, fitting))}."
         )
     if config.checkpoint is not None:
-        _check_fits(config.checkpoint, task.dataset)
+        _check_fits(config, config.checkpoint, task.dataset)
     else:
         train_networks(task, [_network(config, seed) for seed in seeds], settings_of(config, task.record))
     measure_cells(points_of(images=_images(config), seed=seeds), _measure, task)
 
 
-def _check_fits(path: Path, dataset: Dataset) -> None:
+def _check_fits(config: RecalibrationConfig, path: Path, dataset: Dataset) -> None:
     """Refuse a checkpoint of a network for other images.
 
     Raises:
-        UserError: it has another number of classes or channels.
+        UserError: it has another number of classes or channels, or does not take images of this size.
     """
-    found = load_checkpoint(path)
+    found = _read(config, path)
     had, has = (found.classes, found.channels), (len(dataset.classes), dataset.channels)
     if had != has:
         raise UserError(
             f"{path}: must be of a network for {has[0]} classes and {has[1]} channels as the data, got {had[0]} and "
             f"{had[1]}. Give the --data that it was trained on."
         )
+    run_once(found.model, Shape(classes=has[0], channels=has[1], image_size=dataset.image_size), str(path))
 
 
 def _measure(task: Task[RecalibrationConfig]) -> Measure:
@@ -161,7 +163,7 @@ def _measure(task: Task[RecalibrationConfig]) -> Measure:
     @cache
     def wiped(seed: int) -> tuple[nn.Module, list[Measurement]]:
         path = config.checkpoint
-        model = _read(config, path) if path else task.trained(_network(config, seed))
+        model = _read(config, path).model if path else task.trained(_network(config, seed))
         model = model.to(settings.device)
         before = {"original": evaluate(model, dataset.validation, dataset, settings)[1]}
         for named in batch_norms_of(model):
