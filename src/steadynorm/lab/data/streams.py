@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -107,13 +108,17 @@ def _single_class(labels: Indices, random: np.random.Generator) -> Indices:
 
 def _bursts(labels: Indices, random: np.random.Generator) -> Indices:
     classes = _shuffled_classes(labels, random)
-    shares = random.dirichlet(np.full(len(classes), BURST_CONCENTRATION), size=len(classes))
+    count = len(classes)
+    shares = random.dirichlet(np.full(count, BURST_CONCENTRATION), size=count)
+    sizes = np.array([len(members) for members in classes])
+    ends = np.zeros((count, count + 1), dtype=np.int64)  # of a class's run in each part
+    ends[:, 1:] = np.cumsum(shares, axis=1) * sizes[:, None]
+    ends[:, -1] = sizes
     runs = []
-    for members, share in zip(classes, shares, strict=True):
-        cuts = (np.cumsum(share)[:-1] * len(members)).astype(np.int64)
-        runs.append(np.split(members, cuts))
-    parts = [[run[part] for run in runs] for part in range(len(classes))]
-    return np.concatenate([part[chosen] for part in parts for chosen in random.permutation(len(part))])
+    for begins, stops in itertools.pairwise(ends.T):
+        shown = random.permutation(count)
+        runs += [classes[chosen][begins[chosen] : stops[chosen]] for chosen in shown[(begins < stops)[shown]]]
+    return np.concatenate(runs)
 
 
 STREAMS: dict[str, Callable[[Indices, np.random.Generator], Indices]] = {
