@@ -49,6 +49,19 @@ def accuracy(model: torch.nn.Module) -> float:
     return float(sum(found)) / len(found)
 
 
+@pytest.mark.parametrize("columns", [40, 100])
+def test_the_list_of_checks_is_whole_at_any_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    cli.main(("doctor", "--list"))
+    printed = capsys.readouterr().out
+    words = " ".join(printed.split())
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= columns
+    assert all(name in printed for name in CHECKS)
+    assert columns > 60 or all(" ".join(f"{name} {check.title}".split()) in words for name, check in CHECKS.items())
+
+
 def test_a_healthy_model_is_three_lines_and_exit_status_0(run: Any, images: str) -> None:
     status, out, _ = run(f"{HERE}:trained_network", "--data", images, "--batch-size", "32")
     assert status == 0

@@ -96,8 +96,8 @@ UNDERSTOOD = {
     "Lightning": (LIGHTNING | {"state_dict": behind("model.")}, f"{stripped('state_dict.model.')}; {SCORE}."),
     "Lightning, net": (LIGHTNING | {"state_dict": behind("net.")}, f"{stripped('state_dict.net.')}; {SCORE}."),
     "Lightning, own name and a loss": (
-        LIGHTNING | {"state_dict": behind("resnet18.") | {"loss.weight": torch.ones(3)}},
-        f"{stripped('state_dict.resnet18.')}; {SCORE}, state_dict.loss.weight.",
+        LIGHTNING | {"state_dict": behind("resnet18.") | {"loss.a": torch.ones(3), "loss.b": torch.ones(3)}},
+        f"{stripped('state_dict.resnet18.')}; {SCORE}, state_dict.loss.a, state_dict.loss.b.",
     ),
     "Lightning, compiled": (
         LIGHTNING | {"state_dict": behind("model._orig_mod.")},
@@ -287,6 +287,10 @@ REFUSED = {
         saved(STATE | {"conv.weight": torch.ones(4, 3, 3, 3)}),
         "does not fit the model: conv.weight has shape (4, 3, 3, 3), the model's (4, 1, 3, 3). Build the model as it "
         "was when they were saved.",
+    ),
+    "complex": (
+        saved(STATE | {"fc.bias": torch.ones(3, dtype=torch.complex64)}),
+        "does not fit the model: fc.bias is torch.complex64, the model's torch.float32. Build the model as it ",
     ),
     "no statistics": (
         saved(without("running_mean", "running_var", "num_batches_tracked")),
