@@ -394,3 +394,13 @@ def _assigned(
         if None not in found.values():
             return {step: values for step, values in found.items() if values}
     raise AssertionError("no seeds have these first steps")
+
+
+def test_other_data_are_described_and_the_expectations_said_to_be_of_mnist() -> None:
+    made = made_record([*BATCH, *PLAIN])
+    made.resolved.update(image_size=[40, 48], channels=3, validation_images=18, chance=0.1)
+    found = describe(made)
+    method = " ".join(found.method)
+    assert "images of 40 x 48 pixels in color in 10 classes, made binary" in method
+    assert "brightness, each channel by itself." in method and "in batches of 18 that are normalized" in method
+    assert any("The paper's expectations, which are of MNIST." in str(vars(block)) for block in found.blocks)

@@ -244,6 +244,7 @@ def describe(record: Record) -> Report:
         method=paragraphs(
             record,
             METHOD,
+            test_batch=min(int(record.config["batch_size"]), int(record.resolved["validation_images"])),
             each=", each channel by itself" * (record.resolved.get("channels", 1) > 1),
             **data_words(record),
         ),
@@ -525,7 +526,7 @@ Training: SGD without momentum or weight decay; weights from a normal distributi
 biases from zero. Normalization stands between each hidden layer's linear map and its sigmoids. It ran on {device} in
 {precision}.
 
-What reaches a sigmoid is measured over the test images in training mode, as in the paper, in batches of {batch_size}
+What reaches a sigmoid is measured over the test images in training mode, as in the paper, in batches of {test_batch}
 that are normalized by their own moments; running statistics are left alone. A normalized input then has, by
 construction, the mean and the standard deviation that the layer's bias and weight say: it can shift only as far as
 these are trained to.

@@ -97,7 +97,7 @@ class ShiftConfig(OneRateConfig):
     methods: tuple[str, ...] = tuple(ADAPTATIONS)
     """Methods that choose the statistics of a test batch."""
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
-    """What is done to the test images."""
+    """What is done to the test images; saturate changes nothing in one channel, and is left out there."""
     severities: tuple[int, ...] = SEVERITIES
     """How hard the corruptions are, from 1 to 5; streams other than well-mixed ones are of the hardest alone."""
     stream_images: int = 1000
