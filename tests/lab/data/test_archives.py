@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from steadynorm.lab.data import Dataset, load_dataset
+from steadynorm.lab.data import Dataset, load_dataset, storage
 from steadynorm.reporting.failure import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -81,6 +81,46 @@ def test_images_are_resized(load):
     assert load({"image_size": (3, 4)}, x=COLOUR, y=LABELS)[0].image_size == (3, 4)
 
 
+@pytest.mark.parametrize("images", [COLOUR, COLOUR.transpose(0, 3, 1, 2).copy(), GRAY / 255])
+def test_arrays_that_do_not_fit_into_memory_are_read_row_by_row(load, images, monkeypatch):
+    expected, _ = load({"validation_share": 0.3}, x=images, y=LABELS)
+    monkeypatch.setattr(storage, "memory_limit", lambda: 500)
+    monkeypatch.setattr(np, "load", _without(np.load, "x"))
+    for _ in range(2):
+        found, said = load({"validation_share": 0.3}, x=images, y=LABELS)
+        assert torch.equal(found.train.pixels, expected.train.pixels)
+        assert torch.equal(found.validation.pixels, expected.validation.pixels)
+        assert found.train.labels.tolist() == expected.train.labels.tolist()
+    assert ("rounded to bytes" in said[0]) == (images.dtype.kind == "f")
+
+
+def _without(load, name):
+    """Give an archive in which an array cannot be read whole."""
+
+    class Archive(dict):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    def loaded(raw, **how):
+        with load(raw, **how) as file:
+            return Archive({each: file[each] for each in file if each != name})
+
+    return loaded
+
+
+def test_what_is_wrong_with_such_arrays_is_named(load, monkeypatch):
+    monkeypatch.setattr(storage, "memory_limit", lambda: 500)
+    images = GRAY / 255
+    images[4, 0, 0] = 7
+    with pytest.raises(UserError, match=r"a\.npz: x: row 4: float64 must be floats in \[0, 1\], got .* to 7\."):
+        load({"validation_share": 0.1}, x=images, y=LABELS)
+    with pytest.raises(UserError, match=r"a\.npz: x: must be stored row by row \(in C order\)"):
+        load(x=np.asfortranarray(GRAY), y=LABELS)
+
+
 def test_digits_of_scikit_learn_are_read(load):
     from sklearn.datasets import load_digits
 
@@ -119,7 +159,10 @@ BROKEN = {
         {"x_train": GRAY, "y_train": LABELS, "x_test": GRAY[:, :4], "y_test": LABELS},
         "images must be of 5 x 7 pixels as the training images, got 4 x 7 (a.npz: x_test: row 0)",
     ),
-    "pickled objects": ({"x": np.array([{}] * 20), "y": LABELS}, "is no .npz file of plain arrays (ValueError: Obj"),
+    "pickled objects": (
+        {"x": np.array([{}] * 20), "y": LABELS},
+        "is no .npz file of plain arrays (ValueError: object of",
+    ),
 }
 
 

@@ -74,6 +74,7 @@ def test_a_mapped_cache_is_not_changed_by_whom_it_is_given_to(source, decoder, m
     monkeypatch.setattr(storage, "memory_limit", lambda: 0)
     _load(decoder, source)[:] = 0
     assert torch.equal(_load(decoder, source), decoder.rows)
+    assert decoder.calls == 1
 
 
 def test_what_is_decoded_otherwise_is_decoded_again(source, decoder):

@@ -164,6 +164,15 @@ def test_gray_images_have_one_channel_and_three_beside_colours(folders, image):
     assert dataset.validation.pixels.shape == (4, 3, 4, 6)
 
 
+def test_gray_images_before_the_first_coloured_ones_are_kept(folders, image, monkeypatch):
+    monkeypatch.setattr("steadynorm.lab.data.decoding._WINDOW", 2)
+    for number in range(3):
+        image(folders / "train" / "cat" / f"{number}.png", 10 * number, mode="L")
+    dataset, _ = load(folders)
+    assert dataset.channels == 3
+    assert shades(dataset.train) == [0, 10, 20, 100, 110, 120]
+
+
 def test_colours_for_validation_beside_gray_training_images_are_refused(folders, image):
     for path in (folders / "train").rglob("*.png"):
         image(path, 50, mode="L")
@@ -174,7 +183,7 @@ def test_colours_for_validation_beside_gray_training_images_are_refused(folders,
 KINDS = {
     "1": (Image.new("1", (6, 4), 1), 255),
     "LA": (Image.new("LA", (6, 4), (70, 255)), 70),
-    "I;16": (Image.fromarray(np.full((4, 6), 70 * 257, np.uint16)), 70),
+    "I;16": (Image.fromarray(np.full((4, 6), 250 * 257, np.uint16)), 250),
     "P": (Image.new("RGB", (6, 4), (70, 0, 0)).convert("P", palette=Image.Palette.ADAPTIVE), 70),
     "CMYK": (Image.new("CMYK", (6, 4), (0, 0, 0, 255)), 0),
     "RGBA": (Image.new("RGBA", (6, 4), (70, 0, 0, 0)), 255),

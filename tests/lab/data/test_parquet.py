@@ -153,9 +153,15 @@ def test_images_are_resized(shards):
 
 def test_images_are_decoded_once_and_again_for_another_size(shards, monkeypatch):
     whole, small = load(shards)[0], load(shards, image_size=(8,))[0]
+    assert small.image_size == (8, 8)
     monkeypatch.setattr("steadynorm.lab.data.decoding._decoded", None)
     assert torch.equal(load(shards)[0].train.pixels, whole.train.pixels)
     assert torch.equal(load(shards, image_size=(8,))[0].validation.pixels, small.validation.pixels)
+
+
+def test_another_share_is_not_taken_from_the_cache(shards):
+    path = shards / "data" / "train-00000-of-00002.parquet"
+    assert [len(load(path, validation_share=share)[0].train) for share in (0.25, 0.5)] == [9, 6]
 
 
 def test_what_does_not_fit_into_memory_is_mapped(shards, monkeypatch, random_images):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from steadynorm.lab.data import load_dataset
+from steadynorm.lab.data import load_dataset, python_batches
 from steadynorm.reporting.failure import UserError
 
 RANDOM = np.random.RandomState(0)
@@ -142,6 +142,13 @@ def test_an_archive_of_something_else_or_cut_off_is_refused(tmp_path):
         load(place)
     with pytest.raises(UserError, match=r"e\.tar\.gz: there is no such file"):
         load(tmp_path / "e.tar.gz")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    place = archive(tmp_path / "c.tar.gz", "cifar-10-batches-py", cifar10())
+    monkeypatch.setattr(python_batches, "LARGEST", 100)
+    with pytest.raises(UserError, match="cifar-10-batches-py/data_batch_1: must be at most 100 bytes, got "):
+        load(place)
 
 
 def test_columns_are_fields_of_the_batches(tmp_path):

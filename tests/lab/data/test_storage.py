@@ -42,7 +42,10 @@ def test_rows_are_gathered_into_a_file_where_they_do_not_fit(small, monkeypatch)
     monkeypatch.setattr(storage, "_CHUNK", 3)
     rows = torch.arange(400).to(torch.uint8).reshape(20, 20)
     chosen = torch.tensor([19, 3, 3, 0, 7, 11, 2])
+    asked = []
+    monkeypatch.setattr(storage, "room", lambda shape: asked.append(shape) or room(shape))
     assert torch.equal(gathered(rows, chosen), rows[chosen])
+    assert asked == [(7, 20)]
 
 
 def test_a_split_of_what_does_not_fit_is_the_same(monkeypatch, random_images) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steadynorm.lab.data.arrays import part_of_arrays
+from steadynorm.lab.data.arrays import as_bytes, as_labels, as_rows, part_of_arrays
 from steadynorm.lab.data.class_folders import TRAIN, VALIDATION
-from steadynorm.lab.data.parts import Parts, Reading
+from steadynorm.lab.data.parts import Part, Parts, Reading
+from steadynorm.lab.data.storage import fits
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.reporting.words import listing
 
@@ -21,6 +23,8 @@ __all__ = ["array_names", "choose", "load_arrays", "read", "recognises"]
 
 NAMES = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "labels"), ("data", "target"))
 """Of the arrays with the images and the labels, in lower case."""
+DAMAGE = (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError, zlib.error)
+"""What reading a broken archive raises."""
 
 
 def recognises(data: str) -> bool:
@@ -36,13 +40,63 @@ def read(data: str, reading: Reading) -> Parts:
     """
     path = Path(data)
     train, validation = _chosen(path, reading)
-    arrays = load_arrays(path, {*train, *(validation or ())}, flag=reading.flag)
-    parts = [
-        None if pair is None else part_of_arrays(arrays[pair[0]], arrays[pair[1]], reading, what=f"{path}: {pair[0]}")
-        for pair in (train, validation)
-    ]
-    assert parts[0] is not None
-    return Parts(name=path.stem, train=parts[0], validation=parts[1])
+    parts = [_part(path, *pair, reading) for pair in (train, validation) if pair is not None]
+    return Parts(name=path.stem, train=parts[0], validation=parts[1] if validation else None)
+
+
+def _part(path: Path, images: str, labels: str, reading: Reading) -> Part:
+    """Load images and labels; where the images do not fit into memory, they are read one after the other."""
+    what = f"{path}: {images}"
+    shape, dtype, is_by_column = _head(path, images, reading.flag)
+    if fits((*shape, dtype.itemsize)):
+        arrays = load_arrays(path, {images, labels}, flag=reading.flag)
+        return part_of_arrays(arrays[images], arrays[labels], reading, what=what)
+    if is_by_column:
+        raise UserError(f"{what}: must be stored row by row (in C order) where it does not fit into memory.")
+    if dtype.kind == "f":
+        reading.progress(f"{what}: {dtype} in [0, 1], rounded to bytes of 256 shades")
+    return Part(
+        count=shape[0],
+        labels=as_labels(load_arrays(path, {labels}, flag=reading.flag)[labels], shape[0], what),
+        images=lambda rows: _streamed(path, images, rows, reading.flag),
+        called=lambda row: f"{what}: row {row}",
+        sources=(path,),
+    )
+
+
+def _head(path: Path, name: str, flag: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Read the shape of an array, its type, and whether it is stored column by column."""
+    try:
+        with zipfile.ZipFile(path) as file, file.open(f"{name}.npy") as member:
+            return _read_head(member)
+    except DAMAGE as error:
+        raise UserError(f"{flag}: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error
+
+
+def _read_head(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_by_column, dtype = read(member)
+    if dtype.hasobject or not shape:
+        raise ValueError(f"{dtype} of shape {shape}")
+    return shape, dtype, is_by_column
+
+
+def _streamed(path: Path, name: str, rows: NDArray[np.int64], flag: str) -> Iterator[NDArray[np.uint8]]:
+    """Read images one after the other, and give those of some rows."""
+    wanted = set(rows.tolist())
+    try:
+        with zipfile.ZipFile(path) as file, file.open(f"{name}.npy") as member:
+            shape, dtype, _ = _read_head(member)
+            size = dtype.itemsize * math.prod(shape[1:])
+            for row in range(int(rows[-1]) + 1):
+                content = member.read(size)
+                if row in wanted:
+                    what = f"{path}: {name}: row {row}"
+                    image = np.frombuffer(content, dtype).reshape(1, *shape[1:])
+                    yield as_bytes(as_rows(image, what), Reading(flag=flag), what)[0]
+    except DAMAGE as error:
+        raise UserError(f"{flag}: {path}: is no whole .npz file ({one_line(error)}).") from error
 
 
 def _chosen(path: Path, reading: Reading) -> tuple[tuple[str, str], tuple[str, str] | None]:
@@ -110,5 +164,5 @@ def load_arrays(path: Path, wanted: set[str] | None = None, *, flag: str) -> Map
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file if wanted is None or name in wanted}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except DAMAGE as error:
         raise UserError(f"{flag}: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error
