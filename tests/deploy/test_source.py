@@ -5,8 +5,11 @@ import torch
 from safetensors.torch import save_file
 
 from steadynorm.deploy.source import Logits, as_logits, load_source
+from steadynorm.lab.networks import build_network
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.run_directory import save_tensors
 from tests.support.deploy import build_fixed_size, build_two_outputs, network, save_checkpoint
+from tests.support.given_networks import HERE as GIVEN
 
 HERE = "tests.support.deploy"
 
@@ -97,3 +100,14 @@ def test_a_wrong_size_is_one_line():
 def test_outputs_that_are_no_rows_are_refused():
     with pytest.raises(UserError, match=re.escape("a row of numbers for each image, got (2, 4, 32, 32)")):
         as_logits(torch.nn.Conv2d(3, 4, 1), torch.zeros(2, 3, 32, 32))
+
+
+def test_a_checkpoint_may_call_what_is_named(tmp_path):
+    metadata = {"arm": "batch_norm", "network": f"{GIVEN}:make", "depth": "6", "widths": "4"}
+    model = build_network(f"{GIVEN}:make", arm="batch_norm", depth=6, widths=(4,), classes=10, seed=0)
+    save_tensors(tmp_path / "a.safetensors", model.state_dict(), metadata)
+    with pytest.raises(UserError, match=f"If you trust it, add --code {GIVEN}:make$"):
+        load_source(str(tmp_path / "a.safetensors"), weights=None)
+    found = load_source(str(tmp_path / "a.safetensors"), weights=None, code=[f"{GIVEN}:make"])
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(found.model(x), model.eval()(x)) and found.name == f"{GIVEN}:make with batch norm"

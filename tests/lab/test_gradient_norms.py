@@ -30,3 +30,10 @@ def test_a_layer_is_summarised_over_the_steps() -> None:
     assert found == [
         (7, "0", f"grad_norm_{name}", value) for name, value in (("mean", 50.0), ("p5", 5.0), ("p95", 95.0))
     ]
+
+
+def test_a_weight_without_a_gradient_has_the_norm_zero() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0](torch.ones(1, 2)).square().sum().backward()  # the second does not run
+    norms = gradient_norms(model, list(watched_weights(model).values()))
+    assert norms[0] > 0 and norms[1] == 0 and norms[2] >= norms[0]

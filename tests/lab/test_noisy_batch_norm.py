@@ -5,6 +5,7 @@ from torch import nn
 from steadynorm import BatchNorm2d
 from steadynorm.lab.networks import build_network
 from steadynorm.lab.noisy_batch_norm import LARGEST_SCALING, LARGEST_SHIFT, ChannelNoise, add_noise_
+from steadynorm.reporting.failure import UserError
 
 NETWORK = {"depth": 2, "widths": (4, 8), "classes": 10, "seed": 0}
 
@@ -72,3 +73,8 @@ def test_a_network_with_noise_is_batch_norms_in_evaluation() -> None:
     assert sum(isinstance(module, ChannelNoise) for module in noisy.modules()) == 2
     torch.testing.assert_close(noisy(x), expected)
     assert not torch.allclose(noisy.train()(x), plain.train()(x))
+
+
+def test_a_network_without_batch_norm_of_images_is_refused() -> None:
+    with pytest.raises(UserError, match="--arms: noisy_batch_norm needs a batch norm of images"):
+        add_noise_(build_network("cnn", arm="none", **NETWORK))

@@ -56,3 +56,9 @@ def test_a_decay_that_was_not_kept_is_refused() -> None:
 
 def test_it_is_an_arm() -> None:
     assert isinstance(NORMALIZATIONS["several_decays"].build(3), SeveralDecays)
+
+
+def test_it_has_other_activations_and_dimensions() -> None:
+    layer = SeveralDecays(4, dimensions=1, activation=None)
+    y = layer(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
+    assert y.shape == (8, 4) and y.min() < 0 and layer.means.any()

@@ -23,6 +23,7 @@ from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Measurement
 from steadynorm.reporting.run_directory import RunDirectory
 from tests.support.experiments import TINY_SETTINGS, Recorder, without_times
+from tests.support.given_networks import HERE
 from tests.support.records import with_factors
 from tests.support.training import DATA, NETWORK, run
 
@@ -441,3 +442,24 @@ def test_a_network_is_named_by_what_is_its_own() -> None:
     assert network(arm="none", seed=1, lr=0.1, epochs=2) == {"arm": "none", "lr": 0.1, "seed": 1, "epochs": 2}
     more = network(arm="none", seed=1, lr=0.1, epochs=2, purpose="tune", variant="plain", batch_size=8, depth=3)
     assert Cell(factors=more).name == "tune-plain-none-lr0.1-batch8-depth3-seed1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "arm", "message"),
+    [
+        ({}, f"late={HERE}:FailsLater", r"cnn with late: failed on a batch of 16 images with RuntimeError: too many\."),
+        (
+            {"network": "vgg", "batch_size": 1},
+            "batch_norm",
+            "vgg with batch norm: failed on a batch of 1 images",
+        ),
+    ],
+)
+def test_what_fails_while_it_trains_is_one_line(
+    tmp_path: Path, settings: dict[str, Any], arm: str, message: str
+) -> None:
+    gray = {split: of_size(getattr(DATA, split), (28, 28), channels=3) for split in ("train", "validation")}
+    factors = network(arm=arm, seed=0, lr=0.05, epochs=1)
+    trainer = Trainer.start(factors, replace(TINY_SETTINGS, **settings), replace(DATA, **gray))
+    with pytest.raises(UserError, match=message):
+        trainer.steps(1)

@@ -173,7 +173,7 @@ class Experiment(Generic[ConfigT]):
         return place
 
     def _tried(self, config: ConfigT, dataset: Dataset) -> dict[str, str]:
-        return try_networks(config, self.trains(config), dataset) if isinstance(config, TrainingConfig) else {}
+        return try_networks(config, self.trains(config), dataset) if hasattr(config, "network") else {}
 
 
 def _threads(config: ExperimentConfig) -> int:

@@ -17,6 +17,10 @@ from steadynorm.reporting.flags import flag
 __all__ = ["called_code", "calling_fields", "try_networks", "words_of"]
 
 
+DEPTH, WIDTHS = 6, (32, 64, 128)
+"""Of the cnn where an experiment has no flags for them."""
+
+
 def called_code(config: Any) -> list[str]:  # noqa: ANN401 (any experiment's dataclass)
     """Name the functions and classes of the user's that the networks of a configuration are made with."""
     network = getattr(config, "network", "")
@@ -52,11 +56,12 @@ def try_networks(config: Any, arms: Iterable[str], dataset: Dataset) -> dict[str
     Raises:
         UserError: a network cannot be built, or does not take the images.
     """
-    depths = config.depth if isinstance(config.depth, tuple) else (config.depth,)
+    depth, widths = getattr(config, "depth", DEPTH), getattr(config, "widths", WIDTHS)
+    depths = depth if isinstance(depth, tuple) else (depth,)
     shape = Shape(channels=dataset.channels, classes=len(dataset.classes), image_size=dataset.image_size)
     notes = {}
     for depth in depths:
-        how: dict[str, Any] = {"depth": depth, "widths": config.widths, "seed": config.seeds[0]}
+        how: dict[str, Any] = {"depth": depth, "widths": widths, "seed": config.seeds[0]}
         for arm in arms:
             if is_given(config.network) or parse_arm(arm).calls_code:
                 if note := describe_network(config.network, arm=arm, shape=shape, **how):

@@ -14,6 +14,7 @@ from steadynorm.layers import BatchNorm2d
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.records import Cell, Measurement, Record, read_record
 from tests.support.experiments import Recorder, on_tiny_data
+from tests.support.given_networks import HERE
 from tests.support.layers import drawn
 
 RESULT = Path(__file__).parents[3] / "docs" / "results" / "bench_statistics_cpu_20261122.json"
@@ -162,3 +163,16 @@ def test_the_record_in_docs_gives_the_numbers_that_it_holds() -> None:
 def test_what_predicts_nothing_is_refused(wrong: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         EXPERIMENT.run(replace(StatisticsConfig(out=tmp_path / "a"), **wrong), Recorder())  # type: ignore[arg-type]
+
+
+def test_the_network_may_be_the_users(tmp_path: Path) -> None:
+    config = StatisticsConfig(network=f"{HERE}:make", steps=2, batch_size=16, precision="fp32", out=tmp_path / "run")
+    with on_tiny_data():
+        EXPERIMENT.run(config, Recorder())
+    (cell,) = read_record(tmp_path / "run").cells
+    assert cell.values("channels") == {"1": 16, "5": 32}
+
+
+def test_an_unknown_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no network is called 'bogus'"):
+        EXPERIMENT.run(StatisticsConfig(network="bogus", out=tmp_path / "run"), Recorder())

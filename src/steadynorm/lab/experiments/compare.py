@@ -99,8 +99,9 @@ class CompareConfig(OneRateConfig):
     """Learning rate, the same for every arm; default: the article's 0.1, on the embedded data 0.02."""
     arms: tuple[str, ...] = ("batch_norm", "none")
     """Normalizations to compare: batch_norm, none, batch_renorm, gated_batch_norm, ghost_batch_norm,
-    self_tuned_batch_norm, sync_batch_norm, frozen_batch_norm, torch_batch_norm, layer_norm, group_norm,
-    instance_norm."""
+    self_tuned_batch_norm, sync_batch_norm, frozen_batch_norm, torch_batch_norm, layer_norm, group_norm, instance_norm;
+    as_built, a network of your own as it is; or PACKAGE.MODULE:CLASS. Each with settings, as in batch_renorm,r_max=2,
+    and a label, as in wide=batch_renorm,r_max=9."""
     accumulate: int = 1
     """Batches in a step, their gradients averaged: 2 x 64 takes the steps of 128 with the normalization of 2. Running
     statistics of ours that training does not look at move once a step as well."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -29,19 +29,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
-from steadynorm.lab.configuration import ExperimentConfig, check_experiment
+from steadynorm.lab.configuration import ExperimentConfig, Network, check_experiment
 from steadynorm.lab.data import batches
 from steadynorm.lab.describe.arms import Arm, Reduction
 from steadynorm.lab.describe.claims import expected
 from steadynorm.lab.describe.figures import chart
 from steadynorm.lab.describe.method import data_sentence, paragraphs, sentences
 from steadynorm.lab.experiment import Experiment, Task
-from steadynorm.lab.networks import build_network
+from steadynorm.lab.networks import build_network, check_network
+from steadynorm.lab.trials import DEPTH, WIDTHS
 from steadynorm.ops.registration import moments
 from steadynorm.reporting.claims import judge
 from steadynorm.reporting.records import Cell, Measurement, Record
 from steadynorm.reporting.report import Claim, Claims, Figure, Figures, Report, Section, Table
 from steadynorm.statistics import Moments, SelfTuned, update_running_
+from steadynorm.surgery.named_modules import batch_norms_of
 
 __all__ = ["EXPERIMENT", "PARTS", "QUANTITIES", "StatisticsConfig", "errors", "predict"]
 
@@ -55,7 +57,6 @@ AT_MOST = 1.06
 """Error of self-tuned statistics over that of the best fixed momentum."""
 AROUND = 25
 """Batches to either side over which a channel's variance is averaged, as the unit of errors."""
-DEPTH, WIDTHS = 6, (32, 64, 128)  # of the cnn, as compare has them
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 PARTS = ("", "var_")
 """Before the names of quantities: of the mean, of the variance."""
@@ -72,8 +73,8 @@ class StatisticsConfig(ExperimentConfig):
 
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=("--seed",))] = (0,)
     """Seeds of weights and order; the training is repeated for each."""
-    network: Literal["cnn", "resnet20"] = "cnn"
-    """Network of steadynorm compare, with plain batch norm."""
+    network: Network = "cnn"
+    """As for steadynorm compare, with plain batch norm."""
     steps: int = 500
     """Steps of training, each of which is logged."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=("--batch",))] = 128
@@ -86,6 +87,7 @@ QUICK: dict[str, Any] = {"steps": 60, "batch_size": 64}
 
 
 def _check(config: StatisticsConfig) -> None:
+    check_network(config.network)
     check_experiment(config, least={"steps": 2, "batch_size": 2})  # the first batch is predicted by nothing
 
 
@@ -125,9 +127,8 @@ def _log(
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     rows: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(_keeper(rows.setdefault(name, []), counts, name))
+    for named in batch_norms_of(model):
+        named.module.register_forward_pre_hook(_keeper(rows.setdefault(named.name, []), counts, named.name))
     model.train()
     bf16 = task.record.resolved["precision"] == "bf16"
     how: dict[str, Any] = {"batch_size": config.batch_size, "seed": seed, "augment": "none", "device": device}
@@ -319,5 +320,11 @@ in hindsight for each layer, for mean and variance apart.
 """
 
 EXPERIMENT = Experiment(
-    name="statistics", config=StatisticsConfig, quick=QUICK, check=_check, work=_work, describe=describe
+    name="statistics",
+    config=StatisticsConfig,
+    quick=QUICK,
+    check=_check,
+    work=_work,
+    describe=describe,
+    trains=lambda config: ("batch_norm",),
 )
