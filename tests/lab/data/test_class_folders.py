@@ -116,9 +116,15 @@ def test_a_class_of_validation_images_alone_is_refused(folders, image):
 
 
 def test_one_class_is_refused(folders):
-    (folders / "train").rename(folders / "all")
+    (folders / "train" / "cat").rename(folders / ".cat")
+    with pytest.raises(UserError, match=r"0\.png: there must be training images of two classes, got all 3 of dog\.$"):
+        load(folders / "train")
+
+
+def test_a_folder_around_the_classes_is_named(folders):
     (folders / "val").rename(folders / ".val")
-    with pytest.raises(UserError, match=r"0\.png: there must be training images of two classes, got all 6 of all\.$"):
+    (folders / "train").rename(folders / "pets")
+    with pytest.raises(UserError, match=r"got pets/ alone\. If its folders are the classes, give .*/pets\.$"):
         load(folders)
 
 

@@ -97,6 +97,11 @@ def _classes(place: Path, reading: Reading) -> tuple[str, ...]:
             f"{reading.flag}: {place}: must hold a folder of images for each class, got "
             f"{counted(len(folders), 'folder')} without images."
         )
+    if len(classes) == 1 and len([each for each in _folders(place / classes[0]) if images_in(each)]) > 1:
+        raise UserError(
+            f"{reading.flag}: {place}: must hold a folder of images for each class, got {classes[0]}/ alone. If its "
+            f"folders are the classes, give {place / classes[0]}."
+        )
     return classes
 
 

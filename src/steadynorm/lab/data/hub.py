@@ -100,8 +100,9 @@ def _told_in_one_line(repository: str, reading: Reading) -> Iterator[None]:
     # A broken connection is an HTTPError of the HTTP library or a RuntimeError of the transfer library.
     except (OSError, EntryNotFoundError, HFValidationError, HTTPError, RuntimeError) as error:
         raise UserError(
-            f"{reading.flag}: downloading {repository} must be possible, got {type(error).__name__}. Check its name "
-            "and the network, or give the files: by --data, or by --data-dir for a data set with a name of ours. "
+            f"{reading.flag}: downloading {repository} must be possible, got {type(error).__name__}. Check its "
+            "name, which is no path here, and the network, or give "
+            "the files: by --data, or by --data-dir for a data set with a name of ours. "
             "--data shapes needs neither."
         ) from error
     finally:
