@@ -86,6 +86,7 @@ def test_an_average_of_weights_gets_statistics_of_its_own(run: Any, data: str, t
     before, after = (float(number) for number in re.findall(r"([\d.]+) %", lines[4]))
     assert after > before + 20
     assert lines[4].endswith(" after, on 100 other images of them.")
+    assert "\nStatistics: 400 images drawn from 500 samples of a.npz in batches of 100, as they are.\n" in printed
     assert "not there: 0.running_mean, 0.running_var" in printed
     assert lines[-1] == f"Written: {out}"
 
@@ -100,6 +101,7 @@ def test_the_statistics_are_those_of_the_verb(run: Any, data: str, tmp_path: Pat
     recalibrate_(expected, torch.from_numpy(arrays["x"]).split(100))
     for name, tensor in load_file(out).items():
         torch.testing.assert_close(tensor, expected.state_dict()[name])
+    assert "\nStatistics: 500 samples of unlabelled.npz in batches of 100, as they are.\n" in printed
     assert "Accuracy is not measured: there are no labels of the model's classes." in printed
 
 
@@ -153,6 +155,10 @@ def test_of_a_checkpoint_of_an_experiment_comes_another(run: Any, tmp_path: Path
         ((MODEL, "--data", "DATA", "--save", "NEW", "--images", "1"), "--images: must be at least 2, got 1."),
         ((MODEL, "--data", "none.npz", "--save", "NEW"), "--data: none.npz: there is no such file."),
         ((MODEL, "--data", "DATA", "--save", "NEW", "--weights-key", "ema"), "--weights-key: says where to look"),
+        (
+            ("tests.support.deploy:build_model", "--data", "DATA", "--save", "NEW"),
+            "--data: the model does not take an ",
+        ),
         (("tests.checkup.test_recalibrate:normless", "--data", "DATA", "--save", "NEW"), "the model must have a batch"),
     ],
 )
@@ -163,4 +169,5 @@ def test_what_cannot_be_done_is_one_line_and_no_file(
     status, out, err = run(*(flag.replace("DATA", data).replace("NEW", str(new)) for flag in flags))
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"steadynorm: {told}")
+    assert ("does not take" in err) == err.endswith(" Give data with as many channels.\n")
     assert not new.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -182,6 +183,8 @@ def tried(model: nn.Module, sample: Sample, flag: str) -> Any:  # noqa: ANN401 (
     except Exception as error:  # a model's forward may raise anything
         x = batch if isinstance(batch, Tensor) else batch[0]
         size = " Give the size it was made for by --input-size." if x.dim() == 4 else ""
+        if re.search(r"to have \d+ channels", str(error)):  # as torch's convolutions say it
+            size = " Give data with as many channels."
         raise UserError(
             f"{flag}: the model does not take an input of shape {tuple(x.shape)}: {one_line(error)}.{size}"
         ) from error

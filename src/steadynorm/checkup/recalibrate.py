@@ -133,11 +133,12 @@ def _read(
     x, labels = _joined(sample)
     kept = 0 if named or labels is None else min(SCORED, len(x) // SCORED_SHARE)
     chosen = x[: min(config.images, len(x) - kept)]
-    read = f"Statistics: {counted(len(chosen), 'image')} at random; read were {sample.told}."
+    drawn = "" if len(chosen) == len(x) else f"{counted(len(chosen), 'image')} drawn from "
+    read = f"Statistics: {drawn}{sample.told}."
     if named:
         other = _sample(config, data, SCORED, "validation", model, display)
         held = [each for each in other.batches if not isinstance(each, Tensor)]
-        return chosen, held, read, other.told
+        return chosen, held, read, other.told.partition(" in batches")[0]
     if labels is None or not kept:
         return chosen, [], read, ""
     pairs = zip(*(torch.split(each[-kept:], config.batch_size) for each in (x, labels)), strict=True)
