@@ -48,6 +48,7 @@ SWEEP = SweepConfig(
     threads=1,
 )
 STREAM = StreamConfig(
+    batch_size=32,
     arms=("group_norm", "batch_norm"),
     methods=("stored", "batch"),
     widths=(4, 8),
