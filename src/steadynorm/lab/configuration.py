@@ -124,7 +124,7 @@ class TrainingConfig(ExperimentConfig):
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in the training loss alone."""
     compile: bool = False
-    """Compile the training passes of every network by torch.compile."""
+    """Compile the training passes of every network by torch.compile. On the CPU that was measured it was slower."""
     log: tuple[Logger, ...] = ("tensorboard",)
     """Where each epoch goes beside the record, with readings of the norms: tensorboard, wandb; none: --log alone."""
     augment: Literal["none", "crop-flip"] = "none"
