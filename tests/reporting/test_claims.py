@@ -3,7 +3,7 @@
 import pytest
 
 from steadynorm.reporting.chance import Chance
-from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
+from steadynorm.reporting.claims import compare, is_guessing, judge, too_few, unless_guessing
 from steadynorm.reporting.report import Claim
 from steadynorm.reporting.seeds import spread
 
@@ -77,3 +77,9 @@ def test_a_verdict_on_networks_that_have_learned_stays() -> None:
 def test_what_was_not_measured_stays_so_at_chance() -> None:
     item = judge("So.", None, "It was not trained.")
     assert unless_guessing(item, CHANCE, {"the other": spread([0.1])}) == item
+
+
+def test_a_headline_says_where_no_network_can_be_told_from_guessing() -> None:
+    assert too_few(Chance(share=0.9, images=1_000)) == ""
+    said = too_few(Chance(share=0.9, images=40)).replace("\N{NO-BREAK SPACE}", " ")
+    assert said == "40 validation images, 90 % of one class, cannot tell a network from guessing"

@@ -12,7 +12,7 @@ from steadynorm.reporting.report import Claim
 from steadynorm.reporting.seeds import Spread, are_apart
 from steadynorm.reporting.words import capital, listing
 
-__all__ = ["compare", "is_guessing", "judge", "unless_guessing"]
+__all__ = ["compare", "is_guessing", "judge", "too_few", "unless_guessing"]
 
 
 def judge(claim: str, met: bool | None, measured: str) -> Claim:
@@ -62,6 +62,14 @@ def compare(
 def is_guessing(accuracy: Spread | None, chance: Chance) -> bool:
     """Whether one of the seeds' networks is not surely better than guessing; False where there are none."""
     return accuracy is not None and not chance.is_beaten(accuracy.low)
+
+
+def too_few(chance: Chance) -> str:
+    """Say in a headline that no network could be told from guessing; nothing where one could."""
+    if chance.is_beatable:
+        return ""
+    share = percent(chance.share, digits=0)
+    return f"{chance.images:,} validation images, {share} of one class, cannot tell a network from guessing"
 
 
 def unless_guessing(item: Claim, chance: Chance, networks: Mapping[str, Spread | None]) -> Claim:

@@ -52,7 +52,7 @@ from steadynorm.lab.describe.tables import accuracy_column, arm_cell, ending, sp
 from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.sigmoids import PERCENTILES, build_network, check_arms, inputs_in_training, percentiles, shifts
 from steadynorm.reporting.chance import chance_of
-from steadynorm.reporting.claims import is_guessing, unless_guessing
+from steadynorm.reporting.claims import is_guessing, too_few, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import number, percent, seconds
 from steadynorm.reporting.records import Cell, Measurement, Record
@@ -475,7 +475,7 @@ def _headline(record: Record, arms: Sequence[Arm]) -> str:
     with_norm, without = (percent(end.mean if end else None) for end in ends)
     both = f"{with_norm} with batch norm, {without} without"
     if all(is_guessing(end, chance_of(record)) for end in ends):
-        return f"Neither is surely better than guessing: {both}"
+        return too_few(chance_of(record)) or f"Neither is surely better than guessing: {both}"
     claim = f"Accuracy {both}" if are_apart(*ends) else f"Alike: {both}"
     first, second = batch["steps_to_common"], plain["steps_to_common"]
     if not (first and second and are_apart(first, second)):

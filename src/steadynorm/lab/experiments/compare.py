@@ -43,7 +43,7 @@ from steadynorm.lab.fitting_data import check_batches
 from steadynorm.lab.settings import Settings
 from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
-from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
+from steadynorm.reporting.claims import is_guessing, judge, too_few, unless_guessing
 from steadynorm.reporting.numbers import NONE, SPACE, number, percent, percent_spread, points, rate, seconds
 from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
@@ -595,7 +595,8 @@ def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
     reached = f"{capital(best.label)} reaches {score}"
     claims = (f"{reached} on {data_label(record)}", reached)  # the second where names are long
     if is_guessing(best["val_accuracy"], chance):
-        return f"No network is surely better than guessing; the best, {best.label}, reaches {score}"
+        said = f"No network is surely better than guessing; the best, {best.label}, reaches {score}"
+        return too_few(chance) or said
     if failed:
         lost = f"{listing(failed)} {'diverges' if len(failed) == 1 else 'diverge'}"
         return first_fitting(*(f"{claim}; {lost}" for claim in claims))

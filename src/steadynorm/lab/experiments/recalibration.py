@@ -44,7 +44,7 @@ from steadynorm.lab.networks.given import Shape, run_once
 from steadynorm.lab.training import network, train_networks
 from steadynorm.lab.trials import called_code
 from steadynorm.reporting.chance import Chance, chance_of
-from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
+from steadynorm.reporting.claims import is_guessing, judge, too_few, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import percent, seconds
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
@@ -286,7 +286,8 @@ def _headline(counts: Sequence[Arm], within: float, chance: Chance | None) -> st
     if not counts:
         return "Nothing is measured yet"
     if (original := counts[0]["original"]) and chance and is_guessing(original, chance):
-        return f"The network is not surely better than guessing ({percent(original.low)}): it has little to lose"
+        said = f"The network is not surely better than guessing ({percent(original.low)}): it has little to lose"
+        return too_few(chance) or said
     falling = sorted(counts, key=lambda one: one.at["images"], reverse=True)
     enough = [one.at["images"] for one in takewhile(lambda one: _is_enough(one, within), falling)]
     points = f"{100 * within:.2g} points of the original accuracy"

@@ -32,7 +32,7 @@ from steadynorm.lab.settings import Settings
 from steadynorm.lab.training import network, train_networks
 from steadynorm.lab.workers import number_of_workers
 from steadynorm.reporting.chance import chance_of
-from steadynorm.reporting.claims import is_guessing, judge, unless_guessing
+from steadynorm.reporting.claims import is_guessing, judge, too_few, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import flag
 from steadynorm.reporting.numbers import NONE, number, percent, percent_spread, points, rate, spread_note
@@ -365,7 +365,8 @@ def _headline(record: Record, grid: Grid) -> str:
     if large is None:
         return f"The recipe has no accuracy at the largest batch: {_why_absent(grid, RECIPE, sizes[-1])}"
     if is_guessing(large, chance_of(record)):
-        return f"At batch {sizes[-1]:,} the whole recipe is not surely better than guessing: {percent(large.low)}"
+        said = f"At batch {sizes[-1]:,} the whole recipe is not surely better than guessing: {percent(large.low)}"
+        return too_few(chance_of(record)) or said
     found = {variant: _known(grid, variant, sizes[-1]) for variant in EXPECTED if variant != FROZEN}
     apart = {variant: one.mean for variant, one in found.items() if one and are_apart(large, one)}
     above = [variant for variant in apart if apart[variant] > large.mean]

@@ -50,7 +50,7 @@ from steadynorm.lab.judging import (
 from steadynorm.lab.several_decays import DECAYS, with_decay
 from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
-from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
+from steadynorm.reporting.claims import compare, is_guessing, judge, too_few, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.numbers import NONE, SPACE, percent, points
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
@@ -625,7 +625,8 @@ def _trained(record: Record) -> Spread | None:
 def _headline(record: Record, found: Sequence[Condition]) -> str:
     trained, share, least = _trained(record), kept_share(found, GATE), worst(found, GATE)
     if trained and is_guessing(trained, chance_of(record)):
-        return f"The network is not surely better than guessing ({percent(trained.low)}), so a shift shows nothing"
+        said = f"The network is not surely better than guessing ({percent(trained.low)}), so a shift shows nothing"
+        return too_few(chance_of(record)) or said
     if share is None or least is None:
         return _without_gate(found)
     gain = least.gain[GATE].mean

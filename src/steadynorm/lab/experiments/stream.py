@@ -50,7 +50,7 @@ from steadynorm.lab.judging import (
 )
 from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
-from steadynorm.reporting.claims import compare, is_guessing, judge, unless_guessing
+from steadynorm.reporting.claims import compare, is_guessing, judge, too_few, unless_guessing
 from steadynorm.reporting.numbers import percent, percent_spread, points, rate, signed_points
 from steadynorm.reporting.records import Cell, Factors, Measurement, Record
 from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
@@ -376,7 +376,7 @@ def _falsifier(gated: Arm | None, default: Spread | None, chance: float) -> Clai
         return judge(claim, False if diverged else None, "Every run diverged." if diverged else "It was not trained.")
     if default and default.mean < LIMIT + chance:
         reached = f"The default build itself reaches {percent(default.mean)}"
-        return judge(claim, None, f"{reached}, too near chance to lose so much.")
+        return judge(claim, None, f"{reached}, too near the {percent(chance)} of guessing to lose so much.")
     within = drop.high <= LIMIT
     seeds = "one seed" if drop.n == 1 else f"{signed_points(drop)}, {drop.n} seeds, at most {points(drop.high)}"
     worst = f"{points(LIMIT - drop.high)} {'within' if within else 'beyond'} the limit at worst"
@@ -408,7 +408,7 @@ def _costs_nothing(one: Arm, images: int) -> Claim:
     allowed = tolerated(SAFE, images)
     claim = f"The gate costs the default build at most {points(allowed)} on single images, {order}."
     if gain is None:
-        return judge(claim, None, "The stream was not measured.")
+        return judge(claim, None, "It was not measured there.")
     return judge(claim, gain.low >= -allowed, f"{signed_points(gain)} against the stored statistics.")
 
 
@@ -439,7 +439,8 @@ def _headline(record: Record, arms: Sequence[Arm], default: Spread | None) -> st
     if GATED not in drops:
         return "No gated network has been trained at batch size 1 yet"
     if default and is_guessing(default, chance_of(record)):
-        return f"The default build is not surely better than guessing ({percent(default.low)}): it has little to lose"
+        said = f"The default build is not surely better than guessing ({percent(default.low)}): it has little to lose"
+        return too_few(chance_of(record)) or said
     beside = f", plain batch norm {_lost(drops[PLAIN])}" if PLAIN in drops else ""
     return f"At batch size 1 gated batch norm {_lost(drops[GATED])}{beside}"
 

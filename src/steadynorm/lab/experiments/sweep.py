@@ -34,7 +34,7 @@ from steadynorm.lab.experiment import Experiment, Task
 from steadynorm.lab.stability import SEARCH_STEPS, Bracket, bracket, chance_in_search, next_rate, tried_rates
 from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of, loss_of_guessing
-from steadynorm.reporting.claims import judge, unless_guessing
+from steadynorm.reporting.claims import judge, too_few, unless_guessing
 from steadynorm.reporting.numbers import NONE, number, percent, points, rate
 from steadynorm.reporting.records import Cell, Record
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
@@ -364,7 +364,7 @@ def _headline(record: Record, grid: Sequence[Arm]) -> str:
         return "No network has ended yet"
     exploded, highest = [arm for arm in ended if arm.lost], rate(max(arm.at["lr"] for arm in ended))
     if all(_guessing(arm) and not arm.lost for arm in ended):
-        return f"No network is surely better than guessing, up to rate {highest}"
+        return too_few(chance_of(record)) or f"No network is surely better than guessing, up to rate {highest}"
     if not exploded:
         claim = f"Nothing explodes up to rate {highest}"
         return first_fitting(f"{claim} on {data_label(record)}", claim)
