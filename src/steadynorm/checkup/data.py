@@ -229,11 +229,11 @@ def _read_image(path: Path, size: tuple[int, int], flag: str) -> Tensor:
     """Read an image, scale it until it covers the size, and cut its middle out; shape (3, H, W) in [0, 1]."""
     from PIL import Image, ImageOps
 
-    from steadynorm.lab.data.decoding import open_image, plain
+    from steadynorm.lab.data.decoding import open_image, plain, upright
 
     try:
         with open_image(path) as file:
-            image, _ = plain(ImageOps.exif_transpose(file))
+            image, _ = plain(upright(file))
             cut = ImageOps.fit(image.convert("RGB"), (size[1], size[0]), method=Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{flag}: {path}: is no image that can be read ({one_line(error)}).") from error

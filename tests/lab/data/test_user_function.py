@@ -68,6 +68,15 @@ def test_two_pairs_are_training_and_validation(load, as_arrays):
     assert (dataset.validation.labels.tolist(), said) == ([0, 1, 2, 3, 0, 1], [])
 
 
+def test_arrays_may_be_mapped_for_reading_or_turned(load, tmp_path):
+    np.save(tmp_path / "x.npy", PIXELS.permute(0, 2, 3, 1).numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for images, expected in ((mapped, PIXELS), (mapped[:, :, ::-1], PIXELS.flip(3))):
+        found = load(lambda images=images: ((images, LABELS), (images, LABELS)))[0].train.pixels
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_of_one_pair_a_share_is_held_out(load):
     dataset, said = load(lambda: (PIXELS.float() / 255, LABELS))
     assert (len(dataset.train), len(dataset.validation)) == (18, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,14 @@ from steadynorm.lab.data.storage import room
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.words import counted, listing
 
-__all__ = ["FORMATS", "decode", "open_image", "plain"]
+__all__ = ["FORMATS", "decode", "open_image", "plain", "upright"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """As Pillow calls them; it has others that start programs."""
 _WINDOW = 512
+_PIECE = 32
 _TOLD_EVERY = 10_000
+_ORIENTATION = 0x0112
 GRAY = ("1", "L", "LA", "La")
 DEEP = ("I", "I;16", "I;16B", "I;16L")
 TRANSPARENT = "transparent pixels, which were laid on white"
@@ -61,15 +64,18 @@ def decode(
     """
     size = reading.image_size
     if part.pixels is not None and size in (None, part.pixels.shape[1:3]) and like in (None, part.pixels.shape[1:]):
-        every = len(rows) == part.count
-        return torch.from_numpy(part.pixels if every else part.pixels[rows])
+        return _as_tensor(part.pixels if len(rows) == part.count else part.pixels[rows])
     made: torch.Tensor | None = None if like is None else room((len(rows), *like), folder)
     done, notes, found = 0, Counter[str](), part.images(rows)
     with ThreadPoolExecutor() as pool:
         while window := list(itertools.islice(found, _WINDOW)):
             names = [part.called(row) for row in rows[done : done + len(window)].tolist()]
             arrays = []
-            for array, told in pool.map(partial(_decoded, size=size), window, names):
+            pieces = [slice(start, start + _PIECE) for start in range(0, len(window), _PIECE)]
+            some = pool.map(
+                partial(_decoded_some, size=size), [window[each] for each in pieces], [names[each] for each in pieces]
+            )
+            for array, told in itertools.chain.from_iterable(some):
                 arrays.append(array)
                 notes.update(told)
             _check_sizes(arrays, names, None if made is None else (made.shape[1], made.shape[2]), reading, what)
@@ -83,6 +89,14 @@ def decode(
         reading.progress(f"{what}: {counted(times, 'image')} had {note}")
     assert made is not None and done == len(rows)
     return made
+
+
+def _as_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """Take an array as it is; each image becomes one block of memory where it is none."""
+    with warnings.catch_warnings():
+        # Of a file that is mapped to be read; nothing here writes to images.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def _check_sizes(
@@ -129,6 +143,12 @@ def _wide_enough(
     return larger
 
 
+def _decoded_some(
+    raws: Sequence[Any], names: Sequence[str], *, size: tuple[int, int] | None
+) -> list[tuple[NDArray[np.uint8], list[str]]]:
+    return [_decoded(raw, name, size=size) for raw, name in zip(raws, names, strict=True)]
+
+
 def _decoded(raw: Any, name: str, *, size: tuple[int, int] | None) -> tuple[NDArray[np.uint8], list[str]]:  # noqa: ANN401
     """Decode an image to (H, W, C), and say what was done to it beyond that."""
     if isinstance(raw, np.ndarray):
@@ -137,7 +157,7 @@ def _decoded(raw: Any, name: str, *, size: tuple[int, int] | None) -> tuple[NDAr
         raw = Image.fromarray(raw[..., 0] if raw.shape[2] == 1 else raw)
     try:
         with open_image(raw) as file:
-            image, told = plain(ImageOps.exif_transpose(file))
+            image, told = plain(upright(file))
             if size is not None and (image.height, image.width) != size:
                 image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
             array = np.asarray(image)
@@ -168,6 +188,11 @@ def open_image(raw: Any) -> Image.Image:  # noqa: ANN401 (a path, bytes, or an i
         raise ValueError(f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a photograph as its camera says; give others as they are."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+
+
 def plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """Make one or three channels of bytes of whatever kinds of pixels there are."""
     told = list[str]()
@@ -184,4 +209,5 @@ def plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
             ground = Image.new("RGBA", full.size, "white")
             full, told = Image.alpha_composite(ground, full), [TRANSPARENT]
         return full.convert("L" if image.mode in GRAY else "RGB"), told
-    return image.convert("L" if image.mode in GRAY else "RGB"), told
+    kept = image.mode in ("L", "RGB")  # a conversion would copy them
+    return image if kept else image.convert("L" if image.mode in GRAY else "RGB"), told
