@@ -116,7 +116,8 @@ def test_methods_that_cannot_be_calibrated_on_two_classes_are_left_out_and_named
 
 def test_methods_of_which_none_is_left_are_refused() -> None:
     with pytest.raises(UserError, match=r"^--methods: gate need images of 3 classes, got 2\. Add others\.$"):
-        judging.without_uncalibrated(("gate",), of_classes(2), Recorder())
+        judging.check_possible(("gate",), of_classes(2))
+    judging.check_possible(("gate", "stored"), of_classes(2))
 
 
 def test_what_needs_no_calibration_has_none() -> None:

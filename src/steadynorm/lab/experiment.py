@@ -114,6 +114,8 @@ class Experiment(Generic[ConfigT]):
     """Trains and measures; skips by itself what the run directory knows."""
     describe: Callable[[Record], Report]
     """Says what the report of a record shows, finished or not."""
+    fits: Callable[[ConfigT, Dataset], None] = lambda config, dataset: None
+    """Refuses data that make no such experiment, before anything is written."""
     trains: Callable[[ConfigT], Iterable[str]] = lambda config: getattr(config, "arms", ())
     """Names the arms that are trained, so that each is tried before the first begins."""
 
@@ -143,6 +145,7 @@ class Experiment(Generic[ConfigT]):
         if config.train_images is not None:
             dataset = dataclasses.replace(dataset, train=some(dataset.train, config.train_images))
         run_on_all_ranks(lambda: check_data(config, dataset))
+        run_on_all_ranks(lambda: self.fits(config, dataset))
         arms = run_on_all_ranks(lambda: self._tried(config, dataset))
         record = new_record(self.name, config, dataset, threads=threads, arms=arms)
         check_alike(record.resolved, what="Give all workers the same data and hardware.")

@@ -18,7 +18,7 @@ from steadynorm.reporting.records import Measurement, Record
 from steadynorm.reporting.words import listing
 
 __all__ = [
-    *("calibrated", "calibration_images", "check_methods", "judge_methods", "left_out_methods"),
+    *("calibrated", "calibration_images", "check_methods", "check_possible", "judge_methods", "left_out_methods"),
     *("stream_accuracy", "without_uncalibrated"),
 ]
 
@@ -37,18 +37,25 @@ def check_methods(names: Sequence[str]) -> None:
     check_known("--methods", names, ADAPTATIONS, what="way to adapt")
 
 
-def without_uncalibrated(names: Sequence[str], dataset: Dataset, display: Display) -> tuple[str, ...]:
-    """Leave out, and say so, the methods whose calibration needs more classes than there are.
+def check_possible(names: Sequence[str], dataset: Dataset) -> None:
+    """Refuse methods of which none can be calibrated.
 
     Raises:
-        UserError: none is left.
+        UserError: the data have too few classes.
     """
-    kept = tuple(name for name in names if len(dataset.classes) >= CLASSES or name not in CALIBRATED)
+    if not _possible(names, dataset):
+        found = len(dataset.classes)
+        raise UserError(f"--methods: {listing(names)} need images of {CLASSES} classes, got {found}. Add others.")
+
+
+def _possible(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
+    return tuple(name for name in names if len(dataset.classes) >= CLASSES or name not in CALIBRATED)
+
+
+def without_uncalibrated(names: Sequence[str], dataset: Dataset, display: Display) -> tuple[str, ...]:
+    """Leave out, and say so, the methods whose calibration needs more classes than there are."""
+    kept = _possible(names, dataset)
     absent = listing([name for name in names if name not in kept])
-    if not kept:
-        raise UserError(
-            f"--methods: {absent} need images of {CLASSES} classes, got {len(dataset.classes)}. Add others."
-        )
     if absent:
         display.message(f"left out, since their calibration needs images of {CLASSES} classes: {absent}")
     return kept

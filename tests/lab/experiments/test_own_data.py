@@ -108,8 +108,19 @@ def test_defaults_for_larger_data_are_refused_in_one_line(name: str, flag: str, 
     default = {"scale": {"batch_size": (128, 8192)}, "recalibration": {"images": (100, 10_000)}}[name]
     with pytest.raises(UserError, match=rf"^{flag}: [^\n]*64 training images"):
         run(name, tmp_path / "a", **default)
+    assert not (tmp_path / "a").exists()
 
 
 def test_corruptions_of_color_alone_are_refused_for_images_without(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--corruptions: saturate changes nothing in images of one channel"):
         run("shift", tmp_path / "a", corruptions=("saturate",))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["shift", "stream"])
+def test_methods_of_which_none_can_be_calibrated_are_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"^--methods: gated and gate need images of 3 classes, got 2"):
+        run(name, tmp_path / "a", methods=("gated", "gate"))
+    assert not (tmp_path / "a").exists()

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import Data, ExperimentConfig, check_experiment
-from steadynorm.lab.data import Images
+from steadynorm.lab.data import Dataset, Images
 from steadynorm.lab.data.images import random_stream
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final, finals, if_finished
 from steadynorm.lab.describe.claims import expected, left_out, with_and_without
@@ -112,12 +112,21 @@ def _binary(images: Images, device: torch.device) -> Split:
     return (images.pixels >= INK).flatten(1).to(device), images.labels.to(device)
 
 
-def _work(task: Task[ClassicConfig]) -> None:
-    config, x = task.config, _binary(task.dataset.train, torch.device("cpu"))[0]
+def _check_fits(config: ClassicConfig, dataset: Dataset) -> None:
+    """Refuse images of which nothing is left.
+
+    Raises:
+        UserError: so it is.
+    """
+    x, _ = _binary(dataset.train, torch.device("cpu"))
     if bool((x == x[0]).all()):
         raise UserError(
             "--data: all training images are alike once they are binary at half of full brightness. Give others."
         )
+
+
+def _work(task: Task[ClassicConfig]) -> None:
+    config = task.config
     grid = [{"arm": arm, "seed": seed} for seed in config.seeds for arm in config.arms]
     measure_cells(grid, _measure, task)
 
@@ -536,4 +545,12 @@ accuracy of a seed is the lower of the two that batch norm and no normalization 
 """
 
 
-EXPERIMENT = Experiment(name="classic", config=ClassicConfig, quick=QUICK, check=_check, work=_work, describe=describe)
+EXPERIMENT = Experiment(
+    name="classic",
+    config=ClassicConfig,
+    quick=QUICK,
+    check=_check,
+    work=_work,
+    describe=describe,
+    fits=_check_fits,
+)

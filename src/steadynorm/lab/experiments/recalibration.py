@@ -125,26 +125,26 @@ def _network(config: RecalibrationConfig, seed: int) -> Factors:
 
 def _work(task: Task[RecalibrationConfig]) -> None:
     config, seeds = task.config, _seeds(task.config)
-    count = len(task.dataset.train)
+    if config.checkpoint is None:
+        train_networks(task, [_network(config, seed) for seed in seeds], settings_of(config, task.record))
+    measure_cells(points_of(images=_images(config), seed=seeds), _measure, task)
+
+
+def _check_fits(config: RecalibrationConfig, dataset: Dataset) -> None:
+    """Refuse more images than there are, and a checkpoint of a network for others.
+
+    Raises:
+        UserError: it has another number of classes or channels, or does not take images of this size.
+    """
+    count, path = len(dataset.train), config.checkpoint
     if max(_images(config)) > count:
         fitting = [one for one in _images(config) if one <= count] or [count]
         raise UserError(
             f"--images: there are {count:,} training images, got {max(_images(config)):,}. Say, for one, --images "
             f"{' '.join(map(str, fitting))}."
         )
-    if config.checkpoint is not None:
-        _check_fits(config, config.checkpoint, task.dataset)
-    else:
-        train_networks(task, [_network(config, seed) for seed in seeds], settings_of(config, task.record))
-    measure_cells(points_of(images=_images(config), seed=seeds), _measure, task)
-
-
-def _check_fits(config: RecalibrationConfig, path: Path, dataset: Dataset) -> None:
-    """Refuse a checkpoint of a network for other images.
-
-    Raises:
-        UserError: it has another number of classes or channels, or does not take images of this size.
-    """
+    if path is None:
+        return
     found = _read(config, path)
     had, has = (found.classes, found.channels), (len(dataset.classes), dataset.channels)
     if had != has:
@@ -338,5 +338,6 @@ EXPERIMENT = Experiment(
     check=_check,
     work=_work,
     describe=describe,
+    fits=_check_fits,
     trains=lambda config: ("batch_norm",) if config.checkpoint is None else (),
 )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from steadynorm.adaptation import ADAPTATIONS, Calibration
 from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.configuration import OneRateConfig, check_experiment, check_split, settings_of
-from steadynorm.lab.data import Images, evaluation_batches, some, take
+from steadynorm.lab.data import Dataset, Images, evaluation_batches, some, take
 from steadynorm.lab.data.cifar10_c import CIFAR10_C, load_cifar10_c
 from steadynorm.lab.data.corruptions import CORRUPTIONS, OF_COLOUR, SEVERITIES, corrupt
 from steadynorm.lab.data.streams import mix_domains, stream
@@ -43,6 +43,7 @@ from steadynorm.lab.judging import (
     calibrated,
     calibration_images,
     check_methods,
+    check_possible,
     judge_methods,
     left_out_methods,
     without_uncalibrated,
@@ -126,25 +127,31 @@ def _work(task: Task[ShiftConfig]) -> None:
     measure_cells(grid, _measure, task)
 
 
-def _that_change(task: Task[ShiftConfig]) -> ShiftConfig:
-    """Leave out the corruptions of color where the images have none.
+def _check_fits(config: ShiftConfig, dataset: Dataset) -> None:
+    """Refuse data on which nothing that was asked for can be shown.
 
     Raises:
-        UserError: no other corruption was asked for.
+        UserError: so it is.
     """
-    names = _shown(task.config.corruptions, task.record)
+    check_possible(config.methods, dataset)
+    if not _shown(config.corruptions, dataset.channels):
+        raise UserError(
+            f"--corruptions: {listing(config.corruptions)} changes nothing in images of one channel. Choose others."
+        )
+
+
+def _that_change(task: Task[ShiftConfig]) -> ShiftConfig:
+    """Leave out the corruptions of color where the images have none, and methods that cannot be calibrated."""
+    names = _shown(task.config.corruptions, task.dataset.channels)
     if len(names) < len(task.config.corruptions):
         listed = listing([name for name in task.config.corruptions if name not in names])
-        if not names:
-            raise UserError(f"--corruptions: {listed} changes nothing in images of one channel. Choose others.")
         task.display.message(f"left out, since it changes nothing in images of one channel: {listed}")
     methods = without_uncalibrated(task.config.methods, task.dataset, task.display)
     return replace(task.config, corruptions=names, methods=methods)
 
 
-def _shown(corruptions: Sequence[str], record: Record) -> tuple[str, ...]:
-    is_grey = record.resolved.get("channels") == 1
-    return tuple(name for name in corruptions if not (is_grey and name in OF_COLOUR))
+def _shown(corruptions: Sequence[str], channels: int) -> tuple[str, ...]:
+    return tuple(name for name in corruptions if channels > 1 or name not in OF_COLOUR)
 
 
 def _network(config: ShiftConfig, seed: int) -> Factors:
@@ -681,7 +688,7 @@ Every method predicts the same images, so differences between methods are less n
 def _stream_words(record: Record) -> dict[str, object]:
     """Say how long streams are, which no data set is too small for, and whose labels are swapped."""
     images = min(int(record.config["stream_images"]), int(record.resolved["validation_images"]))
-    classes, count = record.resolved["classes"], len(_shown(record.config["corruptions"], record))
+    classes, count = record.resolved["classes"], len(_shown(record.config["corruptions"], _channels(record)))
     labels = "" if isinstance(classes, int) else f" Swapped labels are those of {classes[0]} and {classes[1]}."
     return {
         "corruptions_count": counted(count, "corruption"),
@@ -692,10 +699,14 @@ def _stream_words(record: Record) -> dict[str, object]:
     }
 
 
+def _channels(record: Record) -> int:
+    return int(record.resolved.get("channels", 3))  # which older records do not know
+
+
 def _left_out(record: Record) -> str:
     """Say which corruptions were not shown, and what those of other sizes than CIFAR-10-C's are."""
     names = record.config["corruptions"]
-    absent = [name for name in names if name not in _shown(names, record)]
+    absent = [name for name in names if name not in _shown(names, _channels(record))]
     sizes = record.resolved.get("image_size", [32, 32])
     found = [
         f" Left out, since images of one channel have no color to change: {listing(absent)}." if absent else "",
@@ -721,5 +732,6 @@ EXPERIMENT = Experiment(
     check=_check,
     work=_work,
     describe=describe,
+    fits=_check_fits,
     trains=lambda config: (ARM,),
 )

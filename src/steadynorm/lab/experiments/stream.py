@@ -44,6 +44,7 @@ from steadynorm.lab.judging import (
     calibrated,
     calibration_images,
     check_methods,
+    check_possible,
     judge_methods,
     left_out_methods,
     without_uncalibrated,
@@ -452,5 +453,6 @@ EXPERIMENT = Experiment(
     check=_check,
     work=_work,
     describe=describe,
+    fits=lambda config, dataset: check_possible(config.methods, dataset),
     trains=lambda config: dict.fromkeys((DEFAULT_BUILD, *config.arms)),
 )
