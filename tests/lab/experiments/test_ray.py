@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from steadynorm.lab import ray_pool
 from steadynorm.lab.experiments import EXPERIMENTS
+from steadynorm.lab.experiments.compare import CompareConfig
 from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.lab.experiments.stream import StreamConfig
 from steadynorm.lab.experiments.sweep import SweepConfig
@@ -82,6 +83,27 @@ def same_data_and_threads() -> Iterator[None]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield
     torch.set_num_threads(threads)
+
+
+def test_code_of_the_users_is_found_where_the_driver_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from tests.support.given_networks import Scale, make\n"
+    (tmp_path / "models_beside_ray.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = CompareConfig(
+        network="models_beside_ray:make",
+        arms=("batch_norm", "half=models_beside_ray:Scale,power=0.5"),
+        epochs=1,
+        milestones=(),
+        batch_size=16,
+        lr=0.05,
+        precision="fp32",
+        threads=1,
+        on="ray",
+        out=tmp_path / "run",
+    )
+    EXPERIMENTS["compare"].run(config, silent_display())
+    assert [cell.status for cell in read_record(tmp_path / "run").cells] == ["finished", "finished"]
 
 
 def is_free(port: int) -> bool:

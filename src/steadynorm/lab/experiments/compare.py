@@ -45,7 +45,7 @@ from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of
 from steadynorm.reporting.claims import is_guessing, judge, too_few, unless_guessing
 from steadynorm.reporting.numbers import NONE, SPACE, number, percent, percent_spread, points, rate, seconds
-from steadynorm.reporting.records import Cell, Record
+from steadynorm.reporting.records import Cell, Record, file_word
 from steadynorm.reporting.report import Block, Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, are_apart, largest, mean, median, number_or_none, spread
 from steadynorm.reporting.words import capital, counted, first_fitting, listing, seeds_label
@@ -345,7 +345,7 @@ def _is_finished(record: Record) -> bool:
 
 
 SHORT: Mapping[str, Callable[[RatedArm], str]] = {
-    "arm": lambda arm: arm.arm,
+    "arm": lambda arm: file_word(arm.arm),
     "learning rate": lambda arm: rate(arm.lr),
     "seeds": lambda arm: str(arm.seeds),
     "validation accuracy": lambda arm: (

@@ -57,7 +57,7 @@ from steadynorm.reporting.claims import judge, unless_guessing
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.flags import flag
 from steadynorm.reporting.numbers import number, percent, points
-from steadynorm.reporting.records import Measurement, Record
+from steadynorm.reporting.records import Measurement, Record, file_word
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import Spread, spread
 from steadynorm.reporting.words import capital, listing
@@ -367,7 +367,7 @@ def _largest(values: Iterable[float]) -> float:
 
 
 SHORT: Mapping[str, Callable[[Arm], Entry | str]] = {
-    "arm": lambda arm: arm.arm,
+    "arm": lambda arm: file_word(arm.arm),
     "seeds": lambda arm: str(len(arm.ended)),
     "validation accuracy": lambda arm: ending(arm["val_accuracy"], arm.lost.partition(" at step")[0]),
     "loss range": spread_column("loss_range"),

@@ -36,7 +36,7 @@ from steadynorm.lab.training import network, train_networks
 from steadynorm.reporting.chance import chance_of, loss_of_guessing
 from steadynorm.reporting.claims import judge, too_few, unless_guessing
 from steadynorm.reporting.numbers import NONE, number, percent, points, rate
-from steadynorm.reporting.records import Cell, Record
+from steadynorm.reporting.records import Cell, Record, file_word
 from steadynorm.reporting.report import Claim, Claims, Entry, Figure, Figures, Report, Section, Table, Text
 from steadynorm.reporting.seeds import are_apart
 from steadynorm.reporting.words import first_fitting, listing
@@ -130,7 +130,7 @@ def describe(record: Record) -> Report:
     return Report(
         headline=_headline(record, grid),
         lead=sentences(record, LEAD),
-        table=Table.of(grid, {"Normalization": lambda arm: arm.arm, **COLUMNS}),
+        table=Table.of(grid, {"Normalization": lambda arm: file_word(arm.arm), **COLUMNS}),
         sections=(
             Section(title="Result", blocks=(Figures(_accuracy_figures(record)), *(() if is_long else shown))),
             expected(Claims(_claims(record, grid, limits))),
