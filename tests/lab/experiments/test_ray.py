@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,12 @@ def test_code_of_the_users_is_found_where_the_driver_is(tmp_path: Path, monkeypa
     )
     EXPERIMENTS["compare"].run(config, silent_display())
     assert [cell.status for cell in read_record(tmp_path / "run").cells] == ["finished", "finished"]
+
+
+def test_a_worker_that_runs_elsewhere_looks_where_the_driver_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert ray_pool._made((uuid.uuid4(), lambda task: task, "made", "/place/of/the/driver"), 1) == "made"
+    assert sys.path[0] == "/place/of/the/driver"
 
 
 def is_free(port: int) -> bool:
