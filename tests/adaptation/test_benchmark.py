@@ -9,7 +9,7 @@ from benchmarks.adaptation.networks import NETWORKS
 from benchmarks.adaptation.summary import kept, kinds_table, networks_table, ordered_table, read, worst
 
 DOCS = Path(__file__).parents[2] / "docs"
-RECORDS = ["second"]
+RECORDS = ["first", "second"]
 
 
 def rows(**accuracy: float) -> list[dict[str, Any]]:
@@ -42,13 +42,13 @@ def test_the_documented_tables_are_those_of_the_records(name: str) -> None:
     page, found = (DOCS / "adaptation.md").read_text(), read(DOCS / "results" / f"adaptation_{name}_cpu_20261130.jsonl")
     assert kinds_table(found, list(dict.fromkeys(row["method"] for row in found))) in page
     assert networks_table(found, "gate") in page
-    assert ordered_table(found) in page
+    assert name == "first" or ordered_table(found) in page
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_the_records_are_of_networks_of_the_benchmark(name: str) -> None:
+def test_the_records_are_of_the_half_that_no_method_was_designed_on(name: str) -> None:
     found = read(DOCS / "results" / f"adaptation_{name}_cpu_20261130.jsonl")
-    assert {row["network"] for row in found} <= set(NETWORKS)
+    assert {row["network"] for row in found} == {each.name for each in NETWORKS.values() if each.half == "held out"}
 
 
 def test_the_held_out_half_is_as_wide_as_promised() -> None:
