@@ -259,6 +259,26 @@ def test_images_are_fed_as_the_run_of_a_checkpoint_fed_them(folders: Path) -> No
     assert load(folders, batch_size=6, trained=trained()).batches[0][0].shape == (6, 3, 224, 224)
 
 
+@pytest.mark.parametrize("with_labels", [True, False])
+@pytest.mark.parametrize("pixels", [np.full((4, 2, 2, 1), 255, np.uint8), np.ones((4, 2, 2), np.float32)])
+def test_arrays_are_fed_as_the_run_of_a_checkpoint_fed_them(tmp_path: Path, pixels: Any, with_labels: bool) -> None:
+    run = trained(mean=[0.5], std=[0.25], image_size=[4, 6])
+    path = arrays(tmp_path, x=pixels, **({"y": np.array([0, 2, 1, 2])} if with_labels else {}))
+    sample = load(path, batch_size=4, trained=run, in_order=True)
+    x = sample.batches[0][0] if with_labels else sample.batches[0]
+    assert torch.equal(x, torch.full((4, 1, 4, 6), 2.0))
+    assert sample.classes == (3 if with_labels else 0)
+    if with_labels:
+        assert sample.batches[0][1].tolist() == [0, 2, 1, 2]
+
+
+def test_images_without_folders_are_fed_as_the_run_of_a_checkpoint_fed_them(folders: Path) -> None:
+    run = trained(mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1.0], image_size=[4, 6])
+    (x,) = load(folders / "red", batch_size=3, trained=run).batches
+    assert x.shape == (3, 3, 4, 6)
+    assert x[0, :, 0, 0].tolist() == [2.0, -1.0, -0.5]
+
+
 def test_images_of_several_sizes_in_a_table_ask_for_a_size(tmp_path: Path) -> None:
     path = parquet(tmp_path, [*PIXELS[:3], PIXELS[3, :2]], [0, 1, 0, 1])
     with pytest.raises(UserError, match=r"of one size, got 2 x 5 .* by --input-size\.$"):

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steadynorm.lab.data import DATASETS, archives, evaluation_batches, load_dataset, take
+from steadynorm.lab.data.arrays import part_of_arrays
 from steadynorm.lab.data.class_folders import images_in
 from steadynorm.lab.data.images import Images, random_stream
 from steadynorm.lab.data.layouts import layout_of, open_parts
-from steadynorm.lab.data.parts import Parts, Reading
+from steadynorm.lab.data.parts import Part, Parts, Reading
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.reporting.records import Record
 from steadynorm.reporting.words import counted, listing
@@ -113,8 +114,7 @@ def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None], *, f
     if archives.recognises(data):
         return _from_arrays(Path(data), wanted, reading)
     if Path(data).is_dir() and (alone := images_in(Path(data))) and layout_of(data) is None:
-        chosen = [alone[row] for row in wanted.rows(len(alone)).tolist()]
-        return _from_files(chosen, None, 0, data, wanted, flag)
+        return _from_parts(Parts(name=data, train=_of_files(alone)), data, wanted, reading)
     return _from_parts(open_parts(data, reading, names=DATASETS), data, wanted, reading)
 
 
@@ -176,6 +176,17 @@ def _fed_as_in_training(wanted: Wanted) -> bool:
     return wanted.mean is None and wanted.std is None and wanted.input_size is None
 
 
+def _of_files(files: Sequence[Path]) -> Part:
+    """Make a part of image files without labels."""
+    return Part(
+        count=len(files),
+        labels=None,
+        images=lambda rows: (files[row] for row in rows.tolist()),
+        called=lambda row: str(files[row]),
+        are_files=True,
+    )
+
+
 def _from_arrays(path: Path, wanted: Wanted, reading: Reading) -> Sample:
     flag, (x_name, y_name) = reading.flag, wanted.columns or ("x", "y")
     arrays = archives.load_arrays(path, {x_name, y_name}, flag=flag)
@@ -192,6 +203,9 @@ def _from_arrays(path: Path, wanted: Wanted, reading: Reading) -> Sample:
         raise UserError(f"{flag}: {path}: {x_name} must be numbers of shape (N, ...), got {x.dtype} {x.shape}.")
     if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
         raise UserError(f"{flag}: {path}: {y_name} must be integers of shape ({len(x)},), got {y.dtype} {y.shape}.")
+    if _fed_as_in_training(wanted):
+        part = part_of_arrays(x, y, reading, what=f"{path}: {x_name}")
+        return _from_parts(Parts(name=path.stem, train=part), str(path), wanted, reading)
     rows = wanted.rows(len(x))
     inputs, how = _inputs(x[rows.numpy()], wanted)
     batches = _together(inputs, None if y is None else torch.from_numpy(y[rows.numpy()].astype(np.int64)), wanted)
