@@ -141,7 +141,10 @@ BROKEN = {
     "two channels": ({"x": COLOUR[..., :2], "y": LABELS}, "with 1 or 3 channels, got (20, 5, 7, 2)."),
     "either axis may be the channels": ({"x": COLOUR[:, :1], "y": LABELS}, "which axis has the channels"),
     "normalized": ({"x": GRAY / 100 - 1, "y": LABELS}, "float64 must be floats in [0, 1], got -1 to 1.55."),
-    "not a number": ({"x": np.full((20, 5, 7), np.nan), "y": LABELS}, "must be floats in [0, 1], got nan to nan."),
+    "not a number": (
+        {"x": np.full((20, 5, 7), np.nan), "y": LABELS},
+        "x: row 0: has NaN or infinite pixels. Leave such images out.",
+    ),
     "large numbers": ({"x": GRAY.astype(np.int32) * 9, "y": LABELS}, "must be whole numbers from 0 to 255, got 0 to"),
     "words for pixels": ({"x": np.full((20, 5, 7), "a"), "y": LABELS}, "must be bytes (uint8) or floats in [0, 1]"),
     "fewer labels": ({"x": GRAY, "y": LABELS[:9]}, "must have one label for each of 20 images, got shape (9,)."),

@@ -85,8 +85,10 @@ def as_bytes(rows: NDArray[Any], reading: Reading, what: str) -> NDArray[np.uint
     step = max(1, _CHUNK // max(1, rows[0].size))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
+        if not whole and len(broken := np.flatnonzero(~np.isfinite(some).reshape(len(some), -1).all(1))):
+            raise UserError(f"{what}: row {start + broken[0]}: has NaN or infinite pixels. Leave such images out.")
         low, high = some.min(), some.max()
-        if not (low >= 0 and high <= most):  # NaN too
+        if not (low >= 0 and high <= most):
             raise UserError(
                 f"{what}: {rows.dtype} must be {words}, got {low:.4g} to {high:.4g}. "
                 "Give pixels as bytes, not normalized."
