@@ -22,9 +22,13 @@ def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
     if (here := str(Path.cwd())) not in sys.path:  # as python -m has it
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
     except (ImportError, ValueError) as error:
         raise UserError(f"{module}: cannot be imported ({one_line(error)}). Run from where it can.") from error
+    except Exception as error:  # a module runs the user's code
+        raise UserError(f"{module}: fails while it is imported ({one_line(error)}). Mend it.") from error
+    try:
+        return getattr(imported, name)
     except AttributeError as error:
         raise UserError(f"{module}: has no {name!r}.") from error
 
