@@ -228,3 +228,11 @@ def test_an_image_that_cannot_be_read_is_named(folders, content):
     path.write_bytes(path.read_bytes()[:60] if content is None else content)
     with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: must be an image that can be read, got .*\.$"):
         load(folders)
+
+
+def test_columns_of_folders_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    with pytest.raises(UserError, match=r"^--columns: names columns or arrays, which .* has not\. Drop it\.$"):
+        load_dataset(str(tmp_path), columns=("image", "label"))

@@ -22,6 +22,8 @@ class Layout:
     module: str
     told: str
     """In a few words, for messages."""
+    has_columns: bool = True
+    """Whether images and labels have names that may be given."""
 
     def recognises(self, data: str) -> bool:
         """Whether the data are so."""
@@ -41,12 +43,16 @@ class Layout:
 
 
 LAYOUTS: Sequence[Layout] = (
-    Layout("user_function", "PACKAGE.MODULE:FUNCTION"),
+    Layout("user_function", "PACKAGE.MODULE:FUNCTION", has_columns=False),
     Layout("archives", "FILE.npz of arrays"),
     Layout("python_batches", "CIFAR's python version, a folder or FILE.tar.gz"),
-    Layout("idx", "MNIST's four files"),
+    Layout("idx", "MNIST's four files", has_columns=False),
     Layout("saved", "DIR of Hugging Face's save_to_disk"),
-    Layout("class_folders", "DIR with a folder of images for each class, below train/ and val/ or without them"),
+    Layout(
+        "class_folders",
+        "DIR with a folder of images for each class, below train/ and val/ or without them",
+        has_columns=False,
+    ),
     Layout("parquet", "Parquet, a file or DIR of some"),
     Layout("hub", "OWNER/NAME on the Hugging Face hub"),
 )
@@ -73,6 +79,8 @@ def open_parts(data: str, reading: Reading, *, names: Sequence[str] = ()) -> Par
     if layout is None:
         read = "; ".join([*([", ".join(names)] if names else []), *(layout.told for layout in LAYOUTS)])
         raise UserError(f"{reading.flag}: must be one of: {read}. Got {_found(data)}.")
+    if reading.columns is not None and not layout.has_columns:
+        raise UserError(f"--columns: names columns or arrays, which {data} ({layout.told}) has not. Drop it.")
     try:
         return layout.read(data, reading)
     except OSError as error:
