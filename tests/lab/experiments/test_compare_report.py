@@ -287,6 +287,11 @@ def test_seeds_that_overlap_are_not_called_a_difference():
     assert text.startswith("Batch norm and no normalization end within their seeds' range")
 
 
+def test_single_seeds_that_are_equal_have_no_range():
+    text = headline(run("batch_norm", val_accuracy=[0.8]), run("none", val_accuracy=[0.8]))
+    assert text == "Batch norm and no normalization both reach 80.0 %"
+
+
 def test_an_arm_that_diverges_is_named():
     text = headline(
         run("batch_norm", val_accuracy=[0.8]),

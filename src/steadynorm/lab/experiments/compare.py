@@ -606,6 +606,8 @@ def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
     if is_guessing(other["val_accuracy"], chance):
         return first_fitting(*(f"{claim}; {other.label} is not surely above chance: {its_score}" for claim in claims))
     if not are_apart(best["val_accuracy"], other["val_accuracy"]):
+        if best.seeds == other.seeds == 1:
+            return f"{capital(best.label)} and {other.label} both reach {score}"
         return f"{capital(best.label)} and {other.label} end within their seeds' range: {score} and {its_score}"
     apart = points(best.mean("val_accuracy") - other.mean("val_accuracy"))
     return first_fitting(*(f"{claim}, {other.label} {its_score}: {apart} apart" for claim in claims))
