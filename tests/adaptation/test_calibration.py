@@ -1,78 +1,140 @@
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from functools import cache
 
-import numpy as np
 import pytest
 import torch
 
-from steadynorm.adaptation import calibrate
+from steadynorm.adaptation import Calibration, calibrate, calibration
 from steadynorm.adaptation.calibration import (
-    DISCOUNT,
+    CLEAN_REPEATS,
+    GAIN_RIDGE,
+    LIMIT_DEVIATIONS,
     MARGIN_DEVIATIONS,
+    MIXED_RIDGE,
     REPEATS,
-    Calibration,
+    STRENGTHS,
     _by_batch,
-    _fit,
+    _fit_gain,
+    _fit_mixed,
     _Trial,
-    _trial_batches,
+    _trials,
     _try,
+    _window,
 )
-from steadynorm.adaptation.class_moments import ClassMoments, Profiles
-from steadynorm.adaptation.evidence import Votes
-from steadynorm.statistics import Moments, measure
+from steadynorm.adaptation.evidence import Votes, features
+from steadynorm.adaptation.normalizing import stored_moments
+from steadynorm.adaptation.regression import left_out
+from steadynorm.adaptation.shifts import SHIFTS
+from steadynorm.statistics import measure
 from steadynorm.statistics.noise import sample_noise
 from tests.support.adaptation import CLASSES, blob_network, blobs, calibration_batches
 from tests.support.surgery import assert_state_equal, snapshot
 
-HAND = Calibration(
-    images=10,
-    noise={},
-    usual_deviation={"a": 0.5, "b": 2.0, "c": 1.0},
-    line=(0.25, 0.5),
-    slope=0.75,
-    bend=-0.5,
-    intercept=0.125,
-    floor=1.0,
-    sure=1.0,
-    few=0.5,
-    alone=0.75,
-    even=0.0,
-    margin=0.0,
-    classes=ClassMoments(of={}),
-    profiles=Profiles(mixed={}, of={}, apart={}),
-)
+
+@cache
+def calibrated() -> Calibration:
+    return calibrate(blob_network(), calibration_batches(), images=60)
 
 
-def test_shift_is_the_median_over_layers_in_units_of_the_usual() -> None:
-    assert HAND.shift({"a": 1.0, "b": 20.0, "c": 3.0}) == 3.0
+@torch.no_grad()
+def judged(x: torch.Tensor) -> tuple[float, float]:
+    """What a window is taken for, and what batch statistics are said to win."""
+    model = blob_network()
+    output, seen = _by_batch(model, x)
+    return calibrated().judge(features(Votes.of(model(x), output), seen, stored_moments(model)))
 
 
-def test_shift_is_none_where_nothing_usually_deviates() -> None:
-    none = Calibration(**{**vars(HAND), "usual_deviation": {}})
-    assert none.shift({"a": 1.0}) == 0.0
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few trial windows, for what does not depend on their number."""
+    monkeypatch.setattr(calibration, "STRENGTHS", (0.9,))
+    monkeypatch.setattr(calibration, "REPEATS", 1)
 
 
-def test_accuracy_is_a_plane_over_information_and_concentration() -> None:
-    votes = Votes(images=2, probabilities=torch.tensor([1.0, 1.0]), entropy=0.0, confidence=1.2)
-    assert HAND.accuracy(votes, 0.25) == pytest.approx(0.125 + 0.75 * math.log(2) - 0.5 * 0.25, rel=1e-6)
+@pytest.mark.parametrize(("classes", "many"), [(1, False), (2, False), (CLASSES, True)])
+def test_few_classes_are_told_from_many_without_labels(classes: int, many: bool) -> None:
+    assert (judged(blobs(60, classes=classes, seed=9)[0])[0] > calibrated().limit) == many
 
 
-@pytest.mark.parametrize("concentration", [0.0, 1.0])
-def test_gain_is_the_better_estimate_less_the_discounted_confidence(concentration: float) -> None:
-    # Two sure predictions of two classes tell ln 2; stored ones are 0.6 sure.
-    votes = Votes(images=2, probabilities=torch.tensor([1.0, 1.0]), entropy=0.0, confidence=1.2)
-    accuracy = max(0.125 + 0.75 * math.log(2) - 0.5 * concentration, 0.25 + 0.5 * math.log(2))
-    assert HAND.gain(votes, concentration, 3.0) == pytest.approx(accuracy - (0.6 - DISCOUNT * 3), rel=1e-6)
+def test_what_batch_statistics_win_is_foretold_under_a_shift_that_was_not_made() -> None:
+    assert -0.1 < judged(blobs(60, seed=9)[0])[1] < calibrated().margin
+    assert judged(blobs(60, seed=9, shifted=True)[0])[1] > 0.1
 
 
+def trials(few: tuple[int, ...] = (1, 2, 3)) -> list[_Trial]:
+    """Windows of each number of classes in three families, told by two numbers in noise."""
+    generator = torch.Generator().manual_seed(4)
+    found = []
+    for number in range(90):
+        count = (*few, 5, 10)[number % (len(few) + 2)]
+        gain = 0.05 * (number % 3) - 0.02
+        told = torch.tensor([count / 3, 10 * gain]) + 0.3 * torch.randn(2, generator=generator)
+        shift = ("clean", "noise", "blur")[number % 3]
+        found.append(_Trial(shift=shift, classes=count, features=told.double(), gain=gain))
+    return found
+
+
+def test_the_limit_is_above_few_classes_under_a_family_that_was_left_out() -> None:
+    chosen = [each for each in trials() if each.classes != 5]
+    told = torch.stack([each.features for each in chosen])
+    is_few = torch.tensor([each.classes <= 3 for each in chosen])
+    counts = torch.where(is_few, is_few.sum(), (~is_few).sum())
+    found = left_out(
+        told,
+        torch.where(is_few, -1.0, 1.0).double(),
+        len(chosen) / (2 * counts.double()),
+        ridge=MIXED_RIDGE,
+        groups=[each.shift for each in chosen],
+    )[is_few]
+    _, few, limit = _fit_mixed(trials())
+    assert few == pytest.approx(float(found.mean()))
+    assert limit == pytest.approx(float(found.mean() + LIMIT_DEVIATIONS * found.std()))
+
+
+def test_the_margin_is_a_share_of_the_error_on_families_that_were_left_out() -> None:
+    chosen = [each for each in trials() if each.classes in (5, 10)]
+    gains = torch.tensor([each.gain for each in chosen]).double()
+    told, groups = torch.stack([each.features for each in chosen]), [each.shift for each in chosen]
+    errors = left_out(told, gains, torch.ones_like(gains), ridge=GAIN_RIDGE, groups=groups) - gains
+    assert _fit_gain(trials())[1] == pytest.approx(MARGIN_DEVIATIONS * float(errors.square().mean().sqrt()))
+
+
+def test_few_and_all_classes_weigh_the_same_together() -> None:
+    """So what nothing tells apart is in the middle, though there are three times as many windows of few classes."""
+    same = [
+        _Trial(shift=each.shift, classes=each.classes, features=torch.zeros(2).double(), gain=0) for each in trials()
+    ]
+    mixed, _, _ = _fit_mixed(same)
+    assert float(mixed(torch.zeros(1, 2).double())) == pytest.approx(0, abs=1e-6)
+
+
+def test_of_a_few_classes_in_all_half_are_few() -> None:
+    three = [each for each in trials((1, 2)) if each.classes < 5] + [
+        _Trial(shift=each.shift, classes=3, features=each.features, gain=0) for each in trials() if each.classes == 10
+    ]
+    mixed, _, limit = _fit_mixed(three)
+    assert float(mixed(torch.tensor([[0.3, 0.0]]).double())) < limit < float(mixed(torch.tensor([[3.3, 0.0]]).double()))
+
+
+def test_trial_windows_are_clean_and_of_each_shift_for_each_number_of_classes() -> None:
+    x, labels = blobs(120)
+    found = list(_trials(blob_network(), x, labels, 20, torch.Generator().manual_seed(0)))
+    for count in (1, 2, 3, 5, CLASSES):
+        here = [each.shift for each in found if each.classes == count]
+        assert here.count("clean") == CLEAN_REPEATS
+        assert {name: here.count(name) for name in SHIFTS} == dict.fromkeys(SHIFTS, len(STRENGTHS) * REPEATS)
+
+
+@pytest.mark.usefixtures("quick")
 def test_noise_is_what_a_gated_layer_measures() -> None:
     batches = calibration_batches(120)
     expected = statistics.fmean(float(sample_noise(x, measure(x))) for x, _ in batches)
     assert calibrate(blob_network(), batches, images=30).noise["0"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.usefixtures("quick")
 def test_images_are_mirrored() -> None:
     model, seen = blob_network(), []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
@@ -81,58 +143,17 @@ def test_images_are_mirrored() -> None:
     assert torch.equal(seen[0], first[0].flip(3))
 
 
-@pytest.mark.parametrize(("classes", "above"), [(1, False), (CLASSES, True)])
-def test_a_window_is_sure_to_have_many_classes_only_where_it_has_them(classes: int, above: bool) -> None:
-    calibration = calibrate(blob_network(), calibration_batches(), images=60)
-    output, moments = _by_batch(blob_network(), blobs(60, classes=classes, seed=9)[0])
-    concentration = calibration.profiles.concentration(moments)
-    assert (calibration.accuracy(Votes.of(output, output), concentration) > calibration.sure) == above
-
-
-def trial(classes: int, *, sure: float, concentration: float, accuracy: float, deviation: float) -> _Trial:
-    """A batch of which the share ``sure`` is told apart into two classes, and the rest not at all."""
-    votes = Votes(images=1, probabilities=torch.tensor([0.5, 0.5]), entropy=(1 - sure) * math.log(2), confidence=0.5)
-    deviations = {"a": deviation, "b": 0.0}
-    return _Trial(classes=classes, votes=votes, accuracy=accuracy, concentration=concentration, deviations=deviations)
-
-
-@pytest.mark.parametrize(("deep", "rows"), [(True, slice(2)), (False, slice(2, 4))], ids=["deep", "one_norm"])
-def test_what_is_fitted_to_the_trials(deep: bool, rows: slice) -> None:
-    mixed = {"a": Moments(mean=torch.zeros(1), var=torch.ones(1), count=0)} if deep else {}
-    trials = [
-        trial(1, sure=0.0, concentration=1.0, accuracy=0.1, deviation=1.0),
-        trial(1, sure=0.2, concentration=0.9, accuracy=0.3, deviation=3.0),
-        trial(2, sure=0.4, concentration=0.6, accuracy=0.3, deviation=1.0),
-        trial(2, sure=0.6, concentration=0.5, accuracy=0.5, deviation=0.0),
-        trial(5, sure=0.8, concentration=0.1, accuracy=0.8, deviation=2.0),
-        trial(5, sure=1.0, concentration=0.2, accuracy=0.9, deviation=4.0),
-    ]
-    found = _fit(trials, 7, {"a": 0.5}, HAND.classes, replace(HAND.profiles, mixed=mixed))
-    told, near = math.log(2) * np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), np.array([1.0, 0.9, 0.6, 0.5, 0.1, 0.2])
-    right = np.array([0.1, 0.3, 0.3, 0.5, 0.8, 0.9])
-    slope, intercept = np.polyfit(told, right, 1)
-    plane, *_ = np.linalg.lstsq(np.stack((np.ones(6), told, near), 1), right, rcond=None)
-    accuracy = np.stack((np.ones(6), told, near), 1) @ plane
-    gains = np.maximum(accuracy, intercept + slope * told)[4:] - (0.5 - DISCOUNT * np.array([1.0, 2.0]))
-    least = accuracy[4:].mean() - 2 * accuracy[4:].std(ddof=1)
-    floor, sure = (min(each.mean() + 3 * each.std(ddof=1), least) for each in (accuracy[rows], accuracy[2:4]))
-    assert (found.images, found.noise, found.usual_deviation) == (7, {"a": 0.5}, {"a": 2.0})
-    assert found.line == (pytest.approx(intercept, rel=1e-5), pytest.approx(slope, rel=1e-5))
-    assert (found.intercept, found.slope, found.bend) == tuple(pytest.approx(each, rel=1e-5) for each in plane)
-    assert (found.floor, found.sure) == (pytest.approx(floor, rel=1e-5), pytest.approx(sure, rel=1e-5))
-    assert (found.few, found.alone) == (pytest.approx(0.55), pytest.approx(0.75))
-    assert found.even == pytest.approx(gains.mean(), rel=1e-5)
-    assert found.margin == pytest.approx(gains.mean() + MARGIN_DEVIATIONS * gains.std(ddof=1), rel=1e-5)
-
-
+@pytest.mark.usefixtures("quick")
 def test_a_calibration_is_repeated_by_its_seed() -> None:
-    first, second, other = (
-        calibrate(blob_network(), calibration_batches(), images=60, seed=seed) for seed in (0, 0, 1)
+    first, again, other = (
+        calibrate(blob_network(), calibration_batches(120), images=30, seed=seed) for seed in (0, 0, 1)
     )
-    assert (first.floor, first.margin, first.few) == (second.floor, second.margin, second.few)
-    assert first.floor != other.floor
+    assert (first.limit, first.margin) == (again.limit, again.margin)
+    assert torch.equal(first.mixed.weights, again.mixed.weights)
+    assert first.limit != other.limit
 
 
+@pytest.mark.usefixtures("quick")
 def test_images_are_not_mirrored_where_they_should_not_be() -> None:
     model, seen = blob_network(), []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
@@ -141,6 +162,7 @@ def test_images_are_not_mirrored_where_they_should_not_be() -> None:
     assert torch.equal(seen[0], first[0])
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_model_that_is_right_no_more_often_than_the_commonest_label_is_refused() -> None:
     model = blob_network()
     with torch.no_grad():
@@ -155,20 +177,17 @@ def test_outputs_of_other_shape_than_the_labels_ask_for_are_refused() -> None:
         calibrate(blob_network()[:1], calibration_batches(120), images=30)
 
 
-def test_trial_batches_are_of_one_to_all_classes() -> None:
-    labels = torch.arange(600) % CLASSES
-    batches = list(_trial_batches(labels, 60, torch.Generator().manual_seed(0)))
-    assert [count for count, _ in batches[::REPEATS]] == [1, 2, 3, 5, CLASSES]
-    assert all(len(torch.unique(labels[rows])) == count for count, rows in batches)
-    assert all(len(torch.unique(rows)) == 60 for _, rows in batches)
+@pytest.mark.parametrize("images", [600, 60])
+def test_a_window_has_as_many_classes_as_it_should(images: int) -> None:
+    labels = torch.arange(images) % CLASSES
+    for count in (1, 3, CLASSES):
+        rows = _window(labels, count, 60, torch.Generator().manual_seed(0))
+        assert len(rows) == 60  # some twice where a class has too few
+        assert len(torch.unique(labels[rows])) == count
+        assert len(torch.unique(rows)) == 60 or images == 60
 
 
-def test_a_class_of_few_images_is_drawn_with_replacement() -> None:
-    labels = torch.arange(60) % CLASSES
-    batches = list(_trial_batches(labels, 60, torch.Generator().manual_seed(0)))
-    assert all(len(rows) == 60 and len(torch.unique(labels[rows])) == count for count, rows in batches)
-
-
+@pytest.mark.usefixtures("quick")
 def test_the_model_is_untouched() -> None:
     model = blob_network().train()
     before = snapshot(model)
@@ -206,12 +225,12 @@ def test_an_image_that_is_not_finite_is_refused() -> None:
         calibrate(blob_network(), batches, images=30)
 
 
-def test_outputs_that_are_not_finite_by_batch_statistics_alone_are_refused() -> None:
+def test_outputs_that_are_not_finite_are_refused_on_clean_images_and_left_out_on_shifted_ones() -> None:
     model, (x, labels) = blob_network(), blobs(60)
-    stored = model(x)
     _infinite_weight(model)
     with pytest.raises(ValueError, match="outputs by batch statistics must be finite, but those of 60 of 60 images"):
-        _try(model, x, labels, stored, CLASSES, HAND.profiles)
+        _try(model, x, labels, "clean", CLASSES)
+    assert _try(model, x, labels, "noise", CLASSES) is None
 
 
 def test_labels_of_another_number_than_images_are_refused() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadynorm.adaptation.class_moments import ClassMoments, ClassSums, Profiles, distance, shifted_stored
+from steadynorm.adaptation.class_moments import ClassMoments, ClassSums, Steps, distance, shifted_stored
 from steadynorm.statistics import Moments, measure
 
 
@@ -77,26 +77,6 @@ def test_a_channel_that_never_varies_stays_finite() -> None:
     assert (found.mean.item(), found.var.item()) == (pytest.approx(1.0), pytest.approx(4.0))
 
 
-def test_concentration_is_nothing_for_all_classes_and_one_for_a_class_alone() -> None:
-    mixed, single = (
-        {"a": moments(9, 1), "b": moments(0, 1)},
-        [
-            {"a": moments(9, 1), "b": moments(2, 1)},
-            {"a": moments(9, 1), "b": moments(-1, math.exp(2))},
-        ],
-    )
-    profiles = Profiles.measure([mixed], single)
-    assert list(profiles.of) == ["b"]  # the first layer's input holds the whole shift
-    assert profiles.concentration(mixed) == pytest.approx(0, abs=1e-4)
-    assert [profiles.concentration(each) for each in single] == pytest.approx([1, 1], rel=1e-3)
-    assert profiles.concentration({"a": moments(50, 1), "b": moments(1, 1)}) == pytest.approx(0.5, rel=1e-3)
-
-
-def test_a_network_of_one_norm_has_no_concentration() -> None:
-    profiles = Profiles.measure([{"a": moments(0, 1)}], [{"a": moments(1, 1)}, {"a": moments(2, 1)}])
-    assert profiles.concentration({"a": moments(5, 1)}) == 0.0
-
-
 def test_distance_is_in_standard_deviations_and_in_logarithms() -> None:
     assert distance(moments(0, 4), moments(2, 4)) == pytest.approx(1, rel=1e-4)
     assert distance(moments(0, 1), moments(0, math.exp(2))) == pytest.approx(1, rel=1e-4)
@@ -104,7 +84,7 @@ def test_distance_is_in_standard_deviations_and_in_logarithms() -> None:
 
 def test_a_step_is_measured_by_what_lies_between_classes() -> None:
     single = [{"a": moments(0, 1), "b": moments(0, 1)}, {"a": moments(2, 1), "b": moments(9, 1)}]
-    profiles = Profiles.measure(single[:1], single)
-    assert list(profiles.apart) == ["a"]
-    assert profiles.step(*single) == pytest.approx(1)
-    assert profiles.step({"a": moments(0, 1)}, {"a": moments(6, 1)}) == pytest.approx(3)
+    steps = Steps.measure(single)
+    assert list(steps.apart) == ["a"]
+    assert steps.between(*single) == pytest.approx(1)
+    assert steps.between({"a": moments(0, 1)}, {"a": moments(6, 1)}) == pytest.approx(3)

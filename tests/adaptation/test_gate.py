@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.adaptation import Calibration, calibrate
-from steadynorm.adaptation.gate import HOLD_FLOOR, HOLD_MARGIN, Gate
+from steadynorm.adaptation.gate import HOLD, Gate
 from steadynorm.adaptation.methods import BatchStatistics
 from steadynorm.adaptation.normalizing import normalizing_by
 from steadynorm.statistics import Moments, measure
@@ -76,20 +76,30 @@ def test_a_batch_of_one_class_in_a_shifted_stream_is_predicted_by_stored_statist
     gate.predict(model, x)
     assert torch.equal(gate.predict(model, x), model(x))
     assert gate.evidence is not None
-    assert gate.evidence.accuracy > calibration.floor
     assert gate.evidence.gain > calibration.margin
 
 
+@pytest.mark.parametrize(("mixed", "adapts"), [(-0.7, True), (-0.9, False)])
+def test_a_window_like_few_classes_ends_it_at_once_whatever_the_average(
+    mixed: float, adapts: bool, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, model = Gate(replace(calibration, few=-1.1, limit=-0.5)), blob_network()  # half way: -0.8
+    for told in (1.0, mixed):
+        monkeypatch.setattr(Calibration, "judge", lambda known, features, told=told: (told, 1.0))
+        gate.predict(model, blobs(IMAGES, shifted=True)[0])
+    assert gate.evidence is not None and gate.evidence.mixed > -0.5
+    assert gate.evidence.adapts is adapts
+
+
 def test_a_window_of_all_classes_is_not_believed_before_the_stream_is(calibration: Calibration) -> None:
-    gate, model = Gate(calibration), blob_network()
+    model, (x, _) = blob_network(), blobs(IMAGES, shifted=True)
+    gate, fresh = Gate(calibration), Gate(calibration)
     gate.predict(model, blobs(IMAGES, classes=1, shifted=True)[0])
-    x, _ = blobs(IMAGES, shifted=True)
     for part in x.split(10):
         output = gate.predict(model, part)
     assert gate.evidence is not None
-    assert gate.evidence.accuracy < calibration.floor
+    assert gate.evidence.mixed < calibration.limit
     assert torch.equal(output, model(part))
-    fresh = Gate(calibration)
     assert not torch.equal(fresh.predict(model, x), model(x))
 
 
@@ -136,27 +146,20 @@ def test_windows_pool_moments_of_unequal_batches(calibration: Calibration) -> No
         torch.testing.assert_close(last, model(x[-10:]))
 
 
-@pytest.mark.parametrize(("name", "hold"), [("floor", HOLD_FLOOR), ("margin", HOLD_MARGIN)])
-def test_what_has_begun_goes_on_with_less_evidence_than_it_takes_to_begin(
-    name: str, hold: float, calibration: Calibration
-) -> None:
-    """Between the two limits nothing begins, and what has begun goes on; below both it ends."""
+def test_what_has_begun_goes_on_with_less_gain_than_it_takes_to_begin(calibration: Calibration) -> None:
+    """Between the two margins nothing begins, and what has begun goes on; below both it ends."""
     model, (x, _) = blob_network(), blobs(IMAGES, shifted=True)
     gate = Gate(calibration)
     gate.predict(model, x)
     assert gate.evidence is not None and gate.evidence.adapts
-    told = gate.evidence.accuracy if name == "floor" else gate.evidence.gain
-    between, above = (
-        replace(calibration, **{name: told / (1 + hold) * 2}),
-        replace(calibration, **{name: told * 2 / hold}),
-    )
-    for limits, begins, goes_on in ((between, False, True), (above, False, False)):
-        fresh = Gate(limits)
+    told = gate.evidence.gain
+    for margin, goes_on in ((2 * told / (1 + HOLD), True), (2 * told / HOLD, False)):
+        known = replace(calibration, margin=margin)
+        fresh, begun = Gate(known), Gate(calibration)
         fresh.predict(model, x)
-        assert fresh.evidence is not None and fresh.evidence.adapts is begins
-        begun = Gate(calibration)
+        assert fresh.evidence is not None and not fresh.evidence.adapts
         begun.predict(model, x)
-        begun.calibration = limits
+        begun.calibration = known
         begun.predict(model, x)
         assert begun.evidence is not None and begun.evidence.adapts is goes_on
 
@@ -262,17 +265,8 @@ def test_a_batch_of_one_class_is_seen_while_the_stored_path_is_spared(calibratio
     assert torch.equal(output, model(x))
 
 
-def test_nothing_is_adapted_in_a_window_of_one_class_whatever_else_speaks_for_it(deep: Calibration) -> None:
-    model, willing = deep_blob_network(), replace(deep, floor=-9.0, margin=-9.0)
-    x, labels = in_runs(480, seed=7)
-    for calibration, decision in ((willing, "stored"), (replace(willing, alone=9.0), "batch")):
-        gate = Gate(calibration, ordered=False)
-        gate.predict(model, x[labels == 3][:IMAGES])
-        assert gate.decision == decision
-
-
 def test_an_order_is_followed_anew_where_the_images_shift(deep: Calibration) -> None:
-    gate, model = Gate(replace(deep, sure=9.0, few=-9.0)), deep_blob_network()
+    gate, model = Gate(replace(deep, limit=9.0)), deep_blob_network()
     (first, second, *_), (shifted, *_) = mixed_batches()[0], mixed_batches(shifted=True)[0]
     seen = []
     for x in (first, second, shifted):
@@ -283,7 +277,7 @@ def test_an_order_is_followed_anew_where_the_images_shift(deep: Calibration) -> 
 
 
 def test_an_order_is_not_believed_before_two_windows_tell_of_it(deep: Calibration) -> None:
-    gate, model = Gate(replace(deep, sure=9.0, few=-9.0)), deep_blob_network()
+    gate, model = Gate(replace(deep, limit=9.0)), deep_blob_network()
     decisions = []
     for part in in_runs(480, seed=7)[0].split(IMAGES // 2):
         gate.predict(model, part)
@@ -292,19 +286,18 @@ def test_an_order_is_not_believed_before_two_windows_tell_of_it(deep: Calibratio
     assert decisions[-1][0] == "ordered"
 
 
-def test_an_order_is_followed_anew_where_other_statistics_predict(deep: Calibration) -> None:
-    stays = replace(deep, sure=9.0, few=-9.0, margin=9.0)
-    gate, model, (first, second, *_) = Gate(stays), deep_blob_network(), mixed_batches()[0]
+def test_an_order_is_forgotten_where_other_statistics_predict(deep: Calibration) -> None:
+    gate, model, (first, second, *_) = Gate(replace(deep, limit=9.0)), deep_blob_network(), mixed_batches()[0]
     gate.predict(model, first)
     assert gate.order is not None and gate.order.images == IMAGES
-    gate.calibration = replace(stays, margin=-9.0, floor=-9.0, alone=9.0)
+    gate.calibration = replace(deep, few=-9.0, limit=-9.0, margin=-9.0)
     gate.predict(model, second)
     assert gate.decision == "batch"
-    assert gate.order is not None and gate.order.images == IMAGES
+    assert gate.order is None
 
 
 def test_where_classes_are_surely_mixed_no_order_is_followed(deep: Calibration) -> None:
-    gate, model = Gate(replace(deep, sure=-9.0, few=-9.0)), deep_blob_network()
+    gate, model = Gate(replace(deep, few=-9.0, limit=-9.0)), deep_blob_network()
     for part in in_runs(480, seed=7)[0].split(IMAGES):
         gate.predict(model, part)
         assert gate.order is None

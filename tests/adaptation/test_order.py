@@ -48,6 +48,13 @@ def test_a_network_that_says_one_class_too_often_tells_no_order() -> None:
     assert not followed.is_ordered
 
 
+def test_a_network_that_says_one_class_alone_tells_no_order() -> None:
+    followed, given = ClassOrder(5), torch.tensor([0.996, 0.001, 0.001, 0.001, 0.001]).repeat(60, 1)
+    for _ in range(3):
+        followed.follow(given)
+        assert not followed.is_ordered
+
+
 def test_an_order_that_ends_is_given_up() -> None:
     followed = ClassOrder(5)
     followed.follow(predictions(RUNS))
@@ -65,7 +72,7 @@ def test_smoothing_is_the_sum_over_all_paths(monkeypatch: pytest.MonkeyPatch) ->
     given = torch.rand(4, 3, generator=torch.Generator().manual_seed(5)).softmax(1).double()
     followed = ClassOrder(3)
     found = followed.follow(given).numpy()
-    usual = (given.numpy().sum(0) + 10 / 3) / 14
+    usual = (given.numpy().sum(0) + 3 / 3) / 7
     told = (given.numpy() + DOUBT / 3) / (usual + DOUBT / 3)
     expected = np.zeros((4, 3))
     for path in itertools.product(range(3), repeat=4):

@@ -85,7 +85,7 @@ def test_json_has_the_accuracies_of_both(run: Any, runs: str, clean: str, tmp_pa
 
 def test_the_gate_that_is_saved_goes_on(run: Any, runs: str, clean: str, tmp_path: Path) -> None:
     file = tmp_path / "gate.safetensors"
-    flags = (MODEL, "--data", runs, "--batch-size", "60", "--batches", "5")
+    flags = (MODEL, "--data", runs, "--batch-size", "60", "--batches", "10")
     assert run(*flags, "--clean", clean, "--save", str(file))[0] == 0
     assert Adapted.load(deep_blob_network(), file).method.order.is_ordered
     status, out, _ = run(*flags, "--gate", str(file))

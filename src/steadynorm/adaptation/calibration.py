@@ -1,111 +1,77 @@
-"""What is measured on training images before a network meets a stream."""
+"""What is measured on clean images before a network meets a stream, and on shifts that are made of them."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from steadynorm.adaptation.class_moments import ClassMoments, ClassSums, Profiles
-from steadynorm.adaptation.evidence import Votes, deviation, information
+from steadynorm.adaptation.class_moments import ClassMoments, ClassSums, Steps
+from steadynorm.adaptation.evidence import Seen, Votes, features, read_row
 from steadynorm.adaptation.normalizing import normalizing_by, stored_moments
 from steadynorm.adaptation.outputs import check_logits, hits, image_labels
+from steadynorm.adaptation.regression import Regression, left_out
+from steadynorm.adaptation.shifts import SHIFTS, Shift, shifts_of
 from steadynorm.statistics import Moments, measure
 from steadynorm.statistics.noise import sample_noise
+from steadynorm.surgery.batches import evaluating
 
 __all__ = ["Calibration", "calibrate"]
 
-DISCOUNT = 0.2
-"""Accuracy that a shift as large as that of a batch of one class costs, beyond what confidence tells."""
 CLASS_COUNTS = (1, 2, 3, 5)
-"""Classes in a trial batch, besides all of them."""
-REPEATS = 16
-"""Trial batches for each number of classes."""
-FLOOR_DEVIATIONS, LEAST_DEVIATIONS, MARGIN_DEVIATIONS = 3.0, 2.0, 3.0
-"""Standard deviations above what two classes come to, but below what all do; and above clean batches' gain."""
-PROFILES, MIXED = 32, 4
-"""Classes at most of which a profile is taken, and windows of all classes beside them."""
+"""Classes in a trial window, besides all of them."""
+FEW = 3
+"""Of these at most, and at most half of all, are too few for batch statistics."""
+STRENGTHS = (0.3, 0.6, 0.9)
+"""Of the shifts; up to a tenth more, at random."""
+CLEAN_REPEATS, REPEATS = 6, 2
+"""Trial windows for each number of classes, clean ones and of each shift and strength."""
+MIXED_RIDGE, GAIN_RIDGE = 0.3, 1.0
+LIMIT_DEVIATIONS, MARGIN_DEVIATIONS = 1.5, 0.5
+"""What a window of few classes comes to plus so many standard deviations, of families that were left out; and errors
+of the gain in root mean square."""
+STEPS = 32
+"""Classes at most of which a window is measured, to know what classes change."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """What a network does on images like those it was trained on, and on batches of some classes alone.
-
-    With I the information of a window's predictions by batch statistics, k its concentration on a class, κ the mean
-    confidence by stored ones and s the shift:
-
-        accuracy by batch statistics ≈ intercept + slope·I + bend·k
-        accuracy by stored statistics ≈ κ − DISCOUNT·s
-        gain = intercept + slope·I + bend·k − (κ − DISCOUNT·s)
-    """
+    """What a network does on images like those it was trained on, shifted and clean, of all and of some classes."""
 
     images: int
-    """In a trial batch, and in a window that is judged."""
+    """In a trial window, and in a window that is judged."""
     noise: dict[str, float]
     """Layer -> variance of one image's mean, relative to that of its values, as gated layers measure it."""
-    usual_deviation: dict[str, float]
-    """Layer -> deviation of a batch of one class, averaged; layers in which nothing deviates are not there."""
-    line: tuple[float, float]
-    """Intercept and slope of accuracy on information alone."""
-    slope: float
-    """Accuracy for each nat of information."""
-    bend: float
-    """Accuracy for a concentration of 1."""
-    intercept: float
-    """Accuracy without either, on the plane that fits all trials; no accuracy itself."""
-    floor: float
-    """Accuracy by batch statistics above which a batch has more than one class; than two where the network has a single
-    norm, so that there is no concentration."""
-    sure: float
-    """And more than two."""
+    mixed: Regression
+    """Features of a window -> 1 where it has all classes, -1 where few."""
     few: float
-    """Concentration of a batch of two classes."""
-    alone: float
-    """Concentration half way from two classes to one."""
-    even: float
-    """Gain of clean batches of all classes, where there is none: what the estimate is off by."""
+    """Of that, what windows of few classes come to."""
+    limit: float
+    """Of that, above which a window surely has more than a few classes."""
+    gain: Regression
+    """Features of a window of more than a few classes -> accuracy by batch statistics less that by stored ones."""
     margin: float
-    """Gain above which there is more to it than on clean batches of all classes, where there is none."""
+    """Of that, above which batch statistics surely win."""
     classes: ClassMoments
     """What each layer's input is for each class."""
-    profiles: Profiles
-    """By which concentration is measured."""
+    steps: Steps
+    """By which a change of the images is told from one of classes."""
 
-    def shift(self, deviations: Mapping[str, float]) -> float:
-        """Give s, the median over layers of deviation / usual deviation: of most layers, not of the most."""
-        ratios = [deviations[name] / usual for name, usual in self.usual_deviation.items()]
-        return statistics.median(ratios) if ratios else 0.0
-
-    def accuracy(self, votes: Votes, concentration: float) -> float:
-        """Estimate how accurate batch statistics are in a window, where nothing has shifted."""
-        return self._plane(information(votes), concentration)
-
-    def _plane(self, told: float, concentration: float) -> float:
-        return self.intercept + self.slope * told + self.bend * concentration
-
-    def gain(self, votes: Votes, concentration: float, shift: float) -> float:
-        """Estimate how much more accurate batch statistics are than stored ones."""
-        told = information(votes)
-        accuracy = max(self._plane(told, concentration), self.line[0] + self.line[1] * told)
-        return accuracy - (votes.confidence / votes.images - DISCOUNT * shift)
+    def judge(self, told: Tensor) -> tuple[float, float]:
+        """Estimate, by a window's features, whether it has all classes, and what batch statistics win."""
+        return float(self.mixed(told[None])), float(self.gain(told[None]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """What a batch of some classes has come to."""
+    """What a window of some classes has come to."""
 
+    shift: str
     classes: int
-    votes: Votes
-    accuracy: float
-    concentration: float = 0.0
-    deviations: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def information(self) -> float:
-        return information(self.votes)
+    features: Tensor
+    gain: float
 
 
 def calibrate(
@@ -117,15 +83,17 @@ def calibrate(
     mirrors: bool = True,
     may_guess: bool = False,
 ) -> Calibration:
-    """Measure a network on clean images, in evaluation; it stays as it is.
+    """Measure a network on clean images and on shifts made of them, in evaluation; it stays as it is.
+
+    A shifted window whose outputs are not finite is left out; inputs that are no floats are not shifted.
 
     Args:
         model: the network.
         batches: pairs of images (N, C, ...) and labels (N,), or (N, ...) for dense outputs, of at least two images
             each; about 1,000 images are enough. Kept in memory together.
-        images: in a window that is judged, and in the trial batches, which are drawn from those given; with
+        images: in a window that is judged, and in the trial windows, which are drawn from those given; with
             replacement where a class has too few.
-        seed: decides the trial batches.
+        seed: decides the trial windows and their shifts.
         mirrors: whether images are mirrored, left and right. A network that was trained without mirroring has not
             memorised its training images mirrored; give False for images that it was not trained on.
         may_guess: whether outputs may be right no more often than the commonest label, as those of a network that has
@@ -155,10 +123,21 @@ def calibrate(
     if not may_guess:
         _check_right(outputs, labels)
     x, generator = torch.cat([x for x, _ in kept]), torch.Generator().manual_seed(seed)
-    chosen = list(_trial_batches(classes, images, generator))
-    profiles = _profiles(model, x, classes, images, generator)
-    trials = [_try(model, x[rows], labels[rows], outputs[rows], count, profiles) for count, rows in chosen]
-    return _fit(trials, images, noise, moments, profiles)
+    steps = _steps(model, x, classes, images, generator)
+    trials = list(_trials(model, x, labels, images, generator))
+    mixed, few, limit = _fit_mixed(trials)
+    gain, margin = _fit_gain(trials)
+    return Calibration(
+        images=images,
+        noise=noise,
+        mixed=mixed,
+        few=few,
+        limit=limit,
+        gain=gain,
+        margin=margin,
+        classes=moments,
+        steps=steps,
+    )
 
 
 def _check_logits(outputs: Tensor, labels: Tensor) -> None:
@@ -216,103 +195,113 @@ def _by_stored(
     return noise, sums.finish(outputs[0].shape[1]), torch.cat(outputs)
 
 
-def _trial_batches(labels: Tensor, images: int, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
-    """Give the number of classes and the rows of each trial batch."""
-    classes = torch.unique(labels).cpu()
-    for count in (*(few for few in CLASS_COUNTS if few < len(classes)), len(classes)):
-        for _ in range(REPEATS):
-            some = classes[torch.randperm(len(classes), generator=generator)[:count]]
-            rows = torch.isin(labels.cpu(), some).nonzero()[:, 0]
-            order = torch.randperm(len(rows), generator=generator)
-            if len(rows) < images:
-                order = torch.randint(len(rows), (images,), generator=generator)
-            yield count, rows[order[:images]].to(labels.device)
+def _trials(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator: torch.Generator) -> Iterator[_Trial]:
+    """Try windows of some and of all classes, clean and shifted; those that are not finite are left out if shifted."""
+    classes = image_labels(labels)
+    counts = torch.unique(classes)
+    families = shifts_of(x)
+    unit = float(x.std()) if families else 0.0
+    for count in (*(few for few in CLASS_COUNTS if few < len(counts)), len(counts)):
+        for shift, strength in _plan(families):
+            rows = _window(classes, count, images, generator)
+            shown = x[rows]
+            if shift in families:
+                strength += 0.1 * float(torch.rand(1, generator=generator))
+                shown = families[shift](shown, strength, unit, generator)
+            trial = _try(model, shown, labels[rows], shift, count)
+            if trial is not None:
+                yield trial
 
 
-def _profiles(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator: torch.Generator) -> Profiles:
-    """Measure windows of all classes, and one of each class or of some classes."""
+def _plan(families: Mapping[str, Shift]) -> Iterator[tuple[str, float]]:
+    """Give name and strength of each window that is tried of a number of classes; clean ones are named so."""
+    yield from (("clean", 0.0) for _ in range(CLEAN_REPEATS))
+    yield from ((name, strength) for name in families for strength in STRENGTHS for _ in range(REPEATS))
 
-    def window(rows: Tensor) -> dict[str, Moments]:
-        return _by_batch(model, x[rows[torch.randperm(len(rows), generator=generator)[:images].to(rows.device)]])[1]
 
+def _window(classes: Tensor, count: int, images: int, generator: torch.Generator) -> Tensor:
+    """Give the rows of images of so many classes."""
+    every = torch.unique(classes).cpu()
+    some = every[torch.randperm(len(every), generator=generator)[:count]]
+    rows = torch.isin(classes.cpu(), some).nonzero()[:, 0]
+    order = torch.randperm(len(rows), generator=generator)
+    if len(rows) < images:
+        order = torch.randint(len(rows), (images,), generator=generator)
+    return rows[order[:images]].to(classes.device)
+
+
+def _steps(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator: torch.Generator) -> Steps:
+    """Measure a window of each class or of some classes."""
     classes = torch.unique(labels)
-    some = classes[torch.randperm(len(classes), generator=generator)[:PROFILES].to(classes.device)]
-    mixed = [window(torch.arange(len(x), device=x.device)) for _ in range(MIXED)]
-    return Profiles.measure(mixed, [window((labels == label).nonzero()[:, 0]) for label in some])
+    some = classes[torch.randperm(len(classes), generator=generator)[:STEPS].to(classes.device)]
+    windows = []
+    for label in some:
+        rows = (labels == label).nonzero()[:, 0]
+        seen = _by_batch(model, x[rows[torch.randperm(len(rows), generator=generator)[:images].to(rows.device)]])[1]
+        windows.append({name: each.moments for name, each in seen.items()})
+    return Steps.measure(windows)
 
 
-def _by_batch(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Moments]]:
-    """Give the output by the batch's own moments, and these."""
-    moments: dict[str, Moments] = {}
+def _by_batch(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Seen]]:
+    """Give the output by the batch's own moments, and what was seen of each layer's input."""
+    seen: dict[str, Seen] = {}
 
     def choose(name: str, input: Tensor, stored: Moments) -> Moments:
-        moments[name] = measure(input)
-        return moments[name]
+        seen[name] = Seen.of(read_row(input)[None])
+        return seen[name].moments
 
     with normalizing_by(model, choose):
-        return model(x), moments
+        return model(x), seen
 
 
-def _try(model: nn.Module, x: Tensor, labels: Tensor, stored: Tensor, classes: int, profiles: Profiles) -> _Trial:
-    """Predict a batch by its own moments."""
-    batch, moments = _by_batch(model, x)
-    _check_finite(batch, "by batch statistics")
-    return _Trial(
-        classes=classes,
-        votes=Votes.of(stored, batch),
-        accuracy=hits(batch, labels),
-        concentration=profiles.concentration(moments),
-        deviations=deviation(moments, stored_moments(model)),
-    )
+def _try(model: nn.Module, x: Tensor, labels: Tensor, shift: str, classes: int) -> _Trial | None:
+    """Predict a window by stored and by its own moments; None where that of a shifted one is not finite."""
+    with evaluating(model):
+        stored = model(x)
+    batch, seen = _by_batch(model, x)
+    told = features(Votes.of(stored, batch), seen, stored_moments(model))
+    if not told.isfinite().all():
+        if shift in SHIFTS:
+            return None
+        _check_finite(batch, "by batch statistics")
+    return _Trial(shift=shift, classes=classes, features=told, gain=hits(batch, labels) - hits(stored, labels))
 
 
-def _fit(
-    trials: Sequence[_Trial], images: int, noise: dict[str, float], classes: ClassMoments, profiles: Profiles
-) -> Calibration:
-    intercept, slope, bend = _plane(trials)
-    line = statistics.linear_regression([each.information for each in trials], [each.accuracy for each in trials])
-    of = {each.classes: [other for other in trials if other.classes == each.classes] for each in trials}
-    usual = {name: statistics.fmean(each.deviations[name] for each in of[1]) for name in of[1][0].deviations}
-    few = statistics.fmean(each.concentration for each in of[2])
-    calibration = Calibration(
-        images=images,
-        noise=noise,
-        usual_deviation={name: value for name, value in usual.items() if value > 0},
-        line=(line[1], line[0]),
-        slope=slope,
-        bend=bend,
-        intercept=intercept,
-        floor=0.0,
-        sure=0.0,
-        few=few,
-        alone=(few + statistics.fmean(each.concentration for each in of[1])) / 2,
-        even=0.0,
-        margin=0.0,
-        classes=classes,
-        profiles=profiles,
-    )
-
-    def accuracies(classes: int) -> list[float]:
-        return [calibration._plane(each.information, each.concentration) for each in of[classes]]
-
-    every = accuracies(max(of))
-    least = _above(every, -LEAST_DEVIATIONS)
-    floor, sure = (min(_above(accuracies(few), FLOOR_DEVIATIONS), least) for few in (1 if profiles.mixed else 2, 2))
-    gains = [
-        calibration.gain(each.votes, each.concentration, calibration.shift(each.deviations)) for each in of[max(of)]
-    ]
-    return replace(
-        calibration, floor=floor, sure=sure, even=statistics.fmean(gains), margin=_above(gains, MARGIN_DEVIATIONS)
-    )
+def _few(trials: Sequence[_Trial]) -> int:
+    """Give the largest number of classes that is too few."""
+    every = max(each.classes for each in trials)
+    return max(each.classes for each in trials if each.classes <= FEW and 2 * each.classes <= every)
 
 
-def _plane(trials: Sequence[_Trial]) -> tuple[float, float, float]:
-    """Fit accuracy by information and concentration."""
-    seen = torch.tensor([[1.0, each.information, each.concentration] for each in trials], dtype=torch.float64)
-    accuracy = torch.tensor([each.accuracy for each in trials], dtype=torch.float64)
-    intercept, slope, bend = (torch.linalg.pinv(seen) @ accuracy).tolist()
-    return intercept, slope, bend
+def _fit_mixed(trials: Sequence[_Trial]) -> tuple[Regression, float, float]:
+    """Tell all classes from few, both of the same weight together; give what few come to, and the limit."""
+    few, every = _few(trials), max(each.classes for each in trials)
+    chosen = [each for each in trials if each.classes in (every, *range(few + 1))]
+    told, targets = _features(chosen), torch.tensor([1.0 if each.classes > few else -1.0 for each in chosen]).double()
+    is_few = targets < 0
+    counts = torch.where(is_few, is_few.sum(), (~is_few).sum())
+    importance = len(chosen) / (2 * counts.double())
+    found = left_out(told, targets, importance, ridge=MIXED_RIDGE, groups=_groups(chosen))[is_few]
+    usual, spread = float(found.mean()), float(found.std())
+    return Regression.fit(told, targets, importance, ridge=MIXED_RIDGE), usual, usual + LIMIT_DEVIATIONS * spread
 
 
-def _above(values: Sequence[float], deviations: float) -> float:
-    return statistics.fmean(values) + deviations * statistics.stdev(values)
+def _fit_gain(trials: Sequence[_Trial]) -> tuple[Regression, float]:
+    """Estimate what batch statistics win where there are more than a few classes, and give the margin."""
+    few = _few(trials)
+    chosen = [each for each in trials if each.classes > few]
+    told, targets = _features(chosen), torch.tensor([each.gain for each in chosen]).double()
+    importance = torch.ones_like(targets)
+    errors = left_out(told, targets, importance, ridge=GAIN_RIDGE, groups=_groups(chosen)) - targets
+    margin = MARGIN_DEVIATIONS * float(errors.square().mean().sqrt())
+    return Regression.fit(told, targets, importance, ridge=GAIN_RIDGE), margin
+
+
+def _features(trials: Sequence[_Trial]) -> Tensor:
+    return torch.stack([each.features for each in trials])
+
+
+def _groups(trials: Sequence[_Trial]) -> list[str]:
+    """Give each trial a group that is left out together: its family, or one of two halves where there is one alone."""
+    families = [each.shift for each in trials]
+    return families if len(set(families)) > 1 else [str(number % 2) for number in range(len(trials))]

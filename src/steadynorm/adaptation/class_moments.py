@@ -12,7 +12,7 @@ from torch import Tensor
 from steadynorm.statistics import Moments
 from steadynorm.statistics.moments import mixture
 
-__all__ = ["ClassMoments", "ClassSums", "Profiles", "shifted_stored"]
+__all__ = ["ClassMoments", "ClassSums", "Steps", "shifted_stored"]
 
 EPS = 1e-8
 """Added to both variances of a ratio, relative to the stored one, so that a channel without any counts as unchanged."""
@@ -87,59 +87,27 @@ def _together(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Profiles:
-    """How the moments of windows of one class differ from those of all and from each other, by batch statistics.
+class Steps:
+    """How far the moments of windows of one class each are apart, in the shallower layers, where shifts show."""
 
-    From all in the deeper half of the layers, where classes show, but never in the first, whose input holds the whole
-    shift; from each other in the shallower, where shifts show.
-    """
-
-    mixed: Mapping[str, Moments]
-    """Layer -> moments of clean windows of all classes, averaged."""
-    of: Mapping[str, Tensor]
-    """Layer -> difference to those of a window of one class, for each class; shape (classes, 2·C)."""
     apart: Mapping[str, float]
     """Layer -> how far two windows of one class each are apart, at most."""
 
     @classmethod
-    def measure(cls, mixed: Sequence[Mapping[str, Moments]], single: Sequence[Mapping[str, Moments]]) -> Profiles:
-        """Compare windows of one class each with some of all classes."""
-        names = list(mixed[0])
-        usual = {
-            name: Moments(
-                mean=torch.stack([each[name].mean for each in mixed]).mean(0),
-                var=torch.stack([each[name].var for each in mixed]).mean(0),
-                count=0,
-            )
-            for name in names[max(1, len(names) // 2) :]
-        }
-        of = {name: torch.stack([_difference(each[name], usual[name]) for each in single]) for name in usual}
+    def measure(cls, single: Sequence[Mapping[str, Moments]]) -> Steps:
+        """Compare windows of one class each."""
+        names = list(single[0])
         apart = {
             name: max((distance(one[name], other[name]) for one, other in combinations(single, 2)), default=0.0)
             for name in names[: (len(names) + 1) // 2]
         }
-        return cls(mixed=usual, of=of, apart=apart)
+        return cls(apart=apart)
 
-    def step(self, before: Mapping[str, Moments], after: Mapping[str, Moments]) -> float:
+    def between(self, before: Mapping[str, Moments], after: Mapping[str, Moments]) -> float:
         """Say how far two windows are apart, in units of what classes make; above 1 the images have shifted."""
         return max(
             (distance(before[name], after[name]) / max(most, EPS) for name, most in self.apart.items()), default=0
         )
-
-    def concentration(self, moments: Mapping[str, Moments]) -> float:
-        """Say how far a window goes from all classes, 0, to one of them, about 1.
-
-        d(window) = [(mean − mixed mean)/√mixed var, ½·ln(var / mixed var)]        in each layer
-        concentration = max over classes of meanˡ ⟨d(window), d(class)⟩ / ‖d(class)‖²
-        """
-        scores = []
-        for name, mixed in self.mixed.items():
-            classes = self.of[name].to(moments[name].mean.device)
-            lengths = classes.square().sum(1)
-            usual = Moments(mean=mixed.mean.to(classes.device), var=mixed.var.to(classes.device), count=0)
-            found = classes @ _difference(moments[name], usual)
-            scores.append(torch.where(lengths > 0, found / lengths.clamp(min=EPS), 0))
-        return float(torch.stack(scores).mean(0).max()) if scores else 0.0
 
 
 def distance(one: Moments, other: Moments) -> float:
@@ -149,9 +117,3 @@ def distance(one: Moments, other: Moments) -> float:
     means = (one.mean - other.mean).square() / (var + eps)
     logs = ((one.var + eps) / (other.var + eps)).log() / 2
     return float((means + logs.square()).mean().sqrt())
-
-
-def _difference(moments: Moments, mixed: Moments) -> Tensor:
-    eps = EPS + 1e-5 * mixed.var
-    means = (moments.mean - mixed.mean) / (mixed.var + eps).sqrt()
-    return torch.cat((means, ((moments.var + eps) / (mixed.var + eps)).log() / 2))

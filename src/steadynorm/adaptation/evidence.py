@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from steadynorm.adaptation.outputs import probabilities
-from steadynorm.statistics import Moments
+from steadynorm.statistics import Moments, as_row, measure, pool
 
-__all__ = ["Votes", "deviation", "information"]
+__all__ = ["Seen", "Votes", "features", "read_row"]
+
+EPS = 1e-8
+"""Added to variances, so that a channel without any counts as unchanged."""
+LEAST = 1e-6
+"""Added to what a logarithm is taken of; to shares of a variance a hundred times as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Votes:
-    """Sums over images of what two predictions say of them; of several batches together, their sum."""
+    """Sums over images of what two predictions say of them; of several batches together, their sum.
+
+    In float64. A prediction's sums are its probabilities (classes,), its logits less their mean (classes,), and three
+    numbers: the entropy of each image in nats, its largest probability, and its squared logits less their mean.
+    """
 
     images: int
-    probabilities: Tensor
-    """Predicted by batch statistics, summed; shape (classes,)."""
-    entropy: float
-    """Of each of those predictions, in nats, summed."""
-    confidence: float
-    """Largest probability predicted by stored statistics, summed."""
+    stored: Tensor
+    """Of predictions by stored statistics; shape (2·classes + 3,)."""
+    batch: Tensor
+    """By batch statistics, likewise."""
+    both: Tensor
+    """How often both name one class, ⟨p, p′⟩, and the entropy of (p + p′)/2; shape (3,)."""
 
     @classmethod
-    def of(cls, stored: Tensor, batch: Tensor) -> Votes:
+    def of(cls, stored: Tensor, batch: Tensor) -> Self:
         """Count both predictions of a batch.
 
         Args:
@@ -36,52 +45,93 @@ class Votes:
                 has a share of its vote.
             batch: logits by batch statistics, of the same shape.
         """
-        by_batch = probabilities(batch)
-        return cls(
-            images=len(batch),
-            probabilities=by_batch.mean(2).sum(0),
-            entropy=float(torch.special.entr(by_batch).sum(1).mean(1).sum()),
-            confidence=float(probabilities(stored).amax(1).mean(1).sum()),
-        )
+        by_stored, by_batch = probabilities(stored), probabilities(batch)
+        agree = (by_stored.argmax(1) == by_batch.argmax(1)).double()
+        joint = (agree, (by_stored * by_batch).sum(1), torch.special.entr((by_stored + by_batch) / 2).sum(1))
+        both = torch.stack([each.double().mean(1).sum() for each in joint])
+        return cls(images=len(batch), stored=_told(stored), batch=_told(batch), both=both)
 
-    def with_confidence(self, confidence: float) -> Votes:
-        """Give the same votes with another mean confidence."""
-        return replace(self, confidence=confidence * self.images)
+    def with_stored_of(self, other: Votes) -> Votes:
+        """Give the same votes with what another batch's images said on average by stored statistics."""
+        scale = self.images / other.images
+        return replace(self, stored=scale * other.stored, both=scale * other.both)
 
     def __add__(self, other: Votes) -> Votes:
         """Count the images of both."""
         return Votes(
             images=self.images + other.images,
-            probabilities=self.probabilities + other.probabilities,
-            entropy=self.entropy + other.entropy,
-            confidence=self.confidence + other.confidence,
+            stored=self.stored + other.stored,
+            batch=self.batch + other.batch,
+            both=self.both + other.both,
         )
 
 
-def information(votes: Votes) -> float:
-    """Give the mutual information between image and predicted class by batch statistics, in nats.
+def _told(logits: Tensor) -> Tensor:
+    p = probabilities(logits).double()
+    centred = logits.double().flatten(2) if logits.dim() > 2 else logits.double()[:, :, None]
+    centred = centred - centred.mean(1, keepdim=True)
+    numbers = (torch.special.entr(p).sum(1), p.amax(1), centred.square().sum(1))
+    return torch.cat((p.mean(2).sum(0), centred.mean(2).sum(0), torch.stack([each.mean(1).sum() for each in numbers])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is known of a layer's input in a window."""
+
+    moments: Moments
+    within: Tensor
+    """Variance within an image, averaged over images; shape (C,)."""
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Self:
+        """Join batches, of each what :func:`read_row` gave; shape (k, 4, C)."""
+        weights = rows[:, 2] / rows[:, 2].sum(0)
+        return cls(moments=pool(rows[:, :3])[0], within=(weights * rows[:, 3]).sum(0))
+
+
+def read_row(input: Tensor) -> Tensor:
+    """Give mean, variance, count, and variance within an image of a layer's input (N, C, ...); shape (4, C)."""
+    row = as_row(measure(input))
+    within = input.flatten(2).var(2, correction=0).mean(0).to(row) if input.dim() > 2 else torch.zeros_like(row[0])
+    return torch.cat((row, within[None]))
+
+
+def features(votes: Votes, seen: Mapping[str, Seen], stored: Mapping[str, Moments]) -> Tensor:
+    """Describe a window by numbers that are to tell how many classes it has, and what its own statistics win.
+
+    Of each layer the squared distance of its mean from the stored one and the ratio of its variance to it, and the
+    share of the variance that lies between images; of predictions by either statistics the information
 
         I = H(mean of p) − mean of H(p)        0 ≤ I ≤ ln(classes)
 
-    It is large only where images are told apart with confidence, and into many classes. Batch statistics take away
-    what all images of a batch have in common, so a batch of one class is spread over several without confidence: I is
-    small whether the images are corrupted or not.
+    with confidence, H(mean of p) and the variance of the logits; and how far both predictions agree. Batch statistics
+    take away what all images of a window have in common: with one class the images are told apart with less confidence
+    and by other channels than with many, whether they are corrupted or not.
 
-    Source: Bridle, Heading & MacKay 1991, "Unsupervised classifiers, mutual information and 'phantom targets'".
+    Returns:
+        shape (4·layers + 11,), float64, on the CPU.
+
+    Source: I: Bridle, Heading & MacKay 1991, "Unsupervised classifiers, mutual information and 'phantom targets'".
     """
-    mean = votes.probabilities / votes.images
-    return float(torch.special.entr(mean).sum()) - votes.entropy / votes.images
+    layers = [_of_layer(each, stored[name]) for name, each in seen.items()]
+    by_stored, by_batch = (_of_prediction(each / votes.images) for each in (votes.stored, votes.batch))
+    agree, product, entropy = (votes.both / votes.images).unbind()
+    apart = entropy - (votes.stored[-3] + votes.batch[-3]) / (2 * votes.images)
+    return torch.cat((*layers, by_stored, by_batch, torch.stack((agree, product, apart)))).double().cpu()
 
 
-def deviation(batch: Mapping[str, Moments], stored: Mapping[str, Moments], *, eps: float = 1e-12) -> dict[str, float]:
-    """Give, layer by layer, how far variances are from the stored ones.
+def _of_layer(seen: Seen, stored: Moments) -> Tensor:
+    var, usual = seen.moments.var.double() + EPS, stored.var.double() + EPS
+    step = (seen.moments.mean - stored.mean).double().square() / usual
+    ratio = (var / usual).log() / 2
+    share = ((var - EPS - seen.within) / var).clamp(min=0)
+    told = (step.mean().add(LEAST).log(), ratio.mean(), ratio.square().mean().add(LEAST).log())
+    return torch.stack((*told, share.add(100 * LEAST).log().mean()))
 
-        deviation = √ meanᶜ ln²( var / stored var )
 
-    Args:
-        batch: layer -> moments of its input.
-        stored: layer -> running estimates.
-        eps: added to both variances, so that a channel without any counts as unchanged.
-    """
-    ratios = {name: ((each.var + eps) / (stored[name].var + eps)).log() for name, each in batch.items()}
-    return {name: math.sqrt(float(ratio.square().mean())) for name, ratio in ratios.items()}
+def _of_prediction(told: Tensor) -> Tensor:
+    """Give information, confidence, H(mean of p) and the logarithm of the logits' variance."""
+    p, logits = told[:-3].chunk(2)
+    entropy, confidence, squares = told[-3:].unbind()
+    spread = torch.special.entr(p).sum()
+    return torch.stack((spread - entropy, confidence, spread, (squares - logits.square().sum()).clamp(min=LEAST).log()))

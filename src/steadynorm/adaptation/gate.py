@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.adaptation.calibration import Calibration, calibrate
-from steadynorm.adaptation.evidence import Votes, deviation
+from steadynorm.adaptation.evidence import Seen, Votes, features
 from steadynorm.adaptation.normalizing import stored_moments
 from steadynorm.adaptation.order import ClassOrder
 from steadynorm.adaptation.tracking import Tracker
@@ -19,26 +19,25 @@ from steadynorm.adaptation.window import Window
 from steadynorm.statistics import Moments
 from steadynorm.surgery.batches import evaluating
 
-__all__ = ["HOLD_FLOOR", "HOLD_MARGIN", "Evidence", "Gate"]
+__all__ = ["HOLD", "Evidence", "Gate"]
 
-HOLD_FLOOR, HOLD_MARGIN = 0.95, 0.5  # of what it takes to begin
-UNSURE = 0.1
-"""Added to the margin where a window looks like one of two classes or fewer."""
+HOLD = 0.5
+"""Of the margin that it takes to begin, what it takes to go on."""
 SEEN = 2
 """Windows, in images, that must have told of an order before it is believed."""
 PATIENCE, CLEAR = 4, 0.05
 """Measured batches in a row with one decision, and distance of the gain above its limit, that make it a sure one; below
-it, half of its distance from the gain of clean batches is enough."""
+it, half of the margin is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What the stream has shown up to a batch."""
 
-    accuracy: float
-    """By batch statistics, estimated; averaged over the stream."""
+    mixed: float
+    """Towards 1 where there are all classes, towards -1 where few; averaged over the stream."""
     gain: float
-    """That less the accuracy by stored statistics, estimated; averaged in the same manner."""
+    """Accuracy by batch statistics less that by stored statistics, estimated; averaged in the same manner."""
     adapts: bool
     """Whether the batch was predicted by batch statistics."""
 
@@ -47,19 +46,17 @@ class Gate:
     """By stored statistics, by the batch's, or by tracked ones; nothing is learnt from labels or by gradients.
 
     Where classes are mixed. Each batch is predicted by the stored statistics, and by the moments of the newest batches
-    that together have W images (of the batch alone, where it has as many). Over such a window
+    that together have W images (of the batch alone, where it has as many). What such a window shows to the layers and
+    in both predictions, see :func:`steadynorm.adaptation.evidence.features`, two regressions judge that were fitted
+    to windows of clean images, of few and of all classes, under shifts that were made of them:
 
-        I = H(mean p) − mean H(p)            information of the predictions p by the window's moments
-        k                                    concentration on one class, see Profiles
-        s = medianˡ deviation_l / usual_l    shift; deviation = √ meanᶜ ln²(var / stored var), usual of one class
-        κ = mean max p′                      confidence of the predictions p′ by stored statistics
-        accuracy = a + b·I + c·k             of p; fitted to clean batches of few and of all classes
-        gain = max(accuracy, a′ + b′·I) − (κ − DISCOUNT·s)
+        mixed ≈ 1 where the window has all classes, −1 where few
+        gain ≈ accuracy by batch statistics − accuracy by stored statistics
 
-    Batch statistics are used for the newest batch where there are W images, accuracy > floor in the window and on
-    average, and gain > margin on average: over the stream, a batch of n images with the weight n/(n + W). Where batch
-    statistics were used before, ``HOLD_FLOOR`` of the floor and ``HOLD_MARGIN`` of the margin are enough. Where k is
-    that of two classes the margin is higher by ``UNSURE``; from half way to one class on nothing is adapted.
+    Batch statistics are used for the newest batch where there are W images, mixed > limit and gain > margin on average:
+    over the stream, a batch of n images with the weight n/(n + W); and where the window alone is not nearer to what few
+    classes come to than to the limit. Limit and margin are what the regressions come to, and err by, on families of
+    shifts that they were not fitted to. Where batch statistics were used before, ``HOLD`` of the margin is enough.
 
     Where classes come in runs. A hidden Markov model follows the predictions of windows that may hold few classes, see
     :class:`ClassOrder`; it begins anew where the images shift, for predictions then change as well. Once it holds an
@@ -69,7 +66,7 @@ class Gate:
     does.
 
     Cost: at most one forward more for each batch. While a decision is sure, the path that is not used is run for every
-    ``every``-th batch only; its last confidence counts for the others, and stored statistics for the evidence of order.
+    ``every``-th batch only; what stored statistics said last counts for the others, and they for the evidence of order.
 
     What is not finite decides for the stored statistics.
 
@@ -90,7 +87,7 @@ class Gate:
         self._tracker = Tracker(calibration.classes)
         self._window = Window(calibration.images)
         self._is_mixed = self._is_few = False
-        self._steady, self._skipped, self._since, self._confidence = 0, 0, 0, 0.0
+        self._steady, self._skipped, self._since = 0, 0, 0
         self._before: dict[str, Moments] = {}
 
     @classmethod
@@ -131,7 +128,7 @@ class Gate:
         self._tracker = Tracker(self.calibration.classes)
         self.evidence = self.order = None
         self._is_mixed = self._is_few = False
-        self._steady, self._skipped, self._since, self._confidence = 0, 0, 0, 0.0
+        self._steady, self._skipped, self._since = 0, 0, 0
         self._before = {}
 
     def _by_window(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -142,56 +139,51 @@ class Gate:
         stored = None if alone and adapts else _evaluate(model, x)
         if alone and stored is not None:
             return stored
-        batch, rows, moments = self._window.predict(model, x)
+        before = self._window.newest
+        batch, rows, seen = self._window.predict(model, x)
         votes = Votes.of(batch if stored is None else stored, batch)
-        if stored is None:
-            votes = votes.with_confidence(self._confidence)
+        if stored is None and before is not None:
+            votes = votes.with_stored_of(before)
         self._window.add(rows, votes)
-        self._confidence = votes.confidence / votes.images
-        self._judge(len(x), moments, stored_moments(model))
+        self._judge(len(x), seen, stored_moments(model))
         if self.evidence is not None and self.evidence.adapts:
             return batch
         return _evaluate(model, x) if stored is None else stored
 
-    def _judge(self, images: int, moments: Mapping[str, Moments], stored: Mapping[str, Moments]) -> None:
+    def _judge(self, images: int, seen: Mapping[str, Seen], stored: Mapping[str, Moments]) -> None:
         """Decide by the window, of which the newest ``images`` are the batch."""
         self._is_mixed, self._is_few, before, known = False, False, self.evidence, self.calibration
         if not self._window.is_full():
             return
-        votes = self._window.votes
-        concentration = known.profiles.concentration(moments)
-        accuracy = average = known.accuracy(votes, concentration)
-        gain = known.gain(votes, concentration, known.shift(deviation(moments, stored)))
-        if not (math.isfinite(accuracy) and math.isfinite(gain)):
+        mixed, gain = known.judge(features(self._window.votes, seen, stored))
+        if not (math.isfinite(mixed) and math.isfinite(gain)):
             self.evidence, self._steady = None, 0
             return
+        self._is_mixed, self._is_few = mixed > known.limit, mixed <= known.limit
+        is_alone = mixed < (known.few + known.limit) / 2
         if before is not None:
             weight = images / (images + known.images)
-            average = before.accuracy + weight * (accuracy - before.accuracy)
+            mixed = before.mixed + weight * (mixed - before.mixed)
             gain = before.gain + weight * (gain - before.gain)
-        self._is_mixed, self._is_few = accuracy > known.sure, concentration > known.few
-        self._see_step(images, moments)
-        floor, margin = known.floor, known.margin + (UNSURE if self._is_few else 0.0)
+        self._see_step(images, {name: each.moments for name, each in seen.items()})
         adapted = before is not None and before.adapts
-        if adapted:
-            floor, margin = HOLD_FLOOR * floor, HOLD_MARGIN * margin
-        is_alone = bool(known.profiles.mixed) and concentration > known.alone
-        adapts = min(accuracy, average) > floor and gain > margin and not is_alone
+        margin = HOLD * known.margin if adapted else known.margin
+        adapts = not is_alone and mixed > known.limit and gain > margin
         if adapts != adapted:
             self.order = None  # predictions by other statistics differ in a manner that is no order
-        far = gain > margin + CLEAR if adapts else gain < (known.even + known.margin) / 2
+        far = gain > margin + CLEAR if adapts else gain < margin / 2
         same = before is not None and adapts == adapted and self._is_mixed and far
         self._steady = self._steady + 1 if same else 0
-        self.evidence = Evidence(accuracy=average, gain=gain, adapts=adapts)
+        self.evidence = Evidence(mixed=mixed, gain=gain, adapts=adapts)
 
     def _see_step(self, images: int, moments: Mapping[str, Moments]) -> None:
         """Begin the order anew where the images have shifted since a window before: predictions have, too."""
         self._since += images
         if self._before and self._since < self.calibration.images:
             return
-        if self._before and self.calibration.profiles.step(self._before, moments) > 1:
+        if self._before and self.calibration.steps.between(self._before, moments) > 1:
             self.order = None
-        self._before, self._since = {name: moments[name] for name in self.calibration.profiles.apart}, 0
+        self._before, self._since = {name: moments[name] for name in self.calibration.steps.apart}, 0
 
     def _see_order(self, output: Tensor) -> Tensor:
         """Follow the classes where they are not surely mixed; give what their order makes of the output, if any."""
@@ -222,10 +214,10 @@ class Gate:
 
     def state(self) -> dict[str, Tensor]:
         """Give all that is remembered of the stream, as tensors."""
-        flags = [self._is_mixed, self._is_few, self._steady, self._skipped, self._since, self._confidence]
+        flags = [self._is_mixed, self._is_few, self._steady, self._skipped, self._since]
         found = {"gate": torch.tensor([float(each) for each in flags], dtype=torch.float64)}
         if self.evidence is not None:
-            seen = [self.evidence.accuracy, self.evidence.gain, float(self.evidence.adapts)]
+            seen = [self.evidence.mixed, self.evidence.gain, float(self.evidence.adapts)]
             found["evidence"] = torch.tensor(seen, dtype=torch.float64)
         parts: dict[str, Mapping[str, Tensor]] = {"window": self._window.state(), "tracker": self._tracker.state()}
         parts["before"] = {name: torch.stack((each.mean, each.var)) for name, each in self._before.items()}
@@ -236,15 +228,15 @@ class Gate:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken."""
         self.reset()
-        is_mixed, is_few, steady, skipped, since, self._confidence = state["gate"].tolist()
+        is_mixed, is_few, steady, skipped, since = state["gate"].tolist()
         self._is_mixed, self._is_few = bool(is_mixed), bool(is_few)
         self._steady, self._skipped, self._since = int(steady), int(skipped), int(since)
         self._before = {
             name: Moments(mean=rows[0], var=rows[1], count=0) for name, rows in _part(state, "before").items()
         }
         if "evidence" in state:
-            accuracy, gain, adapts = state["evidence"].tolist()
-            self.evidence = Evidence(accuracy=accuracy, gain=gain, adapts=bool(adapts))
+            mixed, gain, adapts = state["evidence"].tolist()
+            self.evidence = Evidence(mixed=mixed, gain=gain, adapts=bool(adapts))
         self._window.load(_part(state, "window"))
         self._tracker.load(_part(state, "tracker"))
         order = _part(state, "order")

@@ -19,7 +19,7 @@ ODDS = 100.0
 """At the beginning, for no order and against all others together."""
 FORGETS = 1e-3
 """Share of belief that each image gives back to those odds, so that a stream may change its order."""
-USUAL_FIRST, USUAL_MOST = 10.0, 1000.0
+USUAL_FIRST, USUAL_MOST = 3.0, 1000.0
 """Images that count for equal shares of the classes before the first, and images that the usual shares remember."""
 DOUBT = 0.02
 """Share of each prediction that is spread over all classes."""

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.adaptation.calibration import Calibration
-from steadynorm.adaptation.class_moments import ClassMoments, Profiles
+from steadynorm.adaptation.class_moments import ClassMoments, Steps
 from steadynorm.adaptation.gate import Gate
-from steadynorm.statistics import Moments
+from steadynorm.adaptation.regression import Regression
 
 __all__ = ["fingerprint", "read_gate", "write_gate"]
 
-FORMAT = "steadynorm gate 1"
-NUMBERS = ("images", "slope", "bend", "intercept", "floor", "sure", "few", "alone", "even", "margin")
-TABLES = ("noise", "usual_deviation")
+FORMAT = "steadynorm gate 2"
+NUMBERS = ("images", "noise", "few", "limit", "margin")
+REGRESSIONS = ("mixed", "gain")
+ROWS = ("center", "scale", "points", "weights")
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -39,13 +40,12 @@ def write_gate(gate: Gate, model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file  # comes with an extra
 
     known = gate.calibration
-    described = {name: getattr(known, name) for name in (*NUMBERS, *TABLES, "line")}
-    described |= {"apart": dict(known.profiles.apart), "deep": list(known.profiles.mixed)}
-    described |= {"ordered": gate.ordered, "every": gate.every}
+    described = {name: getattr(known, name) for name in NUMBERS}
+    described |= {name: getattr(known, name).level for name in REGRESSIONS}
+    described |= {"apart": dict(known.steps.apart), "ordered": gate.ordered, "every": gate.every}
     tensors = {f"stream.{name}": each for name, each in gate.state().items()}
     tensors |= {f"classes.{name}": each for name, each in known.classes.of.items()}
-    tensors |= {f"profiles.{name}": each for name, each in known.profiles.of.items()}
-    tensors |= {f"mixed.{name}": torch.stack((each.mean, each.var)) for name, each in known.profiles.mixed.items()}
+    tensors |= {f"{name}.{row}": getattr(getattr(known, name), row) for name in REGRESSIONS for row in ROWS}
     metadata = {"format": FORMAT, "model": fingerprint(model), "calibration": json.dumps(described)}
     save_file({name: each.detach().cpu().clone().contiguous() for name, each in tensors.items()}, path, metadata)
 
@@ -80,17 +80,15 @@ def read_gate(model: nn.Module, path: Path) -> Gate:
 
 
 def _calibration(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
-    mixed, of = _part(tensors, "mixed"), _part(tensors, "profiles")
-    profiles = Profiles(
-        mixed={name: Moments(mean=mixed[name][0], var=mixed[name][1], count=0) for name in described["deep"]},
-        of={name: of[name] for name in described["deep"]},
-        apart=described["apart"],
-    )
+    fitted: dict[str, Any] = {
+        name: Regression(level=described[name], **{row: each.cpu() for row, each in _part(tensors, name).items()})
+        for name in REGRESSIONS
+    }
     return Calibration(
-        **{name: described[name] for name in (*NUMBERS, *TABLES)},
-        line=tuple(described["line"]),
+        **{name: described[name] for name in NUMBERS},
+        **fitted,
         classes=ClassMoments(of=_part(tensors, "classes")),
-        profiles=profiles,
+        steps=Steps(apart=described["apart"]),
     )
 
 

@@ -12,16 +12,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from steadynorm.adaptation.evidence import Votes
+from steadynorm.adaptation.evidence import Seen, Votes, read_row
 from steadynorm.adaptation.normalizing import normalizing_by
-from steadynorm.statistics import Moments, as_row, measure, pool
+from steadynorm.statistics import Moments
 
 __all__ = ["Window"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """What is kept of a batch: for each layer its moments as a row, and the votes."""
+class _Batch:
+    """What is kept of a batch: for each layer what it has seen as a row, and the votes."""
 
     rows: Mapping[str, Tensor]
     votes: Votes
@@ -32,75 +32,72 @@ class Window:
 
     def __init__(self, images: int) -> None:
         self._images = images
-        self._seen: deque[_Seen] = deque()
+        self._batches: deque[_Batch] = deque()
 
     @property
     def votes(self) -> Votes:
         """Of all images in the window; there must be some."""
-        return reduce(add, (each.votes for each in self._seen))
+        return reduce(add, (each.votes for each in self._batches))
+
+    @property
+    def newest(self) -> Votes | None:
+        """Of the newest batch, if there is one."""
+        return self._batches[-1].votes if self._batches else None
 
     def is_full(self) -> bool:
         """Whether there are as many images as are judged."""
-        return sum(each.votes.images for each in self._seen) >= self._images
+        return sum(each.votes.images for each in self._batches) >= self._images
 
-    def predict(self, model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Moments]]:
+    def predict(self, model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Seen]]:
         """Evaluate the model by the moments of the window with this batch.
 
         Returns:
-            the output, the batch's own moments as rows, and the window's.
+            the output, what the batch alone has shown to each layer as a row, and what the window has.
         """
         self._drop(len(x))
         rows: dict[str, Tensor] = {}
-        moments: dict[str, Moments] = {}
+        seen: dict[str, Seen] = {}
 
         def choose(name: str, input: Tensor, stored: Moments) -> Moments:
-            rows[name] = as_row(measure(input))
-            moments[name] = pool(torch.stack([*(each.rows[name] for each in self._seen), rows[name]]))[0]
-            return moments[name]
+            rows[name] = read_row(input)
+            seen[name] = Seen.of(torch.stack([*(each.rows[name] for each in self._batches), rows[name]]))
+            return seen[name].moments
 
         with normalizing_by(model, choose):
-            return cast(Tensor, model(x)), rows, moments
+            return cast(Tensor, model(x)), rows, seen
 
     def add(self, rows: Mapping[str, Tensor], votes: Votes) -> None:
         """Take a batch in that was predicted."""
-        self._seen.append(_Seen(rows=rows, votes=votes))
+        self._batches.append(_Batch(rows=rows, votes=votes))
 
     def clear(self) -> None:
         """Forget all batches."""
-        self._seen.clear()
+        self._batches.clear()
 
     def _drop(self, coming: int) -> None:
         """Forget the oldest batches that a full window does not need."""
-        held = coming + sum(each.votes.images for each in self._seen)
-        while self._seen and held - self._seen[0].votes.images >= self._images:
-            held -= self._seen.popleft().votes.images
+        held = coming + sum(each.votes.images for each in self._batches)
+        while self._batches and held - self._batches[0].votes.images >= self._images:
+            held -= self._batches.popleft().votes.images
 
     def state(self) -> dict[str, Tensor]:
         """Give what is remembered, as tensors."""
         found: dict[str, Tensor] = {}
-        for number, seen in enumerate(self._seen):
-            votes = seen.votes
-            sums = torch.tensor([votes.images, votes.entropy, votes.confidence], dtype=torch.float64)
-            found |= {f"{number}.votes": sums, f"{number}.probabilities": votes.probabilities}
-            found |= {f"{number}.rows.{name}": row for name, row in seen.rows.items()}
+        for number, batch in enumerate(self._batches):
+            votes = batch.votes
+            found |= {f"{number}.images": torch.tensor(votes.images), f"{number}.both": votes.both}
+            found |= {f"{number}.stored": votes.stored, f"{number}.batch": votes.batch}
+            found |= {f"{number}.rows.{name}": row for name, row in batch.rows.items()}
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Remember what :meth:`state` gave."""
         self.clear()
-        while f"{len(self._seen)}.votes" in state:
-            number = len(self._seen)
-            images, entropy, confidence = state[f"{number}.votes"].tolist()
+        while f"{len(self._batches)}.images" in state:
+            number = len(self._batches)
+            stored, batch, both = (state[f"{number}.{name}"] for name in ("stored", "batch", "both"))
+            head = f"{number}.rows."
             self.add(
-                {
-                    name.removeprefix(f"{number}.rows."): row
-                    for name, row in state.items()
-                    if name.startswith(f"{number}.rows.")
-                },
-                Votes(
-                    images=int(images),
-                    probabilities=state[f"{number}.probabilities"],
-                    entropy=entropy,
-                    confidence=confidence,
-                ),
+                {name.removeprefix(head): row for name, row in state.items() if name.startswith(head)},
+                Votes(images=int(state[f"{number}.images"]), stored=stored, batch=batch, both=both),
             )
