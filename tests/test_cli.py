@@ -323,7 +323,7 @@ def test_a_disk_that_is_full_at_the_report_says_how_to_go_on(
     assert exit_status("compare", "--resume", str(compared)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"steadynorm: {compared}: No space left on device.")
-    assert last.endswith(f"steadynorm compare --resume {compared}")
+    assert last.endswith(f"Fix this and resume: steadynorm report {compared}")
 
 
 def _with_links(run: Path, place: Path) -> tuple[Path, dict[Path, bytes]]:

@@ -66,7 +66,7 @@ def _command(experiment: Experiment[Any]) -> Callable[[Any], None]:
         with joined(), open_display(shown=is_first()) as display:
             directory = experiment.run(config, display)
             display.message("making the report")
-            with explain_stop(experiment.name, directory, display):
+            with explain_stop(["report", str(directory)], directory, display):
                 page = on_first(lambda: build_report(directory))
         if is_first() and config.json:
             send_line("summary", json.loads((page.parent / "summary.json").read_text()))

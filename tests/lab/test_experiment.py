@@ -169,14 +169,17 @@ def test_other_versions_are_said_and_allowed() -> None:
 
 def test_an_interrupt_says_how_to_resume() -> None:
     display = Recorder()
-    with pytest.raises(Interrupted), explain_stop("compare", Path("a b"), display):
+    with pytest.raises(Interrupted), explain_stop(["compare", "--resume", "a b"], Path("a b"), display):
         raise KeyboardInterrupt
     assert display.messages == ["interrupted; continue after what is finished with: steadynorm compare --resume 'a b'"]
 
 
 def test_a_full_disk_says_how_to_resume() -> None:
     match = r"^place: No space left on device\. Fix this and resume: steadynorm compare --resume place$"
-    with pytest.raises(UserError, match=match), explain_stop("compare", Path("place"), Recorder()):
+    with (
+        pytest.raises(UserError, match=match),
+        explain_stop(["compare", "--resume", "place"], Path("place"), Recorder()),
+    ):
         raise OSError(28, "No space left on device")
 
 
@@ -193,6 +196,14 @@ def test_the_record_says_how_accurate_guessing_is() -> None:
     labels = torch.tensor([0, 1, 2, 1, 1])
     validation = Images(pixels=torch.zeros(5, 3, 32, 32, dtype=torch.uint8), labels=labels)
     assert new_record("compare", CONFIG, replace(DATA, validation=validation)).resolved["chance"] == pytest.approx(0.6)
+
+
+def test_more_training_images_than_there_are_are_said_to_be_all(tmp_path: Path) -> None:
+    display = Recorder()
+    config = replace(TINY, arms=("none",), epochs=1, milestones=(), train_images=200, out=tmp_path / "a")
+    with on_tiny_data():
+        EXPERIMENTS["compare"].run(config, display)
+    assert "--train-images: all 96 training images are taken, no more are there" in display.messages
 
 
 def test_a_directory_of_another_experiment_is_not_resumed(tmp_path: Path) -> None:

@@ -276,7 +276,9 @@ def _planned(cell: Cell) -> tuple[float, str]:
     if not cell.is_network:
         return 0.0, ""
     done, planned = len(cell.series("val_accuracy")), cell.factors["epochs"]
-    return done / planned, f": {planned} epochs" + (f", goes on after epoch {done}" if done else "")
+    return done / planned, f": {planned} epoch{'s' if planned > 1 else ''}" + (
+        f", goes on after epoch {done}" if done else ""
+    )
 
 
 def _last_epoch(cell: Cell) -> dict[str, Any]:

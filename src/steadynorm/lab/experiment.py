@@ -143,6 +143,10 @@ class Experiment(Generic[ConfigT]):
         load = partial(load_dataset, config.data, **reading_of(config), progress=display.message)
         dataset = run_on_all_ranks(load)
         if config.train_images is not None:
+            if config.train_images > len(dataset.train):
+                display.message(
+                    f"--train-images: all {len(dataset.train):,} training images are taken, no more are there"
+                )
             dataset = dataclasses.replace(dataset, train=some(dataset.train, config.train_images))
         run_on_all_ranks(lambda: check_data(config, dataset))
         run_on_all_ranks(lambda: self.fits(config, dataset))
@@ -156,7 +160,7 @@ class Experiment(Generic[ConfigT]):
             on_first(lambda: stack.enter_context(directory.lock()))
             if stored is None:
                 on_first(lambda: directory.begin(record))
-            with explain_stop(self.name, place, display, _where(config)):
+            with explain_stop([self.name, "--resume", str(place), *_where(config)], place, display):
                 _announce(record, config, place, display)
                 tell_limits(record, display)
                 for arm, made in arms.items():
@@ -447,19 +451,18 @@ def new_place(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def explain_stop(name: str, place: Path, display: Display, where: Sequence[str] = ()) -> Iterator[None]:
+def explain_stop(command: Sequence[str], place: Path, display: Display) -> Iterator[None]:
     """Say how to go on after Ctrl-C, or after a disk that took no more.
 
     Args:
-        name: of the command.
+        command: that goes on, in words behind the program's name.
         place: the run directory.
         display: is told.
-        where: flags that go on in the same place.
 
     Raises:
         UserError: a file could not be written.
     """
-    resume = shlex.join(["steadynorm", name, "--resume", str(place), *where])
+    resume = shlex.join(["steadynorm", *command])
     try:
         yield
     except KeyboardInterrupt as stop:
