@@ -299,7 +299,7 @@ def check_arms(arms: Sequence[str]) -> None:
     """Refuse an unknown normalization or setting, and two arms that have the same name; no class is imported.
 
     Raises:
-        UserError: so it is.
+        UserError: an arm or a setting of it is unknown, or two arms have one name.
     """
     check_distinct(arms)
     for arm in arms:

@@ -32,7 +32,7 @@ def check_arms(arms: Sequence[str]) -> None:
     """Refuse a normalization that this network does not know.
 
     Raises:
-        UserError: so it is.
+        UserError: an arm is unknown here.
     """
     check_known("--arms", arms, ARMS, what="normalization here")
 

@@ -116,7 +116,7 @@ def _check_fits(config: ClassicConfig, dataset: Dataset) -> None:
     """Refuse images of which nothing is left.
 
     Raises:
-        UserError: so it is.
+        UserError: all training images are alike once they are binary.
     """
     x, _ = _binary(dataset.train, torch.device("cpu"))
     if bool((x == x[0]).all()):

@@ -131,7 +131,7 @@ def _check_fits(config: ShiftConfig, dataset: Dataset) -> None:
     """Refuse data on which nothing that was asked for can be shown.
 
     Raises:
-        UserError: so it is.
+        UserError: every corruption or method that was asked for is left out.
     """
     check_possible(config.methods, dataset)
     if not _shown(config.corruptions, dataset.channels):

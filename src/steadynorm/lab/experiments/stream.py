@@ -157,7 +157,7 @@ def _measure(task: Task[StreamConfig]) -> Measure:
         if job.factors["part"] == "recalibrated":
             model = task.trained(single(config, job.factors["arm"], seed))
             if not _is_stateless(job.factors["arm"]):
-                if not batch_norms_of(model):  # a class of the user's, whose statistics nobody else knows
+                if not batch_norms_of(model):  # a class of the user's, whose statistics are not known here
                     return
                 recalibrate_(model, training_batches())
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)
