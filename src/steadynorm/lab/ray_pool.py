@@ -129,7 +129,7 @@ class Pool:
         if not waiting:
             return
         away = replace(task, display=silent_display(), pool=None, cells={}, checkpoints=_checkpoints(task))
-        shared = ray.put((uuid.uuid4(), make, away, str(Path.cwd())))
+        shared = ray.put((uuid.uuid4(), make, away, (str(Path.cwd()), *filter(None, sys.path))))
         gpus = float(timed and task.record.resolved["device"] == "cuda")
         at_once = self._how_many(waiting[0], shared, gpus) if timed else self._at_once or self._slots()
         left, tries = list(waiting), dict.fromkeys((cell.name for cell in waiting), 0)
@@ -250,11 +250,16 @@ class _Sender:
         self.queue.put(("keep_model", (cell, replace(model, tensors=_on_cpu(model.tensors)))))
 
 
-def _made(shared: tuple[uuid.UUID, Callable[[Any], Measure], Any, str], threads: int) -> Any:  # noqa: ANN401 (Training)
+_Shared = tuple[uuid.UUID, Callable[[Any], Measure], Any, tuple[str, ...]]
+
+
+def _made(shared: _Shared, threads: int) -> Any:  # noqa: ANN401 (Training)
     torch.set_num_threads(threads)
-    key, make, task, driver_is_in = shared
-    if driver_is_in not in sys.path:  # where code of the user's lies, if this machine has the folder
-        sys.path.insert(0, driver_is_in)
+    key, make, task, places = shared
+    # The user's code is imported from where the driver has it, if this machine has the folder; what is installed, from here.
+    new = [place for place in dict.fromkeys(places) if place not in sys.path]
+    here = new[:1] if places[0] in new else []
+    sys.path[:] = [*here, *sys.path, *new[len(here) :]]
     if key not in _MADE:
         _MADE.clear()
         _MADE[key] = make(task)
