@@ -42,6 +42,16 @@ def imported_by(*statements: str) -> list[set[str]]:
     return [set(json.loads(line)) for line in result.stdout.splitlines()]
 
 
+def test_citation_and_changes_are_of_this_version():
+    root = Path(__file__).parents[1]
+    changes = re.search(r"^## (\S+) \((.+)\)$", (root / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    citation = dict(
+        re.findall(r"^(version|date-released): (.+)$", (root / "CITATION.cff").read_text(), flags=re.MULTILINE)
+    )
+    assert changes is not None and changes[1] == citation["version"] == steadynorm.__version__
+    assert changes[2] == citation["date-released"]
+
+
 def test_public_names_are_the_documented_ones():
     layers = sorted(cls.__name__ for kind in BATCH_NORMS.values() if kind.ours for cls in kind.classes.values())
     functions = ["backend", "batch_norm", "diagnose", "explain_backend", "surgery", "treat_", "warmup"]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from steadynorm import _start, surgery  # _start is first: what it answers waits for no import, and nor does Ctrl-C
 from steadynorm.functional import batch_norm

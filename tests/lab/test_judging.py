@@ -1,4 +1,3 @@
-import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -6,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steadynorm import adaptation
 from steadynorm.lab import judging
 from steadynorm.lab.data import Dataset, Images, evaluation_batches
 from steadynorm.lab.judging import check_methods, judge_methods, stream_accuracy
@@ -93,14 +91,6 @@ def test_an_unknown_name_is_refused() -> None:
     check_methods(("stored", "batch"))
     with pytest.raises(UserError, match=r"--methods: no way to adapt is called 'magic'\. Choose from stored, batch"):
         check_methods(("stored", "magic"))
-
-
-def test_the_former_place_of_the_methods_still_serves_and_says_the_new_one() -> None:
-    former = importlib.import_module("steadynorm.lab.adaptation")
-    with pytest.warns(DeprecationWarning, match=r"is steadynorm\.adaptation now"):
-        assert former.calibrate is adaptation.calibrate and former.judge_methods is judge_methods
-    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
-        former.no_such_name  # noqa: B018
 
 
 def of_classes(count: int) -> Dataset:
