@@ -256,7 +256,7 @@ _Shared = tuple[uuid.UUID, Callable[[Any], Measure], Any, tuple[str, ...]]
 def _made(shared: _Shared, threads: int) -> Any:  # noqa: ANN401 (Training)
     torch.set_num_threads(threads)
     key, make, task, places = shared
-    # The user's code is imported from where the driver has it, if this machine has the folder; what is installed, from here.
+    # The user's code lies where the driver has it, if at all; installed packages are this machine's.
     new = [place for place in dict.fromkeys(places) if place not in sys.path]
     here = new[:1] if places[0] in new else []
     sys.path[:] = [*here, *sys.path, *new[len(here) :]]
