@@ -1,4 +1,4 @@
-"""Methods that meet a stream of data unlike a network's training data: no gradients, no labels, no second training.
+"""Test-time adaptation: predict shifted data without labels, gradients or retraining.
 
 >>> import torch
 >>> from steadynorm.adaptation import Adapted, Gate

@@ -18,20 +18,21 @@ __all__ = ["Adapted"]
 
 
 class Adapted(nn.Module):
-    """Predicts the batches of a stream, one after the other, and remembers what they tell.
+    """Wrap a model with an adaptation method, which predicts a stream batch by batch.
 
-        output = method(model, batch, memory)        no gradient, no label
+        output = method.predict(model, batch)        no gradient, no label
 
-    It is always in evaluation. The model keeps its weights, its running estimates and its modes bit for bit, also
-    where a forward raises; so it can be used beside. After ``.to(device)`` call :meth:`reset`.
+    An ``Adapted`` is always in evaluation mode. It leaves the model's weights, running statistics and modes unchanged,
+    bit for bit and also when a forward raises, so the model itself can still be used. Call :meth:`reset` after
+    ``.to(device)``.
 
     Args:
-        model: gives logits (N, classes), or (N, classes, ...) for dense predictions; every batch norm in it has running
-            estimates. For other outputs wrap it in a module that gives these.
-        method: such as ``Gate.calibrate(model, clean_batches)``.
+        model: gives logits (N, classes), or (N, classes, ...) for dense predictions; each of its batch norms has
+            running statistics. Wrap a model with other outputs in a module that gives logits.
+        method: for example ``Gate.calibrate(model, clean_batches)``.
 
     Raises:
-        ValueError: the model has no batch norm, or one without running estimates.
+        ValueError: the model has no batch norm, or one without running statistics.
     """
 
     def __init__(self, model: nn.Module, method: Adaptation) -> None:
@@ -45,10 +46,16 @@ class Adapted(nn.Module):
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict the next batch (N, C, ...) of the stream, and remember.
+        """Predict the next batch of the stream and update the method's memory.
+
+        Args:
+            x: shape (N, C, ...).
+
+        Returns:
+            logits, shape (N, classes) or (N, classes, ...).
 
         Raises:
-            TypeError: the model gives something else than a tensor of logits.
+            TypeError: the model does not return a tensor of logits.
         """
         hook = self.model.register_forward_hook(lambda module, arguments, output: check_logits(output, "Adapted"))
         try:
@@ -57,14 +64,14 @@ class Adapted(nn.Module):
             hook.remove()
 
     def reset(self) -> None:
-        """Forget the stream, so that the next batch is the first of another."""
+        """Forget the stream: the next batch is the first of a new one."""
         self.method.reset()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation.
+        """Stay in evaluation mode; ``train(False)`` and ``eval()`` do nothing.
 
         Raises:
-            RuntimeError: training is asked for.
+            RuntimeError: training mode is requested.
         """
         if mode:
             raise RuntimeError(
@@ -73,19 +80,19 @@ class Adapted(nn.Module):
         return self
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """Give what is remembered of the stream; part of the state dict."""
+        """Return the method's memory of the stream, for the state dict; empty unless the method is a :class:`Gate`."""
         return self.method.state() if isinstance(self.method, Gate) else {}
 
     def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where the state dict was taken."""
+        """Restore the memory of the stream from a state dict."""
         if isinstance(self.method, Gate):
             self.method.load(state)
 
     def save(self, path: Path | str) -> None:
-        """Write the gate's calibration and all that it remembers, but not the model, as safetensors.
+        """Write the gate's calibration and its memory of the stream to a safetensors file; the model is not saved.
 
         Raises:
-            TypeError: the method is no :class:`Gate`.
+            TypeError: the method is not a :class:`Gate`.
         """
         if not isinstance(self.method, Gate):
             raise TypeError(f"Adapted.save: the method must be a Gate, got {self.method.name}. It has nothing to save.")
@@ -93,13 +100,17 @@ class Adapted(nn.Module):
 
     @classmethod
     def load(cls, model: nn.Module, path: Path | str) -> Self:
-        """Go on where :meth:`save` was called, with the model of that time.
+        """Restore what :meth:`save` wrote.
+
+        Args:
+            model: with the weights it had when ``save`` was called.
+            path: the file that ``save`` wrote.
 
         Raises:
-            ValueError: the file is of another model, or none that ``save`` wrote.
+            ValueError: the file belongs to another model, or ``save`` did not write it.
         """
         return cls(model, read_gate(model, Path(path)))
 
     def extra_repr(self) -> str:
-        """Name the method."""
+        """Show the method's name."""
         return f"method={self.method.name}"

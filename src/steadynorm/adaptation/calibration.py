@@ -38,29 +38,29 @@ STEPS = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """What a network does on images like those it was trained on, shifted and clean, of all and of some classes."""
+    """What a :class:`Gate` knows of a network, measured on clean images and on synthetic shifts of them."""
 
     images: int
-    """In a trial window, and in a window that is judged."""
+    """Images in a window."""
     noise: dict[str, float]
-    """Layer -> variance of one image's mean, relative to that of its values, as gated layers measure it."""
+    """Layer -> variance of one image's mean, relative to the variance of its values; as gated layers measure it."""
     mixed: Regression
-    """Features of a window -> 1 where it has all classes, -1 where few."""
+    """Window features -> 1 if the window holds all classes, −1 if it holds few."""
     few: float
-    """Of that, what windows of few classes come to."""
+    """Mean of ``mixed`` over windows of few classes."""
     limit: float
-    """Of that, above which a window surely has more than a few classes."""
+    """Threshold of ``mixed`` above which a window holds more than a few classes."""
     gain: Regression
-    """Features of a window of more than a few classes -> accuracy by batch statistics less that by stored ones."""
+    """Window features -> accuracy with batch statistics minus accuracy with running statistics."""
     margin: float
-    """Of that, above which batch statistics surely win."""
+    """Threshold of ``gain`` above which batch statistics are better."""
     classes: ClassMoments
-    """What each layer's input is for each class."""
+    """Moments of each layer's input for each class."""
     steps: Steps
-    """By which a change of the images is told from one of classes."""
+    """Distances between classes at each layer, to distinguish a shift of the images from a change of class."""
 
     def judge(self, told: Tensor) -> tuple[float, float]:
-        """Estimate, by a window's features, whether it has all classes, and what batch statistics win."""
+        """Return ``mixed`` and ``gain`` for a window's features, shape (d,)."""
         return float(self.mixed(told[None])), float(self.gain(told[None]))
 
 
@@ -83,25 +83,27 @@ def calibrate(
     mirrors: bool = True,
     may_guess: bool = False,
 ) -> Calibration:
-    """Measure a network on clean images and on shifts made of them, in evaluation; it stays as it is.
+    """Measure a network on clean images and on synthetic shifts of them.
 
-    A shifted window whose outputs are not finite is left out; inputs that are no floats are not shifted.
+    The model runs in evaluation mode and is left unchanged. A shifted window with non-finite outputs is skipped; inputs
+    that are not floating-point are not shifted.
 
     Args:
         model: the network.
-        batches: pairs of images (N, C, ...) and labels (N,), or (N, ...) for dense outputs, of at least two images
-            each; about 1,000 images are enough. Kept in memory together.
-        images: in a window that is judged, and in the trial windows, which are drawn from those given; with
-            replacement where a class has too few.
-        seed: decides the trial windows and their shifts.
-        mirrors: whether images are mirrored, left and right. A network that was trained without mirroring has not
-            memorised its training images mirrored; give False for images that it was not trained on.
-        may_guess: whether outputs may be right no more often than the commonest label, as those of a network that has
-            not learnt.
+        batches: pairs of images (N, C, ...) and labels (N,), or labels (N, ...) for dense outputs. Each batch needs at
+            least two images; about 1,000 images in all are enough. All are kept in memory.
+        images: images in a window. Windows are drawn from the given images, with replacement where a class has too few.
+        seed: for the choice of windows and shifts.
+        mirrors: whether to mirror images left to right. Mirrored training images stand in for unseen ones if the
+            network was trained without mirroring. Pass False for images that it was not trained on.
+        may_guess: whether to accept a network that is right no more often than always guessing the most common label.
+
+    Returns:
+        the calibration for :class:`Gate`.
 
     Raises:
-        ValueError: images of fewer than three classes; a batch with more or fewer labels than images; a batch norm
-            without running estimates; outputs that are not finite, or right no more often than the commonest label.
+        ValueError: fewer than three classes; a batch with unequal numbers of labels and images; a batch norm without
+            running statistics; outputs that are not finite, or right no more often than the most common label.
     """
     kept = [_mirrored(x, labels) if mirrors else (x, labels) for x, labels in batches]
     for x, labels in kept:

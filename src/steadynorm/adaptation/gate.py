@@ -35,54 +35,52 @@ class Evidence:
     """What the stream has shown up to a batch."""
 
     mixed: float
-    """Towards 1 where there are all classes, towards -1 where few; averaged over the stream."""
+    """Near 1 if the stream holds all classes, near −1 if few; averaged over the stream."""
     gain: float
-    """Accuracy by batch statistics less that by stored statistics, estimated; averaged in the same manner."""
+    """Estimated accuracy with batch statistics minus that with running statistics; averaged over the stream."""
     adapts: bool
     """Whether the batch was predicted by batch statistics."""
 
 
 class Gate:
-    """By stored statistics, by the batch's, or by tracked ones; nothing is learnt from labels or by gradients.
+    """Choose for each batch between running, batch and tracked statistics, without labels or gradients.
 
-    Where classes are mixed. Each batch is predicted by the stored statistics, and by the moments of the newest batches
-    that together have W images (of the batch alone, where it has as many). What such a window shows to the layers and
-    in both predictions, see :func:`steadynorm.adaptation.evidence.features`, two regressions judge that were fitted
-    to windows of clean images, of few and of all classes, under shifts that were made of them:
+    **Mixed classes.** The gate predicts each batch twice: with the running statistics, and with the moments of the
+    newest batches that together hold W images (of the batch alone if it is that large). Two regressions judge this
+    window from what the layers see and from both predictions (:func:`steadynorm.adaptation.evidence.features`). They
+    are fitted to windows of clean and synthetically shifted images, of few and of all classes:
 
-        mixed ≈ 1 where the window has all classes, −1 where few
-        gain ≈ accuracy by batch statistics − accuracy by stored statistics
+        mixed ≈ 1 if the window holds all classes, −1 if few
+        gain  ≈ accuracy with batch statistics − accuracy with running statistics
 
-    Batch statistics are used for the newest batch where there are W images, mixed > limit and gain > margin on average:
-    over the stream, a batch of n images with the weight n/(n + W); and where the window alone is not nearer to what few
-    classes come to than to the limit. Limit and margin are what the regressions come to, and err by, on families of
-    shifts that they were not fitted to. Where batch statistics were used before, ``HOLD`` of the margin is enough.
+    The newest batch is predicted with batch statistics if the window is full, mixed > limit and gain > margin. Both are
+    averaged over the stream (a batch of n images has weight n/(n + W)), and the window alone must be nearer to the
+    limit than to a typical window of few classes. Limit and margin come from the regressions' predictions for shift
+    families that were left out of the fit. Once batch statistics are in use, ``HOLD`` times the margin is enough to
+    continue.
 
-    Where classes come in runs. A hidden Markov model follows the predictions of windows that may hold few classes, see
-    :class:`ClassOrder`; it begins anew where the images shift, for predictions then change as well. Once it holds an
-    order likelier than none, after ``SEEN`` windows or more, batches are predicted by statistics that follow the shift
-    and not the classes, see :class:`Tracker`, and each image by its neighbours too: the output is then log p of the
-    smoothed probabilities. Images of a batch are taken to be in the order in which they came. It ends where the order
-    does.
+    **Classes in runs.** A hidden Markov model (:class:`ClassOrder`) follows the predictions of windows that may hold
+    few classes; it restarts when the images shift. Once an order is more likely than none, after ``SEEN`` windows or
+    more, batches are predicted with statistics that follow the shift and not the classes (:class:`Tracker`), and each
+    image is smoothed with its neighbours: the output is then the log of the smoothed probabilities. Images of a batch
+    must be in stream order. When the order ends, the gate returns to the first mode.
 
-    Cost: at most one forward more for each batch. While a decision is sure, the path that is not used is run for every
-    ``every``-th batch only; what stored statistics said last counts for the others, and they for the evidence of order.
-
-    What is not finite decides for the stored statistics.
+    Cost: at most one more forward per batch. While a decision is certain, the unused path runs only for every
+    ``every``-th batch. Non-finite values select the running statistics.
 
     Args:
-        calibration: of the network that is going to predict.
-        ordered: False leaves the hidden Markov model out.
-        every: 1 runs both paths always.
+        calibration: from :func:`calibrate`, for the network that predicts.
+        ordered: False disables the hidden Markov model.
+        every: how often both paths run while a decision is certain; 1 always runs both.
     """
 
     def __init__(self, calibration: Calibration, *, ordered: bool = True, every: int = 4) -> None:
         self.name = "gate" if ordered else "gate_mixed"
         self.calibration = calibration
         self.evidence: Evidence | None = None
-        """After a batch, what it was decided by; None before the first full window, and where classes come in runs."""
+        """Basis of the last decision; None before the first full window, and while classes come in runs."""
         self.order: ClassOrder | None = None
-        """What is known of the order of the classes; None where they are surely mixed."""
+        """State of the hidden Markov model; None while classes are clearly mixed."""
         self.ordered, self.every = ordered, every
         self._tracker = Tracker(calibration.classes)
         self._window = Window(calibration.images)
@@ -100,18 +98,21 @@ class Gate:
         seed: int = 0,
         mirrors: bool = False,
     ) -> Self:
-        """Measure a network on clean images that it was not trained on, and make its gate; see :func:`calibrate`."""
+        """Calibrate a gate on clean images that the network was not trained on.
+
+        Takes the arguments of :func:`calibrate`.
+        """
         return cls(calibrate(model, batches, images=images, seed=seed, mirrors=mirrors))
 
     @property
     def decision(self) -> str:
-        """By what the last batch was predicted: ``stored``, ``batch`` or ``ordered``."""
+        """Which statistics predicted the last batch: ``stored`` (running), ``batch`` or ``ordered``."""
         if self._is_ordered():
             return "ordered"
         return "batch" if self.evidence is not None and self.evidence.adapts else "stored"
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Predict the stream's next batch (N, C, ...), and remember what it tells."""
+        """Predict the next batch of the stream, shape (N, C, ...), and update the memory."""
         if self._is_ordered():
             return self._by_order(model, x)
         output = self._by_window(model, x)
@@ -123,7 +124,7 @@ class Gate:
         return order is not None and order.is_ordered and order.images >= SEEN * self.calibration.images
 
     def reset(self) -> None:
-        """Forget the stream."""
+        """Forget the stream: the next batch is the first of a new one."""
         self._window.clear()
         self._tracker = Tracker(self.calibration.classes)
         self.evidence = self.order = None
@@ -213,7 +214,7 @@ class Gate:
         return found.log()
 
     def state(self) -> dict[str, Tensor]:
-        """Give all that is remembered of the stream, as tensors."""
+        """Return the memory of the stream as tensors."""
         flags = [self._is_mixed, self._is_few, self._steady, self._skipped, self._since]
         found = {"gate": torch.tensor([float(each) for each in flags], dtype=torch.float64)}
         if self.evidence is not None:
@@ -226,7 +227,7 @@ class Gate:
         return found | {f"{part}.{name}": each for part, state in parts.items() for name, each in state.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Restore a memory that :meth:`state` returned."""
         self.reset()
         is_mixed, is_few, steady, skipped, since = state["gate"].tolist()
         self._is_mixed, self._is_few = bool(is_mixed), bool(is_few)

@@ -29,24 +29,24 @@ __all__ = [
 
 
 class Adaptation(Protocol):
-    """A method that predicts a stream of test batches, batch after batch, in the order in which they come.
+    """Interface of a method that predicts a stream of test batches in order.
 
-    What it remembers of the stream is its own; the model is the same bits before and after each prediction.
+    A method may remember the stream. Each prediction leaves the model unchanged, bit for bit.
     """
 
     name: str
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Give the model's output, (N, classes), for the stream's next batch (N, C, ...)."""
+        """Return the model's output (N, classes) for the next batch (N, C, ...) of the stream."""
         ...
 
     def reset(self) -> None:
-        """Forget the stream, so that the next batch is the first of another."""
+        """Forget the stream: the next batch is the first of a new one."""
         ...
 
 
 class StoredStatistics:
-    """By the running estimates of training: no adaptation at all."""
+    """Predict with the running statistics of training: no adaptation."""
 
     name = "stored"
 
@@ -56,11 +56,11 @@ class StoredStatistics:
             return cast(Tensor, model(x))
 
     def reset(self) -> None:
-        """Forget nothing: it remembers nothing."""
+        """Do nothing: this method has no memory."""
 
 
 class BatchStatistics:
-    """By each batch's own moments.
+    """Normalize each batch by its own statistics.
 
     Source: Nado et al. 2020 (arXiv 2006.10963), "prediction-time batch normalization".
     """
@@ -68,30 +68,32 @@ class BatchStatistics:
     name = "batch"
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Evaluate the model by this batch's moments."""
+        """Evaluate the model with this batch's statistics."""
         with normalizing_by(model, lambda name, input, stored: measure(input)):
             return cast(Tensor, model(x))
 
     def reset(self) -> None:
-        """Forget nothing: it remembers nothing."""
+        """Do nothing: this method has no memory."""
 
 
 class Prior:
-    """By a mixture of the stored moments, which count as ``samples`` samples, and the batch's n own.
+    """Normalize by a mixture of the running statistics, counted as ``samples`` samples, and the batch's n samples.
 
-        w = n/(samples + n)        mean = (1 − w)·stored + w·batch        var likewise + w·(1 − w)·(batch − stored)²
+        w = n / (samples + n)
+        mean = (1 − w)·running + w·batch
+        var  = (1 − w)·running + w·batch + w·(1 − w)·(difference of the means)²
 
     Args:
-        samples: 0 is :class:`BatchStatistics`, infinity :class:`StoredStatistics`.
+        samples: weight of the running statistics. 0 is :class:`BatchStatistics`, infinity :class:`StoredStatistics`.
 
-    Source: Schneider et al. 2020 (arXiv 2006.16971), who leave out what the means differ by.
+    Source: Schneider et al. 2020 (arXiv 2006.16971), without the last term of the variance.
     """
 
     def __init__(self, samples: float) -> None:
         self.name, self.samples = f"prior_{samples:g}", samples
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Evaluate the model by the mixture."""
+        """Evaluate the model with the mixture."""
 
         def choose(name: str, input: Tensor, stored: Moments) -> Moments:
             return stored.blend(measure(input), weight=len(input) / (self.samples + len(input)))
@@ -100,16 +102,16 @@ class Prior:
             return cast(Tensor, model(x))
 
     def reset(self) -> None:
-        """Forget nothing: it remembers nothing."""
+        """Do nothing: this method has no memory."""
 
 
 class Exponential:
-    """By running estimates that keep following the stream as they did in training; each batch is seen, then predicted.
+    """Normalize by running statistics that follow the stream; each batch updates them before it is predicted.
 
-        running = decay·running + (1 − decay)·batch        beginning with the stored ones
+        running = decay·running + (1 − decay)·batch        starting from the model's running statistics
 
     Args:
-        decay: 1 − momentum, in [0, 1]: 1 is :class:`StoredStatistics`.
+        decay: 1 − momentum, in [0, 1]; 1 is :class:`StoredStatistics`.
     """
 
     def __init__(self, decay: float) -> None:
@@ -117,12 +119,12 @@ class Exponential:
         self._running: dict[str, Moments] = {}
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Let the estimates follow the batch, layer by layer, and evaluate the model by them."""
+        """Update the statistics by the batch, layer by layer, and evaluate the model with them."""
         with normalizing_by(model, self._choose):
             return cast(Tensor, model(x))
 
     def reset(self) -> None:
-        """Begin again with the stored statistics."""
+        """Restart from the model's running statistics."""
         self._running = {}
 
     def _choose(self, name: str, input: Tensor, stored: Moments) -> Moments:
@@ -134,9 +136,10 @@ class Exponential:
 
 
 class SelfTuning:
-    """By running estimates that follow the stream and choose their own momentum, see :class:`steadynorm.statistics`.
+    """Normalize by running statistics that follow the stream with a self-tuned momentum.
 
-    The stored statistics count as one batch before the stream's first, of the same size.
+    See :class:`steadynorm.statistics.SelfTuned`. The model's running statistics count as one batch before the stream's
+    first, of the same size.
     """
 
     name = "self_tuned"
@@ -145,12 +148,12 @@ class SelfTuning:
         self._banks: dict[str, SelfTuned] = {}
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Let the estimates follow the batch, layer by layer, and evaluate the model by them."""
+        """Update the statistics by the batch, layer by layer, and evaluate the model with them."""
         with normalizing_by(model, self._choose):
             return cast(Tensor, model(x))
 
     def reset(self) -> None:
-        """Begin again with the stored statistics."""
+        """Restart from the model's running statistics."""
         self._banks = {}
 
     def _choose(self, name: str, input: Tensor, stored: Moments) -> Moments:
@@ -166,10 +169,10 @@ class SelfTuning:
 
 
 class GatedLayers:
-    """By a copy of the model whose batch norms are :class:`steadynorm.GatedBatchNorm2d`, each for itself.
+    """Predict with a copy of the model whose batch norms are :class:`steadynorm.GatedBatchNorm2d` layers.
 
     Args:
-        calibration: its noise of a sample is each layer's; the gate's confidence is 0, as nothing has taught it.
+        calibration: gives each layer its noise; the confidence of the gates is 0.
     """
 
     name = "gated"
@@ -186,7 +189,7 @@ class GatedLayers:
             return cast(Tensor, self._copy[1](x))
 
     def reset(self) -> None:
-        """Forget nothing: it remembers nothing."""
+        """Do nothing: this method has no memory."""
 
     def _gated(self, model: nn.Module) -> nn.Module:
         gated = convert_(deepcopy(model), "gated_batch_norm").model
