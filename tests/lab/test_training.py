@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -280,8 +281,18 @@ def test_an_epoch_is_told_in_a_line(tmp_path: Path) -> None:
     cell = run(tmp_path, with_factors(NETWORK, epochs=1), display)
     loss, accuracy = cell.last("train_loss"), cell.last("train_accuracy")
     (line,) = display.lines
-    assert line.startswith(f"epoch 1/1  train {loss:.3f} {accuracy:.1%}  validation {cell.last('val_loss'):.3f} ")
+    assert line.startswith(f"epoch 1/1  train {loss:.2f} {accuracy:.1%}  validation {cell.last('val_loss'):.2f} ")
     assert f"  gradient {cell.last('grad_norm_mean'):.2f}  " in line and line.endswith(" s")
+
+
+def test_a_loss_that_explodes_is_told_in_three_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *given, **how: loss(*given, **how) * 1e12)
+    display = Recorder()
+    run(tmp_path, with_factors(NETWORK, epochs=1, lr=1e-15), display)
+    (line,), (text,) = display.lines, display.texts
+    assert re.match(r"epoch 1/1  train \d\.\d\de\+12 .*  validation \d\.\d\de\+12 .*  gradient \d\.\d\de\+1\d  ", line)
+    assert re.fullmatch(r"epoch 1/1, loss \d\.\d\de\+12", text)
 
 
 def test_events_for_tensorboard_hold_the_epochs(undisturbed: tuple[Cell, Path]) -> None:

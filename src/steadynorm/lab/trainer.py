@@ -30,6 +30,7 @@ from steadynorm.lab.workers import (
     worker,
 )
 from steadynorm.reporting.failure import UserError, one_line
+from steadynorm.reporting.numbers import number
 from steadynorm.reporting.records import Factors, Measurement
 from steadynorm.surgery import readings_during, readings_of, statistics_of
 from steadynorm.surgery.named_modules import batch_norms_of
@@ -168,7 +169,7 @@ class Trainer:
             if look:
                 losses[looked:done] = mean_over_workers(losses[looked:done])
                 looked = done
-            text = f"epoch {epoch}/{epochs}, loss {losses[done - 1].item():.3f}" if look else ""
+            text = f"epoch {epoch}/{epochs}, loss {number(losses[done - 1].item())}" if look else ""
             self.advance((epoch - 1 + done / total) / epochs, text)
             if look and not losses[:done].isfinite().all():
                 break

@@ -18,6 +18,7 @@ from steadynorm.lab.optimization import optimizer_tensors, restore_optimizer_
 from steadynorm.lab.settings import Settings
 from steadynorm.lab.trainer import Trainer
 from steadynorm.reporting.failure import UserError
+from steadynorm.reporting.numbers import number
 from steadynorm.reporting.records import Cell, Factors, Measurement
 
 if TYPE_CHECKING:
@@ -181,9 +182,9 @@ def _epochs_done(cell: Cell) -> int:
 def _said(rows: Sequence[Measurement]) -> str:
     """Write an epoch's numbers as a line."""
     found = {row.quantity: row.value for row in rows if not row.subject}
-    train, val = (f"{found[f'{of}_loss']:.3f} {found[f'{of}_accuracy']:.1%}" for of in ("train", "val"))
+    train, val = (f"{number(found[f'{of}_loss'])} {found[f'{of}_accuracy']:.1%}" for of in ("train", "val"))
     speed = f"{found['images_per_second']:,.0f} images/s  {found['seconds']:.1f} s"
-    return f"train {train}  validation {val}  gradient {found['grad_norm_mean']:.2f}  {speed}"
+    return f"train {train}  validation {val}  gradient {number(found['grad_norm_mean'])}  {speed}"
 
 
 def _settings_of(factors: Factors, shared: Settings) -> Settings:
