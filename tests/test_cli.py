@@ -466,11 +466,11 @@ for name in {missing}:
     try:
         import steadynorm.cli
     except SystemExit as ended:
-        print(ended)
+        assert ended.code == 2
     del sys.modules[name]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
+    assert done.stderr.splitlines() == [
         f"steadynorm: not installed: {name}. Run: pip install 'steadynorm[lab]'" for name in missing
     ]
 

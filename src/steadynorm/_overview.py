@@ -8,12 +8,25 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import TextIO
 
-__all__ = ["GROUPS", "PROGRAM", "answer", "columns", "entry", "heading", "is_styled", "wrapped"]
+__all__ = [
+    "CANNOT",
+    "GROUPS",
+    "PROGRAM",
+    "answer",
+    "check_installed",
+    "columns",
+    "entry",
+    "heading",
+    "is_styled",
+    "wrapped",
+]
 
 PROGRAM = "steadynorm"
 CANNOT = 2
+"""Exit status where what was asked for cannot be done."""
 
 GROUPS: dict[str, dict[str, str]] = {
     "Experiments: train networks, and write a report": {
@@ -55,6 +68,13 @@ END = (
 )
 NARROW = 60
 WIDEST = 100
+
+
+def check_installed(needed: Iterable[str], install: str) -> None:
+    """End the process where a package that a command needs is missing; ``install`` is what pip is to install."""
+    if missing := [name for name in needed if find_spec(name) is None]:
+        print(f"{PROGRAM}: not installed: {', '.join(missing)}. Run: pip install {install}", file=sys.stderr)
+        sys.exit(CANNOT)
 
 
 def answer(arguments: Sequence[str], *, version: str, output: TextIO | None = None) -> int | None:

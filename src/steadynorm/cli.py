@@ -6,22 +6,21 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
+
+from steadynorm._overview import answer, check_installed
 
 __all__ = ["main"]
 
 NEEDED = ["PIL", "altair", "filelock", "huggingface_hub", "ipykernel", "jinja2", "msgspec", "nbclient"]
 NEEDED += ["nbformat", "pandas", "pyarrow", "rich", "safetensors", "sklearn", "tensorboard", "tyro", "vl_convert"]
-if missing := [name for name in NEEDED if find_spec(name) is None]:
-    sys.exit(f"steadynorm: not installed: {', '.join(missing)}. Run: pip install 'steadynorm[lab]'")
+check_installed(NEEDED, "'steadynorm[lab]'")
 
 import tyro  # noqa: E402 (after the check, so that a missing extra is one line)
 from rich.console import Console  # noqa: E402
 
 from steadynorm import __version__  # noqa: E402
-from steadynorm._overview import answer  # noqa: E402
 from steadynorm.bench import commands as bench  # noqa: E402
 from steadynorm.bench.warmup import WarmupConfig, warmup  # noqa: E402
 from steadynorm.checkup import adapt as adapting  # noqa: E402

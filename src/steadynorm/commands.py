@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from steadynorm import __version__
-from steadynorm._overview import is_styled
+from steadynorm._overview import CANNOT, is_styled
 from steadynorm._start import CLOSED, INTERRUPTED, raise_on_interrupt
 from steadynorm.command_help import command_help
 from steadynorm.lab.workers import is_first
@@ -22,9 +22,6 @@ from steadynorm.reporting.lines import drop_output
 __all__ = ["CANNOT", "CLOSED", "INTERRUPTED", "Command", "run_command"]
 
 SHELLS = ("bash", "zsh")
-CANNOT = 2
-"""Exit status where what was asked for cannot be done."""
-
 Command = tuple[type[Any], Callable[[Any], int | None]]
 """Flags as a dataclass, and what it does; the function may give an exit status."""
 

@@ -154,7 +154,7 @@ def test_python_m_has_the_same_commands() -> None:
 def test_without_tyro_python_m_says_what_to_install() -> None:
     code = "import runpy, sys; sys.modules['tyro'] = None; runpy.run_module('steadynorm.bench', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "steadynorm: not installed: tyro. Run: pip install tyro\n")
+    assert (done.returncode, done.stderr) == (2, "steadynorm: not installed: tyro. Run: pip install tyro\n")
 
 
 def test_the_benchmarks_import_neither_tyro_nor_rich() -> None:

@@ -1,13 +1,11 @@
 """``python -m steadynorm.bench``: the bench alone, which needs no package of the lab but tyro."""
 
-import sys
-from importlib.util import find_spec
+from steadynorm._overview import check_installed
 
-if find_spec("tyro") is None:
-    sys.exit("steadynorm: not installed: tyro. Run: pip install tyro")
+check_installed(["tyro"], "tyro")
 
-from steadynorm.bench.commands import COMMANDS, SUMMARY
-from steadynorm.commands import run_command
+from steadynorm.bench.commands import COMMANDS, SUMMARY  # noqa: E402 (after the check, so that a missing package is one line)
+from steadynorm.commands import run_command  # noqa: E402
 
 if __name__ == "__main__":
     run_command(COMMANDS, prog="python -m steadynorm.bench", description=SUMMARY)
