@@ -32,7 +32,7 @@ def test_a_version_names_torch_and_perhaps_python():
     assert Version.parse("2.9@3.13") == Version(torch="2.9", python="3.13")
 
 
-def test_an_environment_is_built_anew_where_what_it_needs_has_changed(monkeypatch, tmp_path):
+def test_an_environment_is_rebuilt_where_what_it_needs_has_changed(monkeypatch, tmp_path):
     steps = []
     monkeypatch.setattr(versions, "ROOT", tmp_path)
     monkeypatch.setattr(versions, "attempt", lambda command, minutes: steps.append(command))

@@ -1,1 +1,1 @@
-"""What a watch says of trainings that are well, and what it does for those that ail."""
+"""What a watch says of trainings that are well, and what it does for faulty ones."""

@@ -1,6 +1,6 @@
 """Measure what a watch says and does: ``python -m benchmarks.watch``.
 
-Question: how often does a watch speak of a training that is well; what does it see of one that ails, how soon, and what
+Question: how often does a watch speak of a training that is well; what does it see of a faulty one, how soon, and what
 is won by letting it act?
 
 Cost: about 40 minutes on one core.
@@ -21,9 +21,9 @@ import torch
 import tyro
 
 from benchmarks.doctor.training import Data
-from benchmarks.watch.ailing import AILING, Ailing
+from benchmarks.watch.faulty import FAULTY, Faulty
 from benchmarks.watch.run import Arm, run
-from benchmarks.watch.summary import figures_of, table_of_ailing, table_of_healthy
+from benchmarks.watch.summary import figures_of, table_of_faulty, table_of_healthy
 from benchmarks.watch.trainings import HEALTHY, Batch, Source, Training, data_from
 from steadynorm.reporting.environment import describe_machine, describe_versions
 from steadynorm.reporting.figures import draw
@@ -31,7 +31,7 @@ from steadynorm.reporting.figures import draw
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Watch trainings that are well, and trainings that ail."""
+    """Watch trainings that are well, and faulty ones."""
 
     out: Path = Path("runs/watch-bench")
     """Folder of the record, watch.jsonl; what it holds already is not measured again."""
@@ -40,7 +40,7 @@ class Flags:
     only: tuple[str, ...] = ()
     """Names of trainings; none means all."""
     seeds: int = 3
-    """Of each training that ails; those that are well run once."""
+    """Of each faulty training; those that are well run once."""
     share: float = 1.0
     """Of the steps of those that are well."""
 
@@ -67,7 +67,7 @@ def main(flags: Flags) -> None:
             )
     for figure in figures_of(rows):
         (flags.out / f"{figure.name}.png").write_bytes(draw(figure).png)
-    print(table_of_healthy(rows), table_of_ailing(rows), sep="\n\n")
+    print(table_of_healthy(rows), table_of_faulty(rows), sep="\n\n")
 
 
 def measured(flags: Flags, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
@@ -78,10 +78,10 @@ def measured(flags: Flags, done: set[tuple[str, str, int]]) -> Iterator[dict[str
         return data_from(source, flags.data_dir)
 
     for seed in range(flags.seeds):
-        for ailing in AILING:
+        for faulty in FAULTY:
             for arm in get_args(Arm):
-                if _is_due(flags, done, ailing.name, arm, seed):
-                    yield _row(ailing, ailing.training, data(ailing.training.source), seed, arm, 1.0)
+                if _is_due(flags, done, faulty.name, arm, seed):
+                    yield _row(faulty, faulty.training, data(faulty.training.source), seed, arm, 1.0)
     for training in HEALTHY:
         if _is_due(flags, done, training.name, "warn", 0):
             yield _row(None, training, data(training.source), 0, "warn", flags.share)
@@ -91,13 +91,13 @@ def _is_due(flags: Flags, done: set[tuple[str, str, int]], name: str, arm: str, 
     return (name, arm, seed) not in done and (not flags.only or name in flags.only)
 
 
-def _row(ailing: Ailing | None, training: Training, data: Data, seed: int, arm: Arm, share: float) -> dict[str, Any]:
+def _row(faulty: Faulty | None, training: Training, data: Data, seed: int, arm: Arm, share: float) -> dict[str, Any]:
     started, steps = time.perf_counter(), int(training.steps * share)
-    every, disturb = (max(50, steps // 20), _nothing) if ailing is None else (50, ailing.disturb)
+    every, disturb = (max(50, steps // 20), _nothing) if faulty is None else (50, faulty.disturb)
     outcome = run(training, data, seed, arm, steps=steps, every=every, disturb=disturb)
     row = {
-        "name": training.name if ailing is None else ailing.name,
-        "well": ailing is None,
+        "name": training.name if faulty is None else faulty.name,
+        "well": faulty is None,
         "arm": arm,
         "seed": seed,
         "steps": steps * training.accumulate,
@@ -107,10 +107,10 @@ def _row(ailing: Ailing | None, training: Training, data: Data, seed: int, arm: 
         "events": [asdict(event) | {"text": event.text} for event in outcome.events],
         "seconds": round(time.perf_counter() - started, 1),
     }
-    if ailing is not None:
-        row |= {"begins": ailing.begins, "ends": ailing.ends, "since": outcome.mean(ailing.begins, ailing.ends)}
-        noticed = [each.step for each in outcome.events if each.check in ailing.noticed and not each.over]
-        row["noticed"] = noticed[0] - ailing.begins if noticed else None
+    if faulty is not None:
+        row |= {"begins": faulty.begins, "ends": faulty.ends, "since": outcome.mean(faulty.begins, faulty.ends)}
+        noticed = [each.step for each in outcome.events if each.check in faulty.noticed and not each.over]
+        row["noticed"] = noticed[0] - faulty.begins if noticed else None
     return row
 
 

@@ -69,7 +69,7 @@ def run(
         disturb: what happens to the batches.
         steps: how many; None takes the training's.
         every: steps between two measurements.
-        report: is told of events.
+        report: receives events.
     """
     model, optimizer = training.make(seed)
     steps = steps or training.steps

@@ -9,7 +9,7 @@ from typing import Any
 
 from steadynorm.reporting.report import Figure
 
-__all__ = ["figures_of", "table_of_ailing", "table_of_healthy"]
+__all__ = ["figures_of", "table_of_faulty", "table_of_healthy"]
 
 Row = Mapping[str, Any]
 
@@ -28,16 +28,16 @@ def table_of_healthy(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def table_of_ailing(rows: Sequence[Row]) -> str:
-    """Show accuracies of each training that ails, by what was done, and how soon it was noticed."""
+def table_of_faulty(rows: Sequence[Row]) -> str:
+    """Show accuracies of each faulty training, by what was done, and how soon it was noticed."""
     lines = [
-        "| what ails it | | accuracy at the end | accuracy meanwhile | noticed after | events in a training |",
+        "| fault | | accuracy at the end | accuracy meanwhile | noticed after | events in a training |",
         "|---|---|---|---|---|---|",
     ]
-    ailing = [row for row in rows if not row["well"]]
-    for name in dict.fromkeys(row["name"] for row in ailing):
+    faulty = [row for row in rows if not row["well"]]
+    for name in dict.fromkeys(row["name"] for row in faulty):
         for arm in ("off", "warn", "revert"):
-            chosen = [row for row in ailing if row["name"] == name and row["arm"] == arm]
+            chosen = [row for row in faulty if row["name"] == name and row["arm"] == arm]
             if chosen:
                 lines.append(_line(name if arm == "off" else "", arm, chosen))
     return "\n".join(lines)
@@ -63,11 +63,11 @@ def _events(row: Row) -> str:
 
 
 def figures_of(rows: Sequence[Row]) -> list[Figure]:
-    """Draw the accuracies of each training that ails, over its steps; dotted where it begins to ail, and where not."""
-    ailing = [row for row in rows if not row["well"]]
+    """Draw the accuracies of each faulty training, over its steps; dotted where the fault begins, and where it ends."""
+    faulty = [row for row in rows if not row["well"]]
     figures = []
-    for name in dict.fromkeys(row["name"] for row in ailing):
-        chosen = [row for row in ailing if row["name"] == name]
+    for name in dict.fromkeys(row["name"] for row in faulty):
+        chosen = [row for row in faulty if row["name"] == name]
         data = [
             {"step": int(step), "accuracy": accuracy / 100, "watch": row["arm"]}
             for row in chosen

@@ -156,7 +156,7 @@ def columns() -> int:
 
 
 def entry(name: str, text: str, *, width: int, at: int) -> list[str]:
-    """Lay out a name and what is said of it, beside each other where there is room."""
+    """Lay out a name and its description, beside each other where there is room."""
     beside = width >= NARROW
     indent = at if beside else 6
     lines = wrapped(text, width, indent=indent)

@@ -50,7 +50,7 @@ EXAMPLES = {
     ),
     "doctor": (
         "steadynorm doctor package.module:build_model --weights best.pth --data train/",
-        f"steadynorm doctor {CHECKPOINT} --data cifar10 --treat healed.safetensors",
+        f"steadynorm doctor {CHECKPOINT} --data cifar10 --treat repaired.safetensors",
         "steadynorm doctor --explain train-eval-gap",
     ),
     "recalibrate": (

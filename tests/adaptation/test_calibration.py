@@ -40,7 +40,7 @@ def calibrated() -> Calibration:
 
 @torch.no_grad()
 def judged(x: torch.Tensor) -> tuple[float, float]:
-    """What a window is taken for, and what batch statistics are said to win."""
+    """What a window is taken for, and what batch statistics are predicted to win."""
     model = blob_network()
     output, seen = _by_batch(model, x)
     return calibrated().judge(features(Votes.of(model(x), output), seen, stored_moments(model)))
@@ -58,7 +58,7 @@ def test_few_classes_are_told_from_many_without_labels(classes: int, many: bool)
     assert (judged(blobs(60, classes=classes, seed=9)[0])[0] > calibrated().limit) == many
 
 
-def test_what_batch_statistics_win_is_foretold_under_a_shift_that_was_not_made() -> None:
+def test_what_batch_statistics_win_is_predicted_under_a_shift_that_was_not_made() -> None:
     assert -0.1 < judged(blobs(60, seed=9)[0])[1] < calibrated().margin
     assert judged(blobs(60, seed=9, shifted=True)[0])[1] > 0.1
 
@@ -163,11 +163,11 @@ def test_images_are_not_mirrored_where_they_should_not_be() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_model_that_is_right_no_more_often_than_the_commonest_label_is_refused() -> None:
+def test_a_model_that_is_right_no_more_often_than_the_most_frequent_label_is_refused() -> None:
     model = blob_network()
     with torch.no_grad():
         model[-1].weight.copy_(-model[-1].weight)
-    with pytest.raises(ValueError, match=r"right more often than its commonest label is, 17%, got 0%. If its outputs"):
+    with pytest.raises(ValueError, match=r"than its most frequent label, 17%, got 0%. If its outputs"):
         calibrate(model, calibration_batches(120), images=30)
     calibrate(model, calibration_batches(120), images=30, may_guess=True)
 

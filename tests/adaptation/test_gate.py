@@ -265,7 +265,7 @@ def test_a_batch_of_one_class_is_seen_while_the_stored_path_is_spared(calibratio
     assert torch.equal(output, model(x))
 
 
-def test_an_order_is_followed_anew_where_the_images_shift(deep: Calibration) -> None:
+def test_an_order_is_followed_again_where_the_images_shift(deep: Calibration) -> None:
     gate, model = Gate(replace(deep, limit=9.0)), deep_blob_network()
     (first, second, *_), (shifted, *_) = mixed_batches()[0], mixed_batches(shifted=True)[0]
     seen = []

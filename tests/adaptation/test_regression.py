@@ -9,7 +9,7 @@ def examples(count: int = 60) -> tuple[Tensor, Tensor]:
     return x, torch.sin(4 * x[:, 0]) + x[:, 1]
 
 
-def test_a_smooth_function_is_learnt() -> None:
+def test_a_smooth_function_is_learned() -> None:
     x, y = examples()
     fitted = Regression.fit(x[:50], y[:50], torch.ones(50).double(), ridge=0.01)
     assert (fitted(x[50:]) - y[50:]).abs().max() < 0.1

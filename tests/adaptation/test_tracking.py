@@ -45,7 +45,7 @@ def test_clean_images_of_one_class_leave_the_stored_moments() -> None:
         torch.testing.assert_close(tracked.moments[name].var, stored.var, atol=0.05, rtol=0.3)
 
 
-def test_single_images_are_learnt_from_by_chunks() -> None:
+def test_single_images_are_learned_from_by_chunks() -> None:
     model, tracked = deep_blob_network(), tracker()
     x, labels = blobs(CHUNK, shifted=True)
     shares = one_hot(labels, CLASSES).float()

@@ -22,7 +22,7 @@ from steadynorm.bench.timing import (
 CPU = torch.device("cpu")
 
 
-def mark_thrice(mark: Mark) -> None:
+def mark_three_times(mark: Mark) -> None:
     for _ in range(3):
         mark()
 
@@ -72,7 +72,7 @@ def test_rounds_go_on_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_cpu_clock_gives_the_time_from_mark_to_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([5_000_000, 7_000_000, 12_500_000])
     monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: next(times))
-    (sample,) = make_clock(CPU)(mark_thrice)
+    (sample,) = make_clock(CPU)(mark_three_times)
     assert sample.parts_ms == (2.0, 5.5)
     assert (sample.total_ms, sample.host_ms) == (7.5, 7.5)
 
@@ -112,7 +112,7 @@ class FakeCuda:
 def test_the_cuda_clock_queues_calls_behind_a_spinning_device(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda(monkeypatch)
     clock = make_clock(torch.device("cuda"))
-    samples = clock(mark_thrice)
+    samples = clock(mark_three_times)
     assert fake.log == ["wait", "spin", *["event"] * 30, "wait"]
     assert [sample.parts_ms for sample in samples] == [(1.0, 1.0)] * 10
     assert samples[0].host_ms == pytest.approx(1.0)

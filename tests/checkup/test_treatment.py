@@ -1,4 +1,4 @@
-"""``--treat``: the file holds what healed the model, and the exit status is that of a model built with it."""
+"""``--treat``: the file holds what repaired the model, and the exit status is that of a model built with it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_printed_lines_say_what_was_done(tmp_path: Path, images: str, capsys
     printed = capsys.readouterr().out
     assert "recalibrate for statistics-at-init" in printed and "2 layers changed\n" in printed
     assert "score" not in printed.partition("layers changed")[2]
-    assert f"Written: {out}\nA model built anew with these weights: Healthy: no fault was found.\n" in printed
+    assert f"Written: {out}\nA new model with these weights: Healthy: no fault was found.\n" in printed
 
 
 def test_what_only_code_can_hold_is_said_and_remains(tmp_path: Path, images: str) -> None:

@@ -11,7 +11,7 @@ FAST, SLOW, NONE = (Artifact(name=name, format="onnx", quantize="none", file=nam
 
 
 class Fake:
-    """A server whose requests take as long as it is told; single images 1, 2, 3, ... times that."""
+    """A server whose requests take as long as set; single images 1, 2, 3, ... times that."""
 
     def __init__(self, name, ms, asked):
         self.name, self.ms, self.asked = name, ms, asked

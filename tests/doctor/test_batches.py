@@ -513,7 +513,7 @@ def test_a_cost_matters_by_students_test_and_from_a_twentieth_on(batches: int, e
 @pytest.mark.parametrize(
     ("gains", "named"),
     [
-        ({"a": 0.0, "b": 0.98, "c": 0.85}, ["b"]),  # c normalizes again what b has spoiled
+        ({"a": 0.0, "b": 0.98, "c": 0.85}, ["b"]),  # c normalizes again what b has distorted
         ({"a": 0.25, "b": 0.9, "c": 0.85}, ["a", "b"]),
         ({"a": 0.1, "b": 0.19, "c": -0.5}, []),
     ],

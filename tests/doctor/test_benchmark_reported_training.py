@@ -266,7 +266,7 @@ def test_every_block_counts_twice_in_a_step():
 
 
 def test_forwards_without_gradient_do_not_count():
-    _, case = case_in("measured anew where forwards without gradient do not count")
+    _, case = case_in("measured anew where forwards without gradient do not count")  # codespell:ignore anew
     assert is_new(case.model) and counts_of(case.model) == {0}
     case.model.train()(case.batches[0][0])
     assert counts_of(case.model) == {1}

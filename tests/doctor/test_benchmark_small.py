@@ -66,7 +66,7 @@ def test_a_zeroed_norm_gives_its_bias():
 
 
 def test_two_new_norms_remember_their_start():
-    subject, case = case_in("two norms put in anew with a slow momentum")
+    subject, case = case_in("two norms put in anew with a slow momentum")  # codespell:ignore anew
     assert counts_of(subject.model) == {3, 9}
     assert {name for name, norm in norms_of(subject.model) if norm.momentum == 0.001} == case.layers
 

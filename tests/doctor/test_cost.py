@@ -38,11 +38,11 @@ def stale(model: Any) -> None:
     model[4].running_mean += 3 * model[4].running_var.sqrt()
 
 
-@pytest.mark.parametrize(("spoil", "layers"), [(lambda model: None, []), (stale, ["1", "4"])])
+@pytest.mark.parametrize(("fault", "layers"), [(lambda model: None, []), (stale, ["1", "4"])])
 def test_layers_are_tried_one_by_one_where_the_batches_own_statistics_are_better(
-    model: Any, spoil: Callable[[Any], None], layers: list[str]
+    model: Any, fault: Callable[[Any], None], layers: list[str]
 ) -> None:
-    spoil(model)
+    fault(model)
     runs, _ = observed(model)
     assert list(runs.one_layer) == layers
     assert all(len(scores) == 2 for scores in runs.one_layer.values())

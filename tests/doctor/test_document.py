@@ -11,12 +11,12 @@ import pytest
 
 from steadynorm import __version__
 from steadynorm.doctor import Cost, Diagnosis, Finding, Remedy, Severity, diagnose
-from tests.support.doctor import batches, spoilt_network
+from tests.support.doctor import batches, faulty_network
 
 
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
-    return diagnose(spoilt_network(), batches())
+    return diagnose(faulty_network(), batches())
 
 
 def finding(**changed: Any) -> Finding:
@@ -26,7 +26,7 @@ def finding(**changed: Any) -> Finding:
         what="BatchNorm2d(4)",
         severity=Severity.WARNING,
         problem="It is odd.",
-        remedy=Remedy(advice="Mend it.", treatment="repair"),
+        remedy=Remedy(advice="Fix it.", treatment="repair"),
     )
     return replace(made, **changed)
 

@@ -1,4 +1,4 @@
-"""Checks of running estimates, on faults in a few layers of a trained network: found, at the right layer, healed."""
+"""Checks of running estimates, on faults in a few layers of a trained network: found, at the right layer, repaired."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_layers_that_stand_out_are_named_where_they_win_half_of_the_gap_back(
 
 
 @pytest.mark.parametrize("change", ["running_mean.zero_()", "running_var.fill_(1)"])
-def test_a_half_of_the_statistics_that_is_still_a_new_layers_is_found_and_healed(model: Any, change: str) -> None:
+def test_a_half_of_the_statistics_that_is_still_a_new_layers_is_found_and_repaired(model: Any, change: str) -> None:
     model[4].running_mean += 1.0
     model[3].bias = nn.Parameter(torch.ones(8))  # so that neither is by chance what a new layer has
     model[3].weight.data *= 6

@@ -31,7 +31,7 @@ def scaled(number: int, scale: float, seed: int = 1) -> list[tuple[Tensor, Tenso
     return [(scale * x, y) for x, y in batches(number, seed=seed)]
 
 
-def healed(model: nn.Module, check: str, layer: str | None = None, scale: float = 1.0) -> None:
+def repaired(model: nn.Module, check: str, layer: str | None = None, scale: float = 1.0) -> None:
     """Diagnose, find the cause among what is named, treat, and find it no more."""
     diagnosis = diagnose(model, scaled(8, scale))
     found = diagnosis.of(check)
@@ -68,12 +68,12 @@ def test_evaluation_far_worse_than_training_after_a_short_training(right: float)
     )
     train(model, scaled(60, 0.05), 0.3)
     assert accuracy_of(model, 0.05) < 0.6
-    healed(model.eval(), "train-eval-gap", scale=0.05)
+    repaired(model.eval(), "train-eval-gap", scale=0.05)
     assert accuracy_of(model, 0.05) == pytest.approx(right, abs=0.03)
 
 
 def test_one_batch_with_an_overflow_makes_every_evaluation_nan(model: Any, right: float) -> None:
-    """https://github.com/pytorch/pytorch/issues/90342: the loss recovers, evaluation is NaN for ever."""
+    """https://github.com/pytorch/pytorch/issues/90342: the loss recovers, evaluation stays NaN."""
     x, _ = batches(1)[0]
     broken = x.clone()
     broken[0, 0, 3, 3] = torch.inf
@@ -82,7 +82,7 @@ def test_one_batch_with_an_overflow_makes_every_evaluation_nan(model: Any, right
         model(broken)
     train(model, batches(10), 1e-3)
     assert accuracy_of(model) < 0.6
-    healed(model.eval(), "nonfinite-statistics", "1")
+    repaired(model.eval(), "nonfinite-statistics", "1")
     assert accuracy_of(model) == pytest.approx(right, abs=0.03)
 
 
@@ -94,7 +94,7 @@ def test_an_adapter_that_was_saved_by_its_parameters_has_lost_its_statistics(mod
         norm.reset_running_stats()
     loaded.load_state_dict(saved, strict=False)
     assert accuracy_of(loaded) < 0.9 * right
-    healed(loaded, "statistics-at-init", "4")
+    repaired(loaded, "statistics-at-init", "4")
     assert accuracy_of(loaded) == pytest.approx(right, abs=0.03)
 
 
@@ -115,7 +115,7 @@ def test_an_average_of_parameters_alone_has_the_statistics_of_its_first_day(righ
     assert {each.layer for each in stale} == {"average.1", "average.4"}
     assert accuracy_of(online, 0.05) == pytest.approx(right, abs=0.03)
     assert accuracy_of(average, 0.05) < 0.6
-    healed(average, "statistics-at-init", scale=0.05)
+    repaired(average, "statistics-at-init", scale=0.05)
     assert accuracy_of(average, 0.05) == pytest.approx(right, abs=0.03)
 
 
@@ -126,7 +126,7 @@ def test_quantised_weights_want_statistics_of_their_own(model: Any, right: float
             step = conv.weight.abs().max() / 0.8
             conv.weight.copy_((conv.weight / step).round() * step)
     assert accuracy_of(model) < 0.6
-    healed(model, "needs-recalibration")
+    repaired(model, "needs-recalibration")
     assert accuracy_of(model) == pytest.approx(right, abs=0.03)
 
 
@@ -142,7 +142,7 @@ def test_a_frozen_backbone_changes_while_the_head_is_trained(model: Any, right: 
         each.requires_grad_(False)
     model.train()
     assert fine_tuned(model) < right - 0.1
-    healed(model, "frozen-affine-live-statistics", "1")
+    repaired(model, "frozen-affine-live-statistics", "1")
     assert fine_tuned(model) == right
 
 
@@ -152,7 +152,7 @@ def test_a_decay_of_another_framework_follows_the_last_batch_alone(model: Any, r
         norm.momentum = 0.99
     train(model, [(torch.cat((x[y == 0], x[y == 0])), y) for x, y in batches(3)], 0.0)
     assert accuracy_of(model) < right - 0.02
-    healed(model, "momentum-convention", "4")
+    repaired(model, "momentum-convention", "4")
     assert model[1].momentum == pytest.approx(0.01)
     train(model, batches(3), 0.0)
     assert accuracy_of(model) == pytest.approx(right, abs=0.03)
@@ -165,7 +165,7 @@ def test_a_teacher_left_in_training_depends_on_its_batch(model: Any) -> None:
         alone = torch.cat([model(each) for each in x.split(1)])
         model[4].train()
         before = model[4].running_mean.clone()
-        healed(model, "mixed-modes", "4")
+        repaired(model, "mixed-modes", "4")
         torch.testing.assert_close(model(x), alone, rtol=1e-4, atol=1e-4)
         assert torch.equal(model[4].running_mean, before)
 
@@ -235,7 +235,7 @@ def test_checkpointing_moves_statistics_twice(model: Any) -> None:
 
 
 def test_one_norm_for_all_levels_of_a_pyramid() -> None:
-    """https://github.com/open-mmlab/mmdetection/issues/6515: one batch norm per level heals the shared head."""
+    """https://github.com/open-mmlab/mmdetection/issues/6515: one batch norm per level repairs the shared head."""
     torch.manual_seed(0)
     one = nn.BatchNorm2d(8)
     assert [each.layer for each in diagnose(Pyramid(lambda: [one, one]), batches(4)).of("reused-norm")] == ["norms.0"]

@@ -9,14 +9,14 @@ import pytest
 from torch import nn
 
 from steadynorm.doctor import CHECKS, Diagnosis, diagnose
-from tests.support.doctor import batches, spoilt_network, trained_network
+from tests.support.doctor import batches, faulty_network, trained_network
 
 LEVELS = {"none", "note", "warning", "error"}
 
 
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
-    return diagnose(spoilt_network(), batches())
+    return diagnose(faulty_network(), batches())
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_every_result_has_a_message_a_level_and_a_place(log: Any, diagnosis: Dia
 
 
 def test_a_finding_has_the_same_fingerprint_in_every_run(log: Any) -> None:
-    again = json.loads(diagnose(spoilt_network()).to_sarif())
+    again = json.loads(diagnose(faulty_network()).to_sarif())
     marks = {(each["ruleId"], str(each["locations"])): each["partialFingerprints"] for each in results(log)}
     shared = [each for each in results(again) if (each["ruleId"], str(each["locations"])) in marks]
     assert len(shared) > 2
@@ -82,7 +82,7 @@ def test_the_root_as_a_layer_has_a_place() -> None:
 
 
 def test_a_check_of_another_version_is_a_rule_without_a_page() -> None:
-    text = diagnose(spoilt_network()).to_json().replace('"check": "mixed-eps"', '"check": "of-old"')
+    text = diagnose(faulty_network()).to_json().replace('"check": "mixed-eps"', '"check": "of-old"')
     log = json.loads(Diagnosis.from_json(text).to_sarif())
     rules = log["runs"][0]["tool"]["driver"]["rules"]
     (each,) = [one for one in results(log) if one["ruleId"] == "of-old"]

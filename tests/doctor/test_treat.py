@@ -1,4 +1,4 @@
-"""Treatments heal what was diagnosed, stay only where they help, and can be undone bit for bit."""
+"""Treatments repair what was diagnosed, stay only where they help, and can be undone bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mean(scores: tuple[float, ...]) -> float:
     return sum(scores) / len(scores)
 
 
-def spoil(model: Any, fault: str) -> None:
+def damage(model: Any, fault: str) -> None:
     with torch.no_grad():
         if fault == "nan":
             model[1].running_var[3] = math.nan
@@ -41,8 +41,8 @@ def spoil(model: Any, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["nan", "negative", "lost", "stale", "outlier"])
-def test_a_fault_is_healed_and_can_be_brought_back(healthy: nn.Sequential, model: Any, fault: str) -> None:
-    spoil(model, fault)
+def test_a_fault_is_repaired_and_can_be_brought_back(healthy: nn.Sequential, model: Any, fault: str) -> None:
+    damage(model, fault)
     before = bits(model)
     diagnosis = diagnose(model, batches())
     assert not diagnosis.is_healthy
@@ -104,7 +104,7 @@ def test_what_makes_the_score_nan_is_undone(model: Any) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_what_raises_leaves_the_model_as_it_was(model: Any, error: type[BaseException]) -> None:
-    spoil(model, "negative")
+    damage(model, "negative")
     model[4].momentum = 0.99
     before, calls = bits(model), []
 
@@ -128,8 +128,8 @@ def test_statistics_are_measured_on_the_half_that_is_not_scored(model: Any) -> N
 
 
 def test_without_batches_statistics_are_repaired_and_not_measured(model: Any) -> None:
-    spoil(model, "nan")
-    spoil(model, "lost")
+    damage(model, "nan")
+    damage(model, "lost")
     treatment = treat_(model, diagnose(model))
     assert [(each.treatment, each.kept) for each in treatment.applied] == [("repair", True), ("recalibrate", False)]
     assert treatment.applied[1].why == "it needs batches"
@@ -196,7 +196,7 @@ def test_every_remedy_names_a_treatment_that_exists() -> None:
 
 
 def test_where_a_cost_was_measured_all_layers_are_measured_again(model: Any) -> None:
-    spoil(model, "stale")
+    damage(model, "stale")
     named = finding("1", "recalibrate")
     alone = treat_(copy.deepcopy(model), diagnosis_of(named), batches())
     assert [each.name for each in alone.applied[0].change.changed] == ["1"]
@@ -223,7 +223,7 @@ def accuracy(output: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> 
 
 
 def test_a_metric_is_shown_as_it_is(model: Any) -> None:
-    spoil(model, "stale")
+    damage(model, "stale")
     treatment = treat_(model, diagnose(model, batches(), metric=accuracy), batches(), metric=accuracy)
     with torch.no_grad():
         now = sum(float(accuracy(model(x), (x, y))) for x, y in batches()[4:]) / 4
@@ -252,7 +252,7 @@ def test_a_norm_that_is_the_model_is_exchanged_and_given_back() -> None:
 
 
 def test_a_compiled_model_is_treated_in_place_and_nothing_is_exchanged(model: Any) -> None:
-    spoil(model, "stale")
+    damage(model, "stale")
     before = bits(model)
     compiled = torch.compile(model, backend="eager")
     diagnosis = diagnose(compiled, batches())
@@ -275,7 +275,7 @@ def test_a_compiled_part_keeps_its_modules(model: Any) -> None:
 def test_statistics_that_a_loader_passed_over_are_loaded_from_the_checkpoint(model: Any) -> None:
     checkpoint = {"model": {f"module.{name}": each.clone() for name, each in model.state_dict().items()}}
     well = bits(model)
-    spoil(model, "lost")
+    damage(model, "lost")
     lost = bits(model)
     diagnosis = diagnose(model, batches(), checkpoint=checkpoint)
     treatment = treat_(model, diagnosis, batches(), checkpoint=checkpoint)
@@ -291,7 +291,7 @@ def test_without_batches_statistics_are_loaded_and_what_the_checkpoint_lacks_is_
     checkpoint = {name: each.clone() for name, each in model.state_dict().items() if "1.running" not in name}
     well = model[4].running_var.clone()
     model[1].reset_running_stats()
-    spoil(model, "lost")
+    damage(model, "lost")
     treatment = treat_(model, diagnose(model, checkpoint=checkpoint), checkpoint=checkpoint)
     assert torch.equal(model[4].running_var, well)
     assert [(each.treatment, each.kept, each.why) for each in treatment.applied] == [

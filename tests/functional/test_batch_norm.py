@@ -241,7 +241,7 @@ def test_training_without_running_estimates_needs_none():
 
 
 @pytest.mark.parametrize("fault", [float("nan"), float("inf")])
-def test_a_batch_with_a_fault_spoils_the_running_estimates_of_its_channel_only(fault):
+def test_a_batch_with_a_fault_corrupts_the_running_estimates_of_its_channel_only(fault):
     x = drawn(5, 3)
     x[2, 1] = fault
     mean, var = buffers()

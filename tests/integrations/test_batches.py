@@ -99,7 +99,7 @@ class Stream(IterableDataset):
         (torch.ones(2), 2, TypeError, "several times, got Tensor"),
         (3, 2, TypeError, "several times, got int"),
         ([1], 0, ValueError, "number must be at least 1, got 0"),
-        (DataLoader(Stream()), 2, ValueError, "begin anew for each loop, got Stream"),
+        (DataLoader(Stream()), 2, ValueError, "start again in each loop, got Stream"),
     ],
 )
 def test_what_cannot_be_taken_is_refused(batches, number, error, message):

@@ -287,9 +287,9 @@ def test_a_watch_goes_on_in_a_training_that_resumes(tmp_path, caplog):
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in whole.modules())
 
 
-def test_a_watch_without_its_file_begins_anew_and_says_so(tmp_path):
+def test_a_watch_without_its_file_starts_again_and_says_so(tmp_path):
     train(Classifier(), path=tmp_path, save_strategy="steps", save_steps=6)
-    with pytest.warns(UserWarning, match=r"WatchCallback: the watch begins anew: there is no .*watch_0\.pt"):
+    with pytest.warns(UserWarning, match=r"WatchCallback: the watch starts again: there is no .*watch_0\.pt"):
         train(Classifier(), WatchCallback(), path=tmp_path, resume=str(tmp_path / "checkpoint-6"))
 
 

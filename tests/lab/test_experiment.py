@@ -46,7 +46,7 @@ def test_the_stored_configuration_comes_back() -> None:
     assert stored_config(CompareConfig(resume=Path("x")), record) == replace(CONFIG, out=None, json=False)
 
 
-def test_how_a_run_is_told_is_said_anew_and_by_the_line_that_says_how_to_go_on() -> None:
+def test_flags_of_the_output_are_given_again_and_are_in_the_line_that_says_how_to_go_on() -> None:
     record = new_record("compare", replace(CONFIG, log=("wandb",), json=True), DATA)
     assert "log" not in record.config and "--log" not in record.command
     config = stored_config(CompareConfig(resume=Path("x"), log=("wandb",), json=True, given=("--log",)), record)

@@ -10,11 +10,11 @@ from steadynorm.lab.functions import find_named
 from steadynorm.reporting.failure import UserError
 
 BROKEN = {
-    "syntax": ("def build(:", r"fails while it is imported \(SyntaxError: invalid syntax .*line 1\)\)\. Mend it\."),
-    "name": ("layers = widths", r"fails while it is imported \(NameError: .*\)\. Mend it\."),
+    "syntax": ("def build(:", r"fails while it is imported \(SyntaxError: invalid syntax .*line 1\)\)\. Fix it\."),
+    "name": ("layers = widths", r"fails while it is imported \(NameError: .*\)\. Fix it\."),
     "attribute": (
         "import math\nmath.nothing",
-        r"fails while it is imported \(AttributeError: .*nothing.*\)\. Mend it\.",
+        r"fails while it is imported \(AttributeError: .*nothing.*\)\. Fix it\.",
     ),
     "import": ("import no_such_package_anywhere", r"cannot be imported \(ModuleNotFoundError: .*\)\."),
     "missing": ("other = 1", r"has no 'build'\."),

@@ -16,7 +16,7 @@ MODEL = nn.Flatten()
 
 
 class Oracle:
-    """Predicts the class that it is told for each batch, and remembers what it was shown."""
+    """Predicts the class that it is given for each batch, and remembers what it was shown."""
 
     name = "oracle"
 

@@ -25,7 +25,7 @@ def messages() -> list[str]:
         lambda: workers.on_first(_full_disk),
         lambda: workers.run_on_all_ranks(lambda: failing(1)),
         lambda: workers.run_on_all_ranks(_everybody),
-        lambda: workers.check_alike({"--lr": 0.1 + dist.get_rank(), "--seeds": (0,)}, what="Mend it."),
+        lambda: workers.check_alike({"--lr": 0.1 + dist.get_rank(), "--seeds": (0,)}, what="Fix it."),
     ):
         with pytest.raises((UserError, OSError)) as caught:
             action()
@@ -49,7 +49,7 @@ def test_what_fails_on_one_worker_fails_on_all(tmp_path: Path) -> None:
             "[Errno 28] No space left on device",
             "worker 1: no 1",
             "unknown fault",
-            "--lr: must be the same on every worker, got 0.1 on worker 0 and 1.1 on worker 1. Mend it.",
+            "--lr: must be the same on every worker, got 0.1 on worker 0 and 1.1 on worker 1. Fix it.",
         ]
 
 

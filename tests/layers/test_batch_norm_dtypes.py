@@ -149,7 +149,7 @@ def test_gradients_of_half_precision_parameters_are_those_in_float32_rounded_onc
     expected = oracle.batch_norm_gradients(dy, x)
     for gradient, truth in ((layer.weight.grad, expected.dweight), (layer.bias.grad, expected.dbias)):
         assert gradient.dtype == dtype
-        # Half a unit in the last place is a half eps; the float32 in between adds a trifle.
+        # Half a unit in the last place is a half eps; the float32 in between adds a little.
         torch.testing.assert_close(
             gradient.double(), torch.from_numpy(truth), rtol=0.51 * torch.finfo(dtype).eps, atol=1e-5
         )

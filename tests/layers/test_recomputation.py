@@ -24,7 +24,7 @@ def each_backend():
 
 
 @pytest.fixture(autouse=True)
-def _compiles_anew():
+def _compiles_again():
     skip_before((2, 9), "the hooks of checkpointing cannot be asked for")
     torch._dynamo.reset()
     yield
@@ -149,7 +149,7 @@ def test_an_export_without_gradients_keeps_nothing_for_a_recomputation(name, str
     assert not chooses([str(node.target) for node in exported.graph.nodes]) and layer._before is None
 
 
-def test_whether_a_recomputation_is_possible_is_asked_anew():
+def test_whether_a_recomputation_is_possible_is_asked_again():
     asked, x = [recomputation.is_possible], torch.ones(2, requires_grad=True)
     x.register_hook(lambda _: asked.append(recomputation.is_possible))
     with torch.autograd.graph.save_on_cpu():

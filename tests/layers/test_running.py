@@ -185,7 +185,7 @@ def test_self_tuned_statistics_follow_a_window_as_one_batch():
 
 
 @pytest.mark.parametrize("how", ["reset", "load"])
-def test_the_bank_begins_anew_with_other_statistics(how):
+def test_the_bank_starts_again_with_other_statistics(how):
     layer, fresh = (build("BatchNorm", running="self_tuned") for _ in range(2))
     layer(drawn(*SHAPE) + 100)
     if how == "reset":

@@ -138,7 +138,7 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_training_goes_on_alike_after_loading(name, way, tmp_path):
     model, other = trained(name), network(name)
-    train(other, range(20, 23))  # in the midst of something else
+    train(other, range(20, 23))  # in the middle of something else
     way(model, other, tmp_path)
     assert_goes_on_alike(other, model)
 
@@ -282,7 +282,7 @@ def test_a_sharded_model_made_on_the_meta_device_goes_on_alike(name, alone):
     ],
 )
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_checkpoint_of_batch_norm_loads_with_one_warning_and_the_rest_begins_anew(name, message, assign):
+def test_a_checkpoint_of_batch_norm_loads_with_one_warning_and_the_rest_starts_again(name, message, assign):
     source = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     model = nn.Sequential(nn.Conv2d(2, 4, 1), LAYERS[name](), LAYERS[name]())
     train(source, range(3)), train(model, range(3))
@@ -395,7 +395,7 @@ WIDTHS = {
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in WIDTHS), ("bank", True)])
-def test_statistics_of_another_width_begin_anew_and_say_so_once(name, compiled):
+def test_statistics_of_another_width_start_again_and_say_so_once(name, compiled):
     arguments, what = WIDTHS[name]
     model = nn.Sequential(nn.Identity(), steadynorm.BatchNorm1d(6, **arguments))
     layer, fresh = model[1], steadynorm.BatchNorm1d(2, **arguments)
@@ -425,7 +425,7 @@ def nameless(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(), (6,), (3, 6), (2, 6, 1)])
 @pytest.mark.parametrize("part", ["experts", "mass", "noise", "weights"])
-def test_a_part_of_the_bank_of_another_shape_begins_the_bank_anew(part, shape, nameless):
+def test_a_part_of_the_bank_of_another_shape_starts_the_bank_again(part, shape, nameless):
     layer = steadynorm.BatchNorm1d(6, running="self_tuned")
     layer(drawn(32, 6, dtype=torch.float32))
     setattr(layer, f"_bank_{part}", torch.zeros(shape))

@@ -114,7 +114,7 @@ def refused():
 
 
 def transformed():
-    """Reverse-mode transforms of this rank's part, and what is said of the others."""
+    """Reverse-mode transforms of this rank's part, and the expected answer for the others."""
     layer = float64_layer(activation="silu", track_running_stats=False)
     x, dy = part_of(drawn(*SHAPE)), part_of(drawn(*SHAPE, seed=1))
     leaf = x.clone().requires_grad_()

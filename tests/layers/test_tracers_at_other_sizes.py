@@ -321,7 +321,7 @@ def test_an_exported_layer_raises_for_a_batch_that_is_not_finite():
     assert torch.is_grad_enabled()
 
 
-def test_a_trace_draws_anew_for_every_batch():
+def test_a_trace_draws_again_for_every_batch():
     layer = build("GatedBatchNorm", gate=1.0, small_batch_probability=0.5)
     traced, x = trace(layer, example("gated")), drawn(64, 3, 2, 3)
     assert len({traced(x).sum().item() for _ in range(40)}) > 4

@@ -31,7 +31,7 @@ def test_all_is_as_accurate_as_torchs(case, activation, with_residual):
 
 
 @pytest.mark.parametrize("case", FAULTY_CASES, ids=lambda case: case.id)
-def test_a_value_that_is_no_number_spoils_its_own_channel_only(case):
+def test_a_value_that_is_no_number_corrupts_its_own_channel_only(case):
     inputs = make_inputs(case)
     results = gradients_by_kernels(_numba, inputs, inputs.residual, "relu")
     finite = results["dx"].isfinite().transpose(0, 1).flatten(1)

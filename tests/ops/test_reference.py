@@ -134,7 +134,7 @@ def test_sums_over_half_precision_values_are_float32(dtype):
 
 @each_faulty_case
 @each_activation
-def test_a_value_that_is_no_number_spoils_its_own_channel_only(case, activation):
+def test_a_value_that_is_no_number_corrupts_its_own_channel_only(case, activation):
     inputs = make_inputs(case)
     affine, _ = affine_of_batch_norm(reference, inputs)
     results = gradients_by_kernels(reference, inputs, inputs.residual, activation)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-ANEW = {
+AGAIN = {
     "reload": """
 import importlib, steadynorm.ops.dispatch
 importlib.reload(steadynorm.ops.dispatch)
@@ -30,7 +30,7 @@ def train(layer):
 first = steadynorm.BatchNorm2d(8, activation="relu")
 expected = train(first)
 for _ in range(2):
-    ANEW
+    AGAIN
     second = steadynorm.BatchNorm2d(8, activation="relu")
     for name in ("auto", "reference", "numba"):
         with steadynorm.backend(name):
@@ -45,10 +45,10 @@ print(len(asked))
 """
 
 
-@pytest.mark.parametrize("way", ANEW)
+@pytest.mark.parametrize("way", AGAIN)
 def test_models_of_both_imports_train_and_the_newest_chooses(way):
-    again = ANEW[way].strip().replace("\n", "\n    ")
-    code = CODE.replace("ANEW", again)
+    again = AGAIN[way].strip().replace("\n", "\n    ")
+    code = CODE.replace("AGAIN", again)
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1\n"

@@ -198,7 +198,7 @@ def test_what_a_tile_has_beyond_the_last_value_adds_nothing(kernels, case):
 
 
 @pytest.mark.parametrize("case", FAULTY_CASES, ids=by_id)
-def test_a_value_that_is_no_number_spoils_its_own_channel_only(kernels, case):
+def test_a_value_that_is_no_number_corrupts_its_own_channel_only(kernels, case):
     results = gradients_by_kernels(kernels, make_inputs(case), None, "relu")
     finite = results["dx"].isfinite().transpose(0, 1).flatten(1)
     assert finite[0].all() and finite[2].all()

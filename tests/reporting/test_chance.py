@@ -13,7 +13,7 @@ def tail(images: int, hits: int, share: float) -> float:
 
 
 @pytest.mark.parametrize(("images", "share"), [(20, 0.1), (60, 0.1), (500, 0.1), (1000, 0.25)])
-def test_guessing_seldom_looks_better_than_guessing(images: int, share: float) -> None:
+def test_guessing_rarely_looks_better_than_guessing(images: int, share: float) -> None:
     chance = Chance(share=share, images=images)
     least = next(hits for hits in range(images + 1) if chance.is_beaten(hits / images))
     assert 1e-5 < tail(images, least, share) <= 1e-3

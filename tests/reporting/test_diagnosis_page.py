@@ -18,7 +18,7 @@ from steadynorm.doctor.diagnosis import places_of
 from steadynorm.reporting.diagnosis import Examination, cost_text
 from steadynorm.reporting.diagnosis_page import describe, diagnosis_page
 from tests.reporting.browser import CHROMIUM, chromium
-from tests.support.doctor import HOSTILE, batches, hostile_network, spoilt_network, trained_network, wiped_network
+from tests.support.doctor import HOSTILE, batches, faulty_network, hostile_network, trained_network, wiped_network
 
 
 class Text(HTMLParser):
@@ -46,7 +46,7 @@ def read(page: str) -> Text:
 
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
-    return diagnose(spoilt_network(), batches(), metric=accuracy)
+    return diagnose(faulty_network(), batches(), metric=accuracy)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_no_channels_have_no_moments():
 
 
 @each_faulty_case
-def test_a_value_that_is_no_number_spoils_its_own_channel_only(case):
+def test_a_value_that_is_no_number_corrupts_its_own_channel_only(case):
     x = make_inputs(case).x
     measured = measure(x)
     assert measured.var.isfinite().tolist() == [True, False, True]

@@ -41,7 +41,7 @@ def test_in_between_it_is_the_share_that_positions_have_in_common():
     assert mean_noise(make) == pytest.approx(0.5 + 0.5 / 9, rel=0.05)
 
 
-def test_it_foretells_how_far_batch_means_are_from_the_truth():
+def test_it_predicts_how_far_batch_means_are_from_the_truth():
     batches = [drawn(16, 32, 1, seed=seed) + drawn(16, 32, 9, seed=seed + 1000) for seed in range(100)]
     noise = torch.stack([sample_noise(x, measure(x)) for x in batches]).mean() / 16
     truth = Moments(mean=torch.zeros(32).double(), var=torch.full((32,), 2.0).double(), count=1)

@@ -1,4 +1,4 @@
-"""A network and images small enough to be reckoned with by hand, for the ways to adapt."""
+"""A network and images small enough to compute by hand, for tests of the methods of adaptation."""
 
 from __future__ import annotations
 

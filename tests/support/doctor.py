@@ -17,10 +17,10 @@ from steadynorm.surgery import recalibrate_
 __all__ = [
     "HOSTILE",
     "batches",
+    "faulty_network",
     "hostile_network",
     "images",
     "save_images",
-    "spoilt_network",
     "trained_network",
     "wiped_network",
 ]
@@ -84,7 +84,7 @@ def _trained() -> nn.Sequential:
     return model.eval()
 
 
-def spoilt_network() -> nn.Sequential:
+def faulty_network() -> nn.Sequential:
     """The trained network with a fault of each severity: NaN, lost statistics, eps of another framework."""
     model: Any = trained_network()
     with torch.no_grad():

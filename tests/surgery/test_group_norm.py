@@ -181,15 +181,15 @@ def plain_net():
     return randomize_(nn.Sequential(*parts).double()).eval()
 
 
-@pytest.mark.parametrize("spoil", [locked, caching, weight_normed, pruned], ids=lambda each: each.__name__)
-def test_a_model_that_cannot_be_copied_starts_from_data_as_another(spoil):
+@pytest.mark.parametrize("hinder", [locked, caching, weight_normed, pruned], ids=lambda each: each.__name__)
+def test_a_model_that_cannot_be_copied_starts_from_data_as_another(hinder):
     model, x = plain_net(), drawn(20, 3, 2, 2)
-    spoil(model)
+    hinder(model)
     with pytest.raises((TypeError, RuntimeError)):
         copy.deepcopy(model)
     before, y = snapshot(model), model(x).detach()
     other = plain_net()
-    if spoil is pruned:
+    if hinder is pruned:
         other[0].weight.data.copy_(model[0].weight)
     change, expected = convert_(model, "group_norm", batches=[x]), convert_(other, "group_norm", batches=[x])
     for place in (1, 4):

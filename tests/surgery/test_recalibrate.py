@@ -304,7 +304,7 @@ def test_the_counter_stays_where_schedules_count_by_it(momentum, before, after):
     assert int(norm.num_batches_tracked) == after
 
 
-def test_a_self_tuned_layer_and_a_window_begin_anew():
+def test_a_self_tuned_layer_and_a_window_start_again():
     model = nn.Sequential(layers.BatchNorm1d(3, running="self_tuned"), layers.BatchNorm1d(3, update_every=3)).double()
     for seed in range(4):
         model(drawn(5, 3, seed=seed))

@@ -182,7 +182,7 @@ def test_what_a_layer_keeps_of_a_bad_batch_does_not_come_back(named):
     assert change.changed
 
 
-def test_a_window_that_would_spoil_healthy_estimates_begins_anew():
+def test_a_window_that_would_corrupt_healthy_estimates_starts_again():
     norm = layers.BatchNorm1d(3, update_every=2)
     norm(torch.full((4, 3), torch.nan))
     change = repair_statistics_(norm)

@@ -57,12 +57,12 @@ LOOKS = {
     "from_sync_": lambda model: surgery.from_sync_(nn.SyncBatchNorm.convert_sync_batchnorm(model)),
     "load_statistics_": lambda model: surgery.load_statistics_(model, statistics()),
     "copy_statistics_": lambda model: surgery.copy_statistics_(network(), model),
-    "repair_statistics_": lambda model: surgery.repair_statistics_(spoilt(model)),
+    "repair_statistics_": lambda model: surgery.repair_statistics_(corrupted(model)),
 }
 STRUCTURAL = ("convert_", "convert_ to group_norm", "freeze_", "from_sync_")
 
 
-def spoilt(model):
+def corrupted(model):
     for place in (1, 4):
         variance = getattr(model[place], "running_var", None)
         if not isinstance(variance, torch.nn.parameter.UninitializedBuffer):

@@ -162,7 +162,7 @@ def test_a_shared_layer_takes_no_two_statistics():
     assert model.first.running_var[0] == 2
 
 
-def test_a_bank_and_a_window_begin_anew():
+def test_a_bank_and_a_window_start_again():
     norm = layers.BatchNorm1d(3, running="self_tuned", update_every=2)
     for _ in range(3):
         norm(torch.randn(4, 3))

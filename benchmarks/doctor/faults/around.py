@@ -115,7 +115,7 @@ def _eight_workers_with_four_samples_each(subject: Subject) -> Case:
 
 @tuning("rank-divergence", consequences=frozenset({"checkpoint-diff"}))
 def _one_rank_that_resumed_without_buffers(subject: Subject) -> Case:
-    """The model at hand is the first rank's, which is right; the third one was started anew from parameters."""
+    """The model at hand is the first rank's, which is right; the third one was rebuilt from parameters."""
     states = [{key: value.clone() for key, value in subject.model.state_dict().items()} for _ in range(4)]
     fresh = copy.deepcopy(subject.model)
     for _, norm in norms_of(fresh):

@@ -120,7 +120,7 @@ def _zeroed_by_an_initialisation_after_loading(subject: Subject) -> Case:
 @tuning(
     "statistics-horizon", *GAP, consequences=frozenset({"outlier-statistics", "statistics-at-init"}), repairable=True
 )
-def _two_norms_put_in_anew_with_a_slow_momentum(subject: Subject) -> Case:
+def _two_norms_put_in_anew_with_a_slow_momentum(subject: Subject) -> Case:  # codespell:ignore anew
     """0.001, and a fine-tuning of 200 steps: four fifths of the start are left."""
     chosen = subject.draw.sample(norms_of(subject.model), 2)
     for _, norm in chosen:

@@ -31,7 +31,7 @@ def _buffers_initialised_again_behind_the_loading(subject: Subject) -> Case:
 
 @tuning("checkpoint-diff", consequences=FAR | {"statistics-at-init", "near-zero-variance"})
 def _an_initialisation_called_behind_the_loading(subject: Subject) -> Case:
-    """ShuffleNet's: filters anew, γ 1, β 0.0001, means 0, and variances stay (gh:open-mmlab/mmpretrain/pull/318)."""
+    """ShuffleNet's: new filters, γ 1, β 0.0001, means 0, and variances stay (gh:open-mmlab/mmpretrain/pull/318)."""
     file = _file_of(subject.model)
     filters = [each for each in subject.model.modules() if isinstance(each, nn.Conv1d | nn.Conv2d)]
     for at, each in enumerate(filters):

@@ -190,7 +190,7 @@ def _count_again(norm: nn.Module, _: object, __: object) -> None:
 
 
 @tuning("statistics-at-init", consequences=FAR | {"statistics-horizon", "track-flag-inconsistent"}, repairable=True)
-def _measured_anew_where_forwards_without_gradient_do_not_count(subject: Subject) -> Case:
+def _measured_anew_where_forwards_without_gradient_do_not_count(subject: Subject) -> Case:  # codespell:ignore anew
     """A wrapper for checkpointing counts only with gradients (gh:facebookresearch/fairscale/issues/1035).
 
     So averaged weights, whose estimates are set back and measured without gradient, keep those of a new network.

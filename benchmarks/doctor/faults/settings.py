@@ -101,7 +101,7 @@ def _sample(layer: nn.Module, _: object, slopes: tuple[Tensor, ...]) -> None:
 
 @tuning("transform-unsafe")
 def _private_training_that_keeps_its_norms(subject: Subject) -> Case:
-    """Opacus refuses them, unless it is told ``strict=False`` (gh:meta-pytorch/opacus/issues/472)."""
+    """Opacus refuses them, unless it gets ``strict=False`` (gh:meta-pytorch/opacus/issues/472)."""
     model = GradSampleModule(subject.model).train()
     return Case(
         model=model, batches=subject.data.batches(), layers=frozenset(name for name, _ in norms_of(model)) or None

@@ -1,4 +1,4 @@
-"""Healthy networks that look unusual: nothing may be said of them but notes."""
+"""Healthy networks that look unusual: the doctor may report only notes."""
 
 from benchmarks.doctor.healthy import both, further, parts, recipes, reported, threads
 from benchmarks.doctor.healthy.registry import HEALTHY, Variant

@@ -96,14 +96,14 @@ def calibrate(
         seed: for the choice of windows and shifts.
         mirrors: whether to mirror images left to right. Mirrored training images stand in for unseen ones if the
             network was trained without mirroring. Pass False for images that it was not trained on.
-        may_guess: whether to accept a network that is right no more often than always guessing the most common label.
+        may_guess: whether to accept a network that is right no more often than always guessing the most frequent label.
 
     Returns:
         the calibration for :class:`Gate`.
 
     Raises:
         ValueError: fewer than three classes; a batch with unequal numbers of labels and images; a batch norm without
-            running statistics; outputs that are not finite, or right no more often than the most common label.
+            running statistics; outputs that are not finite, or right no more often than the most frequent label.
     """
     kept = [_mirrored(x, labels) if mirrors else (x, labels) for x, labels in batches]
     for x, labels in kept:
@@ -156,7 +156,7 @@ def _check_right(outputs: Tensor, labels: Tensor) -> None:
     right = hits(outputs, labels)
     if right <= most:
         raise ValueError(
-            f"calibrate: the model must be right more often than its commonest label is, {most:.0%}, got {right:.0%}. "
+            f"calibrate: the model must be right more often than its most frequent label, {most:.0%}, got {right:.0%}. "
             "If its outputs are embeddings, wrap it in a module that gives logits, such as less the squared distances "
             "to the classes' mean embeddings."
         )

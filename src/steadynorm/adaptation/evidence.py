@@ -105,8 +105,8 @@ def features(votes: Votes, seen: Mapping[str, Seen], stored: Mapping[str, Moment
         I = H(mean of p) − mean of H(p)        0 ≤ I ≤ ln(classes)
 
     with confidence, H(mean of p) and the variance of the logits; and how far both predictions agree. Batch statistics
-    take away what all images of a window have in common: with one class the images are told apart with less confidence
-    and by other channels than with many, whether they are corrupted or not.
+    take away what all images of a window have in common: with one class the predictions separate the images with less
+    confidence and by other channels than with many, whether they are corrupted or not.
 
     Returns:
         shape (4·layers + 11,), float64, on the CPU.

@@ -178,7 +178,7 @@ class Gate:
         self.evidence = Evidence(mixed=mixed, gain=gain, adapts=adapts)
 
     def _see_step(self, images: int, moments: Mapping[str, Moments]) -> None:
-        """Begin the order anew where the images have shifted since a window before: predictions have, too."""
+        """Start the order again where the images have shifted since a window before: predictions have, too."""
         self._since += images
         if self._before and self._since < self.calibration.images:
             return

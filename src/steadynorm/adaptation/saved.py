@@ -69,7 +69,7 @@ def read_gate(model: nn.Module, path: Path) -> Gate:
     if metadata["model"] != fingerprint(model):
         raise ValueError(
             f"Adapted.load: {path}: must be of this model, got one of another or of other weights. Load the weights "
-            "that it was calibrated with, or calibrate anew."
+            "that it was calibrated with, or calibrate again."
         )
     first = next(chain(model.parameters(), model.buffers()))
     tensors = {name: each.to(first.device) for name, each in tensors.items()}

@@ -41,7 +41,7 @@ class Tracker:
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Evaluate the model by what has been learnt so far."""
+        """Evaluate the model by what has been learned so far."""
         with normalizing_by(model, lambda name, input, stored: self.moments.get(name, stored)):
             return cast(Tensor, model(x))
 

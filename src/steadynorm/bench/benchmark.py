@@ -22,7 +22,7 @@ __all__ = ["Benchmark", "Flags", "check_config"]
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What every benchmark can be told."""
+    """The options of every benchmark."""
 
     threads: int | None = None
     """Threads of all providers; default: torch's own choice."""

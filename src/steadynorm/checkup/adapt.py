@@ -147,7 +147,7 @@ def _with_logits(model: nn.Module, x: Tensor) -> nn.Module:
 def _gate(
     config: AdaptConfig, model: nn.Module, x: Tensor, labels: Tensor | None, display: Display
 ) -> tuple[Adapted, Tensor, Tensor | None, tuple[str, ...]]:
-    """Give the gate, what is left of the stream, and what was done."""
+    """Give the gate, the rest of the stream, and what was done."""
     how: tuple[str, ...] = ()
     try:
         if config.gate is not None:

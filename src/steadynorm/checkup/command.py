@@ -72,15 +72,15 @@ def _looked_at(given: Given, model: nn.Module, display: Display, name: str, *, n
 def _treated(
     config: DoctorConfig, source: str, model: nn.Module, diagnosis: Diagnosis, given: Given, display: Display
 ) -> Treated:
-    """Treat the model, and look at one built anew with what was written."""
+    """Treat the model, and look at a new one built with what was written."""
     assert config.treat is not None
     display.begin("treating it", number=2, of=3)
     found = treat(model, diagnosis, given.sample, source=source, out=config.treat, checkpoint=given.checkpoint)
     display.end("treating it")
     if not found.file:
         return found
-    anew = reloaded(source, config.treat, code=config.code).to(choose_device(config.device))
-    remaining = _looked_at(given, anew, display, "looking at a model built anew", number=3, of=3)
+    rebuilt = reloaded(source, config.treat, code=config.code).to(choose_device(config.device))
+    remaining = _looked_at(given, rebuilt, display, "looking at a rebuilt model", number=3, of=3)
     return replace(found, remaining=judge(remaining, skip=config.skip))
 
 

@@ -1,4 +1,4 @@
-"""What ``steadynorm doctor`` can be told, and what is refused of it."""
+"""The options of ``steadynorm doctor``, and which of them are refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class DoctorConfig:
     """Checks to leave out, by name."""
     treat: Path | None = None
     """Repair what can be repaired, measure again, keep what helped, and write the weights into this new .safetensors
-    file; the exit status is then that of a model built anew with them."""
+    file; the exit status is then that of a new model built with them."""
     json: tuple[Path, ...] | None = None
     """Write the diagnosis as JSON into a file; without a name on standard output, in place of the table."""
     sarif: Path | None = None

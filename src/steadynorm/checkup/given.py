@@ -172,7 +172,7 @@ def in_dtype_of(model: nn.Module, sample: Sample) -> Sample:
 
 
 def tried(model: nn.Module, sample: Sample, flag: str) -> Any:  # noqa: ANN401 (whatever a model gives)
-    """Run the model on one batch, so that what it does not take is said in one line.
+    """Run the model on one batch, to report in one line what it does not take.
 
     Raises:
         UserError: it does not take the batch.

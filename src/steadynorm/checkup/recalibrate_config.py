@@ -1,4 +1,4 @@
-"""What ``steadynorm recalibrate`` can be told, and what is refused of it."""
+"""The options of ``steadynorm recalibrate``, and which of them are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--treat``: repair a model, write its weights, and look at what they make of a model that is built anew."""
+"""``--treat``: repair a model, write its weights, and diagnose a new model built with them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def treat(
         save_model(treatment.model, out, source)
     before, after = (_accuracy(scores) if scored else None for scores in (treatment.before, treatment.after))
     return Treated(
-        applied=tuple(str(replace(each, after=math.nan)) for each in treatment.applied),  # the score is said once
+        applied=tuple(str(replace(each, after=math.nan)) for each in treatment.applied),  # the score is printed once
         left=treatment.advice,
         before=before,
         after=after,
@@ -73,7 +73,7 @@ def treat(
 
 
 def reloaded(source: str, file: Path, *, code: Collection[str] = ()) -> nn.Module:
-    """Build a model anew, with the weights that were written."""
+    """Build a new model with the weights that were written."""
     if is_built(source):
         return load_source(source, weights=file).model
     return load_source(str(file), weights=None, code=code).model

@@ -1,4 +1,4 @@
-"""``steadynorm export``: what it can be told, and the export of a model on images of the lab."""
+"""``steadynorm export``: its options, and the export of a model on images of the lab."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def export(
             process of its own as well, so the model's class must then be importable.
         batch_sizes: images in a request, for the throughput.
         threads: of a request. Default: torch's number.
-        progress: is told what happens.
+        progress: receives what happens.
 
     Returns:
         the files, their agreement with the model, their latency, and why others were refused.

@@ -31,7 +31,7 @@ class Check:
             diagnosis says so.
         run: evidence -> findings; it reads nothing else, and changes nothing.
         explains: names of checks that measure what such a fault does to the layers behind it. Beside a warning of this
-            check theirs are notes: the cause is what is to be mended.
+            check theirs are notes: the cause is what to fix.
         only_notes: whether no finding of it is worse than a note.
         text: docstring of its file: a title, and the paragraphs of :data:`SECTIONS`.
     """

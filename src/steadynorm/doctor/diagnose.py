@@ -57,7 +57,7 @@ def diagnose(
         optimizer: of its parameters.
         reference: batches that the model is known to be good on, such as those of its validation.
         checkpoint: that the model is to be as, in any form that people keep.
-        ranks: a state dict of every rank; or the process group, and then every rank must call, or it waits for ever.
+        ranks: a state dict of every rank; or the process group, and then every rank must call, or it waits without end.
         accumulation: forwards of one worker for each step of the optimizer.
         world_size: workers; None asks torch.distributed.
         skip: names of checks that are not to run.

@@ -48,7 +48,7 @@ class FirstBatches:
         loader: Any = getattr(batches, "base_dataloader", batches)
         if isinstance(getattr(loader, "dataset", None), Iterator):
             raise ValueError(
-                f"{caller}: the loader's data set must begin anew for each loop, got {type(loader.dataset).__name__}, "
+                f"{caller}: the loader's data set must start again in each loop, got {type(loader.dataset).__name__}, "
                 "an iterator: the training would miss what is taken from it. Give batches=."
             )
         self._loader, self._number = _apart(loader), number

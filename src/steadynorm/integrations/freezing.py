@@ -38,7 +38,7 @@ class Freeze:
         return self.change is not None
 
     def try_(self, model: nn.Module) -> bool:
-        """Freeze and put back, so that what cannot be frozen is said before an epoch is trained.
+        """Freeze and put back, to report what cannot be frozen before an epoch is trained.
 
         Returns:
             whether the model's buffers are the same ones, in the same order, when it is frozen.

@@ -16,7 +16,7 @@ from steadynorm.surgery.named_modules import Where
 __all__ = ["NUMBER", "SETTLED", "Options", "Recalibration"]
 
 NUMBER = 50
-"""Batches that are taken where nothing else is said."""
+"""Default number of batches."""
 SETTLED = 0.01
 """Movement that makes a pass the last: about the sampling error of so many batches, and few passes reach it."""
 

@@ -15,11 +15,11 @@ from steadynorm.surgery.named_modules import batch_norms_of
 __all__ = ["EVERY", "Watching"]
 
 EVERY = 32
-"""Training forwards in a stretch where nothing else is said."""
+"""Default number of training forwards in a stretch."""
 
 
 class Watching:
-    """A watch that begins with a training, goes on after a checkpoint, and begins anew where layers are exchanged.
+    """A watch that begins with a training, goes on after a checkpoint, and starts again where layers are exchanged.
 
     Args:
         caller: name of the callback, for messages.
@@ -76,7 +76,7 @@ class Watching:
         watch.start()
 
     def renew(self, model: nn.Module) -> None:
-        """Begin anew where other layers stand in the model now."""
+        """Start again where other layers stand in the model now."""
         now = _norms_of(model)
         if [id(each) for each in now] != [id(each) for each in self._norms]:
             self.begin(model, self._logs)

@@ -174,7 +174,7 @@ class CellFiles:
         display: shows them.
         known: cells by name, as they were last kept.
         log: where the epochs of networks are logged.
-        lines: whether they are told as JSON lines on standard output: each epoch of a network, each cell that ends.
+        lines: whether they are written as JSON lines on standard output: each epoch of a network, each cell that ends.
     """
 
     def __init__(

@@ -124,7 +124,7 @@ def _check_given(path: Path, tensors: Mapping[str, Tensor], network: str, how: M
             built = build_network(network, seed=0, **how)
     except (
         UserError
-    ):  # its function may look at numbers, which are none there; if it cannot be built, that is said next
+    ):  # its function may look at numbers, which are none there; if it cannot be built, the next step reports it
         return
     _check_shapes(path, tensors, network, how["arm"], built.state_dict())
 

@@ -45,12 +45,12 @@ Data = Annotated[str, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")
 Network = Annotated[str, tyro.conf.arg(metavar="NAME|PACKAGE.MODULE:FUNCTION|timm:NAME|hf:CONFIG")]
 
 ONLY_OF_CNN = ("widths", "depth")
-LARGE = 4096  # pixels of images that are not known yet: what is too small for a network is said once they are
+LARGE = 4096  # pixels of images that are not known yet: what is too small for a network is reported once they are
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """What every experiment can be told."""
+    """The options of every experiment."""
 
     seeds: tuple[int, ...] = (0,)
     """Everything random is repeated for each seed: initial weights, order, augmentation, the same in every arm."""
@@ -99,7 +99,7 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(ExperimentConfig):
-    """What experiments that train the lab's networks can be told; the defaults are the article's."""
+    """The options of experiments that train the lab's networks; the defaults are the article's."""
 
     network: Network = "cnn"
     """cnn: 3x3 convolutions in stages; resnet20, resnet18, vgg, mobilenet: those of the papers, for small images; mlp:
@@ -133,7 +133,7 @@ class TrainingConfig(ExperimentConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OneRateConfig(TrainingConfig):
-    """What experiments can be told that train at one learning rate, batch size and depth."""
+    """The options of experiments that train at one learning rate, batch size and depth."""
 
     depth: int = 6
     """Convolutions of the cnn."""

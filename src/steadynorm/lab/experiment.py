@@ -184,7 +184,7 @@ class Experiment(Generic[ConfigT]):
 
 
 def _threads(config: ExperimentConfig) -> int:
-    """Say how many threads a network has: of Ray's tasks each one, so that many fit, unless it is told otherwise."""
+    """Say how many threads a network has: of Ray's tasks each one, so that many fit, unless a flag sets it."""
     if config.address is not None and config.threads is not None:
         return config.threads  # a cluster's machines may have more cores than this one; the pool asks them
     return 1 if config.on == "ray" and config.threads is None else choose_threads(config.threads)
@@ -233,7 +233,7 @@ def _begun_before(experiment: Experiment[ConfigT], config: ConfigT) -> tuple[Con
         stored = _stored_record(experiment, config.out)
         if stored.config == as_config(config):
             return config, stored
-    if config.out is not None and not (config.out / "config.json").exists():  # that case is told when it is locked
+    if config.out is not None and not (config.out / "config.json").exists():  # locking reports that case
         check_new(config.out, may_hold=BEGUN)
     return config, None
 
@@ -457,7 +457,7 @@ def explain_stop(command: Sequence[str], place: Path, display: Display) -> Itera
     Args:
         command: that goes on, in words behind the program's name.
         place: the run directory.
-        display: is told.
+        display: receives progress.
 
     Raises:
         UserError: a file could not be written.

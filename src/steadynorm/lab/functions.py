@@ -26,7 +26,7 @@ def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
     except (ImportError, ValueError) as error:
         raise UserError(f"{module}: cannot be imported ({one_line(error)}). Run from where it can.") from error
     except Exception as error:  # a module runs the user's code
-        raise UserError(f"{module}: fails while it is imported ({one_line(error)}). Mend it.") from error
+        raise UserError(f"{module}: fails while it is imported ({one_line(error)}). Fix it.") from error
     try:
         return getattr(imported, name)
     except AttributeError as error:

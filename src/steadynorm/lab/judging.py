@@ -79,7 +79,7 @@ def calibration_images(dataset: Dataset, count: int, *, batch_size: int) -> Imag
 def calibrated(
     methods: Sequence[str], model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Calibration | None:
-    """Calibrate the methods on a network, which may not have learnt; None where none of them needs it.
+    """Calibrate the methods on a network, which may not have learned; None where none of them needs it.
 
     Args:
         methods: names of :data:`ADAPTATIONS`.
@@ -114,7 +114,7 @@ def judge_methods(
     Args:
         methods: names of :data:`ADAPTATIONS`.
         calibration: of ``model``, as :func:`calibrated` gives it for these methods.
-        advance: is told what share of the methods is done.
+        advance: receives what share of the methods is done.
 
     The rest is as for :func:`stream_accuracy`.
     """

@@ -36,8 +36,8 @@ class Normalization:
     """Number of channels -> module computing activation(norm(x) + residual) as ``module(x, residual=None)``.
 
     ``dimensions``: of the layer, 2 for images, 1 for (N, C); ``activation``: relu, or None for none.
-    Layers that have to do with it are told by ``update_every`` how many batches a step takes, after which running
-    statistics may move, and by ``batches`` how many there are in the whole training. What else there is are settings.
+    Layers that use it receive in ``update_every`` how many batches a step takes, after which running
+    statistics may move, and in ``batches`` how many there are in the whole training. What else there is are settings.
     """
     summary: str
     """One line for ``--help`` and reports."""

@@ -84,7 +84,7 @@ def _check_answers(address: str) -> None:
 
 
 def _check_fits(threads: int) -> None:
-    """Refuse more threads than a machine of the cluster has cores; Ray would wait for such a machine for ever."""
+    """Refuse more threads than a machine of the cluster has cores; Ray would wait for such a machine without end."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

@@ -84,7 +84,7 @@ def read_file(path: Path, where: str) -> Any:  # noqa: ANN401 (a file may hold a
 
     Args:
         path: of ``.safetensors``, of what torch.save wrote, or of Hugging Face's index of either; its content decides.
-        where: is said before whatever is wrong.
+        where: begins every message.
 
     Raises:
         UserError: it cannot be read without running pickled code.

@@ -88,9 +88,9 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         dtype: of parameters, and of buffers where it is at least float32.
         bias: whether there is a β beside γ.
         activation: ``relu``, ``leaky_relu`` (slope 0.01), ``silu`` or None.
-        nonfinite: what a batch with NaN or infinity does to the running estimates: ``propagate`` lets it in, for ever,
-            as torch does; ``skip`` keeps it out of them and of ``num_batches_tracked``; ``raise`` raises before they
-            move (where compiled, ``torch._assert_async`` does).
+        nonfinite: what a batch with NaN or infinity does to the running estimates: ``propagate`` lets it in, and it
+            stays, as torch does; ``skip`` keeps it out of them and of ``num_batches_tracked``; ``raise`` raises before
+            they move (where compiled, ``torch._assert_async`` does).
         update_every: k; the running estimates move at every k-th forward, by the moments of the last k batches merged
             by count, with the weight of k steps, 1 − (1 − momentum)^k. A state dict does not hold a part of a window:
             the last batches, k − 1 at most, do not move the estimates after loading.

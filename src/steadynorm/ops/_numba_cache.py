@@ -105,7 +105,7 @@ def _sources() -> str:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except OSError:  # it is written over, or read in vain again
+    except OSError:  # it is written over, or read for nothing again
         return
 
 

@@ -1,6 +1,6 @@
 """How the compiled kernels walk memory: lines of numbers, read one after the other, sixteen at a time.
 
-Numba compiles a version per type of the arguments, so what the code depends on is told by a type: the layout, the
+Numba compiles a version per type of the arguments, so a type carries what the code depends on: the layout, the
 activation, an absent residual.
 """
 

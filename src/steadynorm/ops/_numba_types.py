@@ -1,4 +1,4 @@
-"""What the CPU kernels are told by types: where numbers lie and in which dtype, and which activation follows.
+"""What types tell the CPU kernels: where numbers lie and in which dtype, and which activation follows.
 
 Numba compiles a version per type of the arguments; an implementation is chosen while it compiles, and costs nothing
 when it runs.

@@ -271,7 +271,7 @@ def _as_matrix(x: Tensor) -> tuple[int, int, int]:
 
 
 def _block(rows: int, columns: int, size: int) -> tuple[int, int]:
-    """Choose height and width of a tile: wide, unless over a quarter of it would be in vain; wider if rows are few."""
+    """Choose height and width of a tile: wide, unless over a quarter of it would be wasted; wider if rows are few."""
     fitting = (width for width in WIDTHS if 3 * width * _ceil_div(columns, width) <= 4 * columns)
     narrow = min(_power_of_two(columns), next(fitting, WIDTHS[-1]))
     height = min(_power_of_two(rows), size // narrow)

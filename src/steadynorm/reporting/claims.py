@@ -65,7 +65,7 @@ def is_guessing(accuracy: Spread | None, chance: Chance) -> bool:
 
 
 def too_few(chance: Chance) -> str:
-    """Say in a headline that no network could be told from guessing; nothing where one could."""
+    """Say in a headline that no network is distinguishable from guessing; nothing where one could."""
     if chance.is_beatable:
         return ""
     share = percent(chance.share, digits=0)

@@ -66,7 +66,7 @@ class Treated:
         after: likewise after it.
         file: that the weights were written to; empty where nothing was kept.
         in_code: what was kept and no file of weights holds, a sentence each.
-        remaining: what is found in a model that is built anew with the file's weights.
+        remaining: what is found in a new model with the file's weights.
     """
 
     applied: tuple[str, ...]
@@ -166,7 +166,7 @@ def treatment_lines(treated: Treated) -> list[str]:
     lines += treated.in_code
     lines.append(f"Written: {treated.file}" if treated.file else "No file was written, since no treatment was kept.")
     if treated.remaining is not None:
-        lines.append(f"A model built anew with these weights: {treated.remaining.headline}")
+        lines.append(f"A new model with these weights: {treated.remaining.headline}")
         lines += [f"  {each[0].severity} {each[0].check} at {places_of(each)}" for each in treated.remaining.groups]
     return lines
 

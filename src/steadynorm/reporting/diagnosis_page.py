@@ -140,7 +140,7 @@ def _figures(diagnosis: Diagnosis) -> Iterator[Figure]:
             name="won-back",
             title="What each layer alone wins back",
             caption="Share of the gap between evaluation and the batches' own statistics that comes back when one "
-            "layer alone takes the batch's. The first that wins much is the cause; later ones repair what it spoils.",
+            "layer alone takes the batch's. The first that wins much is the cause; later ones repair what it distorts.",
             kind="points",
             data=[
                 {"layer": at, "share": share, "kind": FOUND if each.name in found else OTHERS}

@@ -21,7 +21,7 @@ def check_new(place: Path, *, may_hold: Collection[str] = ()) -> None:
 
     Args:
         place: it need not exist.
-        may_hold: names that do not count, nor what is left of writing such a file.
+        may_hold: names that do not count, nor the remains of writing such a file.
 
     Raises:
         UserError: it is no directory, or one that is not empty.

@@ -36,7 +36,7 @@ class Display(Protocol):
             of: all pieces.
             left: pieces that have not ended; default: this one and those after it.
             share: of the piece that is done, in [0, 1].
-            text: what is said after its name.
+            text: follows its name.
         """
 
     def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:

@@ -196,7 +196,7 @@ def as_json(head: dict[str, Any], report: Report) -> dict[str, Any]:
 
     Args:
         head: what the record says of itself: experiment, command, created, config, resolved, versions, machine.
-        report: what it is said to show.
+        report: what it shows.
     """
     rows = [[cell.text for cell in row] for row in report.table.rows]
     content: dict[str, Any] = plain(

@@ -209,7 +209,7 @@ def _write(edits: Transaction, link: Link, weight: Tensor, bias: Tensor) -> str:
 
 
 def _rest_of(call: Call) -> nn.Module:
-    """Give what is left of a batch norm once the layer before does its normalizing."""
+    """Give the rest of a batch norm once the layer before does its normalizing."""
     adapter = adapter_of(call.module)
     if adapter is not None:
         tail = adapter.tail(call.module)

@@ -235,7 +235,7 @@ def _own_names(cls: type[nn.Module]) -> list[str]:
 
 
 def label(module: nn.Module) -> str:
-    """Name a module's class and size, so that torch's and ours are told apart: ``torch.nn.BatchNorm2d(64)``."""
+    """Name a module's class and size, to distinguish torch's from ours: ``torch.nn.BatchNorm2d(64)``."""
     cls = type(module)
     if cls.__module__.startswith("torch.nn."):
         name = f"torch.nn.{cls.__qualname__}"

@@ -1,4 +1,4 @@
-"""Running estimates that one bad batch has spoilt, made usable again channel by channel."""
+"""Running estimates that one bad batch has corrupted, made usable again channel by channel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from steadynorm.surgery.runnable import why_not_readable
 __all__ = ["ABSURD", "repair_statistics_"]
 
 ABSURD = 1e10
-"""Mean, or standard deviation, from which on a channel is taken for spoilt.
+"""Mean, or standard deviation, from which on a channel is taken for corrupted.
 
 Far above what data are measured in (seconds since 1970 are 1.7·10⁹), far below where squares overflow in float32
 (1.8·10¹⁹).
@@ -93,8 +93,8 @@ def repair_statistics_(
     with Transaction("repair_statistics_", model) as edits:
         found = [_repaired(edits, named.name, named.module, absurd) for named in batch_norms_of(model, where, edits)]
         broken = [each for each in found if each is not None]
-        spoilt = [each for each in broken if bool(each.channels.any())]
-        measured = {} if source is None or not spoilt else _recalibrate(edits, model, spoilt, source, forward or feed)
+        bad = [each for each in broken if bool(each.channels.any())]
+        measured = {} if source is None or not bad else _recalibrate(edits, model, bad, source, forward or feed)
         for each in broken:
             after = each.target.stored()
             numbers = (summary(old.mean, old.var) for old in (each.before, after))
@@ -137,7 +137,7 @@ def _noise_repaired(edits: Transaction, module: Norm) -> list[str]:
 
 
 def _keeps_nonfinite(module: Norm) -> bool:
-    """Whether a window or a bank would spoil the running estimates at the next batch."""
+    """Whether a window or a bank would corrupt the running estimates at the next batch."""
     return isinstance(module, BatchNormBase) and not module.batch_memory().is_finite()
 
 

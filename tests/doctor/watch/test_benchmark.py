@@ -1,4 +1,4 @@
-"""What ails the trainings of ``python -m benchmarks.watch``, and its tables."""
+"""The faulty trainings of ``python -m benchmarks.watch``, and its tables."""
 
 import itertools
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.watch.ailing import AILING, changed, ordered, poisoned
-from benchmarks.watch.summary import figures_of, table_of_ailing, table_of_healthy
+from benchmarks.watch.faulty import FAULTY, changed, ordered, poisoned
+from benchmarks.watch.summary import figures_of, table_of_faulty, table_of_healthy
 from benchmarks.watch.trainings import HEALTHY
 from steadynorm.reporting.figures import draw
 
@@ -45,7 +45,7 @@ def test_inputs_change_up_to_a_step():
 
 
 @pytest.mark.parametrize(
-    "training", [*HEALTHY, *(each.training for each in AILING)], ids=lambda training: training.name
+    "training", [*HEALTHY, *(each.training for each in FAULTY)], ids=lambda training: training.name
 )
 def test_every_training_can_be_built_and_has_norms(training):
     model, optimizer = training.make(0)
@@ -74,7 +74,7 @@ def row(**changed):
 
 def test_the_tables_sum_up_rows():
     rows = [row(), row(seed=1, last=70.0), row(arm="warn", noticed=4), row(arm="warn", seed=1)]
-    lines = table_of_ailing(rows).splitlines()
+    lines = table_of_faulty(rows).splitlines()
     assert lines[2] == "| a | off | 65.0 (60.0 to 70.0) | 50.0 (50.0 to 50.0) | - | - |"
     assert lines[3] == "|  | warn | 60.0 (60.0 to 60.0) | 50.0 (50.0 to 50.0) | 4 steps, 1 of 2 | 2.0 |"
     well = table_of_healthy([row(well=True), row(well=True, name="b", steps=300, events=[])]).splitlines()
@@ -89,6 +89,6 @@ def test_the_documented_tables_are_those_of_the_record():
     page = (DOCS / "watch.md").read_text()
     rows = [json.loads(line) for line in (DOCS / "results" / "watch_cpu_20261130.jsonl").read_text().splitlines()[1:]]
     assert len({each["name"] for each in rows if each["well"]}) == 10
-    assert {each["name"] for each in rows if not each["well"]} == {each.name for each in AILING}
-    assert table_of_ailing(rows) in page
+    assert {each["name"] for each in rows if not each["well"]} == {each.name for each in FAULTY}
+    assert table_of_faulty(rows) in page
     assert table_of_healthy(rows) in page

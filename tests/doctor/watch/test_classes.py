@@ -57,7 +57,7 @@ def test_another_loss_is_not_read(loss):
     assert counts.unread.all()
 
 
-def test_a_smoothed_label_shows_where_the_model_is_surer_than_it():
+def test_a_smoothed_label_shows_where_the_model_is_more_certain_than_it():
     labels = torch.tensor([1, 1, 3, 0])
     logits = (12.0 * functional.one_hot(labels, 5) + torch.randn(4, 5)).requires_grad_()
     counts = counted(lambda x, y: functional.cross_entropy(x, y, label_smoothing=0.1), logits, labels)
@@ -98,7 +98,7 @@ def test_a_backward_that_comes_after_the_stretch_does_not_count_for_the_next():
     assert not counts.values.any()
 
 
-def test_a_batch_counts_as_empty_where_the_surest_samples_have_no_gradient():
+def test_a_batch_counts_as_empty_where_the_most_certain_samples_have_no_gradient():
     margins = torch.tensor([200.0, 200, 1, 1])
     logits = (margins[:, None] * functional.one_hot(torch.tensor([0, 1, 2, 2]), 4)).requires_grad_()
     counts = counted(functional.cross_entropy, logits, torch.tensor([0, 1, 2, 2]), classes=4)

@@ -1,4 +1,4 @@
-"""What is said of a stretch, on distances that are made up."""
+"""Verdicts on a stretch, on distances that are made up."""
 
 import math
 

@@ -218,7 +218,7 @@ def test_contexts_of_surgery_work_on_layers_that_are_held(why):
 
 
 @pytest.mark.parametrize("why", ["single-class-batch", WHY])
-def test_layers_that_are_held_can_be_measured_anew(why):
+def test_layers_that_are_held_can_be_measured_again(why):
     model = network()
     trained(model, 100)
     with Watch(model, "revert") as watch:

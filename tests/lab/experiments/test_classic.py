@@ -35,7 +35,7 @@ class Stopping(Recorder):
 
 
 class Slow(Recorder):
-    """Says when the first cell begins and waits in each; in its second for ever: it must be killed."""
+    """Says when the first cell begins and waits in each; in its second without end: it must be killed."""
 
     def advance(self, name: str, share: float, text: str = "", *, lasting: bool = False) -> None:
         if not self.shares:

@@ -217,7 +217,7 @@ def test_an_arm_that_is_never_at_the_common_accuracy_says_so() -> None:
     assert (row[2].text, row[2].note) == ("never", "never in 1 of 1 seeds")
 
 
-def test_an_arm_that_is_seldom_at_the_common_accuracy_says_so_beside_its_mean() -> None:
+def test_an_arm_that_is_rarely_at_the_common_accuracy_says_so_beside_its_mean() -> None:
     layer = [cell("layer_norm", 0, (0.1,) * 5), cell("layer_norm", 1, (0.1, 0.1, 0.9, 0.1, 0.1))]
     found = describe(made_record([*FIRST, *SECOND, *layer], arms=("batch_norm", "none", "layer_norm")))
     assert (table(found).rows[2][2].text, table(found).rows[2][2].note) == ("10", "never in 1 of 2 seeds")

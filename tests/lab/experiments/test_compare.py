@@ -27,7 +27,7 @@ def run(config: CompareConfig, display: Recorder | None = None) -> Record:
 
 
 class Slow(Recorder):
-    """Says when the first network begins, waits after an epoch, and after its second for ever: it must be killed."""
+    """Says when the first network begins, waits after an epoch, and after its second without end: it must be killed."""
 
     epochs = 0
 

@@ -208,7 +208,7 @@ def test_a_verdict_comes_with_its_numbers() -> None:
 
 
 def measured(variant: str, *accuracies: float | None) -> str:
-    """What is said of a variant beside a recipe of 80 %, both of so many seeds."""
+    """The verdict on a variant beside a recipe of 80 %, both of so many seeds."""
     seeds = [trained(variant, 1024, accuracy, seed=seed) for seed, accuracy in enumerate(accuracies)]
     whole = [trained("recipe", 1024, 0.80, seed=seed) for seed in range(len(accuracies))]
     words = {"no_scaling": "linear scaling", "frozen_end": "Freezing"}[variant]

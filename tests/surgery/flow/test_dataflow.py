@@ -61,7 +61,7 @@ def test_a_view_reads_nothing_and_is_the_value(view):
 
 
 @pytest.mark.parametrize("arrange", [lambda y: y.mT.contiguous(), lambda y: y.to(memory_format=torch.channels_last)])
-def test_a_copy_that_only_arranges_anew_is_the_value(arrange):
+def test_a_copy_that_only_rearranges_is_the_value(arrange):
     flow, model = flow_of(arrange)
     (norm,), (conv,) = flow.calls_of(model.norm), flow.calls_of(model.conv)
     assert reads(flow, model) == []

@@ -128,7 +128,7 @@ REPARAMETRIZED = {
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("way", REPARAMETRIZED)
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_a_weight_that_is_computed_anew_is_refused_with_what_computes_it(way, place):
+def test_a_weight_that_is_computed_again_is_refused_with_what_computes_it(way, place):
     change, by, undo = REPARAMETRIZED[way]
     layers = [nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)]
     at = 0 if place == "before" else 1

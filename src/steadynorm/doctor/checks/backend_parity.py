@@ -10,7 +10,7 @@ take a residual or train are left out.
 Harm: a wrong kernel, a replaced method or a wrapper changes the network, and no metric of training shows it where the
 same device trains and evaluates.
 
-Remedy: mend the layer's own forward; or switch the backend off (``torch.backends``), use another version of torch, or
+Remedy: fix the layer's own forward; or switch the backend off (``torch.backends``), use another version of torch, or
 find who replaces the forward.
 
 Threshold: 16 units in the last place of the terms (|x| + |mean|)·scale + |shift|, in the coarsest dtype that takes
@@ -31,7 +31,7 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 NEEDS = ("batches",)
 SMALL = 0.01
 _REMEDY = Remedy(advice="Switch this backend off (torch.backends), or see who replaces the layer's computation.")
-_OWN = Remedy(advice="Mend its forward in evaluation: (x - running_mean) / sqrt(running_var + eps) * weight + bias.")
+_OWN = Remedy(advice="Fix its forward in evaluation: (x - running_mean) / sqrt(running_var + eps) * weight + bias.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ NEEDS = ("batches",)
 _REMEDY = Remedy(advice="Give it running statistics (track_running_stats=True, then recalibrate_).")
 _MEANT = Remedy(advice="A gated layer does so on purpose; convert_ it to batch_norm where that is not wanted.")
 _SCALED = Remedy(advice="Dynamic quantisation does so; quantise it statically where outputs must not depend on others.")
-_MENDED = Remedy(advice="Look in its forward for what takes the batch's axis for another: statistics, or an attention.")
+_AXIS = Remedy(advice="Look in its forward for what takes the batch's axis for another: statistics, or an attention.")
 _DYNAMIC = ".quantized.dynamic."
 
 
@@ -45,7 +45,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         severity, remedy = Severity.WARNING, _REMEDY
         problem = f"In evaluation it normalizes by the batch: {change}"
         if norm is None:
-            remedy, problem = _MENDED, f"In evaluation it, or what its forward calls, mixes samples: {change}"
+            remedy, problem = _AXIS, f"In evaluation it, or what its forward calls, mixes samples: {change}"
         if _DYNAMIC in module.label:
             severity, remedy = Severity.NOTE, _SCALED
         elif norm is not None and norm.kind == "gated_batch_norm":

@@ -6,7 +6,8 @@ norms over a single value likewise.
 Harm: with as many groups as channels each channel of each sample is normalized by itself. On vectors, or on maps of
 1 x 1 after pooling, that is one number normalized by itself: the output is the bias, whatever comes in. On larger maps
 it is instance norm, which takes away how strong each feature is in an image: a fixed number of groups, 32 say, that
-meets a layer of as many channels does so unasked. A network that was trained with it is used to that, hence a note.
+meets a layer of as many channels becomes one unnoticed. A network that was trained with it is used to that, so this
+is a note.
 
 Remedy: fewer groups; 32, or 16 channels in a group, are what the paper uses. Where instance norm is meant,
 nn.InstanceNorm says so.

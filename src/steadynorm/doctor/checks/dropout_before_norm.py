@@ -5,7 +5,7 @@ between the two at most; with batches, also one in a forward of its own, and the
 
 Harm: in training dropout raises the variance of its output to E[x²]/(1 − p) − E[x]², and running_var learns that; in
 evaluation dropout is off and the variance smaller, so the channel's gain is too small. Measuring the statistics again
-in evaluation heals evaluation, not the training that follows.
+in evaluation repairs evaluation, not the training that follows.
 
 Remedy: move the dropout behind the last batch norm, or measure the statistics in evaluation (``recalibrate_``).
 

@@ -3,7 +3,7 @@
 Looks at: ``momentum`` of layers whose running estimates follow it; with batches, how far a training step moves them.
 
 Harm: torch's momentum is the weight of the *new* batch; TensorFlow's, Keras's and most papers' is the weight of the old
-estimate. 0.99 pasted from there makes the running estimates those of the last batch or two; 0 keeps them for ever at
+estimate. 0.99 pasted from there makes the running estimates those of the last batch or two; 0 keeps them at
 what they are; a number outside 0 to 1 makes them diverge.
 
 Remedy: write 1 − momentum, and 0.1 for 0 and 1, which are no decay. Safe for training that goes on; statistics measured

@@ -4,8 +4,8 @@ Looks at: momentum and the counter of batches. After n batches the start, mean 0
 (1 − momentum)ⁿ, and the batches' own average is what is left when that is taken away.
 
 Harm: with momentum 0.01 and 100 steps more than a third of the running estimates is still the start, so evaluation
-normalizes by numbers that lie between it and the data's. It shows as a gap between training and evaluation that heals
-with the number of steps: short trainings, few steps an epoch, a small momentum.
+normalizes by numbers that lie between it and the data's. It shows as a gap between training and evaluation that
+closes with the number of steps: short trainings, few steps an epoch, a small momentum.
 
 Remedy: measure the statistics (``recalibrate_``), train longer, or raise the momentum. Safe.
 
@@ -88,7 +88,7 @@ def _weight_of_start(norm: NormState) -> float | None:
 
 
 def _began_elsewhere(norm: NormState) -> bool:
-    """Tell whether a running variance is smaller than what is left of a start at 1."""
+    """Tell whether a running variance is smaller than the remaining part of a start at 1."""
     weight = _weight_of_start(norm)
     return weight is not None and norm.var is not None and bool((norm.var < weight * (1 - 1e-3)).any())
 

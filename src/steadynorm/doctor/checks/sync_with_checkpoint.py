@@ -4,12 +4,12 @@ Looks at: synchronised layers within a module that runs its forward again in the
 whose running estimates a training step moves more often than they are called.
 
 Harm: the second forward communicates as well. Where the processes' backwards are not in the same order, or a branch is
-skipped on one of them, they wait for each other for ever; and every step moves the running estimates twice.
+skipped on one of them, they deadlock; and every step moves the running estimates twice.
 
 Remedy: leave synchronised layers out of the checkpointed part, or use plain batch norm there.
 
-Threshold: none; activation checkpointing is told by the flags of transformers, timm, torchvision and OpenMMLab, by
-torch's CheckpointWrapper, and by calls of ``torch.utils.checkpoint`` in the methods of a module's class or in a forward
+Threshold: none; activation checkpointing shows in the flags of transformers, timm, torchvision and OpenMMLab, in
+torch's CheckpointWrapper, and in calls of ``torch.utils.checkpoint`` in the methods of a module's class or in a forward
 that was set on an instance; one that reads a flag of the module which is False is taken to be switched off.
 
 Source: pytorch issues 38174 and 96136.
@@ -33,8 +33,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         around = [name for name in checkpointed if f"{norm.name}.".startswith(f"{name}." if name else "")]
         if "sync" in norm.kind and (around or updates.get(norm.name, 0) > 0):
             what = (around[-1] or "the model") if around and around[-1] != norm.name else "it"
-            problem = (
-                f"It is synchronised, and {what} runs its forward again in the backward: processes may wait for each "
-                "other for ever."
-            )
+            problem = f"It is synchronised, and {what} runs its forward again in the backward: processes may deadlock."
             yield at(norm, Severity.WARNING, problem, _REMEDY)

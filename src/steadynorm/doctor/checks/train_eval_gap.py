@@ -19,7 +19,7 @@ evaluation, and its gap is negative. Up to three layers are named where their ru
 eighth of a standard deviation and twice as far as those of any other, each beside what it is given while all normalize
 by the batch, and where they win back half of the gap together. Else a layer is named where it alone wins back a fifth
 more of that than every layer that the model lists before it: later ones normalize again what an earlier one has
-spoiled, so they win back almost as much. Instance norms with running estimates are tried likewise, all at once: in
+distorted, so they win back almost as much. Instance norms with running estimates are tried likewise, all at once: in
 training each takes a sample's own statistics, and in evaluation an average over all samples.
 
 Source: pytorch issue 4741; pytorch-CycleGAN-and-pix2pix issue 395; Wu & Johnson 2021 (arXiv 2105.07576).
@@ -49,7 +49,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     runs = evidence.batches
     assert runs is not None
     instance = list(_instance_norms(evidence))
-    if instance:  # batch norms behind them are given what these spoil
+    if instance:  # batch norms behind them are given what these distort
         yield from instance
         return
     cost = cost_of(runs.score, runs.evaluation, runs.by_batch)

@@ -1,4 +1,4 @@
-"""What a watch does to layers that ail, and takes back when they are well."""
+"""What a watch does to faulty layers, and takes back when they are well."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Hold(StandIn):
 
     The training is the same to the bit; evaluation goes by what was stored before. Estimates that follow the batches
     are kept beside, by which the watch judges whether the layer is well again. Where its momentum is None the
-    estimates are being measured anew, and the layer does what it always does.
+    estimates are being measured again, and the layer does what it always does.
 
     Args:
         layout: of the layer; its estimates are read from those kept beside as long as it is held.

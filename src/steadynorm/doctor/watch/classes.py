@@ -15,7 +15,7 @@ __all__ = ["ClassCounts", "alike", "logits_of"]
 SUM = 1e-2
 """A gradient of cross-entropy sums to 0 over the classes; beyond this share of its size it is of another loss."""
 TOLD = 0.9
-"""Share of the samples whose label must show. The gradient of the surest vanishes, and who is left may be of one class:
+"""Share of the samples whose label must show. Certain ones have no gradient, and the others may be of one class:
 with a tenth missing, pairs of one class are at most (10/9)² of what they were."""
 MOSTLY, MIXED = 0.75, 2
 """Share of what is negative in a row that its label must have to show, and the labels that mixup gives a sample."""
@@ -28,9 +28,9 @@ class ClassCounts:
 
     Cross-entropy sends p − y to the logits: one number of each row is negative, that of its label, whatever scales the
     loss. Labels that are smoothed or mixed show where one number has most of what is negative; or where all others, at
-    least three, are negative: the model is surer of that label than y is, or the loss is turned around. A batch of
-    which too few labels show counts as empty. Another loss is told by rows that do not sum to 0 (binary cross-entropy,
-    regression), and counts as unread.
+    least three, are negative: the model is more certain of that label than y, or the loss is turned around. A batch of
+    which too few labels show counts as empty. Rows of another loss do not sum to 0 (binary cross-entropy,
+    regression); it counts as unread.
 
     Args:
         forwards: how many are kept.

@@ -18,7 +18,7 @@ WARM_UP, WARM_UP_TIMES = 100, 5
 """Forwards after which distances are judged, and those in units of 1/momentum: until then running estimates still come
 from where they began."""
 FOLLOW, FOLLOW_GAP = 0.2, 0.01
-"""Weights of a stretch in what counts as usual; a gap that widens over a hundred stretches is to be told."""
+"""Weights of a stretch in what counts as usual; a gap that widens over a hundred stretches is to be reported."""
 OUTLIER_MEAN, OUTLIER_VAR = 1.0, math.log(4)
 OUTLIER_MEAN_USUAL, OUTLIER_VAR_USUAL = 30.0, 15.0
 """A batch is an outlier where it is as far as the first and, in usual distances, as far as the second."""
@@ -188,7 +188,7 @@ class Judge:
 
     def _single_class(self, counts: Tensor | None) -> list[Verdict]:
         """Judge the share of pairs of one class, over as many batches as have enough samples together."""
-        if counts is None or counts.sum(1).median() < 2:  # what was seen before cannot be held on to for ever
+        if counts is None or counts.sum(1).median() < 2:  # what was seen before does not count without end
             no = torch.tensor([False])
             return [replace(each, layers=()) for each in self._follow("single", "single-class-batch", no, ~no, begin=1)]
         seen = self.memory["classes"]

@@ -74,7 +74,7 @@ class Listener:
         every: forwards in a stretch.
         on_full: called before the forward that follows a full stretch.
         on_evaluation: called before a forward in evaluation.
-        on_moved: called where layers are of another dtype or on another device than before; the stretch begins anew.
+        on_moved: called where layers are of another dtype or on another device than before; the stretch starts again.
         on_lost: called with what has become of layers that cannot be read any more.
         guarded: whether running estimates go back to what they were before a forward that left them not finite, or
             that activation checkpointing ran again.

@@ -131,7 +131,7 @@ class Watch:
         self._listener.start()
 
     def stop(self) -> None:
-        """Judge what is left of a stretch, take all hooks away, and let every layer do what it did before."""
+        """Judge the rest of a stretch, take all hooks away, and let every layer do what it did before."""
         try:
             if self._listener.is_on and self._ranks.size == 1:
                 self._judge()

@@ -18,7 +18,7 @@ BEGUN = {
         "look for what has changed in the data, or lower the learning rate"
     ),
     "collapsed-variance": (
-        "most channels have lost their variance, and what is left of it is noise; look for inputs that are all alike, "
+        "most channels have lost their variance, and the rest of it is noise; look for inputs that are all alike, "
         "or lower the learning rate"
     ),
     "double-update": "each batch moves the running estimates twice; run a second forward in no_statistics_update",

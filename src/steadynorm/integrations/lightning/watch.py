@@ -21,7 +21,7 @@ class WatchCallback(Callback):
 
     See :class:`steadynorm.Watch`. Each event is a line of the logger ``steadynorm.watch``, and ``watch/CHECK`` in the
     Trainer's loggers: 1 where something begins, 0 where it is over. A fit that resumes goes on with the same
-    decisions. Where another callback exchanges layers, such as FreezeStatistics, the watch begins anew with the epoch.
+    decisions. Where another callback exchanges layers, such as FreezeStatistics, the watch starts again with the epoch.
 
     Args:
         policy: ``"warn"`` or ``"revert"``.

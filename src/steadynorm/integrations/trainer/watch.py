@@ -21,7 +21,7 @@ class WatchCallback(TrainerCallback):
 
     See :class:`steadynorm.Watch`. Each event is a line of the logger ``steadynorm.watch``. In every checkpoint lies a
     file for each rank, from which a training that resumes in the same ``output_dir`` goes on with the same decisions.
-    Where another callback exchanges layers, such as FreezeStatistics, the watch begins anew with the epoch.
+    Where another callback exchanges layers, such as FreezeStatistics, the watch starts again with the epoch.
 
     Args:
         policy: ``"warn"`` or ``"revert"``.
@@ -58,7 +58,7 @@ class WatchCallback(TrainerCallback):
             if path.exists():
                 self._work.load_state_dict(torch.load(path, weights_only=True))
             else:
-                warnings.warn(f"WatchCallback: the watch begins anew: there is no {path}.", stacklevel=2)
+                warnings.warn(f"WatchCallback: the watch starts again: there is no {path}.", stacklevel=2)
         self._work.begin(parts["model"])
 
     def on_epoch_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:

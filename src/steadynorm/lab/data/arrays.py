@@ -43,7 +43,7 @@ def as_rows(images: NDArray[Any], what: str) -> NDArray[Any]:
     """Put the channels last; shape (N, H, W, C).
 
     Raises:
-        UserError: there are no images, or it cannot be told which axis has their channels.
+        UserError: there are no images, or the axis of their channels cannot be determined.
     """
     shape = images.shape
     first, last = images.ndim == 4 and shape[1] in CHANNELS, images.ndim == 4 and shape[3] in CHANNELS

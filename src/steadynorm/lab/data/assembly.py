@@ -19,7 +19,7 @@ from steadynorm.reporting.words import counted
 __all__ = ["assemble", "measured_scale", "numbered", "resized"]
 
 SHARE = 0.1
-"""Of the images that are held out where nothing else is said."""
+"""Default share of the images that are held out."""
 SEED_OF_SPLIT = 0
 _CHUNK = 1_024
 

@@ -53,7 +53,7 @@ def parts_of_tables(name: str, words: dict[str, Sequence[Table]], reading: Readi
         reading: how.
 
     Raises:
-        UserError: there are no images, or their columns cannot be told.
+        UserError: there are no images, or their columns cannot be determined.
     """
     train, validation = _chosen(name, list(words), reading)
     image, label = find_columns(words[train][0], reading)
@@ -81,7 +81,7 @@ def find_columns(table: Table, reading: Reading) -> tuple[str, str]:
     """Give the names of the columns with the images and the labels.
 
     Raises:
-        UserError: they cannot be told, or are not there.
+        UserError: they cannot be determined, or are not there.
     """
     fields = {field.name: field.type for field in table.schema}
     if reading.columns is not None:

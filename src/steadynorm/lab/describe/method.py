@@ -36,9 +36,9 @@ ALONE = """
 Data: {data}, {train_images} training and {validation_images} validation images{images} in {classes} classes.{guessing}
 """
 COARSE = 0.002
-"""Share of the validation images from which on one of them is told: accuracies are multiples of it."""
+"""Share of the validation images from which on the report mentions one of them: accuracies are multiples of it."""
 UNEQUAL = 1.1
-"""Share of the most frequent class, in shares of equal classes, from which on it is told."""
+"""Share of the most frequent class, in shares of equal classes, from which on the report mentions it."""
 TRAINING = """
 Training: {optimizer}, {batches}, {schedule}{smoothed}. It ran on {device} in {precision}{compiled}{workers}.
 

@@ -67,7 +67,7 @@ QUANTITIES = ("best_momentum", "best_error", "self_tuned", "torchs")
 class StatisticsConfig(ExperimentConfig):
     """Log every layer's batch statistics while a network trains, then predict each batch's from those before it.
 
-    Squared errors are told as multiples of that of the best fixed momentum, which is chosen in hindsight for every
+    Squared errors are given as multiples of that of the best fixed momentum, which is chosen in hindsight for every
     layer, for the mean and for the variance.
     """
 

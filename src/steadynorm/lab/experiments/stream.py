@@ -279,7 +279,7 @@ def _table(record: Record, arms: Sequence[Arm], default: Spread | None) -> Table
         "Batch": lambda arm: "1" if arm else str(record.config["batch_size"]),
         "Validation accuracy": lambda arm: _accuracy(arm) if arm else accuracy_entry(default),
         "Below the default build": lambda arm: signed_points(arm["drop"]) if arm else "",
-        "With statistics measured again": lambda arm: _measured_anew(arm) if arm else "",
+        "With statistics measured again": lambda arm: _measured_again(arm) if arm else "",
     }
     return Table.of([None, *arms], columns)
 
@@ -291,7 +291,7 @@ def _accuracy(arm: Arm) -> Entry:
     return Entry(text=arm.lost, tone="bad")
 
 
-def _measured_anew(arm: Arm) -> str:
+def _measured_again(arm: Arm) -> str:
     return "no such statistics" if _is_stateless(arm.arm) else percent_spread(arm["recalibrated"])
 
 

@@ -38,7 +38,7 @@ NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
 }
 """Our own, by name."""
 TAKES = {"cnn": ("image_size", "depth", "widths"), "vgg": ("image_size",), "mlp": ("image_size",)}
-"""What a network is told beside channels and classes."""
+"""What a network receives besides channels and classes."""
 RESIDUAL = ("resnet20", "resnet18", "mobilenet")
 """Those with residual blocks, which may start as the identity."""
 

@@ -1,7 +1,7 @@
 """Arms of a network that is given: other layers in the place of its batch norms, and nothing else changed.
 
 Kinds of norm are made by :func:`steadynorm.surgery.convert_`: eps, momentum, weight, bias and statistics of each batch
-norm go on. What is no kind of norm (instance norm, a class of the user's) is built anew for the channels, with weight
+norm go on. What is no kind of norm (instance norm, a class of the user's) is rebuilt for the channels, with weight
 and bias where it has them; an activation that a batch norm had in itself follows it. ``none`` leaves a bias for each
 channel, which starts at zero: with a convolution in front it is that convolution's bias. ``torch_batch_norm`` leaves
 alone what is none of ours, and ``as_built`` everything.

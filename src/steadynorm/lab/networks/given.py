@@ -159,7 +159,7 @@ def _check_installed(name: str, package: str) -> None:
 def _model(how: str, make: Callable[[], Any]) -> nn.Module:
     try:
         model = make()
-    except Exception as error:  # so may whoever's function it is
+    except Exception as error:  # so may a function of the user's
         raise UserError(f"{how}: failed with {one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{how}: must give a torch.nn.Module, got {type(model).__name__}.")
@@ -173,7 +173,7 @@ def images(model: nn.Module, shape: Shape) -> Tensor:
 
 
 def run_once(model: nn.Module, shape: Shape, how: str, *, backward: bool = False) -> nn.Module:
-    """Run a model on two images, so that one that does not take them is said before any training.
+    """Run a model on two images, to report one that does not take them before any training.
 
     Args:
         model: is run where its parameters are, or on the meta device; lazy layers learn their sizes.

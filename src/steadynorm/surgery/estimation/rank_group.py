@@ -83,7 +83,7 @@ class RankGroup:
             return
         try:
             yield
-        except Exception as error:  # not hidden: the other ranks wait for this one, so they are told before it goes
+        except Exception as error:  # not hidden: the other ranks wait for this one, so it tells them first
             self._tell(error)
             raise
         self._tell(None)

@@ -1,4 +1,4 @@
-"""Trainings that ail: what happens to their batches, from which step on, or at which rate."""
+"""Faulty trainings: what happens to their batches, from which step on, or at which rate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from benchmarks.watch.trainings import Batch, Training, mirrored, plain_net
 
-__all__ = ["AILING", "Ailing"]
+__all__ = ["FAULTY", "Faulty"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ailing:
-    """A training and what ails it.
+class Faulty:
+    """A training and its fault.
 
     Args:
         name: in tables.
@@ -83,8 +83,8 @@ def falling(share: float) -> float:
     return 1.0 if share < 0.6 else 0.01
 
 
-AILING = (
-    Ailing(
+FAULTY = (
+    Faulty(
         name="a NaN in one batch of 500",
         training=PLAIN,
         begins=190,
@@ -92,7 +92,7 @@ AILING = (
         disturb=poisoned,
         noticed=("nonfinite-statistics",),
     ),
-    Ailing(
+    Faulty(
         name="batches of one class for a while",
         training=replace(PLAIN, schedule=falling),
         begins=700,
@@ -100,7 +100,7 @@ AILING = (
         disturb=lambda batches: ordered(batches, begins=700, ends=850),
         noticed=("single-class-batch",),
     ),
-    Ailing(
+    Faulty(
         name="strong augmentation, off half-way",
         training=replace(PLAIN, momentum=0.01),
         begins=500,
@@ -108,7 +108,7 @@ AILING = (
         disturb=lambda batches: changed(batches, darker, until=500),
         noticed=("statistics-lag", "train-eval-gap", "outlier-statistics"),
     ),
-    Ailing(
+    Faulty(
         name="a learning rate at the edge",
         training=replace(PLAIN, rate=0.5, momentum=0.01),
         begins=0,
