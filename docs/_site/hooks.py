@@ -42,11 +42,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         **{page: (lambda path=path: (ROOT / path).read_text()) for page, path in ELSEWHERE.items()},
         "reference/index.md": _index,
         "reference/layers.md": _layers,
-        "reference/functional.md": lambda: _module("Functions", "steadynorm.functional"),
-        "reference/surgery.md": lambda: _module("Surgery", "steadynorm.surgery"),
+        "reference/functional.md": _functions,
+        "reference/surgery.md": lambda: _module("Surgery", "steadynorm.surgery", types=("Where", "Batch", "Forward")),
         "reference/statistics.md": lambda: _module("Statistics", "steadynorm.statistics"),
         "reference/adaptation.md": lambda: _module("Adaptation", "steadynorm.adaptation"),
-        "reference/doctor.md": lambda: _module("Doctor and watch", "steadynorm.doctor", but=("CHECKS",)),
+        "reference/doctor.md": lambda: _module(
+            "Doctor and watch", "steadynorm.doctor", but=("CHECKS",), types=("Measure", "Ranks", "Event", "WatchReport")
+        ),
         "reference/integrations.md": _integrations,
         "reference/deploy.md": lambda: _module("Export", "steadynorm.deploy", but=("FORMATS",)),
         "reference/checks.md": _checks,
@@ -93,11 +95,42 @@ def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
     return "".join(part if part.startswith("```") else change(part) for part in parts)
 
 
-def _module(title: str, name: str, *, but: tuple[str, ...] = ()) -> str:
-    """Show all public names of a module."""
+TYPES = {
+    "Activation": "steadynorm.ops.reference.Activation",
+    "Batch": "steadynorm.surgery.batches.Batch",
+    "Choice": "steadynorm.ops.dispatch.Choice",
+    "Compiled": "steadynorm.layers.warmup.Compiled",
+    "Event": "steadynorm.doctor.watch.event.Event",
+    "Forward": "steadynorm.surgery.batches.Forward",
+    "Measure": "steadynorm.doctor.score.Measure",
+    "Nonfinite": "steadynorm.layers.running.Nonfinite",
+    "Ranks": "steadynorm.doctor.elsewhere.Ranks",
+    "Running": "steadynorm.layers.state.Running",
+    "WatchReport": "steadynorm.doctor.watch.event.WatchReport",
+    "Where": "steadynorm.surgery.named_modules.Where",
+}
+"""Types that signatures name -> where they are defined."""
+
+
+def _module(title: str, name: str, *, but: tuple[str, ...] = (), types: tuple[str, ...] = ()) -> str:
+    """Show all public names of a module, then the types that their signatures name."""
     module = importlib.import_module(name)
     names = [each for each in module.__all__ if each not in but and _is_documented(getattr(module, each))]
-    return f"# {title}\n\n{_first_lines(module)}\n\n" + "\n\n".join(f"::: {name}.{each}" for each in names)
+    shown = "\n\n".join(_object(f"{name}.{each}", getattr(module, each)) for each in names)
+    return f"# {title}\n\n{_first_lines(module)}\n\n{shown}\n\n{_types(*types)}"
+
+
+def _object(path: str, value: type[Any] | Callable[..., Any]) -> str:
+    """Show a class or function; one that has the name of its module is found by where it is defined."""
+    if value.__module__ != path:
+        return f"::: {path}"
+    name = path.rpartition(".")[2]
+    return f"[](){{#{path}}}\n\n::: {path}.{name}\n    options: {{heading: {path}, toc_label: {name}, members: []}}"
+
+
+def _types(*names: str) -> str:
+    shown = (f"::: {TYPES[name]}\n    options: {{heading: {name}, toc_label: {name}}}" for name in names)
+    return "\n\n".join(["## Types" if names else "", *shown])
 
 
 def _is_documented(value: object) -> bool:
@@ -118,8 +151,16 @@ def _layers() -> str:
         "All take the arguments of `torch.nn.BatchNorm2d` in its order; ours are keyword-only and come last. "
         "[Which one when](../which_norm.md); [what each does in detail](../family.md)."
     )
-    more = "::: steadynorm.layers.NormAddActivation\n\n::: steadynorm.layers.batch_norm_state"
-    return f"# Layers\n\n{told}\n\n" + "\n\n".join(f"::: steadynorm.{name}" for name in shown) + f"\n\n{more}"
+    paths = [f"steadynorm.{name}" for name in shown]
+    paths += ["steadynorm.layers.NormAddActivation", "steadynorm.layers.batch_norm_state"]
+    layers = "\n\n".join(f"::: {path}" for path in paths)
+    return f"# Layers\n\n{told}\n\n{layers}\n\n{_types('Activation', 'Nonfinite', 'Running')}"
+
+
+def _functions() -> str:
+    functions = _module("Functions", "steadynorm.functional")
+    backends = "\n\n".join(f"::: steadynorm.{name}" for name in ("backend", "explain_backend", "warmup"))
+    return f"{functions}\n\n## Backends\n\n{backends}\n\n{_types('Choice', 'Compiled')}"
 
 
 def _integrations() -> str:
@@ -141,11 +182,17 @@ def _index() -> str:
     import steadynorm
 
     rows = "\n".join(
-        f"| `steadynorm.{name}` | {inspect.getdoc(getattr(steadynorm, name)).splitlines()[0]} |"
+        f"| {_link(name)} | {inspect.getdoc(getattr(steadynorm, name)).splitlines()[0]} |"
         for name in steadynorm.__all__
         if _is_documented(getattr(steadynorm, name))
     )
-    return f"# Reference\n\nWhat `import steadynorm` gives.\n\n| name | |\n|---|---|\n{rows}\n"
+    return f"# Reference\n\nWhat `import steadynorm` gives.\n\n| name | what it does |\n|---|---|\n{rows}\n"
+
+
+def _link(name: str) -> str:
+    """Link a name of the package to where the reference shows it, a layer to its two-dimensional form."""
+    shown = re.sub(r"[13]d$", "2d", name) if name != "MaskedBatchNorm1d" else name
+    return f'<autoref identifier="steadynorm.{shown}" optional><code>steadynorm.{name}</code></autoref>'
 
 
 def _checks() -> str:
