@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 
 import griffe
 
 EXAMPLE = re.compile(r"(?m)^(?P<indent> *)>>> .*\n(?:(?P=indent)(?=\S).*\n?)*")
 """From a prompt to the next empty line."""
+SOURCE = Path(__file__).parents[2] / "src"
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(?P<name>[\w.]+)`")
 
 
@@ -33,6 +35,9 @@ def _link(obj: griffe.Object, match: re.Match[str]) -> str:
         target = name if name.startswith("steadynorm.") else obj.resolve(name)
     except griffe.NameResolutionError:
         target = name
+    last = target.rpartition(".")[2]
+    if (SOURCE / target.replace(".", "/")).with_suffix(".py").exists():  # the function, not the module of that name
+        target = f"{target}.{last}"
     return f'<autoref identifier="{target}" optional><code>{name}</code></autoref>'
 
 

@@ -35,6 +35,21 @@ LAYERS = (
 )
 """Of a kind that comes for one, two and three dimensions the two-dimensional one is shown."""
 
+LAYER_TYPES = ("ops.reference.Activation", "layers.running.Nonfinite", "layers.state.Running")
+FUNCTION_TYPES = (
+    *("ops.dispatch.Backend", "ops.dispatch.Choice", "layers.warmup.Compiled", "layers.warmup.MemoryLayout"),
+    *("statistics.ranks.Ranks", "statistics.ranks.ranks_of"),
+)
+SURGERY_TYPES = (
+    *("surgery.named_modules.Where", "surgery.batches.Batch", "surgery.batches.Forward"),
+    *("surgery.adapters.registry.Like", "surgery.adapters.registry.Tail"),
+)
+DOCTOR_TYPES = (
+    *("doctor.score.Measure", "doctor.elsewhere.Ranks", "doctor.treat.Applied", "doctor.batch_evidence.Runs"),
+    *("doctor.watch.watch.Policy", "doctor.watch.event.Event", "doctor.watch.event.WatchReport"),
+)
+"""What signatures name, and where it is defined."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made of something else."""
@@ -43,11 +58,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/index.md": _index,
         "reference/layers.md": _layers,
         "reference/functional.md": _functions,
-        "reference/surgery.md": lambda: _module("Surgery", "steadynorm.surgery", types=("Where", "Batch", "Forward")),
+        "reference/surgery.md": lambda: _module("Surgery", "steadynorm.surgery", types=SURGERY_TYPES),
         "reference/statistics.md": lambda: _module("Statistics", "steadynorm.statistics"),
         "reference/adaptation.md": lambda: _module("Adaptation", "steadynorm.adaptation"),
         "reference/doctor.md": lambda: _module(
-            "Doctor and watch", "steadynorm.doctor", but=("CHECKS",), types=("Measure", "Ranks", "Event", "WatchReport")
+            "Doctor and watch", "steadynorm.doctor", but=("CHECKS",), types=DOCTOR_TYPES
         ),
         "reference/integrations.md": _integrations,
         "reference/deploy.md": lambda: _module("Export", "steadynorm.deploy", but=("FORMATS",)),
@@ -95,23 +110,6 @@ def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
     return "".join(part if part.startswith("```") else change(part) for part in parts)
 
 
-TYPES = {
-    "Activation": "steadynorm.ops.reference.Activation",
-    "Batch": "steadynorm.surgery.batches.Batch",
-    "Choice": "steadynorm.ops.dispatch.Choice",
-    "Compiled": "steadynorm.layers.warmup.Compiled",
-    "Event": "steadynorm.doctor.watch.event.Event",
-    "Forward": "steadynorm.surgery.batches.Forward",
-    "Measure": "steadynorm.doctor.score.Measure",
-    "Nonfinite": "steadynorm.layers.running.Nonfinite",
-    "Ranks": "steadynorm.doctor.elsewhere.Ranks",
-    "Running": "steadynorm.layers.state.Running",
-    "WatchReport": "steadynorm.doctor.watch.event.WatchReport",
-    "Where": "steadynorm.surgery.named_modules.Where",
-}
-"""Types that signatures name -> where they are defined."""
-
-
 def _module(title: str, name: str, *, but: tuple[str, ...] = (), types: tuple[str, ...] = ()) -> str:
     """Show all public names of a module, then the types that their signatures name."""
     module = importlib.import_module(name)
@@ -125,12 +123,15 @@ def _object(path: str, value: type[Any] | Callable[..., Any]) -> str:
     if value.__module__ != path:
         return f"::: {path}"
     name = path.rpartition(".")[2]
-    return f"[](){{#{path}}}\n\n::: {path}.{name}\n    options: {{heading: {path}, toc_label: {name}, members: []}}"
+    return f"::: {path}.{name}\n    options: {{heading: {path}, toc_label: {name}}}"
 
 
-def _types(*names: str) -> str:
-    shown = (f"::: {TYPES[name]}\n    options: {{heading: {name}, toc_label: {name}}}" for name in names)
-    return "\n\n".join(["## Types" if names else "", *shown])
+def _types(*paths: str) -> str:
+    shown = []
+    for path in paths:
+        name = path.rpartition(".")[2]
+        shown.append(f"::: steadynorm.{path}\n    options: {{heading: {name}, toc_label: {name}}}")
+    return "\n\n".join(["## Types" if shown else "", *shown])
 
 
 def _is_documented(value: object) -> bool:
@@ -154,13 +155,13 @@ def _layers() -> str:
     paths = [f"steadynorm.{name}" for name in shown]
     paths += ["steadynorm.layers.NormAddActivation", "steadynorm.layers.batch_norm_state"]
     layers = "\n\n".join(f"::: {path}" for path in paths)
-    return f"# Layers\n\n{told}\n\n{layers}\n\n{_types('Activation', 'Nonfinite', 'Running')}"
+    return f"# Layers\n\n{told}\n\n{layers}\n\n{_types(*LAYER_TYPES)}"
 
 
 def _functions() -> str:
     functions = _module("Functions", "steadynorm.functional")
     backends = "\n\n".join(f"::: steadynorm.{name}" for name in ("backend", "explain_backend", "warmup"))
-    return f"{functions}\n\n## Backends\n\n{backends}\n\n{_types('Choice', 'Compiled')}"
+    return f"{functions}\n\n## Backends\n\n{backends}\n\n{_types(*FUNCTION_TYPES)}"
 
 
 def _integrations() -> str:
