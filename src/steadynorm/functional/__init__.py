@@ -1,7 +1,4 @@
-"""Stateless entry points: signatures as ``torch.nn.functional`` has them, with our extras keyword-only.
-
-``_caller`` names the function in errors; a layer gives its own name.
-"""
+"""Stateless functions with the signatures of ``torch.nn.functional``; our own arguments are keyword-only."""
 
 from steadynorm.functional.batch_norm import batch_norm, batch_norm_with_moments
 from steadynorm.functional.batch_renorm import batch_renorm

@@ -1,4 +1,4 @@
-"""Batch normalization without state (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
+"""Batch normalization as a function (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
 
 from __future__ import annotations
 
@@ -42,38 +42,53 @@ def batch_norm(
     num_batches_tracked: Tensor | None = None,
     _caller: str = "batch_norm",
 ) -> Tensor:
-    """Normalize every channel, and add, and activate.
+    r"""Batch-normalize each channel, with an optional fused residual and activation.
 
-        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right)
+    $$
 
-    In training, mean and (biased) var are the batch's own and gradients flow through them; the running
-    estimates then follow in place, ``running = (1 − momentum)·running + momentum·batch``, the one of the variance
-    with the batch's *unbiased* variance. In evaluation mean and var are the running estimates and nothing changes.
+    In training ``mean`` and ``var`` are the batch statistics (``var`` biased: divided by the count), and gradients flow
+    through them. The running statistics are then updated in place, the variance with the *unbiased* batch variance:
+
+    $$
+    \mathrm{running} \leftarrow (1 - \mathrm{momentum}) \cdot \mathrm{running} + \mathrm{momentum} \cdot \mathrm{batch}
+    $$
+
+    In evaluation ``mean`` and ``var`` are the running statistics, and nothing is updated.
 
     Args:
-        input: shape (N, C, ...), float16, bfloat16, float32 or float64; any strides. Arithmetic is float32 at least.
-        running_mean: shape (C,), changed in place by training; None keeps no estimate.
-        running_var: likewise.
+        input: shape (N, C, ...), float16, bfloat16, float32 or float64, any strides. Arithmetic is in float32 (float64
+            for float64 input).
+        running_mean: shape (C,), updated in place by training; None updates nothing.
+        running_var: shape (C,), likewise.
         weight: γ, shape (C,); None counts as 1.
         bias: β, shape (C,); None counts as 0.
-        training: whether to normalize with the batch's own statistics.
-        momentum: weight of the new batch, in [0, 1]; None averages all batches equally, by ``num_batches_tracked``.
-        eps: added to the variance; positive in training.
-        residual: shape of input; added before the activation.
-        activation: ``relu``, ``leaky_relu`` (slope 0.01), ``silu`` or None.
-        num_batches_tracked: batches seen, this one included; read where ``momentum`` is None.
+        training: whether to normalize by batch statistics.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None averages all batches equally, by
+            ``num_batches_tracked``.
+        eps: added to the variance; positive in training, non-negative in evaluation.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
+        num_batches_tracked: number of batches including this one, a tensor of one integer; needed if ``momentum`` is
+            None.
 
     Returns:
-        shape and dtype of input, the strides of torch's batch norm. An empty batch gives an empty result and moves
-        no estimate.
+        shape and dtype of input, with the strides of torch's batch norm. An empty batch gives an empty result and
+            updates nothing.
 
     Raises:
-        ValueError: training on one value per channel; eps not positive in training, or negative; an unknown activation.
-        RuntimeError: a tensor's size is not C; float64 input with float32 parameters, as torch has it; input that
-            is not floating.
-        IndexError: training on input without channels, as torch has it.
+        ValueError: one value per channel in training; ``eps`` out of range; an unknown activation.
+        RuntimeError: a tensor of the wrong size; float64 input with float32 parameters; input that is not
+            floating-point.
+        IndexError: training input with fewer than two dimensions.
 
-    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; torch.nn.functional.batch_norm.
+    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; conventions of torch.nn.functional.batch_norm.
+
+    >>> x = torch.randn(8, 3, 4, 4)
+    >>> batch_norm(x, None, None, training=True, activation="relu").shape
+    torch.Size([8, 3, 4, 4])
     """
     if not training:
         return evaluate(_caller, input, running_mean, running_var, weight, bias, eps, residual, activation)
@@ -118,17 +133,27 @@ def batch_norm_with_moments(
     activation: Activation | None = None,
     _caller: str = "batch_norm_with_moments",
 ) -> tuple[Tensor, Moments]:
-    """Normalize a training batch as :func:`batch_norm` does, and give its moments.
+    """Batch-normalize a training batch and return its moments too.
+
+    The equation is that of :func:`batch_norm` in training; no running statistics are involved.
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        weight: as for :func:`batch_norm`, and the others.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        eps: added to the variance; positive.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
     Returns:
-        y as of :func:`batch_norm`; the batch's moments, without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm, and the batch's moments, without
+            gradient.
 
     Raises:
         ValueError: as :func:`batch_norm` in training.
+        RuntimeError: as :func:`batch_norm`.
+
+    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1.
     """
     check_training(_caller, input, residual, activation, eps, (None, None, weight, bias))
     if input.numel() == 0:
@@ -158,14 +183,14 @@ def evaluate(
     residual: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """Normalize by stored statistics: torch's own function, which compilers, exporters and quantisers recognise."""
+    """Evaluate by torch's own function, which compilers, exporters and quantisers recognise."""
     check_evaluation(where, input, residual, activation, eps, (mean, var, weight, bias))
     y = F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
     return activated(_added(y, residual), activation)
 
 
 def _added(y: Tensor, residual: Tensor | None) -> Tensor:
-    """Add in place, except where something may be mapped that y is not."""
+    """Add in place, unless a transform maps the residual and not y."""
     if residual is None:
         return y
     node = getattr(residual, "node", None)
@@ -178,7 +203,7 @@ def _added(y: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def _share(running_mean: Tensor | None, momentum: float | None, num_batches_tracked: Tensor | None) -> float:
-    """Give the weight of this batch in the running estimates."""
+    """Return the weight of this batch in the running statistics."""
     if running_mean is None:
         return 0.0
     return float(weight_of(1, momentum=momentum, tracked=num_batches_tracked, dtype=torch.float64))
@@ -195,7 +220,7 @@ def _by_torch(
     residual: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """Train by torch's own function, and add and activate in place where the derivative follows from the result."""
+    """Train by torch's function; add and activate in place if the gradient can be computed from the result."""
     if running_mean is not None and running_var is not None and running_mean.requires_grad | running_var.requires_grad:
         # torch refuses them; ours are no part of the graph.
         running_mean, running_var = running_mean.detach(), running_var.detach()

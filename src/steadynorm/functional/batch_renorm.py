@@ -1,4 +1,4 @@
-"""Batch renormalization without state (Ioffe 2017, arXiv 1702.03275)."""
+"""Batch renormalization as a function (Ioffe 2017, arXiv 1702.03275)."""
 
 from __future__ import annotations
 
@@ -30,32 +30,48 @@ def batch_renorm(
     activation: Activation | None = None,
     _caller: str = "batch_renorm",
 ) -> tuple[Tensor, Moments]:
-    """Normalize a training batch by its own moments, corrected towards the running ones.
+    r"""Batch-renormalize a training batch: batch statistics, corrected towards the running statistics.
 
-        y = activation( ((x − μ_B)/σ_B · r + d) · weight + bias + residual )
-        r = clip(σ_B/σ, 1/r_max, r_max)        d = clip((μ_B − μ)/σ, −d_max, d_max)
+    $$
+    y = \mathrm{activation}\left(\left(\frac{x - \mu_B}{\sigma_B} \cdot r + d\right) \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right)
+    $$
 
-    where σ² is variance + eps, and r and d are constants to the gradient. One value per channel is enough.
+    $$
+    r = \mathrm{clip}\left(\frac{\sigma_B}{\sigma}, \frac{1}{r_{max}}, r_{max}\right) \qquad d =
+    \mathrm{clip}\left(\frac{\mu_B - \mu}{\sigma}, -d_{max}, d_{max}\right)
+    $$
+
+    $\mu$ and $\sigma$ are the running mean and standard deviation, $\mu_B$ and $\sigma_B$ those of the batch; eps is
+    added to both variances. r and d are constants to the gradient. One value per channel is enough. For evaluation use
+    :func:`batch_norm`.
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        running_mean: μ, shape (C,); changed in place by a momentum, see :func:`steadynorm.statistics.update_running_`.
-        running_var: likewise.
-        weight: as for :func:`batch_norm`, and the others.
-        momentum: weight of this batch in the running estimates, which follow after; 0 leaves them as they are.
-        r_max: at least 1, a tensor of one value; see :func:`steadynorm.rules.renorm_bounds`.
-        d_max: at least 0, likewise.
+        running_mean: μ, shape (C,); updated in place if ``momentum`` is not 0, see
+            :func:`steadynorm.statistics.update_running_`.
+        running_var: σ², shape (C,), likewise.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        eps: added to the variance; positive.
+        momentum: weight of this batch in the running statistics, in [0, 1], which are updated after they are used; 0
+            leaves them unchanged.
+        r_max: bound of r, at least 1, a tensor of one value.
+        d_max: bound of d, at least 0, a tensor of one value.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
     Returns:
-        y in the shape and dtype of input, with the strides of torch's batch norm; the batch's moments,
-        without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm, and the batch's moments, without
+            gradient.
 
     Raises:
-        ValueError: eps is not positive; an unknown activation.
-        RuntimeError: a tensor's size is not C; float64 input with float32 parameters; input that is not floating.
-        IndexError: input without channels.
+        ValueError: ``eps`` not positive; ``momentum`` outside [0, 1]; an unknown activation.
+        RuntimeError: a tensor of the wrong size; float64 input with float32 parameters; input that is not
+            floating-point.
+        IndexError: input with fewer than two dimensions.
 
-    Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1. Its r and d, of which one finds the inverse written.
+    Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1. Some texts give the inverse of its r and d.
     """
     check_momentum(momentum)
     parameters = (running_mean, running_var, weight, bias)

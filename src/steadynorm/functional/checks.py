@@ -1,4 +1,4 @@
-"""What must hold of the arguments, checked in one place; ``where`` names the function or layer in the error."""
+"""Checks of the arguments; ``where`` names the function or layer in the error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ PerChannel = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def check_activation(where: str, activation: str | None) -> None:
-    """Raise ValueError for an activation that no kernel has."""
+    """Raise ValueError for an unknown activation.
+
+    Args:
+        where: name of the function or layer, for the message.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"silu"`` or None.
+
+    Raises:
+        ValueError: any other value.
+    """
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(
             f"{where}: activation must be one of {', '.join(map(repr, ACTIVATIONS))} or None, got {activation!r}."
@@ -44,16 +52,16 @@ def check_training(
     *,
     fewest: int = 2,
 ) -> None:
-    """Raise for a training batch that cannot be normalized, or other arguments that do not fit it.
+    """Raise if a training batch cannot be normalized, or other arguments do not fit it.
 
     Args:
-        where: see the heading.
+        where: name of the function or layer, for the message.
         x: the input.
-        residual: of the same shape.
-        activation: a known one.
+        residual: must have the same shape.
+        activation: must be known.
         eps: must be positive.
-        per_channel: tensors of shape (C,).
-        fewest: values per channel that there must be, unless there are none at all.
+        per_channel: tensors that must have shape (C,).
+        fewest: smallest number of values per channel, unless there are none at all.
     """
     check_activation(where, activation)
     if eps <= 0:
@@ -76,7 +84,7 @@ def check_training(
 def check_evaluation(
     where: str, x: Tensor, residual: Tensor | None, activation: str | None, eps: float, per_channel: PerChannel
 ) -> None:
-    """Raise for what torch's own function lets pass in evaluation, and training refuses; as :func:`check_training`."""
+    """Raise for arguments that torch's evaluation accepts and training refuses; as :func:`check_training`."""
     check_activation(where, activation)
     if eps < 0:  # older torch gives NaN
         raise ValueError(f"{where}: eps must be non-negative, but got {eps}.")
@@ -92,7 +100,7 @@ def check_evaluation(
 
 
 def check_gate(where: str, noise: Tensor, confidence: Tensor | None) -> None:
-    """Raise RuntimeError for numbers of a gate that are more or fewer than it has."""
+    """Raise RuntimeError if the noise or the confidence of a gate has the wrong size."""
     for name, tensor, size in (("noise", noise, 1), ("confidence", confidence, 3)):
         if tensor is not None and tensor.numel() != size:
             raise RuntimeError(
@@ -102,7 +110,7 @@ def check_gate(where: str, noise: Tensor, confidence: Tensor | None) -> None:
 
 
 def check_one_size(where: str, what: str, x: Tensor) -> None:
-    """Raise ValueError for a nested or sparse tensor, of which sizes or values could not be read."""
+    """Raise ValueError for a nested or sparse tensor, whose sizes or values cannot be read."""
     if x.is_nested:
         packed = ", or normalize .values()" if x.layout == torch.jagged else ""
         raise ValueError(
@@ -149,7 +157,7 @@ def _check_fit(where: str, x: Tensor, per_channel: PerChannel) -> None:
 def normalize_nothing(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Moments]:
-    """Give the empty result, connected to the graph so that every parameter receives a zero gradient; no moments."""
+    """Return an empty result that gives every parameter a zero gradient, and empty moments."""
     y = x if residual is None else x + residual
     for tensor in (weight, bias):
         if tensor is not None:

@@ -1,4 +1,4 @@
-"""Batch norm's evaluation without state, differentiable in as few passes as there can be."""
+"""Frozen batch norm as a function: fixed statistics, with a fast backward."""
 
 from __future__ import annotations
 
@@ -27,25 +27,35 @@ def frozen_batch_norm(
     activation: Activation | None = None,
     _caller: str = "frozen_batch_norm",
 ) -> Tensor:
-    """Map every channel by stored statistics, in one pass each way where gradients are wanted.
+    r"""Normalize each channel by fixed statistics, with a fast backward.
 
-        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right)
+    $$
 
-    The evaluation of :func:`batch_norm`, which is torch's own function, until a large tensor needs a gradient: then
-    one pass writes y, and one or two the gradients, two where weight or bias want one.
+    Training and evaluation are the same. The result is that of :func:`batch_norm` in evaluation, by torch's own
+    function unless a large tensor needs a gradient. Then one pass over the data computes y, and one computes the
+    gradient of input (two if weight or bias need gradients too).
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        mean: shape (C,); no gradient flows to it.
-        var: likewise.
-        weight: as for :func:`batch_norm`, and the others.
+        mean: shape (C,); gets no gradient.
+        var: shape (C,); gets no gradient.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        eps: added to the variance.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
     Returns:
-        shape and dtype of input, the strides of torch's batch norm.
+        shape and dtype of input, with the strides of torch's batch norm.
 
     Raises:
-        ValueError: an unknown activation.
-        RuntimeError: a tensor's size is not C, or a dtype that does not fit, as torch has it.
+        ValueError: an unknown activation; ``eps`` out of range.
+        RuntimeError: a tensor of the wrong size, or dtypes that do not fit, as in :func:`batch_norm`.
+
+    Source: He et al. 2016 (arXiv 1512.03385), appendix A.
     """
     inputs = (input, residual, weight, bias)
     wanted = isinstance(input, Tensor) and _differentiates(*inputs) and input.numel() > 0  # torch.fx has proxies

@@ -1,4 +1,4 @@
-"""Gated batch norm without state."""
+"""Gated batch norm as a function."""
 
 from __future__ import annotations
 
@@ -44,33 +44,40 @@ def gated_batch_norm(
     activation: Activation | None = None,
     _caller: str = "gated_batch_norm",
 ) -> tuple[Tensor, Moments]:
-    """Normalize a batch by moments between the running ones and its own, as far as it is to be believed.
+    """Normalize a batch by a blend of running and batch statistics, weighted by how reliable the batch is.
 
-    The equations are those of :class:`steadynorm.rules.gated_batch_norm.GatedBatchNormRule`, in training and in
-    evaluation alike. One value per channel is enough.
+    The equations are those of :class:`steadynorm.GatedBatchNorm2d`, in training and in evaluation alike. One value per
+    channel is enough.
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        running_mean: shape (C,); changed in place by a momentum, see :func:`steadynorm.statistics.update_running_`.
-        running_var: likewise.
-        weight: as for :func:`batch_norm`, and the others.
-        noise: variance of one sample's mean in units of the variance of its values, a positive tensor of one value;
-            see :func:`steadynorm.statistics.noise.sample_noise`. The batch's is noise/N. Changed in place
-            by a momentum.
-        momentum: weight of this batch in the running estimates, which follow after; 0 leaves them as they are.
-        noise_momentum: likewise in the noise, where there are two samples or more.
-        confidence: shape (3,); None counts as zeros.
-        gate: a number in [0, 1] that takes the place of the computed weight of the batch.
-        samples: how many, the first ones, are to stand for the batch; None all. The value of a tensor is not read by
-            the host, and what is computed does not depend on it.
+        running_mean: μ, shape (C,); updated in place if ``momentum`` is not 0, see
+            :func:`steadynorm.statistics.update_running_`.
+        running_var: σ², shape (C,), likewise.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        eps: added to the variance; positive.
+        noise: variance of one sample's mean relative to the variance of its values, a positive tensor of one value;
+            updated in place if ``noise_momentum`` is not 0.
+        momentum: weight of this batch in the running statistics, in [0, 1], which are updated after they are used; 0
+            leaves them unchanged.
+        noise_momentum: weight of this batch in the noise, in [0, 1]; a single sample leaves it unchanged.
+        confidence: c, shape (3,); None counts as zeros.
+        gate: fixed weight of the batch statistics in [0, 1], instead of the computed one.
+        samples: number of leading samples that give the batch statistics; None takes all. A tensor is not read on the
+            host, and does not change what is computed.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
     Returns:
-        y in the shape and dtype of input, with the strides of torch's batch norm; the batch's moments,
-        without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm, and the moments of the whole batch,
+            without gradient.
 
     Raises:
-        RuntimeError: noise or confidence of another size.
+        RuntimeError: ``noise`` or ``confidence`` of the wrong size; otherwise as :func:`batch_norm`.
         ValueError: as :func:`batch_norm` in training, except that one value per channel is enough.
+
+    Source: ours; see :class:`steadynorm.GatedBatchNorm2d`.
     """
     check_momentum(momentum)
     parameters = (running_mean, running_var, weight, bias)
@@ -119,7 +126,7 @@ def gated_batch_norm(
 
 
 def _moments_of_first(x: Tensor, samples: int | Tensor) -> Moments:
-    """Measure some samples; of how many, where that is a tensor, only weights depend."""
+    """Measure the first samples; a tensor of how many changes only the weights, not the shapes."""
     if not isinstance(samples, Tensor):
         return moments_with_graph(x[:samples])
     values = x.to(statistics_dtype(x.dtype)).flatten(2) if x.dim() > 2 else x.to(statistics_dtype(x.dtype)).unsqueeze(2)

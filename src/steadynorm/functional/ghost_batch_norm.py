@@ -1,4 +1,4 @@
-"""Ghost batch norm without state (Hoffer, Hubara & Soudry 2017, arXiv 1705.08741)."""
+"""Ghost batch norm as a function (Hoffer, Hubara & Soudry 2017, arXiv 1705.08741)."""
 
 from __future__ import annotations
 
@@ -34,19 +34,32 @@ def ghost_batch_norm(
     activation: Activation | None = None,
     _caller: str = "ghost_batch_norm",
 ) -> tuple[Tensor, Moments]:
-    """Normalize every chunk of a training batch by its own moments.
+    r"""Batch-normalize each chunk of a training batch by its own statistics.
+
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}_k}{\sqrt{\mathrm{var}_k + \mathrm{eps}}} \cdot \mathrm{weight}
+    + \mathrm{bias} + \mathrm{residual}\right) \qquad k\ \text{the chunk of the sample}
+    $$
+
+    For evaluation use :func:`batch_norm`.
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        weight: as for :func:`batch_norm`, and the others.
-        ghost_batch_size: most samples in a chunk; see :func:`steadynorm.rules.chunk_count`.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        eps: added to the variance; positive.
+        ghost_batch_size: largest number of samples in a chunk, at least 1. The fewest possible chunks are made; their
+            sizes differ by at most one.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
     Returns:
-        y in the shape and dtype of input, with the strides of torch's batch norm; the moments of the whole batch,
-        without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm, and the moments of the whole batch,
+            without gradient.
 
     Raises:
         ValueError: as :func:`batch_norm` in training.
+        RuntimeError: as :func:`batch_norm`.
 
     Source: Hoffer, Hubara & Soudry 2017 (arXiv 1705.08741), Alg. 1.
     """

@@ -1,4 +1,4 @@
-"""Batch normalization of sequences with padding, which is neither counted nor changed; without state."""
+"""Batch normalization of padded sequences as a function; padding is neither counted nor changed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ __all__ = ["masked_batch_norm", "valid_positions"]
 def valid_positions(
     input: Tensor, mask: Tensor | None, lengths: Tensor | None, *, _caller: str = "masked_batch_norm"
 ) -> Tensor:
-    """Give where there are values, as a mask that broadcasts to the input: shape (N, 1, L), or (N, 1).
+    """Turn a mask or lengths into a mask that broadcasts to the input.
 
     Args:
         input: shape (N, C, L) or (N, C).
-        mask: shape (N, L), or (N,); boolean, True where there are values.
-        lengths: instead, shape (N,); sample i has values at positions below lengths[i]. They are not looked at:
-            0 and less is none, L and more is all.
+        mask: boolean, shape (N, L) or (N,); True at valid positions.
+        lengths: instead of mask, integers of shape (N,): positions below lengths[i] of sample i are valid. Values are
+            not checked: 0 or less means none, L or more means all.
+
+    Returns:
+        boolean, shape (N, 1, L) or (N, 1).
 
     Raises:
-        ValueError: neither or both are given, or one of another shape or dtype; a tensor is nested or sparse.
+        ValueError: neither or both are given; a wrong shape or dtype; a nested or sparse tensor.
     """
     for what, tensor in (("input", input), ("mask", mask), ("lengths", lengths)):
         if tensor is not None:
@@ -66,24 +69,35 @@ def masked_batch_norm(
     ranks: Ranks | None = None,
     _caller: str = "masked_batch_norm",
 ) -> tuple[Tensor, Moments]:
-    """Normalize the valid positions of a training batch by their own moments, and leave the others as they are.
+    r"""Batch-normalize the valid positions of a training batch, and return the others unchanged.
 
-        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )   where valid,   x elsewhere
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right) \text{ where valid,} \qquad y = x \text{ elsewhere}
+    $$
 
-    What stands at another position, NaN included, reaches nothing but its own y.
+    ``mean`` and ``var`` are the batch statistics of the valid positions. The value at any other position, NaN included,
+    affects only its own y.
 
     Args:
         input: shape (N, C, ...), as for :func:`batch_norm`.
-        valid: boolean, broadcasts to input along the channels, see :func:`valid_positions`; none of its values is
-            read by the host.
-        weight: as for :func:`batch_norm`, and the others.
-        ranks: whose batches are one batch, see :func:`sync_batch_norm`.
+        valid: boolean, broadcasts to input along the channels; see :func:`valid_positions`. Never read on the host.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        eps: added to the variance; positive.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
+        ranks: ranks whose batches are measured as one batch, see :func:`sync_batch_norm`; None uses this process alone.
 
     Returns:
-        y in the shape and dtype of input; the moments of the valid positions, without gradient, their count a tensor.
+        y in the shape and dtype of input, and the moments of the valid positions, without gradient; their count is a
+            tensor.
 
     Raises:
-        ValueError: as :func:`batch_norm` in training, but for one value per channel: y is bias there.
+        ValueError: as :func:`batch_norm` in training, except that one valid value per channel gives y = bias.
+        RuntimeError: as :func:`batch_norm`.
+
+    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1, over the valid positions.
     """
     check_training(_caller, input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     input = input if is_transformed() else laid_out(input)

@@ -1,4 +1,4 @@
-"""Batch normalization over the batches of several processes, without state."""
+"""Batch normalization over the batches of several processes, as a function."""
 
 from __future__ import annotations
 
@@ -24,26 +24,35 @@ def sync_batch_norm(
     activation: Activation | None = None,
     _caller: str = "sync_batch_norm",
 ) -> tuple[Tensor, Moments]:
-    """Normalize this rank's part of a training batch by the moments of all ranks' parts together.
+    r"""Batch-normalize this rank's batch by the batch statistics of all ranks together.
 
-        y = activation( (x − mean) / √(var + eps) · weight + bias + residual ),   mean and var over all ranks
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right) \qquad \mathrm{mean}, \mathrm{var}\ \text{over all ranks}
+    $$
 
-    One collective forward and one backward, in which every rank must take part, with an empty batch too. The gradient
-    of input is that of the sum of all ranks' losses; those of weight and bias are of this rank's input only, for
-    DistributedDataParallel to average.
+    For training. The forward and the backward each cost one collective, in which every rank must take part, also with
+    an empty batch. The gradient of input is that of the sum of all ranks' losses. The gradients of weight and bias are
+    those of this rank's input; DistributedDataParallel averages them.
 
     Args:
-        input: shape (N, C, ...), as for :func:`batch_norm`; N may differ between ranks and be 0.
-        weight: as for :func:`batch_norm`, and the others.
-        ranks: see :func:`steadynorm.statistics.ranks.ranks_of`.
+        input: shape (N, C, ...), as for :func:`batch_norm`; N may differ between ranks and may be 0.
+        weight: γ, shape (C,); None counts as 1.
+        bias: β, shape (C,); None counts as 0.
+        eps: added to the variance; positive.
+        ranks: from :func:`steadynorm.statistics.ranks.ranks_of`.
+        residual: shape of input, added before the activation; None adds nothing.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
     Returns:
-        y in the shape and dtype of input, with the strides of torch's batch norm; the moments of all ranks' input,
-        without gradient.
+        y in the shape and dtype of input, with the strides of torch's batch norm, and the moments of all ranks' input,
+            without gradient.
 
     Raises:
-        RuntimeError: a rank has not taken part within the process group's timeout.
-        ValueError: as :func:`batch_norm` in training, but for one value per channel, which has no variance: y is bias.
+        RuntimeError: a rank did not take part within the process group's timeout; otherwise as :func:`batch_norm`.
+        ValueError: as :func:`batch_norm` in training, except that one value per channel gives y = bias.
+
+    Source: conventions of torch.nn.SyncBatchNorm; Chan, Golub & LeVeque 1983 for merging moments.
     """
     check_training(_caller, input, residual, activation, eps, (None, None, weight, bias), fewest=1)
     if input.shape[1] == 0:  # nothing to tell each other

@@ -1,4 +1,4 @@
-"""Modules: shells that hold state and call a function."""
+"""Normalization layers: modules that hold state and call the functions of :mod:`steadynorm.functional`."""
 
 from steadynorm.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from steadynorm.layers.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d

@@ -1,4 +1,4 @@
-"""What the layers share: torch's constructor and forward."""
+"""The base class of the layers: torch's constructor and forward."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TORCH_HAS_BIAS = "bias" in inspect.signature(nn.BatchNorm2d.__init__).parameter
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of every layer beyond torch's positional ones, see :class:`steadynorm.BatchNorm2d`."""
+    """Keyword arguments of every layer beyond torch's positional ones; see :class:`steadynorm.BatchNorm2d`."""
 
     bias: bool
     activation: Activation | None
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
 
 
 class BatchNormBase(RunningStatistics):
-    """A layer; a subclass says how it trains, and may have options of its own.
+    """Base class of the layers; a subclass defines how it trains, and may add options.
 
     For the arguments see :class:`steadynorm.BatchNorm2d`.
     """
@@ -95,7 +95,7 @@ class BatchNormBase(RunningStatistics):
             self.forget_batches_()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize, add, activate.
+        """Normalize, add the residual and apply the activation.
 
         Args:
             input: shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), as the class says.
@@ -122,16 +122,16 @@ class BatchNormBase(RunningStatistics):
         return self._evaluate(input, residual)
 
     def _check_transform(self, input: Tensor) -> None:
-        """Raise where a batch is to move running estimates, and a transform or a record does not let it."""
+        """Raise if a transform or a recording does not allow this batch to update the running statistics."""
         if self._tracks():
             check_statistics_take_part(self, input)
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        """Normalize by the batch and let the running estimates follow."""
+        """Normalize by the batch, and update the running statistics."""
         raise NotImplementedError
 
     def _evaluate(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        """Normalize by the running estimates, as every batch norm does."""
+        """Normalize by the running statistics."""
         return batch_norm(
             input,
             self.running_mean,
@@ -144,7 +144,7 @@ class BatchNormBase(RunningStatistics):
         )
 
     def __prepare_scriptable__(self) -> Self:
-        """Refuse what cannot be scripted: torch.jit.script calls this of every module in a model."""
+        """Refuse layers that cannot be scripted; torch.jit.script calls this on every module of a model."""
         check_scriptable(self, is_batch_norm=self._can_be_scripted)
         return self
 
@@ -165,7 +165,7 @@ class BatchNormBase(RunningStatistics):
         )
 
     def extra_repr(self) -> str:
-        """List torch's arguments, then ours; of those that say how the estimates follow, what is not the default."""
+        """List torch's arguments, then ours; how running statistics follow only if it is not the default."""
         defaults = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
         following = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
         bias = {} if _TORCH_HAS_BIAS else {"bias": self.bias is not None}
@@ -175,7 +175,7 @@ class BatchNormBase(RunningStatistics):
         return ", ".join([torchs, *(f"{name}={value!r}" for name, value in ours.items())])
 
     def _parameters_for(self, statistics: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Give weight and bias in a dtype that torch's evaluation accepts beside float32 statistics."""
+        """Return weight and bias in a dtype that torch's evaluation accepts with float32 statistics."""
         weight, bias = self.weight, self.bias
         stored = self._parameters.get("weight", weight)  # torch.fx hands out proxies for self.weight, without dtype
         if statistics is None or stored is None or stored.dtype == statistics.dtype:

@@ -1,4 +1,4 @@
-"""Batch normalization for 2-d to 5-d input, a drop-in for torch's own (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
+"""Batch normalization layers, drop-in replacements for torch's (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STORED = {"running_mean", "running_var", "num_batches_tracked"}
 
 
 class _BatchNorm(BatchNormBase):
-    """What the three dimensionalities share; see :class:`BatchNorm2d`."""
+    """Shared by the 1d, 2d and 3d layers; see :class:`BatchNorm2d`."""
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         buffers, momentum = self._buffers, self.momentum
@@ -59,53 +59,63 @@ class _BatchNorm(BatchNormBase):
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
-    """Batch normalization over (N, C) or (N, C, L) input; everything else as :class:`BatchNorm2d`."""
+    """Batch normalization over (N, C) or (N, C, L) input.
+
+    Arguments and behaviour are those of :class:`BatchNorm2d`.
+    """
 
 
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
-    """Batch normalization over (N, C, H, W) input, with an optional residual and activation in the same pass.
+    r"""Batch normalization over (N, C, H, W) input, with an optional fused residual and activation.
 
-        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right)
+    $$
 
-    In training, ``mean`` and ``var`` (biased: divided by count = N·H·W) are the batch's own, so that each
-    sample's gradient depends on every sample, and the running estimates follow:
+    In training, ``mean`` and ``var`` are the batch statistics of each channel, over N·H·W values; ``var`` is biased
+    (divided by the count). Gradients flow through them, so each sample's output and gradient depend on the whole batch.
+    The running statistics are updated as in torch, the variance with the unbiased one (divided by count − 1):
 
-        running = (1 − momentum) · running + momentum · batch        (the variance's with the unbiased one)
+    $$
+    \mathrm{running} \leftarrow (1 - \mathrm{momentum}) \cdot \mathrm{running} + \mathrm{momentum} \cdot \mathrm{batch}
+    $$
 
-    In evaluation, ``mean`` and ``var`` are the running estimates, and nothing changes. A model left in training
-    mode gives results that depend on what else is in the batch.
+    In evaluation, ``mean`` and ``var`` are the running statistics, and nothing is updated.
 
-    Takes the place of :class:`torch.nn.BatchNorm2d`: same arguments, errors and state keys, so checkpoints load
-    either way. Statistics are computed and stored in float32 (float64 for float64) even in a half-precision module.
+    A drop-in replacement for :class:`torch.nn.BatchNorm2d`: same arguments, errors and state keys, so checkpoints load
+    either way. Input may be float16, bfloat16, float32 or float64; statistics are computed and stored in float32
+    (float64 for float64 input), also in a half-precision module.
 
     Args:
-        num_features: C.
+        num_features: number of channels C.
         eps: added to the variance.
-        momentum: weight of the *new* batch, 0.1 forgets half in about 6.6 steps; None averages all batches equally.
-        affine: whether there are a weight γ and a bias β, each of shape (C,).
-        track_running_stats: whether there are running estimates; without them evaluation uses the batch's statistics.
+        momentum: weight of the *new* batch in the running statistics; 0.1 forgets half in about 6.6 steps. None
+            averages all batches equally.
+        affine: whether to learn a weight γ and a bias β, each of shape (C,).
+        track_running_stats: whether to keep running statistics. Without them evaluation uses batch statistics.
         device: of parameters and buffers.
-        dtype: of parameters, and of buffers where it is at least float32.
-        bias: whether there is a β beside γ.
-        activation: ``relu``, ``leaky_relu`` (slope 0.01), ``silu`` or None.
-        nonfinite: what a batch with NaN or infinity does to the running estimates: ``propagate`` lets it in, and it
-            stays, as torch does; ``skip`` keeps it out of them and of ``num_batches_tracked``; ``raise`` raises before
-            they move (where compiled, ``torch._assert_async`` does).
-        update_every: k; the running estimates move at every k-th forward, by the moments of the last k batches merged
-            by count, with the weight of k steps, 1 − (1 − momentum)^k. A state dict does not hold a part of a window:
-            the last batches, k − 1 at most, do not move the estimates after loading.
-        running: how the estimates follow. ``exponential`` by ``momentum``; ``self_tuned`` by no number that one would
-            have to choose: eleven momenta side by side, weighed by how well each predicts the next batch, with what
-            is proven about it in ``statistics/README.md``. Its state is in the state dict (``_bank_...``); after
-            loading statistics without it, it begins again with the next batch, and a warning says so.
+        dtype: of parameters, and of buffers if it is at least float32.
+        bias: whether to learn β beside γ.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
+        nonfinite: what a batch with NaN or infinity does to the running statistics. ``"propagate"`` updates them, as
+            torch does, and they stay non-finite. ``"skip"`` leaves them and ``num_batches_tracked`` unchanged.
+            ``"raise"`` raises before the update (in compiled code through ``torch._assert_async``).
+        update_every: number of training forwards k per update of the running statistics. Each update uses the moments
+            of the last k batches merged by count, with the weight of k steps, 1 − (1 − momentum)^k. A state dict does
+            not hold an incomplete window: after loading, up to k − 1 batches are missing from the running statistics.
+        running: how the running statistics follow the batches. ``"exponential"`` uses ``momentum``. ``"self_tuned"``
+            needs none: it weights eleven momenta by how well each predicts the next batch
+            (:class:`steadynorm.statistics.SelfTuned`). Its state is in the state dict (``_bank_...``). Loading a
+            checkpoint without it restarts it at the next batch, with a warning.
 
-    A forward within a backward, by which ``torch.utils.checkpoint`` computes again what it has not kept, leaves the
-    running estimates alone in either mode; torch's own count such a batch twice.
+    Under ``torch.utils.checkpoint``, the recomputation in the backward does not update the running statistics again;
+    torch's layer counts such a batch twice.
 
     Raises:
-        RuntimeError: a batch that is not finite, with ``nonfinite="raise"``.
-        ValueError: input of the wrong rank, one value per channel in training, eps not positive in training,
-            unknown activation.
+        RuntimeError: a batch is not finite, with ``nonfinite="raise"``.
+        ValueError: input of the wrong rank; one value per channel in training; ``eps`` not positive in training; an
+            unknown option.
 
     Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2; conventions of torch.nn.BatchNorm2d.
 
@@ -116,4 +126,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
 
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
-    """Batch normalization over (N, C, D, H, W) input; everything else as :class:`BatchNorm2d`."""
+    """Batch normalization over (N, C, D, H, W) input.
+
+    Arguments and behaviour are those of :class:`BatchNorm2d`.
+    """

@@ -1,4 +1,4 @@
-"""Batch renormalization for 2-d to 5-d input (Ioffe 2017, arXiv 1702.03275)."""
+"""Batch renormalization layers (Ioffe 2017, arXiv 1702.03275)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d"]
 
 
 class _BatchRenorm(BatchNormBase):
-    """What the three dimensionalities share; see :class:`BatchRenorm2d`."""
+    """Shared by the 1d, 2d and 3d layers; see :class:`BatchRenorm2d`."""
 
     _own_options = ("r_max", "d_max", "warmup_steps", "ramp_steps")
     _statistics_are = "running statistics to correct by"
@@ -87,39 +87,49 @@ class _BatchRenorm(BatchNormBase):
 
 
 class BatchRenorm1d(_BatchRenorm, nn.BatchNorm1d):
-    """Batch renormalization over (N, C) or (N, C, L) input; everything else as :class:`BatchRenorm2d`."""
+    """Batch renormalization over (N, C) or (N, C, L) input.
+
+    Arguments and behaviour are those of :class:`BatchRenorm2d`.
+    """
 
 
 class BatchRenorm2d(_BatchRenorm, nn.BatchNorm2d):
-    """Batch renormalization over (N, C, H, W) input: batch norm whose training comes to see what evaluation sees.
+    r"""Batch renormalization over (N, C, H, W) input, which trains with outputs close to those of evaluation.
 
-        y = activation( ((x − μ_B)/σ_B · r + d) · weight + bias + residual )
-        r = clip(σ_B/σ, 1/r_max, r_max)        d = clip((μ_B − μ)/σ, −d_max, d_max)
+    $$
+    y = \mathrm{activation}\left(\left(\frac{x - \mu_B}{\sigma_B} \cdot r + d\right) \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right)
+    $$
 
-    μ and σ² are the running estimates (σ² with eps), μ_B and σ_B² the batch's. Within the bounds y is what evaluation
-    gives; the gradient flows through the batch's moments as in batch norm, with r and d as constants. That helps where
-    batches are small or their samples depend on each other.
+    $$
+    r = \mathrm{clip}\left(\frac{\sigma_B}{\sigma}, \frac{1}{r_{max}}, r_{max}\right) \qquad d =
+    \mathrm{clip}\left(\frac{\mu_B - \mu}{\sigma}, -d_{max}, d_{max}\right)
+    $$
 
-    For ``warmup_steps`` the bounds are those of batch norm (1 and 0); over ``ramp_steps`` more they grow on straight
-    lines to ``r_max`` and ``d_max``, and stay. The step is ``num_batches_tracked``: a checkpoint of batch norm goes on
-    where its counter stands, and no state is added. Evaluation is batch norm's.
+    $\mu$ and $\sigma$ are the running mean and standard deviation, $\mu_B$ and $\sigma_B$ those of the batch; eps is
+    added to both variances. Where neither bound is reached, training outputs equal evaluation outputs. Gradients flow
+    through the batch statistics as in batch norm; r and d are constants. This helps if batches are small or their
+    samples are not independent.
 
-    After the warm-up one value per channel is enough. It moves the running variance by its squared distance from the
-    running mean, see :func:`steadynorm.statistics.update_running_`.
+    In training, for the first ``warmup_steps`` steps the bounds are 1 and 0, which is batch norm. Over the next
+    ``ramp_steps`` steps they grow linearly to ``r_max`` and ``d_max``. The step is ``num_batches_tracked``, so a batch
+    norm checkpoint continues at its own step and the state keys are batch norm's. After the warm-up one value per
+    channel is enough; see :func:`steadynorm.statistics.update_running_` for its variance. Evaluation is that of batch
+    norm.
 
-    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
+    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and by keyword:
 
     Args:
-        r_max: last bound of r, at least 1.
-        d_max: last bound of d, at least 0.
+        r_max: final bound of r, at least 1.
+        d_max: final bound of d, at least 0.
         warmup_steps: steps of plain batch norm.
-        ramp_steps: steps from there to the last bounds; the paper takes 35,000 for r and 20,000 for d.
+        ramp_steps: steps from the warm-up to the final bounds; the paper takes 35,000 for r and 20,000 for d.
 
     Raises:
-        ValueError: no running statistics; bounds or steps out of range; one value per channel in the warm-up;
-            otherwise as :class:`steadynorm.BatchNorm2d`.
+        ValueError: ``track_running_stats=False``; bounds or steps out of range; one value per channel during the
+            warm-up; otherwise as :class:`steadynorm.BatchNorm2d`.
 
-    Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1. Running estimates as torch has them, of the variance.
+    Source: Ioffe 2017 (arXiv 1702.03275), Alg. 1; the running variance follows torch's convention.
 
     >>> norm = BatchRenorm2d(64, warmup_steps=100, ramp_steps=400, activation="relu")
     >>> norm(torch.randn(2, 64, 4, 4)).shape
@@ -128,4 +138,7 @@ class BatchRenorm2d(_BatchRenorm, nn.BatchNorm2d):
 
 
 class BatchRenorm3d(_BatchRenorm, nn.BatchNorm3d):
-    """Batch renormalization over (N, C, D, H, W) input; everything else as :class:`BatchRenorm2d`."""
+    """Batch renormalization over (N, C, D, H, W) input.
+
+    Arguments and behaviour are those of :class:`BatchRenorm2d`.
+    """

@@ -1,4 +1,4 @@
-"""Frozen batch norm for 2-d to 5-d input: an affine map per channel from stored statistics, in training too."""
+"""Frozen batch norm layers: an affine map per channel from the running statistics, in training too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 
 
 class _FrozenBatchNorm(BatchNormBase):
-    """What the three dimensionalities share; see :class:`FrozenBatchNorm2d`."""
+    """Shared by the 1d, 2d and 3d layers; see :class:`FrozenBatchNorm2d`."""
 
     _is_frozen = True
     _statistics_are = "statistics to freeze"
@@ -57,22 +57,29 @@ class _FrozenBatchNorm(BatchNormBase):
 
 
 class FrozenBatchNorm1d(_FrozenBatchNorm, nn.BatchNorm1d):
-    """Frozen batch norm over (N, C) or (N, C, L) input; everything else as :class:`FrozenBatchNorm2d`."""
+    """Frozen batch norm over (N, C) or (N, C, L) input.
+
+    Arguments and behaviour are those of :class:`FrozenBatchNorm2d`.
+    """
 
 
 class FrozenBatchNorm2d(_FrozenBatchNorm, nn.BatchNorm2d):
-    """Frozen batch norm over (N, C, H, W) input: what batch norm does in evaluation, in either mode.
+    r"""Frozen batch norm over (N, C, H, W) input, which normalizes by its running statistics in training too.
 
-        y = activation( (x − running_mean) / √(running_var + eps) · weight + bias + residual )
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{running\_mean}}{\sqrt{\mathrm{running\_var} + \mathrm{eps}}} \cdot
+    \mathrm{weight} + \mathrm{bias} + \mathrm{residual}\right)
+    $$
 
-    The statistics are those loaded, and nothing moves them: neither ``.train()``, nor ``momentum``, nor the batches.
-    Samples do not see each other, so any batch size trains; the gradient of x is dy·weight/√(running_var + eps).
+    Training and evaluation compute the same. The running statistics are those that were loaded; no batch, ``.train()``
+    or ``momentum`` changes them. Samples are independent of each other, so any batch size can train; the gradient of x
+    is dy · weight / √(running_var + eps).
 
-    Takes the arguments of :class:`steadynorm.BatchNorm2d`, of which those that say how the running estimates follow
-    have no effect, and keyword-only:
+    Takes the arguments of :class:`steadynorm.BatchNorm2d`, of which ``momentum``, ``nonfinite``, ``update_every`` and
+    ``running`` have no effect, and by keyword:
 
     Args:
-        freeze_affine: whether weight and bias are frozen too (``requires_grad=False``) or learned.
+        freeze_affine: whether weight and bias are frozen too (``requires_grad=False``).
 
     Raises:
         ValueError: ``track_running_stats=False``.
@@ -87,4 +94,7 @@ class FrozenBatchNorm2d(_FrozenBatchNorm, nn.BatchNorm2d):
 
 
 class FrozenBatchNorm3d(_FrozenBatchNorm, nn.BatchNorm3d):
-    """Frozen batch norm over (N, C, D, H, W) input; everything else as :class:`FrozenBatchNorm2d`."""
+    """Frozen batch norm over (N, C, D, H, W) input.
+
+    Arguments and behaviour are those of :class:`FrozenBatchNorm2d`.
+    """

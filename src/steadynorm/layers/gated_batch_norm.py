@@ -1,4 +1,4 @@
-"""Gated batch norm for 2-d to 5-d input: between batch norm and a frozen affine map, as far as a batch is believed."""
+"""Gated batch norm layers: a blend of batch norm and frozen batch norm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOISE_MOMENTUM = 0.05
 
 
 class _GatedBatchNorm(BatchNormBase):
-    """What the three dimensionalities share; see :class:`GatedBatchNorm2d`."""
+    """Shared by the 1d, 2d and 3d layers; see :class:`GatedBatchNorm2d`."""
 
     _own_options = ("gate", "learn_confidence", "small_batch_probability")
     _can_be_scripted = False
@@ -131,7 +131,7 @@ class _GatedBatchNorm(BatchNormBase):
 
     @torch.no_grad()
     def reset_running_stats(self) -> None:
-        """Set the statistics to mean 0, variance 1 and noise 1, and the confidence to 0."""
+        """Reset the running statistics to mean 0 and variance 1, the noise to 1 and the confidence to 0."""
         super().reset_running_stats()
         if "noise" in self._buffers:  # not yet so while torch's constructor runs
             self.noise.fill_(1)
@@ -140,46 +140,64 @@ class _GatedBatchNorm(BatchNormBase):
 
 
 class GatedBatchNorm1d(_GatedBatchNorm):
-    """Gated batch norm over (N, C) or (N, C, L) input; everything else as :class:`GatedBatchNorm2d`."""
+    """Gated batch norm over (N, C) or (N, C, L) input.
+
+    Arguments and behaviour are those of :class:`GatedBatchNorm2d`.
+    """
 
     _check_input_dim = nn.BatchNorm1d._check_input_dim
 
 
 class GatedBatchNorm2d(_GatedBatchNorm):
-    """Gated batch norm over (N, C, H, W) input: by the batch's moments as far as they are to be believed.
+    r"""Gated batch norm over (N, C, H, W) input, which weighs batch statistics by how reliable they are.
 
-        y = activation( (x − m) / √(v + eps) · weight + bias + residual )
-        m = (1 − g)·μ + g·μ_B        v = (1 − g)·σ² + g·σ_B² + g·(1 − g)·(μ_B − μ)²
+    $$
+    y = \mathrm{activation}\left(\frac{x - m}{\sqrt{v + \mathrm{eps}}} \cdot \mathrm{weight} + \mathrm{bias} +
+    \mathrm{residual}\right)
+    $$
 
-    μ and σ² are the running estimates, μ_B and σ_B² the batch's, and g is one number a layer and batch:
+    $$
+    m = (1 - g)\,\mu + g\,\mu_B \qquad v = (1 - g)\,\sigma^2 + g\,\sigma_B^2 + g\,(1 - g)\,(\mu_B - \mu)^2
+    $$
 
-        distance² = meanᶜ( (μ_B − μ)²/(σ² + eps) )        noise = noise of one sample / N
-        odds = max(distance²/noise − 1, 0)·exp(c₀ + c₁·ln(distance²/noise) + c₂·ln(1/noise))        g = odds/(1 + odds)
+    $\mu$ and $\sigma^2$ are the running statistics, $\mu_B$ and $\sigma_B^2$ the batch statistics. The gate $g$ is one
+    number per layer and batch:
 
-    Without confidence (c = 0, where it begins) g is drift²/(drift² + noise): the blend that errs least on average, if
-    the stored mean is a drift off and the batch's mean a noise. ``noise``, the variance of a sample's mean beside that
-    of its values, is measured in training, so that neighbouring pixels do not count as independent values. A few
-    samples that look like the stored statistics are normalized by those, many that do not by their own.
+    $$
+    D = \mathrm{mean}_C\,\frac{(\mu_B - \mu)^2}{\sigma^2 + \mathrm{eps}} \qquad s = \frac{\mathrm{noise}}{N} \qquad
+    g = \frac{\mathrm{odds}}{1 + \mathrm{odds}}
+    $$
 
-    The same holds in training, where the running estimates follow as batch norm's do and the gradient flows through
-    the batch's moments as far as they take part, and in evaluation, where nothing moves. One sample, and one value per
-    channel, train and evaluate. It is no instance of torch's batch norm, because its evaluation is another.
+    $$
+    \mathrm{odds} = \max\left(\frac{D}{s} - 1, 0\right) \exp\left(c_0 + c_1 \ln\frac{D}{s} - c_2 \ln s\right)
+    $$
 
-    Noise and confidence are keys of the state dict beside batch norm's five. A checkpoint of plain batch norm loads
-    too, warning that the gate begins again; into plain batch norm see :func:`steadynorm.layers.batch_norm_state`.
+    ``noise`` is the variance of one sample's mean relative to the variance of its values. It is measured in training,
+    so neighbouring pixels do not count as independent values. At zero confidence (c = 0, the initial value) g is
+    drift² / (drift² + s), which minimizes the expected squared error of the blended mean. A few samples that agree with
+    the running statistics are normalized by those; many samples that do not are normalized by their own.
 
-    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
+    Training and evaluation use the same equations. In training the running statistics follow as in batch norm, and
+    gradients flow through the batch statistics in proportion to the gate; in evaluation nothing is updated. One sample
+    and one value per channel are enough in both modes. The layer is not a subclass of torch's batch norm, because its
+    evaluation differs.
+
+    Noise and confidence are additional keys of the state dict. A batch norm checkpoint loads with a warning that the
+    gate restarts; :func:`steadynorm.layers.batch_norm_state` converts the other way.
+
+    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and by keyword:
 
     Args:
-        gate: a number in [0, 1] that g is to be: 0 is frozen batch norm, 1 batch norm. None computes it.
-        learn_confidence: whether c is a parameter; it stays 0 otherwise.
-        small_batch_probability: how often, in training, the first 1, 2, 4, ... samples are to stand for the batch, so
-            that network and confidence meet small ones.
+        gate: fixed value of g in [0, 1]: 0 is frozen batch norm, 1 is batch norm. None computes it.
+        learn_confidence: whether to learn c; otherwise it stays 0.
+        small_batch_probability: probability, in training, that only the first 1, 2, 4, ... samples give the batch
+            statistics, so that network and confidence learn from small batches too.
 
     Raises:
-        ValueError: no running statistics; a number outside [0, 1].
+        ValueError: ``track_running_stats=False``; a number outside [0, 1]; otherwise as
+            :class:`steadynorm.BatchNorm2d`.
 
-    Source: the prior is the positive-part shrinkage of James & Stein 1961, with C dimensions.
+    Source: ours; the prior is the positive-part shrinkage of James & Stein 1961, with C dimensions.
 
     >>> norm = GatedBatchNorm2d(64, activation="relu").eval()
     >>> norm(torch.randn(1, 64, 1, 1)).shape
@@ -190,6 +208,9 @@ class GatedBatchNorm2d(_GatedBatchNorm):
 
 
 class GatedBatchNorm3d(_GatedBatchNorm):
-    """Gated batch norm over (N, C, D, H, W) input; everything else as :class:`GatedBatchNorm2d`."""
+    """Gated batch norm over (N, C, D, H, W) input.
+
+    Arguments and behaviour are those of :class:`GatedBatchNorm2d`.
+    """
 
     _check_input_dim = nn.BatchNorm3d._check_input_dim

@@ -1,4 +1,4 @@
-"""Ghost batch norm for 2-d to 5-d input (Hoffer, Hubara & Soudry 2017, arXiv 1705.08741)."""
+"""Ghost batch norm layers (Hoffer, Hubara & Soudry 2017, arXiv 1705.08741)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
 
 class _GhostBatchNorm(BatchNormBase):
-    """What the three dimensionalities share; see :class:`GhostBatchNorm2d`."""
+    """Shared by the 1d, 2d and 3d layers; see :class:`GhostBatchNorm2d`."""
 
     _own_options = ("ghost_batch_size",)
 
@@ -51,28 +51,35 @@ class _GhostBatchNorm(BatchNormBase):
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
-    """Ghost batch norm over (N, C) or (N, C, L) input; everything else as :class:`GhostBatchNorm2d`."""
+    """Ghost batch norm over (N, C) or (N, C, L) input.
+
+    Arguments and behaviour are those of :class:`GhostBatchNorm2d`.
+    """
 
 
 class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
-    """Ghost batch norm over (N, C, H, W) input: a large batch normalized as small ones would be.
+    r"""Ghost batch norm over (N, C, H, W) input, which normalizes each chunk of a large batch separately.
 
-        y = activation( (x − mean_k) / √(var_k + eps) · weight + bias + residual ),   k the chunk of the sample
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}_k}{\sqrt{\mathrm{var}_k + \mathrm{eps}}} \cdot \mathrm{weight}
+    + \mathrm{bias} + \mathrm{residual}\right) \qquad k\ \text{the chunk of the sample}
+    $$
 
-    In training the batch is cut along N into the fewest chunks of at most ``ghost_batch_size`` samples, of sizes that
-    differ by one at most (100 in chunks of 32: four times 25), so that no rest is normalized by a few samples of its
-    own; one of two values per channel is never cut. The running estimates follow the moments of the whole batch, once
-    a forward, as batch norm's do. Evaluation is batch norm's, at any batch size.
+    In training the batch is split along N into the fewest chunks of at most ``ghost_batch_size`` samples; chunk sizes
+    differ by at most one (100 samples in chunks of 32: four chunks of 25), so no chunk is much smaller than the others.
+    A batch with two values per channel is not split. The running statistics are updated once per forward by the moments
+    of the whole batch, as in batch norm. Evaluation is that of batch norm, at any batch size.
 
-    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and keyword-only:
+    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and by keyword:
 
     Args:
-        ghost_batch_size: most samples in a chunk; from N on this is batch norm.
+        ghost_batch_size: largest number of samples in a chunk; at N or more this is batch norm.
 
     Raises:
         ValueError: ``ghost_batch_size`` is below 1; otherwise as :class:`steadynorm.BatchNorm2d`.
 
-    Source: Hoffer, Hubara & Soudry 2017 (arXiv 1705.08741), Alg. 1, which moves the running estimates chunk by chunk.
+    Source: Hoffer, Hubara & Soudry 2017 (arXiv 1705.08741), Alg. 1, which updates the running statistics chunk by
+    chunk.
 
     >>> GhostBatchNorm2d(64, ghost_batch_size=32)(torch.randn(100, 64, 2, 2)).shape
     torch.Size([100, 64, 2, 2])
@@ -80,4 +87,7 @@ class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
 
 
 class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
-    """Ghost batch norm over (N, C, D, H, W) input; everything else as :class:`GhostBatchNorm2d`."""
+    """Ghost batch norm over (N, C, D, H, W) input.
+
+    Arguments and behaviour are those of :class:`GhostBatchNorm2d`.
+    """

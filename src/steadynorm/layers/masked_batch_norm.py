@@ -1,4 +1,4 @@
-"""Batch normalization of padded sequences, by the values that are no padding."""
+"""Batch normalization of padded sequences, by the values that are not padding."""
 
 from __future__ import annotations
 
@@ -23,29 +23,34 @@ __all__ = ["MaskedBatchNorm1d"]
 
 
 class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
-    """Batch normalization over (N, C, L) input with padding, or (N, C) input with samples to leave out.
+    r"""Batch normalization over padded (N, C, L) or (N, C) input, which ignores the padding.
 
-        y = activation( (x − mean) / √(var + eps) · weight + bias + residual )   where valid,   x elsewhere
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right) \text{ where valid,} \qquad y = x \text{ elsewhere}
+    $$
 
-    In training mean and var are those of the valid positions, which the running estimates follow; everything is as in
-    batch norm over those positions packed together. In evaluation they are the running estimates. Padding is neither
-    counted nor changed: it comes out as it came in, with its gradient, and NaN there reaches nothing else. A batch
-    without a valid position moves nothing, ``num_batches_tracked`` included (with ``update_every`` it takes its place
-    in the window). Without mask and lengths this is :class:`steadynorm.BatchNorm1d`.
+    In training ``mean`` and ``var`` are the batch statistics of the valid positions, and the running statistics follow
+    them: the result is that of batch norm over the valid positions packed together. In evaluation they are the running
+    statistics. Padding is neither counted nor changed: it is returned as it is, with its gradient, and NaN in it
+    affects nothing else. A batch without valid positions changes neither the running statistics nor
+    ``num_batches_tracked`` (with ``update_every`` it takes a place in the window). Without mask and lengths this is
+    :class:`steadynorm.BatchNorm1d`.
 
-    No value of mask or lengths is read by the host. So one valid value per channel, which has no variance, is not
-    refused: its y is the bias, and it moves the running variance as :func:`steadynorm.statistics.update_running_` says.
+    The layer never reads mask or lengths on the host, so it cannot refuse a batch with one valid value per channel. The
+    output is then the bias; see :func:`steadynorm.statistics.update_running_` for the running variance.
 
-    Takes the arguments of :class:`steadynorm.BatchNorm1d`, and keyword-only:
+    Takes the arguments of :class:`steadynorm.BatchNorm1d`, and by keyword:
 
     Args:
-        synchronized: whether to normalize by the moments of all ranks of the default process group in training, as
-            :class:`steadynorm.SyncBatchNorm` does; each value counts the same, whatever rank it is on.
-        process_group: of the ranks of this group, likewise.
+        synchronized: whether training uses the moments of all ranks of the default process group, as
+            :class:`steadynorm.SyncBatchNorm` does. Each valid value has the same weight, whatever its rank.
+        process_group: use the ranks of this group instead; implies ``synchronized``.
 
     Raises:
-        ValueError: mask or lengths of another shape or dtype, or both; otherwise as :class:`steadynorm.BatchNorm1d`.
-        RuntimeError: as :class:`steadynorm.SyncBatchNorm`, over ranks.
+        ValueError: mask or lengths of the wrong shape or dtype, or both given; otherwise as
+            :class:`steadynorm.BatchNorm1d`.
+        RuntimeError: as :class:`steadynorm.SyncBatchNorm`, if synchronized.
 
     Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), Alg. 1 and 2, over the valid positions.
 
@@ -84,13 +89,14 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         lengths: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Normalize, add and activate the valid positions.
+        """Normalize the valid positions, add the residual and apply the activation.
 
         Args:
             input: shape (N, C, L) or (N, C).
-            mask: shape (N, L), or (N,); boolean, True where valid. None with ``lengths`` None: everything is.
-            lengths: instead, shape (N,), integers: of sample i the first lengths[i] positions are valid.
-            residual: shape of input, added before the activation where valid; None adds nothing.
+            mask: boolean, shape (N, L) or (N,); True where valid. With neither mask nor lengths every position is
+                valid.
+            lengths: instead of mask, integers of shape (N,): the first lengths[i] positions of sample i are valid.
+            residual: shape of input, added before the activation at valid positions; None adds nothing.
 
         Returns:
             shape and dtype of input.

@@ -1,4 +1,4 @@
-"""A norm with what our layers fuse into theirs: a residual and an activation."""
+"""A norm followed by a residual and an activation, for norms that cannot fuse them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ ACTIVATION_MODULES: dict[Activation | None, type[nn.Module]] = {
 
 
 class NormAddActivation(nn.Module):
-    """activation( norm(x) + residual ) in separate operations, for a norm that cannot fuse them.
+    r"""Apply any norm, add a residual and apply an activation, as separate operations.
 
-    Takes the place of one of our layers with an ``activation``, or called with a ``residual``: it is called alike, and
-    its state keys are the norm's own, so that checkpoints of either load into the other.
+    $$
+    y = \mathrm{activation}(\mathrm{norm}(x) + \mathrm{residual})
+    $$
+
+    Replaces one of our layers that has an ``activation`` or is called with a ``residual``: same call, and its state
+    keys are those of the norm, so checkpoints load either way. Mode and dtypes are those of the norm.
 
     Args:
-        norm: any module of one argument.
-        activation: ``relu``, ``leaky_relu`` (slope 0.01), ``silu`` or None.
+        norm: any module that takes one tensor.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
     Raises:
-        ValueError: unknown activation.
+        ValueError: an unknown activation.
 
     >>> norm = NormAddActivation(nn.GroupNorm(4, 64), "relu")
     >>> norm(torch.randn(8, 64, 4, 4), residual=torch.randn(8, 64, 4, 4)).shape
@@ -46,7 +50,7 @@ class NormAddActivation(nn.Module):
         name_state_as_the_norms(self)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Normalize, add, activate.
+        """Normalize, add the residual and apply the activation.
 
         Args:
             input: as the norm takes it.
@@ -61,20 +65,20 @@ class NormAddActivation(nn.Module):
 
 
 def name_state_as_the_norms(module: nn.Module) -> None:
-    """Let the state keys of a module's child ``norm`` be the module's own, so that it loads what stood in its place."""
+    """Rename the state keys of a module's child ``norm`` to the module's own, so that it loads a plain norm's state."""
     module.register_state_dict_post_hook(_drop_norm)  # type: ignore[no-untyped-call]
     module.register_load_state_dict_pre_hook(_add_norm)  # type: ignore[no-untyped-call]
 
 
 def _drop_norm(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    """Name the norm's state as if the norm stood here."""
+    """Drop ``norm.`` from the keys."""
     inner = f"{prefix}norm."
     for key in [key for key in state if key.startswith(inner)]:
         state[prefix + key.removeprefix(inner)] = state.pop(key)
 
 
 def _add_norm(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Take the state of a layer that stood here for the norm's."""
+    """Add ``norm.`` to keys that are not the module's own."""
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
         if name.split(".")[0] not in module._modules:

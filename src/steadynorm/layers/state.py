@@ -43,13 +43,16 @@ def _outside_inference_mode() -> Iterator[None]:
 
 
 def batch_norm_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a state dict with batch norm's five keys alone, for a model whose layers are plain batch norms.
+    """Return a state dict with only batch norm's five keys, for a model whose layers are plain batch norms.
 
-    What a gated layer or self-tuned statistics have beyond them is left out wherever ``running_mean`` stands beside it;
-    everything else is the same, the tensors themselves.
+    Drops what a gated layer or self-tuned statistics add, wherever ``running_mean`` is beside it. Everything else is
+    kept, with the same tensors.
 
     Args:
-        state_dict: of a model, or as read from a file.
+        state_dict: of a model, or read from a file.
+
+    Returns:
+        a new dict.
 
     >>> import steadynorm
     >>> gated = steadynorm.GatedBatchNorm2d(8)
@@ -164,13 +167,13 @@ class NormState(nn.modules.batchnorm._NormBase):
 
     @torch.no_grad()
     def reset_running_stats(self) -> None:
-        """Set the statistics to mean 0 and variance 1, and forget the batches kept beside them."""
+        """Reset the running statistics to mean 0 and variance 1, and forget windows and banks."""
         super().reset_running_stats()
         if "_window_at" in vars(self):  # not while torch's constructor runs
             self.forget_batches_()
 
     def reset_parameters(self) -> None:
-        """Set the statistics to mean 0 and variance 1, weight to 1 and bias to 0."""
+        """Reset the running statistics, and set weight to 1 and bias to 0."""
         self.reset_running_stats()
         if self.affine:
             nn.init.ones_(self.weight)

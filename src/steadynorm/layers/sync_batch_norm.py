@@ -1,4 +1,4 @@
-"""Batch normalization over the batches of several processes, of any backend and device, for 2-d to 5-d input."""
+"""Batch normalization over the batches of several processes, on any backend and device."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["OverRanks", "SyncBatchNorm"]
 
 
 class OverRanks(_BatchNorm):
-    """What layers that normalize over ranks share: the process group, and that its ranks must agree."""
+    """Shared by layers that normalize over ranks: the process group, and the check that ranks agree."""
 
     if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not know such types
         process_group: dist.ProcessGroup | None
         _agreed: set[tuple[object, ...]]
 
     def _ranks(self, input: Tensor) -> Ranks | None:
-        """Give the ranks to normalize over in this forward, having seen once that they agree; None for none."""
+        """Return the ranks of this forward, after checking once that they agree; None without other ranks."""
         if not self.training:
             return None
         compiled = torch.compiler.is_compiling()
@@ -61,7 +61,7 @@ class OverRanks(_BatchNorm):
         return y
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what ranks have agreed on: they need not all have been given the same copy."""
+        """Leave out which checks have passed: ranks need not all hold a copy."""
         return {**vars(self), "_agreed": set()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -73,31 +73,36 @@ class OverRanks(_BatchNorm):
 
 
 class SyncBatchNorm(OverRanks, nn.modules.batchnorm._BatchNorm):
-    """Batch normalization over (N, C) to (N, C, D, H, W) input, in training by the moments of all ranks' batches.
+    r"""Batch normalization over (N, C, ...) input, which trains with the batch statistics of all ranks together.
 
-        y = activation( (x − mean) / √(var + eps) · weight + bias + residual ),   mean and var over all ranks
+    $$
+    y = \mathrm{activation}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias} + \mathrm{residual}\right) \qquad \mathrm{mean}, \mathrm{var}\ \text{over all ranks}
+    $$
 
-    Every rank gets what one process would on the batches put together: y, running estimates, gradients. N may differ
-    between ranks and be 0 on some. A training forward costs one collective and its backward another, so every rank
-    must run as many of both; evaluation costs none, and without running estimates is of each rank alone, as torch's.
-    With one process, or before ``init_process_group``, this is batch norm. At the first forward that is not compiled,
-    ranks compare their numbers of channels in one more collective: in the others, different sizes would hang or end
-    the process.
+    In training every rank gets the outputs, running statistics and gradients that one process would get on the
+    concatenated batches. N may differ between ranks and may be 0. Each training forward and each backward costs one
+    collective, so every rank must run the same number of both. With one process, or before ``init_process_group``, this
+    is batch norm. In evaluation there is no communication; without running statistics each rank uses its own batch, as
+    torch's layer does.
 
-    The gradient of x is that of the sum of all ranks' losses. Those of weight and bias are of this rank's x only:
-    DistributedDataParallel averages them, as all others. Any backend and device, gloo on CPUs included; not an instance
-    of :class:`torch.nn.SyncBatchNorm`, which DistributedDataParallel refuses there.
+    The gradient of x is that of the sum of all ranks' losses. The gradients of weight and bias are those of this rank's
+    x; DistributedDataParallel averages them like any other. The first forward that is not compiled compares the ranks'
+    channels and dtypes in one more collective, because a mismatch would otherwise hang or end the process.
 
-    Takes the arguments of :class:`torch.nn.SyncBatchNorm`, and those of :class:`steadynorm.BatchNorm2d` by keyword.
+    Works on any backend and device, including gloo on CPUs. It is not an instance of :class:`torch.nn.SyncBatchNorm`,
+    which DistributedDataParallel refuses on CPUs.
+
+    Takes the arguments of :class:`torch.nn.SyncBatchNorm`, and those of :class:`steadynorm.BatchNorm2d` by keyword:
 
     Args:
-        process_group: whose ranks share their moments; None is the default group. A deep copy keeps the group; a
-            layer with one cannot be pickled, its state dict can.
+        process_group: whose ranks share their batch statistics; None is the default group. A deep copy keeps the group.
+            A layer with a group cannot be pickled, but its state dict can.
 
     Raises:
-        RuntimeError: ranks have different numbers of channels or statistics of different dtype; a rank has not taken
-            part within the process group's timeout. Both name the layer.
-        ValueError: one value per channel where there is one process; otherwise as :class:`steadynorm.BatchNorm2d`.
+        RuntimeError: ranks have different numbers of channels or different dtypes of statistics; a rank did not take
+            part within the process group's timeout. Both messages name the layer.
+        ValueError: one value per channel with a single process; otherwise as :class:`steadynorm.BatchNorm2d`.
 
     Source: conventions of torch.nn.SyncBatchNorm; Chan, Golub & LeVeque 1983 for merging moments.
 
