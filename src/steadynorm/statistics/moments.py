@@ -1,4 +1,4 @@
-"""Mean and variance per channel, and the algebra that joins those of several batches.
+"""Mean and variance per channel, and how to merge them.
 
 Shape letters, here and in the kernels: N batch, C channels, S flattened space. A channel has count = N·S values.
 """
@@ -33,12 +33,16 @@ SHRINK = 2.0**-12
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Per-channel moments of ``count`` values.
+    r"""Mean and variance of each channel over ``count`` values.
+
+    $$
+    \mathrm{mean} = \frac{1}{n} \sum x \qquad \mathrm{var} = \frac{1}{n} \sum (x - \mathrm{mean})^2
+    $$
 
     Args:
         mean: shape (C,), float32, or float64 for float64 data.
-        var: shape (C,), likewise; the biased variance, Σ(x − mean)² / count.
-        count: values per channel, N·S; a tensor of shape (C,) where channels differ.
+        var: shape (C,), same dtype; biased: divided by the count.
+        count: values per channel n = N·S; a tensor of shape (C,) if channels differ.
     """
 
     mean: Tensor
@@ -47,31 +51,38 @@ class Moments:
 
     @property
     def var_unbiased(self) -> Tensor:
-        """Σ(x − mean)² / (count − 1), shape (C,); infinite or NaN where count is 1.
+        """Unbiased variance Σ(x − mean)² / (count − 1), shape (C,); infinite or NaN if count is 1.
 
-        torch normalizes with ``var`` and stores this one.
+        torch normalizes by ``var``, and updates the running variance with this one.
         """
         if not isinstance(self.count, Tensor) and self.count == 1:
             return self.var * math.inf
         return self.var * (self.count / (self.count - 1))
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets of values together; see :func:`merge`.
+        """Merge with the moments of other values, see :func:`steadynorm.statistics.moments.merge`.
+
+        Args:
+            other: of the same channels.
 
         Returns:
-            Moments whose count is the sum. Merging two empty sets gives mean 0, var 0, count 0.
+            the moments of both sets of values together; mean 0, var 0 and count 0 if both are empty.
         """
         return join((self, other))
 
     def blend(self, other: Moments, *, weight: float | Tensor) -> Moments:
-        """Moments of the mixture that draws from ``other`` with probability ``weight`` and else from ``self``.
+        r"""Return the moments of a mixture that draws from ``other`` with probability ``weight``, else from ``self``.
+
+        $$
+        m = (1 - w)\,m_1 + w\,m_2 \qquad v = (1 - w)\,v_1 + w\,v_2 + w\,(1 - w)\,(m_1 - m_2)^2
+        $$
 
         Args:
-            other: finite, even where its weight is 0.
-            weight: in [0, 1], a number or a tensor that broadcasts to (C,); 0 gives ``self``, 1 gives ``other``.
+            other: must be finite, even if its weight is 0.
+            weight: w in [0, 1], a number or a tensor that broadcasts to (C,); 0 gives ``self``, 1 gives ``other``.
 
         Returns:
-            Moments whose count is blended likewise; see :func:`mixture`.
+            the moments of the mixture; their count is blended too.
         """
         share = as_tensor(weight, self.mean).expand_as(self.mean)
         means, variances = torch.stack((self.mean, other.mean)), torch.stack((self.var, other.var))
@@ -81,29 +92,32 @@ class Moments:
 
 
 def mixture(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Give mean and variance of a mixture of distributions: the one formula that joins moments.
+    """Return mean and variance of a mixture of distributions: the formula behind every merge.
 
         mean = Σ s_i·mean_i        var = Σ s_i·(var_i + (mean_i − mean)²)
 
-    Exact but for the rounding of each mean_i, by which var is off by up to 2·|mean_i − mean| times half a unit in the
-    last place of mean_i: in float32, at |mean| = 10⁴ std and with mean_i half a std from mean, by 5·10⁻⁴ of itself.
+    Exact except for the rounding of mean_i, which changes var by up to 2·|mean_i − mean| times half a unit in the last
+    place of mean_i: in float32, at |mean| = 10⁴ std and mean_i half a std from mean, by 5·10⁻⁴ of var.
 
     Args:
         means: shape (k, ...), of k parts.
-        variances: likewise, the biased ones.
+        variances: shape (k, ...), biased.
         shares: broadcasts to them; non-negative, with sum 1 over the parts.
 
-    Source: law of total variance; for shares of counts Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
-    variance"; Schneider et al. 2020 (arXiv 2006.16971) blend stored moments and a batch's without the last term.
+    Returns:
+        mean and biased variance, shape (...).
+
+    Source: law of total variance; for shares by count Chan, Golub & LeVeque 1983, "Algorithms for computing the sample
+    variance". Schneider et al. 2020 (arXiv 2006.16971) blend running and batch statistics without the last term.
     """
     mean = _average(means, shares)
     return mean, _average(variances + (means - mean).square(), shares)
 
 
 def _average(values: Tensor, shares: Tensor) -> Tensor:
-    """Give Σ s_i·value_i, which of equal values is that value to the last digit.
+    """Return Σ s_i·value_i; for equal values exactly that value.
 
-    Shares are rounded: of a large mean they lose a few digits, of the distances from it nothing that counts.
+    Shares are rounded, which costs digits of a large mean but not of the distances from it.
     """
     rough = (shares * values).sum(0)
     correction = (shares * (values - rough)).sum(0)
@@ -111,15 +125,17 @@ def _average(values: Tensor, shares: Tensor) -> Tensor:
 
 
 def merge(means: Tensor, variances: Tensor, counts: Tensor) -> Moments:
-    """Join the moments of several sets of values by their counts n_i: a :func:`mixture` of shares n_i/Σn.
+    """Merge the moments of several sets of values, with n_i values each: a :func:`mixture` with shares n_i/Σn.
 
     Args:
         means: shape (k, C), of k sets.
-        variances: likewise, the biased ones.
-        counts: broadcasts to them. The moments of no values may be anything.
+        variances: shape (k, C), biased.
+        counts: broadcasts to them. The moments of an empty set may be anything.
 
     Returns:
-        the moments of all values together, with the sum of the counts; mean 0, var 0 where there are none.
+        the moments of all values together, with the sum of the counts; mean 0 and var 0 if there are no values.
+
+    Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance".
     """
     filled, count = counts > 0, counts.sum(0)
     means, variances = torch.where(filled, means, 0), torch.where(filled, variances, 0)
@@ -128,10 +144,10 @@ def merge(means: Tensor, variances: Tensor, counts: Tensor) -> Moments:
 
 
 def join(parts: Sequence[Moments]) -> Moments:
-    """Moments of several sets of values together, at least one; see :func:`merge`.
+    """Merge the moments of several sets of values, at least one; see :func:`merge`.
 
     Returns:
-        Moments whose count is the sum of theirs: a number where theirs are.
+        the moments of all values together; their count is a number if all counts are.
     """
     means, variances = torch.stack([each.mean for each in parts]), torch.stack([each.var for each in parts])
     counts = torch.stack([as_tensor(each.count, each.mean).expand_as(each.mean) for each in parts])
@@ -139,23 +155,28 @@ def join(parts: Sequence[Moments]) -> Moments:
 
 
 def measure(x: Tensor) -> Moments:
-    """Measure the moments of every channel in two passes.
+    r"""Compute mean and variance of each channel, in two passes.
 
-        m = Σ x / count        δ = Σ (x − m) / count
-        mean = m + δ           var = Σ (x − m)² / count − δ²
+    $$
+    m = \frac{1}{n} \sum x \qquad \delta = \frac{1}{n} \sum (x - m) \qquad \mathrm{mean} = m + \delta \qquad
+    \mathrm{var} = \frac{1}{n} \sum (x - m)^2 - \delta^2
+    $$
 
     Two passes, because E[x²] − E[x]² in float32 loses every digit of the variance once |mean| is a few thousand
-    standard deviations. δ would be 0 but for rounding; it gives the mean its last digits back. Sums are taken in
-    other units, by a power of two, which costs no digit: Σ (x − m)² can overflow where the variance does not.
+    standard deviations. δ corrects the rounding of m. Sums are scaled by a power of two, which loses no digits, so that
+    Σ (x − m)² does not overflow before the variance does.
 
     Args:
         x: shape (N, C, ...), any floating dtype and any strides.
 
     Returns:
-        Moments in float32 (float64 for float64 input); NaN for an empty batch. A variance above the largest number of
-        the dtype (3.4e38, standard deviations above 1.8e19 in float32) is infinite.
+        Moments in float32 (float64 for float64 input); NaN for an empty batch. A variance too large for the dtype
+            (above 3.4e38 in float32) is infinite.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", corrected two-pass.
+
+    >>> measure(torch.tensor([[1.0], [3.0]])).var_unbiased
+    tensor([2.])
     """
     count = count_of(x)
     if count == 0:
@@ -166,12 +187,12 @@ def measure(x: Tensor) -> Moments:
 
 
 def two_passes(x: Tensor, total: Callable[[Tensor], Tensor], count: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and biased variance as :func:`measure` does, by whatever sums are to be taken.
+    """Compute mean and biased variance as :func:`measure` does, with any sums.
 
     Args:
         x: shape (N, C, ...).
-        total: sums values of x, to a shape that :func:`per_channel` takes.
-        count: how many values it sums, broadcasts to that shape; at least 1.
+        total: sums values of x, to a shape that :func:`per_channel` accepts.
+        count: number of values in each sum, broadcasts to that shape; at least 1.
     """
     x = x.to(statistics_dtype(x.dtype)) * SHRINK
     mean = total(x) / count
@@ -186,14 +207,14 @@ def two_passes(x: Tensor, total: Callable[[Tensor], Tensor], count: int | Tensor
 
 
 def centred(x: Tensor, center: Tensor) -> Tensor:
-    """Compute x − center in at least float32; a tensor of its own in the layout of x, free to be changed in place."""
+    """Return x − center in at least float32, as a new tensor in the layout of x."""
     return x.to(statistics_dtype(x.dtype), copy=True).sub_(per_channel(center, x))
 
 
 def count_of(x: Tensor) -> int | Tensor:
     """Count the values per channel; 0 without channels.
 
-    A tensor in torch.jit.trace, where sizes are tensors, of a dtype that divides as well as the statistics need.
+    In torch.jit.trace, where sizes are tensors, the count is a tensor in the dtype of the statistics.
     """
     count = x.numel() // max(x.shape[1], 1)
     return count.to(statistics_dtype(x.dtype)) if isinstance(count, Tensor) else count
@@ -210,10 +231,10 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def as_tensor(count: float | Tensor, like: Tensor) -> Tensor:
-    """Give a number in the dtype and on the device of ``like``; one that follows from a free size stays free."""
+    """Return a number in the dtype and on the device of ``like``; a symbolic size stays symbolic."""
     return count.to(like) if isinstance(count, Tensor) else like.new_full((), count)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype in which statistics of such data are computed and stored: at least float32."""
+    """Return the dtype in which statistics of such data are computed and stored: at least float32."""
     return torch.promote_types(dtype, torch.float32)

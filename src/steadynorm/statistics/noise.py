@@ -1,4 +1,4 @@
-"""How noisy a batch's moments are, and how far they are from stored ones."""
+"""Sampling error of a batch's moments, and their distance from the running statistics."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ __all__ = [
 ]
 
 MOST_SAMPLES = 4
-"""Samples that :func:`sample_noise` looks at; with C channels it errs by some √(2/(3·C)) of its value."""
+"""Most samples that :func:`sample_noise` uses; with C channels its relative error is about √(2/(3·C))."""
 
 
 def sample_noise(x: Tensor, batch: Moments) -> Tensor:
-    """Estimate the variance of one sample's mean in units of the variance of its values, averaged over channels.
+    """Estimate the variance of one sample's mean relative to the variance of its values, averaged over channels.
 
         noise = meanᶜ( var_unbiased over samples of (mean over positions of x) / var )
 
-    The mean of N independent samples has the variance var·noise/N, so that N/noise is the batch's effective count:
-    N·S where positions are independent (noise = 1/S), N where all positions of a sample agree (noise = 1). Counting
-    N·S values, as if neighbouring pixels knew nothing of each other, understates the noise many times over.
+    The mean of N independent samples has variance var·noise/N, so N/noise is the batch's effective count: N·S if
+    positions are independent (noise = 1/S), N if all positions of a sample agree (noise = 1). Counting N·S values would
+    treat neighbouring pixels as independent and understate the noise many times over.
 
     Args:
-        x: shape (N, C, ...); four samples are looked at, spread over the batch, or all of fewer. N is a size that
-            tracers and exporters leave free.
+        x: shape (N, C, ...). At most four samples are used, spread over the batch. N may be a symbolic size.
         batch: the moments of x.
 
     Returns:
-        a tensor of one value, NaN for a single sample and where x has values that are no finite numbers; channels of
-        variance 0 tell nothing, and where there are no others it is 1.
+        a tensor of one value. NaN for a single sample or non-finite x. Channels of variance 0 are ignored; 1 if all
+            are.
     """
     at = torch.arange(MOST_SAMPLES, device=x.device)
     samples = at.new_full((), x.shape[0])
@@ -54,14 +53,14 @@ def sample_noise(x: Tensor, batch: Moments) -> Tensor:
 
 
 def moments_by_sample(x: Tensor) -> Moments:
-    """Measure each sample's own moments of every channel.
+    """Compute the moments of each sample and channel.
 
     Args:
         x: shape (N, C, ...), any floating dtype.
 
     Returns:
-        Moments of shape (N, C), in float32 (float64 for float64 input); without positions the values themselves, with
-        variance 0.
+        Moments of shape (N, C), in float32 (float64 for float64 input); for (N, C) input the values themselves, with
+            variance 0.
     """
     values = x.to(statistics_dtype(x.dtype))
     if values.dim() == 2:
@@ -73,12 +72,12 @@ def moments_by_sample(x: Tensor) -> Moments:
 
 
 def moments_of_samples(each: Moments) -> Moments:
-    """Join the moments of samples that have as many values each.
+    """Merge the moments of samples with equal counts.
 
         mean = meanₙ meanₙ        var = meanₙ( varₙ + (meanₙ − mean)² )
 
     Args:
-        each: moments of the samples, shape (N, C), better in float64.
+        each: moments of the samples, shape (N, C), preferably in float64.
 
     Returns:
         Moments of shape (C,).
@@ -91,12 +90,12 @@ def moments_of_samples(each: Moments) -> Moments:
 
 
 def sampling_error(each: Moments, batch: Moments) -> tuple[Tensor, Tensor]:
-    """Give the squared standard errors of a batch's mean and variance, whose samples are independent.
+    """Return the squared standard errors of a batch's mean and variance, for independent samples.
 
         error²(mean) = 1/(N·(N − 1)) · Σₙ (meanₙ − mean)²
         error²(var)  = 1/(N·(N − 1)) · Σₙ (varₙ + (meanₙ − mean)² − var)²
 
-    Positions of one sample may depend on each other in any manner, and values may be of any distribution.
+    Positions of one sample may depend on each other, and values may have any distribution.
 
     Args:
         each: moments of the samples, shape (N, C).
@@ -105,7 +104,7 @@ def sampling_error(each: Moments, batch: Moments) -> tuple[Tensor, Tensor]:
     Returns:
         two tensors of shape (C,); NaN for a single sample.
 
-    Source: the standard error of a mean, of two averages over samples.
+    Source: the standard error of a mean, applied to two averages over samples.
     """
     number = len(each.mean)
     offset = each.mean - batch.mean
@@ -116,25 +115,26 @@ def sampling_error(each: Moments, batch: Moments) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def update_noise_(noise: Tensor, x: Tensor, batch: Moments, *, momentum: float) -> None:
-    """Let a running estimate of the noise follow a batch, in place.
+    """Update a running noise with a batch, in place.
 
         noise = (1 − momentum)·noise + momentum·sample_noise(x, batch)
 
-    A batch whose noise is not finite leaves it as it is, and so does a single sample.
+    A single sample, or non-finite noise, changes nothing.
     """
     seen = sample_noise(x, batch).to(noise.dtype)
     noise.copy_(torch.lerp(noise, torch.where(seen.isfinite(), seen, noise), momentum))
 
 
 def standardized_distance(batch: Moments, stored: Moments, *, eps: float) -> Tensor:
-    """Give the squared distance between two means in units of the stored variance, averaged over channels.
+    """Return the squared distance between two means in units of the stored variance, averaged over channels.
 
         distance² = meanᶜ( (mean − stored mean)² / (stored var + eps) )
 
-    Of a batch of N independent samples of the stored distribution it is noise/N on average, see :func:`sample_noise`.
+    For a batch of N independent samples of the stored distribution its expectation is noise/N, see
+    :func:`sample_noise`.
 
     Returns:
-        a tensor of one value; channels where it is not finite are left out.
+        a tensor of one value; channels with a non-finite distance are ignored.
     """
     squared = (batch.mean - stored.mean).square() / (stored.var + eps)
     fine = squared.isfinite()
@@ -142,7 +142,7 @@ def standardized_distance(batch: Moments, stored: Moments, *, eps: float) -> Ten
 
 
 def apart(first: Moments, second: Moments, *, eps: float) -> float:
-    """Give the distance of two Moments, in standard deviations.
+    """Return the distance between two Moments, in standard deviations.
 
     distance² = meanᶜ( (mean₁ − mean₂)² / (½·(var₁ + var₂) + eps) + (½·log((var₁ + eps) / (var₂ + eps)))² )
     """

@@ -1,9 +1,9 @@
-"""Moments of the ranks of a process group, merged as if one process had seen all values.
+"""Moments over the ranks of a process group, as if one process had all values.
 
-One collective each way, of any backend and device. Forward: every rank gathers mean, var and count of all, 2C + 1
-numbers each, and merges them around their common mean; a sum over ranks (all-reduce) could carry only Σx and Σx²,
-whose difference has lost the variance's digits once |mean| is much larger than std. Backward: one all-reduce of the
-gradients of the merged mean and var, on which every rank's result depends.
+One collective each way, on any backend and device. Forward: each rank gathers mean, var and count of all, 2C + 1
+numbers each, and merges them around their common mean. An all-reduce could only sum Σx and Σx², whose difference loses
+the digits of the variance if |mean| is much larger than std. Backward: one all-reduce of the gradients of the merged
+mean and var.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _DTYPES = (torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that measure together, this one among them.
+    """Processes that measure a batch together, including this one.
 
     Args:
         group: torch's name of the process group.
-        rank: place of this process in it.
-        size: how many there are, at least 2.
-        describe: names the layer in an error message; called only for one.
+        rank: rank of this process in it.
+        size: number of processes, at least 2.
+        describe: names the layer for error messages; called only then.
     """
 
     group: str
@@ -51,7 +51,7 @@ class Ranks:
 
 
 def ranks_of(process_group: dist.ProcessGroup | None = None, describe: Callable[[], str] | None = None) -> Ranks | None:
-    """Give the ranks of a process group, None where this process is alone or torch.distributed is not set up.
+    """Return the ranks of a process group; None for a single process, or before ``init_process_group``.
 
     Args:
         process_group: None is the default group.
@@ -71,11 +71,11 @@ def merge_over(ranks: Ranks, batch: Moments) -> Moments:
     """Merge the moments of all ranks, without gradient; see :func:`steadynorm.statistics.moments.merge`.
 
     Args:
-        ranks: every one of them must call this.
-        batch: of this rank; where its count is an int of 0, mean and var may be anything.
+        ranks: each of them must call this.
+        batch: of this rank; if its count is the int 0, mean and var may be anything.
 
     Returns:
-        the same on every rank, with a tensor of one value as count; mean 0, var 0, count 0 where no rank has a value.
+        the same on every rank, with a tensor of one value as count; mean 0, var 0, count 0 if no rank has values.
     """
     channels = batch.mean.numel()
     if isinstance(batch.count, Tensor):
@@ -92,7 +92,7 @@ def merge_over(ranks: Ranks, batch: Moments) -> Moments:
 def pool_over(ranks: Ranks, batch: Moments) -> Moments:
     """Merge the moments of all ranks as :func:`merge_over` does, differentiable any number of times.
 
-    Mean and var of an empty batch must be finite, and come from the input, so that its rank takes part in the backward.
+    Mean and var of an empty batch must be finite and depend on the input, so that its rank takes part in the backward.
     """
     _refuse_forward_mode()
     count = as_tensor(batch.count, batch.mean)
@@ -107,7 +107,7 @@ def sum_over(ranks: Ranks, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def is_mapped_backward(gradient: Tensor) -> bool:
-    """Say whether a gradient is one of many that ``is_grads_batched`` maps over, by a vmap that is not torch.func's."""
+    """Return whether a gradient is mapped by ``is_grads_batched``, whose vmap is not that of torch.func."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
@@ -125,7 +125,7 @@ def _sum(ranks: Ranks, values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """What every rank adds to every rank's sum comes back from every rank."""
+    """Sum over the ranks; the gradient is the sum of all ranks' gradients."""
 
     @staticmethod
     def forward(values: Tensor, ranks: Ranks) -> Tensor:
@@ -141,12 +141,12 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def vmap(_: object, in_dims: tuple[int | None, ...], values: Tensor, ranks: Ranks) -> tuple[Tensor, int | None]:
-        """Sum mapped values in one collective: every element is summed by itself."""
+        """Sum mapped values in one collective; elements are summed independently."""
         return _sum(ranks, values), in_dims[0]
 
 
 class _Pool(torch.autograd.Function):
-    """The moments of all ranks as a function of this one's.
+    """Merged moments as a function of this rank's moments.
 
     d_mean_r = s_r·(D_mean + 2·(mean_r − mean)·D_var)        d_var_r = s_r·D_var,        D summed over the ranks
     """
@@ -180,7 +180,7 @@ class _Pool(torch.autograd.Function):
 
 
 def _refuse_forward_mode() -> None:
-    """Raise where forward-mode derivatives are taken; Dynamo traces no function that has a ``jvp`` to raise in."""
+    """Raise under forward-mode differentiation; Dynamo cannot trace a function with its own ``jvp``."""
     if forward_ad._current_level >= 0:
         raise NotImplementedError(
             "moments over ranks: forward-mode derivatives (jvp, jacfwd, hessian, dual numbers) of a batch that is "
@@ -189,13 +189,12 @@ def _refuse_forward_mode() -> None:
 
 
 def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise RuntimeError on every rank where they do not all measure as many channels in the same dtype.
+    """Raise RuntimeError on every rank unless all have the same number of channels and dtype.
 
-    A collective of its own, of a fixed size: tensors of different sizes would not fit into one, which hangs or ends the
-    process, as the backend has it.
+    A collective of its own, with a fixed size: tensors of different sizes in one collective hang or end the process.
 
     Args:
-        ranks: every one of them must call this.
+        ranks: each of them must call this.
         channels: C of this rank.
         dtype: of its statistics.
         device: of its tensors.
@@ -211,7 +210,7 @@ def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: tor
 
 
 def gather_over(ranks: Ranks, values: Tensor) -> Tensor:
-    """Concatenate the ranks' values, in the order of the ranks; of as many values on each."""
+    """Concatenate the values of the ranks, in rank order; each gives the same number."""
     return _collective(ranks, "all_gather_into_tensor", values, ranks.size, ranks.group)
 
 
@@ -220,7 +219,7 @@ def _all_reduce(ranks: Ranks, values: Tensor) -> Tensor:
 
 
 def _collective(ranks: Ranks, name: str, *arguments: Any) -> Tensor:  # noqa: ANN401 (as the operation has them)
-    """Run a collective of torch's functional ones, which compilers trace, and wait for it."""
+    """Run one of torch's functional collectives, which compilers can trace, and wait for it."""
     operation = getattr(torch.ops._c10d_functional, name)
     wait = torch.ops._c10d_functional.wait_tensor
     if torch.compiler.is_compiling():

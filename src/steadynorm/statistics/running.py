@@ -1,4 +1,4 @@
-"""How a running estimate follows the batches."""
+"""How running statistics follow the batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["check_momentum", "exponential", "update_running_", "weight_of"]
 
 
 def check_momentum(momentum: float) -> None:
-    """Raise ValueError for what is not the weight of a new batch."""
+    """Raise ValueError unless momentum is in [0, 1]."""
     if not 0 <= momentum <= 1:
         raise ValueError(
             f"running statistics: momentum is the weight of the new batch, in [0, 1], got {momentum}. "
@@ -20,23 +20,28 @@ def check_momentum(momentum: float) -> None:
 
 
 def exponential(running: Tensor, batch: Tensor, *, momentum: float | Tensor) -> Tensor:
-    """Blend one batch's statistic into its running estimate.
+    r"""Return running statistics after one batch.
 
-        new = (1 − momentum) · running + momentum · batch
+    $$
+    \mathrm{new} = (1 - \mathrm{momentum}) \cdot \mathrm{running} + \mathrm{momentum} \cdot \mathrm{batch}
+    $$
 
     Args:
-        running: shape (C,); left unchanged.
-        batch: shape (C,). For variances, the unbiased one.
-        momentum: weight of the new batch, in [0, 1]; 0.1 forgets half in about 6.6 steps. The value of a tensor
-            is not looked at.
+        running: shape (C,); not changed.
+        batch: shape (C,); for variances, the unbiased one.
+        momentum: weight of the new batch, in [0, 1]; 0.1 forgets half in about 6.6 steps. The value of a tensor is not
+            checked.
 
     Returns:
         shape (C,), in the wider of the two dtypes.
 
     Raises:
-        ValueError: momentum is outside [0, 1].
+        ValueError: ``momentum`` is outside [0, 1].
 
     Source: Ioffe & Szegedy 2015, Alg. 2 (unbiased variance); blending as in torch.nn.BatchNorm2d.
+
+    >>> exponential(torch.tensor([1.0]), torch.tensor([2.0]), momentum=0.5)
+    tensor([1.5000])
     """
     if not isinstance(momentum, Tensor):
         check_momentum(momentum)
@@ -51,20 +56,26 @@ def exponential(running: Tensor, batch: Tensor, *, momentum: float | Tensor) -> 
 def weight_of(
     batches: int | Tensor, *, momentum: float | None, tracked: Tensor | None, dtype: torch.dtype
 ) -> float | Tensor:
-    """Give the weight that the newest batches have together in a running estimate.
+    r"""Return the total weight of the newest batches in the running statistics.
 
-        1 − (1 − momentum)^batches        or batches / tracked, the average of all, where momentum is None
+    $$
+    1 - (1 - \mathrm{momentum})^{\mathrm{batches}} \qquad \text{or, with momentum None,} \qquad
+    \frac{\mathrm{batches}}{\mathrm{tracked}}
+    $$
 
     Args:
-        batches: how many are new. A tensor's value is not read by the host.
-        momentum: weight of one batch, in [0, 1].
-        tracked: batches seen, the new ones included; needed where momentum is None.
-        dtype: of the running estimate.
+        batches: number of new batches. A tensor is not read on the host.
+        momentum: weight of one batch, in [0, 1]; None averages all batches equally.
+        tracked: number of batches including the new ones; needed if momentum is None.
+        dtype: of the running statistics.
+
+    Returns:
+        a number, or a tensor of one value if a tensor was given.
 
     Raises:
-        ValueError: momentum is outside [0, 1], or None without a count of batches.
+        ValueError: ``momentum`` is outside [0, 1], or None without ``tracked``.
 
-    Source: torch.nn.BatchNorm2d, with ``momentum=None`` too.
+    Source: torch.nn.BatchNorm2d, including ``momentum=None``.
     """
     if momentum is None:
         if tracked is None:
@@ -80,20 +91,29 @@ def weight_of(
 
 @torch.no_grad()
 def update_running_(running_mean: Tensor, running_var: Tensor, batch: Moments, *, momentum: float | Tensor) -> None:
-    """Let running estimates follow a batch, in place.
+    r"""Update running statistics with a batch, in place.
 
-        running_mean = (1 − momentum)·running_mean + momentum·mean
-        running_var  = (1 − momentum)·running_var + momentum·var_unbiased
+    $$
+    \begin{aligned} \mathrm{running\_mean} &\leftarrow (1 - \mathrm{momentum}) \cdot \mathrm{running\_mean} +
+    \mathrm{momentum} \cdot \mathrm{mean} \\ \mathrm{running\_var} &\leftarrow (1 - \mathrm{momentum}) \cdot
+    \mathrm{running\_var} + \mathrm{momentum} \cdot \mathrm{var\_unbiased} \end{aligned}
+    $$
 
-    One value has no variance. What it tells of it is its distance from the running mean, whose square is the variance
-    and that of the running mean together, var·(1 + momentum/(2 − momentum)); it counts as (1 − momentum/2) times its
-    square, which on data that keeps its distribution is right on average.
+    A single value has no variance. Its squared distance from the running mean, times (1 − momentum/2), is used instead.
+    The factor makes that unbiased for stationary data: the expected squared distance is the variance of the value plus
+    that of the running mean, var·(1 + momentum/(2 − momentum)).
 
     Args:
-        running_mean: shape (C,); changed.
-        running_var: shape (C,); changed.
-        batch: its count may be a tensor; none of its values is read by the host. A channel of count 0 stays as it is.
+        running_mean: shape (C,); updated.
+        running_var: shape (C,); updated.
+        batch: moments of the batch. A count that is a tensor is not read on the host. A channel with count 0 is not
+            updated.
         momentum: weight of the batch, in [0, 1].
+
+    Raises:
+        ValueError: ``momentum`` is a number outside [0, 1].
+
+    Source: Ioffe & Szegedy 2015, Alg. 2; conventions of torch.nn.BatchNorm2d.
     """
     if not isinstance(batch.count, Tensor) and batch.count > 1:
         running_mean.copy_(exponential(running_mean, batch.mean, momentum=momentum))

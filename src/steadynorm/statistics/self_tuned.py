@@ -1,7 +1,7 @@
-"""Running statistics without a momentum to choose: a bank of momenta, weighed by how well each predicts.
+"""Running statistics that choose their own momentum: a bank of momenta, weighted by how well each predicts.
 
-Shape letters: K momenta, C channels; a dimension of size 2 is mean and unbiased variance. What is guaranteed, and
-the proof, are in ``README.md`` beside this file.
+Shape letters: K momenta, C channels; a dimension of size 2 holds mean and unbiased variance. The guarantee and its
+proof are in ``README.md`` beside this file.
 """
 
 from __future__ import annotations
@@ -21,32 +21,38 @@ NUM_EXPERTS = 11
 """K: the momenta are 1, 1/2, …, 2^-10, so the longest memory is about a thousand batches."""
 
 NO_COUNT = 1e-30
-"""Count of what is unknown: without effect, and never 0 / 0."""
+"""Count of unknown values: no effect, and never 0 / 0."""
 
 LEARNING_RATE = 0.25
-"""η for one channel, half of the most that the second theorem in ``README.md`` bears."""
+"""η for one channel, half of the largest that the second theorem in ``README.md`` allows."""
 
 
 def learning_rate(num_features: int) -> float:
-    """Give η/√C."""
+    """Return η/√C."""
     return LEARNING_RATE / math.sqrt(max(num_features, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTuned:
-    """The state of running statistics that choose their own momentum.
+    """Running statistics that choose their own momentum, by how well each of eleven momenta predicts the next batch.
 
-    A layer's mean and its variance each have weights of their own, which all channels share: the channels drift
-    together, because the same step moves the layer's weights, and together they say within a few batches which
-    momentum is right.
+    Mean and variance of a layer have separate weights over the momenta. All channels share them: the channels drift
+    together, because the same optimizer step moves the layer's weights, so together they identify the right momentum
+    within a few batches. Instances are immutable; :meth:`follow` returns the next state.
 
     Args:
-        experts: shape (K, 2, C); expert k is the average of all batches so far, each weighed by its count and by
-            (1 − momentum_k)^age. An exponential average tends to it as its initial value is forgotten.
+        experts: shape (K, 2, C); expert k is the average of all batches so far, each weighted by its count and by (1 −
+            momentum_k)^age.
         mass: shape (K, 2, 1), or (K, 2, C) once counts differ between channels; the same average of the counts.
-        noise: shape (2, C); variance of a batch's statistic, times its count.
-        weights: shape (K, 2); trust in each expert, sums to 1 over K.
-        step: shape (), int64; batches seen.
+        noise: shape (2, C); variance of a batch statistic, times its count.
+        weights: shape (K, 2); weight of each expert, with sum 1 over K.
+        step: shape (), int64; number of batches.
+
+    Source: Herbster & Warmuth 1998, "Tracking the best expert"; theorem and proof in ``statistics/README.md``.
+
+    >>> bank = SelfTuned.begin(3).follow(Moments(mean=torch.ones(3), var=torch.ones(3), count=8))
+    >>> bank.estimate()[0]
+    tensor([1., 1., 1.])
     """
 
     experts: Tensor
@@ -59,7 +65,13 @@ class SelfTuned:
     def begin(
         cls, num_features: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
     ) -> SelfTuned:
-        """Begin with mean 0 and variance 1, of which nothing is left after the first batch."""
+        """Return the initial state, mean 0 and variance 1; the first batch replaces both.
+
+        Args:
+            num_features: number of channels C.
+            dtype: of the statistics.
+            device: of the tensors.
+        """
         experts = torch.zeros(NUM_EXPERTS, 2, num_features, dtype=dtype, device=device)
         experts[:, 1] = 1
         return cls(
@@ -72,12 +84,12 @@ class SelfTuned:
 
     @property
     def momenta(self) -> Tensor:
-        """Give 2^-k, shape (K, 1, 1)."""
+        """Momenta of the experts, 2^-k, shape (K, 1, 1)."""
         grid = torch.arange(NUM_EXPERTS, dtype=self.experts.dtype, device=self.experts.device)
         return torch.exp2(-grid).view(-1, 1, 1)
 
     def follow(self, batch: Moments) -> SelfTuned:
-        """Judge the experts by one more batch, then let each of them see it.
+        """Return the state after one more batch: weigh the experts by their errors, then update each.
 
             loss_k    = Σ_c (expert_k,c − batch_c)² · n / noise_c
             weights   ∝ weights · exp(−η/√C · loss),            then 1/(2t) of each weight goes to either neighbour
@@ -85,11 +97,14 @@ class SelfTuned:
             expert_k  = expert_k + (batch − expert_k) · 2^-k · n / mass_k
             noise     = (1 − 2/t) · noise + 2/t · (batch − last batch)² / (1/n + 1/last n)
 
-        with n the batch's count and t the number of batches, this one included. No value is read by the host.
+        n is the batch's count and t the number of batches including this one. No value is read on the host.
 
         Args:
-            batch: the moments of one batch, outside of autograd. A mean of no values and a variance of less than two
-                are skipped. What is not finite stays so in its own channel, which then has no say in the weights.
+            batch: the moments of one batch, without gradient. A mean of no values and a variance of fewer than two are
+                skipped. A non-finite value stays in its own channel, which no longer affects the weights.
+
+        Returns:
+            the next state.
 
         Source: Herbster & Warmuth 1998, "Tracking the best expert"; von Neumann 1941 for the noise.
         """
@@ -109,11 +124,15 @@ class SelfTuned:
         )
 
     def estimate(self) -> tuple[Tensor, Tensor]:
-        """Give the running mean and the running unbiased variance, of shape (C,) each.
+        r"""Return the running mean and the running unbiased variance, each of shape (C,).
 
-            mean = Σ_k w_k · mean_k        var = Σ_k w′_k · var_k + Σ_k w_k · (mean_k − mean)²
+        $$
+        \mathrm{mean} = \sum_k w_k\,\mathrm{mean}_k \qquad \mathrm{var} = \sum_k w'_k\,\mathrm{var}_k + \sum_k
+        w_k\,(\mathrm{mean}_k - \mathrm{mean})^2
+        $$
 
-        The last term is what the experts disagree by: values scatter around the stored mean by so much more.
+        w are the weights for the mean, w′ those for the variance. The last term is the disagreement of the experts
+        about the mean.
         """
         weights = self.weights.unsqueeze(-1)
         mean, var = (weights * self.experts).sum(0)
@@ -121,7 +140,7 @@ class SelfTuned:
         return mean, var + between
 
     def _skip_unknown(self, batch: Moments) -> tuple[Tensor, Tensor]:
-        """Give mean and variance, (2, C), and their count; what is unknown is as expected, (K, 2, C), and counts ~0."""
+        """Return mean and variance, (2, C), and count; unknown ones are as predicted, (K, 2, C), with count ~0."""
         seen = torch.stack((batch.mean, batch.var_unbiased))
         if not isinstance(batch.count, Tensor) and batch.count > 1:
             return seen, seen.new_full((1, 1), batch.count)
@@ -130,7 +149,7 @@ class SelfTuned:
         return torch.where(known, seen, self.experts), size
 
     def _judged(self, square: Tensor, size: Tensor, pace: Tensor) -> Tensor:
-        """Give the weights after a batch that missed the experts by ``square``, shape (K, 2, C)."""
+        """Return the weights after a batch with squared errors ``square``, shape (K, 2, C)."""
         # x/0 and 0/0 are channels in which nothing has moved yet.
         loss = (square * (size / self.noise)).nan_to_num_(nan=0, posinf=0).sum(-1)
         posterior = torch.sub(self.weights.log(), loss, alpha=learning_rate(square.shape[-1])).softmax(0)
