@@ -320,7 +320,7 @@ def test_what_is_missing_is_not_measured() -> None:
     assert verdicts(BATCH, arms=("batch_norm",)) == ["not measured"] * 4
     lost = judged([*BATCH, *LOST])
     assert [item.verdict for item in lost] == ["not measured"] * 4
-    assert "2 of 2 diverged at step 10 and 10." in {item.measured for item in lost}
+    assert "No normalization: 2 of 2 diverged at step 10 and 10." in {item.measured for item in lost}
 
 
 def test_networks_that_may_be_guessing_decide_nothing() -> None:

@@ -208,7 +208,7 @@ def test_gradient_norms_are_compared_in_steadiness():
 def test_an_arm_that_diverged_is_named_with_its_step():
     stopped = run("none", status="diverged", diverged_at_step=1234)
     found = judged(flat("batch_norm", 0.75), stopped)[1]
-    assert (found.verdict, found.measured) == ("not met", "Diverged at step 1,234.")
+    assert (found.verdict, found.measured) == ("not met", "No normalization: diverged at step 1,234.")
 
 
 def test_diverging_without_normalization_settles_which_is_less_steady():
@@ -231,7 +231,7 @@ def test_gradient_norms_over_unlike_numbers_of_epochs_are_not_compared():
 def test_an_arm_that_was_not_trained_is_not_measured():
     made = record([flat("batch_norm", 0.75)], arms=["batch_norm"])
     found = describe(made).claims
-    assert found[1].measured == "The arm was not trained."
+    assert found[1].measured == "No network without normalization was trained."
 
 
 def expected_from(**changes) -> str:

@@ -421,7 +421,10 @@ def test_what_is_missing_is_not_measured() -> None:
 def test_an_arm_that_diverged_is_told() -> None:
     lost = cell("noisy_batch_norm", accuracy=(), diverged_at=3)
     found = judged(cell("batch_norm"), lost, cell("none"))
-    assert (found[AS_WELL].verdict, found[AS_WELL].measured) == ("not measured", "Noisy batch norm diverged.")
+    assert (found[AS_WELL].verdict, found[AS_WELL].measured) == (
+        "not measured",
+        "Noisy batch norm: diverged at step 3.",
+    )
     assert found[LOSS].verdict == "not met"
 
 

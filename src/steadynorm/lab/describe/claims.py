@@ -8,9 +8,9 @@ from steadynorm.lab.describe.arms import Arm
 from steadynorm.reporting.claims import compare
 from steadynorm.reporting.numbers import number
 from steadynorm.reporting.report import Block, Claim, Section
-from steadynorm.reporting.words import capital, listing
+from steadynorm.reporting.words import capital, counted, listing
 
-__all__ = ["absent_because", "expected", "left_out", "tolerated", "with_and_without"]
+__all__ = ["PAIR", "absent_because", "absent_of", "expected", "left_out", "tolerated", "with_and_without"]
 
 
 ROUNDING = 1e-9  # of differences between shares
@@ -21,14 +21,27 @@ def expected(*blocks: Block | None) -> Section:
     return Section(title="What was expected, and what was measured", short="Expectations", blocks=blocks)
 
 
-def absent_because(arm: Arm | None) -> str:
-    """Say why an arm has no number."""
+PAIR = ("with batch norm", "without normalization")
+"""The two arms of :func:`with_and_without`."""
+
+
+def absent_because(arm: Arm | None, which: str) -> str:
+    """Say why an arm has no number; ``which``: what its networks have in common, one of :data:`PAIR`."""
     if arm is None:
-        return "The arm was not trained."
+        return f"No network {which} was trained."
     if arm.lost:
-        return f"{capital(arm.lost)}."
-    waits = arm.waiting or not arm.seeds
-    return f"{len(arm.ended)} of {arm.seeds} networks are measured." if waits else "What was measured does not tell."
+        return f"{capital(arm.label)}: {arm.lost}."
+    if arm.waiting or not arm.seeds:
+        return f"{capital(arm.label)}: {len(arm.ended)} of {counted(arm.seeds, 'network')} measured."
+    return f"{capital(arm.label)}: the measurements do not show it."
+
+
+def absent_of(arms: tuple[Arm | None, Arm | None], quantity: str) -> str:
+    """Say which of :data:`PAIR` has no number of a quantity, and why."""
+    first, _ = arms
+    lost = next((place for place, arm in enumerate(arms) if arm is None or arm.lost), None)
+    place = lost if lost is not None else int(first is not None and first[quantity] is not None)
+    return absent_because(arms[place], PAIR[place])
 
 
 def with_and_without(
@@ -42,9 +55,8 @@ def with_and_without(
 ) -> Claim:
     """Judge whether a quantity is lower with batch norm than without, or higher; see :func:`compare`."""
     first, second = (arm[quantity] if arm else None for arm in arms)
-    lost = (arm for arm in arms if arm is None or arm.lost)
-    absent = absent_because(next(lost, arms[1 if first else 0]))
     names = ("with batch norm", "without")
+    absent = absent_of(arms, quantity)
     return compare(claim, first, second, higher=higher, what=what, names=names, shown=shown, absent=absent)
 
 

@@ -32,7 +32,7 @@ from steadynorm.lab.configuration import (
 )
 from steadynorm.lab.data import hold_out
 from steadynorm.lab.describe.arms import Arm, Reduction, final
-from steadynorm.lab.describe.claims import absent_because, expected, left_out, with_and_without
+from steadynorm.lab.describe.claims import PAIR, absent_because, expected, left_out, with_and_without
 from steadynorm.lab.describe.figures import arm_figure, chart, curves
 from steadynorm.lab.describe.method import batches_label, method_of, sentences, word
 from steadynorm.lab.describe.names import PLAIN, arm_labels, batch_arm, data_label, pair
@@ -525,8 +525,8 @@ def _claims(record: Record, arms: Sequence[RatedArm]) -> list[Claim]:
     judged = [
         *(
             (
-                _near(batch, "Batch norm is at about", WITH_BATCH_NORM, epoch, more_is_fine=True),
-                _near(plain, "Without normalization accuracy is near", WITHOUT, epoch, more_is_fine=False),
+                _near(batch, PAIR[0], "Batch norm is at about", WITH_BATCH_NORM, epoch, more_is_fine=True),
+                _near(plain, PAIR[1], "Without normalization accuracy is near", WITHOUT, epoch, more_is_fine=False),
             )
             if record.config["data"] == "cifar10"
             else (with_and_without(ahead, both, "val_accuracy_early", "validation accuracy", percent, higher=True),)
@@ -539,12 +539,12 @@ def _claims(record: Record, arms: Sequence[RatedArm]) -> list[Claim]:
     return [unless_guessing(item, chance_of(record), networks) for item in judged]
 
 
-def _near(arm: RatedArm | None, start: str, target: float, epoch: int, *, more_is_fine: bool) -> Claim:
+def _near(arm: RatedArm | None, which: str, start: str, target: float, epoch: int, *, more_is_fine: bool) -> Claim:
     claim = f"{start} {percent(target, digits=0)} by epoch {ARTICLE_EPOCH}."
     reached = arm["val_accuracy_early"] if arm and epoch == ARTICLE_EPOCH else None
     if reached is None:
         short = f"The networks have {counted(arm.reached_epoch, 'epoch')}." if arm and not arm.lost else ""
-        return judge(claim, False if arm and arm.is_lost else None, short or absent_because(arm))
+        return judge(claim, False if arm and arm.is_lost else None, short or absent_because(arm, which))
     excess = reached.mean - target
     where = f"{points(excess)} {'above' if excess > 0 else 'below'} the article's figure"
     seeds = (

@@ -37,7 +37,7 @@ from steadynorm.lab.cells import Job, Measure, measure_cells
 from steadynorm.lab.compiling import failure_explained
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, settings_of
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final
-from steadynorm.lab.describe.claims import expected, left_out, tolerated
+from steadynorm.lab.describe.claims import PAIR, absent_because, absent_of, expected, left_out, tolerated
 from steadynorm.lab.describe.figures import arm_figure
 from steadynorm.lab.describe.method import batches_label, method_of, sentences
 from steadynorm.lab.describe.names import arm_label, few_arms, pair
@@ -537,7 +537,6 @@ RARER = (
     ("So it does with steps in proportion to the weights.", "free_raised"),
 )
 TRAINS = ("as well as batch norm", "better than no normalization")
-MISSING = "One of the two arms has no number."
 
 
 def _claims(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | None]) -> list[Claim]:
@@ -549,8 +548,8 @@ def _claims(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | N
     judged = [
         *((_larger(batch, plain, ratios[key], claim, key, times), both) for claim, key, times in LARGER),
         *((_rarer(batch, plain, claim, key), both) for claim, key in RARER),
-        (_trains(as_well, noisy, batch, tolerated(AS_WELL, chance.images)), (noisy, batch)),
-        (_trains(better, noisy, plain), (noisy, plain)),
+        (_trains(as_well, noisy, batch, PAIR[0], tolerated(AS_WELL, chance.images)), (noisy, batch)),
+        (_trains(better, noisy, plain, PAIR[1]), (noisy, plain)),
     ]
     return [
         unless_guessing(item, chance, {arm.label: arm["val_accuracy"] for arm in compared if arm})
@@ -562,8 +561,10 @@ def _larger(
     batch: Arm | None, plain: Arm | None, factor: Spread | None, claim: str, key: str, at_least: float
 ) -> Claim:
     with_norm, without = (arm[key] if arm else None for arm in (batch, plain))
-    if with_norm is None or without is None or factor is None:
-        return judge(claim, None, MISSING)
+    if with_norm is None or without is None:
+        return judge(claim, None, absent_of((batch, plain), key))
+    if factor is None:
+        return judge(claim, None, "No seed has a number of both arms.")
     seeds = f", from {number(factor.low)} to {number(factor.high)} over the seeds" if factor.n > 1 else ""
     split = " The seeds disagree." if factor.low <= at_least <= factor.high and factor.n > 1 else ""
     return judge(
@@ -577,22 +578,20 @@ def _larger(
 def _rarer(batch: Arm | None, plain: Arm | None, claim: str, key: str) -> Claim:
     with_norm, without = (arm[key] if arm else None for arm in (batch, plain))
     if with_norm is None or without is None:
-        return judge(claim, None, MISSING)
+        return judge(claim, None, absent_of((batch, plain), key))
     measured = f"At {percent(with_norm.mean)} of the probes with batch norm, at {percent(without.mean)} without."
     return judge(claim, with_norm.mean < without.mean, measured)
 
 
-def _trains(claim: str, arm: Arm | None, other: Arm | None, allowed: float = 0.0) -> Claim:
-    """Judge whether ``arm`` ends at most ``allowed`` behind ``other``."""
-    ours, theirs = (one["val_accuracy"] if one else None for one in (arm, other))
-    if ours is None or theirs is None:
-        missing = other if ours else arm
-        why = f"{capital(missing.label)} diverged." if missing else "One of the two arms was not trained."
-        return judge(claim, None, why)
-    assert arm
-    assert other
+def _trains(claim: str, noisy: Arm | None, other: Arm | None, which: str, allowed: float = 0.0) -> Claim:
+    """Judge whether ``noisy`` ends at most ``allowed`` behind ``other``, which is one of :data:`PAIR`."""
+    ours, theirs = (one["val_accuracy"] if one else None for one in (noisy, other))
+    if noisy is None or ours is None:
+        return judge(claim, None, absent_because(noisy, "with noise after batch norm"))
+    if other is None or theirs is None:
+        return judge(claim, None, absent_because(other, which))
     ahead = ours.mean - theirs.mean
-    lost = [f"{len(one.diverged_at_step)} diverged with {one.label}" for one in (arm, other) if one.diverged_at_step]
+    lost = [f"{len(one.diverged_at_step)} diverged with {one.label}" for one in (noisy, other) if one.diverged_at_step]
     seeds = "; ".join(["n = " + " and ".join(map(str, dict.fromkeys((ours.n, theirs.n)))), *lost])
     tolerance = f'; "as well" allows {points(allowed, digits=0 if allowed == AS_WELL else 1)}' if allowed else ""
     return judge(
