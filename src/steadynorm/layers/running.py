@@ -20,6 +20,7 @@ from steadynorm.statistics.self_tuned import learning_rate
 __all__ = ["Nonfinite", "RunningStatistics", "check_count", "may_be_recomputed"]
 
 Nonfinite = Literal["propagate", "skip", "raise"]
+"""What a batch with NaN or infinity does to the running statistics; see :class:`steadynorm.BatchNorm2d`."""
 _JUDGED = ("experts", "mass", "noise", "weights", "momenta")
 
 

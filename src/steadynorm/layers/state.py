@@ -19,6 +19,7 @@ from steadynorm.statistics.self_tuned import NUM_EXPERTS
 __all__ = ["BANK", "GATE", "BatchMemory", "NormState", "Running", "batch_norm_state", "normal_tensors", "on_copies"]
 
 Running = Literal["exponential", "self_tuned"]
+"""How the running statistics follow the batches; see :class:`steadynorm.BatchNorm2d`."""
 BANK = tuple(field.name for field in fields(SelfTuned))
 """Names of what self-tuned statistics consist of; the buffers' names begin with ``_bank_``."""
 GATE = ("noise", "confidence")

@@ -1,4 +1,4 @@
-"""Verbs on whole models: they work in place, say what they did, and can be undone."""
+"""Operations on whole models: each works in place, returns what it changed, and can be undone."""
 
 from steadynorm.surgery.adapters.registry import register
 from steadynorm.surgery.change import Change, Changed, NothingDoneError, Refused

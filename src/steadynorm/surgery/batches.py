@@ -15,19 +15,19 @@ from torch.nn.utils.rnn import PackedSequence
 __all__ = ["Batch", "Batches", "Forward", "evaluating", "feed", "randomness_kept", "unwrapped"]
 
 Batch = Any
-"""Whatever a loader gives, or a model takes."""
+"""A batch as the loader yields it, or the arguments of the model."""
 Forward = Callable[[nn.Module, Batch], Any]
-"""Model and batch -> anything: runs the model on the batch."""
+"""(model, batch) -> output: runs the model on a batch."""
 
 
 def feed(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (any batch, any output)
     """Run a model on a batch, on the device of the model's first parameter.
 
-    A tensor is the model's argument; of a tuple or list the first item is, as in (input, target); a mapping gives its
-    arguments by name.
+    A tensor is passed as the argument; of a tuple or list, the first item (as in (input, target)); a mapping as keyword
+    arguments.
 
     Raises:
-        TypeError: anything else.
+        TypeError: the batch is anything else.
     """
     first = next(chain(model.parameters(), model.buffers()), None)
     batch = batch if first is None else _moved(batch, first.device)

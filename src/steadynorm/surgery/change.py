@@ -1,4 +1,4 @@
-"""What a verb did to a model, what it refused to do, and how to undo it."""
+"""What an operation changed in a model, what it refused, and how to undo it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _REGISTER = "Register it, for instance in an nn.ModuleList."
 
 
 class NothingDoneError(ValueError):
-    """A verb could do nothing of what it was asked for.
+    """An operation could change nothing of what it was asked to.
 
     Args:
-        message: why.
-        refused: everything that it left as it was.
+        message: the reason.
+        refused: everything that was left unchanged.
     """
 
     def __init__(self, message: str, refused: tuple[Refused, ...]) -> None:
@@ -34,13 +34,14 @@ class NothingDoneError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Changed:
-    """One thing that is other than it was.
+    """One thing that an operation changed.
 
     Args:
-        name: qualified name of the module, the first where it has several; empty for the model itself.
-        before: what it was, in words.
-        after: what it is now.
-        notes: what goes with that and may surprise: an option that the new layer does not have, a gain of 300.
+        name: qualified name of the module, the first if it has several; empty for the root.
+        before: description of what it was.
+        after: description of what it is now.
+        notes: consequences worth knowing, such as an option that the new layer does not have or an unusually large
+            gain.
     """
 
     name: str
@@ -55,12 +56,12 @@ class Changed:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """One thing that was left as it was, though it might have been meant.
+    """One thing that an operation left unchanged, with the reason.
 
     Args:
         name: qualified name of the module.
-        what: what it is, in words.
-        why: the reason, and what to do where there is something.
+        what: description of the module.
+        why: the reason, and what to do about it.
     """
 
     name: str
@@ -81,15 +82,18 @@ class _Step:
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Change:
-    """What a verb of surgery did; shown, it says so in a line for each layer.
+    """Result of an operation on a model: what changed, what was refused, and :meth:`undo`.
+
+    Printed, it is one line per layer.
 
     Args:
-        verb: the verb's name.
-        model: the model as it is now; another object than was given only where the root itself was replaced.
-        changed: what is other than it was.
-        refused: what was left as it was, though it might have been meant, and why.
-        measured: numbers that the verb measured, by name.
-        notes: what concerns the model as a whole: how names were understood, what runs though it is no submodule.
+        verb: name of the operation.
+        model: the model after the operation; a new object only if the root module itself was replaced.
+        changed: what changed.
+        refused: what was left unchanged, and why.
+        measured: numbers that the operation measured, by name.
+        notes: remarks about the whole model, such as how names were matched or which layers are not registered
+            submodules.
     """
 
     verb: str
@@ -103,17 +107,16 @@ class Change:
     _undone: bool = False
 
     def undo(self) -> nn.Module:
-        """Put back, bit for bit, what the verb changed: modules, flags, and numbers that it wrote.
+        """Undo the operation, bit for bit: modules, flags and values that it wrote.
 
-        What has happened since to things that it did not change stays: a layer that was converted, trained and
-        converted back keeps what its parameters have learned and its statistics have followed, in the mode, on the
-        device and in the dtype that the model has come to.
+        Later changes to other things are kept. A layer that was converted, trained and converted back keeps what its
+        parameters and running statistics have learned since, and the current mode, device and dtype of the model.
 
         Returns:
-            the model as it was before, the same object.
+            the model before the operation, the same object.
 
         Raises:
-            RuntimeError: it has been undone already, or something else stands where the verb left its own.
+            RuntimeError: already undone, or something that the operation placed has been replaced since.
         """
         if self._undone:
             raise RuntimeError(f"{self.verb}: this change has been undone already.")

@@ -1,4 +1,4 @@
-"""Forwards that leave the running estimates alone, by whichever statistics they are to normalize."""
+"""Contexts in which forwards do not update the running statistics."""
 
 from __future__ import annotations
 
@@ -29,25 +29,31 @@ __all__ = [
 
 @contextmanager
 def no_statistics_update(model: nn.Module, *, where: Where | None = None) -> Iterator[None]:
-    """Let no forward within move a running estimate; everything else is as it would be.
+    """Context in which no forward updates the running statistics; outputs and gradients do not change.
 
-    For a teacher, a probe, a second forward at other weights or inputs (SAM, attacks). A layer in training normalizes
-    by its batch, with gradient, and counts nothing; windows, banks and noise of our layers stay as well. What autograd
-    keeps of the estimates are copies, so that several forwards can be followed by one backward.
+    For a teacher, a probe, or a second forward with other weights or inputs (SAM, adversarial attacks). A layer in
+    training mode normalizes by batch statistics, with gradient, and counts no batch; windows, banks and noise of our
+    layers stay unchanged too. Autograd saves copies of the running statistics, so several forwards can precede one
+    backward.
 
-    The three contexts act on the batch norms that ``where`` chooses, whatever their ``.training``, which they leave as
-    it is. They can be nested; the innermost that says by which statistics to normalize is the one that holds. With
-    ``torch.utils.checkpoint`` the backward must run in the context too, because it runs the forward again. Compiled
-    models break their graph at these layers, so ``fullgraph=True`` raises. A copy of the model that is made within
-    (deepcopy, pickle, AveragedModel, torch.save) is as the model is outside, and moves its estimates. Copies that
-    DistributedDataParallel makes of rank 0's buffers before a forward are its own affair: they are still made.
+    This and the two other contexts apply to the batch norms that ``where`` selects and leave ``.training`` as it is.
+    They can be nested; the innermost one that chooses the statistics decides. With ``torch.utils.checkpoint``, run the
+    backward inside the context too, because it repeats the forward. Compiled models break their graph at these layers,
+    so ``fullgraph=True`` raises. A copy of the model made inside (deepcopy, pickle, AveragedModel, torch.save) is not
+    in the context. DistributedDataParallel still broadcasts the buffers of rank 0 before a forward.
 
     Args:
-        model: the root.
-        where: name and module -> whether the layer is meant. None takes all.
+        model: the root module.
+        where: (qualified name, module) -> whether to include the layer; None takes all.
 
     Raises:
-        TypeError: a subclass of batch norm, or a compiled script, of which it is unknown what its forward moves.
+        TypeError: a subclass of batch norm, or a compiled script, whose updates are unknown.
+
+    >>> norm = nn.BatchNorm1d(3)
+    >>> with no_statistics_update(norm):
+    ...     _ = norm(torch.randn(8, 3))
+    >>> int(norm.num_batches_tracked)
+    0
     """
     with _forwards_on_copies(_chosen("no_statistics_update", model, where), training=None):
         yield
@@ -55,11 +61,15 @@ def no_statistics_update(model: nn.Module, *, where: Where | None = None) -> Ite
 
 @contextmanager
 def use_batch_statistics(model: nn.Module, *, where: Where | None = None) -> Iterator[None]:
-    """Let the batch norms within normalize as in training, by the batch, and move no running estimate.
+    """Context in which batch norms normalize by batch statistics, and update no running statistics.
 
-    The gradient flows through the batch's moments. Each kind does what it does in training: renorm corrects towards
-    its running estimates, a gated layer blends with them, a synchronised one asks the other ranks. FrozenBatchNorm
-    knows no batch statistics and stays frozen. For the rest see :func:`no_statistics_update`.
+    Gradients flow through the batch statistics. Each kind behaves as in training: batch renorm corrects towards its
+    running statistics, gated batch norm blends with them, a synchronized layer communicates with the other ranks.
+    FrozenBatchNorm stays frozen. Otherwise as :func:`no_statistics_update`.
+
+    Args:
+        model: the root module.
+        where: (qualified name, module) -> whether to include the layer; None takes all.
 
     Raises:
         TypeError: as :func:`no_statistics_update`.
@@ -70,13 +80,17 @@ def use_batch_statistics(model: nn.Module, *, where: Where | None = None) -> Ite
 
 @contextmanager
 def use_running_statistics(model: nn.Module, *, where: Where | None = None) -> Iterator[None]:
-    """Let the batch norms within normalize as in evaluation, by their running estimates, and move none of these.
+    """Context in which batch norms normalize by their running statistics, as in evaluation, and do not update them.
 
-    Dropout and everything else keep their mode. For the rest see :func:`no_statistics_update`.
+    Dropout and other modules keep their mode. Otherwise as :func:`no_statistics_update`.
+
+    Args:
+        model: the root module.
+        where: (qualified name, module) -> whether to include the layer; None takes all.
 
     Raises:
         TypeError: as :func:`no_statistics_update`.
-        ValueError: a layer has no running estimates.
+        ValueError: a layer has no running statistics.
     """
     norms = _chosen("use_running_statistics", model, where)
     without = [_described(named) for named in norms if named.module.running_mean is None]

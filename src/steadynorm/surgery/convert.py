@@ -1,4 +1,4 @@
-"""Batch norms become another kind of layer, with the same parameters, statistics, flags and hooks."""
+"""Convert batch norms to another kind of layer, with the same parameters, statistics, flags and hooks."""
 
 from __future__ import annotations
 
@@ -58,41 +58,48 @@ def convert_(
     forward: Forward | None = None,
     **options: Any,  # noqa: ANN401 (those of the new layer)
 ) -> Change:
-    """Make the batch norms of a model another kind of layer, in place.
+    """Convert the batch norms of a model to another kind of layer, in place.
 
-    The new layers hold the same Parameter and buffer objects, so that an optimizer's state, tied parameters and
-    statistics go on; flags, device, dtype, hooks and attributes that were set on them go with them. A module that is
-    registered in several places is converted once and put in all of them. A fused activation stays: where the new
-    layer cannot have it, :class:`steadynorm.layers.NormAddActivation` puts it after, under the same state keys.
+    The new layers hold the same Parameter and buffer objects, so optimizer state, tied parameters and running
+    statistics carry over; so do flags, device, dtype, hooks and attributes. A module registered in several places is
+    converted once. A fused activation is kept; if the new layer cannot fuse it,
+    :class:`steadynorm.layers.NormAddActivation` applies it under the same state keys.
 
-    To another batch norm evaluation does not change (gated batch norm's own, which looks at the batch, excepted). To
-    group or layer norm, which have no statistics, it does; weight, bias and eps are kept. With ``batches`` weight and
-    bias are then set so that each layer's output comes as near as it can, by least squares per channel, to what stood
-    there before: one after the other in the order in which they run, each on what the ones before now give it.
+    Converting to another batch norm does not change evaluation, except to gated batch norm, whose evaluation depends on
+    the batch. Group and layer norm have no running statistics, so converting to them changes it; they keep weight, bias
+    and eps. With ``batches``, their weight and bias are then fitted per channel by least squares to the outputs of the
+    old layers, layer by layer in the order in which they run.
 
     Args:
-        model: the root, not wrapped or compiled yet. torch's batch norms and ours are converted; unknown
+        model: the root module, not yet wrapped or compiled. torch's batch norms and ours are converted; unknown
             subclasses are refused by name.
-        to: a layer's class, which stands for its whole family (1d, 2d, 3d), or its name in
-            :data:`steadynorm.layers.kinds.KINDS`: ``batch_norm``, ``ghost_batch_norm``, ``torch_batch_norm``, ... or
-            ``group_norm``, ``layer_norm`` (over channels and positions of a sample: group norm with one group).
-        where: qualified name and module -> whether to convert it; None takes all.
-        example: what the model is called with (a tensor; a tuple or mapping of its arguments), to run it where a
-            synchronised layer does not tell its dimensions, or to see which layers are called with a residual.
-        batches: for group and layer norm, a loader's: a tensor, ``(input, ...)`` or a mapping; run several times.
-        forward: model and example or batch -> output, where the model is called otherwise.
-        options: keyword arguments of the new layer, as ``ghost_batch_size`` or ``eps``; without them those that both
-            kinds have are carried over. Group norm takes ``num_groups``: None finds the most, up to 32, that divide the
-            channels and leave 16 of them to a group.
+        to: a layer class, which selects its family (1d, 2d, 3d), or a name from :data:`steadynorm.layers.kinds.KINDS`:
+            ``"batch_norm"``, ``"ghost_batch_norm"``, ``"torch_batch_norm"``, ..., ``"group_norm"`` or ``"layer_norm"``
+            (group norm with one group).
+        where: (qualified name, module) -> whether to convert it; None takes all.
+        example: inputs to run the model on: a tensor, or a tuple or mapping of arguments. Needed if a synchronized
+            layer does not say whether it is 1d, 2d or 3d, or to find layers that are called with a residual.
+        batches: for group and layer norm, batches to fit weight and bias on: tensors, (input, ...) or mappings. They
+            are run several times.
+        forward: (model, example or batch) -> output, if the model is not simply called with the example.
+        options: keyword arguments of the new layer, such as ``ghost_batch_size`` or ``eps``; options that both kinds
+            have carry over. Group norm takes ``num_groups``; None chooses the largest number up to 32 that divides the
+            channels and leaves at least 16 per group.
 
     Returns:
-        the Change; its ``model`` is another module only where the root itself was converted.
+        the Change; its ``model`` is a new object only if the root itself was converted.
 
     Raises:
-        ValueError: no such kind; ``batches`` for a batch norm.
-        TypeError: an option that the layer does not know, or that the old layer decides (channels, weight and bias,
-            device, dtype); a model that is wrapped or compiled.
-        RuntimeError: with ``batches``, a batch norm is called from outside the submodules, and so runs on.
+        ValueError: an unknown kind; ``batches`` for a batch norm.
+        TypeError: an unknown option, or one that the old layer determines (channels, affine, bias, device, dtype); a
+            model that is wrapped or compiled.
+        NothingDoneError: every batch norm was refused.
+        RuntimeError: with ``batches``, a replaced batch norm still runs, because something other than its parent holds
+            it.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> convert_(model, "ghost_batch_norm", ghost_batch_size=32).changed[0].name
+    '1'
     """
     kind = find_kind(to)
     if batches is not None and kind.name in BATCH_NORMS:
@@ -128,19 +135,25 @@ def to_torch_(
     example: Batch = None,
     forward: Forward | None = None,
 ) -> Change:
-    """Make our layers exact ``torch.nn`` classes, which exporters, quantisers and fusers recognise.
+    """Convert our layers to plain ``torch.nn`` classes, which exporters, quantisers and fusers recognise.
 
-    ``SyncBatchNorm`` becomes torch's (:func:`from_sync_` makes it one of a single process), every other kind
-    ``BatchNorm1d``, ``2d`` or ``3d``, and an activation a module after it. Evaluation stays as it was. In training
-    they are plain batch norms; what was lost with that is in the notes. Gated batch norm evaluates otherwise and is
-    refused; ``convert_(model, "torch_batch_norm")`` does it all the same.
+    ``SyncBatchNorm`` becomes torch's (see :func:`from_sync_` for a single process), every other kind ``BatchNorm1d``,
+    ``2d`` or ``3d``; a fused activation becomes a module after it. Evaluation does not change. In training the new
+    layers are plain batch norms; the notes say which options were dropped. Gated batch norm is refused, because its
+    evaluation differs; ``convert_(model, "torch_batch_norm")`` converts it anyway.
 
     Args:
-        model: the root.
-        where: qualified name and module -> whether to convert it; None takes all.
-        example: what the model is called with, needed where a layer without activation is called with a residual:
-            only the call shows that.
-        forward: how to run it, see :func:`convert_`.
+        model: the root module.
+        where: (qualified name, module) -> whether to convert it; None takes all.
+        example: inputs to run the model on. Needed if a layer without activation is called with a residual.
+        forward: (model, example) -> output, if the model is not simply called with the example.
+
+    Returns:
+        the Change.
+
+    Raises:
+        TypeError: the model is wrapped or compiled.
+        NothingDoneError: every batch norm was refused.
     """
     check_plain("to_torch_", model)
     with Transaction("to_torch_", model) as edits:
@@ -165,16 +178,24 @@ def from_sync_(
     example: Batch = None,
     forward: Forward | None = None,
 ) -> Change:
-    """Make synchronised batch norms, torch's or ours, plain ones again: ``BatchNorm1d``, ``2d`` or ``3d``.
+    """Convert synchronized batch norms, torch's or ours, to ``BatchNorm1d``, ``2d`` or ``3d``.
 
-    A synchronised layer takes input of any rank and has forgotten which it was. What tells it is named in
-    :class:`steadynorm.surgery.dimensions.Dimensions`; a layer of which nothing does is refused.
+    A synchronized layer does not know the rank of its input. It is taken from what the layer was before surgery
+    converted it, then from ``example``, then from nearby convolutions; a layer for which none of these says it is
+    refused.
 
     Args:
-        model: the root.
-        where: qualified name and module -> whether to convert it; None takes all.
-        example: what the model is called with, to run it and see.
-        forward: how to run it, see :func:`convert_`.
+        model: the root module.
+        where: (qualified name, module) -> whether to convert it; None takes all.
+        example: inputs to run the model on, to see the rank.
+        forward: (model, example) -> output, if the model is not simply called with the example.
+
+    Returns:
+        the Change.
+
+    Raises:
+        TypeError: the model is wrapped or compiled.
+        NothingDoneError: every layer was refused.
     """
     check_plain("from_sync_", model)
     with Transaction("from_sync_", model) as edits:

@@ -34,39 +34,52 @@ def fold_(
     forward: Forward | None = None,
     tolerance: float | None = None,
 ) -> Change:
-    """Fold every batch norm into the linear or convolutional layer beside it, so that it costs nothing.
+    r"""Fold every batch norm into the linear or convolutional layer beside it, so that it costs nothing at inference.
 
-        norm(W·x + b) = (gain·W)·x + (gain·b + shift)        gain = weight/√(running_var + eps)
-        W·norm(x) + b = (W·gain)·x + (b + Σ W·shift)         shift = bias − running_mean·gain
+    $$
+    \mathrm{norm}(Wx + b) = (\mathrm{gain} \cdot W)\,x + (\mathrm{gain} \cdot b + \mathrm{shift}) \qquad
+    W\,\mathrm{norm}(x) + b = (W \cdot \mathrm{gain})\,x + (b + W\,\mathrm{shift})
+    $$
 
-    What belongs together is found in a run of the example, not by names or the order of registration: the layer's
-    output goes to the norm and nowhere else, or the norm's to the layer and nowhere else, and both run once. The layer
-    before is preferred. Linear, convolutions and transposed ones, of any groups; a convolution after that pads with
-    zeros gets from a :class:`ChannelPad` in the norm's place what the norm would have made zero. A fused activation or
-    residual stays, as :class:`steadynorm.layers.NormAddActivation`; an Identity takes the place of any other norm.
-    Parameters keep their objects and dtypes. Afterwards the example is run again and the outputs are compared.
+    $$
+    \mathrm{gain} = \frac{\mathrm{weight}}{\sqrt{\mathrm{running\_var} + \mathrm{eps}}} \qquad \mathrm{shift} =
+    \mathrm{bias} - \mathrm{running\_mean} \cdot \mathrm{gain}
+    $$
+
+    Pairs are found by running the example, not from names or registration order: the layer's output must go to the norm
+    only, or the norm's output to the layer only, and both must run once. The layer before is preferred. Linear,
+    convolutional and transposed convolutional layers with any groups are supported. If a convolution after the norm
+    pads with zeros, a :class:`steadynorm.surgery.flow.channel_pad.ChannelPad` replaces the norm and pads with the value
+    that the norm maps to zero. A fused activation or residual is kept as :class:`steadynorm.layers.NormAddActivation`;
+    other norms become ``nn.Identity``. Parameters keep their objects and dtypes. Afterwards the outputs for the example
+    are compared.
 
     Args:
         model: in evaluation mode.
-        example: a batch of usual data; a tensor, or the model's arguments as tuple, list or dict. It is left unchanged.
-        where: name and module -> whether this batch norm is meant; None means all.
-        forward: takes the model and the example, where it is called otherwise; returns what is compared.
-        tolerance: largest error of an output tensor, relative to its largest magnitude. None goes by the dtypes that
-            it is computed in: 1e-10 for float64, 1e-4 for float32, 1e-2 for float16 (and for float32 on a GPU, which
-            may round to TF32), 5e-2 for bfloat16. Of integers, the share that may differ, by default none.
+        example: typical inputs: a tensor, or the model's arguments as tuple, list or dict. Not modified.
+        where: (qualified name, module) -> whether to fold this batch norm; None takes all.
+        forward: (model, example) -> outputs to compare, if the model is not simply called with the example.
+        tolerance: largest error of an output tensor relative to its largest magnitude. None depends on the dtypes of
+            the computation: 1e-10 for float64, 1e-4 for float32, 1e-2 for float16 (and for float32 on a GPU, which may
+            round to TF32), 5e-2 for bfloat16. For integer outputs, the fraction that may differ, by default 0.
 
     Returns:
-        what was folded, and every other batch norm with the reason; measured are ``largest_error`` and
-        ``largest_relative_error`` over the outputs of the example.
+        the Change, with a reason for every batch norm that was not folded; ``measured`` has ``largest_error`` and
+            ``largest_relative_error`` over the outputs.
 
     Raises:
-        RuntimeError: outputs differ by more than the tolerance, or a norm is called from outside the submodules, where
-            nothing can take its place; nothing is changed then.
+        RuntimeError: outputs differ by more than the tolerance, or a folded norm still runs, because something other
+            than its parent holds it. Nothing is changed then.
         TypeError: the model is wrapped or compiled.
-        ValueError: the model or a batch norm is in training mode; the example gives no tensor to compare; a part of the
-            model is lazy or on the meta device.
+        ValueError: the model or a batch norm is in training mode; the outputs contain no tensor; a part of the model is
+            lazy or on the meta device.
+        NothingDoneError: no batch norm can be folded.
 
     Source: Jacob et al. 2018 (arXiv 1712.05877), section 3.2, for the layer before.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    >>> [type(each).__name__ for each in fold_(model, torch.randn(2, 3, 8, 8)).model]
+    ['Conv2d', 'Identity', 'ReLU']
     """
     check_plain("fold_", model)
     check_runnable("fold_", model)

@@ -1,4 +1,4 @@
-"""Batch norms that stay as they are, whatever is done to the model, and back."""
+"""Freeze batch norms, and unfreeze them."""
 
 from __future__ import annotations
 
@@ -25,25 +25,34 @@ def freeze_(
     example: Batch = None,
     forward: Forward | None = None,
 ) -> Change:
-    """Freeze batch norms: their statistics, their weight and bias, or both.
+    """Freeze batch norms: their running statistics, their weight and bias, or both.
 
-    With ``statistics`` each layer becomes a :class:`steadynorm.FrozenBatchNorm2d` (1d, 3d) with the same state keys: it
-    normalizes by its running estimates in either mode, so ``.train()`` does not wake it, nor momentum, nor a wrapper
-    that copies buffers; a checkpoint still loads. With ``affine`` weight and bias require no gradient. Evaluation
-    stays as it was; gated batch norm, whose own is another, is refused, and so is a layer without running statistics.
+    With ``statistics`` each layer becomes a :class:`steadynorm.FrozenBatchNorm2d` (1d, 3d) with the same state keys. It
+    normalizes by its running statistics in training and evaluation; neither ``.train()`` nor momentum nor a wrapper
+    that copies buffers changes that, and checkpoints still load. With ``affine`` weight and bias get no gradient.
+    Evaluation does not change. Gated batch norm, whose evaluation depends on the batch, and layers without running
+    statistics are refused.
 
     Args:
-        model: the root, not wrapped or compiled yet.
+        model: the root module, not yet wrapped or compiled.
         statistics: whether to freeze running mean and variance.
         affine: whether to freeze weight and bias.
-        where: qualified name and module -> whether to freeze it; None takes all.
-        example: what the model is called with, to run it where a synchronised layer does not tell its dimensions.
-        forward: how to run it, see :func:`convert_`.
+        where: (qualified name, module) -> whether to freeze it; None takes all.
+        example: inputs to run the model on, if a synchronized layer does not say whether it is 1d, 2d or 3d.
+        forward: (model, example) -> output, if the model is not simply called with the example.
 
     Returns:
-        the Change. :func:`unfreeze_` brings back class, options, momentum and flags, of a pickled model too.
+        the Change. :func:`unfreeze_` restores class, options, momentum and flags, also of a pickled model.
+
+    Raises:
+        TypeError: the model is wrapped or compiled.
+        NothingDoneError: no layer can be frozen.
 
     Source: He et al. 2016 (arXiv 1512.03385), appendix A; Wu & Johnson 2021 (arXiv 2105.07576).
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> type(freeze_(model).model[1]).__name__
+    'FrozenBatchNorm2d'
     """
     check_plain("freeze_", model)
     with Transaction("freeze_", model) as edits:
@@ -58,16 +67,22 @@ def freeze_(
 
 
 def unfreeze_(model: nn.Module, *, statistics: bool = True, affine: bool = True, where: Where | None = None) -> Change:
-    """Make frozen batch norms what they were before :func:`freeze_`, with the numbers that they hold now.
+    """Unfreeze batch norms: restore what they were before :func:`freeze_`, with their current values.
 
-    Class, options, momentum and ``requires_grad`` come back as they were. A frozen layer that ``freeze_`` has not
-    made becomes a :class:`steadynorm.BatchNorm2d` (1d, 3d) with its own momentum, its weight and bias learned.
+    Class, options, momentum and ``requires_grad`` are restored. A frozen layer that ``freeze_`` did not make becomes a
+    :class:`steadynorm.BatchNorm2d` (1d, 3d) with its own momentum and a learnable weight and bias.
 
     Args:
-        model: the root, not wrapped or compiled yet.
-        statistics: whether running mean and variance are to follow the batches again.
-        affine: whether weight and bias are to be learned again.
-        where: qualified name and module -> whether to unfreeze it; None takes all.
+        model: the root module, not yet wrapped or compiled.
+        statistics: whether batches update running mean and variance again.
+        affine: whether weight and bias are learned again.
+        where: (qualified name, module) -> whether to unfreeze it; None takes all.
+
+    Returns:
+        the Change.
+
+    Raises:
+        TypeError: the model is wrapped or compiled.
     """
     check_plain("unfreeze_", model)
     with Transaction("unfreeze_", model) as edits:

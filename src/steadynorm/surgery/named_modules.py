@@ -16,6 +16,7 @@ from steadynorm.surgery.kinds import is_batch_norm, label, why_unknown
 __all__ = ["NamedModule", "Where", "batch_norms_of", "check_plain", "named_modules_of"]
 
 Where = Callable[[str, nn.Module], bool]
+"""(qualified name, module) -> whether to include the module; of a shared module one matching name is enough."""
 _WRAPPERS = {
     "DataParallel",
     "DistributedDataParallel",

@@ -21,31 +21,31 @@ _NAMED_NORM = re.compile(r"(?i:norm)|(?:^|[a-z0-9_])(?:A?BN|GN|LN|IN|GRN|FRN)(?:
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split a model's parameters for an optimizer: weight decay for all but norms and biases.
+    """Split a model's parameters into two optimizer groups: weight decay for all but norms and biases.
 
-    A norm's weight and bias decide no function's size that the next layer could not undo; decay only moves them.
-    Spared are:
+    The next layer can undo any scale of a norm's weight and bias, so decaying them does not regularize the function. No
+    weight decay is applied to:
 
-    - ``weight`` and ``bias`` of torch's norms, ours, and their subclasses, in any shape;
-    - vectors of these and of any other normalization: a module with running_mean and running_var, or whose class name
-      has "norm" in it or ends in an abbreviation of one (BN, ABN, GN, LN, IN, GRN, FRN; 2d and the like after it), as
-      model libraries write their own. Subclasses of linear layers, convolutions and embeddings are none;
+    - ``weight`` and ``bias`` of torch's norms, ours, and their subclasses, of any shape;
+    - vectors of other normalization layers: modules with ``running_mean`` and ``running_var``, or whose class name
+      contains "norm" or ends in an abbreviation (BN, ABN, GN, LN, IN, GRN, FRN, optionally with 2d or similar), except
+      subclasses of linear, convolutional and embedding layers;
     - vectors whose name ends in "bias".
 
-    A vector has at most one dimension of more than one element: (C,), (1, C, 1, 1). Parameters of lazy modules, which
-    have no shape yet, are split by these names; they stay the same objects when the first batch gives them one.
+    A vector has at most one dimension with more than one element: (C,), (1, C, 1, 1). Parameters of lazy modules have
+    no shape yet and are split by these names alone; they remain the same objects once initialized.
 
     Args:
-        model: the root.
-        weight_decay: of the first group, at least 0 and finite; the second has none.
+        model: the root module.
+        weight_decay: of the first group, finite and at least 0; the second group has 0.
 
     Returns:
-        two groups, each parameter once, also those that require no gradient now: optimizers pass over them, and they
-        may be unfrozen. A group without parameters is left out.
+        two groups that contain each parameter once, including those that require no gradient, which optimizers skip. An
+            empty group is left out.
 
     Raises:
-        TypeError: the model is no module, as its parameters are none; weight decay is no number, as a boolean is none.
-        ValueError: weight decay is negative, NaN or infinite.
+        TypeError: ``model`` is not a module; ``weight_decay`` is not a number.
+        ValueError: ``weight_decay`` is negative, NaN or infinite.
 
     Source: He et al. 2019 (arXiv 1812.01187), section 3.1; Goyal et al. 2017 (arXiv 1706.02677), section 5.
 

@@ -1,4 +1,4 @@
-"""What a model's norms are at, as numbers to be logged: gates, corrections, momenta, distances."""
+"""Readings of a model's norms for logging: gates, corrections, momenta, distances."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ __all__ = ["readings_during", "readings_of"]
 def readings_of(
     model: nn.Module, stored: Mapping[str, Tensor] | None = None, *, where: Where | None = None
 ) -> dict[str, float]:
-    """Read what the state of the batch norms says, without a batch.
+    """Return readings of the batch norms' state for logging, without running the model.
 
-    ======================================= ===========================================================
-    layer/distance                          of the running estimates from ``stored``, in standard deviations: shift
-                                            and log-gain together, see :func:`steadynorm.statistics.noise.apart`
-    layer/momentum_mean, layer/momentum_var that self-tuned statistics choose: Σ w_k·2^-k over their bank
-    layer/noise                             of a gated layer: a sample mean's variance beside that of its values
-    layer/r_max, layer/d_max                of batch renorm: the bounds at its step
-    ======================================= ===========================================================
+    | reading | meaning |
+    |---|---|
+    | ``layer/distance`` | from ``stored`` to the running statistics, in standard deviations of shift and log-gain |
+    | ``layer/momentum_mean``, ``layer/momentum_var`` | momentum that self-tuned statistics choose, Σ w_k·2^-k |
+    | ``layer/noise`` | of a gated layer: variance of a sample's mean relative to the variance of its values |
+    | ``layer/r_max``, ``layer/d_max`` | of batch renorm: the bounds at its step |
 
     Args:
-        model: the root; a layer that is the root itself is called ``model``.
-        stored: earlier running estimates, as :func:`steadynorm.surgery.statistics_of` gives them.
-        where: qualified name and module -> whether it is meant; None takes all.
+        model: the root module; a layer that is the root is called ``model``.
+        stored: earlier running statistics from :func:`steadynorm.surgery.statistics_of`; None gives no distances.
+        where: (qualified name, module) -> whether to include the layer; None takes all.
 
     Returns:
-        plain numbers by layer and quantity, sorted by layer.
+        numbers by ``layer/reading``, in the order of the layers.
 
     Raises:
         ValueError: ``stored`` has none of the layers.
@@ -66,25 +65,25 @@ def readings_of(
 def readings_during(
     model: nn.Module, stored: Mapping[str, Tensor] | None = None, *, where: Where | None = None
 ) -> Iterator[dict[str, float]]:
-    """Read also what the layers do with the batches that go through the model within; nothing else changes.
+    """Context that also takes readings of the forwards inside; see :func:`readings_of`.
 
-    ======================== ==============================================================================
-    layer/gate               weight that a gated layer gives the batch, 0 (running estimates) to 1 (batch)
-    layer/r                  of batch renorm in training: mean over channels
-    layer/d                  likewise: root mean square over channels
-    layer/clipped            likewise: share of the channels in which r or d is at its bound
-    ======================== ==============================================================================
+    | reading | meaning |
+    |---|---|
+    | ``layer/gate`` | weight of the batch statistics in a gated layer, from 0 to 1 |
+    | ``layer/r`` | of batch renorm in training: mean over channels |
+    | ``layer/d`` | of batch renorm in training: root mean square over channels |
+    | ``layer/clipped`` | of batch renorm in training: fraction of channels with r or d at its bound |
 
-    They are those of each forward, by the running estimates that it finds; of several forwards the mean. It costs one
+    Readings use the running statistics before each forward; over several forwards they are averaged. The cost is one
     more pass over the input of gated and renorm layers. A compiled model breaks its graph there.
 
     Args:
-        model: the root.
+        model: the root module.
         stored: as for :func:`readings_of`.
-        where: likewise.
+        where: (qualified name, module) -> whether to include the layer; None takes all.
 
     Yields:
-        a mapping that is filled, with what :func:`readings_of` gives too, when the context is left without error.
+        a dict, filled when the context ends without an error; it also has the readings of :func:`readings_of`.
 
     >>> import steadynorm
     >>> norm = steadynorm.GatedBatchNorm1d(3)

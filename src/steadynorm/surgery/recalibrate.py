@@ -1,4 +1,4 @@
-"""Running estimates measured again for the weights as they are."""
+"""Measure the running statistics again for the current weights."""
 
 from __future__ import annotations
 
@@ -35,48 +35,53 @@ def recalibrate_(
     passes: int | None = None,
     process_group: dist.ProcessGroup | None = None,
 ) -> Change:
-    """Set the running estimates to the statistics of given data, for the weights as they are.
+    r"""Set the running statistics to those of given data, for the current weights ("precise batch norm").
 
-        mean = Σ x / n        var = Σ (x − mean)² / (n − 1)        over all n values of all batches
+    $$
+    \mathrm{mean} = \frac{1}{n} \sum x \qquad \mathrm{var} = \frac{1}{n - 1} \sum (x - \mathrm{mean})^2 \qquad
+    \text{over all $n$ values of all batches}
+    $$
 
-    Afterwards, in evaluation over the same batches, the input of each layer has the mean and variance by which the
-    layer normalizes it. Values are weighed, not batches; the sums are centred, so no variance is negative. The calls of
-    a layer that runs several times in a forward count alike, however many values each has: the average that training
-    keeps counts them so, and by values the largest level of a pyramid would decide for all. It takes several passes,
-    see ``estimation``, through the model in evaluation (no dropout) and without gradient; modes and random numbers are
-    put back, and what raises leaves everything as it was.
+    Afterwards, in evaluation over the same batches, each layer's input has the mean and variance by which the layer
+    normalizes it. Values are weighted equally, not batches. If a layer runs several times per forward, its calls are
+    weighted equally, as in training; otherwise the largest level of a feature pyramid would dominate. Sums are centred,
+    so no variance is negative. This takes several passes over the batches (see ``passes``), in evaluation mode and
+    without gradient. Modes and random number generators are restored; after an error nothing is changed.
 
-    Refused, by name: a layer that the batches do not reach, FrozenBatchNorm, a layer without running statistics, a
-    unknown subclass. Without ``where`` also a layer that is in evaluation while the model trains, or has
-    ``track_running_stats=False``: it was frozen on purpose. What ``where`` chooses is taken even so.
+    Refused: layers that the batches do not reach, FrozenBatchNorm, layers without running statistics, and unknown
+    subclasses. Without ``where``, also layers that were frozen by hand: in evaluation mode while the model trains, or
+    with ``track_running_stats=False``.
 
-    ``num_batches_tracked`` stays, because schedules count by it; where it was 0, or momentum is None, which weighs by
-    it, it becomes the number of batches. The noise of a gated layer stays.
+    ``num_batches_tracked`` is kept, because schedules depend on it. If it is 0, or momentum is None, it becomes the
+    number of batches. The noise of a gated layer is kept.
 
     Args:
-        model: the root; wrapped by DistributedDataParallel or compiled, it runs without that.
-        batches: of any kind and size; gone through several times, so what can be only once is kept.
-        where: qualified name and module -> whether it is meant.
-        forward: model and batch -> anything; None is :func:`feed`: a tensor, (input, ...), or a mapping of arguments.
-        prior: samples that the estimates so far count as; n samples of data have the weight n/(prior + n). 0 forgets
-            them, 16 is a good start for a few samples of another domain.
-        tolerance: largest standard error of any mean, in standard deviations, and any variance, relative, from which
-            on no more batches are taken; a channel of variance below eps counts as one of eps. It is measured by how
-            batches differ, from 8 batches on. None takes all batches.
-        settled: largest movement in a pass, in the same units, that makes it the last. 0 goes on until all is exact.
-        passes: most passes; None is one more than calls of layers in a forward, after which a chain is exact.
-        process_group: whose ranks' batches count together, as many as each has; None is the default group. Every rank
-            must call this. Means what it says only where torch.distributed is set up.
+        model: the root module; wrappers (DistributedDataParallel, torch.compile) are bypassed.
+        batches: an iterable of batches of any size. It is iterated several times; batches from an iterator are kept in
+            memory.
+        where: (qualified name, module) -> whether to recalibrate it; None takes all.
+        forward: how to run the model on a batch; None calls it as :func:`steadynorm.surgery.batches.feed` does.
+        prior: number of samples as which the current running statistics count: n samples of data have weight n/(prior +
+            n). 0 ignores them; 16 is a good start for a few samples of another domain.
+        tolerance: standard error at which to stop taking batches: of any mean in standard deviations, of any variance
+            relative to itself (channels with variance below eps count as having eps). Estimated from the differences
+            between batches, from 8 batches on. None takes all batches.
+        settled: largest change in a pass, in the same units, that ends the passes. 0 continues until the result is
+            exact.
+        passes: most passes; None is one more than the layer calls of a forward, which is exact for a chain of layers.
+        process_group: ranks whose batches are measured together; every rank must call this. None is the default group.
+            No effect without torch.distributed.
 
     Returns:
-        the Change; ``measured`` has batches, samples, passes, standard_error (NaN for one batch), and moved: by how
-        much a number moved in the last pass.
+        the Change; ``measured`` has ``batches``, ``samples``, ``passes``, ``standard_error`` (NaN for one batch) and
+            ``moved``, the largest change in the last pass.
 
     Raises:
-        ValueError: no batches; a batch that is not finite at some layer; one value per channel in all; arguments out
-            of range. On every rank, where it happens on one.
-        TypeError: ``batches`` is a single batch, or a batch is of no known form.
-        RuntimeError: ranks have different layers, or another rank could not go on.
+        ValueError: no batches; a batch that is not finite at some layer; one value per channel in all; arguments out of
+            range. Raised on every rank if it happens on one.
+        TypeError: ``batches`` is a single batch, or a batch has an unknown form.
+        RuntimeError: ranks have different layers, or another rank failed.
+        NothingDoneError: every layer was refused.
 
     Source: Wu & Johnson 2021 (arXiv 2105.07576), "precise BN"; for ``prior`` Schneider et al. 2020 (arXiv 2006.16971),
     which leaves out the variance between the two means.

@@ -1,4 +1,4 @@
-"""Running estimates that have drifted apart between ranks, made the same on all."""
+"""Merge running statistics that differ between ranks."""
 
 from __future__ import annotations
 
@@ -26,27 +26,30 @@ def reconcile_statistics_(
     weight: float = 1.0,
     where: Where | None = None,
 ) -> Change:
-    """Give all ranks the running estimates of all of them together, the same on each bit for bit.
+    r"""Set the running statistics on all ranks to their merged value, identical bit for bit.
 
-        mean = Σ w·mean_r        var = Σ w·(var_r + (mean_r − mean)²)        w = weight_r / Σ weights
+    $$
+    \mathrm{mean} = \sum_r w_r\,\mathrm{mean}_r \qquad \mathrm{var} = \sum_r w_r\,\left(\mathrm{var}_r +
+    (\mathrm{mean}_r - \mathrm{mean})^2\right)
+    $$
 
-    For the time before evaluation or a checkpoint, which would have those of one rank only. To average the variances
-    alone leaves out how far the ranks' means are apart. The counter is the largest. Where all are the same, nothing is
-    changed. One collective for all layers, and one of a few numbers before it, by which ranks see that they hold the
-    same layers.
+    Call it before evaluation or a checkpoint, which would otherwise use the statistics of one rank. Averaging the
+    variances alone would ignore the differences between the means. ``num_batches_tracked`` becomes the largest. Nothing
+    changes if all ranks agree. Costs one collective for all layers, after a small one that checks that the ranks have
+    the same layers.
 
     Args:
-        model: the root. Every rank of the group must call this.
+        model: the root module. Every rank of the group must call this.
         process_group: None is the default group.
-        weight: of this rank, at least 0, such as the number of its samples.
-        where: qualified name and module -> whether it is meant, alike on all ranks; None takes all.
+        weight: of this rank, at least 0, for example its number of samples.
+        where: (qualified name, module) -> whether to include it, the same on all ranks; None takes all.
 
     Returns:
-        the Change; where this process is alone it has changed nothing, and says so.
+        the Change. With a single process it changes nothing and says so.
 
     Raises:
-        ValueError: on all ranks, where a layer's statistics are not finite or weights are no weights on one of them.
-        RuntimeError: on all ranks, where they hold different layers.
+        ValueError: on all ranks, if on one of them statistics are not finite or the weight is invalid.
+        RuntimeError: on all ranks, if their layers differ.
 
     Source: law of total variance.
     """

@@ -55,30 +55,29 @@ def repair_statistics_(
     forward: Forward | None = None,
     absurd: float = ABSURD,
 ) -> Change:
-    """Set a broken mean to 0 and a broken variance to 1, or broken channels to what batches say; leave all others.
+    """Repair broken channels of the running statistics, and leave the others unchanged.
 
-    A mean is broken where it is NaN, infinite or beyond ``absurd``; a variance where it is NaN, infinite, negative or
-    beyond the square of that. Without ``batches`` a channel's healthy mean stays beside its broken variance, and the
-    other way round. With ``batches`` a channel where either is broken gets both as :func:`recalibrate_` would give
-    them, since the two belong together. Healthy channels keep theirs bit for bit, and so does ``num_batches_tracked``.
-    Frozen layers are repaired too. Batches are looked at only if something is broken.
+    A mean is broken if it is NaN, infinite or larger than ``absurd`` in magnitude; a variance if it is NaN, infinite,
+    negative or larger than ``absurd`` squared. Without ``batches`` a broken mean becomes 0 and a broken variance 1,
+    each independently. With ``batches`` a channel with either broken gets both as :func:`recalibrate_` would set them.
+    ``num_batches_tracked`` is kept. Frozen layers are repaired too. Batches are used only if something is broken.
 
-    Of our layers also: a window or a bank of momenta that is not finite, or belongs to a broken channel, begins again;
-    the noise of a gated layer that is not finite, or negative, is set to 1.
+    In our layers, a window or bank of momenta that is not finite, or that belongs to a broken channel, restarts; a
+    noise that is not finite or negative becomes 1.
 
     Args:
-        model: the root.
+        model: the root module.
         batches: as for :func:`recalibrate_`; None sets broken means to 0 and broken variances to 1.
-        where: qualified name and module -> whether it is meant.
-        forward: how to run the model on a batch, as for :func:`recalibrate_`.
-        absurd: magnitude, positive.
+        where: (qualified name, module) -> whether to repair it; None takes all.
+        forward: how to run the model on a batch; None calls it as :func:`steadynorm.surgery.batches.feed` does.
+        absurd: largest plausible magnitude of a mean or standard deviation, positive.
 
     Returns:
-        the Change: notes say how many channels of a layer, which the first are, and where only one of the two numbers
-        is broken; ``measured`` has ``channels``, all together, and with batches what :func:`recalibrate_` measures.
+        the Change. Its notes list the broken channels; ``measured`` has ``channels``, their number, and with batches
+            what :func:`recalibrate_` measures.
 
     Raises:
-        ValueError: ``absurd`` is not positive; as :func:`recalibrate_` with batches.
+        ValueError: ``absurd`` is not positive; with batches, as :func:`recalibrate_`.
 
     >>> norm = nn.BatchNorm1d(3)
     >>> _ = norm.running_var[1].fill_(torch.nan)

@@ -1,4 +1,4 @@
-"""Running estimates by themselves: taken out of a model, put into one, copied, and those of several made one."""
+"""Read, write, copy and merge running statistics."""
 
 from __future__ import annotations
 
@@ -36,23 +36,24 @@ COUNTER = "num_batches_tracked"
 
 
 def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, Tensor]:
-    """Take a snapshot of the running estimates: those of a task, a domain, or to send them somewhere.
+    """Return a snapshot of the running statistics of a model.
 
     Args:
-        model: the root.
-        where: qualified name and module -> whether it is meant; None takes all.
+        model: the root module.
+        where: (qualified name, module) -> whether to include the layer; None takes all.
 
     Returns:
-        copies on the CPU of each layer's running_mean, running_var and num_batches_tracked, by the keys that the
-        model's state dict uses; a layer that two parents share is there under each of its names, as it is there.
-        Layers without running statistics have none.
+        copies on the CPU of each layer's running_mean, running_var and num_batches_tracked, by their state dict keys; a
+            shared layer appears under each of its names. Layers without running statistics are left out.
 
     Raises:
-        ValueError: a layer is on the meta device, which holds no numbers.
+        ValueError: a layer is on the meta device.
 
     Warns:
-        UserWarning: an unknown subclass of batch norm has statistics, which are not taken; one is held
-            in a list or elsewhere, but is no submodule.
+        UserWarning: an unknown subclass of batch norm, or one that is not a registered submodule, is left out.
+
+    >>> sorted(statistics_of(nn.BatchNorm1d(3)))
+    ['num_batches_tracked', 'running_mean', 'running_var']
     """
     edits = Transaction("statistics_of", model)
     norms = batch_norms_of(model, where, edits)
@@ -79,24 +80,26 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
 def load_statistics_(
     model: nn.Module, statistics: Mapping[str, Any] | nn.Module, *, where: Where | None = None
 ) -> Change:
-    """Write running estimates in place, those of a snapshot, a state dict, or a checkpoint in the form it was kept.
+    """Load running statistics from a snapshot, a state dict or a checkpoint, in place.
 
-    Names behind wrappers' prefixes (``module.``, ``_orig_mod.``, ``model.``, an average's attribute) and nested
-    mappings are understood as in :func:`steadynorm.surgery.checkpoints.state_for`; a note says which.
-    A layer takes mean and variance both, or is refused: where a key is missing, of another shape, no float, not finite,
-    or differs between the names of one shared layer; where a variance is negative. A counter that is missing or no
-    single number of at least 0 stays as it is. Windows and banks of our layers begin again. Keys of statistics that no
-    layer has are refused too; what is none of statistics is named in one line.
+    Names with wrapper prefixes (``module.``, ``_orig_mod.``, ``model.``) and nested mappings are matched, and a note
+    says how. A layer takes mean and variance together, or is refused: if a key is missing, has another shape, is not a
+    floating-point tensor or not finite, if a variance is negative, or if the names of a shared layer disagree. A
+    missing or invalid counter leaves ``num_batches_tracked`` unchanged. Windows and banks of our layers restart.
+    Statistics of layers that the model does not have are refused; other keys are named in one line.
 
     Args:
-        model: the root.
-        statistics: as :func:`statistics_of` or ``torch.load`` gives them; tensors or NumPy arrays, of any floating
+        model: the root module.
+        statistics: from :func:`statistics_of` or ``torch.load``, or a module; tensors or NumPy arrays, of any floating
             dtype and device.
-        where: qualified name and module -> whether it is meant; None takes all. Keys of others are passed over.
+        where: (qualified name, module) -> whether to load it; None takes all. Keys of other layers are ignored.
+
+    Returns:
+        the Change.
 
     Raises:
         ValueError: no layer takes any; several parts of a checkpoint fit equally well and differ.
-        TypeError: ``statistics`` is no mapping.
+        TypeError: ``statistics`` is not a mapping or a module.
     """
     with Transaction("load_statistics_", model) as edits:
         _load(edits, model, statistics, where)
@@ -104,15 +107,19 @@ def load_statistics_(
 
 
 def copy_statistics_(source: nn.Module, target: nn.Module, *, where: Where | None = None) -> Change:
-    """Write the running estimates of one model into another, by name: a teacher, an average of weights, a target net.
+    """Copy the running statistics of one model to another, by name.
 
-    What :func:`load_statistics_` says holds here. DistributedDataParallel, AveragedModel and torch.compile around
-    either model do not count as part of its names, and an attribute of another wrapper (``ema_model``) neither.
+    For example from a teacher, an average of weights or a target network. Layers are matched as by
+    :func:`load_statistics_`; DistributedDataParallel, AveragedModel and torch.compile around either model do not change
+    its names.
 
     Args:
-        source: left as it is.
-        target: written to.
-        where: qualified name and module in the target -> whether it is meant; None takes all.
+        source: not modified.
+        target: the model to write to.
+        where: (qualified name, module) in the target -> whether to write it; None takes all.
+
+    Returns:
+        the Change of ``target``.
 
     Raises:
         ValueError: no layer of the target takes any.
@@ -126,23 +133,27 @@ def copy_statistics_(source: nn.Module, target: nn.Module, *, where: Where | Non
 def merge_statistics(
     statistics: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """Make one of several models' running estimates: those of the values of all of them together.
+    r"""Merge the running statistics of several models, as if one model had seen all their data.
 
-        mean = Σ w·mean_i        var = Σ w·(var_i + (mean_i − mean)²)        w = weight_i / Σ weights
+    $$
+    \mathrm{mean} = \sum_i w_i\,\mathrm{mean}_i \qquad \mathrm{var} = \sum_i w_i\,\left(\mathrm{var}_i +
+    (\mathrm{mean}_i - \mathrm{mean})^2\right)
+    $$
 
-    The average of the variances alone, as federated averaging and most tools take it, leaves out how far the means
-    are apart. In float64; what is the same in all stays so bit for bit. The counter is the largest.
+    Averaging the variances alone, as federated averaging and most tools do, ignores the differences between the means.
+    Computed in float64; identical values stay identical bit for bit. The counter is the largest.
 
     Args:
-        statistics: at least one, as :func:`statistics_of` gives them, all with the same keys; tensors, NumPy arrays or
-            lists.
-        weights: as many, at least 0, such as the numbers of samples; None weighs all alike.
+        statistics: at least one, from :func:`statistics_of`, all with the same keys; tensors, NumPy arrays or lists.
+        weights: one per model, at least 0, for example numbers of samples; None weights all equally.
 
     Returns:
-        in dtype and on the device of the first.
+        merged statistics, in the dtype and on the device of the first.
 
     Raises:
-        ValueError: keys or shapes differ, a mean has no variance, a number is not finite, or weights are no weights.
+        ValueError: keys or shapes differ; a mean without a variance; values that are not finite; invalid weights.
+
+    Source: law of total variance.
 
     >>> one, other = ({"running_mean": torch.tensor([m]), "running_var": torch.ones(1)} for m in (0.0, 2.0))
     >>> merge_statistics([one, other])

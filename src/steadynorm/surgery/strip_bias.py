@@ -1,4 +1,4 @@
-"""Take away biases that a batch norm subtracts again."""
+"""Remove biases that a batch norm subtracts again."""
 
 from __future__ import annotations
 
@@ -34,31 +34,32 @@ def strip_bias_(
     forward: Forward | None = None,
     tolerance: float | None = None,
 ) -> Change:
-    """Take away the bias of every layer whose output goes to one batch norm only, which subtracts it with the mean.
+    r"""Remove the bias of every layer whose output goes only to a batch norm, which subtracts it with the mean.
 
-        running_mean′ = running_mean − b        b′ = None
+    $$
+    \mathrm{running\_mean} \leftarrow \mathrm{running\_mean} - b \qquad b \leftarrow \mathrm{None}
+    $$
 
-    In training the outputs and every other gradient are what they were, as the bias had no gradient but rounding; in
-    evaluation the running mean makes up for it. Layer and norm are found as :func:`steadynorm.surgery.fold_` finds
-    them, in two runs of the example: in evaluation, and in training but for the batch norms, so that a dropout between
-    the two is seen. Afterwards the outputs in evaluation are compared. A gated batch norm subtracts the bias as far as
-    it follows the batch; outputs stay what they were there as well, but the bias did have a gradient.
+    Training outputs and all other gradients do not change: the bias had no gradient except rounding. In evaluation the
+    running mean compensates. Layers and norms are paired as by :func:`steadynorm.surgery.fold_`, in one run of the
+    example in evaluation and one in training (so that a dropout between them is seen). Afterwards the evaluation
+    outputs are compared. Before a gated batch norm the bias does have a gradient; the norm's own bias has it too.
 
     Args:
-        model: in either mode, and left in it.
-        example: as for :func:`steadynorm.surgery.fold_`.
-        where: name and module -> whether the bias before this batch norm is meant; None means all.
-        forward: as for :func:`steadynorm.surgery.fold_`.
-        tolerance: likewise.
+        model: in either mode, which is kept.
+        example: typical inputs: a tensor, or the model's arguments as tuple, list or dict.
+        where: (qualified name, module) -> whether to remove the bias before this batch norm; None takes all.
+        forward: (model, example) -> outputs to compare, if the model is not simply called with the example.
+        tolerance: largest relative error, as for :func:`steadynorm.surgery.fold_`.
 
     Returns:
-        which layers lost their bias, and every other batch norm with the reason; measured as in
-        :func:`steadynorm.surgery.fold_`, in evaluation. An optimizer made before goes on holding the biases.
+        the Change, with a reason for every batch norm whose layer keeps its bias; ``measured`` as in
+            :func:`steadynorm.surgery.fold_`. Recreate the optimizer, which still holds the biases.
 
     Raises:
-        RuntimeError: outputs in evaluation differ by more than the tolerance; nothing is changed then.
+        RuntimeError: evaluation outputs differ by more than the tolerance; nothing is changed then.
         TypeError: the model is wrapped or compiled.
-        ValueError: the example gives no tensor to compare; a part of the model is lazy or on the meta device.
+        ValueError: the outputs contain no tensor; a part of the model is lazy or on the meta device.
     """
     check_plain("strip_bias_", model)
     check_runnable("strip_bias_", model)

@@ -1,4 +1,4 @@
-"""The list of foreign norms: for each class which norm it is, and what it does after the norm."""
+"""Registry of norms from other packages: which norm each class is, and what it applies afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import nn
 __all__ = ["Adapter", "Like", "Tail", "adapter_for", "named_children", "register", "register_name"]
 
 Like = Literal["batch_norm", "sync_batch_norm", "frozen_batch_norm"]
+"""How a norm of another package trains: by batch statistics, by those of all processes, or by running statistics."""
 Tail = Callable[[Any], Mapping[str, nn.Module]]
+"""Module -> the modules that run after its norm, by name and in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,26 +52,29 @@ def register(
     eps: str | float = "eps",
     absolute_weight: bool = False,
 ) -> None:
-    """Tell surgery what a norm of another package, or of your own, computes; every verb then takes it.
+    r"""Register a norm class of another package or of your own, so that every operation accepts it.
 
-        y = tail( (x − mean) / √(var + eps) · weight + bias )
+    $$
+    y = \mathrm{tail}\left(\frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \mathrm{eps}}} \cdot \mathrm{weight} +
+    \mathrm{bias}\right)
+    $$
 
-    The class has torch's attributes ``running_mean``, ``running_var``, ``weight``, ``bias`` (each a parameter, a buffer
-    or None). Before an instance is believed, one forward of a copy of it is compared with this equation (``like``
-    "frozen_batch_norm": also in training); a class that differs is refused by name.
+    The class must have torch's attributes ``running_mean``, ``running_var``, ``weight`` and ``bias``, each a parameter,
+    a buffer or None. The first instance is checked: a copy of it must match this equation in evaluation (for
+    ``like="frozen_batch_norm"`` also in training). A class that does not match is refused by name.
 
     Args:
-        cls: the class. Subclasses that override nothing count as it.
-        like: ``batch_norm`` trains by its batch, as torch's does; ``sync_batch_norm`` over all processes;
-            ``frozen_batch_norm`` normalizes by its running statistics in either mode.
-        dimensions: spatial dimensions of the input (2 for (N, C, H, W)); 0 takes any.
-        tail: what runs after the norm: names of submodules in their order, or a function of the module that gives
-            them by name. Verbs that exchange the norm keep these modules.
-        eps: attribute that holds it, or the number.
-        absolute_weight: whether |weight| + eps stands in place of weight.
+        cls: the class; subclasses that override nothing are included.
+        like: how it trains. ``"batch_norm"`` uses batch statistics, ``"sync_batch_norm"`` those of all processes,
+            ``"frozen_batch_norm"`` running statistics.
+        dimensions: spatial dimensions of the input, 2 for (N, C, H, W); 0 for any.
+        tail: what runs after the norm: names of submodules in order, or a function that maps the module to a dict of
+            modules. Operations that replace the norm keep these modules.
+        eps: name of the attribute, or the value.
+        absolute_weight: whether the class uses |weight| + eps instead of weight.
 
     Raises:
-        TypeError: not a class of modules.
+        TypeError: ``cls`` is not a module class.
         ValueError: unknown ``like`` or ``dimensions``.
 
     >>> class NormAct(nn.BatchNorm2d):
