@@ -66,6 +66,7 @@ def train(model, *callbacks, path, resume=None, samples=48, **options):
 
 
 def close(actual, expected):
+    assert expected
     for name, each in expected.items():
         torch.testing.assert_close(actual[name], each, rtol=1e-5, atol=1e-6)
 

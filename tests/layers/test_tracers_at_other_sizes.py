@@ -235,11 +235,12 @@ def test_two_layers_in_a_row_compile_with_dynamic_shapes(kind):
 
 @pytest.mark.parametrize("kind", ["self-tuned", "gated", "masked, self-tuned"])
 def test_one_compiled_graph_serves_every_batch_size(kind):
+    layer = make(kind, True)
+    eager = copy.deepcopy(layer)
     torch._dynamo.reset()
-    compiled = torch.compile(make(kind, True), dynamic=True, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(layer, dynamic=True, backend="aot_eager", fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for x in batches(kind, [(samples, 2, 3) for samples in (6, 9, 5)]):
-            compiled(x)
+        assert_does_as(eager, compiled, batches(kind, [(samples, 2, 3) for samples in (6, 9, 5)]), layer)
     torch._dynamo.reset()
 
 

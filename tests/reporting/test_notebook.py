@@ -32,7 +32,7 @@ def outputs(notebook):
 
 
 def test_it_is_valid(notebook):
-    nbformat.validate(notebook)
+    assert list(nbformat.validator.iter_validate(notebook)) == []
 
 
 def test_every_code_cell_ran_in_order(notebook):

@@ -174,10 +174,10 @@ def test_a_run_whose_name_leads_out_of_the_directory_is_refused(tmp_path: Path) 
 
 
 def test_the_lock_ends_with_its_block(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).lock():
-        pass
-    with RunDirectory(tmp_path).lock():
-        pass
+    with RunDirectory(tmp_path).lock(), pytest.raises(filelock.Timeout):
+        filelock.FileLock(tmp_path / ".lock", timeout=0).acquire()
+    with filelock.FileLock(tmp_path / ".lock", timeout=0) as free:
+        assert free.is_locked
 
 
 def test_a_directory_begins_one_experiment_only(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ class Kept(Logger):
 
 
 def close(actual, expected):
+    assert expected
     for name, each in expected.items():
         torch.testing.assert_close(actual[name], each, rtol=1e-5, atol=1e-6)
 

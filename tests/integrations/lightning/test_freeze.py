@@ -94,7 +94,10 @@ def test_the_checkpoint_says_that_they_were_frozen_whatever_the_new_epochs(tmp_p
 def test_a_checkpoint_of_frozen_layers_loads_into_plain_ones(tmp_path):
     fit(Classifier(), FreezeStatistics(1), path=tmp_path)
     saved = torch.load(next(tmp_path.glob("epoch=1*.ckpt")), weights_only=True)["state_dict"]
-    Classifier().load_state_dict(saved)
+    plain = Classifier()
+    plain.load_state_dict(saved)
+    assert type(plain.net[1]) is nn.BatchNorm1d and plain.net[1].running_mean.any()
+    assert all(torch.equal(value, saved[name]) for name, value in plain.state_dict().items())
 
 
 def test_an_exception_lets_the_layers_go():

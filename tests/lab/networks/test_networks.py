@@ -10,6 +10,8 @@ from steadynorm.layers import BatchNorm1d
 from steadynorm.reporting.failure import UserError
 from tests.support.given_networks import HERE, Scale
 
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
 
 def build(name: str = "cnn", arm: str = "batch_norm", **changes: object) -> nn.Module:
     arguments: dict[str, object] = {"depth": 6, "widths": (32, 64, 128), "classes": 10, "seed": 0}
@@ -176,9 +178,13 @@ def test_the_units_of_an_mlp_have_nothing_to_average_over() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet"])
 def test_every_arm_is_in_networks_with_other_shortcuts(name: str) -> None:
+    plain = convolutions(build(name, "none"))
     for arm in NORMALIZATIONS:
         with torch.device("meta"):
-            build(name, arm)
+            model = build(name, arm)
+        norms = [module for module in model.modules() if isinstance(module, NORMS)]
+        assert convolutions(model).keys() == plain.keys()
+        assert bool(norms) == (arm != "none")
 
 
 @pytest.mark.parametrize("norm", [find_normalization("batch_norm"), find_normalization("none")])
