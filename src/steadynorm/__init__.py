@@ -1,4 +1,4 @@
-"""Normalization for PyTorch: drop-in layers held to a float64 reference, and the experiments that show what they do."""
+"""Normalization for PyTorch: drop-in layers, tools for whole models, and experiments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (what a module holds)
-    """Import the doctor when it is called for: a training need not wait for it."""
+    """Import the doctor on first use: a training need not wait for it."""
     if name in ("Watch", "diagnose", "treat_"):
         from steadynorm import doctor
 

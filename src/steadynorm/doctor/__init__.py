@@ -1,4 +1,4 @@
-"""Find normalization faults in a model, say what they cost, and repair them."""
+"""Find normalization faults in a model, measure what they cost, and repair them."""
 
 from steadynorm.doctor.checks import CHECKS
 from steadynorm.doctor.diagnose import diagnose, judge

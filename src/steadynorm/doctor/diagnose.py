@@ -39,35 +39,35 @@ def diagnose(
     world_size: int | None = None,
     skip: Collection[str] = (),
 ) -> Diagnosis:
-    """Look for faults of normalization in a model, and say what they are and what to do.
+    """Find normalization faults in a model, with their cost and a remedy.
 
-    The model is left as it is, bit for bit.
+    The model is left unchanged, bit for bit.
 
     Args:
-        model: the root, in any mode, wrapped or not.
-        batches: that look like the data the model is used on; up to eight are looked at. Without them the checks that
-            need the module tree alone run, and the model does not.
-        forward: how to run the model on a batch, as for :func:`steadynorm.surgery.recalibrate_`.
-        loss: output and batch -> a number of which less is better, the mean over the batch's samples. Where neither
-            loss nor metric is given, and output and batch look like a classifier's, of images or of pixels (logits of
-            shape (N, K, ...), labels or shares of classes as the batch's second item), cross-entropy is taken; else
-            the output's own ``loss``, as Hugging Face's models give it; else costs are not measured.
-        metric: output and batch -> a number of which more is better, such as :func:`steadynorm.doctor.accuracy`.
-            Findings call it by the function's name.
-        optimizer: of its parameters.
-        reference: batches that the model is known to be good on, such as those of its validation.
-        checkpoint: that the model is to be as, in any form that people keep.
-        ranks: a state dict of every rank; or the process group, and then every rank must call, or it waits without end.
-        accumulation: forwards of one worker for each step of the optimizer.
-        world_size: workers; None asks torch.distributed.
-        skip: names of checks that are not to run.
+        model: the root module, in any mode, wrapped or not.
+        batches: batches like the data that the model is used on; at most eight are used. Without them the model is not
+            run, and only checks of the modules run.
+        forward: (model, batch) -> output: how to run the model on a batch; see :func:`steadynorm.surgery.recalibrate_`.
+        loss: (output, batch) -> a number where less is better, averaged over the batch. With neither loss nor metric,
+            cross-entropy is used if output and batch look like a classifier's (logits (N, K, ...) and, as the batch's
+            second item, labels or class probabilities), else the output's own ``loss`` (Hugging Face models), else
+            nothing is scored.
+        metric: (output, batch) -> a number where more is better, such as :func:`steadynorm.doctor.accuracy`; findings
+            use the function's name.
+        optimizer: the model's optimizer.
+        reference: batches on which the model is known to be good, such as validation data.
+        checkpoint: a state that the model should equal: a state dict, a loaded checkpoint or a module.
+        ranks: a state dict of every rank; or the process group, and then every rank must call this, or it hangs.
+        accumulation: number of forwards of a worker per optimizer step.
+        world_size: number of workers; None asks torch.distributed.
+        skip: names of checks that should not run.
 
     Returns:
-        the diagnosis; printed, it is three lines for a healthy model.
+        the Diagnosis; printed, it is three lines for a healthy model.
 
     Raises:
-        TypeError: the model is no module.
-        ValueError: ``skip`` names an unknown check; there are no batches; the checkpoint has none of the model's names.
+        TypeError: ``model`` is not a module.
+        ValueError: ``skip`` names an unknown check; ``batches`` is empty; the checkpoint has none of the model's names.
 
     >>> print(diagnose(nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU())).is_healthy)
     True
@@ -95,7 +95,15 @@ def diagnose(
 
 
 def judge(evidence: Evidence, *, skip: Collection[str] = ()) -> Diagnosis:
-    """Run every check that the evidence suffices for."""
+    """Run every check for which there is evidence.
+
+    Args:
+        evidence: from :func:`steadynorm.doctor.observe`.
+        skip: names of checks that should not run.
+
+    Returns:
+        the Diagnosis.
+    """
     not_run: dict[str, str] = {}
     findings: list[Finding] = []
     ran = []

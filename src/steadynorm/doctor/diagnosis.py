@@ -1,4 +1,4 @@
-"""Everything that was found, what was looked at, and what was not."""
+"""A diagnosis: findings, and what was and was not examined."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MOST_NAMED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """What the batches show of one batch norm, whether or not a check speaks of it.
+    """What the batches show of one batch norm, whether or not a check reports it.
 
     Args:
-        name: qualified.
-        what: its class and size.
-        distance: of its running estimates from the batches' moments, in standard deviations: the root mean square over
-            channels of shift and log-gain, see :class:`steadynorm.doctor.compared.Distance`; None where it has none.
-        sampling: the distance that statistics without fault have on average, from sampling alone; None likewise.
-        won_back: of the gap between evaluation and the batches' own statistics, the share that comes back where this
-            layer alone takes those; None where there is no gap, or it was not measured.
+        name: qualified name.
+        what: class and size.
+        distance: from the running statistics to the batches' moments, in standard deviations: root mean square over
+            channels of shift and log-gain; None without running statistics.
+        sampling: expected distance from sampling alone; None without running statistics.
+        won_back: of the gap between evaluation with running and with batch statistics, the fraction that this layer
+            alone closes by using batch statistics; None without a gap or if not measured.
     """
 
     name: str
@@ -40,18 +40,18 @@ class LayerSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What the checks have found.
+    """Result of the checks; iterate over the findings, or print it.
 
-    Shown, it is a line on what was looked at, then for each check that found something its worst finding and the other
-    layers by name.
+    Printed, it has a headline, what was examined, and for each check with findings the worst one and the affected
+    layers.
 
     Args:
-        findings: worst first; of one severity in the order of the checks, then of the layers.
-        looked_at: what was looked at, in words.
+        findings: worst first.
+        looked_at: what was examined, in words.
         checks: names of the checks that ran.
         not_run: name of a check that did not run -> what it needs.
-        unread: what could not be looked at, a line each.
-        layers: every batch norm that the batches reach, in the order of the model; empty without batches.
+        unread: what could not be examined, one line each.
+        layers: every batch norm that the batches reach, in model order; empty without batches.
     """
 
     findings: tuple[Finding, ...]
@@ -63,16 +63,16 @@ class Diagnosis:
 
     @property
     def worst(self) -> Severity | None:
-        """The highest severity; None where nothing was found."""
+        """Highest severity; None without findings."""
         return max((finding.severity for finding in self.findings), default=None)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing was found but notes."""
+        """Whether there are no findings beyond notes."""
         return self.worst is None or self.worst < Severity.WARNING
 
     def of(self, check: str) -> tuple[Finding, ...]:
-        """Give the findings of one check."""
+        """Return the findings of one check."""
         return tuple(finding for finding in self.findings if finding.check == check)
 
     def __iter__(self) -> Iterator[Finding]:
@@ -84,7 +84,7 @@ class Diagnosis:
 
     @property
     def headline(self) -> str:
-        """What was found, counted by severity, in one sentence."""
+        """Number of findings by severity, in one sentence."""
         if not self.findings:
             return "Healthy: no fault was found."
         number = {severity: sum(each.severity == severity for each in self.findings) for severity in Severity}
@@ -94,15 +94,15 @@ class Diagnosis:
 
     @property
     def scope(self) -> str:
-        """What was looked at, and what was not for want of evidence."""
+        """What was examined, and which checks lacked evidence."""
         left = f" {self.missing()}." if self.not_run else ""
         return f"Looked at {self.looked_at} with {_counted(len(self.checks), 'check')}.{left}"
 
     def missing(self, given_by: Mapping[str, str] | None = None) -> str:
-        """Say how many checks did not run, and how many of them want what; empty where all ran.
+        """Return how many checks did not run and what they need, as text; empty if all ran.
 
         Args:
-            given_by: what they want, as ``not_run`` has it -> what to call it.
+            given_by: what checks need, as in ``not_run`` -> how to call it.
         """
         names = given_by or {}
         wanted = Counter(names.get(need, need) for needs in self.not_run.values() for need in needs.split(", "))
@@ -112,28 +112,28 @@ class Diagnosis:
 
     @property
     def groups(self) -> tuple[tuple[Finding, ...], ...]:
-        """The findings of one check and severity together, the worst first."""
+        """Findings grouped by check and severity, worst first."""
         return tuple(tuple(group) for _, group in groupby(self.findings, key=lambda each: (each.severity, each.check)))
 
     def to_json(self) -> str:
-        """Give it as a JSON document, see :mod:`steadynorm.doctor.document`."""
+        """Return the diagnosis as a JSON document, see :mod:`steadynorm.doctor.document`."""
         from steadynorm.doctor.document import to_json  # which reads this module
 
         return to_json(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Diagnosis:
-        """Read what :meth:`to_json` wrote; it needs msgspec.
+        """Read what :meth:`to_json` wrote; needs msgspec.
 
         Raises:
-            ValueError: it is no JSON, or not of this form and version.
+            ValueError: not JSON, or another form or version.
         """
         from steadynorm.doctor.document import from_json
 
         return from_json(text)
 
     def to_sarif(self) -> str:
-        """Give it as a SARIF 2.1.0 log, see :mod:`steadynorm.doctor.sarif`."""
+        """Return the diagnosis as a SARIF 2.1.0 log, see :mod:`steadynorm.doctor.sarif`."""
         from steadynorm.doctor.sarif import to_sarif
 
         return to_sarif(self)

@@ -16,7 +16,7 @@ from steadynorm.surgery.checkpoints import state_for, why_no_numbers
 __all__ = ["Ranks", "compare_checkpoint", "gather_ranks"]
 
 Ranks = Union[Sequence[Mapping[str, Any]], "torch.distributed.ProcessGroup"]
-"""A state of every rank, or the process group of which each rank calls."""
+"""A state dict of every rank, or the process group in which every rank calls."""
 _STATISTICS = ("running_mean", "running_var")
 
 

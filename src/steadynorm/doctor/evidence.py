@@ -225,21 +225,21 @@ class Twins:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that checks may read.
+    """Everything that checks may read.
 
     Args:
-        norms: every normalization layer, those that are no submodules included.
-        modules: every module, in the order of registration.
+        norms: every normalization layer, also those that are not registered submodules.
+        modules: every module, in order of registration.
         training: the model's mode.
-        optimizer: None where none was given.
-        batches: None where none were given.
-        reference: batches that the model is known to be good on; None where none were given.
-        checkpoint: None where none was given.
-        ranks: name of a norm -> its statistics on every rank; None where there is one rank, or others were not asked.
-        step: None where it is not known what a step of the optimizer takes together.
+        optimizer: None if none was given.
+        batches: what the batches showed; None without batches.
+        reference: what batches showed on which the model is known to be good; None without.
+        checkpoint: comparison with a checkpoint; None without.
+        ranks: name of a norm -> its statistics on every rank; None for a single rank.
+        step: what an optimizer step combines; None if unknown.
         twins: parts of the model that are copies of each other.
-        averaged: whether the model is a torch AveragedModel that averages parameters and no buffers.
-        unread: what could not be looked at, a line each.
+        averaged: whether the model is a torch AveragedModel that averages parameters but not buffers.
+        unread: what could not be examined, one line each.
     """
 
     norms: tuple[NormState, ...]
@@ -261,17 +261,17 @@ class Evidence:
 
     @property
     def batch_norms(self) -> tuple[NormState, ...]:
-        """The norms that are batch norms."""
+        """The batch norms among the norms."""
         return tuple(norm for norm in self.norms if norm.is_batch_norm)
 
     @property
     def described(self) -> Runs | None:
-        """The batches that running estimates should describe: the reference where one was given; None without any."""
+        """Batches that the running statistics should describe: the reference if given; None without any."""
         return self.reference or self.batches
 
     @property
     def last_module(self) -> ModuleState | None:
-        """The module that runs last, where the model is an nn.Sequential all the way down; else None."""
+        """The last module, if the model is nested ``nn.Sequential``; else None."""
         at = self.by_name.get("")
         while at is not None and at.last:
             at = self.by_name.get(at.last)
@@ -279,5 +279,5 @@ class Evidence:
 
     @property
     def score(self) -> str | None:
-        """What was scored; None where nothing was."""
+        """Name of the score; None without one."""
         return self.batches.score or None if self.batches is not None else None

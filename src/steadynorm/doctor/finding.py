@@ -1,4 +1,4 @@
-"""What a check has found: where, how bad, what it costs, and what to do."""
+"""A finding of a check: where, how bad, what it costs, and what to do."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _STUDENT = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)
 
 
 class Severity(IntEnum):
-    """How bad a finding is.
+    """Severity of a finding.
 
-    ``NOTE``: worth knowing, costs nothing that was measured. ``WARNING``: costs accuracy, or will under a condition
-    that the finding states. ``ERROR``: outputs are wrong now, or training stops.
+    ``NOTE``: worth knowing, without a measured cost. ``WARNING``: costs accuracy, or will under a condition that the
+    finding states. ``ERROR``: outputs are wrong now, or training fails.
     """
 
     NOTE = 0
@@ -31,11 +31,11 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a fault costs, measured on the batches that were given.
+    """Cost of a fault, measured on the given batches.
 
     Args:
-        quantity: what was measured: name of the score, such as ``accuracy`` or ``cross-entropy``.
-        value: how much better it would be without the fault, in the quantity's own units; never negative for a fault.
+        quantity: name of the score, such as ``accuracy`` or ``cross-entropy``.
+        value: improvement without the fault, in units of the score; not negative.
         standard_error: of the value, over batches; NaN for a single batch.
     """
 
@@ -44,16 +44,20 @@ class Cost:
     standard_error: float
 
     def matters(self, scores: Sequence[float], share: float = 1 / 20, *, expected: bool = False) -> bool:
-        """Tell whether it is above 0 by Student's test at 2.5 %, and more than a share of the mean score.
+        """Return whether the cost is significant (Student's test at 2.5 %) and above a fraction of the mean score.
 
-        A twentieth keeps healthy models silent: of 150 (``make doctor-bench``, tuning half) none came to a fortieth. A
-        tenth is added to a mean cross-entropy first: where it is almost 0, a part of it is nothing.
+        The default of 1/20 raises no false alarm: of 150 healthy models (``make doctor-bench``, tuning half) none
+        reached 1/40. For cross-entropy 0.1 is first added to the mean, because a fraction of a value near 0 means
+        nothing.
 
         Args:
-            scores: without the fault, one for each batch that the value is a mean over.
-            share: of their mean.
-            expected: whether something else than the scores says so too; then one and a half standard errors and
-                half of the share are enough.
+            scores: without the fault, one for each batch.
+            share: fraction of their mean.
+            expected: whether other evidence agrees; then one and a half standard errors and half of the fraction
+                suffice.
+
+        Returns:
+            whether the cost matters.
         """
         size = abs(sum(scores) / len(scores)) + (0.1 if self.quantity == "cross-entropy" else 0.0)
         errors = 1.5 if expected else _STUDENT[min(len(scores) - 1, len(_STUDENT) - 1)]
@@ -62,11 +66,11 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """What to do about a finding.
+    """Remedy of a finding.
 
     Args:
-        advice: one sentence.
-        treatment: name of the treatment that :func:`steadynorm.treat_` applies; empty where only the user can act.
+        advice: what to do, in one sentence.
+        treatment: name of the treatment that :func:`steadynorm.treat_` applies; empty if only the user can act.
     """
 
     advice: str
@@ -75,17 +79,17 @@ class Remedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One fault at one layer, or of the model as a whole.
+    """One fault, of a layer or of the whole model.
 
     Args:
-        check: name of the check, such as ``nonfinite-statistics``; :class:`steadynorm.doctor.check.Check` fills it in.
-        layer: qualified name; empty for the model as a whole.
-        what: the layer's class and size.
+        check: name of the check, such as ``nonfinite-statistics``.
+        layer: qualified name; empty for the whole model.
+        what: class and size of the layer.
         severity: how bad it is.
-        problem: what is wrong, in one sentence for a reader who has not met it before.
+        problem: what is wrong, in one sentence.
         remedy: what to do.
-        numbers: what the check has measured, by name.
-        cost: what it costs; None where that was not measured.
+        numbers: what the check measured, by name.
+        cost: measured cost; None if it was not measured.
     """
 
     check: str = ""
@@ -99,7 +103,7 @@ class Finding:
 
     @property
     def place(self) -> str:
-        """The layer's name, for a reader."""
+        """Name of the layer for display."""
         return self.layer or "(the model)"
 
 

@@ -61,27 +61,33 @@ def observe(
     accumulation: int | None = None,
     world_size: int | None = None,
 ) -> Evidence:
-    """Take down what a model's normalization layers are, what stands around them, and what batches show of them.
+    """Collect the evidence that the doctor's checks read: the modules, and what batches show of them.
+
+    The model is left unchanged, bit for bit.
 
     Args:
-        model: the root, in any mode, wrapped or not; afterwards it is what it was, bit for bit.
-        batches: up to eight are looked at; without them the model is not run.
-        forward: how to run the model on a batch, as for :func:`steadynorm.surgery.recalibrate_`.
-        loss: see :func:`steadynorm.doctor.diagnose`.
-        metric: likewise.
-        optimizer: of its parameters.
-        reference: see :func:`steadynorm.doctor.diagnose`, as the others.
-        checkpoint: likewise.
-        ranks: likewise.
-        accumulation: likewise.
-        world_size: likewise.
+        model: the root module, in any mode, wrapped or not.
+        batches: at most eight are used; without them the model is not run.
+        forward: (model, batch) -> output: how to run the model on a batch; see :func:`steadynorm.surgery.recalibrate_`.
+        loss: (output, batch) -> a number where less is better, averaged over the batch. With neither loss nor metric,
+            cross-entropy is used if output and batch look like a classifier's (logits (N, K, ...) and, as the batch's
+            second item, labels or class probabilities), else the output's own ``loss`` (Hugging Face models), else
+            nothing is scored.
+        metric: (output, batch) -> a number where more is better, such as :func:`steadynorm.doctor.accuracy`; findings
+            use the function's name.
+        optimizer: the model's optimizer.
+        reference: batches on which the model is known to be good, such as validation data.
+        checkpoint: a state that the model should equal: a state dict, a loaded checkpoint or a module.
+        ranks: a state dict of every rank; or the process group, and then every rank must call this, or it hangs.
+        accumulation: number of forwards of a worker per optimizer step.
+        world_size: number of workers; None asks torch.distributed.
 
     Returns:
-        the evidence, which shares no tensor with the model.
+        the Evidence, which shares no tensor with the model.
 
     Raises:
-        TypeError: the model is no module.
-        ValueError: the checkpoint has none of the model's names, or there is nothing in the batches.
+        TypeError: ``model`` is not a module.
+        ValueError: ``batches`` is empty; the checkpoint has none of the model's names.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"observe: model must be a torch.nn.Module, got {type(model).__name__}.")

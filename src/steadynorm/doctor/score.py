@@ -20,7 +20,7 @@ _WHOLE = 0.999
 """Share of a class from which a sample is of that class alone."""
 
 Measure = Callable[[Any, Any], "float | Tensor"]
-"""Output of the model and the batch as the loader gives it -> one number, the mean over the batch's samples."""
+"""(output, batch) -> a number, averaged over the samples of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,21 @@ def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch:
 
 
 def accuracy(output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model and the loader give them)
-    """Give the share of a batch's samples whose largest logit is their label's, for ``metric``."""
+    """Return the fraction of a batch's samples whose largest logit is their label's; use it as ``metric``.
+
+    Args:
+        output: logits of shape (N, K), or a model output that has them.
+        batch: as the loader yields it, with integer labels of shape (N,) as its second item or under ``labels``.
+
+    Returns:
+        accuracy in [0, 1].
+
+    Raises:
+        TypeError: logits or labels were not found.
+
+    >>> accuracy(torch.eye(2), (None, torch.tensor([0, 0])))
+    0.5
+    """
     logits, labels = logits_of(output), labels_of(batch)
     if logits is None or labels is None:
         raise TypeError(

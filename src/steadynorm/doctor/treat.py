@@ -34,17 +34,17 @@ MOST_BATCHES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Applied:
-    """One treatment.
+    """One treatment that was tried.
 
     Args:
-        treatment: its name, in :data:`steadynorm.doctor.treatments.TREATMENTS`.
-        findings: that asked for it.
-        change: what it did; None where it could do nothing.
-        before: mean score of the batches before it, of which less is better; NaN where there is no score.
+        treatment: its name.
+        findings: the findings that it treats.
+        change: what it changed; None if it could change nothing.
+        before: mean score before it, less is better; NaN without a score.
         after: mean score after it.
-        kept: whether it stays.
-        why: why it was undone or could do nothing; empty where it stays.
-        sign: by which scores are shown: −1 of a metric, of which more is better.
+        kept: whether it was kept.
+        why: why it was undone or could change nothing; empty if kept.
+        sign: −1 if scores are shown negated (a metric), else 1.
     """
 
     treatment: str
@@ -70,15 +70,15 @@ class Applied:
 
 @dataclass(kw_only=True, eq=False)
 class Treatment:
-    """What was done to a model, and what is left to its owner.
+    """What :func:`treat_` did to a model, what it advises, and :meth:`undo`.
 
     Args:
-        model: the model as it is now; another object than was given only where the root itself was replaced.
-        applied: every treatment that was tried, in its order.
+        model: the model after it; a new object only if the root module itself was replaced.
+        applied: every treatment that was tried, in order.
         advice: findings that only the user can act on.
-        before: score of each batch before all of it; empty where there is no score.
-        after: likewise after it.
-        sign: by which scores are shown: −1 of a metric, of which more is better.
+        before: score of each batch before all treatments; empty without a score.
+        after: score of each batch after them.
+        sign: −1 if scores are shown negated (a metric, where more is better), else 1.
     """
 
     model: nn.Module
@@ -91,10 +91,13 @@ class Treatment:
     _undone: bool = field(default=False, repr=False)
 
     def undo(self) -> nn.Module:
-        """Put the model back as it was, bit for bit.
+        """Restore the model as it was, bit for bit.
+
+        Returns:
+            the model before the treatment, the same object.
 
         Raises:
-            RuntimeError: it has been undone already, or the model has been changed since.
+            RuntimeError: already undone, or the model has been changed since.
         """
         if self._undone:
             raise RuntimeError("treat_: this treatment has been undone already.")
@@ -122,28 +125,32 @@ def treat_(
     metric: Measure | None = None,
     checkpoint: Mapping[str, Any] | nn.Module | None = None,
 ) -> Treatment:
-    """Apply the remedies of a diagnosis, measure again, keep what helped, and undo what did not.
+    """Apply the remedies of a diagnosis, keep those that help, and undo the others.
 
-    A treatment is undone where the mean score of the batches is worse after it than before by more than two standard
-    errors. Where a finding has a cost, which is the whole model's, all layers are treated; else those that are named.
-    Statistics are measured on the first half of the batches and scored on the second; of more than 32 batches
-    the first 32 are taken. Weights of a checkpoint are loaded only where the score is better for it, and statistics
-    that were loaded are not measured as well. Where something was kept and there is a score, the model is diagnosed
-    again by the same checks, and treatments that were not tried before, or not at these layers, follow: behind a
-    variance below zero nothing else could be seen. What raises, an interruption included, leaves the model as it was.
+    A treatment is undone if it makes the mean score worse by more than two standard errors. If a finding has a cost,
+    which is the whole model's, all layers are treated; otherwise only those named. Running statistics are measured on
+    the first half of the batches and scored on the second; at most 32 batches are used. Weights of a checkpoint are
+    loaded only if they improve the score. If anything was kept and there is a score, the model is diagnosed again by
+    the same checks and new treatments follow, because one fault can hide others. An error or an interruption leaves the
+    model unchanged.
 
     Args:
-        model: that was diagnosed; changed in place. Of one that is wrapped or compiled no module is exchanged.
-        diagnosis: of this model.
-        batches: like those that the model is trained on; without them nothing is measured, and statistics are only
-            repaired.
-        forward: how to run the model on a batch.
-        loss: as for :func:`steadynorm.doctor.diagnose`.
-        metric: likewise.
-        checkpoint: likewise; what ``checkpoint-diff`` finds is loaded from it.
+        model: the model that was diagnosed; changed in place. In a wrapped or compiled model no module is replaced.
+        diagnosis: from :func:`diagnose`, of this model.
+        batches: batches like the training data; without them nothing is measured, and statistics are only repaired.
+        forward: (model, batch) -> output: how to run the model on a batch; see :func:`steadynorm.surgery.recalibrate_`.
+        loss: as for :func:`diagnose`.
+        metric: as for :func:`diagnose`.
+        checkpoint: as for :func:`diagnose`; the source for what ``checkpoint-diff`` finds.
 
     Returns:
-        the treatment, which can be undone.
+        the Treatment, which can be undone.
+
+    >>> import steadynorm
+    >>> model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4))
+    >>> _ = model[1].running_var[2].fill_(torch.nan)
+    >>> steadynorm.treat_(model, steadynorm.diagnose(model)).applied[0].kept
+    True
     """
     run = forward or feed
     kept = [] if batches is None else list(itertools.islice(Batches(batches, "treat_"), MOST_BATCHES))

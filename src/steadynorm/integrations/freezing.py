@@ -34,7 +34,7 @@ class Freeze:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the statistics are frozen now."""
+        """Whether the running statistics are frozen now."""
         return self.change is not None
 
     def try_(self, model: nn.Module) -> bool:

@@ -43,7 +43,7 @@ class Watching:
 
     @property
     def report(self) -> WatchReport | None:
-        """What was seen since layers that can be watched stand there; None where none ever did."""
+        """Report since there are layers to watch; None if there never were."""
         return None if self._watch is None else self._watch.report()
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Watching:
         return {} if self._watch is None else self._watch.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there when the training begins."""
+        """Restore a state, for when the training begins."""
         self._state = state or None
 
     def begin(self, model: nn.Module, logs: Callable[[Event], object] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Compiling before the first batch what layers will need on a CPU."""
+"""Compile before the first batch what layers need on a CPU."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from steadynorm.ops.dispatch import backend, count_compilations
 __all__ = ["Compiled", "MemoryLayout", "warmup"]
 
 MemoryLayout = Literal["contiguous", "channels_last"]
+"""Memory layout of an input."""
 SPACE = 4  # an extent of the trial inputs: what is compiled does not depend on sizes
 
 
@@ -25,15 +26,15 @@ class Compiled:
     """What one trial of :func:`warmup` compiled."""
 
     name: str
-    """The layer as its ``repr`` has it, dtype and memory layout."""
+    """``repr`` of the layer, dtype and memory layout."""
     number: int
-    """Of the trial, from 1."""
+    """Number of the trial, from 1."""
     of: int
-    """How many trials there are."""
+    """Number of trials."""
     functions: int
-    """Compiled ones; 0 where the disk had them all."""
+    """Number of compiled functions; 0 if all were cached on disk."""
     seconds: float
-    """Time that it took."""
+    """Duration of the trial."""
 
 
 def warmup(
@@ -43,22 +44,23 @@ def warmup(
     layouts: Sequence[MemoryLayout] = ("contiguous",),
     residual: bool = False,
 ) -> Iterator[Compiled]:
-    """Compile the CPU kernels that a model's layers need to train, kind by kind.
+    """Compile the CPU kernels that training a model's layers needs, before the first batch.
 
-    Every kind of layer is copied, and trained on one small batch by the compiled kernels. The model stays as it is.
-    Kernels are kept on disk, so that a later process takes them from there.
+    A copy of each kind of layer is trained on one small batch with the compiled kernels. The model is not changed.
+    Kernels are cached on disk, so later processes load them.
 
     Args:
-        model: holds layers of this package; a single one is a model too. Others are passed over.
-        dtypes: of the inputs: float32, bfloat16 or float16.
-        layouts: of the inputs; for 1d layers ``channels_last`` is (N, C) and ``contiguous`` is (N, C, L).
+        model: a model with layers of this package, or one such layer. Other layers are ignored.
+        dtypes: dtypes of the inputs: float32, bfloat16 or float16.
+        layouts: memory layouts of the inputs. For 1d layers ``"channels_last"`` is (N, C) and ``"contiguous"`` is (N,
+            C, L).
         residual: whether layers are called with a residual.
 
     Returns:
-        one result for each kind, layout and dtype, as soon as it is compiled: ``list(warmup(model))`` waits for all.
+        an iterator with one result per kind of layer, layout and dtype; ``list(warmup(model))`` compiles everything.
 
     Raises:
-        ValueError: the model has no layer of this package, or a dtype that the kernels do not take.
+        ValueError: the model has no layer of this package; a dtype that the kernels do not take.
         RuntimeError: Numba cannot be used, with the reason.
     """
     kinds = {_kind(layer): layer for layer in model.modules() if isinstance(layer, BatchNormBase)}

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Backend = Literal["reference", "numba", "triton", "torch"]
+"""Name of an implementation of the kernels; see :func:`steadynorm.backend`."""
 Path = Literal["torch", "fused", "composed"]
 # Values below which torch's own batch norm and ReLU, forward and backward, take less time than ours on a CPU, where a
 # call costs a fixed time more. Measured with cold caches: docs/results/bench_kernels_cpu_20261122.json.
@@ -58,7 +59,12 @@ SMALL_ON_GPU = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which implementation runs, and why."""
+    """A chosen implementation and the reason.
+
+    Args:
+        backend: name of the implementation.
+        reason: why it was chosen, in words.
+    """
 
     backend: Backend
     reason: str
@@ -77,16 +83,16 @@ _wanted: Backend | Literal["auto"] = "auto"
 
 @contextmanager
 def backend(name: Backend | Literal["auto"]) -> Iterator[None]:
-    """Use one implementation for everything within, in all threads.
+    """Context that selects the implementation of the layers, in all threads.
 
     Args:
-        name: ``auto`` chooses for each tensor, see :func:`explain_backend`; ``reference`` the formulas in plain
-            tensor operations; ``numba`` compiled for the CPU; ``triton`` for GPUs; ``torch`` torch's own batch norm
-            (what torch has no kernel for runs the reference).
+        name: ``"auto"`` chooses for each tensor, see :func:`explain_backend`. ``"reference"`` uses plain tensor
+            operations, ``"numba"`` kernels compiled for the CPU, ``"triton"`` kernels for GPUs, ``"torch"`` torch's own
+            batch norm (and the reference where torch has no kernel).
 
     Raises:
-        ValueError: there is no such implementation.
-        RuntimeError: it is not installed, or cannot be loaded. A tensor that it cannot take raises ValueError later.
+        ValueError: an unknown name. A tensor that the implementation cannot take raises ValueError later.
+        RuntimeError: the implementation is not installed or cannot be loaded.
 
     >>> with backend("reference"):
     ...     choose_backend(torch.randn(2, 3))
@@ -105,19 +111,25 @@ def backend(name: Backend | Literal["auto"]) -> Iterator[None]:
 
 
 def explain_backend(x: Tensor, *others: Tensor | None, fused: bool = True, torchs_own: bool = True) -> Choice:
-    """Say which implementation takes such tensors, and why.
+    """Return which implementation takes such tensors, and why.
 
-    By device, dtype, memory layout and size, and by whether there is something to fuse. Never one that is slower than
-    torch's own: small tensors, float64 and tensors whose dtypes differ are torch's.
+    The choice depends on device, dtype, memory layout, size and on whether something is fused. It is never one that is
+    slower than torch: small tensors, float64 and mixed dtypes are left to torch.
 
     Args:
         x: the input of a kernel.
-        others: what else it reads of that shape: gradient, residual.
+        others: other inputs of that shape: gradient, residual.
         fused: whether an activation or a residual is computed in the same pass.
-        torchs_own: whether torch has a function for it, as it has for batch norm.
+        torchs_own: whether torch has a function for the operation, as it has for batch norm.
+
+    Returns:
+        the Choice, with ``backend`` and ``reason``.
 
     Raises:
-        ValueError: :func:`backend` asks for an implementation that cannot take them.
+        ValueError: :func:`backend` selects an implementation that cannot take them.
+
+    >>> explain_backend(torch.randn(2, 3)).backend
+    'torch'
     """
     if _wanted != "auto":
         return _as_asked(_wanted, x, others)

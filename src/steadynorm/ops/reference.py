@@ -32,6 +32,7 @@ from steadynorm.statistics.moments import centred, channel_sum, measure, per_cha
 __all__ = ["ACTIVATIONS", "LEAKY_SLOPE", "Activation", "moments", "transform", "transform_grad", "transform_sums"]
 
 Activation = Literal["relu", "leaky_relu", "silu"]
+"""Activation that a layer can fuse; leaky_relu has slope 0.01."""
 LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's default
 
 

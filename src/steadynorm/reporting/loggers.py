@@ -1,4 +1,4 @@
-"""Readings of norms written where a training logs: one function for TensorBoard, Weights & Biases and others."""
+"""Write readings of norms to a logger: TensorBoard, Weights & Biases and others."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PREFIX = "norm/"
 
 
 def log(readings: Mapping[str, float], step: int, *, to: Any, prefix: str = PREFIX) -> None:  # noqa: ANN401 (any of four)
-    """Write readings, as :func:`steadynorm.surgery.readings_of` gives them, of a step.
+    """Write readings of a training step to a logger.
 
     Args:
-        readings: numbers by layer and quantity.
-        step: of the training.
-        to: a TensorBoard ``SummaryWriter``; a run of ``wandb.init(...)``; a logger of Lightning's; a dictionary, which
-            gets a dictionary for the step; or a function of a dictionary and the step.
-        prefix: before each name.
+        readings: numbers by name, from :func:`steadynorm.surgery.readings_of`.
+        step: the training step.
+        to: a TensorBoard ``SummaryWriter``; a run of ``wandb.init(...)``; a Lightning logger; a dict, which gets a dict
+            for the step; or a function of (dict, step).
+        prefix: put before each name.
 
     Raises:
         TypeError: ``to`` is none of these.

@@ -1,4 +1,4 @@
-"""Look at the batch norms of a training all the time: say what harms them, and undo it."""
+"""Watch the batch norms during training: report harm, and undo it."""
 
 from steadynorm.doctor.watch.event import Event, WatchReport
 from steadynorm.doctor.watch.watch import Watch

@@ -1,4 +1,4 @@
-"""What a watch has seen and done."""
+"""Events and report of a watch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that was seen in a training, or its end, and what was done about it.
+    """One fault that a watch has seen, or its end, and what was done about it.
 
     Args:
-        step: training forwards before the one at which it was seen, from the start of the watch.
-        check: what it is, by the doctor's names where it has one.
+        step: number of training forwards before, from the start of the watch.
+        check: name of the check; the doctor's name if it has one.
         problem: what is wrong, or that it is over, in one sentence.
-        layers: where, the worst first; empty for the model as a whole.
-        evidence: what was measured, by name.
-        action: what was done; empty where nothing was.
-        over: whether it is the end of what an earlier event began.
+        layers: affected layers, worst first; empty for the whole model.
+        evidence: measured numbers, by name.
+        action: what was done; empty if nothing was.
+        over: whether an earlier fault has ended.
     """
 
     step: int
@@ -37,7 +37,7 @@ class Event:
 
     @property
     def text(self) -> str:
-        """One line: step, check, layers, problem, evidence, action."""
+        """The event as one line of text."""
         named = ", ".join(self.layers[:SHOWN])
         more = len(self.layers) - SHOWN
         where = f" [{named}{f' and {more} more' if more > 0 else ''}]" if self.layers else ""
@@ -48,13 +48,13 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchReport:
-    """All of a watch's events.
+    """Everything that a watch has seen; print it, or use :meth:`to_json`.
 
     Args:
-        steps: training forwards that were watched.
-        layers: that were watched.
-        unwatched: layer -> why it was not.
-        events: in the order in which they came.
+        steps: number of watched training forwards.
+        layers: watched layers.
+        unwatched: layer -> why it is not watched.
+        events: in order.
     """
 
     steps: int
@@ -63,11 +63,11 @@ class WatchReport:
     events: Sequence[Event]
 
     def counts(self) -> dict[str, int]:
-        """Give the number of events of each check, ends left out."""
+        """Return the number of events of each check, not counting ends."""
         return dict(Counter(each.check for each in self.events if not each.over))
 
     def to_json(self) -> str:
-        """Give the report as JSON, which :func:`json.loads` reads back."""
+        """Return the report as JSON."""
         return json.dumps(asdict(self), indent=2, allow_nan=False, default=dict)
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from steadynorm.surgery.named_modules import NamedModule, named_modules_of
 __all__ = ["Policy", "Watch"]
 
 Policy = Literal["warn", "revert"]
+"""Whether a watch only reports, or also acts."""
 FEWEST = 8
 """Training forwards that are judged, unless a watch ends."""
 _log = logging.getLogger("steadynorm.watch")
@@ -32,48 +33,50 @@ _ACTING: WeakKeyDictionary[nn.Module, ref[Watch]] = WeakKeyDictionary()
 
 
 class Watch:
-    """Watch a model's batch norms while it trains; say what harms, and under ``policy="revert"`` undo it.
+    r"""Watch a model's batch norms during training: report harm, and under ``policy="revert"`` undo it.
 
-        batch = old + (new − old)/momentum
+    $$
+    \mathrm{batch} = \mathrm{old} + \frac{\mathrm{new} - \mathrm{old}}{\mathrm{momentum}}
+    $$
 
-    The moments of each batch are read off the running estimates before and after the model's forward (of a layer that
-    is called several times in it, their average), and the classes of the batch off the gradient of its logits: no pass
-    over the data, and no look at a GPU's values but every ``every`` training forwards, and before an evaluation. Then
-    the stretch is judged:
+    The moments of each batch are computed from the running statistics before and after the forward (the average over
+    the calls of a layer), and its classes from the gradient of the logits. This needs no pass over the data, and reads
+    values from a GPU only every ``every`` training forwards and before an evaluation. Then the forwards since the last
+    judgement are judged:
 
-    ==========================  ==========================================================  =========================
-    check                       what                                                        under revert
-    ==========================  ==========================================================  =========================
-    nonfinite-statistics        a batch made running estimates NaN or infinite              they go back at once
-    outlier-statistics          single batches far from all others                          they are taken out again
-    single-class-batch          batches of far fewer classes than usual                     taken out; while it lasts
-                                                                                            estimates stand still
-    statistics-lag              running estimates stay behind the batches                   they are set to the newest
-                                                                                            batches; a momentum that
-                                                                                            predicts those best
-    train-eval-gap              batches lie much further from the estimates than usual      the layers are bound
-    collapsed-variance          more than half of a layer's channels lose their variance    the layers are bound
-    statistics-moved-in-eval    estimates move in evaluation or without gradient            nothing
-    double-update               batches count twice: by a second forward, or checkpointing  the latter is put back
-    ==========================  ==========================================================  =========================
+    | check | what is wrong | under ``"revert"`` |
+    |---|---|---|
+    | nonfinite-statistics | a batch made running statistics NaN or infinite | restored at once |
+    | outlier-statistics | single batches are far from all others | their effect is removed |
+    | single-class-batch | batches have far fewer classes than usual | removed; running statistics pause |
+    | statistics-lag | running statistics lag behind the batches | set to recent batches; better momentum |
+    | train-eval-gap | batches are much further from running statistics than usual | layers are bound |
+    | collapsed-variance | more than half of a layer's channels lose their variance | layers are bound |
+    | statistics-moved-in-eval | updated in evaluation or without gradient | nothing |
+    | double-update | batches count twice: second forward, or checkpointing | checkpointing's are undone |
 
-    A layer that is bound normalizes its training batches by its running estimates too, within renorm's bounds, and
-    these stand still. What lasts begins after two stretches, or one where that is sure, and is over after two without
-    it. In evaluation the layers do what they always do, and :meth:`stop` takes back whatever is in force. With
-    torch.distributed and ``"revert"`` all ranks judge together, once every stretch, so every rank must run the same
-    number of training forwards.
+    A bound layer normalizes its training batches by its running statistics within batch renorm's bounds, and does not
+    update them. Lasting faults begin after two judgements (one if it is certain) and end after two without the fault.
+    Evaluation forwards are never changed, and :meth:`stop` removes every measure. With torch.distributed and
+    ``"revert"``, ranks judge together, so every rank must run the same number of training forwards.
 
     Args:
-        model: the module whose forward the training calls; or its direct children's. Of a model that is compiled, the
-            compiled one. Where a function around the model is compiled, hooks break its graph, so it takes no
-            ``fullgraph=True``.
-        policy: ``"warn"`` changes nothing.
-        every: training forwards in a stretch, at least 16.
-        on_event: called with every event as it comes, within the forward before which a stretch is judged; what it
-            raises comes out of that forward, and the watch can go on.
+        model: the module whose forward, or whose direct children's forwards, the training calls; of a compiled model,
+            the compiled one. If a function around the model is compiled, hooks break its graph (no ``fullgraph=True``).
+        policy: ``"warn"`` only reports; ``"revert"`` also acts.
+        every: training forwards between two judgements, at least 16.
+        on_event: called with every event, inside the forward that triggers a judgement. An exception propagates from
+            that forward; the watch can continue.
 
     Raises:
-        ValueError: nothing in the model can be watched; another policy; fewer forwards.
+        ValueError: the model has nothing to watch; an unknown policy; ``every`` below 16.
+
+    >>> import steadynorm
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    >>> with steadynorm.Watch(model) as watch:
+    ...     _ = model(torch.randn(8, 3))
+    >>> watch.report().steps
+    1
     """
 
     def __init__(
@@ -93,9 +96,9 @@ class Watch:
             raise ValueError(f"Watch: the model must have batch norms with running estimates, {_why(self._unwatched)}.")
         self.policy, self.every, self.on_event = policy, every, on_event
         self.events: list[Event] = []
-        """All so far, in the order in which they came."""
+        """Events so far, in order."""
         self.step = 0
-        """Training forwards before the present stretch."""
+        """Training forwards up to the last judgement."""
         self._reverts = policy == "revert"
         self._listener = Listener(
             model,

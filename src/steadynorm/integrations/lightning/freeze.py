@@ -15,22 +15,22 @@ __all__ = ["FreezeStatistics"]
 
 
 class FreezeStatistics(Callback):
-    """Freeze the running estimates once some epochs have been trained: from then on training normalizes by them.
+    """Freeze the running statistics after some epochs; from then on training normalizes by them too.
 
-    Training then sees what evaluation sees, and no batch moves the estimates any more, whatever ``.train()`` does; see
-    :func:`steadynorm.surgery.freeze_`. Weight and bias go on learning. At the end of the fit, and where it raises, the
-    layers are again what they were, with the estimates as they were frozen. Checkpoints have the same keys throughout;
-    a fit that resumes from one freezes where that one had.
+    No batch updates the running statistics any more, whatever ``.train()`` does. Weight and bias are still learned.
+    When the fit ends, also by an error, the layers become what they were, with the frozen running statistics.
+    Checkpoints have the same keys throughout; resuming from one freezes where that fit had. See
+    :func:`steadynorm.surgery.freeze_`.
 
     Args:
-        after_epoch: whole epochs to be trained before; 0 freezes from the start.
-        where: qualified name and module -> whether to freeze it; None takes all.
-        example: a batch, to run the model where a synchronised layer does not tell its dimensions.
+        after_epoch: number of epochs to train before; 0 freezes from the start.
+        where: (qualified name, module) -> whether to freeze it; None takes all.
+        example: a batch to run the model on, if a synchronized layer does not say whether it is 1d, 2d or 3d.
 
     Raises:
-        ValueError: ``after_epoch`` is below 0; StochasticWeightAveraging is there, which wipes the estimates to measure
-            them in training; WeightAveraging is there, and buffers of a layer would be missing in the average.
-        TypeError: a part of the model is compiled or wrapped, so that its modules cannot be exchanged.
+        ValueError: ``after_epoch`` is below 0; StochasticWeightAveraging is used, which resets the running statistics
+            to measure them in training; WeightAveraging is used, whose average would lack buffers of a layer.
+        TypeError: a part of the model is compiled or wrapped, so its modules cannot be replaced.
         NothingDoneError: no layer can be frozen.
 
     Warns:
@@ -46,19 +46,19 @@ class FreezeStatistics(Callback):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the statistics are frozen now."""
+        """Whether the running statistics are frozen now."""
         return self._freeze.is_frozen
 
     def state_dict(self) -> dict[str, Any]:
-        """Give whether they are frozen."""
+        """Return whether the statistics are frozen."""
         return {"frozen": self.is_frozen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember whether they were frozen."""
+        """Restore whether the statistics are frozen."""
         self._was_frozen = state_dict["frozen"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Refuse what would fail later."""
+        """Refuse combinations that would fail later."""
         same = self._freeze.try_(pl_module)
         for each in trainer.callbacks:
             if is_a(each, "StochasticWeightAveraging"):
@@ -73,19 +73,19 @@ class FreezeStatistics(Callback):
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Freeze where a fit resumes, be it in the middle of an epoch."""
+        """Freeze when a fit resumes, also in the middle of an epoch."""
         self._freeze.freeze_from(pl_module, float("inf") if self._was_frozen else trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Freeze where it is time."""
+        """Freeze when the epochs are over."""
         self._freeze.freeze_from(pl_module, trainer.current_epoch)
 
     def on_exception(self, trainer: Trainer, pl_module: nn.Module, exception: BaseException) -> None:
-        """Put the layers back."""
+        """Restore the layers."""
         self._end()
 
     def teardown(self, trainer: Trainer, pl_module: nn.Module, stage: str) -> None:
-        """Put the layers back."""
+        """Restore the layers."""
         if stage == "fit":
             self._end()
 

@@ -17,17 +17,16 @@ __all__ = ["ReadingsCallback"]
 
 
 class ReadingsCallback(Callback):
-    """Log what the norms are at: gates, renorm's r and d, momenta that self-tuned statistics chose, distances.
+    """Log readings of the norms: gates, renorm's r and d, self-tuned momenta, distances.
 
-    See :func:`steadynorm.surgery.readings_during`. Every n-th batch is read as it trains, and logged by all
-    of the Trainer's loggers, beside what the step itself logs; ``callback_metrics`` has the numbers too. Over ranks
-    they are those of the first.
+    See :func:`steadynorm.surgery.readings_during`. Every n-th batch is read while it trains, and logged to all loggers
+    of the Trainer; ``callback_metrics`` has the readings too. With several ranks, the first one reads.
 
     Args:
-        every_n_steps: batches from one reading to the next; None is the Trainer's ``log_every_n_steps``.
-        stored: running estimates to measure the distance from; None takes those that the fit begins with.
-        where: qualified name and module -> whether to read it; None takes all.
-        prefix: before each name.
+        every_n_steps: batchs from one reading to the next; None is the Trainer's ``log_every_n_steps``.
+        stored: running statistics to measure distances from; None takes those at the start of the fit.
+        where: (qualified name, module) -> whether to read it; None takes all.
+        prefix: put before each name.
 
     Raises:
         ValueError: ``every_n_steps`` is below 1; ``stored`` has none of the layers.
@@ -51,20 +50,20 @@ class ReadingsCallback(Callback):
         self._readings: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the running estimates that distances are measured from, and the batches that were trained."""
+        """Return the running statistics that distances are measured from, and the number of trained batches."""
         return {"stored": self._stored, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on measuring from the same."""
+        """Restore what :meth:`state_dict` returned."""
         self._stored, self._batches = state_dict["stored"], state_dict["batches"]
 
     def on_train_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Remember the estimates that the fit begins with."""
+        """Remember the running statistics at the start."""
         if self._stored is None:
             self._stored = statistics_of(pl_module, where=self._where)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: nn.Module, batch: object, batch_idx: int) -> None:
-        """Begin to read where it is time."""
+        """Start a reading if one is due."""
         every = self._every or trainer.log_every_n_steps
         self._batches += 1
         if every and self._batches % every == 0:
@@ -74,7 +73,7 @@ class ReadingsCallback(Callback):
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: object) -> None:  # noqa: ANN401
-        """Log what was read."""
+        """Log the reading."""
         if self._open is None:
             return
         self._open.close()
@@ -85,7 +84,7 @@ class ReadingsCallback(Callback):
         pl_module.log_dict({f"{self._prefix}{name}": value for name, value in self._readings.items()}, logger=False)
 
     def on_exception(self, trainer: Trainer, pl_module: nn.Module, exception: BaseException) -> None:
-        """Read no longer."""
+        """Stop reading."""
         if self._open is not None:
             self._open.__exit__(type(exception), exception, None)
             self._open = None

@@ -19,38 +19,38 @@ _SHARDED = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
 
 
 class RecalibrateCallback(Callback):
-    """Measure the running estimates again before each validation and at the end of the fit ("precise batch norm").
+    """Recalibrate the running statistics before each validation and at the end of the fit ("precise batch norm").
 
-    Afterwards evaluation normalizes by the statistics that the weights have now, and not by an average over those
-    that they had in the last steps; see :func:`steadynorm.surgery.recalibrate_`. The numbers stay: training goes on
-    from them, and a checkpoint that is saved after the validation has what was validated. Batch norm's training does
-    not read them, so its weights are, bit for bit, those of a fit without this callback.
+    Validation then normalizes by the statistics of the current weights, not by an average over earlier steps; see
+    :func:`steadynorm.surgery.recalibrate_`. The new statistics are kept: training continues from them, and a checkpoint
+    saved after the validation has them. Batch norm does not use them in training, so the weights are those of a fit
+    without this callback, bit for bit.
 
-    The batches are the first ones of the training loader, fetched and transferred as for a training step, in the same
-    precision, and given to the LightningModule's ``forward``. Neither the loader nor random numbers take notice. Over
-    ranks all batches count together. The validation that Lightning runs before training, as a check, is left out.
-
-    It stands behind Lightning's callbacks that average weights, so that the statistics are the average's.
+    The batches are the first ones of the training loader, fetched, transferred and converted as for a training step,
+    and passed to the LightningModule's ``forward``. Loader and random number generators are left unchanged. All ranks'
+    batches count together. Lightning's sanity check before training is skipped. Callbacks that average weights must
+    come before this one, so that the statistics are those of the average.
 
     Args:
-        batches: a list or loader to take in place of the training loader, of this rank.
-        number: of batches at most, on each rank, and at most as many as an epoch has. Each is run once a pass.
-        every_n_epochs: None measures before every validation. n measures in every n-th epoch only: before its
-            validations, and at its end where it has none.
-        sanity_check: whether to measure before the check as well.
-        forward: model and batch -> anything: how to run the model. None is its ``forward`` on what
-            :func:`steadynorm.surgery.batches.feed` takes of the batch.
-        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of ``recalibrate_``; ``settled``
-            is 0.01 standard deviations here, which few passes reach.
+        batches: a list or loader to use instead of the training loader, for this rank.
+        number: largest number of batches per rank, at most those of an epoch. Each is run once per pass.
+        every_n_epochs: None recalibrates before every validation; n only in every n-th epoch, before its validations,
+            or at its end if it has none.
+        sanity_check: whether to recalibrate before the sanity check too.
+        forward: (model, batch) -> output: how to run the model on a batch. None passes
+            :func:`steadynorm.surgery.batches.feed`'s choice of the batch to ``forward``.
+        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of
+            :func:`steadynorm.surgery.recalibrate_`; ``settled`` is 0.01 standard deviations by default, which a few
+            passes reach.
 
     Raises:
-        TypeError: ``batches`` can be gone through once only; the LightningModule has no ``forward`` and none is given;
-            its parameters are sharded.
-        ValueError: numbers below 1; a callback that averages weights comes after this one; several training loaders,
-            or one of a stream, and no ``batches``.
+        TypeError: ``batches`` can be iterated only once; the LightningModule has no ``forward`` and none is given; its
+            parameters are sharded.
+        ValueError: numbers below 1; a callback that averages weights comes after this one; several training loaders, or
+            one of a stream, without ``batches``.
 
     Warns:
-        UserWarning: no layer could be measured, once for each reason.
+        UserWarning: no layer could be recalibrated, once per reason.
 
     Source: Wu & Johnson 2021 (arXiv 2105.07576).
     """
@@ -76,19 +76,19 @@ class RecalibrateCallback(Callback):
 
     @property
     def change(self) -> Any:  # noqa: ANN401 (a Change or None)
-        """The last measurement's :class:`steadynorm.surgery.Change`; None where nothing was measured."""
+        """The last :class:`steadynorm.surgery.Change`; None if nothing was recalibrated yet."""
         return self._work.change
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the last epoch that was measured in."""
+        """Return the last epoch that was recalibrated."""
         return {"epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore what :meth:`state_dict` returned."""
         self._epoch = state_dict["epoch"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Refuse what would fail later."""
+        """Refuse combinations that would fail later."""
         _check_order(self, trainer)
         strategy = type(trainer.strategy).__name__
         if strategy in _SHARDED:
@@ -100,20 +100,20 @@ class RecalibrateCallback(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """See which batch norms evaluate in training."""
+        """Note which batch norms are in evaluation mode while training."""
         self._norms = None
         self._see(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Forget them: other callbacks may put others there."""
+        """Forget the noted layers: other callbacks may replace them."""
         self._norms = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: nn.Module, *_: object) -> None:
-        """See again which evaluate, before a validation lets all of them do so."""
+        """Note again which are in evaluation mode, before a validation puts all into it."""
         self._see(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Measure before the validation of a fit."""
+        """Recalibrate before a validation of the fit."""
         if trainer.state.fn != "fit":
             return
         due = self._sanity_check if trainer.sanity_checking else self._is_due(trainer)
@@ -121,12 +121,12 @@ class RecalibrateCallback(Callback):
             self._measure(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Measure in an epoch without validation where epochs are counted."""
+        """Recalibrate at the end of a counted epoch without validation."""
         if self._every is not None and self._is_due(trainer) and self._epoch != trainer.current_epoch:
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Measure for the weights that the fit ends with."""
+        """Recalibrate for the final weights."""
         self._measure(trainer, pl_module)
 
     def _see(self, pl_module: nn.Module) -> None:

@@ -17,22 +17,22 @@ __all__ = ["WatchCallback"]
 
 
 class WatchCallback(Callback):
-    """Watch the batch norms of a fit: say what harms them, and under ``policy="revert"`` undo it.
+    """Watch the batch norms of a fit: report harm, and under ``policy="revert"`` undo it.
 
     See :class:`steadynorm.Watch`. Each event is a line of the logger ``steadynorm.watch``, and ``watch/CHECK`` in the
-    Trainer's loggers: 1 where something begins, 0 where it is over. A fit that resumes goes on with the same
-    decisions. Where another callback exchanges layers, such as FreezeStatistics, the watch starts again with the epoch.
+    Trainer's loggers: 1 when it begins, 0 when it ends. A resumed fit continues with the same state. If another
+    callback, such as FreezeStatistics, replaces layers, the watch restarts with the next epoch.
 
     Args:
         policy: ``"warn"`` or ``"revert"``.
-        every: training forwards in a stretch, at least 16.
-        on_event: called with every event as it comes.
+        every: training forwards between two judgements, at least 16.
+        on_event: called with every event.
 
     Raises:
-        ValueError: another policy; fewer forwards.
+        ValueError: an unknown policy; ``every`` below 16.
 
     Warns:
-        UserWarning: there is nothing to be watched.
+        UserWarning: the model has nothing to watch.
     """
 
     def __init__(
@@ -43,24 +43,24 @@ class WatchCallback(Callback):
 
     @property
     def events(self) -> list[Event]:
-        """All that this callback has seen."""
+        """All events so far."""
         return self._work.events
 
     @property
     def report(self) -> WatchReport | None:
-        """What was seen since layers that can be watched stand there; None where none ever did."""
+        """Report since there are layers to watch; None if there never were."""
         return self._work.report
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what it takes to go on."""
+        """Return the state, to resume with the same decisions."""
         return self._work.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there when the training begins."""
+        """Restore a state, for when the training begins."""
         self._work.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Begin."""
+        """Start watching."""
 
         def logs(event: Event) -> None:
             for logger in trainer.loggers:
@@ -69,14 +69,14 @@ class WatchCallback(Callback):
         self._work.begin(pl_module, logs)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: nn.Module, batch: object, batch_idx: int) -> None:
-        """Look whether the layers are the same ones."""
+        """Restart if layers were replaced."""
         if batch_idx == 0:
             self._work.renew(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Let go of the model."""
+        """Stop watching."""
         self._work.end()
 
     def on_exception(self, trainer: Trainer, pl_module: nn.Module, exception: BaseException) -> None:
-        """Let go of the model."""
+        """Stop watching."""
         self._work.end()

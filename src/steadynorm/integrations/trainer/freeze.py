@@ -11,21 +11,21 @@ __all__ = ["FreezeStatistics"]
 
 
 class FreezeStatistics(TrainerCallback):
-    """Freeze the running estimates once some epochs have been trained: from then on training normalizes by them.
+    """Freeze the running statistics after some epochs; from then on training normalizes by them too.
 
-    The Trainer calls ``model.train()`` before every step, which would wake layers that were only set to evaluate; see
-    :func:`steadynorm.surgery.freeze_`. Weight and bias go on learning. At the end of the training the layers are again
-    what they were, with the estimates as they were frozen. Checkpoints have the same keys throughout; a training that
-    resumes from one freezes at once where so many epochs have been trained.
+    The Trainer calls ``model.train()`` before every step, which undoes ``.eval()`` on single layers, but not this.
+    Weight and bias are still learned. When the training ends, also by an error, the layers become what they were, with
+    the frozen running statistics. Checkpoints have the same keys throughout; resuming from one freezes if enough epochs
+    were trained. See :func:`steadynorm.surgery.freeze_`.
 
     Args:
-        after_epoch: whole epochs to be trained before; 0 freezes from the start.
-        where: qualified name and module -> whether to freeze it; None takes all.
-        example: a batch, to run the model where a synchronised layer does not tell its dimensions.
+        after_epoch: number of epochs to train before; 0 freezes from the start.
+        where: (qualified name, module) -> whether to freeze it; None takes all.
+        example: a batch to run the model on, if a synchronized layer does not say whether it is 1d, 2d or 3d.
 
     Raises:
         ValueError: ``after_epoch`` is below 0.
-        TypeError: a part of the model is compiled or wrapped, so that its modules cannot be exchanged.
+        TypeError: a part of the model is compiled or wrapped, so its modules cannot be replaced.
         NothingDoneError: no layer can be frozen.
 
     Warns:
@@ -39,18 +39,18 @@ class FreezeStatistics(TrainerCallback):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the statistics are frozen now."""
+        """Whether the running statistics are frozen now."""
         return self._freeze.is_frozen
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Refuse what would fail later."""
+        """Refuse combinations that would fail later."""
         self._freeze.let_go()  # of a training that raised
         self._freeze.try_(parts["model"])
 
     def on_epoch_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Freeze where it is time; a training that resumes in the middle of an epoch comes here too."""
+        """Freeze when the epochs are over; a training resumed in the middle of an epoch comes here too."""
         self._freeze.freeze_from(parts["model"], trained(state))
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Put the layers back."""
+        """Restore the layers."""
         self._freeze.let_go()

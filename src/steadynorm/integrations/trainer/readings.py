@@ -17,18 +17,17 @@ __all__ = ["ReadingsCallback"]
 
 
 class ReadingsCallback(TrainerCallback):
-    """Log what the norms are at: gates, renorm's r and d, momenta that self-tuned statistics chose, distances.
+    """Log readings of the norms: gates, renorm's r and d, self-tuned momenta, distances.
 
-    See :func:`steadynorm.surgery.readings_during`. Every n-th step is read as it trains; of several batches in a step
-    it is the mean. The first rank logs.
+    See :func:`steadynorm.surgery.readings_during`. Every n-th step is read while it trains; several batches in a step
+    are averaged. With several ranks, the first one logs.
 
     Args:
-        to: see :func:`steadynorm.integrations.loggers.log`.
+        to: where to write, see :func:`steadynorm.integrations.loggers.log`.
         every_n_steps: steps from one reading to the next; None is the Trainer's ``logging_steps``.
-        stored: running estimates to measure the distance from; None takes those with which this training begins or
-            resumes.
-        where: qualified name and module -> whether to read it; None takes all.
-        prefix: before each name.
+        stored: running statistics to measure distances from; None takes those at the start of the training.
+        where: (qualified name, module) -> whether to read it; None takes all.
+        prefix: put before each name.
 
     Raises:
         ValueError: ``every_n_steps`` is below 1; ``stored`` has none of the layers.
@@ -51,13 +50,13 @@ class ReadingsCallback(TrainerCallback):
         self._readings: dict[str, float] = {}
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Remember the estimates that the training begins with."""
+        """Remember the running statistics at the start."""
         self._open = None
         model: nn.Module = parts["model"]
         self._stored = statistics_of(model, where=self._where) if self._given is None else self._given
 
     def on_step_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Begin to read where it is time."""
+        """Start a reading if one is due."""
         every = self._every or state.logging_steps
         if (state.global_step + 1) % every == 0:
             self._open = ExitStack()
@@ -65,7 +64,7 @@ class ReadingsCallback(TrainerCallback):
             self._readings = self._open.enter_context(reading)
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Log what was read."""
+        """Log the reading."""
         if self._open is None:
             return
         self._open.close()

@@ -15,29 +15,31 @@ __all__ = ["RecalibrateCallback"]
 
 
 class RecalibrateCallback(TrainerCallback):
-    """Measure the running estimates again before each evaluation and at the end of the training.
+    """Recalibrate the running statistics before each evaluation and at the end of the training ("precise batch norm").
 
-    The numbers stay: a checkpoint that is saved after the evaluation has what was evaluated. The weights are, bit for
-    bit, those of a training without this callback; see :func:`steadynorm.surgery.recalibrate_` and
-    :class:`steadynorm.integrations.lightning.RecalibrateCallback`. The batches are the first ones of the training
-    loader, given to the model by name; over ranks all count together. ``eval_on_start`` evaluates the model as it is;
-    with ``load_best_model_at_end`` the end is measured for the best one.
+    The new statistics are kept: a checkpoint saved after the evaluation has them. The weights are those of a training
+    without this callback, bit for bit; see :func:`steadynorm.surgery.recalibrate_`. The batches are the first ones of
+    the training loader, passed to the model by name; all ranks' batches count together. With ``eval_on_start`` the
+    first evaluation is of the model as it is; with ``load_best_model_at_end`` the best model is recalibrated at the
+    end.
 
     Args:
-        batches: a list or loader to take in place of the training loader, of this rank.
-        number: of batches at most, on each rank. Each is run once a pass.
-        every_n_epochs: None measures before every evaluation. n measures in every n-th epoch only: before its
-            evaluations, and at its end where it has none.
-        forward: model and batch -> anything: how to run the model; None is :func:`steadynorm.surgery.batches.feed`.
-        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of ``recalibrate_``; ``settled``
-            is 0.01 standard deviations here, which few passes reach.
+        batches: a list or loader to use instead of the training loader, for this rank.
+        number: largest number of batches per rank. Each is run once per pass.
+        every_n_epochs: None recalibrates before every evaluation; n only in every n-th epoch, before its evaluations,
+            or at its end if it has none.
+        forward: (model, batch) -> output: how to run the model on a batch. None is
+            :func:`steadynorm.surgery.batches.feed`.
+        options: ``where``, ``prior``, ``tolerance``, ``settled`` and ``passes`` of
+            :func:`steadynorm.surgery.recalibrate_`; ``settled`` is 0.01 standard deviations by default, which a few
+            passes reach.
 
     Raises:
-        TypeError: ``batches`` can be gone through once only.
+        TypeError: ``batches`` can be iterated only once.
         ValueError: numbers below 1; the training loader is one of a stream, and no ``batches`` are given.
 
     Warns:
-        UserWarning: no layer could be measured, once for each reason.
+        UserWarning: no layer could be recalibrated, once per reason.
 
     Source: Wu & Johnson 2021 (arXiv 2105.07576).
     """
@@ -59,20 +61,20 @@ class RecalibrateCallback(TrainerCallback):
 
     @property
     def change(self) -> Any:  # noqa: ANN401 (a Change or None)
-        """The last measurement's :class:`steadynorm.surgery.Change`; None where nothing was measured."""
+        """The last :class:`steadynorm.surgery.Change`; None if nothing was recalibrated yet."""
         return self._work.change
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._epoch = 0
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Measure before an evaluation."""
+        """Recalibrate before an evaluation."""
         if control.should_evaluate and self._is_due(state):
             self._measure(state, parts)
 
     def on_epoch_end(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Measure before an evaluation, and where epochs are counted and there was none."""
+        """Recalibrate before an evaluation, and at the end of a counted epoch without one."""
         norms = batch_norms_of(parts["model"])
         self._frozen = frozenset(each.name for each in norms if kind_of(each.module)[0].is_frozen)
         counted = self._every is not None and self._epoch != epoch_of(state)
@@ -80,7 +82,7 @@ class RecalibrateCallback(TrainerCallback):
             self._measure(state, parts)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Measure for the weights that the training ends with; what was frozen in it stays."""
+        """Recalibrate for the final weights; layers frozen during the training are kept."""
         self._measure(state, parts, but=self._frozen)
 
     def _is_due(self, state: State) -> bool:

@@ -17,22 +17,22 @@ __all__ = ["WatchCallback"]
 
 
 class WatchCallback(TrainerCallback):
-    """Watch the batch norms of a training: say what harms them, and under ``policy="revert"`` undo it.
+    """Watch the batch norms of a training: report harm, and under ``policy="revert"`` undo it.
 
-    See :class:`steadynorm.Watch`. Each event is a line of the logger ``steadynorm.watch``. In every checkpoint lies a
-    file for each rank, from which a training that resumes in the same ``output_dir`` goes on with the same decisions.
-    Where another callback exchanges layers, such as FreezeStatistics, the watch starts again with the epoch.
+    See :class:`steadynorm.Watch`. Each event is a line of the logger ``steadynorm.watch``. Every checkpoint gets a file
+    per rank, from which a training resumed in the same ``output_dir`` continues. If another callback, such as
+    FreezeStatistics, replaces layers, the watch restarts with the next epoch.
 
     Args:
         policy: ``"warn"`` or ``"revert"``.
-        every: training forwards in a stretch, at least 16.
-        on_event: called with every event as it comes.
+        every: training forwards between two judgements, at least 16.
+        on_event: called with every event.
 
     Raises:
-        ValueError: another policy; fewer forwards.
+        ValueError: an unknown policy; ``every`` below 16.
 
     Warns:
-        UserWarning: there is nothing to be watched; a training resumes without its file.
+        UserWarning: the model has nothing to watch; a training resumes without its file.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class WatchCallback(TrainerCallback):
 
     @property
     def events(self) -> list[Event]:
-        """All that this callback has seen."""
+        """All events so far."""
         return self._work.events
 
     @property
     def report(self) -> WatchReport | None:
-        """What was seen since layers that can be watched stand there; None where none ever did."""
+        """Report since there are layers to watch; None if there never were."""
         return self._work.report
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Begin, or go on."""
+        """Start watching, or resume."""
         if state.global_step:
             path = _file_of(args, state)
             if path.exists():
@@ -62,23 +62,23 @@ class WatchCallback(TrainerCallback):
         self._work.begin(parts["model"])
 
     def on_epoch_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Look at the layers when all callbacks have done what they do now."""
+        """Start watching once all callbacks have run."""
         self._looked = False
 
     def on_step_begin(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Look whether the layers are the same ones."""
+        """Restart if layers were replaced."""
         if not self._looked:
             self._work.renew(parts["model"])
         self._looked = True
 
     def on_save(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Leave what it takes to go on beside the checkpoint."""
+        """Save the state beside the checkpoint."""
         path = _file_of(args, state)
         if path.parent.is_dir():
             torch.save(self._work.state_dict(), path)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **parts: Part) -> None:
-        """Let go of the model."""
+        """Stop watching."""
         self._work.end()
 
 
