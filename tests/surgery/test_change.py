@@ -134,6 +134,19 @@ def test_a_change_says_what_was_done():
     ]
 
 
+def test_a_note_on_several_layers_is_said_once_with_their_number():
+    change = convert_(nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(5), nn.LayerNorm(3)), "batch_renorm", r_max=2)
+    lines = str(change).splitlines()
+    assert lines[:3] == [
+        "convert_: 2 changed, 0 refused",
+        "  note: convert_ replaces batch norms, and leaves 1 LayerNorm",
+        "  0: torch.nn.BatchNorm2d(4) -> steadynorm.BatchRenorm2d(4, r_max=2)",
+    ]
+    assert lines[3].startswith("    note: plain batch norm for 5,000 more") and lines[3].endswith(" (2 layers)")
+    assert lines[4:] == ["  1: torch.nn.BatchNorm2d(5) -> steadynorm.BatchRenorm2d(5, r_max=2)"]
+    assert "(2 layers)" not in str(change.changed[1]) and "plain batch norm" in str(change.changed[1])
+
+
 def test_where_that_chooses_no_batch_norm_is_no_success():
     model = mixed()
     with pytest.raises(

@@ -305,9 +305,9 @@ def test_instance_norm_with_statistics_is_named_and_without_them_it_is_not():
     assert not convert_(model, "batch_norm").refused
 
 
-@pytest.mark.parametrize("to", ["batchnorm", nn.Linear, 3])
+@pytest.mark.parametrize("to", ["batchnorm", nn.BatchNorm2d(3), 3])
 def test_an_unknown_target_is_refused(to):
-    with pytest.raises(ValueError, match="to must be a layer class"):
+    with pytest.raises(ValueError, match="to must be a layer's class"):
         convert_(mixed(), to)
 
 

@@ -21,8 +21,12 @@ def notes_of(model, to, **options):
     [
         (0, {}, "plain batch norm for 5,000 more training steps, then bounds that grow to r_max and d_max over 35,000"),
         (4_000, {}, "plain batch norm for 1,000 more training steps, then bounds .* over 35,000 after them"),
-        (15_000, {}, r"^bounds that grow to r_max and d_max over 25,000 more\. Set warmup_steps and ramp_steps"),
-        (3, {"warmup_steps": 10, "ramp_steps": 0}, r"^plain batch norm for 7 more training steps\. Set warmup_steps"),
+        (
+            15_000,
+            {},
+            r"^bounds that grow to r_max and d_max over 25,000 more; set it by convert_\(\.\.\., warmup_steps=",
+        ),
+        (3, {"warmup_steps": 10, "ramp_steps": 0}, r"^plain batch norm for 7 more training steps; set it by convert_"),
     ],
 )
 def test_renorm_tells_how_long_it_is_batch_norm(seen, options, note):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -50,7 +51,18 @@ class Changed:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        notes = "".join(f"\n    note: {note}" for note in self.notes)
+        return self.text({})
+
+    def text(self, times: Mapping[str, int]) -> str:
+        """Say it in a line, and each note in another.
+
+        Args:
+            times: note -> how often it holds in all, 0 where it has been said.
+        """
+        told = {note: times.get(note, 1) for note in self.notes}
+        notes = "".join(
+            f"\n    note: {note}{f' ({count} layers)' if count > 1 else ''}" for note, count in told.items() if count
+        )
         return f"{self.name or '(the model)'}: {self.before} -> {self.after}{notes}"
 
 
@@ -135,10 +147,12 @@ class Change:
         """Say everything, a line each."""
         numbers = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in self.measured.items())
         head = f"{self.verb}: {len(self.changed)} changed, {len(self.refused)} refused{numbers}"
-        notes = (f"note: {note}" for note in self.notes)
-        return "\n  ".join(
-            [head + (" (undone)" if self._undone else ""), *notes, *map(str, self.changed), *map(str, self.refused)]
-        )
+        lines = [head + (" (undone)" if self._undone else ""), *(f"note: {note}" for note in self.notes)]
+        times = dict(Counter(note for each in self.changed for note in each.notes))
+        for each in self.changed:
+            lines.append(each.text(times))
+            times |= dict.fromkeys(each.notes, 0)
+        return "\n  ".join([*lines, *map(str, self.refused)])
 
 
 class Transaction:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,13 +22,14 @@ from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.group_norm import Reference, build_group_norm, start_from_data
 from steadynorm.surgery.kinds import (
     adapter_of,
+    channels_of,
     evaluation_of,
     find_kind,
     is_exact,
     kind_of,
     label,
 )
-from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of, check_plain
+from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of, check_plain, named_modules_of
 from steadynorm.surgery.rebuild import (
     DIMENSIONS,
     ORIGIN,
@@ -50,7 +53,7 @@ __all__ = ["convert_", "from_sync_", "rebuild_", "to_torch_"]
 
 def convert_(
     model: nn.Module,
-    to: str | type[nn.Module],
+    to: str | Callable[..., nn.Module],
     *,
     where: Where | None = None,
     example: Batch = None,
@@ -75,7 +78,8 @@ def convert_(
             subclasses are refused by name.
         to: a layer class, which selects its family (1d, 2d, 3d), or a name from :data:`steadynorm.layers.kinds.KINDS`:
             ``"batch_norm"``, ``"ghost_batch_norm"``, ``"torch_batch_norm"``, ..., ``"group_norm"`` or ``"layer_norm"``
-            (group norm with one group).
+            (group norm with one group). Or your own class or function, called with the number of channels and the
+            options; parameters and buffers carry over if it has them under the same names with the same shapes.
         where: (qualified name, module) -> whether to convert it; None takes all.
         example: inputs to run the model on: a tensor, or a tuple or mapping of arguments. Needed if a synchronized
             layer does not say whether it is 1d, 2d or 3d, or to find layers that are called with a residual.
@@ -91,8 +95,8 @@ def convert_(
 
     Raises:
         ValueError: an unknown kind; ``batches`` for a batch norm.
-        TypeError: an unknown option, or one that the old layer determines (channels, affine, bias, device, dtype); a
-            model that is wrapped or compiled.
+        TypeError: an unknown option, or one that the old layer determines (channels, affine, bias, device, dtype);
+            your own class does not make a layer; a model that is wrapped or compiled.
         NothingDoneError: every batch norm was refused.
         RuntimeError: with ``batches``, a replaced batch norm still runs, because something other than its parent holds
             it.
@@ -102,22 +106,44 @@ def convert_(
     '1'
     """
     kind = find_kind(to)
-    if batches is not None and kind.name in BATCH_NORMS:
+    if batches is not None and (kind is None or kind.name in BATCH_NORMS):
+        what = "a class of your own starts as it is built" if kind is None else "it keeps the statistics that are there"
         raise ValueError(
-            f"convert_: batches start group or layer norm; {kind.name} keeps the statistics that are there. "
-            "Use recalibrate_ to measure them again."
+            f"convert_: batches start group or layer norm; {_name(to)} does not take them: {what}. "
+            "Use recalibrate_ to measure statistics again."
         )
-    _check_options(options)
+    if kind is not None:
+        _check_options(options)
     check_plain("convert_", model)
     given = None if batches is None else list(Batches(batches, "convert_"))
     with Transaction("convert_", model) as edits:
         norms = batch_norms_of(model, where, edits)
+        edits.notes += _other_norms(model, norms, edits) if where is None else []
         dimensions = Dimensions(model, norms, example, forward)
+        if kind is None:
+            for named in norms:
+                _put_own(edits, named, to, options, dimensions)  # type: ignore[arg-type]  # a string has a kind
+            return edits.finish()
         reference = Reference(edits, [named.module for named in norms])
         converted = rebuild_(edits, norms, kind, options, dimensions, surprises=True)
         if given is None:
             return edits.finish()
         return edits.finish(**start_from_data(edits, reference, converted, given, forward))
+
+
+def _other_norms(model: nn.Module, norms: list[NamedModule], edits: Transaction) -> list[str]:
+    """Say which normalizations stay because they are no batch norms."""
+    found = {named.name for named in norms} | {each.name for each in edits.refused}
+    others = Counter(
+        type(named.module).__name__
+        for named in named_modules_of(model)
+        if _NORM.search(type(named.module).__name__) and named.name not in found
+    )
+    counts = ", ".join(f"{count} {name}" for name, count in others.items())
+    return [f"convert_ replaces batch norms, and leaves {counts}"] if others else []
+
+
+_NORM = re.compile(r"Norm([123]d)?$")
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -273,8 +299,63 @@ def _rebuild(
             freeze_affine_(edits, new)
     bring_back_with(edits, old, new)
     edits.replace(around.absorbed or old, placed)
-    edits.note_changed(named.name, what, label(new) + around.after(new, placed), *notes)
+    edits.note_changed(named.name, what, label(new, **options) + around.after(new, placed), *notes)
     return new
+
+
+def _put_own(
+    edits: Transaction,
+    named: NamedModule,
+    make: Callable[..., nn.Module],
+    options: dict[str, Any],
+    dimensions: Dimensions,
+) -> None:
+    """Put a layer of a class that surgery does not know in the place of a batch norm."""
+    old, what = named.module, label(named.module)
+    form, tail = known_form(old)
+    if why := why_not_rebuilt(form):
+        edits.refuse(named.name, what, why)
+        return
+    around = _Around.of(named, form, tail, KINDS["torch_batch_norm"])
+    new = _made(make, channels_of(form), options)
+    like = next((each for each in (*form.parameters(), *form.buffers()) if each.is_floating_point()), None)
+    if like is not None:
+        new.to(like.device, like.dtype)
+    with normal_tensors():
+        move_state(form, new, is_known=False)
+    placed = around.put(new, KINDS["torch_batch_norm"], adds_residual=dimensions.adds_residual(old))
+    bring_back_with(edits, old, new)
+    edits.replace(around.absorbed or old, placed)
+    after = label(new, **options) + around.after(new, placed)
+    edits.note_changed(named.name, what, after, *_left_behind(form, new))
+
+
+def _made(make: Callable[..., nn.Module], channels: int, options: dict[str, Any]) -> nn.Module:
+    """Build a layer of a class that surgery does not know."""
+    settings = "".join(f", {name}={value!r}" for name, value in options.items())
+    call = f"convert_: {_name(make)}({channels}{settings}) must give a layer"
+    try:
+        new = make(channels, **options)
+    except Exception as error:
+        raise TypeError(f"{call}, but it raised {type(error).__name__}: {error}") from error
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"{call}, but it gave {type(new).__name__}.")
+    return new
+
+
+def _left_behind(old: nn.Module, new: nn.Module) -> list[str]:
+    """Say what of a batch norm's state another layer does not have."""
+    state, kept = {**old._parameters, **old._buffers}, {**new._parameters, **new._buffers}
+    lost = [name for name in ("weight", "bias") if state.get(name) is not None and kept.get(name) is not state[name]]
+    if state.get("running_mean") is not None and kept.get("running_mean") is not state["running_mean"]:
+        lost.append("running statistics")
+    *first, last = lost or [""]
+    names = f"{', '.join(first)} and {last}" if first else last
+    return [f"{names} do not go on: it has none of these names and shapes"] if lost else []
+
+
+def _name(to: object) -> str:
+    return to if isinstance(to, str) else getattr(to, "__name__", type(to).__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

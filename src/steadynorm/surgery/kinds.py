@@ -7,6 +7,7 @@ may do more than that, and rebuilt as its parent it would lose its activation, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,17 +95,19 @@ class Evaluation:
     eps: float
 
 
-def find_kind(to: str | type[nn.Module]) -> Kind:
-    """Look a kind up by its name or by one of its classes.
+def find_kind(to: str | Callable[..., nn.Module]) -> Kind | None:
+    """Look a kind up by its name or by one of its classes; None for another class or function.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: there is no kind of this name, or it is neither.
     """
     if isinstance(to, str) and to in KINDS:
         return KINDS[to]
     if isinstance(to, type) and to in _OF_CLASS:
         return _OF_CLASS[to][0]
-    raise ValueError(f"convert_: to must be a layer class of torch or ours, or one of {', '.join(KINDS)}; got {to!r}.")
+    if callable(to) and not isinstance(to, nn.Module):
+        return None
+    raise ValueError(f"convert_: to must be a layer's class, or one of {', '.join(KINDS)}; got {to!r}.")
 
 
 def kind_of(module: nn.Module) -> tuple[Kind, int]:
@@ -234,8 +237,8 @@ def _own_names(cls: type[nn.Module]) -> list[str]:
     return sorted(set(overridden(cls, base)) - _BESIDE_FORWARD)
 
 
-def label(module: nn.Module) -> str:
-    """Name a module's class and size, to distinguish torch's from ours: ``torch.nn.BatchNorm2d(64)``."""
+def label(module: nn.Module, **options: Any) -> str:  # noqa: ANN401 (the layer's)
+    """Name a module's class, size and options, to distinguish torch's from ours: ``torch.nn.BatchNorm2d(64)``."""
     cls = type(module)
     if cls.__module__.startswith("torch.nn."):
         name = f"torch.nn.{cls.__qualname__}"
@@ -247,6 +250,7 @@ def label(module: nn.Module) -> str:
     stored = _tensor(module, "running_mean")
     size = size or ([] if stored is None else [str(stored.numel())])
     size += [repr(module.activation)] if isinstance(getattr(module, "activation", None), str) else []
+    size += [f"{key}={value!r}" for key, value in options.items()]
     return f"{name}({', '.join(size)})"
 
 

@@ -141,8 +141,14 @@ def fresh_like(module: Norm, cls: type[nn.Module], **options: Any) -> nn.Module:
     return cls(channels_of(module), **like | options)
 
 
-def move_state(module: Norm, new: nn.Module) -> list[str]:
+def move_state(module: Norm, new: nn.Module, *, is_known: bool = True) -> list[str]:
     """Give a new layer what another holds: the same objects wherever the new one can have them.
+
+    Args:
+        module: a batch norm.
+        new: what takes its place.
+        is_known: whether the new layer is a batch norm or group norm, whose state means what it means in the old one,
+            whatever its shape; of another class what has the same names and shapes goes on.
 
     Returns:
         notes about what it cannot have as it was.
@@ -151,13 +157,13 @@ def move_state(module: Norm, new: nn.Module) -> list[str]:
     for table in ("_parameters", "_buffers"):
         entries = getattr(new, table)
         for name, value in getattr(module, table).items():
-            if name in entries and (name in _STATE or _fits(value, entries[name])):
+            if name in entries and ((is_known and name in _STATE) or _fits(value, entries[name])):
                 entries[name] = value
     if isinstance(new, BatchNormBase):
         new.widen_statistics_()
     elif "running_mean" in new._buffers:
         notes += _narrow_statistics(new)
-    for name in ("affine", "track_running_stats"):
+    for name in ("affine", "track_running_stats") if is_known else ():
         if hasattr(module, name) and hasattr(new, name):
             setattr(new, name, getattr(module, name))
     new.training = module.training

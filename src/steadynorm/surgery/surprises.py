@@ -57,4 +57,4 @@ def _renorm_schedule(new: Norm) -> Iterator[str]:
         parts += (
             [f"bounds that grow to r_max and d_max over {ramp:,} {'after them' if plain else 'more'}"] if ramp else []
         )
-        yield f"{', then '.join(parts)}. Set warmup_steps and ramp_steps to change that"
+        yield f"{', then '.join(parts)}; set it by convert_(..., warmup_steps=..., ramp_steps=...)"
