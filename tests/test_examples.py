@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import steadynorm
+from steadynorm import surgery
 from steadynorm.lab.experiments import EXPERIMENTS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -55,6 +56,16 @@ def test_the_python_in_the_docs_works(page: Path, code: str) -> None:
         if re.search(rf"^(import|from) {name}\b", code, flags=re.MULTILINE):
             pytest.importorskip(needed, reason=f"{page.name} shows {name}; {needed} is not installed")
     exec(code, {})
+
+
+@pytest.mark.parametrize(
+    "code", re.findall(r"\| `([^`|]+)` \|$", (PAGES[0].parents[0] / "which_norm.md").read_text(), flags=re.MULTILINE)
+)
+def test_every_choice_of_a_norm_ends_in_code_that_works(code: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU())
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    names = {"torch": torch, "surgery": surgery, "c": 32, "k": 4, "model": model, "batches": batches}
+    assert eval(code, {**vars(steadynorm), **names}) is not None
 
 
 def test_the_readme_has_python() -> None:

@@ -7,8 +7,10 @@ Harm: gradients are accumulated over forwards and workers, statistics are not. "
 statistics of 8, moves the running estimates eight times for each step, and is no batch of 64; eight workers with 2
 images each normalize by 2.
 
-Remedy: synchronise over workers (``convert_`` to sync_batch_norm). For accumulation freeze the statistics, or convert
-to batch renorm, a gated layer or group norm; momentum 1 − (1 − m)^(1/k) for k forwards keeps the estimates' memory.
+Remedy: synchronise over workers (``convert_`` to sync_batch_norm). For accumulation over k forwards, fine-tuning:
+freeze the statistics. From scratch: ``convert_(model, "batch_norm", update_every=k)`` moves the running statistics once
+a step, by all k forwards; each forward is still normalized by its own batch. With 64 batches of 2 that reached 51.2 %
+after one pass over CIFAR-10, gated batch norm 50.6 %, group norm 46.0 %, renorm 44.2 % (``docs/family.md``).
 
 Threshold: a note where a step takes more together than a layer; a warning where a forward has fewer independent values
 than ``statistics-noise`` asks for, or fewer than 8 samples, and the step has enough, so that the larger batch was meant
@@ -30,7 +32,10 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 NEEDS = ("batches", "step")
 FEWEST_SAMPLES = 8
 _SYNC = Remedy(advice="Synchronise the statistics over workers (convert_ to sync_batch_norm).")
-_FREEZE = Remedy(advice="Freeze the statistics (freeze_), or convert_ to batch_renorm, gated_batch_norm or group_norm.")
+_FREEZE = Remedy(
+    advice="If you fine-tune, freeze the statistics (freeze_). Else move the running ones once in k forwards "
+    "(convert_(model, 'batch_norm', update_every=k)), or convert_ to group_norm."
+)
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
