@@ -1,9 +1,11 @@
 """The CPU kernels against the same oracle as the reference, and what only they can get wrong."""
 
+import logging
 import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -291,6 +293,18 @@ print(sum(len(f.stats.cache_misses) for f in (kernels.normalize, kernels.normali
     first, later = (run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).splitlines() for _ in range(2))
     assert (len(first), first[-1], later) == (2, "2", ["0"])
     assert first[0].startswith("compiling the CPU kernels for this machine")
+
+
+@pytest.mark.parametrize(("terminal", "level"), [(True, logging.WARNING), (False, logging.INFO)])
+def test_who_works_at_a_terminal_sees_that_kernels_are_compiled(terminal, level, monkeypatch, caplog):
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal))
+    started = SimpleNamespace(data={"dispatcher": _numba_kernels.normalize})
+    say = _numba._SayOnce()
+    with caplog.at_level(logging.INFO, "steadynorm"):
+        say.on_start(started)
+        say.on_start(started)
+    (record,) = caplog.records
+    assert record.levelno == level and "steadynorm warmup" in record.getMessage()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,10 @@ _DTYPES: dict[torch.dtype, kinds.Dtype] = {
 
 
 class _SayOnce(event.Listener):  # type: ignore[misc]
-    """Say that compiling takes a while: it happens at the first call on a machine, or of another kind of tensor."""
+    """Say that compiling takes a while: it happens at the first call on a machine, or of another kind of tensor.
+
+    Who works at a terminal sees it; elsewhere it is a message of level INFO.
+    """
 
     said = False
 
@@ -64,8 +68,11 @@ class _SayOnce(event.Listener):  # type: ignore[misc]
         """Speak of our own kernels only."""
         if not self.said and event.data["dispatcher"].py_func.__module__ == kernels.__name__:
             self.said = True
-            logging.getLogger("steadynorm").info(
-                "compiling the CPU kernels for this machine: some ten seconds, once; they are kept on disk"
+            is_seen = sys.stderr is not None and sys.stderr.isatty()
+            logging.getLogger("steadynorm").log(
+                logging.WARNING if is_seen else logging.INFO,
+                "compiling the CPU kernels for this machine: ten seconds or more, once; they are kept on disk. "
+                "steadynorm warmup does it beforehand.",
             )
 
     def on_end(self, event: Any) -> None:  # noqa: ANN401 (as above)
