@@ -495,6 +495,6 @@ def test_a_model_in_training_mode_is_one_line_and_nothing_is_written(tmp_path, c
 
 
 def test_a_size_that_the_model_was_not_made_for_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"does not take images of 3x32x32: .*\. Give the size .* by --input-size\.$"):
+    with pytest.raises(UserError, match=r"failed on images of 3x32x32 with .*\. Give the size .* by --input-size\.$"):
         export(tmp_path, source="tests.support.deploy:build_fixed_size")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

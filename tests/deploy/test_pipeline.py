@@ -167,7 +167,7 @@ def test_the_first_of_several_outputs_is_served(tmp_path, served_here):
             {},
             r"^the model needs 2 inputs \(x, mask\), and a file takes one\. Wrap",
         ),
-        (mlp(), torch.ones(4, 13), {}, r"^the model does not take images of 13: RuntimeError: .*\.$"),
+        (mlp(), torch.ones(4, 13), {}, r"^the model failed on images of 13 with RuntimeError: .*\.$"),
         (
             mlp(),
             torch.ones(4, 12).long(),

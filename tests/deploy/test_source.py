@@ -92,7 +92,7 @@ def test_the_first_of_several_outputs_is_the_logits():
 
 
 def test_a_wrong_size_is_one_line():
-    with pytest.raises(UserError, match=r"does not take images of 3x32x32: .*\. Scale them\.$") as caught:
+    with pytest.raises(UserError, match=r"failed on images of 3x32x32 with .*\. Scale them\.$") as caught:
         as_logits(build_fixed_size(), torch.zeros(2, 3, 32, 32), advice="Scale them.")
     assert "\n" not in str(caught.value)
 

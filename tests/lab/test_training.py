@@ -458,7 +458,11 @@ def test_a_network_is_named_by_what_is_its_own() -> None:
 @pytest.mark.parametrize(
     ("settings", "arm", "message"),
     [
-        ({}, f"late={HERE}:FailsLater", r"cnn with late: failed on a batch of 16 images with RuntimeError: too many\."),
+        (
+            {},
+            f"late={HERE}:FailsLater",
+            r"cnn with late: failed on a batch of 16 images with RuntimeError: too many \(given_networks.py, line",
+        ),
         (
             {"network": "vgg", "batch_size": 1},
             "batch_norm",

@@ -139,4 +139,18 @@ class FailsLater(nn.Module):
         return input
 
 
+class Raises(FailsLater):
+    """Fails at every batch."""
+
+    def forward(self, input):
+        raise RuntimeError("no")
+
+
+class Halves(FailsLater):
+    """Gives the upper half of its input."""
+
+    def forward(self, input):
+        return input[:, :, : input.shape[2] // 2]
+
+
 NO_CLASS = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from steadynorm.lab.functions import call_function
+from steadynorm.lab.functions import call_function, line_of
 from steadynorm.lab.networks.logits import Logits
 from steadynorm.lab.weights import load_weights
 from steadynorm.reporting.failure import UserError, one_line
@@ -101,10 +101,10 @@ def as_logits(model: nn.Module, example: Tensor, *, advice: str = "") -> nn.Modu
     Args:
         model: is run without a trace.
         example: images.
-        advice: what to do if the model does not take them.
+        advice: what to do if the model fails on them.
 
     Raises:
-        UserError: it needs more than one input, does not take the example, or gives nothing of shape (N, classes).
+        UserError: it needs more than one input, fails on the example, or gives nothing of shape (N, classes).
     """
     needed = _needed_inputs(model)
     if len(needed) > 1:
@@ -120,7 +120,7 @@ def as_logits(model: nn.Module, example: Tensor, *, advice: str = "") -> nn.Modu
             output = run(wrapped, example)
     except Exception as error:  # a model's forward may raise anything
         size = "x".join(str(each) for each in example.shape[1:])
-        told = f"the model does not take images of {size}: {one_line(error)}. {advice}"
+        told = f"the model failed on images of {size} with {one_line(error)}{line_of(error)}. {advice}"
         raise UserError(told.rstrip()) from error
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(example):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

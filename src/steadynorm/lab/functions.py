@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from steadynorm.reporting.failure import UserError, one_line
 
-__all__ = ["call_function", "find_named"]
+__all__ = ["call_function", "find_named", "line_of"]
+
+NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+"""Folders of torch and of this package."""
 
 
 def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
@@ -44,3 +50,10 @@ def call_function(what: str, *arguments: object) -> Any:  # noqa: ANN401 (whatev
         return found(*arguments)
     except Exception as error:  # so may the user's function
         raise UserError(f"{what}: failed with {one_line(error)}.") from error
+
+
+def line_of(error: BaseException) -> str:
+    """Name the line of the user's code that raised an error, as `` (file.py, line 9)``; empty if torch raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)]
+    return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""

@@ -214,15 +214,22 @@ def _registered(arm: ArmText) -> Normalization:
     return norm
 
 
+def _settings_of_class(layer: Callable[..., object]) -> list[str]:
+    """Name what a class is called with after the number of channels."""
+    others = list(inspect.signature(layer).parameters.values())[1:]
+    return [each.name for each in others if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+
+
 def _of_class(arm: ArmText) -> Normalization:
     """Make an arm of a class of the user's, whose first argument is the number of channels."""
     layer = find_named(arm.target)
     try:
         inspect.signature(layer).bind(CHANNELS_PER_GROUP, **arm.options)
     except TypeError as error:
+        has = f" Its settings: {', '.join(_settings_of_class(layer)) or 'none'}." if callable(layer) else ""
         raise UserError(
-            f"--arms: {arm.text}: must be a class that is called with the number of channels and its settings "
-            f"({one_line(error).partition(': ')[2]})."
+            f"--arms: {arm.text}: must be a class that is called with the number of channels and its settings: "
+            f"{one_line(error).partition(': ')[2]}.{has}"
         ) from error
     except ValueError:  # it does not say what it is called with
         pass

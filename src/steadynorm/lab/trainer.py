@@ -16,6 +16,7 @@ from steadynorm.lab.arms import arm_label, parse_arm
 from steadynorm.lab.compiling import compiled, failure_explained
 from steadynorm.lab.data import Dataset, batches, take
 from steadynorm.lab.evaluation import evaluated
+from steadynorm.lab.functions import line_of
 from steadynorm.lab.gradient_norms import gradient_norms, layer_gradients, percentiles, watched_weights
 from steadynorm.lab.networks import build_network, zero_last_gamma_
 from steadynorm.lab.networks.given import is_given
@@ -222,7 +223,7 @@ class Trainer:
             is_theirs = is_given(network) or parse_arm(arm).calls_code
             if self.settings.compile or not (is_theirs or isinstance(error, ValueError)):
                 raise
-            told = f"failed on a batch of {len(x)} images with {one_line(error)}"
+            told = f"failed on a batch of {len(x)} images with {one_line(error)}{line_of(error)}"
             raise UserError(f"{network} with {arm_label(arm)}: {told}.") from error
 
     def batches(self, epoch: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:

@@ -120,7 +120,11 @@ def test_a_network_without_batch_norm_has_one_arm(arm: str, name: str, message: 
         ("group_norm,num_groups=5", r"--arms: group_norm,num_groups=5: .*num_groups must be a whole number"),
         ("as_built,eps=1", "as_built has no settings"),
         ("batch_norm,running=bogus", "running must be one of"),
-        (f"{HERE}:Scale,width=1", "must be a class that is called with the number of channels and its settings"),
+        (
+            f"{HERE}:Scale,width=1",
+            "must be a class that is called with the number of channels and its settings: got an unexpected keyword "
+            r"argument 'width'\. Its settings: power\.$",
+        ),
         (f"{HERE}:make", r"must be a class that is called with .*missing a required argument: 'channels'"),
         (f"{HERE}:NO_CLASS", "must be a class that is called with"),
         (f"{HERE}:no_module", r"no_module must make a torch\.nn\.Module, got list"),

@@ -65,7 +65,7 @@ def test_lazy_layers_learn_their_sizes_and_an_object_with_logits_is_unwrapped():
             "torch.nn:Identity",
             r"torch\.nn:Identity\(num_classes=10\): must give shape \(N, 10\) for images of 3x12x12, got \(2, 3, 12",
         ),
-        ("torch.nn:Linear", r"torch\.nn:Linear\(10, 3\): does not take images of 3x12x12: RuntimeError"),
+        ("torch.nn:Linear", r"torch\.nn:Linear\(10, 3\): failed on two images of 3x12x12 with RuntimeError"),
     ],
 )
 def test_what_is_no_network_is_one_line(name, message):
@@ -75,7 +75,7 @@ def test_what_is_no_network_is_one_line(name, message):
 
 
 def test_a_network_of_other_images_is_refused():
-    with pytest.raises(UserError, match=r"without_arguments\(\): does not take images of 1x12x12: RuntimeError"):
+    with pytest.raises(UserError, match=r"without_arguments\(\): failed on two images of 1x12x12 with RuntimeError"):
         make_given(f"{HERE}:without_arguments", Shape(classes=10, channels=1, image_size=(12, 12)), seed=0)
 
 

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steadynorm.lab.arms import arm_label, parse_arm
+from steadynorm.lab.functions import line_of
 from steadynorm.lab.networks.blocks import ResidualBlock, initialize_
 from steadynorm.lab.networks.cnn import cnn
 from steadynorm.lab.networks.converted import with_arm
@@ -21,6 +22,7 @@ from steadynorm.lab.networks.resnet18 import resnet18
 from steadynorm.lab.networks.resnet20 import resnet20
 from steadynorm.lab.networks.vgg import vgg
 from steadynorm.lab.normalizations import find_normalization
+from steadynorm.layers import NormAddActivation
 from steadynorm.reporting.failure import UserError, check_known, one_line
 
 __all__ = [
@@ -96,10 +98,29 @@ def describe_network(name: str, *, arm: str, seed: int, depth: int, widths: Sequ
     torch_state = torch.get_rng_state()
     try:
         built = _build(name, arm, shape, {"depth": depth, "widths": widths}, seed, {})
-        run_once(built.model.train(), shape, f"--network {name} with {arm_label(arm)}", backward=True)
+        calls_code = parse_arm(arm).calls_code
+        if calls_code:
+            _check_outputs(built.model, arm)
+        which = arm if calls_code else arm_label(arm)
+        run_once(built.model.train(), shape, f"--network {name} with {which}", backward=True)
     finally:
         torch.set_rng_state(torch_state)
     return built.note
+
+
+def _check_outputs(model: nn.Module, arm: str) -> None:
+    """Let each layer of the user's class refuse an output that does not have the shape of its input."""
+
+    def check(layer: nn.Module, given: tuple[Tensor, ...], output: object) -> None:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if found != (wanted := tuple(given[0].shape)):
+            raise UserError(
+                f"--arms: {arm}: {type(layer).__name__} must give the shape of its input, {wanted}, got {found}."
+            )
+
+    for module in model.modules():
+        if isinstance(module, NormAddActivation):
+            module.norm.register_forward_hook(check)
 
 
 def _build(name: str, arm: str, shape: Shape, own: dict[str, Any], seed: int, training: dict[str, int]) -> _Built:
@@ -119,7 +140,7 @@ def _build(name: str, arm: str, shape: Shape, own: dict[str, Any], seed: int, tr
     except Exception as error:  # so may a layer of the user's
         if isinstance(error, RuntimeError) and norm.settings is None and not parse_arm(arm).calls_code:
             raise  # torch's, of sizes that no memory has
-        raise UserError(f"--arms: {arm}: {one_line(error)}.") from error
+        raise UserError(f"--arms: {arm}: failed with {one_line(error)}{line_of(error)}.") from error
     initialize_(model, seed)
     return _Built(model=model, note="")
 

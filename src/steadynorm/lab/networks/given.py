@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadynorm.lab.functions import find_named
+from steadynorm.lab.functions import find_named, line_of
 from steadynorm.lab.networks.logits import Logits
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery.batches import evaluating
@@ -160,7 +160,7 @@ def _model(how: str, make: Callable[[], Any]) -> nn.Module:
     try:
         model = make()
     except Exception as error:  # so may a function of the user's
-        raise UserError(f"{how}: failed with {one_line(error)}.") from error
+        raise UserError(f"{how}: failed with {one_line(error)}{line_of(error)}.") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{how}: must give a torch.nn.Module, got {type(model).__name__}.")
     return model
@@ -197,8 +197,11 @@ def run_once(model: nn.Module, shape: Shape, how: str, *, backward: bool = False
         else:
             with evaluating(model):
                 output = model(x)
+    except UserError:
+        raise
     except Exception as error:  # a model's forward may raise anything
-        raise UserError(f"{how}: does not take images of {size}: {one_line(error)}.") from error
+        told = f"failed on two images of {size} with {one_line(error)}{line_of(error)}"
+        raise UserError(f"{how}: {told}.") from error
     if not isinstance(output, Tensor):
         model, output = Logits(model), _output(output)
     if not isinstance(output, Tensor) or output.shape != (2, shape.classes):
