@@ -50,7 +50,7 @@ def test_other_usual_names_are_found(load, names):
 def test_of_arrays_of_one_part_a_share_is_held_out(load):
     dataset, said = load(x=GRAY, y=LABELS)
     assert (len(dataset.train), len(dataset.validation)) == (18, 2)
-    assert said == ["no part is for validation: 2 of 20 images are held out at random"]
+    assert said == ["the data have no validation part: 2 of 20 images are held out, in proportion to the classes"]
 
 
 def test_names_can_be_given(load):

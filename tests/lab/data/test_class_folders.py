@@ -76,7 +76,8 @@ def test_of_two_other_parts_the_one_not_used_is_named(folders, image):
 def test_without_another_part_a_share_is_held_out_and_said(folders):
     dataset, said = load(folders / "train", validation_share=1 / 3)
     assert sorted(shades(dataset.train) + shades(dataset.validation)) == [0, 10, 20, 100, 110, 120]
-    assert said == ["no part is for validation: 2 of 6 images are held out at random"]
+    assert said == ["the data have no validation part: 2 of 6 images are held out, in proportion to the classes"]
+    assert dataset.validation.labels.tolist() == [0, 1]
     again, _ = load(folders / "train", validation_share=1 / 3)
     assert torch.equal(again.validation.pixels, dataset.validation.pixels)
 

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from steadynorm.lab.data import Images, first, hold_out, some
-from steadynorm.lab.data.images import random_stream
+from steadynorm.lab.data.images import chosen_by_class, random_stream
 
 
 def _numbered(count: int) -> Images:
@@ -106,3 +107,21 @@ def test_some_are_all_where_there_are_fewer():
 def test_images_of_one_class_are_as_mixed_as_they_can_be():
     one = Images(pixels=_numbered(20).pixels, labels=torch.zeros(20, dtype=torch.int64))
     assert _numbers(some(one, 5)) == list(range(5))
+
+
+def test_each_class_is_held_out_in_its_proportion():
+    labels = np.repeat([0, 1, 2, 3], [100, 50, 10, 1])
+    rest, held = chosen_by_class(labels, share=0.2, seed=0)
+    assert np.array_equal(np.sort(np.concatenate((rest, held))), np.arange(161))
+    assert np.bincount(labels[held], minlength=4).tolist() == [20, 10, 2, 0]
+    assert all(
+        np.array_equal(*pair) for pair in zip(chosen_by_class(labels, share=0.2, seed=0), (rest, held), strict=True)
+    )
+    assert not np.array_equal(chosen_by_class(labels, share=0.2, seed=1)[1], held)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_class_is_held_out_whole(seed):
+    labels = np.repeat([0, 1, 2], [8, 1, 1])
+    rest, held = chosen_by_class(labels, share=0.7, seed=seed)
+    assert len(held) == 7 and set(labels[rest]) == {0, 1, 2}

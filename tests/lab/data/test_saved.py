@@ -62,7 +62,7 @@ def test_splits_and_shards_are_read(saved, random_images):
 def test_one_split_alone_is_split(saved):
     said: list[str] = []
     assert len(load_dataset(str(saved / "train"), progress=said.append).train) == 18
-    assert said == ["no part is for validation: 2 of 20 images are held out at random"]
+    assert said == ["the data have no validation part: 2 of 20 images are held out, in proportion to the classes"]
 
 
 def test_a_dictionary_without_training_images_is_refused(saved):

@@ -82,7 +82,7 @@ def test_of_one_pair_a_share_is_held_out(load):
     assert (len(dataset.train), len(dataset.validation)) == (18, 2)
     assert said == [
         "users_data:give: images: float32 in [0, 1], rounded to bytes of 256 shades",
-        "no part is for validation: 2 of 20 images are held out at random",
+        "the data have no validation part: 2 of 20 images are held out, in proportion to the classes",
     ]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steadynorm.lab.data.cache import cached_rows
 from steadynorm.lab.data.decoding import decode
-from steadynorm.lab.data.images import Dataset, Images, chosen_rows
+from steadynorm.lab.data.images import Dataset, Images, chosen_by_class
 from steadynorm.lab.data.parts import Part, Parts, Reading, part_of_images
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.words import counted
@@ -80,8 +80,11 @@ def _held_out(labels: NDArray[np.int64], reading: Reading) -> dict[str, NDArray[
         raise UserError(
             f"--validation-share: must leave images in both parts, got {share} of {counted(len(labels), 'image')}."
         )
-    rest, held = chosen_rows(len(labels), fraction=share, seed=SEED_OF_SPLIT)
-    reading.progress(f"no part is for validation: {len(held):,} of {len(labels):,} images are held out at random")
+    rest, held = chosen_by_class(labels, share=share, seed=SEED_OF_SPLIT)
+    reading.progress(
+        f"the data have no validation part: {len(held):,} of {len(labels):,} images are held out, "
+        "in proportion to the classes"
+    )
     return {"train": rest, "validation": held}
 
 

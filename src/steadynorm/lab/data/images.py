@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ __all__ = [
     "SIZE",
     "Dataset",
     "Images",
-    "chosen_rows",
+    "chosen_by_class",
     "first",
     "hold_out",
     "random_stream",
@@ -111,12 +112,22 @@ def some(images: Images, count: int) -> Images:
     """
     if count >= len(images) or _is_mixed(images.labels):
         return first(images, count)
-    labels, draws = images.labels.numpy(), random_stream(0, _SOME_STREAM).random(len(images))
+    shares, _ = _shares_of_classes(images.labels.numpy(), random_stream(0, _SOME_STREAM))
+    return take(images, torch.from_numpy(np.sort(np.argsort(shares)[:count])))
+
+
+def _shares_of_classes(labels: NDArray[np.int64], random: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Put each class in a random order.
+
+    Returns:
+        what share of its class has come when an image comes, so that the images with the lowest shares are drawn of
+        all classes alike; and which images come last in their class.
+    """
+    draws = random.random(len(labels))
     by_class, counts = np.lexsort((draws, labels)), np.bincount(labels)
-    rank = np.empty(len(images))  # of an image in its class, as a share of the class
-    rank[by_class] = np.arange(len(images)) - (np.cumsum(counts) - counts)[labels[by_class]]
-    drawn = np.argsort((rank + draws) / counts[labels])[:count]
-    return take(images, torch.from_numpy(np.sort(drawn)))
+    rank = np.empty(len(labels))
+    rank[by_class] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]
+    return (rank + draws) / counts[labels], rank == counts[labels] - 1
 
 
 def _is_mixed(labels: Tensor) -> bool:
@@ -146,25 +157,33 @@ def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Ima
     Raises:
         ValueError: the fraction leaves a part empty, or the seed is negative.
     """
-    parts = chosen_rows(len(images), fraction=fraction, seed=seed)
-    rest, held = (take(images, torch.from_numpy(one)) for one in parts)
-    return rest, held
-
-
-def chosen_rows(count: int, *, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose at random what :func:`hold_out` splits off: the rows of the rest, and the rows that are held out.
-
-    Raises:
-        ValueError: the fraction leaves a part empty, or the seed is negative.
-    """
-    held = round(count * fraction)
+    count, held = len(images), round(len(images) * fraction)
     if not (0 < fraction < 1 and 0 < held < count):
         raise ValueError(
             f"hold_out: fraction must leave images in both parts, got {fraction} of {count} images. "
             "Choose a fraction such as 0.1."
         )
-    chosen = np.zeros(count, dtype=bool)
-    chosen[random_stream(seed, _HOLD_OUT_STREAM).permutation(count)[:held]] = True
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[torch.from_numpy(random_stream(seed, _HOLD_OUT_STREAM).permutation(count)[:held])] = True
+    return take(images, (~chosen).nonzero()[:, 0]), take(images, chosen.nonzero()[:, 0])
+
+
+def chosen_by_class(
+    labels: NDArray[np.int64], *, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose at random a share of every class, as near to it as whole images come.
+
+    Args:
+        labels: shape (N,), numbers of classes.
+        share: of the images that are held out; rounded to a whole number of all of them.
+        seed: decides which images.
+
+    Returns:
+        the rows of the rest, where every class keeps an image if there is room for it, and the rows that are held out.
+    """
+    shares, is_last = _shares_of_classes(labels, random_stream(seed, _HOLD_OUT_STREAM))
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[np.argsort(shares + is_last)[: round(len(labels) * share)]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
