@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_a_network_is_told_how_many_batches_there_will_be(tmp_path: Path, monkey
 
     monkeypatch.setattr(trainer, "build_network", build)
     run(tmp_path, with_factors(NETWORK, epochs=3), batch_size=4, accumulate=5)
-    assert told == [{"update_every": 5, "batches": 3 * 4 * 5}]
+    assert told == [{"update_every": 5, "batches": 3 * 4 * 5}] * 2  # the first network warms up
 
 
 def test_an_epoch_leaves_out_the_batches_that_make_no_whole_step(tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_every_epoch_has_its_own_order(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(trainer, "batches", spy)
     run(tmp_path, with_factors(NETWORK, seed=3))
-    assert asked == [(3, 1), (3, 2), (3, 3), (3, 4)]
+    assert asked == [(3, 1), (3, 1), (3, 2), (3, 3), (3, 4)]  # the first of a network that warms up
 
 
 @pytest.mark.parametrize("changes", [{"weight_decay": 0.0}, {"momentum": 0.5}], ids=lambda changes: next(iter(changes)))
@@ -254,7 +255,7 @@ def test_the_step_of_divergence_is_the_first_with_a_loss_that_is_not_finite(
         if "reduction" in options:  # evaluation
             return loss
         calls += 1
-        return loss * math.inf if calls == 9 else loss
+        return loss * math.inf if calls == 10 else loss  # the first call warms up
 
     monkeypatch.setattr(F, "cross_entropy", poisoned)
     record = run(tmp_path)
@@ -293,6 +294,21 @@ def test_a_loss_that_explodes_is_told_in_three_digits(tmp_path: Path, monkeypatc
     (line,), (text,) = display.lines, display.texts
     assert re.match(r"epoch 1/1  train \d\.\d\de\+12 .*  validation \d\.\d\de\+12 .*  gradient \d\.\d\de\+1\d  ", line)
     assert re.fullmatch(r"epoch 1/1, loss \d\.\d\de\+12", text)
+
+
+def test_what_compiles_at_its_first_call_counts_in_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock counts calls of the loss: each is a second, and the first takes a minute."""
+    clock, loss = [0.0], F.cross_entropy
+
+    def slow_at_first(*given: torch.Tensor, **how: str) -> torch.Tensor:
+        clock[0] += 1.0 if clock[0] else 60.0
+        return loss(*given, **how)
+
+    monkeypatch.setattr(F, "cross_entropy", slow_at_first)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    cell = run(tmp_path, with_factors(NETWORK, epochs=2))
+    first, second = cell.series("seconds").values()
+    assert clock[0] > 60 and first == second < 60
 
 
 def test_events_for_tensorboard_hold_the_epochs(undisturbed: tuple[Cell, Path]) -> None:
@@ -342,6 +358,7 @@ def test_the_rate_rises_step_by_step_and_is_lowered_behind_the_warm_up(tmp_path:
             tmp_path, with_factors(NETWORK, lr=0.4), warm_up=2, warm_up_from=0.1, milestones=(3,), batch_size=48
         )
     rising = [0.1 + 0.3 * number / 4 for number in (1, 2, 3, 4)]  # two epochs of two steps
+    _, *rates = rates  # the first is of a network that warms up
     assert rates == pytest.approx([*rising, 0.4, 0.4, 0.04, 0.04])
     assert epochs_of(record, "learning_rate") == pytest.approx([rising[1], 0.4, 0.4, 0.04])
 
@@ -357,7 +374,7 @@ def test_normalizations_and_biases_can_be_spared_the_decay(tmp_path: Path, monke
     monkeypatch.setattr(torch.optim, "SGD", noting)
     run(tmp_path / "a", with_factors(NETWORK, epochs=1), spare_norms=True)
     run(tmp_path / "b", with_factors(NETWORK, epochs=1))
-    spared, all_of_them = made
+    _, spared, _, all_of_them = made  # the others warm up
     decays = {parameter.dim(): group["weight_decay"] for group in spared.param_groups for parameter in group["params"]}
     assert decays == {4: 5e-4, 2: 5e-4, 1: 0.0}
     assert [group["weight_decay"] for group in all_of_them.param_groups] == [5e-4]

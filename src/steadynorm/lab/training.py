@@ -106,7 +106,8 @@ class Training:
     grad_norm_mean, _p5, _p95        mean and percentiles over the epoch's steps of the l2 norm of the
                                      gradient: of all parameters, and with a weight's name as subject of that
     images_per_second                training images per second of training, validation left out
-    seconds                          wall-clock time of the epoch, validation included
+    seconds                          wall-clock time of the epoch, validation included; CPU kernels are compiled
+                                     before it, what ``--compile`` compiles counts in the first epoch
     parameters (step 0)              number of trainable parameters
     diverged                         its step is that, counted from 1 over the whole training, at which the
                                      loss was first not finite; the value says nothing
@@ -128,6 +129,8 @@ class Training:
             UserError: its state is not one of its training.
         """
         done, epochs = _epochs_done(job.cell), job.factors["epochs"]
+        with overflow_ignored():
+            self._warm_up(job.cell)
         trainer = self._trainer(job.cell, job.advance)
         if done:
             try:
@@ -153,11 +156,24 @@ class Training:
 
     def images_per_second(self, cell: Cell) -> float:
         """Measure how fast a network trains, over a few steps after as many to warm up; nothing is kept of it."""
-        trainer = self._trainer(cell, lambda share, text: None)
-        images = max(TIMED_STEPS * trainer.settings.batch_size * trainer.settings.accumulate, TIMED_IMAGES)
-        few = replace(trainer, dataset=replace(self.dataset, train=first(self.dataset.train, images)))
+        few = self._trainer_of_few(cell, steps=TIMED_STEPS, images=TIMED_IMAGES)
         steps = [few.steps(1) for _ in range(2)][-1]
         return steps.images / steps.seconds
+
+    def _warm_up(self, cell: Cell) -> None:
+        """Take a step with a second network of the cell, so that the first epoch's time has no compiling of kernels.
+
+        What torch.compile makes belongs to the network itself; it stays in the time of the first epoch.
+        """
+        few = self._trainer_of_few(cell, steps=1)
+        if not few.settings.compile:
+            few.steps(1)
+
+    def _trainer_of_few(self, cell: Cell, *, steps: int, images: int = 0) -> Trainer:
+        """Start a network on the first training images: those of so many steps, and at least ``images``."""
+        trainer = self._trainer(cell, lambda share, text: None)
+        count = max(steps * trainer.settings.batch_size * trainer.settings.accumulate, images)
+        return replace(trainer, dataset=replace(self.dataset, train=first(self.dataset.train, count)))
 
     def _trainer(self, cell: Cell, advance: Callable[[float, str], None]) -> Trainer:
         shared = self.settings if isinstance(self.settings, Settings) else self.settings(cell)
