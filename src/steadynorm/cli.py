@@ -52,7 +52,7 @@ class ReportConfig:
     """Rebuild the report of a run directory from its records alone."""
 
     directory: Annotated[Path, tyro.conf.Positional]
-    """What an experiment has written so far."""
+    """The directory that an experiment wrote."""
     json: bool = False
     """Print the summary as JSON on standard output."""
 

@@ -100,7 +100,7 @@ def _grouped(flags: Sequence[Flag]) -> Iterator[tuple[str, list[Flag]]]:
     yield from _where("Arguments", [each for each in flags if each.is_word])
     for title in (OWN, *GROUPS):
         yield from _where(title, [each for each in flags if not each.is_word and known.get(each.field, OWN) == title])
-    yield "Help", [Flag(name="--help", field="help", value="", text="Show this, and end.")]
+    yield "Help", [Flag(name="--help", field="help", value="", text="Show this help and exit.")]
 
 
 def _where(title: str, members: list[Flag]) -> Iterator[tuple[str, list[Flag]]]:

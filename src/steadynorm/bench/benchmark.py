@@ -27,7 +27,7 @@ class Flags:
     threads: int | None = None
     """Threads of all providers; default: torch's own choice."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda if there is a GPU."""
     out: Path | None = None
     """Directory for the record, bench_COMMAND_DEVICE_DATE.json; none is ever overwritten."""
     json: bool = False

@@ -39,20 +39,20 @@ OPS = {"norm": "norm", "norm_relu": "norm, ReLU", "norm_relu_residual": "norm, r
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsFlags(GridFlags):
-    """Time norm layers alone, forward and backward: a memory copy, torch's own, ours.
+    """Time single norm layers, forward and backward: a memory copy, torch's own layers, and ours.
 
-    Each case first holds ours to the float64 reference, and shows no speed where they disagree. Providers are
+    Each case first compares our results with the float64 reference, and shows no speed if they disagree. Providers are
     interleaved in one process. Default: about ten minutes on two cores.
     """
 
     op: tuple[Op, ...] = ("norm_relu",)
-    """What is timed: the norm alone, with a ReLU, with a residual and a ReLU."""
+    """What is timed: the norm only, with a ReLU, or with a residual and a ReLU."""
     max_mb: float | None = None
     """Skip inputs above this many 10^6 bytes; default: 128 on a CPU, 1024 on a GPU."""
     compile: bool = False
     """Time torch.compile of torch's layers as well; needs a C++ compiler on a CPU, and seconds per case."""
     seconds: float = 0.5
-    """Time spent on the rounds of a case; at least seven rounds are made."""
+    """Seconds for the rounds of a case; there are at least seven rounds."""
 
 
 def _plan(config: KernelsFlags, head: Json, display: Display) -> Sequence[Case]:

@@ -57,8 +57,8 @@ BUILD: dict[str, Callable[[int], nn.Module]] = {name: partial(_layer, kind) for 
 class LayersFlags(GridFlags):
     """Time the family's layers and our plain batch norm: norm and ReLU, forward and backward.
 
-    Each is first held to itself in float64, and shows no speed where they disagree. Providers are interleaved in one
-    process. Default: about three minutes on two cores.
+    Each layer is first compared with itself in float64, and shows no speed if they disagree. Providers are interleaved
+    in one process. Default: about three minutes on two cores.
     """
 
     layers: tuple[Name, ...] = OTHERS
@@ -70,7 +70,7 @@ class LayersFlags(GridFlags):
     max_mb: float = 64.0
     """Skip inputs above this many 10^6 bytes."""
     seconds: float = 1.0
-    """Time spent on the rounds of a case; at least seven rounds are made."""
+    """Seconds for the rounds of a case; there are at least seven rounds."""
 
 
 def _plan(config: LayersFlags, head: Json, display: Display) -> Sequence[Case]:

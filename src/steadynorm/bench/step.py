@@ -46,9 +46,8 @@ TORCHS, OURS = "torch_batch_norm", "batch_norm"
 class StepFlags(Flags):
     """Time whole training steps of the lab's networks: forward, loss, backward, optimizer.
 
-    Providers are interleaved in one process. First ours is held to torch's batch norm: same loss and gradients.
-    With --watch the cost of steadynorm.Watch is measured. With --inference forwards are timed, and folding is first
-    held to the same output.
+    Providers are interleaved in one process. Ours must first give the loss and gradients of torch's batch norm. --watch
+    measures the cost of steadynorm.Watch. --inference times forwards, and folding must first give the same output.
     """
 
     networks: tuple[Literal["cnn", "resnet20"], ...] = ("cnn", "resnet20")
@@ -58,13 +57,13 @@ class StepFlags(Flags):
     batch: int = 128
     """Images per step."""
     inference: bool = False
-    """Time forwards in evaluation instead, those and those of the network with its batch norms folded away."""
+    """Time forwards in evaluation mode instead, of the network as it is and with its batch norms folded."""
     watch: bool = False
-    """Time each norm's step with a watch over it too, by either policy."""
+    """Also time each norm's step under a watch, with either policy."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
+    """auto: bf16 autocast if the hardware multiplies bfloat16 matrices."""
     seconds: float = 20.0
-    """Time spent on the rounds of a network; at least seven rounds are made."""
+    """Seconds for the rounds of a network; there are at least seven rounds."""
 
 
 def _plan(config: StepFlags, head: Json, display: Display) -> Sequence[str]:

@@ -29,23 +29,23 @@ Activations = Literal["none", "relu", "leaky_relu", "silu"]
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
-    """Compile the CPU kernels that a list of inputs needs, and keep them on disk for every later process.
+    """Compile the CPU kernels for a list of inputs, and keep them on disk for every later process.
 
-    Each combination takes ten to thirty seconds the first time on a machine, and half a second later.
+    Each combination takes ten to thirty seconds the first time on a machine, and half a second after that.
     """
 
     shapes: tuple[str, ...] = ("32x64x56x56",)
-    """Inputs as NxCx...: two to five numbers. A size that is too small for the kernels is named and left out."""
+    """Inputs as NxCx...: two to five numbers. Sizes that are too small for the kernels are named and left out."""
     layers: tuple[Name, ...] = ("batch_norm",)
     """Layers, as steadynorm compare names them."""
     activations: tuple[Activations, ...] = ("none", "relu")
-    """Fused into the layers."""
+    """Activations that are fused into the layers."""
     dtypes: tuple[DType, ...] = ("float32",)
     """Number types of the inputs."""
     layouts: tuple[Layout, ...] = ("contiguous",)
     """Memory layouts of the inputs; an input NxC has only one."""
     residual: bool = False
-    """Compile for a residual that is added in the layer, instead of none."""
+    """Compile for layers that add a residual."""
     json: bool = False
     """Print what was compiled as JSON on standard output."""
 

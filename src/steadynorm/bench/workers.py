@@ -49,7 +49,7 @@ LEAST_ROUNDS = 2
 class WorkersFlags(Flags):
     """Time training steps on several workers of this machine: apart, with gradients averaged, and synchronised.
 
-    Every worker has a batch of its own, so more workers train larger batches.
+    Every worker has its own batch, so more workers train larger batches.
     """
 
     network: Literal["cnn", "resnet20"] = "cnn"
@@ -61,11 +61,11 @@ class WorkersFlags(Flags):
     threads: int = 1
     """Threads of each worker."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the hardware multiplies bfloat16 matrices."""
+    """auto: bf16 autocast if the hardware multiplies bfloat16 matrices."""
     seconds: float = 5.0
-    """Time spent on the steps of each number of workers."""
+    """Seconds for the steps of each number of workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one; then a GPU for each worker."""
+    """auto: cuda if there is a GPU; then each worker has its own."""
 
 
 def _plan(config: WorkersFlags, head: Json, display: Display) -> Sequence[int]:

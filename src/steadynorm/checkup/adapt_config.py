@@ -18,10 +18,10 @@ __all__ = ["AdaptConfig", "check_adapt"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """Predict a stream of batches by stored, batch or tracked statistics, as the gate decides, and say how it goes.
+    """Predict a stream of batches with stored, batch or tracked statistics, as the gate decides, and report the result.
 
-    Where there are labels the accuracy is measured with the gate and without. The exit status is 0, or 2 where it
-    cannot be done.
+    If there are labels, the accuracy is measured with the gate and without it. The exit status is 0, or 2 after an
+    error.
     """
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")] = (
@@ -29,48 +29,48 @@ class AdaptConfig:
     )
     """A checkpoint of an experiment, or a function that builds a model."""
     weights: Path | None = None
-    """Weights for a built model: .safetensors, what torch.save wrote, or a folder of either; no pickled code is run."""
+    """Weights to load into the model that the function builds: .safetensors, a file of torch.save, or a folder of
+    either; no pickled code is run."""
     weights_key: str | None = None
-    """Where in that file they are, such as ema; default: found by the model's names."""
+    """Key of the weights in that file, such as ema; default: found by the names of the model's parameters."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
-    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
+    """Functions and classes that a checkpoint may call, if its network or normalization is your own."""
     data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
-    """The stream: validation images of cifar10, shapes, digits or another data set of a name; a directory with a folder
-    of images for each class, or images alone, or other data that experiments take; or an .npz file with x and, for
+    """The stream: validation images of cifar10, shapes, digits or another named data set; a directory with a folder of
+    images for each class, or of images only; other data that experiments take; or an .npz file with x and, for
     accuracy, y."""
     clean: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
-    """Labelled data that the model is good on and was not trained on, by which the gate is calibrated. Default: up to
-    1,000 samples of --data, at random, which the stream then lacks."""
+    """Labelled data that the model is good on and was not trained on; they calibrate the gate. Default: up to 1,000
+    random samples of --data, which are then left out of the stream."""
     gate: Path | None = None
-    """A file that --save wrote: go on with that gate, and calibrate none."""
+    """A file that --save wrote: continue with its gate, without calibrating one."""
     save: Path | None = None
-    """Write the gate, and what it remembers of the stream, into this new .safetensors file."""
+    """Write the gate, and what it remembers of the stream, to this new .safetensors file."""
     data_dir: Path | None = None
-    """Where a data set of a name lies, as for an experiment."""
+    """Directory of a named data set, as for an experiment."""
     columns: tuple[str, str] | None = None
-    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: those
-    that are usual."""
+    """Names of the images and the labels: columns of a table, or arrays of an .npz file; default: the usual names."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from pixels in [0, 1], by channel; default: of the run that a checkpoint is of, else the data set's,
-    ImageNet's for image files."""
+    """Mean of each channel, subtracted from pixels in [0, 1]; default: that of the checkpoint's run, else the data
+    set's, or ImageNet's for image files."""
     std: tuple[float, ...] | None = None
-    """What the centred pixels are divided by; default likewise."""
+    """Standard deviation of each channel, which the centred pixels are divided by; default: as for --mean."""
     input_size: tuple[int, int] | None = None
-    """Height and width of the images; default: of the run that a checkpoint is of, else what they have,
-    224 224 for image files."""
+    """Height and width of the images; default: those of the checkpoint's run, else the images' own, or 224 224 for
+    image files."""
     order: Literal["given", "mixed"] | None = None
     """given: in the order of the data; mixed: shuffled. Default: mixed for a directory with a folder for each class,
-    which would come class after class, else given."""
+    whose classes would come one after the other; else given."""
     batch_size: int = 100
     """Samples that are predicted together."""
     batches: int | None = None
-    """Most batches that are taken from the stream; default: all."""
+    """Batches to take from the stream at most; default: all."""
     seed: int = 0
     """Decides what is drawn at random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
     json: tuple[Path, ...] | None = None
-    """Write the decisions as JSON into a file; without a name on standard output, in place of the table."""
+    """Write the decisions as JSON to this file; --json without a file prints them in place of the table."""
 
 
 def check_adapt(config: AdaptConfig) -> tuple[str, str]:

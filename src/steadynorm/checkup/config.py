@@ -31,56 +31,55 @@ NEED_DATA = {
 class DoctorConfig:
     """Find faults of normalization in a model, say what they cost and what to do, and repair them.
 
-    The exit status is 0 where nothing worse than a note is found, 1 where something is, 2 where it cannot be done.
+    The exit status is 0 if nothing worse than a note is found, 1 if something is, and 2 after an error.
     """
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")] = (
         None
     )
-    """A checkpoint of an experiment, or a function that builds a model; one in training mode is judged as one that is
-    being trained."""
+    """A checkpoint of an experiment, or a function that builds a model; a model in training mode is checked as one that
+    is being trained."""
     weights: Path | None = None
-    """Weights for a built model: .safetensors, what torch.save wrote (a state dict, or a checkpoint that holds one), or
-    a folder of either; no pickled code is run. Default: as it is built."""
+    """Weights to load into the model that the function builds: .safetensors, a file of torch.save (a state dict, or a
+    checkpoint that holds one), or a folder of either; no pickled code is run. Default: as the model is built."""
     weights_key: str | None = None
-    """Where in that file they are, such as ema; default: found by the model's names."""
+    """Key of the weights in that file, such as ema; default: found by the names of the model's parameters."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
-    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
+    """Functions and classes that a checkpoint may call, if its network or normalization is your own."""
     checkpoint: Path | None = None
-    """A file that the model should agree with, in any form of --weights; differences are reported, and --treat loads
-    it."""
+    """A file that the model should agree with, in any form that --weights takes; differences are reported, and --treat
+    loads it."""
     checkpoint_key: str | None = None
-    """Where in that file it is; default: found by the model's names."""
+    """Key of the weights in that file; default: found by the names of the model's parameters."""
     data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
-    """Training images of cifar10, shapes, digits or another data set of a name; a directory with a folder of images for
-    each class, or other data that experiments take; or an .npz file with x and, for accuracy, y. Default: none; the
-    checks of modules and their state alone run."""
+    """Training images: cifar10, shapes, digits or another named data set; a directory with a folder of images for each
+    class, or other data that experiments take; or an .npz file with x and, for accuracy, y. Default: no data, and only
+    the checks of modules and their state run."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
-    """Data as for --data that the model is known to be good on, such as those it was validated with; --data are
+    """Data that the model is known to be good on, such as its validation images, given as for --data; --data are
     compared with them."""
     data_dir: Path | None = None
-    """Where a data set of a name lies, as for an experiment."""
+    """Directory of a named data set, as for an experiment."""
     columns: tuple[str, str] | None = None
-    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: those
-    that are usual."""
+    """Names of the images and the labels: columns of a table, or arrays of an .npz file; default: the usual names."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from pixels in [0, 1], by channel; default: of the run that a checkpoint is of, else the data set's,
-    ImageNet's for image files."""
+    """Mean of each channel, subtracted from pixels in [0, 1]; default: that of the checkpoint's run, else the data
+    set's, or ImageNet's for image files."""
     std: tuple[float, ...] | None = None
-    """What the centred pixels are divided by; default likewise."""
+    """Standard deviation of each channel, which the centred pixels are divided by; default: as for --mean."""
     input_size: tuple[int, int] | None = None
-    """Height and width of the images; default: of the run that a checkpoint is of, else what they have,
-    224 224 for image files."""
+    """Height and width of the images; default: those of the checkpoint's run, else the images' own, or 224 224 for
+    image files."""
     batch_size: int = 64
-    """Samples in a batch; give the one that the model is trained with."""
+    """Samples in a batch; give the batch size of the model's training."""
     batches: int = 8
-    """Checks look at the first 8 of them, --treat at 32."""
+    """Batches to look at. Checks read the first 8, --treat up to 32."""
     accumulation: int | None = None
-    """Batches whose gradients one step of training adds up."""
+    """Batches whose gradients are added up in one training step."""
     world_size: int | None = None
-    """Processes that train together, each with batches of --batch-size."""
+    """Processes that train together, each on batches of --batch-size."""
     optimizer: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
-    """A function that is called with the model and returns its optimizer; its weight decay is checked."""
+    """A function that takes the model and returns its optimizer, whose weight decay is checked."""
     seed: int = 0
     """Decides which samples are taken."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -88,18 +87,18 @@ class DoctorConfig:
     skip: tuple[str, ...] = ()
     """Checks to leave out, by name."""
     treat: Path | None = None
-    """Repair what can be repaired, measure again, keep what helped, and write the weights into this new .safetensors
-    file; the exit status is then that of a new model built with them."""
+    """Repair what can be repaired, measure again, keep what helped, and write the weights to this new .safetensors
+    file; the exit status is then that of a new model with these weights."""
     json: tuple[Path, ...] | None = None
-    """Write the diagnosis as JSON into a file; without a name on standard output, in place of the table."""
+    """Write the diagnosis as JSON to this file; --json without a file prints it in place of the table."""
     sarif: Path | None = None
-    """Write the diagnosis as SARIF 2.1.0 into this file."""
+    """Write the diagnosis as SARIF 2.1.0 to this file."""
     html: Path | None = None
-    """Write the diagnosis as a web page into this file."""
+    """Write the diagnosis as a web page to this file."""
     explain: str | None = None
-    """Print what a check looks at, why that harms, and what to do; then end."""
+    """Print what a check looks at, why the fault harms, and what to do; then exit."""
     list: bool = False
-    """Print the name of every check, what it finds and what it needs; then end."""
+    """Print the name of every check, what it finds and what it needs; then exit."""
 
 
 def check_config(config: DoctorConfig) -> str:

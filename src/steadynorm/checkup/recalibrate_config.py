@@ -18,10 +18,10 @@ __all__ = ["RecalibrateConfig", "check_recalibrate"]
 
 @dataclass(frozen=True, kw_only=True)
 class RecalibrateConfig:
-    """Measure the running statistics of a model again on training images, and write its weights with them.
+    """Measure the running statistics of a model again on training images, and write its weights with the new ones.
 
-    For weights whose statistics are not theirs: an average of weights (EMA, SWA), weights fine-tuned with frozen
-    statistics, or a file that holds none. Nothing is trained. The exit status is 0, or 2 where it cannot be done.
+    For weights that do not match their statistics: an average of weights (EMA, SWA), weights fine-tuned with frozen
+    statistics, or a file without statistics. Nothing is trained. The exit status is 0, or 2 after an error.
     """
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")] = (
@@ -29,40 +29,40 @@ class RecalibrateConfig:
     )
     """A checkpoint of an experiment, or a function that builds a model."""
     weights: Path | None = None
-    """Weights for a built model: .safetensors, what torch.save wrote, or a folder of either; no pickled code is run."""
+    """Weights to load into the model that the function builds: .safetensors, a file of torch.save, or a folder of
+    either; no pickled code is run."""
     weights_key: str | None = None
-    """Where in that file they are, such as ema; default: found by the model's names."""
+    """Key of the weights in that file, such as ema; default: found by the names of the model's parameters."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
-    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
+    """Functions and classes that a checkpoint may call, if its network or normalization is your own."""
     save: Path | None = None
-    """Write the weights with the new statistics into this new .safetensors file, by the model's names, in float32."""
+    """Write the weights and the new statistics, in float32, to this new .safetensors file, under the model's own
+    names."""
     data: Annotated[str | None, tyro.conf.arg(metavar="cifar10|DIR|FILE")] = None
-    """Training images: of cifar10, shapes, digits or another data set of a name; a directory with a folder of images
-    for each class, or images alone, or other data that experiments take; or an .npz file with x and, for accuracy,
-    y."""
+    """Training images: cifar10, shapes, digits or another named data set; a directory with a folder of images for each
+    class, or of images only; other data that experiments take; or an .npz file with x and, for accuracy, y."""
     data_dir: Path | None = None
-    """Where a data set of a name lies, as for an experiment."""
+    """Directory of a named data set, as for an experiment."""
     columns: tuple[str, str] | None = None
-    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: those
-    that are usual."""
+    """Names of the images and the labels: columns of a table, or arrays of an .npz file; default: the usual names."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from pixels in [0, 1], by channel; default: of the run that a checkpoint is of, else the data set's,
-    ImageNet's for image files."""
+    """Mean of each channel, subtracted from pixels in [0, 1]; default: that of the checkpoint's run, else the data
+    set's, or ImageNet's for image files."""
     std: tuple[float, ...] | None = None
-    """What the centred pixels are divided by; default likewise."""
+    """Standard deviation of each channel, which the centred pixels are divided by; default: as for --mean."""
     input_size: tuple[int, int] | None = None
-    """Height and width of the images; default: of the run that a checkpoint is of, else what they have,
-    224 224 for image files."""
+    """Height and width of the images; default: those of the checkpoint's run, else the images' own, or 224 224 for
+    image files."""
     images: int = 1000
-    """Images that the statistics are measured on, drawn at random."""
+    """Images to measure the statistics on, drawn at random."""
     batch_size: int = 100
-    """Images that go through the model together; statistics are those of all of them."""
+    """Images that pass through the model at once; the statistics are those of all images."""
     seed: int = 0
     """Decides which images are drawn."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
     json: tuple[Path, ...] | None = None
-    """Write what was done as JSON into a file; without a name on standard output, in place of the table."""
+    """Write the result as JSON to this file; --json without a file prints it in place of the table."""
 
 
 def check_recalibrate(config: RecalibrateConfig) -> tuple[str, str, Path]:

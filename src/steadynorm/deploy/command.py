@@ -36,7 +36,7 @@ PACKAGES = ("torch", "numpy", "safetensors", "torchao", "onnx", "onnxscript", "o
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Fold, export and quantise a trained model, prove that the files answer as it does, and time them against it.
+    """Fold, export and quantise a trained model, check that the files give its outputs, and time them against it.
 
     Every file is read again in a fresh process that cannot import steadynorm.
     """
@@ -44,44 +44,44 @@ class ExportConfig:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT|PACKAGE.MODULE:FUNCTION")]
     """A checkpoint of an experiment, or a function that builds a model in evaluation mode."""
     weights: Path | None = None
-    """Weights for a built model: .safetensors, what torch.save wrote (a state dict, or a checkpoint that holds one), or
-    a folder of either; no pickled code is run. Default: as it is built."""
+    """Weights to load into the model that the function builds: .safetensors, a file of torch.save (a state dict, or a
+    checkpoint that holds one), or a folder of either; no pickled code is run. Default: as the model is built."""
     weights_key: str | None = None
-    """Where in that file they are, such as ema; default: found by the model's names."""
+    """Key of the weights in that file, such as ema; default: found by the names of the model's parameters."""
     code: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE.MODULE:NAME")] = ()
-    """Functions and classes that a checkpoint may call, where its network or its normalization is one of your own."""
+    """Functions and classes that a checkpoint may call, if its network or normalization is your own."""
     format: tuple[Literal["torchscript", "torch-export", "aotinductor", "onnx"], ...] | None = None
-    """What to write; default: every format that this machine can write."""
+    """Formats to write; default: every format that this machine can write."""
     quantize: tuple[Literal["none", "dynamic", "static"], ...] = ("none", "dynamic", "static")
-    """dynamic: linear layers in int8; static: convolutions too. Each where the format has it."""
+    """dynamic: linear layers in int8; static: convolutions too. Formats that lack one skip it."""
     input_size: tuple[int, int] | None = None
-    """Height and width of the images; those of --data are scaled to it. Default: the size that a checkpoint was trained
-    on, else 32 32."""
+    """Height and width of the images; --data are resized to it. Default: the size that the checkpoint was trained on,
+    else 32 32."""
     target_p50_ms: float | None = None
-    """Exit with status 1 unless half of the requests to the best file end within so many milliseconds."""
+    """Exit with status 1 unless half of the requests to the fastest file take at most this many milliseconds."""
     max_drop: float = 1.0
-    """Percentage points of accuracy (without one: of images that get another class than from the model) that quantising
-    may cost; a file that loses more is not kept."""
+    """Percentage points of accuracy that quantising may cost (without labels: of images that the model puts into
+    another class); a file that loses more is not kept."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")] = None
-    """Images for calibration and comparison; default: those that the checkpoint was trained on, else shapes, on which
-    no accuracy is measured, since their classes are not the model's. Given as for an experiment."""
+    """Images for calibration and comparison, given as for an experiment; default: those that the checkpoint was trained
+    on, else shapes, without an accuracy, since their classes are not the model's."""
     data_dir: Path | None = None
-    """Where a data set of a name lies, as for an experiment; default: where it lay in training, else the Hugging Face
+    """Directory of a named data set, as for an experiment; default: the one used in training, else the Hugging Face
     hub."""
     columns: tuple[str, str] | None = None
-    """Names of the images and of the labels, as for an experiment; default: as in training."""
+    """Names of the images and the labels, as for an experiment; default: as in training."""
     images: int = 1000
-    """Validation images on which a file is compared with the model."""
+    """Validation images on which the files are compared with the model."""
     calibration_images: int = 256
     """Training images for static quantisation."""
     requests: int = 500
     """Timed requests of one image to each file."""
     batch_size: tuple[int, ...] = (1, 8, 64)
-    """Images in a request, for the throughput."""
+    """Images in a request, to measure the throughput."""
     threads: int | None = None
-    """Threads that answer a request; default: all cores."""
+    """Threads of a request; default: all cores."""
     out: Path | None = None
-    """New directory for everything that is written; default: runs/export-DATE-TIME."""
+    """New directory for all output; default: runs/export-DATE-TIME."""
     json: bool = False
     """Print the summary as JSON on standard output."""
 

@@ -53,42 +53,43 @@ class ExperimentConfig:
     """The options of every experiment."""
 
     seeds: tuple[int, ...] = (0,)
-    """Everything random is repeated for each seed: initial weights, order, augmentation, the same in every arm."""
+    """Every arm is trained once for each seed. A seed decides initial weights, order and augmentation, alike in every
+    arm."""
     data: Data = "shapes"
-    """shapes: embedded, drawn in seconds; digits: of scikit-learn; cifar10, cifar100, mnist, fashion_mnist: from
-    --data-dir, else from the Hugging Face hub; or data of your own: a directory with a folder of images for each class,
+    """shapes: embedded, drawn in seconds; digits: those of scikit-learn; cifar10, cifar100, mnist, fashion_mnist: from
+    --data-dir, else from the Hugging Face hub; or your own data: a directory with a folder of images for each class,
     Parquet files, an .npz file, what save_to_disk wrote, OWNER/NAME on the hub, or a function (docs/your_data.md)."""
     data_dir: Path | None = None
-    """Where a data set of a name lies: as it is published, as Parquet, or as .npz."""
+    """Directory of a named data set, as it is published, as Parquet, or as .npz."""
     columns: tuple[str, str] | None = None
-    """Names of the images and of the labels among the columns of a table or the arrays of an .npz file; default: image
-    or img and label, x and y, or others that are usual."""
+    """Names of the images and the labels: columns of a table, or arrays of an .npz file; default: image or img and
+    label, x and y, or other usual names."""
     image_size: tuple[int, ...] | None = None
     """Height and width that images are resized to, or one number for both; default: theirs, which must be the same."""
     validation_share: float | None = None
-    """Share of the images to hold out where the data have no part for validation; default: 0.1."""
+    """Share of the images of each class to hold out if the data have no validation part; default: 0.1."""
     train_images: int | None = None
-    """Train on so many images only, the first where their order is mixed, else drawn from all; default: all."""
+    """Train on this many images only: the first ones if the classes are mixed, else drawn from all; default: all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What other programs call amp. bf16: autocast to bfloat16; auto: that, where the hardware multiplies bfloat16
-    matrices."""
+    """Mixed precision (amp). bf16: autocast to bfloat16; auto: bf16 if the hardware multiplies bfloat16 matrices."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda if there is a GPU."""
     threads: int | None = None
-    """Threads of each network's training, which decide its last digits; default: all cores, and one with --on ray."""
+    """Threads that train each network; their number changes the last digits. Default: all cores, one with --on ray."""
     on: Literal["local", "ray"] = "local"
-    """local: one network after the other, here or under torchrun; ray: each is a task of Ray, as many at once as are
-    fastest together."""
+    """local: one network after the other, here or under torchrun; ray: each network is a Ray task, and as many run at
+    once as are fastest together."""
     address: str | None = None
-    """Head of a Ray cluster, as ray.init takes it: auto, or HOST:PORT; default: a Ray on this machine alone."""
+    """Address of a Ray cluster, as ray.init takes it: auto or HOST:PORT; default: start Ray on this machine."""
     out: Path | None = None
-    """New directory for everything that is written; default: runs/EXPERIMENT-DATE-TIME."""
+    """New directory for all output; default: runs/EXPERIMENT-DATE-TIME."""
     resume: Path | None = None
-    """Continue the experiment in this run directory after what is finished, with its own configuration."""
+    """Continue the experiment of this run directory with its stored configuration; what is finished stays."""
     quick: bool = False
-    """A small version on the embedded data, in under a minute."""
+    """Run a small version on the embedded data, in under a minute."""
     json: bool = False
-    """Print JSON lines on standard output: each epoch of a network and each cell as it ends, and last the summary."""
+    """Print JSON lines on standard output: one for each epoch of a network, one for each cell that ends, and last the
+    summary."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Flags on the command line, those with their default values included; no flag itself."""
 
@@ -103,32 +104,33 @@ class TrainingConfig(ExperimentConfig):
 
     network: Network = "cnn"
     """cnn: 3x3 convolutions in stages; resnet20, resnet18, vgg, mobilenet: those of the papers, for small images; mlp:
-    three hidden layers; or a network of your own: a function that is called with the number of classes and channels,
-    timm:NAME, or hf:CONFIG, a model type or config.json of transformers. Arms are made of its batch norms."""
+    three hidden layers; or your own network: a function that takes the number of classes and channels, timm:NAME, or
+    hf:CONFIG, a model type or config.json of transformers. Each arm replaces its batch norms."""
     widths: tuple[int, ...] = (32, 64, 128)
     """Channels of each stage of the cnn; a stage ends with 2x2 pooling."""
     epochs: int = 20
     """Passes over the training images."""
     optimizer: Optimizer = "sgd"
-    """sgd: with --momentum; adamw: with decoupled decay, by default at --lr 0.001 (where several rates are tried 0.0003
-    0.001 0.003) and --weight-decay 0.01."""
+    """sgd: with --momentum; adamw: with decoupled weight decay, by default at --lr 0.001 (0.0003 0.001 0.003 if several
+    rates are tried) and --weight-decay 0.01."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
-    """Decay of all parameters."""
+    """Weight decay, of all parameters."""
     schedule: Schedule = "step"
     """step: the learning rate is divided by ten after each of --milestones; cosine: it falls to zero along a half
-    cosine; one-cycle: it rises over three tenths of the steps, then falls so."""
+    cosine; one-cycle: it rises over three tenths of the steps, then falls as with cosine."""
     milestones: tuple[int, ...] = (10, 15)
     """Epochs after which the step schedule divides the learning rate by ten."""
     label_smoothing: float = 0.0
-    """Share of each label that is spread evenly over all classes, in the training loss alone."""
+    """Share of each label that is spread evenly over all classes, in the training loss only."""
     compile: bool = False
-    """Compile the training passes of every network by torch.compile. On the CPU that was measured it was slower."""
+    """Train every network through torch.compile. On the CPU that we measured it was slower."""
     log: tuple[Logger, ...] = ("tensorboard",)
-    """Where each epoch goes beside the record, with readings of the norms: tensorboard, wandb; none: --log alone."""
+    """Log each epoch, with readings of the norms, to tensorboard or wandb too; --log without a value logs to
+    neither."""
     augment: Literal["none", "crop-flip"] = "none"
-    """crop-flip: random crop after a border of 4 pixels is added, and mirroring."""
+    """crop-flip: add a border of 4 pixels, crop at random, and mirror half of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)

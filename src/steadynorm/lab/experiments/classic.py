@@ -71,15 +71,15 @@ INK = 128  # pixels from here on are 1, others 0
 class ClassicConfig(ExperimentConfig):
     """Train the sigmoid network of batch norm's first figure with and without it, and watch what reaches a sigmoid.
 
-    It needs no data: it trains on the digits that come with scikit-learn. For the paper's say --data mnist, with
-    --data-dir where its files lie. Images of any other data are made binary as well.
+    It needs no data: it trains on the digits that come with scikit-learn. For the paper's data give --data mnist, and
+    --data-dir if they are already on disk. Images of all data are made binary.
     """
 
     data: Data = "digits"
     """digits: 1,797 that come with scikit-learn, enlarged; or what other experiments take: mnist, a directory with a
     folder of images for each class, an .npz file and so on (docs/your_data.md)."""
     precision: Literal["fp32"] = "fp32"
-    """The network is too small to gain from less."""
+    """The network is too small to gain from a lower precision."""
     arms: tuple[str, ...] = ("batch_norm", "none")
     """Normalizations to compare: batch_norm, none, self_tuned_batch_norm, torch_batch_norm, layer_norm."""
     widths: tuple[int, ...] = (100, 100, 100)

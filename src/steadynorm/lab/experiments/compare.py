@@ -87,8 +87,8 @@ TOLERANCE = 0.03
 class CompareConfig(OneRateConfig):
     """Train the article's network once per normalization and seed, and write a report.
 
-    The first run needs no data: it trains on the embedded shapes. For the article's experiment say --data cifar10,
-    with --data-dir where the data set already lies on disk; --data takes images of your own as well.
+    The first run needs no data: it trains on the embedded shapes. For the article's experiment give --data cifar10, and
+    --data-dir if the data set is already on disk. --data also takes your own images.
     """
 
     widths: tuple[int, ...] | None = None  # type: ignore[assignment] # only until the data is known
@@ -103,11 +103,11 @@ class CompareConfig(OneRateConfig):
     as_built, a network of your own as it is; or PACKAGE.MODULE:CLASS. Each with settings, as in batch_renorm,r_max=2,
     and a label, as in wide=batch_renorm,r_max=9."""
     accumulate: int = 1
-    """Batches in a step, their gradients averaged: 2 x 64 takes the steps of 128 with the normalization of 2. Running
-    statistics of ours that training does not look at move once a step as well."""
+    """Batches in a step, whose gradients are averaged: 64 batches of 2 take the steps of 128 images and normalize over
+    2. Running statistics of our layers that training does not use also move once a step."""
     tune_lr: tuple[float, ...] = ()
-    """Rates to choose each arm's own best from, in short runs judged on a tenth of the training images;
-    the arms are then compared at --lr and, beside it, each at its own."""
+    """Learning rates to try for each arm, in short runs that are judged on a tenth of the training images. The arms are
+    then compared at --lr, and each at its own best rate."""
 
     def by_data(self) -> Mapping[str, Any]:
         """Give the article's settings, or those for the embedded data."""

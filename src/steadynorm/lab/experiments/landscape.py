@@ -75,8 +75,8 @@ __all__ = ["EXPERIMENT", "LandscapeConfig"]
 class LandscapeConfig(OneRateConfig):
     """Train the article's network with and without batch norm, probe its loss on the way, and write a report.
 
-    The first run needs no data: it trains on the embedded shapes. For photographs say --data cifar10, with --data-dir
-    where the data set already lies on disk; --data takes images of your own as well.
+    The first run needs no data: it trains on the embedded shapes. For photographs give --data cifar10, and --data-dir
+    if the data set is already on disk. --data also takes your own images.
     """
 
     epochs: int = 5

@@ -66,19 +66,19 @@ ENOUGH = 2_000
 class RecalibrationConfig(OneRateConfig):
     """Wipe a network's running statistics and measure them again from some training images.
 
-    Beside it torch.optim.swa_utils.update_bn does the same with the same batches.
+    For comparison, torch.optim.swa_utils.update_bn does the same with the same batches.
     """
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
-    """A .safetensors file in the checkpoints of a run on the same data; default: a network is trained for each seed."""
+    """A .safetensors file from the checkpoints of a run on the same data; default: train a network for each seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each draws the training images again, and trains a network where there is no checkpoint."""
+    """Each seed draws other training images, and trains a network if there is no checkpoint."""
     draws: int | None = None
-    """So many seeds from 0, in place of --seeds."""
+    """Number of seeds from 0, in place of --seeds."""
     images: tuple[int, ...] | None = None
     """Numbers of training images to measure from; default: 100, 500, 2000, 10000, on embedded data to 1500."""
     batch_size: Annotated[int, tyro.conf.arg(aliases=("--batch",))] = 128
-    """Images that are normalized together, in training and in recalibration; what is left over is a smaller batch."""
+    """Images that are normalized together, in training and in recalibration; the last batch may be smaller."""
     epochs: int = 8
     milestones: tuple[int, ...] = (6,)
 

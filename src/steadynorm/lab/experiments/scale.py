@@ -67,30 +67,29 @@ LAST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig(TrainingConfig):
-    """Train at several batch sizes, by the large-batch recipe and without each of its steps, and write a report.
+    """Train at several batch sizes, with the large-batch recipe and without each of its steps, and write a report.
 
-    Every batch size sees the same images as often. Under torchrun the batch is shared by the workers.
+    Every batch size trains for the same number of epochs. Under torchrun the workers share each batch.
     """
 
     network: Network = "resnet20"
-    """As for steadynorm compare; of resnet20, resnet18 and mobilenet residual blocks start as the identity."""
+    """As for steadynorm compare; the residual blocks of resnet20, resnet18 and mobilenet start as the identity."""
     batch_size: tuple[int, ...] | None = None  # only until the data is known
-    """Images in a step, on all workers together; default: 128 512 2048 8192, on the embedded data, of which there are
-    fewer, 128 512 1024."""
+    """Images in a step, on all workers together; default: 128 512 2048 8192, on the embedded data 128 512 1024."""
     variants: tuple[str, ...] = tuple(RECIPES)
-    """The recipe and what is left without a step of it: recipe, no_scaling, no_warm_up, no_zero_gamma, decayed_norms,
-    whole_statistics, frozen_end, plain."""
+    """The recipe, and the recipe without one of its steps: recipe, no_scaling, no_warm_up, no_zero_gamma,
+    decayed_norms, whole_statistics, frozen_end, plain."""
     lr: float = 0.1
     """Learning rate at --reference-batch; with linear scaling it grows in proportion to the batch."""
     reference_batch: int = 128
     """Batch size at which the recipe's learning rate is --lr."""
     warm_up: int = 3
-    """Epochs in which the rate rises from --lr to the scaled one."""
+    """Epochs in which the learning rate rises from --lr to the scaled one."""
     freeze_last: int = 4
     """Epochs at the end in which frozen_end keeps the statistics."""
     at_once: int = 2048
-    """Images in memory together, on all workers; a larger batch is averaged from several such, each normalized by
-    itself."""
+    """Images in memory at once, on all workers; a larger batch is split into parts of this size, each normalized by
+    itself, and their gradients are averaged."""
     depth: int = 6
     """Convolutions of the cnn."""
     augment: Literal["none", "crop-flip"] = "crop-flip"

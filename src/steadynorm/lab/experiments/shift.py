@@ -89,24 +89,24 @@ SHIFT_LABELS = {CLEAN: "clean", SWAPPED: "labels 0 and 1 swapped", MIXED: "all c
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftConfig(OneRateConfig):
-    """Train once, then evaluate under shift: by several decays' statistics, and by methods that adapt to the stream.
+    """Train once, then evaluate under shift: with running statistics of several decays, and with methods that adapt.
 
-    With --data cifar10, CIFAR-10-C's own files (gaussian_noise.npy and so on, with labels.npy) are used where
-    --data-dir has them; without, and on other data, the corruptions are made after them.
+    With --data cifar10, the files of CIFAR-10-C (gaussian_noise.npy and so on, with labels.npy) are used if --data-dir
+    has them. Otherwise, and on other data, the same kinds of corruptions are computed.
     """
 
     methods: tuple[str, ...] = tuple(ADAPTATIONS)
     """Methods that choose the statistics of a test batch."""
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
-    """What is done to the test images; saturate changes nothing in one channel, and is left out there."""
+    """Corruptions of the test images; saturate does nothing to gray images, and is left out for them."""
     severities: tuple[int, ...] = SEVERITIES
-    """How hard the corruptions are, from 1 to 5; streams other than well-mixed ones are of the hardest alone."""
+    """Severities of the corruptions, from 1 to 5; streams that are not well mixed have the highest one only."""
     stream_images: int = 1000
-    """Images in each stream; all validation images where there are fewer."""
+    """Images in each stream; all validation images if there are fewer."""
     stream_batch: int = 100
     """Images that arrive together."""
     single_images: int = 300
-    """Images in the streams in which they arrive one by one."""
+    """Images in the streams of single images."""
     epochs: int = 8
     milestones: tuple[int, ...] = (6,)
 

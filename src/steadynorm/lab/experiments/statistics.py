@@ -67,12 +67,12 @@ QUANTITIES = ("best_momentum", "best_error", "self_tuned", "torchs")
 class StatisticsConfig(ExperimentConfig):
     """Log every layer's batch statistics while a network trains, then predict each batch's from those before it.
 
-    Squared errors are given as multiples of that of the best fixed momentum, which is chosen in hindsight for every
-    layer, for the mean and for the variance.
+    Squared errors are multiples of the error of the best fixed momentum, which is chosen in hindsight for each layer,
+    for its mean and for its variance.
     """
 
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=("--seed",))] = (0,)
-    """Seeds of weights and order; the training is repeated for each."""
+    """Seeds of weights and order; a network is trained for each."""
     network: Network = "cnn"
     """As for steadynorm compare, with plain batch norm."""
     steps: int = 500

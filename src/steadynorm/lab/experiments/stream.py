@@ -83,7 +83,7 @@ STORED, GATED_LAYERS, GATE = "stored", "gated", "gate"
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig(OneRateConfig):
-    """Train at batch size 1 beside the default build, and let that build meet a stream of single images.
+    """Train at batch size 1, compare with the default build, and let that build predict a stream of single images.
 
     The default build is batch norm on batches of --batch-size at rate --lr; at batch size 1 the rate is divided by
     --batch-size.
@@ -94,7 +94,7 @@ class StreamConfig(OneRateConfig):
     methods: tuple[str, ...] = tuple(ADAPTATIONS)
     """Methods by which the default build chooses statistics on the stream."""
     stream_images: int = 1000
-    """Test images in each stream; all of them where there are fewer."""
+    """Test images in each stream; all of them if there are fewer."""
     widths: tuple[int, ...] = (16, 32, 64)
     epochs: int = 3
     milestones: tuple[int, ...] = (2,)

@@ -52,7 +52,7 @@ MANY = 12  # rows of a table that stands at the end of the page
 class SweepConfig(TrainingConfig):
     """Train one network per normalization, learning rate, batch size, depth and seed, and show where training explodes.
 
-    The defaults are the article's rates and batch size, on embedded data; --data takes CIFAR-10 or images of your own.
+    The defaults are the article's rates and batch size, on embedded data; --data takes CIFAR-10 or your own images.
     """
 
     arms: tuple[str, ...] = ("batch_norm", "none")
@@ -60,9 +60,9 @@ class SweepConfig(TrainingConfig):
     lr: tuple[float, ...] = (0.01, 0.05, 0.1)
     """Learning rates."""
     batch_size: tuple[int, ...] = (64,)
-    """Numbers of images that are normalized together and make a step."""
+    """Images in a step, which are normalized together."""
     depth: tuple[int, ...] = (6,)
-    """Numbers of convolutions of the cnn."""
+    """Convolutions of the cnn."""
     epochs: int = 5
     milestones: tuple[int, ...] = (4,)
     largest_rate: bool = False
