@@ -100,7 +100,7 @@ def test_a_file_that_is_no_record_is_one_line_and_exit_status_2(
 ) -> None:
     (tmp_path / "x").write_text("{}")
     assert exit_status("bench", "table", str(tmp_path / "x")) == 2
-    assert capsys.readouterr().err.startswith(f"steadynorm: {tmp_path / 'x'}: is not the record of a bench")
+    assert capsys.readouterr().err.startswith(f"steadynorm: {tmp_path / 'x'}: is not a bench record")
     assert exit_status("bench", "table", str(tmp_path / "y")) == 2
     assert capsys.readouterr().err == f"steadynorm: {tmp_path / 'y'}: No such file or directory.\n"
 

@@ -112,7 +112,7 @@ def test_records_are_named_by_bench_device_and_day_and_never_overwritten(tmp_pat
 @pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"[]", b'{"experiment": "compare"}', b"\xff\xfe"])
 def test_what_is_no_record_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.json: is not the record of a bench"):
+    with pytest.raises(UserError, match=r"x\.json: is not a bench record"):
         read_record(tmp_path / "x.json")
 
 

@@ -243,7 +243,7 @@ def test_labels_of_other_classes_are_not_scored(run: Any, tmp_path: Path) -> Non
         ((f"{HERE}:images",), f"{HERE}:images: failed with TypeError"),
         ((f"{HERE}:trained_network", "--weights", "none.pth"), "--weights: none.pth: there is no such file."),
         ((f"{HERE}:trained_network", "--data", "imagenet"), "--data: must be one of"),
-        ((f"{HERE}:trained_network", "--data", "shapes"), "--data: the model does not take an input of shape (64, 3"),
+        ((f"{HERE}:trained_network", "--data", "shapes"), "--data: the model failed on an input of shape (64, 3"),
         ((f"{HERE}:trained_network", "--skip", "eps"), "--skip: no check is called 'eps'"),
         ((f"{HERE}:trained_network", "--batches", "33"), "--batches: must be at most 32"),
         ((f"{HERE}:trained_network", "--batch-size", "0"), "--batch-size: must be at least 1"),

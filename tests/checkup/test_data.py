@@ -132,12 +132,12 @@ def test_images_without_folders_have_no_labels(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ({"images": np.zeros(3)}, "must have an array x, and y where there are labels; it has images."),
+        ({"images": np.zeros(3)}, "must have an array x, and y if there are labels; it has images."),
         ({"x": np.zeros(3), "y": np.zeros(3)}, "y must be integers of shape (3,), got float64 (3,)."),
         ({"x": np.zeros(3), "y": np.zeros(2, dtype=int)}, "y must be integers of shape (3,), got int64 (2,)."),
         ({"x": np.zeros((0, 3))}, "x must be numbers of shape (N, ...), got float64 (0, 3)."),
         ({"x": np.array(["a"])}, "x must be numbers"),
-        ({"x": np.array([{}, 1], dtype=object)}, "is no .npz file of plain arrays"),
+        ({"x": np.array([{}, 1], dtype=object)}, "is not an .npz file of plain arrays"),
     ],
 )
 def test_arrays_that_mean_nothing_are_refused(tmp_path: Path, content: dict[str, Any], why: str) -> None:
@@ -150,7 +150,7 @@ def test_what_is_no_data_is_refused(tmp_path: Path, folders: Path) -> None:
     for data, why in (
         ("imagenet", "--data: must be one of: shapes, digits, cifar10, cifar100, mnist, fashion_mnist; "),
         (tmp_path / "none.npz", "there is no such file"),
-        (tmp_path / "a.npz", "a.npz: is no .npz file"),
+        (tmp_path / "a.npz", "a.npz: is not an .npz file"),
         (folders / "empty", "which holds nothing."),
     ):
         with pytest.raises(UserError, match=re.escape(why)):
@@ -159,7 +159,7 @@ def test_what_is_no_data_is_refused(tmp_path: Path, folders: Path) -> None:
 
 def test_an_image_that_cannot_be_read_is_named(folders: Path) -> None:
     (folders / "red" / "0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"0\.png: is no image that can be read"):
+    with pytest.raises(UserError, match=r"0\.png: is not a readable image"):
         load(folders, batch_size=6)
 
 
@@ -170,7 +170,7 @@ def test_numbers_by_channel_must_fit(flag: str) -> None:
 
 
 def test_a_place_has_no_data_directory(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--data-dir: says where a data set lies that has a name"):
+    with pytest.raises(UserError, match="--data-dir: is for named data sets"):
         load(tmp_path, data_dir=tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     path = arrays(tmp_path, a=np.zeros((4, 2), np.float32), b=np.arange(4), x=np.ones((4, 2)))
     ((x, y),) = load(path, batch_size=4, columns=("a", "b")).batches
     assert (float(x.sum()), sorted(y.tolist())) == (0.0, [0, 1, 2, 3])
-    with pytest.raises(UserError, match="must have an array c, and b where there are labels; it has a, b and x"):
+    with pytest.raises(UserError, match="must have an array c, and b if there are labels; it has a, b and x"):
         load(path, columns=("c", "b"))
 
 

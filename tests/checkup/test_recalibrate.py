@@ -157,7 +157,7 @@ def test_of_a_checkpoint_of_an_experiment_comes_another(run: Any, tmp_path: Path
         ((MODEL, "--data", "DATA", "--save", "NEW", "--weights-key", "ema"), "--weights-key: says where to look"),
         (
             ("tests.support.deploy:build_model", "--data", "DATA", "--save", "NEW"),
-            "--data: the model does not take an ",
+            "--data: the model failed on an ",
         ),
         (("tests.checkup.test_recalibrate:normless", "--data", "DATA", "--save", "NEW"), "the model must have a batch"),
     ],
@@ -169,5 +169,5 @@ def test_what_cannot_be_done_is_one_line_and_no_file(
     status, out, err = run(*(flag.replace("DATA", data).replace("NEW", str(new)) for flag in flags))
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"steadynorm: {told}")
-    assert ("does not take" in err) == err.endswith(" Give data with as many channels.\n")
+    assert ("failed on" in err) == err.endswith(" Give data with as many channels.\n")
     assert not new.exists()

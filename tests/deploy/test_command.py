@@ -429,7 +429,7 @@ def test_a_server_that_ends_is_one_line(exported):
 
 def test_a_damaged_file_does_not_load(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"model\.onnx: fails in a process of its own: ") as caught:
+    with pytest.raises(UserError, match=r"model\.onnx: fails in a separate process: ") as caught:
         Server(tmp_path / "model.onnx", serving="onnx.py", threads=1)
     assert "\n" not in str(caught.value)
 

@@ -176,7 +176,7 @@ def test_the_first_of_several_outputs_is_served(tmp_path, served_here):
         ),
         (mlp(), [torch.ones(4, 12), None], {}, r"^images: must be float32 tensors .* got NoneType\.$"),
         (mlp(), [], {}, r"^images: must be float32 tensors .* got NoneType\.$"),
-        (mlp(), torch.ones(0, 12), {}, r"^images: must hold one at least, got shape \(0, 12\)\.$"),
+        (mlp(), torch.ones(0, 12), {}, r"^images: must hold at least one, got shape \(0, 12\)\.$"),
         (mlp(), [torch.ones(4, 12), torch.ones(4, 11)], {}, r"one shape after N, got \(12,\) and \(11,\)\.$"),
         (
             mlp(),
@@ -185,7 +185,7 @@ def test_the_first_of_several_outputs_is_served(tmp_path, served_here):
             r"^formats: no format is called 'coreml'\. Choose from torchs",
         ),
         (mlp(), torch.ones(4, 12), {"quantize": "int4"}, r"^quantize: no quantisation is called 'int4'\. Choose from"),
-        (mlp(), torch.ones(4, 12), {"quantize": ()}, r"^quantize: must be one at least of none, dynamic, static"),
+        (mlp(), torch.ones(4, 12), {"quantize": ()}, r"^quantize: must be at least one of none, dynamic, static"),
         (
             mlp(),
             torch.ones(4, 12),
@@ -231,9 +231,7 @@ def test_a_class_that_no_other_process_knows_is_exported_but_not_timed(tmp_path,
 
     model = Local(*mlp()).eval()
     assert export(model, torch.ones(4, 12), out=tmp_path / "a", formats="torchscript").of("torchscript").file
-    with pytest.raises(
-        UserError, match=r"cannot be pickled for a process of its own: .*\. Define its class in a module"
-    ):
+    with pytest.raises(UserError, match=r"cannot be pickled for a separate process: .*\. Define its class in a module"):
         export(model, torch.ones(4, 12), out=tmp_path / "b", formats="torchscript", requests=1)
 
 

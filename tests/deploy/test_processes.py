@@ -18,7 +18,7 @@ def serve(tmp_path, first="pass", **how):
 
 @pytest.mark.parametrize("module", ["steadynorm", "steadynorm.layers", "tests.support.poison"])
 def test_what_is_served_cannot_import_this_package_nor_what_lies_beside_it(tmp_path, module):
-    with pytest.raises(UserError, match="model: fails in a process of its own: ModuleNotFoundError: "):
+    with pytest.raises(UserError, match="model: fails in a separate process: ModuleNotFoundError: "):
         serve(tmp_path, f"import {module}")
     serve(tmp_path, f"import {module}", own=True).close()
 

@@ -80,7 +80,7 @@ def test_absent_weights_are_named(tmp_path):
 
 def test_a_checkpoint_takes_no_other_weights(tmp_path):
     save_checkpoint(tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="holds its own"):
+    with pytest.raises(UserError, match="has its own weights"):
         load_source(str(tmp_path / "a.safetensors"), weights=tmp_path / "a.safetensors")
 
 

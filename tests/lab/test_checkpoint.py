@@ -164,7 +164,7 @@ def test_code_that_a_file_names_is_called_where_the_user_has_named_it_too(tmp_pa
 
 def test_a_checkpoint_whose_module_is_not_here_says_so(tmp_path):
     saved(tmp_path, METADATA | {"network": "gone.models:make", "arm": "none"})
-    with pytest.raises(UserError, match=r"a\.safetensors: gone\.models: cannot be imported .*Run from where it can"):
+    with pytest.raises(UserError, match=r"a\.safetensors: gone\.models: cannot be imported .*Run from a folder"):
         load_checkpoint(tmp_path / "a.safetensors", code=["gone.models:make"])
 
 

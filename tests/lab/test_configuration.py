@@ -102,7 +102,7 @@ def test_what_only_the_cnn_has_is_left_alone_where_another_network_is_trained() 
 )
 def test_what_only_the_cnn_has_is_refused_for_another_network(config: ExperimentConfig, flags: str) -> None:
     with pytest.raises(
-        UserError, match=rf"^{flags}: --network resnet20 has its own\. Drop it, or say --network cnn\.$"
+        UserError, match=rf"^{flags}: --network resnet20 has its own\. Drop it, or give --network cnn\.$"
     ):
         prepared(config, {})
 
@@ -153,10 +153,10 @@ def test_a_schedule_without_milestones_has_none_and_its_command_repeats_it() -> 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (OneRateConfig(optimizer="adamw", momentum=0.5), "--momentum: is that of SGD, got --optimizer adamw."),
-        (OneRateConfig(optimizer="adamw", given=("--momentum",)), "--momentum: is that of SGD"),
-        (OneRateConfig(schedule="cosine", milestones=(3,)), "--milestones: are those of the step schedule, got"),
-        (OneRateConfig(schedule="one-cycle", given=("--milestones",)), "--milestones: are those of the step"),
+        (OneRateConfig(optimizer="adamw", momentum=0.5), "--momentum: is for SGD, got --optimizer adamw."),
+        (OneRateConfig(optimizer="adamw", given=("--momentum",)), "--momentum: is for SGD"),
+        (OneRateConfig(schedule="cosine", milestones=(3,)), "--milestones: are for the step schedule, got"),
+        (OneRateConfig(schedule="one-cycle", given=("--milestones",)), "--milestones: are for the step"),
     ],
 )
 def test_what_the_recipe_does_not_look_at_is_refused(given: OneRateConfig, message: str) -> None:

@@ -89,7 +89,7 @@ def test_code_that_a_stored_experiment_calls_must_be_named_again() -> None:
     config = CompareConfig(network=f"{HERE}:make", arms=arms, lr=0.03)
     record = new_record("compare", config, DATA)
     words = f"--network {HERE}:make --arms half={HERE}:Scale,power=0.5 none"
-    with pytest.raises(UserError, match=f"^--resume: .* calls code .* If you trust it, add {words}$"):
+    with pytest.raises(UserError, match=f"^--resume: .* names code .* If you trust it, add {words}$"):
         stored_config(CompareConfig(resume=Path("x")), record)
     again = CompareConfig(
         resume=Path("x"), network=config.network, arms=arms, given=("--arms", "--network", "--resume")
@@ -139,7 +139,7 @@ def test_other_data_are_refused() -> None:
         changed = new_record("compare", CONFIG, DATA)
     finally:
         DATA.train.pixels[0, 0, 0, 0] ^= 1
-    with pytest.raises(UserError, match="the data are not those"):
+    with pytest.raises(UserError, match="the data differ from those"):
         check_same(record, changed, Recorder())
 
 
@@ -171,7 +171,7 @@ def test_an_interrupt_says_how_to_resume() -> None:
     display = Recorder()
     with pytest.raises(Interrupted), explain_stop(["compare", "--resume", "a b"], Path("a b"), display):
         raise KeyboardInterrupt
-    assert display.messages == ["interrupted; continue after what is finished with: steadynorm compare --resume 'a b'"]
+    assert display.messages == ["interrupted; continue with: steadynorm compare --resume 'a b'"]
 
 
 def test_a_full_disk_says_how_to_resume() -> None:
@@ -265,7 +265,7 @@ def test_a_record_of_another_number_of_workers_is_refused() -> None:
 
 def test_a_directory_of_the_first_format_is_not_resumed(tmp_path: Path) -> None:
     write_first_format(tmp_path, new_record("compare", CONFIG, DATA))
-    with pytest.raises(UserError, match=rf"--resume: .* in another form\. .* steadynorm report {tmp_path} shows"):
+    with pytest.raises(UserError, match=rf"--resume: .* in an older format\. .* steadynorm report {tmp_path} shows"):
         compare.EXPERIMENT.run(CompareConfig(resume=tmp_path), Recorder())
 
 

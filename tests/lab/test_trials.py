@@ -35,7 +35,7 @@ def test_our_own_networks_are_tried_without_memory(monkeypatch):
     ("changes", "arm", "message"),
     [
         ({"network": f"{HERE}:fails"}, "batch_norm", r"fails\(classes=10\): failed with KeyError"),
-        ({"network": f"{HERE}:plain"}, "batch_norm", "has no batch norm that could become another"),
+        ({"network": f"{HERE}:plain"}, "batch_norm", "has no batch norm to replace"),
         ({}, f"{HERE}:Scale,width=1", "must be a class that is called with"),
         ({}, "group_norm,num_groups=3", r"--arms: group_norm,num_groups=3: failed with ValueError: num_channels"),
         (

@@ -258,5 +258,5 @@ def test_a_pipe_is_refused_in_place_of_waiting_for_it(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.pt", "a.pth", "runs/a.ckpt", "pytorch_model.bin"])
 def test_a_file_of_weights_alone_says_how_to_give_it(name):
-    with pytest.raises(UserError, match=rf"^{name}: is no checkpoint of an experiment.*:FUNCTION --weights {name}$"):
+    with pytest.raises(UserError, match=rf"^{name}: is not a checkpoint of an experiment.*:FUNCTION --weights {name}$"):
         load_source(name, weights=None)

@@ -82,7 +82,7 @@ def test_groups_that_do_not_divide_are_refused():
 @pytest.mark.parametrize("groups", [0, -1, 2.5, 2.0, float("nan")])
 def test_a_number_of_groups_that_is_none_is_refused(groups):
     with pytest.raises(
-        ValueError, match=f"num_groups must be a whole number that divides the channels, got {groups} for"
+        ValueError, match=f"num_groups must be a complete number that divides the channels, got {groups} for"
     ):
         convert_(nn.BatchNorm2d(10), "group_norm", num_groups=groups)
 

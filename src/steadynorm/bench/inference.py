@@ -34,9 +34,9 @@ FOLDED = "folded"
 def _plan(config: StepFlags, head: Json, display: Display) -> Sequence[str]:
     head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
     if config.watch:
-        raise UserError("--watch: a watch is over training steps; leave --inference out.")
+        raise UserError("--watch: needs training steps. Drop --inference.")
     if not {TORCHS, OURS} & set(config.norms):
-        raise UserError("--inference: --norms must have torch_batch_norm or batch_norm, which is what is folded.")
+        raise UserError("--inference: folds batch norms, so --norms must have torch_batch_norm or batch_norm.")
     return config.networks
 
 

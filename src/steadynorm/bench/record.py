@@ -93,14 +93,14 @@ def read_record(path: Path) -> Json:
     """Read a record back.
 
     Raises:
-        UserError: the file is not the record of a bench.
+        UserError: the file is not a bench record.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not the record of a bench: {error}.") from error
+        raise UserError(f"{path}: is not a bench record: {error}.") from error
     if not isinstance(record, dict) or "bench" not in record:
-        raise UserError(f"{path}: is not the record of a bench. Give a file that --out has written.")
+        raise UserError(f"{path}: is not a bench record. Give a file that --out has written.")
     return record
 
 

@@ -55,10 +55,10 @@ def warmup(config: WarmupConfig) -> None:
     trials, small = _plan(config)
     done: list[dict[str, Any]] = []
     if (reason := why_unusable("numba")) is not None:
-        raise UserError(f"the compiled kernels must be usable, but {reason}")
+        raise UserError(f"the CPU kernels cannot be used: {reason}")
     with open_display(stream=sys.stderr if config.json else sys.stdout, timed=True) as display:
         for shape in small:
-            display.message(f"{shape}: too small for the CPU kernels; torch's own run there")
+            display.message(f"{shape}: too small for the CPU kernels; torch's kernels run there")
         for number, (name, trial) in enumerate(trials.items(), start=1):
             display.begin(name, number=number, of=len(trials))
             result = trial()

@@ -89,7 +89,7 @@ def check_adapt(config: AdaptConfig) -> tuple[str, str]:
     if config.weights_key is not None and config.weights is None:
         raise UserError("--weights-key: says where to look in a file. Give the file by --weights.")
     if config.gate is not None and config.clean is not None:
-        raise UserError("--clean: calibrates a gate, and --gate gives one that is. Drop one of them.")
+        raise UserError("--clean: calibrates a new gate, and --gate loads a calibrated one. Drop one of them.")
     if config.save is not None:
         check_target(config.save, "--save")
     if config.json is not None and len(config.json) > 1:

@@ -109,7 +109,7 @@ def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None], *, f
     if data in DATASETS:
         return _from_dataset(data, wanted, progress)
     if wanted.data_dir is not None:
-        raise UserError(f"--data-dir: says where a data set lies that has a name; {data} is a place itself.")
+        raise UserError(f"--data-dir: is for named data sets, and {data} is a path. Drop it.")
     reading = Reading(columns=wanted.columns, progress=progress, flag=flag, size_flag="--input-size")
     if archives.recognises(data):
         return _from_arrays(Path(data), wanted, reading)
@@ -195,8 +195,7 @@ def _from_arrays(path: Path, wanted: Wanted, reading: Reading) -> Sample:
         if wanted.columns is None and archives.choose(names):
             return _from_parts(archives.read(str(path), reading), str(path), wanted, reading)
         raise UserError(
-            f"{flag}: {path}: must have an array {x_name}, and {y_name} where there are labels; it has "
-            f"{listing(names)}."
+            f"{flag}: {path}: must have an array {x_name}, and {y_name} if there are labels; it has {listing(names)}."
         )
     x, y = arrays[x_name], arrays.get(y_name)
     if x.dtype.kind not in "fiub" or x.ndim == 0 or len(x) == 0:
@@ -250,7 +249,7 @@ def _read_image(path: Path, size: tuple[int, int], flag: str) -> Tensor:
             image, _ = plain(upright(file))
             cut = ImageOps.fit(image.convert("RGB"), (size[1], size[0]), method=Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{flag}: {path}: is no image that can be read ({one_line(error)}).") from error
+        raise UserError(f"{flag}: {path}: is not a readable image ({one_line(error)}).") from error
     return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
 
 

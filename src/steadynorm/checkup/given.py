@@ -186,7 +186,7 @@ def tried(model: nn.Module, sample: Sample, flag: str) -> Any:  # noqa: ANN401 (
         if re.search(r"to have \d+ channels", str(error)):  # as torch's convolutions say it
             size = " Give data with as many channels."
         raise UserError(
-            f"{flag}: the model does not take an input of shape {tuple(x.shape)}: {one_line(error)}.{size}"
+            f"{flag}: the model failed on an input of shape {tuple(x.shape)} with {one_line(error)}.{size}"
         ) from error
 
 

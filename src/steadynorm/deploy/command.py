@@ -106,7 +106,7 @@ def run_export(config: ExportConfig, display: Display) -> Path:
     if source.weights:
         display.message(source.weights)
     norms = check_ready(source.model)
-    display.message(f"{source.name}: {f'{norms} batch norms, all sound' if norms else 'no batch norms'}")
+    display.message(f"{source.name}: {f'{norms} batch norms, ready for export' if norms else 'no batch norms'}")
     dataset = load_dataset(config.data, **_reading(config), progress=display.message)
     chosen = some(dataset.validation, config.images)
     images = _scaled(chosen, dataset, config.input_size)

@@ -64,7 +64,7 @@ class Comparison:
             raise UserError(f"{error} {advice}") from error
         except Exception as error:  # a class's own __reduce__ or __getstate__ may raise anything
             raise UserError(
-                f"the model cannot be pickled for a process of its own: {one_line(error)}. {advice}"
+                f"the model cannot be pickled for a separate process: {one_line(error)}. {advice}"
             ) from error
 
     def answers(self, path: Path, artifact: Artifact) -> NDArray[np.float32]:

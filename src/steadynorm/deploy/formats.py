@@ -110,7 +110,7 @@ def _quantised_linear(model: nn.Module) -> tuple[nn.Module, str]:
     """Quantise a copy's linear layers by torch, and say how much of the model they are."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise UserError("dynamic quantisation covers linear layers, of which the model has none. Take static.")
+        raise UserError("dynamic quantisation covers linear layers, of which the model has none. Use static.")
     share = sum(module.weight.numel() for module in linear) / sum(each.numel() for each in model.parameters())
     quantised = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
         deepcopy(model), {nn.Linear}, dtype=torch.qint8

@@ -203,7 +203,7 @@ def plans(
     check_known(options[0], chosen, FORMATS, what="format")
     check_known(options[1], wanted, QUANTIZATIONS, what="quantisation")
     if not wanted:
-        raise UserError(f"{options[1]}: must be one at least of {', '.join(QUANTIZATIONS)}, got nothing.")
+        raise UserError(f"{options[1]}: must be at least one of {', '.join(QUANTIZATIONS)}, got nothing.")
     for name in chosen:
         if why := FORMATS[name].absent():
             raise UserError(f"{options[0]} {name}: {why}")
@@ -230,7 +230,7 @@ def _inputs(batches: Tensor | Sequence[Tensor], name: str) -> Tensor:
         raise UserError(f"{name}: batches must have one shape after N, got {' and '.join(map(str, shapes))}.")
     whole = torch.cat([each.detach().cpu() for each in parts])
     if not len(whole):
-        raise UserError(f"{name}: must hold one at least, got shape {tuple(whole.shape)}.")
+        raise UserError(f"{name}: must hold at least one, got shape {tuple(whole.shape)}.")
     return whole.contiguous()
 
 

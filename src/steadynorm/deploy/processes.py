@@ -90,7 +90,7 @@ class Server:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             text = str(answer["error"]).strip().splitlines()[0][:300]
-            raise UserError(f"{self.path.name}: fails in a process of its own: {text.rstrip('.')}.")
+            raise UserError(f"{self.path.name}: fails in a separate process: {text.rstrip('.')}.")
         return answer
 
 

@@ -74,7 +74,7 @@ def load_source(
     """
     if not is_built(what) and Path(what).suffix in FOREIGN:
         raise UserError(
-            f"{what}: is no checkpoint of an experiment. Give a function that builds the model, and this file by "
+            f"{what}: is not a checkpoint of an experiment. Give a function that builds the model, and this file by "
             f"--weights: PACKAGE.MODULE:FUNCTION --weights {what}"
         )
     if not is_built(what):
@@ -84,7 +84,7 @@ def load_source(
                 "builds the model: PACKAGE.MODULE:FUNCTION"
             )
         if weights is not None:
-            raise UserError(f"--weights: {what} is a checkpoint, which holds its own. Drop the flag.")
+            raise UserError(f"--weights: {what} is a checkpoint, which has its own weights. Drop the flag.")
         from steadynorm.lab.arms import arm_label
         from steadynorm.lab.checkpoint import load_checkpoint
 

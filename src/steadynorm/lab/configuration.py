@@ -202,9 +202,9 @@ def _is_given(config: ExperimentConfig, name: str) -> bool:
 def _check_recipe(given: TrainingConfig) -> None:
     """Refuse what the optimizer or the schedule does not look at."""
     if given.optimizer != "sgd" and _is_given(given, "momentum"):
-        raise UserError(f"--momentum: is that of SGD, got --optimizer {given.optimizer}. Drop it, or say sgd.")
+        raise UserError(f"--momentum: is for SGD, got --optimizer {given.optimizer}. Drop it, or give --optimizer sgd.")
     if given.schedule != "step" and given.milestones and _is_given(given, "milestones"):
-        raise UserError(f"--milestones: are those of the step schedule, got --schedule {given.schedule}. Drop one.")
+        raise UserError(f"--milestones: are for the step schedule, got --schedule {given.schedule}. Drop one.")
 
 
 def _completed(config: ConfigT) -> ConfigT:
@@ -226,7 +226,7 @@ def _check_unused(given: ExperimentConfig, default: ExperimentConfig, *, network
     unused = [flag(name) for name in ONLY_OF_CNN if getattr(given, name) not in usual[name]]
     if unused:
         what = "it" if len(unused) == 1 else "them"
-        raise UserError(f"{' '.join(unused)}: --network {network} has its own. Drop {what}, or say --network cnn.")
+        raise UserError(f"{' '.join(unused)}: --network {network} has its own. Drop {what}, or give --network cnn.")
 
 
 def check_experiment(
@@ -254,7 +254,7 @@ def check_experiment(
     both_sides(config.image_size)
     given = [name for name in ("train_images", "threads") if getattr(config, name) is not None]
     if config.address is not None and config.on != "ray":
-        raise UserError("--address: is that of a Ray cluster. Add --on ray.")
+        raise UserError("--address: needs a Ray cluster. Add --on ray.")
     if config.on == "ray" and number_of_workers() > 1:
         raise UserError("--on: ray starts its own processes. Run it without torchrun, or with --on local.")
     check_at_least(config, (*((name, 1) for name in given), *least.items()))

@@ -213,8 +213,8 @@ def _stored_record(experiment: Experiment[Any], place: Path) -> Record:
         )
     if format_of(place) != FORMAT:
         raise UserError(
-            f"--resume: {place} was written by steadynorm {stored.versions.get('steadynorm', '')} in another form. "
-            f"Go on with that version, or begin again; steadynorm report {place} shows what it holds."
+            f"--resume: {place} was written by steadynorm {stored.versions.get('steadynorm', '')} in an older format. "
+            f"Continue with that version, or start again; steadynorm report {place} shows what it holds."
         )
     check_record(experiment, stored)
     return stored
@@ -258,7 +258,7 @@ def _check_workers(config: ExperimentConfig) -> None:
 
 def _announce(record: Record, config: ExperimentConfig, place: Path, display: Display) -> None:
     if config.data == "shapes":
-        display.message(f"embedded data; on photographs: steadynorm {record.experiment} --data cifar10")
+        display.message(f"embedded data; for photographs run: steadynorm {record.experiment} --data cifar10")
     display.message(
         f"{record.config['data']} in {record.resolved['precision']} on {record.resolved['device']} "
         f"with {_strength(record)}, into {place}"
@@ -334,7 +334,7 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
         raise UserError(f"--resume: continues with the stored configuration. Drop {' '.join(extra)}.")
     if missing := [name for name in calling_fields(stored) if name not in again]:
         words = shlex.join(words_of(stored, missing))
-        raise UserError(f"--resume: the experiment calls code that is named in it. If you trust it, add {words}")
+        raise UserError(f"--resume: the stored configuration names code to run. If you trust it, add {words}")
     if given.data != default.data or "--data" in given.given:  # where they lie now; others are refused by their digest
         stored = dataclasses.replace(stored, data=given.data)
     if given.data_dir is not None:
@@ -425,8 +425,8 @@ def check_same(stored: Record, now: Record, display: Display) -> None:
     """
     if stored.resolved["data_sha256"] != now.resolved["data_sha256"]:
         raise UserError(
-            f"--resume: the data are not those that the experiment began with, {stored.config['data']}. Say where they "
-            "lie by --data, or by --data-dir for a data set of a name."
+            f"--resume: the data differ from those that the experiment began with, {stored.config['data']}. Give their "
+            "place by --data, or by --data-dir for a named data set."
         )
     before, workers = stored.resolved.get("workers", 1), now.resolved["workers"]
     if before != workers:
@@ -466,7 +466,7 @@ def explain_stop(command: Sequence[str], place: Path, display: Display) -> Itera
     try:
         yield
     except KeyboardInterrupt as stop:
-        display.message(f"interrupted; continue after what is finished with: {resume}")
+        display.message(f"interrupted; continue with: {resume}")
         raise Interrupted from stop
     except OSError as error:
         raise UserError(f"{error.filename or place}: {reason_of(error)}. Fix this and resume: {resume}") from error

@@ -30,7 +30,9 @@ def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
     try:
         imported = importlib.import_module(module)
     except (ImportError, ValueError) as error:
-        raise UserError(f"{module}: cannot be imported ({one_line(error)}). Run from where it can.") from error
+        raise UserError(
+            f"{module}: cannot be imported ({one_line(error)}). Run from a folder where Python finds it."
+        ) from error
     except Exception as error:  # a module runs the user's code
         raise UserError(f"{module}: fails while it is imported ({one_line(error)}). Fix it.") from error
     try:

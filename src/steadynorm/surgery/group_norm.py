@@ -51,7 +51,7 @@ def build_group_norm(
     groups = 1 if layer_norm else groups_for(channels) if num_groups is None else num_groups
     if not isinstance(groups, int) or groups < 1 or channels % groups:
         raise ValueError(
-            f"convert_: num_groups must be a whole number that divides the channels, got {groups} for {channels}. "
+            f"convert_: num_groups must be a complete number that divides the channels, got {groups} for {channels}. "
             "Leave it out, or choose layers by where."
         )
     weight = old._parameters.get("weight")

@@ -150,7 +150,7 @@ BROKEN = {
     "fewer labels": ({"x": GRAY, "y": LABELS[:9]}, "must have one label for each of 20 images, got shape (9,)."),
     "one-hot": ({"x": GRAY, "y": np.eye(4)[LABELS]}, "These may be one-hot: give their argmax."),
     "labels that are floats": ({"x": GRAY, "y": LABELS / 1}, "labels must be whole numbers or text, got float64."),
-    "a negative label": ({"x": GRAY, "y": LABELS - 1}, "row 0: label must be 0 to 2, got -1. Labels of -1 say that"),
+    "a negative label": ({"x": GRAY, "y": LABELS - 1}, "row 0: label must be 0 to 2, got -1. A label of -1 means that"),
     "a label that is no class": ({"x": GRAY, "y": LABELS * 99}, "row 3: labels must be numbers of classes, counted"),
     "one class": ({"x": GRAY, "y": LABELS * 0}, "there must be training images of two classes, got all 20 of 0."),
     "no images": ({"x": GRAY[:0], "y": LABELS[:0]}, "must hold images, got shape (0, 5, 7"),
@@ -164,7 +164,7 @@ BROKEN = {
     ),
     "pickled objects": (
         {"x": np.array([{}] * 20), "y": LABELS},
-        "is no .npz file of plain arrays (ValueError: object of",
+        "is not an .npz file of plain arrays (ValueError: object of",
     ),
 }
 
@@ -180,7 +180,7 @@ def test_what_is_broken_is_refused_in_one_line(load, case):
 def test_a_file_cut_off_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=GRAY, y=LABELS)
     (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"^--data: .*b\.npz: is no \.npz file\.$"):
+    with pytest.raises(UserError, match=r"^--data: .*b\.npz: is not an \.npz file\.$"):
         load_dataset(str(tmp_path / "b.npz"))
     with pytest.raises(UserError, match=r"^--data: .*c\.npz: there is no such file\.$"):
         load_dataset(str(tmp_path / "c.npz"))

@@ -102,7 +102,7 @@ def test_missing_labels_are_named(directory):
 def test_truncated_files_are_refused(directory, length):
     path = directory / "fog.npy"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"fog.npy: must be a whole .npy file of numbers, got .* Download it again"):
+    with pytest.raises(UserError, match=r"fog.npy: must be a complete .npy file of numbers, got .* Download it again"):
         load_cifar10_c(directory, "fog", severity=1)
 
 
@@ -113,7 +113,7 @@ def test_truncated_files_are_refused(directory, length):
 def test_damaged_headers_are_refused(directory, damage):
     path = directory / "fog.npy"
     path.write_bytes(path.read_bytes().replace(*damage, 1))
-    with pytest.raises(UserError, match=r"fog.npy: must be a whole .npy file of numbers, got"):
+    with pytest.raises(UserError, match=r"fog.npy: must be a complete .npy file of numbers, got"):
         load_cifar10_c(directory, "fog", severity=1)
 
 
@@ -123,7 +123,7 @@ def test_pickled_objects_are_refused_and_not_run(directory):
             return (directory / "made").mkdir, ()
 
     np.save(directory / "fog.npy", np.array([Runs()], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"fog.npy: must be a whole .npy file of numbers"):
+    with pytest.raises(UserError, match=r"fog.npy: must be a complete .npy file of numbers"):
         load_cifar10_c(directory, "fog", severity=1)
     assert not (directory / "made").exists()
 

@@ -70,7 +70,7 @@ def test_of_two_other_parts_the_one_not_used_is_named(folders, image):
     image(folders / "test" / "cat" / "0.png")
     dataset, said = load(folders)
     assert len(dataset.validation) == 4
-    assert said == [f"{folders}: val/ is validated on; test/ is not used"]
+    assert said == [f"{folders}: val/ is the validation part; test/ is not used"]
 
 
 def test_without_another_part_a_share_is_held_out_and_said(folders):
@@ -92,7 +92,7 @@ def test_what_systems_leave_behind_is_left_out_and_other_files_are_named(folders
         (folders / "train" / "cat" / name).write_bytes(b"x")
     dataset, said = load(folders)
     assert len(dataset.train) == 6
-    assert said == [f"{folders / 'train'}: left out 1 file that are no images in a class folder: notes.txt"]
+    assert said == [f"{folders / 'train'}: left out 1 file, not images of a class: notes.txt"]
 
 
 def test_an_empty_class_folder_is_left_out_and_named(folders):
@@ -235,5 +235,5 @@ def test_columns_of_folders_are_refused(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
-    with pytest.raises(UserError, match=r"^--columns: names columns or arrays, which .* has not\. Drop it\.$"):
+    with pytest.raises(UserError, match=r"^--columns: names columns or arrays, which .* does not have\. Drop it\.$"):
         load_dataset(str(tmp_path), columns=("image", "label"))

@@ -85,7 +85,9 @@ def test_a_cut_off_gzip_file_is_refused(write, keep: int) -> None:
     directory = write(zipped=True)
     path = directory / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: must be a whole file, got .*Download it again"):
+    with pytest.raises(
+        UserError, match=r"train-images-idx3-ubyte\.gz: must be a complete file, got .*Download it again"
+    ):
         load(directory)
 
 
@@ -117,7 +119,7 @@ def test_a_damaged_gzip_file_is_refused(write) -> None:
     content = bytearray(path.read_bytes())
     content[10] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(UserError, match="must be a whole file"):
+    with pytest.raises(UserError, match="must be a complete file"):
         load(directory)
 
 

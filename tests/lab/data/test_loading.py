@@ -34,8 +34,8 @@ def test_what_a_directory_of_no_layout_holds_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ({"columns": ("x", "y")}, "--columns: says how data of your own are read, not digits"),
-        ({"validation_share": 0.5}, "--validation-share: says how data of your own are read, not digits"),
+        ({"columns": ("x", "y")}, "--columns: is for your own data, not for digits"),
+        ({"validation_share": 0.5}, "--validation-share: is for your own data, not for digits"),
         ({"image_size": (0,)}, "--image-size: must be height and width, or one number for both, got 0"),
         ({"image_size": (1, 2, 3)}, "--image-size: must be height and width, or one number for both, got 1 2 3"),
     ],
@@ -64,7 +64,7 @@ def test_a_share_must_leave_images_in_both_parts(tmp_path):
 def test_a_share_is_refused_where_there_is_a_part_for_validation(tmp_path):
     part = {"x_train": np.zeros((4, 2, 2), np.uint8), "y_train": np.arange(4) % 2}
     np.savez(tmp_path / "a.npz", **part, x_test=part["x_train"], y_test=part["y_train"])
-    with pytest.raises(UserError, match=r"--validation-share: holds out .* these have one"):
+    with pytest.raises(UserError, match=r"--validation-share: is for data without .* these have one"):
         load_dataset(str(tmp_path / "a.npz"), validation_share=0.5)
 
 
@@ -73,7 +73,7 @@ def test_a_channel_that_is_the_same_everywhere_is_not_scaled(tmp_path):
     said = []
     dataset = load_dataset(str(tmp_path / "a.npz"), progress=said.append)
     assert (dataset.mean, dataset.std) == (pytest.approx((0.2,)), (1.0,))
-    assert said[-1] == "a channel of the training images is the same everywhere; it is not scaled"
+    assert said[-1] == "a channel of the training images is constant; it is not scaled"
 
 
 def test_the_known_names_are_public():

@@ -99,7 +99,7 @@ def test_a_wrong_number_of_images_is_refused(parquet_directory, write_parquet, r
 def test_a_damaged_file_is_named(parquet_directory):
     path = parquet_directory / "plain_text" / "test-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"test-00000-of-00001\.parquet: must be a whole Parquet file"):
+    with pytest.raises(UserError, match=r"test-00000-of-00001\.parquet: must be a complete Parquet file"):
         _load(parquet_directory)
 
 

@@ -88,7 +88,7 @@ def test_files_of_other_parts_are_named(shards, write_parquet, random_images):
     assert (len(dataset.train), len(dataset.validation)) == (20, 10)
     assert said == [
         "d: data/extra-00000-of-00001.parquet is of no usual part; not used",
-        "d: validation is validated on; test is not used",
+        "d: validation is the validation part; test is not used",
     ]
 
 
@@ -123,7 +123,7 @@ def test_fine_labels_are_taken_and_that_is_said(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     dataset, said = load(tmp_path / "a.parquet", validation_share=0.2)
     assert len(dataset.classes) == 4
-    assert said[0] == "labels are fine_label; for the others say --columns img coarse_label"
+    assert said[0] == "labels are fine_label; for the others give --columns img coarse_label"
     coarse, _ = load(tmp_path / "a.parquet", validation_share=0.2, columns=("img", "coarse_label"))
     assert len(coarse.classes) == 2
 
@@ -194,7 +194,9 @@ def broken(path: Path, change: Any) -> None:
 )
 def test_a_broken_shard_is_named(shards, change):
     broken(shards / "data" / "train-00001-of-00002.parquet", change)
-    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: must be a whole Parquet file, got .*again\.$"):
+    with pytest.raises(
+        UserError, match=r"train-00001-of-00002\.parquet: must be a complete Parquet file, got .*again\.$"
+    ):
         load(shards)
 
 
@@ -208,13 +210,16 @@ CELLS = [{"bytes": encoded(size=(4, 4))}] * 4
             {"picture": ["a"] * 4, "label": [0, 1] * 2},
             "must have one column image or img and one label, .*, got picture",
         ),
-        ({"img": CELLS}, r"got img \(struct<bytes: binary>\)\. Say by --columns .*; the labels are not plain"),
-        ({"img": CELLS, "label": [0, 1] * 2, "labels": [0, 1] * 2}, "the labels are not plain"),
-        ({"img": CELLS, "image": CELLS, "label": [0, 1] * 2}, "the images are not plain"),
+        (
+            {"img": CELLS},
+            r"got img \(struct<bytes: binary>\)\. Name the images and the labels by .*; the labels are ambiguous",
+        ),
+        ({"img": CELLS, "label": [0, 1] * 2, "labels": [0, 1] * 2}, "the labels are ambiguous"),
+        ({"img": CELLS, "image": CELLS, "label": [0, 1] * 2}, "the images are ambiguous"),
         ({"img": [{"path": "a.png", "bytes": None}] * 4, "label": [0, 1] * 2}, r"row \d: .*, got the path a.png alone"),
         ({"img": CELLS, "label": [0.0, 1.0] * 2}, "the column label must hold whole numbers or text, got double"),
         ({"img": CELLS, "label": [0, 1, None, 1]}, "row 2: must have a label in the column label, got none"),
-        ({"img": CELLS, "label": [0, 1, -1, 1]}, "row 2: label must be 0 to 1, got -1. Labels of -1 say"),
+        ({"img": CELLS, "label": [0, 1, -1, 1]}, "row 2: label must be 0 to 1, got -1. A label of -1 means"),
         ({"img": CELLS, "label": [0, 1, 77, 1]}, "row 2: labels must be numbers of classes"),
         ({"img": CELLS[:0], "label": pa.array([], pa.int64())}, "must hold images, got no rows"),
         ({"img": [[[1, 2], [3]]] * 4, "label": [0, 1] * 2}, r"row \d: must hold an image, got rows of several lengths"),

@@ -85,7 +85,7 @@ def test_cifar100_has_fine_labels_and_that_is_said(tmp_path, zipped):
     dataset, said = load(place)
     assert dataset.classes == ("bee", "cod", "elm")
     assert dataset.train.labels.tolist() == [2, 0, 1, 2]
-    assert said[-1] == "labels are fine_labels; for the others say --columns data coarse_labels"
+    assert said[-1] == "labels are fine_labels; for the others give --columns data coarse_labels"
     coarse, _ = load(place, columns=("data", "coarse_labels"))
     assert (coarse.classes, coarse.train.labels.tolist()) == (("animals", "plants"), [1, 0, 0, 1])
 
@@ -138,7 +138,7 @@ def test_an_archive_of_something_else_or_cut_off_is_refused(tmp_path):
         load(place)
     whole = archive(tmp_path / "d.tar.gz", "cifar-10-batches-py", cifar10()).read_bytes()
     place.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"c\.tar\.gz: must be a whole archive, got .*Download it again"):
+    with pytest.raises(UserError, match=r"c\.tar\.gz: must be a complete archive, got .*Download it again"):
         load(place)
     with pytest.raises(UserError, match=r"e\.tar\.gz: there is no such file"):
         load(tmp_path / "e.tar.gz")

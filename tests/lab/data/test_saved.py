@@ -75,8 +75,8 @@ def test_a_dictionary_without_training_images_is_refused(saved):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("train/data-00001-of-00003.arrow", b"", r"data-00001-of-00003\.arrow: must be a whole Arrow file"),
-        ("train/data-00001-of-00003.arrow", None, r"data-00001-of-00003\.arrow: must be a whole Arrow file"),
+        ("train/data-00001-of-00003.arrow", b"", r"data-00001-of-00003\.arrow: must be a complete Arrow file"),
+        ("train/data-00001-of-00003.arrow", None, r"data-00001-of-00003\.arrow: must be a complete Arrow file"),
         ("train/state.json", b"{", r"state\.json: must be written by save_to_disk, got JSONDecodeError"),
         ("train/state.json", b"[]", r"state\.json: must be written by save_to_disk"),
         ("train/state.json", None, r"state\.json: must be there, got no such file"),
@@ -96,5 +96,5 @@ def test_what_is_broken_is_named(saved, name, content, why):
 def test_a_truncated_file_is_named(saved):
     path = saved / "test" / "data-00000-of-00001.arrow"
     path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(UserError, match=r"data-00000-of-00001\.arrow: must be a whole Arrow file"):
+    with pytest.raises(UserError, match=r"data-00000-of-00001\.arrow: must be a complete Arrow file"):
         load_dataset(str(saved))

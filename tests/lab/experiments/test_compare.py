@@ -215,7 +215,7 @@ def test_quick_shortens_what_was_not_set() -> None:
         ({"milestones": (20,)}, "--milestones: .*less than the 20 epochs, got 20"),
         ({"quick": True, "milestones": (9,)}, "--milestones: .*less than the 5 epochs, got 9"),
         ({"network": "resnet20", "widths": (8,)}, r"--widths: --network resnet20 has its own\. Drop it"),
-        ({"network": "resnet20", "widths": (8,), "depth": 9}, r"--widths --depth: .*Drop them, or say --network cnn"),
+        ({"network": "resnet20", "widths": (8,), "depth": 9}, r"--widths --depth: .*Drop them, or give --network cnn"),
         ({"threads": 100_000}, "--threads: must be at most the .* cores"),
         ({"lr": 0.0}, "--lr: a learning rate must be a positive number"),
         ({"tune_lr": (float("inf"),)}, "--tune-lr: a learning rate"),

@@ -226,7 +226,7 @@ def test_quick_shortens_what_was_not_set() -> None:
         ({"probe_every": 0}, "--probe-every: must be at least 1, got 0"),
         ({"batch_size": 1}, "--batch-size: must be at least 2, got 1"),
         ({"seeds": (-1,)}, "--seeds: must be in"),
-        ({"optimizer": "adamw"}, "--optimizer: landscape looks along the gradient, where the steps of SGD go"),
+        ({"optimizer": "adamw"}, "--optimizer: landscape probes along the gradient, as SGD's steps go"),
         ({"lr": 0.0}, "--lr: a learning rate must be a positive number"),
         ({"epochs": 0}, "--epochs: must be at least 1, got 0"),
     ],

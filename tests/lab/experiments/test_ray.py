@@ -253,7 +253,7 @@ def test_a_stopped_driver_goes_on_where_it_was(cluster: str, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_done_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--address: is that of a Ray cluster\. Add --on ray\."):
+    with pytest.raises(UserError, match=r"--address: needs a Ray cluster\. Add --on ray\."):
         run(replace(SWEEP, address="auto", out=tmp_path / "a"))
     with pytest.raises(UserError, match=r"--threads: must be at least 1, got 0\."):
         run(replace(SWEEP, threads=0, out=tmp_path / "a"))

@@ -119,7 +119,7 @@ def test_the_reference_batch_has_the_rate_that_was_given() -> None:
             "--warm-up: belongs to a step that none of --variants takes",
         ),
         ({"given": ("--warm-up", "--freeze-last")}, "--freeze-last: belongs to a step that none of --variants takes"),
-        ({"optimizer": "adamw"}, "--optimizer: the recipe's linear scaling is of SGD, got adamw"),
+        ({"optimizer": "adamw"}, "--optimizer: the recipe's linear scaling is for SGD, got adamw"),
         ({"schedule": "one-cycle"}, "--schedule: one-cycle has a warm-up of its own"),
         ({"lr": float("nan")}, "--lr: a learning rate must be a positive number"),
     ],

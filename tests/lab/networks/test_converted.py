@@ -103,8 +103,8 @@ def test_what_was_done_and_left_is_said(arm: str, name: str, expected: str) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("plain", r"no batch norm that could become another\. Say --arms as_built\.$"),
-        ("all_odd", r"another \(1: .*Odd\(16\): it is a subclass .*\)\. Say --arms as_built\.$"),
+        ("plain", r"no batch norm to replace\. Use --arms as_built\.$"),
+        ("all_odd", r"replace \(1: .*Odd\(16\): it is a subclass .*\)\. Use --arms as_built\.$"),
     ],
 )
 def test_a_network_without_batch_norm_has_one_arm(arm: str, name: str, message: str) -> None:
@@ -117,7 +117,7 @@ def test_a_network_without_batch_norm_has_one_arm(arm: str, name: str, message: 
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ("group_norm,num_groups=5", r"--arms: group_norm,num_groups=5: .*num_groups must be a whole number"),
+        ("group_norm,num_groups=5", r"--arms: group_norm,num_groups=5: .*num_groups must be a complete number"),
         ("as_built,eps=1", "as_built has no settings"),
         ("batch_norm,running=bogus", "running must be one of"),
         (

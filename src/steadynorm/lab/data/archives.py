@@ -70,7 +70,7 @@ def _head(path: Path, name: str, flag: str) -> tuple[tuple[int, ...], np.dtype[A
         with zipfile.ZipFile(path) as file, file.open(f"{name}.npy") as member:
             return _read_head(member)
     except DAMAGE as error:
-        raise UserError(f"{flag}: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error
+        raise UserError(f"{flag}: {path}: is not an .npz file of plain arrays ({one_line(error)}).") from error
 
 
 def _read_head(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
@@ -96,7 +96,7 @@ def _streamed(path: Path, name: str, rows: NDArray[np.int64], flag: str) -> Iter
                     image = np.frombuffer(content, dtype).reshape(1, *shape[1:])
                     yield as_bytes(as_rows(image, what), Reading(flag=flag), what)[0]
     except DAMAGE as error:
-        raise UserError(f"{flag}: {path}: is no whole .npz file ({one_line(error)}).") from error
+        raise UserError(f"{flag}: {path}: is not a complete .npz file ({one_line(error)}).") from error
 
 
 def _chosen(path: Path, reading: Reading) -> tuple[tuple[str, str], tuple[str, str] | None]:
@@ -146,7 +146,7 @@ def array_names(path: Path, *, flag: str) -> list[str]:
     except FileNotFoundError as error:
         raise UserError(f"{flag}: {path}: there is no such file.") from error
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{flag}: {path}: is no .npz file.") from error
+        raise UserError(f"{flag}: {path}: is not an .npz file.") from error
 
 
 def load_arrays(path: Path, wanted: set[str] | None = None, *, flag: str) -> Mapping[str, NDArray[Any]]:
@@ -165,4 +165,4 @@ def load_arrays(path: Path, wanted: set[str] | None = None, *, flag: str) -> Map
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file if wanted is None or name in wanted}
     except DAMAGE as error:
-        raise UserError(f"{flag}: {path}: is no .npz file of plain arrays ({one_line(error)}).") from error
+        raise UserError(f"{flag}: {path}: is not an .npz file of plain arrays ({one_line(error)}).") from error

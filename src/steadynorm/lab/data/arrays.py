@@ -49,8 +49,8 @@ def as_rows(images: NDArray[Any], what: str) -> NDArray[Any]:
     first, last = images.ndim == 4 and shape[1] in CHANNELS, images.ndim == 4 and shape[3] in CHANNELS
     if images.ndim == 4 and first and last and shape[1] != shape[3]:
         raise UserError(
-            f"{what}: it must be plain which axis has the channels, got shape {shape}. Give the images as "
-            "(N, H, W, C), and larger than their channels are many."
+            f"{what}: cannot tell which axis has the channels, got shape {shape}. Give the images as "
+            "(N, H, W, C), with height and width above the number of channels."
         )
     if images.ndim == 3:
         images = images[..., None]

@@ -37,9 +37,7 @@ def assemble(parts: Parts, reading: Reading) -> Dataset:
         pieces = {word: (parts.train, each, labels["train"][each]) for word, each in rows.items()}
     else:
         if reading.validation_share is not None:
-            raise UserError(
-                "--validation-share: holds out images where data have no part for validation; these have one. Drop it."
-            )
+            raise UserError("--validation-share: is for data without a validation part; these have one. Drop it.")
         pieces = {word: (part, np.arange(part.count), labels[word]) for word, part in given.items()}
     made = dict[str, Images]()
     for word, (part, rows_of_part, known) in pieces.items():
@@ -161,7 +159,7 @@ def _check_range(labels: NDArray[np.int64], classes: int, part: Part, *, given: 
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         of = " as those of the training images" if given else ""
-        hint = " Labels of -1 say that there is none: leave such images out." if labels[wrong[0]] == -1 else ""
+        hint = " A label of -1 means that there is none: leave such images out." if labels[wrong[0]] == -1 else ""
         raise UserError(
             f"{part.called(int(wrong[0]))}: label must be 0 to {classes - 1}{of}, got {labels[wrong[0]]}.{hint}"
         )
@@ -190,7 +188,7 @@ def measured_scale(images: Images, reading: Reading) -> tuple[tuple[float, ...],
     mean = shares @ shades
     std = ((shades - mean[:, None]).square() * shares).sum(1).sqrt()
     if not bool((std > 0).all()):
-        reading.progress("a channel of the training images is the same everywhere; it is not scaled")
+        reading.progress("a channel of the training images is constant; it is not scaled")
     return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
 
 

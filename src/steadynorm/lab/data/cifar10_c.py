@@ -82,7 +82,7 @@ def _mapped(path: Path, shape: tuple[int, ...], types: tuple[str, ...]) -> NDArr
         raise UserError(f"{path}: must be there, got no such file. Give all files of CIFAR-10-C.") from error
     # NumPy reports truncated and damaged files with any of the last five.
     except (OSError, ValueError, TypeError, OverflowError, SyntaxError, TokenError) as error:
-        raise UserError(f"{path}: must be a whole .npy file of numbers, got {error}. Download it again.") from error
+        raise UserError(f"{path}: must be a complete .npy file of numbers, got {error}. Download it again.") from error
     expected = (SEVERITY_COUNT * COUNT, *shape)
     if content.shape != expected or content.dtype.name not in types:
         raise UserError(

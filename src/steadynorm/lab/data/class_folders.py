@@ -17,7 +17,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".t
 """Of the names of image files."""
 TRAIN = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "test", "testing")
-"""Names of the part that is validated on; the first that is there."""
+"""Names of the part that is the validation part; the first that is there."""
 SHOWN = 5
 """Names in a message, at most."""
 OF_THE_SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
@@ -50,7 +50,7 @@ def read(data: str, reading: Reading) -> Parts:
     found = [by_name[name] for name in VALIDATION if name in by_name]
     if len(found) > 1:
         reading.progress(
-            f"{place}: {found[0].name}/ is validated on; {_some([f'{e.name}/' for e in found[1:]])} is not used"
+            f"{place}: {found[0].name}/ is the validation part; {_some([f'{e.name}/' for e in found[1:]])} is not used"
         )
     classes = _classes(train, reading)
     validation = _part(found[0], classes, reading) if found else None
@@ -136,7 +136,7 @@ def _tell_others(place: Path, files: Sequence[Path], progress: Callable[[str], N
     others = sorted(path.name for each in within for path in _visible_in(each) if path not in known and path.is_file())
     if others:
         what = counted(len(others), "file")
-        progress(f"{place}: left out {what} that are no images in a class folder: {_some(others)}")
+        progress(f"{place}: left out {what}, not images of a class: {_some(others)}")
 
 
 def _some(names: Sequence[str]) -> str:

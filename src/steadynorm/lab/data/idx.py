@@ -87,7 +87,7 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
                 )
             content = file.read(size + 1)  # of a compressed file no more is unpacked than it says to hold
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: must be a whole file, got {error}. Download it again.") from error
+        raise UserError(f"{path}: must be a complete file, got {error}. Download it again.") from error
     if len(head) != start or len(content) != size:
         found = "more" if len(content) > size else f"{len(head) + len(content):,}"
         raise UserError(f"{path}: must hold {start + size:,} bytes, got {found}. Download it again.")

@@ -80,7 +80,7 @@ def open_parts(data: str, reading: Reading, *, names: Sequence[str] = ()) -> Par
         read = "; ".join([*([", ".join(names)] if names else []), *(layout.told for layout in LAYOUTS)])
         raise UserError(f"{reading.flag}: must be one of: {read}. Got {_found(data)}.")
     if reading.columns is not None and not layout.has_columns:
-        raise UserError(f"--columns: names columns or arrays, which {data} ({layout.told}) has not. Drop it.")
+        raise UserError(f"--columns: names columns or arrays, which {data} ({layout.told}) does not have. Drop it.")
     try:
         return layout.read(data, reading)
     except OSError as error:

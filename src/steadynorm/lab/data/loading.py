@@ -32,7 +32,7 @@ def check_data_dir(name: str, data_dir: Path | None) -> None:
         other = EMBEDDED[name]
         raise UserError(f"--data-dir: is read with --data {other} only. Add --data {other}.")
     if name not in DATASETS and data_dir is not None:
-        raise UserError(f"--data-dir: says where a data set lies that has a name; {name} is a place itself.")
+        raise UserError(f"--data-dir: is for named data sets, and {name} is a path. Drop it.")
 
 
 def load_dataset(
@@ -103,7 +103,7 @@ def check_unused(name: str, **given: object) -> None:
     """
     for flag, value in given.items():
         if value is not None:
-            raise UserError(f"--{flag.replace('_', '-')}: says how data of your own are read, not {name}. Drop it.")
+            raise UserError(f"--{flag.replace('_', '-')}: is for your own data, not for {name}. Drop it.")
 
 
 def _load_named(name: str, data_dir: Path | None, reading: Reading) -> Dataset:

@@ -116,7 +116,7 @@ def open_table(path: Path) -> Table:
     broken = (pa.ArrowException, UnicodeError, OSError)  # names that are no UTF-8 among them
 
     def refused(error: Exception) -> UserError:
-        return UserError(f"{path}: must be a whole Parquet file, got {one_line(error)}. Download it again.")
+        return UserError(f"{path}: must be a complete Parquet file, got {one_line(error)}. Download it again.")
 
     def column(name: str) -> Any:  # noqa: ANN401 - pyarrow has no type annotations
         try:

@@ -118,7 +118,7 @@ def _unpacked(path: Path, reading: Reading) -> tuple[Kind, dict[str, bytes], Pat
     except FileNotFoundError as error:
         raise UserError(f"{reading.flag}: {path}: there is no such file.") from error
     except (tarfile.TarError, OSError, EOFError) as error:  # zlib's error becomes a ReadError
-        raise UserError(f"{path}: must be a whole archive, got {one_line(error)}. Download it again.") from error
+        raise UserError(f"{path}: must be a complete archive, got {one_line(error)}. Download it again.") from error
     if len(files) != 1:
         raise UserError(
             f"{reading.flag}: {path}: must hold {' or '.join(kinds)} as published, got "
@@ -133,7 +133,7 @@ def _parts(kind: Kind, files: Mapping[str, bytes], place: Path, reading: Reading
     if label not in kind.labels or (reading.columns is not None and reading.columns[0] != "data"):
         raise UserError(f"--columns: must be data and {' or '.join(kind.labels)} with {kind.folder}.")
     if len(kind.labels) > 1 and reading.columns is None:
-        reading.progress(f"labels are {label}; for the others say --columns data {kind.labels[1]}")
+        reading.progress(f"labels are {label}; for the others give --columns data {kind.labels[1]}")
     for name in (*kind.train, *kind.test):
         if name not in files:
             raise UserError(f"{place}: must hold {name}, got no such file. Download it again.")

@@ -73,7 +73,7 @@ def _open(path: Path) -> Table:
         with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
             table = stream.read_all()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: must be a whole Arrow file, got {one_line(error)}. Save it again.") from error
+        raise UserError(f"{path}: must be a complete Arrow file, got {one_line(error)}. Save it again.") from error
 
     def cells(name: str, rows: NDArray[np.int64]) -> Iterator[Any]:
         column = table.column(name)

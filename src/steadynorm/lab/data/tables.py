@@ -72,7 +72,7 @@ def _chosen(name: str, words: Sequence[str], reading: Reading) -> tuple[str, str
         raise UserError(f"{reading.flag}: {name}: must have a part train, got {listing(words)}.")
     others = [word for word in VALIDATION if word in words and word != train]
     if unused := [word for word in words if word not in (train, *others[:1])]:
-        chosen = f"{others[0]} is validated on" if others else f"{train} is used"
+        chosen = f"{others[0]} is the validation part" if others else f"{train} is used"
         reading.progress(f"{name}: {chosen}; {listing(unused)} {'is' if len(unused) == 1 else 'are'} not used")
     return train, others[0] if others else None
 
@@ -95,10 +95,10 @@ def find_columns(table: Table, reading: Reading) -> tuple[str, str]:
         what = "images" if len(images) != 1 else "labels"
         raise UserError(
             f"{reading.flag}: {table.path}: must have one column {' or '.join(IMAGE)} and one {', '.join(LABEL)}, "
-            f"got {_shown(table)}. Say by --columns which are the images and the labels; the {what} are not plain."
+            f"got {_shown(table)}. Name the images and the labels by --columns; the {what} are ambiguous."
         )
     if coarse := [name for name in COARSE if name in fields]:
-        reading.progress(f"labels are {labels[0]}; for the others say --columns {images[0]} {coarse[0]}")
+        reading.progress(f"labels are {labels[0]}; for the others give --columns {images[0]} {coarse[0]}")
     return images[0], labels[0]
 
 

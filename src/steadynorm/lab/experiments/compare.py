@@ -556,7 +556,7 @@ def _near(arm: RatedArm | None, which: str, start: str, target: float, epoch: in
 
 def _steadier(batch: RatedArm | None, plain: RatedArm | None, *, in_steps: bool) -> Claim:
     """Judge whose accuracy falls less; where one arm alone diverged, that settles it."""
-    claim = "Without normalization validation accuracy is the less steady one."
+    claim = "Validation accuracy is less steady without normalization."
     lost = [arm for arm in (batch, plain) if arm and arm.is_lost]
     if batch and plain and len(lost) == 1:
         return judge(claim, lost == [plain], f"{capital(lost[0].label)}: {lost[0].lost}.")

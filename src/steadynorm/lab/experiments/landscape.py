@@ -206,11 +206,10 @@ def _check(config: LandscapeConfig) -> None:
                 f"{flag(name)}: two or more positive numbers are needed, got {' '.join(map(str, lengths))}."
             )
     if "--log" in config.given:
-        raise UserError("--log: landscape keeps its networks as cells, which are not logged by epochs. Drop it.")
+        raise UserError("--log: landscape logs no epochs. Drop it.")
     if config.optimizer != "sgd":
         raise UserError(
-            f"--optimizer: landscape looks along the gradient, where the steps of SGD go, got {config.optimizer}. "
-            "Drop it."
+            f"--optimizer: landscape probes along the gradient, as SGD's steps go, got {config.optimizer}. Drop it."
         )
     least = {"batch_size": 2, "probe_every": 1}
     check_experiment(config, ("arms", "rate_steps", "weight_steps"), least=least)

@@ -143,10 +143,10 @@ def _check(config: ScaleConfig) -> None:
     least = {"batch_size": 2, "reference_batch": 1, "warm_up": 0, "freeze_last": 0, "at_once": 2}
     check_experiment(config, ("variants", "batch_size"), least=least)
     if config.optimizer != "sgd":
-        raise UserError(f"--optimizer: the recipe's linear scaling is of SGD, got {config.optimizer}. Drop it.")
+        raise UserError(f"--optimizer: the recipe's linear scaling is for SGD, got {config.optimizer}. Drop it.")
     if config.schedule == "one-cycle":
         raise UserError(
-            "--schedule: one-cycle has a warm-up of its own, which every variant would have. Use step or cosine."
+            "--schedule: one-cycle has its own warm-up, which every variant would have. Use step or cosine."
         )
     _check_steps(config)
     _check_batches(config)

@@ -68,7 +68,7 @@ def with_arm(model: nn.Module, arm: str, *, network: str, example: Tensor, **tra
             raise UserError(f"--arms: {arm}: {AS_BUILT} has no settings. Drop them.")
         return model, "its layers are as they were built"
     if not batch_norms_of(model):
-        raise UserError(f"--arms: {arm}: {network} has no batch norm that could become another{_unknown(model)}.")
+        raise UserError(f"--arms: {arm}: {network} has no batch norm to replace{_unknown(model)}.")
     norm = find_normalization(arm)
     try:
         ours = any(kind_of(each.module)[0].ours for each in batch_norms_of(model))
@@ -79,7 +79,7 @@ def with_arm(model: nn.Module, arm: str, *, network: str, example: Tensor, **tra
         kind, options = norm.converts(**training)
         change = _convert(model, kind, example, **options | dict(norm.settings or {}))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"--arms: {arm}: {network} cannot have it: {one_line(error)}.") from error
+        raise UserError(f"--arms: {arm}: {network} fails with it: {one_line(error)}.") from error
     after = Counter(each.after.partition("(")[0] for each in change.changed)
     return change.model, _said(after, change.refused)
 
@@ -160,5 +160,5 @@ def _unknown(model: nn.Module) -> str:
     """Say what only looks like a batch norm, and that there is an arm for such a model."""
     for named in named_modules_of(model):
         if why := why_unknown(named.module):
-            return f" ({named.name}: {label(named.module)}: {why.rstrip('.')}). Say --arms {AS_BUILT}"
-    return f". Say --arms {AS_BUILT}"
+            return f" ({named.name}: {label(named.module)}: {why.rstrip('.')}). Use --arms {AS_BUILT}"
+    return f". Use --arms {AS_BUILT}"
