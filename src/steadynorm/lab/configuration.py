@@ -65,7 +65,8 @@ class ExperimentConfig:
     """Names of the images and the labels: columns of a table, or arrays of an .npz file; default: image or img and
     label, x and y, or other usual names."""
     image_size: tuple[int, ...] | None = None
-    """Height and width that images are resized to, or one number for both; default: theirs, which must be the same."""
+    """Height and width of the images, or one number for both: the shorter side is resized, and the centre cut out;
+    default: their own size, which must be the same for all."""
     validation_share: float | None = None
     """Share of the images of each class to hold out if the data have no validation part; default: 0.1."""
     train_images: int | None = None

@@ -104,6 +104,14 @@ def test_images_are_resized(load):
     assert load(lambda: Items(Image.fromarray), image_size=(3, 4))[0].image_size == (3, 4)
 
 
+def test_resized_images_keep_their_proportions(load):
+    """Of three squares beside each other, 10, 100 and 200, the one in the middle stays."""
+    wide = np.repeat(np.array([10, 100, 200], dtype=np.uint8), 8)[None].repeat(8, 0)
+    images = [(Image.fromarray(each), label) for each in (wide, wide.T) for label in (0, 1) for _ in range(3)]
+    dataset, _ = load(lambda: images, image_size=(4, 4))
+    assert dataset.train.pixels.min() > 80 and dataset.train.pixels.max() < 120
+
+
 @pytest.mark.parametrize(
     ("function", "why"),
     [

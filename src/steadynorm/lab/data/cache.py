@@ -27,7 +27,7 @@ from steadynorm.reporting.files import atomic_path
 __all__ = ["cached_rows"]
 
 # Part of the hash in the file name: changes when the meaning of the files does.
-_FORMAT = b"steadynorm images 2"
+_FORMAT = b"steadynorm images 3"
 _KEY = "pixels"
 
 

@@ -17,7 +17,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".t
 """Of the names of image files."""
 TRAIN = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "test", "testing")
-"""Names of the part that is the validation part; the first that is there."""
+"""Names of the validation part, in the order in which they are looked for."""
 SHOWN = 5
 """Names in a message, at most."""
 OF_THE_SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")

@@ -159,7 +159,7 @@ def _decoded(raw: Any, name: str, *, size: tuple[int, int] | None) -> tuple[NDAr
         with open_image(raw) as file:
             image, told = plain(upright(file))
             if size is not None and (image.height, image.width) != size:
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+                image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
             array = np.asarray(image)
     # Pillow reports damaged image files with any of these.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -52,7 +52,7 @@ def load_dataset(
             its decoded images are cached; ``digits`` comes with scikit-learn; ``mnist`` is read from ``data_dir``.
         data_dir: where a data set of a name lies.
         columns: names of the images and of the labels, in a table or an archive of arrays.
-        image_size: height and width that images are resized to, or one number for both.
+        image_size: height and width that images are resized and cut to, or one number for both.
         validation_share: share of the images that is held out where no part of the data is for validation; 0.1 if None.
         progress: told, a line at a time, what takes long and what was guessed or left out.
 

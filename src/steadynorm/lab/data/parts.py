@@ -25,7 +25,8 @@ class Reading:
 
     Args:
         columns: names of the images and of the labels, in a table or an archive of arrays; None finds them.
-        image_size: height and width that images are resized to; None keeps theirs, which must be the same.
+        image_size: height and width of the images: they are resized until they cover it, and their centre is cut out;
+            None keeps their own size, which must be the same for all.
         validation_share: share of the images that is held out where no part of the data is for validation.
         progress: told, a line at a time, what takes long and what was guessed or left out.
         flag: by which the data were given, for messages.
