@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from steadynorm.lab import cells as lab_cells
-from steadynorm.lab.cells import Job, Model, State
+from steadynorm.lab.cells import Job, Line, Model, State
 from steadynorm.lab.experiment import Task
 from steadynorm.lab.experiments.landscape import LandscapeConfig
 from steadynorm.reporting.failure import UserError
@@ -106,6 +106,15 @@ def test_the_display_hears_of_every_cell(directory: RunDirectory) -> None:
     assert display.begun == ["1/2 none-lr0.1-seed0", "2/2 batch_norm-lr0.1-seed0"]
     assert display.ended == ["none-lr0.1-seed0", "batch_norm-lr0.1-seed0"]
     assert display.shares == [0.5, 0.5]
+
+
+def test_a_line_of_a_cell_without_states_is_shown(directory: RunDirectory) -> None:
+    def told(job: Job) -> Iterator[Line]:
+        yield Line(share=0.5, text="half")
+
+    display = Recorder()
+    (cell,) = measure_cells(GRID[:1], told, directory, display)
+    assert (display.lines, cell.measurements, cell.status) == (["half"], (), "finished")
 
 
 def test_a_damaged_state_is_refused_by_name(directory: RunDirectory) -> None:

@@ -1,8 +1,8 @@
 """Measure the cells of a grid into one run directory: skip what has ended, go on from states, keep each as it ends.
 
 A cell is measured by a generator. It yields each number as a :class:`Measurement`; a :class:`State` where it could go
-on from here; and a :class:`Model` where a trained network is to be kept. What runs it (this process, torchrun's
-workers or Ray's tasks) collects the numbers and writes.
+on from here; a :class:`Line` to show without one; and a :class:`Model` where a trained network is to be kept. What runs
+it (this process, torchrun's workers or Ray's tasks) collects the numbers and writes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from steadynorm.reporting.run_directory import RunDirectory
 if TYPE_CHECKING:
     from steadynorm.lab.experiment import Task
 
-__all__ = ["CellFiles", "Job", "Keeper", "Measure", "Model", "State", "measure", "measure_cells"]
+__all__ = ["CellFiles", "Job", "Keeper", "Line", "Measure", "Model", "State", "measure", "measure_cells"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,15 @@ class State:
     """What is to be shown of it."""
     readings: Mapping[str, float] = field(default_factory=dict)
     """Of its norms, as :func:`steadynorm.surgery.readings_during` gives them; logged, not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """How a cell goes, to be shown as a line that stays."""
+
+    share: float
+    """Of the cell that is done, in [0, 1]."""
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +76,7 @@ class Job:
         return self.cell.factors
 
 
-Measure = Callable[[Job], Iterable[Measurement | State | Model]]
+Measure = Callable[[Job], Iterable[Measurement | State | Line | Model]]
 TaskT = TypeVar("TaskT", bound="Task[Any]")
 
 
@@ -76,6 +85,9 @@ class Keeper(Protocol):
 
     def advance(self, cell: Cell, share: float, text: str) -> None:
         """Show how far it is."""
+
+    def show(self, cell: Cell, line: Line) -> None:
+        """Show a line on it."""
 
     def keep_state(self, cell: Cell, state: State) -> None:
         """Keep a state of it."""
@@ -107,6 +119,8 @@ def measure(cell: Cell, how: Measure, tensors: Mapping[str, Tensor], keeper: Kee
             rows.append(item)
         elif isinstance(item, State):
             keeper.keep_state(now("running"), item)
+        elif isinstance(item, Line):
+            keeper.show(cell, item)
         else:
             keeper.keep_model(cell, item)
     return now("diverged" if any(row.quantity == "diverged" for row in rows) else "finished")
@@ -234,6 +248,10 @@ class CellFiles:
     def advance(self, cell: Cell, share: float, text: str) -> None:
         """Show how far a cell is."""
         self.display.advance(cell.name, share, text)
+
+    def show(self, cell: Cell, line: Line) -> None:
+        """Show a line that stays."""
+        self.display.advance(cell.name, line.share, line.text, lasting=True)
 
     def keep_state(self, cell: Cell, state: State) -> None:
         """Keep a state, and show what was measured."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadynorm.lab.cells import CellFiles, Measure, Model, State, measure
+from steadynorm.lab.cells import CellFiles, Line, Measure, Model, State, measure
 from steadynorm.reporting.environment import count_cores
 from steadynorm.reporting.failure import UserError
 from steadynorm.reporting.progress import Display, silent_display
@@ -242,6 +242,9 @@ class _Sender:
     def advance(self, cell: Cell, share: float, text: str) -> None:
         if text and cell.is_network:
             self.queue.put(("advance", (cell, share, text)))
+
+    def show(self, cell: Cell, line: Line) -> None:
+        self.queue.put(("show", (cell, line)))
 
     def keep_state(self, cell: Cell, state: State) -> None:
         self.queue.put(("keep_state", (cell, replace(state, tensors=_on_cpu(state.tensors)))))

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steadynorm.lab.cells import Job, Measure, measure_cells
+from steadynorm.lab.cells import Job, Line, Measure, measure_cells
 from steadynorm.lab.configuration import Data, ExperimentConfig, check_experiment
 from steadynorm.lab.data import Dataset, Images
 from steadynorm.lab.data.images import random_stream
@@ -138,7 +138,7 @@ def _measure(task: Task[ClassicConfig]) -> Measure:
     binary, test_labels = _binary(task.dataset.validation, device)
     test = (binary.float(), test_labels)
 
-    def measure(job: Job) -> Iterator[Measurement]:
+    def measure(job: Job) -> Iterator[Measurement | Line]:
         seed = job.factors["seed"]
         network = build_network(
             job.factors["arm"],
@@ -167,7 +167,7 @@ def _watch(
     test: Split,
     config: ClassicConfig,
     advance: Callable[[float, str], None],
-) -> Iterator[Measurement]:
+) -> Iterator[Measurement | Line]:
     """Train a network, and stop to look at it."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr)
     history: list[Tensor] = []
@@ -181,8 +181,13 @@ def _watch(
                 return
         network.eval()
         history.append(_arriving(network, test[0], config.batch_size))
-        yield from _judge(network, test, step)
+        judged = list(_judge(network, test, step))
+        yield from judged
         yield from _shown(history[-1][0], step)
+        if 10 * step // config.steps > 10 * done // config.steps:
+            accuracy, test_loss = (row.value for row in judged)
+            told = f"train {number(loss)}  test {number(test_loss)} {accuracy:.1%}"
+            yield Line(share=step / config.steps, text=f"step {step:,}/{config.steps:,}  {told}")
         done = step
         advance(step / config.steps, "")
     for place, mode in enumerate(("", "eval_")):

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from steadynorm.lab.cells import Job, Measure, measure_cells
+from steadynorm.lab.cells import Job, Line, Measure, measure_cells
 from steadynorm.lab.compiling import failure_explained
 from steadynorm.lab.configuration import OneRateConfig, check_arms, check_experiment, settings_of
 from steadynorm.lab.describe.arms import Arm, Reduction, arms_at, final
@@ -103,7 +103,7 @@ def _work(task: Task[LandscapeConfig]) -> None:
 def _measure(task: Task[LandscapeConfig]) -> Measure:
     """Make what trains the network of a cell and probes on the way."""
 
-    def measure(job: Job) -> Iterator[Measurement]:
+    def measure(job: Job) -> Iterator[Measurement | Line]:
         return _Trace.start(task, job.factors["arm"], job.factors["seed"]).measure(job.advance)
 
     return measure
@@ -127,7 +127,7 @@ class _Trace:
         trainer.model.train()
         return cls(config, trainer)
 
-    def measure(self, advance: Callable[[float, str], None]) -> Iterator[Measurement]:
+    def measure(self, advance: Callable[[float, str], None]) -> Iterator[Measurement | Line]:
         """Train to the last epoch, or to a loss that is not finite, and give what is seen on the way."""
         model, dataset, settings = self.trainer.model, self.trainer.dataset, self.trainer.settings
         steps, epochs = steps_per_epoch(dataset.train, settings), self.config.epochs
@@ -145,6 +145,8 @@ class _Trace:
             val_loss, val_accuracy = evaluate(model, dataset.validation, dataset, settings)
             found = {"train_loss": sum(losses) / steps, "val_loss": val_loss, "val_accuracy": val_accuracy}
             yield from _rows("", epoch * steps, found)
+            told = f"train {number(found['train_loss'])}  validation {number(val_loss)} {val_accuracy:.1%}"
+            yield Line(share=epoch / epochs, text=f"epoch {epoch}/{epochs}  {told}")
 
     def _step(self, x: Tensor, labels: Tensor) -> float:
         self.trainer.optimizer.zero_grad()
