@@ -100,7 +100,7 @@ def test_a_fault_is_shown_with_cost_and_remedy_and_exit_status_1(run: Any, image
     status, out, _ = run(f"{HERE}:wiped_network", "--data", images)
     words = " ".join(out.split())
     assert status == 1
-    assert "error statistics-at-init at 1 and 4 Its running estimates are those of a new layer" in words
+    assert "error statistics-at-init at 1 and 4 Its running statistics are those of a new layer" in words
     assert "Load the statistics from a full state dict, or measure them on training images (recalibrate_)." in words
     assert re.search(r"train-eval-gap at 1 and 4, cost [\d.]+ ± [\d.]+ points of accuracy In evaluation", words)
     assert "(recalibrate_). * " in words and "* --treat FILE does this" in words

@@ -42,8 +42,8 @@ def test_a_variance_of_zero_is_sound():
     ("model", "why"),
     [
         (network().train(), "the model: is in training mode"),
-        (changed(running_mean=math.nan), "running estimates of 1 of 4 channels are NaN or infinite"),
-        (changed(running_var=math.inf), "running estimates of 1 of 4 channels are NaN or infinite"),
+        (changed(running_mean=math.nan), "running statistics of 1 of 4 channels are NaN or infinite"),
+        (changed(running_var=math.inf), "running statistics of 1 of 4 channels are NaN or infinite"),
         (changed(running_var=-0.1), "running variance of 1 of 4 channels is negative"),
         (built(nn.BatchNorm2d(4)), "never updated"),
         (built(nn.BatchNorm2d(4, track_running_stats=False)), "no running statistics"),

@@ -243,7 +243,7 @@ def test_without_labels_a_shift_is_a_note(model: Any, by: float, found: list[Sev
 
 
 def test_an_outlier_in_the_statistics_is_one_beside_the_data_that_they_are_of() -> None:
-    """Of other data one channel is not loud; the running estimates are right, and the reference says so."""
+    """Of other data one channel is not loud; the running statistics are right, and the reference says so."""
     loud = torch.tensor([20.0, 1.0, 1.0, 1.0]).view(4, 1, 1)
     x = torch.randn(256, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     norm: Any = nn.BatchNorm2d(4)

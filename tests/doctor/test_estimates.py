@@ -1,4 +1,4 @@
-"""Checks of running estimates, on faults in a few layers of a trained network: found, at the right layer, repaired."""
+"""Checks of running statistics, on faults in a few layers of a trained network: found, at the right layer, repaired."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class WithoutShift(Own):
 
 
 class PerSample(Own):
-    """Another norm, whose running estimates mean something else."""
+    """Another norm, whose running statistics mean something else."""
 
     def normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         return super().normalized(x, x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True))
@@ -134,7 +134,7 @@ class Noisy(nn.BatchNorm2d):
 
 
 class Renorm(Own):
-    """Trains by running estimates as well."""
+    """Trains by running statistics as well."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -237,7 +237,7 @@ def test_running_estimates_may_be_single_numbers(model: Any) -> None:
 
 
 def trained_by_sample(tracks: bool) -> tuple[nn.Sequential, list[tuple[Tensor, Tensor]]]:
-    """Train an instance norm on images of any contrast, with running estimates or without."""
+    """Train an instance norm on images of any contrast, with running statistics or without."""
     torch.manual_seed(0)
     norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=tracks)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))

@@ -84,7 +84,7 @@ def test_an_attribute_may_be_called_as_a_global_is() -> None:
 
 
 class Own(nn.Module):
-    """Keeps running estimates."""
+    """Keeps running statistics."""
 
     def __init__(self) -> None:
         super().__init__()

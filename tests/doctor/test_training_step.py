@@ -87,7 +87,7 @@ def test_calls_within_a_trace_are_not_counted(model: Any) -> None:
 
 
 class ByHand(nn.BatchNorm2d):
-    """Moves its running estimates itself; torch's forward moves them too, unless a flag forbids it."""
+    """Moves its running statistics itself; torch's forward moves them too, unless a flag forbids it."""
 
     def __init__(self, features: int, weight: float) -> None:
         super().__init__(features)

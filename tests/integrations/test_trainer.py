@@ -78,7 +78,7 @@ def precise(model, batches=None):
 
 
 def evaluated(model):
-    """Running estimates at the first batch of each evaluation."""
+    """Running statistics at the first batch of each evaluation."""
     found, before = [], True
     for training, _, estimates in model.calls:
         if not training and before:

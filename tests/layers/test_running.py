@@ -1,4 +1,4 @@
-"""When the running estimates move: batches that are not finite, windows of several batches, recomputation."""
+"""When the running statistics move: batches that are not finite, windows of several batches, recomputation."""
 
 import math
 from functools import partial

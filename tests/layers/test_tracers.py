@@ -136,7 +136,7 @@ def test_a_scripted_layer_refuses_to_train_where_that_is_not_evaluation(name):
     [
         (steadynorm.GatedBatchNorm2d(3), "must find a layer that evaluates as batch norm"),
         (steadynorm.MaskedBatchNorm1d(3), "must find a layer that evaluates as batch norm"),
-        (steadynorm.BatchNorm2d(3, track_running_stats=False), "must find running estimates"),
+        (steadynorm.BatchNorm2d(3, track_running_stats=False), "must find running statistics"),
     ],
 )
 def test_a_layer_that_cannot_be_scripted_is_refused_by_name(layer, why):

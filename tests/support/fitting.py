@@ -26,7 +26,7 @@ def network(norm: Any = nn.BatchNorm1d) -> nn.Sequential:
 
 
 def data(samples: int = 48) -> tuple[Tensor, Tensor]:
-    """Inputs that are far from the running estimates' start, and classes."""
+    """Inputs that are far from the running statistics' start, and classes."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(samples, 4, generator=generator) * 3 + 2, torch.arange(samples) % CLASSES
 

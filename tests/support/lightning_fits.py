@@ -99,7 +99,7 @@ def close(actual, expected):
 
 
 def precise(model, batches=None):
-    """The running estimates that the batches have, by the verb itself."""
+    """The running statistics that the batches have, by the verb itself."""
     recalibrate_(model, loader_of() if batches is None else batches)
     return running(model)
 

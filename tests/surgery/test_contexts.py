@@ -1,4 +1,4 @@
-"""Forwards that leave the running estimates alone."""
+"""Forwards that leave the running statistics alone."""
 
 import copy
 import io
@@ -153,7 +153,7 @@ def test_two_forwards_can_be_followed_by_one_backward(context, name):
     x = drawn(6, 3).requires_grad_()
     with context(model):
         first, second = model(x), model(x * 2)
-    model(drawn(6, 3, seed=3))  # a training batch, which moves the running estimates in place
+    model(drawn(6, 3, seed=3))  # a training batch, which moves the running statistics in place
     (first + second).backward(drawn(6, 2, seed=1))
     assert x.grad.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Running estimates measured again; the oracle is NumPy on what each layer gets in evaluation afterwards."""
+"""Running statistics measured again; the oracle is NumPy on what each layer gets in evaluation afterwards."""
 
 import copy
 from collections import OrderedDict
@@ -20,7 +20,7 @@ RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def inputs_of(model, batches, run=feed):
-    """What every batch norm with running estimates gets in evaluation, of shape (values, C), by name."""
+    """What every batch norm with running statistics gets in evaluation, of shape (values, C), by name."""
     found, hooks, modes = {}, [], {module: module.training for module in model.modules()}
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
@@ -508,7 +508,7 @@ def test_with_a_prior_layers_are_measured_behind_blended_ones():
 def test_a_prior_that_is_not_finite_is_refused_and_no_prior_forgets_it():
     norm = nn.BatchNorm1d(3)
     norm.running_var[1] = torch.nan
-    with pytest.raises(ValueError, match="with a prior the running estimates must be finite"):
+    with pytest.raises(ValueError, match="with a prior the running statistics must be finite"):
         recalibrate_(norm, [torch.randn(4, 3)], prior=4)
     recalibrate_(norm, [torch.randn(4, 3)])
     assert norm.running_var.isfinite().all()

@@ -1,4 +1,4 @@
-"""Running estimates measured again by several processes: the numbers of one on all batches together."""
+"""Running statistics measured again by several processes: the numbers of one on all batches together."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Running estimates of several ranks made the same."""
+"""Running statistics of several ranks made the same."""
 
 import copy
 

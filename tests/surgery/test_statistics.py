@@ -1,4 +1,4 @@
-"""Running estimates taken out of a model, put into one, and those of several made one."""
+"""Running statistics taken out of a model, put into one, and those of several made one."""
 
 import copy
 import re

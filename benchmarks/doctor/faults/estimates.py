@@ -1,4 +1,4 @@
-"""Running estimates that are lost, poisoned, or of other data or weights."""
+"""Running statistics that are lost, poisoned, or of other data or weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running estimates that were ported wrongly, and weights that were changed without them."""
+"""Running statistics that were ported wrongly, and weights that were changed without them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def _a_textbooks_norm_without_its_shift_in_evaluation(subject: Subject) -> Case:
 
 
 class _ByHand(nn.Module):
-    """Standardises each channel over the batch, without running estimates."""
+    """Standardises each channel over the batch, without running statistics."""
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         super().__init__()

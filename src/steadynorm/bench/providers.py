@@ -114,7 +114,7 @@ def prepared(module: nn.Module, device: torch.device, *, estimates: bool = False
     Args:
         module: changed.
         device: where it moves.
-        estimates: whether its running estimates become random too, near those of the inputs.
+        estimates: whether its running statistics become random too, near those of the inputs.
     """
     numbers = PARAMETERS | (ESTIMATES if estimates else {})
     tensors = {path.rpartition(".")[2]: tensor for path, tensor in module.state_dict().items()}

@@ -112,7 +112,7 @@ def _measure(case: str, config: StepFlags, head: Json) -> Json:
 
 
 def _watched(case: str, config: StepFlags, device: torch.device) -> dict[str, tuple[nn.Module, Watch]]:
-    """Build each network with running estimates once more for either policy, and begin to watch it."""
+    """Build each network with running statistics once more for either policy, and begin to watch it."""
     found = {}
     for norm in config.norms:
         for policy in get_args(Policy) if norm != "none" else ():

@@ -95,21 +95,21 @@ class Runs:
         by_batch: in evaluation, but with the batch's statistics in every batch norm.
         one_layer: name -> with the batch's statistics in this layer alone, on the first batches; empty where
             ``by_batch`` is not better by as much as :func:`steadynorm.doctor.compared.may_matter` asks for.
-        few_layers: likewise of a few layers together, whose own running estimates are further off than all others'.
-        off: name of a batch norm -> how far its running estimates are, in standard deviations beyond sampling, from the
-            moments of what it is given while every batch norm takes the batch's statistics, so that none is off
+        few_layers: likewise of a few layers together, whose own running statistics are further off than all others'.
+        off: name of a batch norm -> how far its running statistics are, in standard deviations beyond sampling, from
+            the moments of what it is given while every batch norm takes the batch's statistics, so that none is off
             because one before it is; empty where ``recalibrated`` is.
         recalibrated: on every second batch, with statistics measured on the others; empty where that was
             not possible.
-        by_sample: scores while instance norms with running estimates take each sample's own, as in training; empty
+        by_sample: scores while instance norms with running statistics take each sample's own, as in training; empty
             where there are none.
         of_constants: scores while frozen norms of mean 0 and variance 1 take the batch's own, likewise.
-        moved: modules whose running estimates a forward moved though every module evaluated.
+        moved: modules whose running statistics a forward moved though every module evaluated.
         dependent: the innermost modules that gave a sample another output in evaluation when the rest of its
             batch was left out, while their input for it was the same, and not by chance.
         dependence: largest difference of the model's output for the same samples in those two batches, relative to the
             largest magnitude of the output.
-        updates: name of a norm -> how often one forward and backward in training moved its running estimates
+        updates: name of a norm -> how often one forward and backward in training moved its running statistics
             beyond once for each call; empty where that could not be tried.
         pieces: name of a norm that training calls on parts of the batch, one after the other -> samples of the largest.
         followed: name of a norm that training calls once -> share of the way to the batch's mean that its running mean

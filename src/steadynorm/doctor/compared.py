@@ -1,4 +1,4 @@
-"""What the batches say of a layer's running estimates, in units of its own sampling error."""
+"""What the batches say of a layer's running statistics, in units of its own sampling error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MOST = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """How far running estimates are from what the batches say.
+    """How far running statistics are from what the batches say.
 
     Args:
         shift: (mean of the batches − running mean) / √(running variance + eps), shape (C,).
@@ -84,7 +84,7 @@ def by_call(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
 
 
 def described(sightings: Sequence[Sighting]) -> Moments:
-    """Give the moments that running estimates should be: calls of a forward count alike, as they do in training."""
+    """Give the moments that running statistics should be: calls of a forward count alike, as they do in training."""
     each = [pooled(calls) for calls in by_call(sightings)]
     mean, var = (sum(values[1:], values[0]) / len(values) for values in ([e.mean for e in each], [e.var for e in each]))
     return Moments(mean=mean, var=var, count=sum(e.count for e in each))
@@ -112,7 +112,7 @@ def _noise_of_singles(sightings: Sequence[Sighting]) -> float:
 
 
 def distance_of(norm: NormState, sightings: Sequence[Sighting]) -> Distance | None:
-    """Compare a layer's running estimates with its inputs; None where it has none, or they are no finite numbers."""
+    """Compare a layer's running statistics with its inputs; None where it has none, or they are no finite numbers."""
     if norm.mean is None or norm.var is None or not sightings or bool((norm.var < 0).any()):
         return None
     found = described(sightings)
@@ -191,7 +191,7 @@ def may_matter(quantity: str, evaluation: Sequence[float], by_batch: Sequence[fl
 
 
 def standing_out(off: Mapping[str, float]) -> tuple[str, ...]:
-    """Name the few layers whose running estimates are off, and clearly further than those of all others.
+    """Name the few layers whose running statistics are off, and clearly further than those of all others.
 
     Each layer is compared with what it is given while all others normalize by the batch, so that none is off because
     one before it is.

@@ -35,9 +35,9 @@ class NormState:
         hidden: whether it is no submodule of the model.
         training: its mode.
         tracks: its flag ``track_running_stats``; True where it has none.
-        moves: whether a training forward would move its running estimates, as it stands.
+        moves: whether a training forward would move its running statistics, as it stands.
         momentum: weight of the new batch; None for a cumulative average, and where it has none of its own.
-        has_momentum: whether a fixed momentum moves its running estimates.
+        has_momentum: whether a fixed momentum moves its running statistics.
         eps: a small number.
         mean: running mean, shape (C,); None where it has none.
         var: running variance, likewise.
@@ -45,7 +45,7 @@ class NormState:
         bias: β; None for 0.
         learns: whether weight or bias requires a gradient.
         affine: whether it has a weight or a bias.
-        dtype: of its running estimates; None where it has none.
+        dtype: of its running statistics; None where it has none.
         batches: its counter; None where it has none.
         groups: of a group norm; 0 for others.
         channels: C.
@@ -77,17 +77,17 @@ class NormState:
 
     @property
     def is_batch_norm(self) -> bool:
-        """Whether it normalizes each channel over the batch, or by running estimates."""
+        """Whether it normalizes each channel over the batch, or by running statistics."""
         return self.kind.endswith("batch_norm") or self.kind == "batch_renorm"
 
     @property
     def is_frozen(self) -> bool:
-        """Whether its class never moves its running estimates."""
+        """Whether its class never moves its running statistics."""
         return self.kind == "frozen_batch_norm"
 
     @cached_property
     def at_start(self) -> bool:
-        """Whether its running estimates are exactly those of a new layer: mean 0, variance 1."""
+        """Whether its running statistics are exactly those of a new layer: mean 0, variance 1."""
         return self.mean is not None and self.var is not None and not self.mean.any() and bool((self.var == 1).all())
 
     @cached_property
@@ -177,7 +177,7 @@ class CheckpointState:
         matrices: how many of these have two dimensions or more.
         apart: of those of two dimensions or more that differ, name -> the distance, relative to the root mean square of
             the two norms: √2 for independent draws.
-        moved: norms whose running estimates differ from the checkpoint's, name -> by how much, in standard deviations:
+        moved: norms whose running statistics differ from the checkpoint's, name -> by how much, in standard deviations:
             the root mean square over channels of the shift of the mean and the logarithm of the deviations' ratio.
     """
 
@@ -193,7 +193,7 @@ class CheckpointState:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankStatistics:
-    """A norm's running estimates on every rank, by rank; float64 on the CPU.
+    """A norm's running statistics on every rank, by rank; float64 on the CPU.
 
     Args:
         means: shape (R, C).

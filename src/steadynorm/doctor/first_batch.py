@@ -25,7 +25,7 @@ from steadynorm.surgery.kinds import stored_names, why_unknown
 from steadynorm.surgery.named_modules import NamedModule
 
 _CALLED = re.compile("mean|var|std")
-"""In the names of running estimates."""
+"""In the names of running statistics."""
 _LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
 _SHORT = 64
 """Values of a sequence that are few."""
@@ -227,7 +227,7 @@ def _has_maps(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:
-    """Copy running estimates, and buffers that are called a mean, a variance or a deviation.
+    """Copy running statistics, and buffers that are called a mean, a variance or a deviation.
 
     Other plain tensors are not looked at: some keep what their last input showed.
     """

@@ -111,7 +111,7 @@ class Trial:
         By turns, so that data in an order, such as that of the classes, are in both halves. While they are measured,
         each layer normalizes by its batch: where that is what it does in training, the scores of those batches by
         their own statistics come with it, by the number of the batch. ``off`` takes how far each layer's running
-        estimates are from what was measured.
+        statistics are from what was measured.
         """
         by_batch: dict[int, float] = {}
         if len(self._batches) < 2:
@@ -150,7 +150,7 @@ class Trial:
             change.undo()
 
     def _off(self, named: NamedModule, before: Moments) -> float:
-        """Give how far from the present running estimates others are, beyond the sampling of the present ones."""
+        """Give how far from the present running statistics others are, beyond the sampling of the present ones."""
         seen = [each for each in self._sightings.get(named.name, ()) if each.batch % 2 == 0]
         noises = [each.noise for each in seen if math.isfinite(each.noise)]
         noise = sum(noises) / len(noises) if noises else 1.0

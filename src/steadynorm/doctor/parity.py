@@ -112,7 +112,7 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
     """Compare the evaluation of a layer of an unknown class with its own training, or with batch norm.
 
     Its weight and bias may be called gamma and beta. Where its output is not batch norm's it is called again in both
-    modes, with a batch's moments as running estimates, which are put back: both are to give the same, whatever it does
+    modes, with a batch's moments as running statistics, which are put back: both are to give the same, whatever it does
     beside normalizing. The batch is four samples over and over, so that its parts have the same moments. Where most
     channels are batch norm's and some are not, it is wrong in these.
 
@@ -122,7 +122,7 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
         y: what it gave.
 
     Returns:
-        None where it has no running estimates of that size, or does not train by the batch, as instance norms.
+        None where it has no running statistics of that size, or does not train by the batch, as instance norms.
     """
     if x.dim() < 2 or x.shape != y.shape or not x.is_floating_point():
         return None
@@ -177,7 +177,7 @@ def _of_channels(module: nn.Module, x: Tensor, *names: str) -> Tensor | None:
 
 @contextmanager
 def _state_kept(module: Any) -> Iterator[None]:  # noqa: ANN401 (any norm)
-    """Put back running estimates, buffers and modes."""
+    """Put back running statistics, buffers and modes."""
     held = [(each, dict(vars(each))) for each in module.modules()]  # plain tensors, which some replace at every call
     stored = [each for _, attributes in held for each in attributes.values() if isinstance(each, Tensor)]
     buffers = [(each, each.clone()) for each in (*module.buffers(), *stored)]
@@ -194,7 +194,7 @@ def _state_kept(module: Any) -> Iterator[None]:  # noqa: ANN401 (any norm)
 
 
 def _called(module: Any, x: Tensor, moments: tuple[Tensor, Tensor], *, training: bool) -> Tensor | None:  # noqa: ANN401
-    """Give what a layer gives by these running estimates; None where it raises or gives another shape."""
+    """Give what a layer gives by these running statistics; None where it raises or gives another shape."""
     try:
         for each in module.modules():
             each.training = training

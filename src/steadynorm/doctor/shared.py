@@ -1,4 +1,4 @@
-"""Running estimates that do not fit: those that went stale, and those of layers whose calls in a forward are unlike."""
+"""Running statistics that do not fit: those that went stale, and those of layers whose calls in a forward differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["FITTING", "STALE", "furthest", "shared_by"]
 APART = 0.5
 """Standard deviations from which on calls are unlike."""
 STALE, FITTING = 0.25, 0.125
-"""Standard deviations beyond sampling: more, and running estimates are not those of the batches; less, and they are.
+"""Standard deviations beyond sampling: more, and running statistics are not those of the batches; less, and they are.
 
 Of healthy networks (``make doctor-bench``) the furthest was 0.15 off, with statistics frozen in fine-tuning; of those
 with stale ones that cost something the nearest was 0.2.
@@ -23,7 +23,7 @@ with stale ones that cost something the nearest was 0.2.
 
 
 def furthest(evidence: Evidence) -> float:
-    """Give how far running estimates are from the batches at the worst layer, beyond sampling; infinity for NaN."""
+    """Give how far running statistics are from the batches at the worst layer, beyond sampling; infinity for NaN."""
     seen = {} if evidence.batches is None else evidence.batches.sightings
     found = [
         distance_of(norm, seen[norm.name])

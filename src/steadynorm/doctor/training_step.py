@@ -1,4 +1,4 @@
-"""One step of training without an optimizer: how often it moves running estimates, and on which parts of a batch."""
+"""One step of training without an optimizer: how often it moves running statistics, and on which parts of a batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train_once(
     forward: Forward,
     unread: list[str],
 ) -> TrainingStep:
-    """Train for one step, and count how often each layer's running estimates moved beyond once for each call.
+    """Train for one step, and count how often each layer's running statistics moved beyond once for each call.
 
     Args:
         model: in any mode; put back, gradients too.

@@ -129,7 +129,7 @@ def _eps(case: Case) -> Change | str:
 
 
 def _float32(case: Case) -> Change:
-    """Store running estimates in float32; weight and bias too, beside which torch takes no others on a CPU."""
+    """Store running statistics in float32; weight and bias too, beside which torch takes no others on a CPU."""
     with Transaction("float32_", case.model) as edits:
         for named in batch_norms_of(case.model, case.where):
             module = named.module
@@ -141,7 +141,7 @@ def _float32(case: Case) -> Change:
                 if parameter is not None and parameter.dtype in _HALF:
                     _widen(edits, parameter)
             if halves:
-                edits.note_changed(named.name, label(module), "its running estimates, weight and bias in float32")
+                edits.note_changed(named.name, label(module), "its running statistics, weight and bias in float32")
         return edits.finish()
 
 

@@ -163,7 +163,7 @@ def batch_norm_with_moments(
         return normalize_fused(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
     if path == "composed":
         return normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
-    # torch gives a batch's moments only as running estimates, with the unbiased variance. In a recomputation selective
+    # torch gives a batch's moments only as running statistics, with the unbiased variance. In a recomputation selective
     # checkpointing knows the operations of the first forward alone.
     with torch._C._DisableTorchDispatch() if is_recomputing() else nullcontext():
         mean, var = input.new_zeros((2, input.shape[1]), dtype=statistics_dtype(input.dtype)).unbind()

@@ -109,7 +109,7 @@ def gated_batch_norm(
             residual=residual,
             activation=activation,
         )
-    # The running estimates will have moved on before the backward.
+    # The running statistics will have moved on before the backward.
     stored = map(snapshot, (running_mean, running_var, noise_of_batch))
     inputs = (weight, bias, *stored, confidence)
     if samples is None:

@@ -39,9 +39,9 @@ class Kind:
         training: what it normalizes by in training.
         evaluation: what it normalizes by in evaluation.
         purpose: what it is for.
-        evaluates_as_batch_norm: whether its evaluation is batch norm's by the running estimates.
+        evaluates_as_batch_norm: whether its evaluation is batch norm's by the running statistics.
         trains_by_batch: whether training is evaluation by the moments of the input, all of it and nothing else.
-        trains_by_running: whether training reads the running estimates, which must then be those of the batch before.
+        trains_by_running: whether training reads the running statistics, which must then be those of the batch before.
         arm: number of batches in a training -> options with which experiments build it.
     """
 
@@ -67,7 +67,7 @@ class Kind:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether no batch moves its running estimates."""
+        """Whether no batch moves its running statistics."""
         return any(getattr(cls, "_is_frozen", False) for cls in self.classes.values())
 
     def class_for(self, dimensions: int | None) -> type[nn.Module] | None:
@@ -97,7 +97,7 @@ BATCH_NORMS: dict[str, Kind] = {
             name="batch_norm",
             classes={1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d},
             training="the batch's moments",
-            evaluation="the running estimates",
+            evaluation="the running statistics",
             purpose="similar batches of 16 samples and more",
             trains_by_batch=True,
         ),
@@ -142,7 +142,7 @@ BATCH_NORMS: dict[str, Kind] = {
         Kind(
             name="frozen_batch_norm",
             classes={1: FrozenBatchNorm1d, 2: FrozenBatchNorm2d, 3: FrozenBatchNorm3d},
-            training="the running estimates, fixed",
+            training="the running statistics, fixed",
             purpose="fine-tuning; batches too small for statistics",
             trains_by_running=True,
             arm=lambda batches: {"freeze_affine": False},

@@ -1,4 +1,4 @@
-"""When the running estimates move, and by which batches."""
+"""When the running statistics move, and by which batches."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _is_finite(batch: Moments) -> Tensor:
 
 
 class RunningStatistics(NormState):
-    """How the running estimates of a layer follow its batches."""
+    """How the running statistics of a layer follow its batches."""
 
     if TYPE_CHECKING:  # as in NormState
         nonfinite: Nonfinite
@@ -91,16 +91,16 @@ class RunningStatistics(NormState):
         return stored
 
     def _tracks(self) -> bool:
-        """Whether this forward moves the running estimates, or would if it were not the second for its batch."""
+        """Whether this forward moves the running statistics, or would if it were not the second for its batch."""
         return self.training and self.track_running_stats
 
     def _needs_moments(self) -> bool:
-        """Whether more than a momentum decides how the estimates follow, so that the moments themselves are wanted."""
+        """Whether the update needs the batch's moments, because more than a momentum decides it."""
         plain = self.update_every == 1 and self.nonfinite == "propagate" and self.running == "exponential"
         return not plain and self.running_mean is not None
 
     def _count_batch(self) -> float | None:
-        """Count a batch, and give its weight in the running estimates if that is all that decides how they follow.
+        """Count a batch, and give its weight in the running statistics if that is all that decides how they follow.
 
         None where :meth:`_update_running` is to be called, with the moments.
         """
@@ -114,7 +114,7 @@ class RunningStatistics(NormState):
         return float(self._weight_of(1))
 
     def _update_running(self, batch: Moments) -> None:
-        """Count a batch and let the running estimates follow, where it is due."""
+        """Count a batch and let the running statistics follow, where it is due."""
         if not self._tracks() or is_recomputing():
             return
         self._check_channels(batch)
@@ -143,7 +143,7 @@ class RunningStatistics(NormState):
             update_running_(mean, var, batch, momentum=self._weight_of(1))
 
     def _add_to_window(self, batch: Moments) -> None:
-        """Put a batch into the window, and let the estimates follow once it is full."""
+        """Put a batch into the window, and update the running statistics once it is full."""
         if self._window is None or self._window_seen is None:
             with normal_tensors():
                 self._window = batch.mean.new_zeros(self.update_every, 3, batch.mean.numel())
@@ -161,7 +161,7 @@ class RunningStatistics(NormState):
             self._move_by_window(window)
 
     def _move_by_window(self, window: Tensor, due: Tensor | None = None) -> None:
-        """Move the running estimates by all batches of the window at once; where ``due`` is false, by none.
+        """Move the running statistics by all batches of the window at once; where ``due`` is false, by none.
 
         Of a single batch, shape (1, 3, C), this is what :meth:`_move` does, without reading a value on the host.
         """
@@ -182,7 +182,7 @@ class RunningStatistics(NormState):
             stored.copy_(new if due is None else torch.where(due, new, stored))
 
     def _tune(self, batch: Moments) -> None:
-        """Let the bank of momenta follow a single batch, and the estimates the bank."""
+        """Update the bank of momenta with a batch, and the running statistics from the bank."""
         assert self.running_mean is not None and self.running_var is not None and isinstance(batch.count, int)
         state = self._bank()
         bank = [getattr(state, name) for name in _JUDGED]
@@ -208,7 +208,7 @@ class RunningStatistics(NormState):
         return moved.estimate()
 
     def _weight_of(self, batches: int | Tensor) -> float | Tensor:
-        """Give the weight that some batches have together in the running estimates."""
+        """Give the weight that some batches have together in the running statistics."""
         assert self.running_mean is not None
         tracked = self.num_batches_tracked
         if self.momentum is None and tracked is None:
@@ -229,7 +229,7 @@ class RunningStatistics(NormState):
         finite = _is_finite(batch)
         message = (
             f"{type(self).__name__}: with nonfinite='raise' a training batch must be finite, but its mean or variance "
-            f"is NaN or infinite in a layer of {self.num_features} channels. The running estimates have not moved."
+            f"is NaN or infinite in a layer of {self.num_features} channels. The running statistics have not moved."
         )
         if torch.compiler.is_compiling():
             torch._assert_async(finite, message)

@@ -94,10 +94,10 @@ def on_copies(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchMemory:
-    """Copies of what a layer knows of its last batches, beside the running estimates.
+    """Copies of what a layer knows of its last batches, beside the running statistics.
 
     Args:
-        window: moments of the batches since the estimates last moved, shape (k, 3, C), and how many batches there have
+        window: moments of the batches since the last update, shape (k, 3, C), and how many batches there have
             been, shape (); empty without a window.
         position: row of the window for the next batch.
         bank: state of self-tuned statistics, by the name of its buffer; empty without.
@@ -108,7 +108,7 @@ class BatchMemory:
     bank: dict[str, Tensor]
 
     def is_finite(self) -> bool:
-        """Tell whether none of it would make the running estimates NaN or infinite."""
+        """Tell whether none of it would make the running statistics NaN or infinite."""
         return all(bool(each.isfinite().all()) for each in (*self.window, *self.bank.values()))
 
 
@@ -116,7 +116,7 @@ class NormState(nn.modules.batchnorm._NormBase):
     """State of a layer: torch's, a window of batches and a bank of momenta.
 
     The bank, and what a gated layer adds, are keys of the state dict. The window is no buffer: it holds the batches
-    since the running estimates last moved, is made when the first of them comes, and begins again after loading.
+    since the running statistics last moved, is made when the first of them comes, and begins again after loading.
     """
 
     if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not know such types
@@ -127,10 +127,10 @@ class NormState(nn.modules.batchnorm._NormBase):
 
     @torch.no_grad()
     def forget_batches_(self) -> None:
-        """Begin the window and the bank of momenta again, for running estimates that were set to other numbers.
+        """Begin the window and the bank of momenta again, for running statistics that were set to other numbers.
 
         The next batch is then the first in its window, and of self-tuned statistics it takes the place of the
-        estimates. Running estimates, counter and a gate's noise stay.
+        estimates. Running statistics, counter and a gate's noise stay.
         """
         self._begin_window()
         if self._self_tunes():

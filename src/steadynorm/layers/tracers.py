@@ -19,7 +19,7 @@ __all__ = [
 
 
 def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
-    """Raise RuntimeError where a batch is to move running estimates, and a transform or a record does not let it.
+    """Raise RuntimeError where a batch is to move running statistics, and a transform or a record does not let it.
 
     Estimates outside a transform would get their new values as a side effect, which torch.func does not allow; raised
     before anything has moved.
@@ -40,7 +40,7 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
         if (level(buffer) or 0) < (level(input) or 0):
             raise RuntimeError(
                 f"{type(layer).__name__}: in training inside a transform of torch.func (grad, vjp, jvp, vmap, ...) the "
-                f"running estimates must be arguments of the transformed function, got {name} from outside. Pass the "
+                f"running statistics must be arguments of the transformed function, got {name} from outside. Pass the "
                 "buffers in by torch.func.functional_call (mapped as well, for vmap), call .eval(), or build the layer "
                 "with track_running_stats=False."
             )
@@ -111,7 +111,7 @@ def check_scriptable(layer: nn.Module, *, is_batch_norm: bool) -> None:
 
     Args:
         layer: any of ours.
-        is_batch_norm: whether its class evaluates as batch norm does, where there are running estimates.
+        is_batch_norm: whether its class evaluates as batch norm does, where there are running statistics.
     """
     name = type(layer).__name__
     if not is_batch_norm:
@@ -121,7 +121,7 @@ def check_scriptable(layer: nn.Module, *, is_batch_norm: bool) -> None:
         )
     if layer.running_mean is None or layer.running_var is None:
         raise TypeError(
-            f"{name}: torch.jit.script must find running estimates, got running_mean=None. Use torch.export or "
+            f"{name}: torch.jit.script must find running statistics, got running_mean=None. Use torch.export or "
             "torch.jit.trace."
         )
 
@@ -136,7 +136,7 @@ def evaluate_scripted(
     eps: float,
     activation: str | None,
 ) -> Tensor:
-    """Normalize by the running estimates, add, activate, in code that torch.jit.script understands.
+    """Normalize by the running statistics, add, activate, in code that torch.jit.script understands.
 
     Args:
         input: shape (N, C, ...).

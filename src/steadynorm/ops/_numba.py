@@ -238,7 +238,7 @@ def normalize(
     noise_momentum: float,
     saved: Tensor,
 ) -> Tensor:
-    """Normalize a batch in one call: moments, rule, running estimates, transform.
+    """Normalize a batch in one call: moments, rule, running statistics, transform.
 
     Args:
         x_NCS: as the four kernels take it.

@@ -226,7 +226,7 @@ def normalize(
     streaming: bool,
     blocks: int,
 ) -> None:
-    """Measure the moments, apply the rule and transform, chunk by chunk; let the running estimates follow."""
+    """Measure the moments, apply the rule and transform, chunk by chunk; let the running statistics follow."""
     channels, per_sample = layout.channels, size // samples
     inputs = array(dtype, x, size), array(dtype, residual, size), array(dtype, y, size)
     rows, numbers = floats(saved, saved_rows(rule, chunks) * channels), np.empty(3 * channels, np.float32)

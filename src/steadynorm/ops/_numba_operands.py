@@ -28,7 +28,7 @@ def check_rule(
 def check_stored(
     x: Tensor, rule: Rule, chunks: int, running: Mapping[str, Tensor | None], momentum: float, noise: Tensor | None
 ) -> None:
-    """Raise unless running estimates and noise, which are changed, are what a rule reads."""
+    """Raise unless running statistics and noise, which are changed, are what a rule reads."""
     check_numbers("normalize", (x.shape[1],), running)
     absent = [name for name, tensor in running.items() if tensor is None]
     if len(absent) == 1 or (absent and reads_running(rule)):

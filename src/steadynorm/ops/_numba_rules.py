@@ -61,7 +61,7 @@ class Form:
     """The functions of a compiled rule; the arguments are those of the functions of the same name below."""
 
     reads_running: bool
-    """Whether it reads the running estimates, which are then saved as it has seen them."""
+    """Whether it reads the running statistics, which are then saved as it has seen them."""
     affine_of: Callable[..., tuple[float, float, float]]
     gate_of: Callable[..., tuple[float, float]] = _whole_gate
     moment_gradients: Callable[..., tuple[float, float, float]] = _of_own_variance
@@ -77,7 +77,7 @@ def define(rule: type, form: Form) -> None:
 
 
 def reads_running(rule: Rule) -> bool:
-    """Whether the rule reads the running estimates."""
+    """Whether the rule reads the running statistics."""
     return _forms[type(rule)].reads_running
 
 

@@ -44,7 +44,7 @@ def renorm_bounds(
 def renorm_corrections(
     batch: Moments, running: Moments, *, eps: float, r_max: Tensor, d_max: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give r and d, by which a batch's normalization is corrected towards the running estimates; shape (C,) each.
+    """Give r and d, by which a batch's normalization is corrected towards the running statistics; shape (C,) each.
 
     r = clip(√(var + eps) / σ, 1/r_max, r_max)        d = clip((mean − running_mean) / σ, −d_max, d_max)
     σ = √(running_var + eps)

@@ -41,7 +41,7 @@ def normalize_fused(
     activation: Activation | None = None,
     chunks: int = 1,
 ) -> tuple[Tensor, Moments]:
-    """Train as ``normalize`` does, and update the running estimates.
+    """Train as ``normalize`` does, and update the running statistics.
 
     Args:
         x: what :func:`steadynorm.ops._numba.normalize` takes.
@@ -183,7 +183,7 @@ def _differentiable(
 
 
 def _running_seen(rule: FusedRule, saved: Tensor) -> tuple[Tensor, ...]:
-    """Give the running estimates as the rule has read them."""
+    """Give the running statistics as the rule has read them."""
     return (saved[2], saved[3]) if rule.reads_running else ()
 
 

@@ -78,7 +78,7 @@ def _warn(function: str, overflowed: Tensor, var: float, count: int) -> None:
     warnings.warn(
         f"{function}: the sum of squares of a training batch must fit float32 (3.4e38), got a variance of {var:.0e} "
         f"over {count} values in {len(channels)} of {overflowed.numel()} channels ({listed}). The batch was normalized "
-        "in float64, which is slow; running estimates that follow it are no longer finite. Scale the input down, or "
+        "in float64, which is slow; running statistics that follow it are no longer finite. Scale the input down, or "
         "call .double() on module and input.",
         RuntimeWarning,
         stacklevel=3,

@@ -47,7 +47,7 @@ class FusedRule(Rule, Protocol):
     """
 
     reads_running: ClassVar[bool]
-    """Whether mean and variance of the running estimates are parameters."""
+    """Whether mean and variance of the running statistics are parameters."""
 
     @property
     def learns(self) -> bool:

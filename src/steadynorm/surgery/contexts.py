@@ -150,7 +150,7 @@ class StandIn:
 
 
 def is_on_copies(module: nn.Module) -> bool:
-    """Whether the module is in one of the contexts here, so that its forward moves no running estimate."""
+    """Whether the module is in one of the contexts here, so that its forward updates no running statistics."""
     return isinstance(vars(module).get("forward"), _ForwardOnCopies)
 
 

@@ -20,7 +20,7 @@ __all__ = ["load_tensors_"]
 def load_tensors_(model: nn.Module, checkpoint: Mapping[str, Any] | nn.Module) -> Change:
     """Write in place what a checkpoint has under the model's names, in whatever form it was kept.
 
-    A tensor of another shape, or of integers for floats, is refused by name; running estimates are written as
+    A tensor of another shape, or of integers for floats, is refused by name; running statistics are written as
     :func:`steadynorm.surgery.load_statistics_` does. What the checkpoint does not have stays.
 
     Args:

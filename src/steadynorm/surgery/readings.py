@@ -55,7 +55,7 @@ def readings_of(
                 readings[f"{named.name or 'model'}/{what}"] = value
     if stored is not None and norms and not any(each.endswith("/distance") for each in readings):
         raise ValueError(
-            "readings_of: stored must have running estimates of the model's layers, as statistics_of(model) gives "
+            "readings_of: stored must have running statistics of the model's layers, as statistics_of(model) gives "
             f"them, got {', '.join(list(stored)[:3]) or 'none'}."
         )
     return readings
@@ -152,7 +152,7 @@ _READ: dict[str, Callable[[Norm, Tensor], Mapping[str, Tensor]]] = {
 
 
 def _own(module: Norm) -> dict[str, float]:
-    """Read what a layer of ours keeps beyond its running estimates."""
+    """Read what a layer of ours keeps beyond its running statistics."""
     kind = kind_of(module)[0]
     if not isinstance(module, BatchNormBase) or kind.is_frozen:
         return {}

@@ -131,14 +131,14 @@ def _targets(edits: Transaction, model: nn.Module, where: Where | None, prior: f
         stored = targets[-1].stored()
         if prior and not bool((stored.mean.isfinite() & stored.var.isfinite() & (stored.var >= 0)).all()):
             raise ValueError(
-                "recalibrate_: with a prior the running estimates must be finite, no variance negative, got others at "
+                "recalibrate_: with a prior the running statistics must be finite, no variance negative, got others at "
                 f"{targets[-1].describe()}. Repair them with repair_statistics_, or leave prior at 0."
             )
     return targets
 
 
 def _why_not(module: Norm, model: nn.Module, *, chosen: bool) -> str | None:
-    """Say why a layer's running estimates are not to be touched; None where they are."""
+    """Say why a layer's running statistics are not to be touched; None where they are."""
     if kind_of(module)[0].name == "frozen_batch_norm":
         return "frozen. Use unfreeze_ or convert_ before, if its statistics are to change."
     unreadable = why_not_readable(module)

@@ -1,4 +1,4 @@
-"""Running estimates that one bad batch has corrupted, made usable again channel by channel."""
+"""Running statistics that one bad batch has corrupted, made usable again channel by channel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Broken:
 
     @property
     def channels(self) -> Tensor:
-        """Where its running estimates are broken; boolean, shape (C,)."""
+        """Where its running statistics are broken; boolean, shape (C,)."""
         assert self.target.channels is not None
         return self.target.channels
 
@@ -119,7 +119,7 @@ def _repaired(edits: Transaction, name: str, module: Norm, absurd: float) -> _Br
         notes = [_which(mean_fits, var_fits), *write_statistics_(edits, module, mean, var), *notes]
     elif _keeps_nonfinite(module):
         notes = [
-            "what it kept beside its running estimates was not finite",
+            "what it kept beside its running statistics was not finite",
             *forget_batches_(edits, module),
             *notes,
         ]
@@ -136,7 +136,7 @@ def _noise_repaired(edits: Transaction, module: Norm) -> list[str]:
 
 
 def _keeps_nonfinite(module: Norm) -> bool:
-    """Whether a window or a bank would corrupt the running estimates at the next batch."""
+    """Whether a window or a bank would corrupt the running statistics at the next batch."""
     return isinstance(module, BatchNormBase) and not module.batch_memory().is_finite()
 
 

@@ -35,7 +35,7 @@ def check_runnable(verb: str, model: nn.Module) -> None:
 
 
 def why_not_readable(module: Norm) -> str | None:
-    """Say why a norm's running estimates cannot be read; None where they can."""
+    """Say why a norm's running statistics cannot be read; None where they can."""
     if module.running_mean is None or module.running_var is None:
         return "it has no running statistics."
     if module.running_mean.is_meta or module.running_var.is_meta:

@@ -194,7 +194,7 @@ def _load(edits: Transaction, model: nn.Module, loaded: Mapping[str, Any] | nn.M
 
 
 def write_found_(edits: Transaction, model: nn.Module, state: NamedState, where: Where | None = None) -> None:
-    """Write the running estimates that were found for a model, as :func:`load_statistics_` says.
+    """Write the running statistics that were found for a model, as :func:`load_statistics_` says.
 
     Raises:
         ValueError: no layer takes any, and nothing else was changed.

@@ -1,4 +1,4 @@
-"""The moments of batches are read off the running estimates; their distances are held to plain formulas."""
+"""The moments of batches are read off the running statistics; their distances are held to plain formulas."""
 
 import math
 

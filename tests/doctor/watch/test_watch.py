@@ -663,7 +663,7 @@ def test_layers_that_lose_their_estimates_end_the_watch(caplog):
         trained(model, 60, begin=50)
         assert not watch._listener.is_on
     assert watch.report().steps == 50
-    assert caplog.messages == ["Watch: 1 has no running estimates any more; the watch has stopped. Start another one."]
+    assert caplog.messages == ["Watch: 1 has no running statistics any more; the watch has stopped. Start another one."]
 
 
 def test_layers_that_are_replaced_are_named(caplog):

@@ -5,7 +5,7 @@ that put them last, and the convolutions that put them on axis 1, through activa
 shape; and images or signals that are given to a layer with their colours or sensors last.
 
 Harm: batch norm takes axis 1 as channels whatever is there. Given (N, L, C) it normalizes every time step over the
-features, by running estimates of time steps. Where L is not C an error tells, until the layer is built for L; where
+features, by running statistics of time steps. Where L is not C an error tells, until the layer is built for L; where
 they are equal nothing does. A map (N, C, L) that is reshaped to (N·L, C) without moving C to the end first has the
 right size, and every channel of it has values of all features. Group norm takes axis 1 likewise, and layer norm the
 last: where another axis has the features, and as many, nothing tells. A map that is flattened with its channels,

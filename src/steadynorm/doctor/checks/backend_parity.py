@@ -1,8 +1,8 @@
 """A norm whose output is not what its formula says.
 
-Looks at: the output of each norm in evaluation (batch norms by their running estimates; group and layer norms) beside
+Looks at: the output of each norm in evaluation (batch norms by their running statistics; group and layer norms) beside
 the formula in float64, on the same input; as the model runs it, with its hooks, and on a GPU without cuDNN. A layer of
-one's own that keeps running estimates is to evaluate as it trains: given a batch's moments as running estimates, both
+one's own that keeps running statistics is to evaluate as it trains: given a batch's moments as running statistics, both
 modes are to give the same, whatever else it does; and where half of its channels or more are batch norm's, all are to
 be. Models that are compiled are looked at uncompiled, and layers that
 take a residual or train are left out.

@@ -3,7 +3,7 @@
 Looks at: the names, shapes and numbers of a checkpoint beside those of the model. Names behind wrappers' prefixes and
 nested mappings are understood. A missing ``num_batches_tracked`` is no fault: torch fills it in.
 
-Harm: ``load_state_dict(strict=False)`` passes over what does not fit. Where that are running estimates, the layer
+Harm: ``load_state_dict(strict=False)`` passes over what does not fit. Where that are running statistics, the layer
 evaluates by those of a new one, and accuracy is near chance though every weight is right. Loaders that copy
 ``parameters()`` do the same.
 
@@ -53,12 +53,12 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     others = {_owner(name) for name in checkpoint.different}
     for norm in evidence.norms:
         if norm.name in without:
-            problem = "The checkpoint has no running estimates for it, so what it evaluates by comes from elsewhere."
+            problem = "The checkpoint has no running statistics for it, so what it evaluates by comes from elsewhere."
             yield at(norm, Severity.WARNING, problem, _MISSING)
         elif norm.name in checkpoint.moved and loaded:
             distance = checkpoint.moved[norm.name]
             problem = (
-                f"Its running estimates are {distance:.2g} standard deviations from the checkpoint's, though "
+                f"Its running statistics are {distance:.2g} standard deviations from the checkpoint's, though "
                 f"{'most of ' if checkpoint.different else ''}the model's weights are the checkpoint's."
             )
             yield at(norm, Severity.WARNING, problem, _LOAD, distance=distance)
@@ -97,7 +97,7 @@ def _names(checkpoint: CheckpointState) -> Iterator[Finding]:
         yield of_model(Severity.WARNING, problem, _BUILD, names=len(weights))
     lost = [name for name in checkpoint.unknown if _is_statistic(name)]
     if lost:
-        problem = f"The checkpoint has running estimates that no layer of the model takes: {_some(lost)}."
+        problem = f"The checkpoint has running statistics that no layer of the model takes: {_some(lost)}."
         yield of_model(Severity.WARNING, problem, _BUILD, names=len(lost))
     others = [name for name in checkpoint.unknown if not _is_statistic(name) and not name.endswith("batches_tracked")]
     if others:

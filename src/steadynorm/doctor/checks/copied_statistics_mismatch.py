@@ -1,11 +1,11 @@
 """A copy of a network whose weights follow the original and whose statistics do not.
 
 Looks at: parts of a model that have the same names and shapes and nearly the same weights (teacher and student, target
-and online network, average and raw weights; put them in one ``nn.ModuleDict`` to see both), and the running estimates
+and online network, average and raw weights; put them in one ``nn.ModuleDict`` to see both), and the running statistics
 of their norms in pairs. Where no batch reaches the copy, as with a target network, it is run on what the original is
 given, and its estimates are compared with that. And torch's AveragedModel with ``use_buffers=False``.
 
-Harm: a hand-written average or polyak step goes over ``parameters()``; running estimates are buffers, and stay those
+Harm: a hand-written average or polyak step goes over ``parameters()``; running statistics are buffers, and stay those
 of the day when the copy was made. The copy evaluates by statistics of other weights, and is far worse than the
 original. AveragedModel copies the last statistics, which are not those of averaged weights.
 
@@ -57,7 +57,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                     APART if twins.weights else OF_EQUALS, CLEAR * _excess(original, runs.sightings[original.name])
                 ):
                     problem = (
-                        f"Its running estimates are {off:.2g} standard deviations from what its weights, a copy of "
+                        f"Its running statistics are {off:.2g} standard deviations from what its weights, a copy of "
                         f"those of {original.name}, make of a batch."
                     )
                     yield at(copied, Severity.WARNING, problem, _COPY, distance=off, weights=twins.weights)
@@ -66,7 +66,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             followed = 0.0 if copied.at_start else FOLLOWED * twins.weights
             if distance is not None and distance > APART + followed:
                 problem = (
-                    f"Its running estimates are {distance:.2g} standard deviations from those of {original.name}, of "
+                    f"Its running statistics are {distance:.2g} standard deviations from those of {original.name}, of "
                     f"which its weights are a copy ({100 * twins.weights:.2g} % apart)."
                 )
                 unreached = original.name in reached and copied.name not in reached

@@ -3,7 +3,7 @@
 Looks at: the moments of every batch norm's input on the batches and on the reference batches, in evaluation; and the
 score on both.
 
-Harm: running estimates describe the data of the training. Another camera, scanner or season moves every layer's
+Harm: running statistics describe the data of the training. Another camera, scanner or season moves every layer's
 moments, and each layer adds to what the one before it has moved.
 
 Remedy: measure the statistics on unlabelled data of the new domain (``recalibrate_``), which is most of what the

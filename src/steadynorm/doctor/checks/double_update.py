@@ -1,13 +1,13 @@
-"""Running estimates that a training step moves more often than the layer is called.
+"""Running statistics that a training step moves more often than the layer is called.
 
 Looks at: the counters of batches before and after one forward and backward in training, beside the calls of the
 forward; and how far one call moves the running mean towards the batch's, beside the momentum.
 
 Harm: activation checkpointing runs a forward again in the backward, and the layer counts the batch again: the running
-estimates follow twice as fast as their momentum says, 1 − (1 − m)², and noise with them. Loss and gradients are the
+statistics follow twice as fast as their momentum says, 1 − (1 − m)², and noise with them. Loss and gradients are the
 same, so nothing shows in training.
 
-A norm that moves its running estimates in code of its own, and then calls torch's, which moves them too, does the same.
+A norm that moves its running statistics in code of its own, and then calls torch's, which moves them too, does that.
 
 Remedy: layers of steadynorm count a batch once under checkpointing (``convert_``), or use momentum 1 − √(1 − m).
 
@@ -34,7 +34,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         more = evidence.batches.updates.get(norm.name, 0)
         if more > 0 and (norm.training or not evidence.training):
             problem = (
-                f"One training step moves its running estimates {more} time{'' if more == 1 else 's'} more than it is "
+                f"One training step moves its running statistics {more} time{'' if more == 1 else 's'} more than it is "
                 "called: its forward runs again in the backward, or code of its own moves them as well."
             )
             yield at(norm, Severity.WARNING, problem, _REMEDY, more=more)

@@ -4,7 +4,7 @@ Looks at: independent values per channel of each forward (N/noise, see ``statist
 of the optimizer: times forwards that are accumulated, times workers.
 
 Harm: gradients are accumulated over forwards and workers, statistics are not. "Accumulate to 64" trains with the
-statistics of 8, moves the running estimates eight times for each step, and is no batch of 64; eight workers with 2
+statistics of 8, moves the running statistics eight times for each step, and is no batch of 64; eight workers with 2
 images each normalize by 2.
 
 Remedy: synchronise over workers (``convert_`` to sync_batch_norm). For accumulation over k forwards, fine-tuning:

@@ -1,4 +1,4 @@
-"""Running estimates that float16 cannot hold.
+"""Running statistics that float16 cannot hold.
 
 Looks at: running_mean and running_var beyond 65,504, the largest number of float16.
 
@@ -36,5 +36,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         beyond = largest.isfinite() & (largest > LARGEST)
         if beyond.any():
             most = float(largest[beyond].max())
-            problem = f"{int(beyond.sum())} of its running estimates, up to {most:.3g}, become infinite in float16."
+            problem = f"{int(beyond.sum())} of its running statistics, up to {most:.3g}, become infinite in float16."
             yield at(norm, Severity.NOTE, problem, _REMEDY, channels=int(beyond.sum()), largest=most)

@@ -1,12 +1,12 @@
 """A layer whose weight and bias are frozen while its statistics still follow the batches.
 
-Looks at: layers in training mode that keep running estimates and whose weight and bias both require no gradient, in a
+Looks at: layers in training mode that keep running statistics and whose weight and bias both require no gradient, in a
 model of which other parameters are trained. With an optimizer, those that it leaves out, or moves at a rate of 0, with
 the linear layer before them.
 
 Harm: ``requires_grad=False`` freezes γ and β alone. In training the layer goes on normalizing by the batch and moving
-its running estimates, so a "frozen" backbone computes something else at every step, and ends with the statistics of the
-new data. ``.eval()`` on the layer is undone by the next ``model.train()``.
+its running statistics, so a "frozen" backbone computes something else at every step, and ends with those of the new
+data. ``.eval()`` on the layer is undone by the next ``model.train()``.
 
 Remedy: freeze the statistics as well; ``freeze_`` does so in a manner that survives ``model.train()``. Safe: it can be
 undone, and evaluation stays as it is.
@@ -29,7 +29,7 @@ _REMEDY = Remedy(
 )
 _PROBLEM = (
     "Its weight and bias are frozen ({}), but in training it still normalizes by the batch and moves "
-    "its running estimates."
+    "its running statistics."
 )
 
 

@@ -1,4 +1,4 @@
-"""Running estimates that are stored in half precision.
+"""Running statistics that are stored in half precision.
 
 Looks at: the dtype of running_mean and running_var, and whether the layer trains.
 
@@ -39,7 +39,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     for norm in evidence.norms:
         if norm.dtype not in _DIGITS:
             continue
-        stored = f"Its running estimates are stored in {str(norm.dtype).removeprefix('torch.')}"
+        stored = f"Its running statistics are stored in {str(norm.dtype).removeprefix('torch.')}"
         if norm.moves:
             problem = f"{stored}, where the small steps of an average are rounded away, so that they stop following."
             yield at(norm, Severity.WARNING, problem, _REMEDY)

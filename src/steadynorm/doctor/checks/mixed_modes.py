@@ -1,9 +1,9 @@
 """Layers that are in another mode than the model.
 
-Looks at: ``training`` of the model, of every batch norm, and of layers of one's own that keep running estimates.
+Looks at: ``training`` of the model, of every batch norm, and of layers of one's own that keep running statistics.
 
 Harm: a layer left in training inside a model that evaluates makes each prediction depend on the other images of its
-batch, and moves its running estimates with every one. The reverse, a layer that evaluates while the model trains, is
+batch, and moves its running statistics with every one. The reverse, a layer that evaluates while the model trains, is
 what freezing by ``.eval()`` looks like; it is a note, because the next ``model.train()`` undoes it without a word. A
 few layers among many that evaluate and learn were forgotten: the weights go on, and their statistics stay.
 
@@ -41,7 +41,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             )
             yield at(norm, Severity.WARNING, problem, _EVALUATE)
         elif evidence.training and _stands_still(norm):
-            problem = "It evaluates while the model trains, so its running estimates stand still."
+            problem = "It evaluates while the model trains, so its running statistics stand still."
             severity, remedy = Severity.NOTE, _FREEZE
             if forgotten and norm.learns:
                 severity, remedy = Severity.WARNING, _TRAIN

@@ -1,9 +1,9 @@
 """A momentum that looks like another framework's.
 
-Looks at: ``momentum`` of layers whose running estimates follow it; with batches, how far a training step moves them.
+Looks at: ``momentum`` of layers whose running statistics follow it; with batches, how far a training step moves them.
 
 Harm: torch's momentum is the weight of the *new* batch; TensorFlow's, Keras's and most papers' is the weight of the old
-estimate. 0.99 pasted from there makes the running estimates those of the last batch or two; 0 keeps them at
+estimate. 0.99 pasted from there makes the running statistics those of the last batch or two; 0 keeps them at
 what they are; a number outside 0 to 1 makes them diverge.
 
 Remedy: write 1 − momentum, and 0.1 for 0 and 1, which are no decay. Safe for training that goes on; statistics measured
@@ -36,10 +36,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             continue
         value = norm.momentum
         if not 0 <= value <= 1:
-            problem = f"Its momentum is {value:g}; outside 0 to 1 the running estimates diverge."
+            problem = f"Its momentum is {value:g}; outside 0 to 1 the running statistics diverge."
             yield at(norm, Severity.ERROR, problem, Remedy(advice="Set it to a weight of the new batch, such as 0.1."))
         elif value == 0:
-            problem = "Its momentum is 0, so no batch moves the running estimates."
+            problem = "Its momentum is 0, so no batch moves the running statistics."
             advice = "Set it to 0.1, or freeze the layer with freeze_ if that is meant."
             yield at(norm, Severity.WARNING, problem, Remedy(advice=advice, treatment="momentum"), momentum=value)
         elif value < SUSPECT and (share := _followed(evidence, norm)) and abs(share - (1 - value)) < NEAR * value:
@@ -51,7 +51,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             yield at(norm, Severity.WARNING, problem, Remedy(advice=advice), momentum=value, share=share)
         elif value > SUSPECT:
             problem = (
-                f"Its momentum is {value:g}: torch weighs the new batch by it, so the running estimates are those of "
+                f"Its momentum is {value:g}: torch weighs the new batch by it, so the running statistics are those of "
                 f"the last {'batch' if value > 0.9 else 'few batches'}. Other frameworks weigh the old estimate."
             )
             decay = f"If {value:g} is a decay of another framework, write momentum={1 - value:.6g}."

@@ -9,7 +9,7 @@ change weights and leave statistics; so does an average that lags behind a large
 Remedy: measure the statistics again on training data (``recalibrate_``). Safe where the batches are like the data that
 the model will see; it can be undone.
 
-Threshold: as for ``train-eval-gap``, on images that the statistics have not seen. And some layer's running estimates
+Threshold: as for ``train-eval-gap``, on images that the statistics have not seen. And some layer's running statistics
 are an eighth of a standard deviation off, beyond sampling: where they are those of the batches, what a few batches give
 is chance. Up to three layers are named where they stand out as they do for ``train-eval-gap``.
 

@@ -1,10 +1,10 @@
-"""Running estimates that are NaN or infinite.
+"""Running statistics that are NaN or infinite.
 
 Looks at: running_mean and running_var of every layer that has them.
 
 Harm: every output in evaluation stays NaN: an exponential average never forgets NaN or infinity, however many
 clean batches follow. Training looks healthy, since it normalizes by the batch. One overflow is enough; a gradient
-scaler skips the optimizer's step for such a batch, and not the update of the running estimates.
+scaler skips the optimizer's step for such a batch, and not the update of the running statistics.
 
 Remedy: set the corrupted channels to what healthy batches say, or to mean 0 and variance 1 without batches; the others
 keep theirs. Layers of steadynorm skip such batches with ``nonfinite="skip"``. Safe: the corrupted numbers mean nothing.
@@ -33,7 +33,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         if broken.any():
             number, of = int(broken.sum()), len(broken)
             problem = (
-                f"The running estimates of {number} of {of} channels are NaN or infinite. So is every output in "
+                f"The running statistics of {number} of {of} channels are NaN or infinite. So is every output in "
                 "evaluation, and no further batch repairs that."
             )
             yield at(norm, Severity.ERROR, problem, _REMEDY, channels=number, of=of)

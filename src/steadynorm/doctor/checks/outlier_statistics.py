@@ -1,7 +1,7 @@
-"""Running estimates of a few channels that lie far beyond everything the batches show.
+"""Running statistics of a few channels that lie far beyond everything the batches show.
 
 Looks at: for each channel, running variance beside the batches' variance, and running mean beside their mean; beside
-those of the reference batches, where they are given: of other data the running estimates may be far off.
+those of the reference batches, where they are given: of other data the running statistics may be far off.
 
 Harm: one batch with an outlier (a corrupt image, an overflow short of infinity) raises a running variance by orders of
 magnitude; an exponential average needs 1/momentum·log(size) clean batches to forget it. Until then the channel gives

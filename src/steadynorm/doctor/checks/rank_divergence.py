@@ -1,6 +1,6 @@
-"""Ranks whose running estimates are not the same.
+"""Ranks whose running statistics are not the same.
 
-Looks at: the running estimates of every rank, from a state dict of each, or gathered over a process group.
+Looks at: the running statistics of every rank, from a state dict of each, or gathered over a process group.
 
 Harm: each rank evaluates another model, and the checkpoint of rank 0 gives other numbers than the validation that was
 averaged over ranks. ``broadcast_buffers=False``, other wrappers than torch's, and a recalibration on each rank's own
@@ -45,13 +45,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         wrong = _without_numbers(stored)
         if wrong:
             if len(wrong) < len(stored.means):
-                problem = f"Its running estimates are no numbers on rank {wrong[0]}, and are on others."
+                problem = f"Its running statistics are no numbers on rank {wrong[0]}, and are on others."
                 yield at(norm, Severity.ERROR, problem, _REMEDY, rank=wrong[0])
             continue
         distance, rank = _furthest(stored, norm.eps)
         known = SHARE * (norm.momentum if norm.momentum is not None else USUAL)
         problem = (
-            f"Its running estimates differ over {len(stored.means)} ranks: those of rank {rank} are {distance:.2g} "
+            f"Its running statistics differ over {len(stored.means)} ranks: those of rank {rank} are {distance:.2g} "
             "standard deviations from their mean, so each rank evaluates another model."
         )
         severity = Severity.WARNING if distance > known else Severity.NOTE

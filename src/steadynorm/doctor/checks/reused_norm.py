@@ -2,7 +2,7 @@
 
 Looks at: the moments of each call's inputs, in evaluation.
 
-Harm: the running estimates are an average over calls that differ (levels of a pyramid, time steps), and fit none of
+Harm: the running statistics are an average over calls that differ (levels of a pyramid, time steps), and fit none of
 them; each call also moves them, so they follow that many times as fast.
 
 Remedy: one batch norm for each call with weights of its own, or shared weights and statistics of their own.
@@ -45,6 +45,6 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             alone = 0 < runs.linear_calls < calls
             problem = (
                 f"It is called {calls} times in a forward, on inputs whose statistics are {distance:.2g} standard "
-                "deviations apart: its running estimates fit none of them."
+                "deviations apart: its running statistics fit none of them."
             )
             yield at(norm, Severity.WARNING if alone else severity, problem, _REMEDY, calls=calls, apart=distance)

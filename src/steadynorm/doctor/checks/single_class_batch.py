@@ -2,7 +2,7 @@
 
 Looks at: the labels of each batch beside those of all batches.
 
-Harm: in training such a batch's mean is its class's mean, which batch norm takes away, and the running estimates
+Harm: in training such a batch's mean is its class's mean, which batch norm takes away, and the running statistics
 swing from class to class: evaluation meets statistics that no batch had. In evaluation nothing depends on the order;
 a model that adapts to its batches loses its classes.
 

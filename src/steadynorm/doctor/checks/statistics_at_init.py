@@ -1,4 +1,4 @@
-"""Running estimates of a trained layer that are still those of a new one.
+"""Running statistics of a trained layer that are still those of a new one.
 
 Looks at: whether running_mean is exactly 0 and running_var exactly 1 in every channel, while the layer's counter or its
 weight and bias say that it has been trained. Whether one of the two is, where batches show that this is not theirs.
@@ -90,8 +90,8 @@ def _half(evidence: Evidence, norm: NormState) -> Iterator[Finding]:
     if (zero or one) and size > FITTING:
         which = "mean is 0" if zero else "variance is 1"
         problem = (
-            f"Its running {which} in every channel, as in a new layer, while the other running estimate is not a new "
-            f"layer's, and the batches' own is {size:.2g} standard deviations off."
+            f"Its running {which} in every channel, as in a new layer, while its other running statistic is not a "
+            f"new layer's, and the batches' own is {size:.2g} standard deviations off."
         )
         yield at(norm, Severity.ERROR, problem, _REMEDY, distance=size)
 
@@ -107,4 +107,4 @@ def _is_reached(evidence: Evidence, norm: NormState) -> bool:
 
 
 def _problem(why: str) -> str:
-    return f"Its running estimates are those of a new layer, mean 0 and variance 1, {why}."
+    return f"Its running statistics are those of a new layer, mean 0 and variance 1, {why}."

@@ -1,9 +1,9 @@
-"""Running estimates that still remember their start.
+"""Running statistics that still remember their start.
 
 Looks at: momentum and the counter of batches. After n batches the start, mean 0 and variance 1, has the weight
 (1 − momentum)ⁿ, and the batches' own average is what is left when that is taken away.
 
-Harm: with momentum 0.01 and 100 steps more than a third of the running estimates is still the start, so evaluation
+Harm: with momentum 0.01 and 100 steps more than a third of the running statistics is still the start, so evaluation
 normalizes by numbers that lie between it and the data's. It shows as a gap between training and evaluation that
 closes with the number of steps: short trainings, few steps an epoch, a small momentum.
 
@@ -13,7 +13,7 @@ Threshold: taking the start away moves some channel by more than a tenth of a st
 deviation by more than a tenth. A layer whose running variance is smaller than the start's weight cannot have begun
 there (its counter was reset, or its statistics are a plain average); it is left alone, and so are all layers of the
 same counter and momentum, which have the same history. Where batches were given, taking the start away must also bring
-the running estimates nearer to them by more than sampling explains, and by half of the squared distance: statistics
+the running statistics nearer to them by more than sampling explains, and by half of the squared distance: statistics
 that were measured since have no start, and of a layer behind another fault the batches say little. A note where the
 layer trains and less than a twentieth is left, which goes with the next steps.
 
@@ -56,14 +56,14 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             assert norm.momentum is not None
             problem = (
                 f"After {norm.batches} batches with momentum {norm.momentum:g}, {100 * weight:.2g} % of its running "
-                f"estimates is still the start (mean 0, variance 1), off by up to {change:.2g} standard deviations."
+                f"statistics is still the start (mean 0, variance 1), off by up to {change:.2g} standard deviations."
             )
             severity = Severity.NOTE if norm.moves and weight < SOON else Severity.WARNING
             yield at(norm, severity, problem, _REMEDY, weight=weight, change=change, batches=norm.batches or 0)
 
 
 def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
-    """Tell whether taking the start away brings the running estimates hardly nearer to the batches, or by chance."""
+    """Tell whether taking the start away brings the running statistics hardly nearer to the batches, or by chance."""
     seen = () if evidence.described is None else evidence.described.sightings.get(norm.name, ())
     stored = distance_of(norm, seen)
     if stored is None:
@@ -94,7 +94,7 @@ def _began_elsewhere(norm: NormState) -> bool:
 
 
 def _largest_change(mean: Tensor, var: Tensor, eps: float, weight: float) -> float | None:
-    """Give how far the batches' own average is from the running estimates; None where these are no numbers."""
+    """Give how far the batches' own average is from the running statistics; None where these are no numbers."""
     if not (mean.isfinite() & var.isfinite()).all():
         return None
     own_mean, own_var = _without_start(mean, var, weight)

@@ -1,4 +1,4 @@
-"""Running estimates that move though every module evaluates.
+"""Running statistics that move though every module evaluates.
 
 Looks at: running_mean and running_var, and buffers of any module that are called a mean, a variance or a
 deviation, before and after one forward with every module in evaluation.
@@ -32,4 +32,4 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     for name in evidence.batches.moved:
         layer = norms.get(name) or evidence.by_name.get(name)
         if layer is not None:
-            yield at(layer, Severity.ERROR, "A forward in evaluation moved its running estimates.", _REMEDY)
+            yield at(layer, Severity.ERROR, "A forward in evaluation moved its running statistics.", _REMEDY)

@@ -1,10 +1,10 @@
 """Synchronised batch norm under activation checkpointing.
 
 Looks at: synchronised layers within a module that runs its forward again in the backward, and, with batches, those
-whose running estimates a training step moves more often than they are called.
+whose running statistics a training step moves more often than they are called.
 
 Harm: the second forward communicates as well. Where the processes' backwards are not in the same order, or a branch is
-skipped on one of them, they deadlock; and every step moves the running estimates twice.
+skipped on one of them, they deadlock; and every step moves the running statistics twice.
 
 Remedy: leave synchronised layers out of the checkpointed part, or use plain batch norm there.
 

@@ -1,4 +1,4 @@
-"""A flag that says one thing of running estimates while the buffers say another.
+"""A flag that says one thing of running statistics while the buffers say another.
 
 Looks at: ``track_running_stats`` and ``momentum`` beside running_mean, running_var and num_batches_tracked.
 

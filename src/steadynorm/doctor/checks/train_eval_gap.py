@@ -2,10 +2,10 @@
 
 Looks at: the score of the batches in evaluation, with every batch norm on the batch's statistics (nothing else in
 training mode: no dropout); where that is better, also with one layer after the other on them. Where a layer's calls in
-one forward are unlike (``reused-norm``) and its running estimates are the average of them, what it loses by sharing is
+one forward are unlike (``reused-norm``) and its running statistics are the average of them, what it loses by sharing is
 no gap: there the score must also be better by statistics that are measured now.
 
-Harm: the running estimates do not describe what the layers are given now: lost, stale or poisoned statistics, a
+Harm: the running statistics do not describe what the layers are given now: lost, stale or poisoned statistics, a
 learning rate at which an average cannot follow, data that are not those of the training. A model that looks fine in
 training mode fails in evaluation.
 
@@ -13,13 +13,13 @@ Remedy: measure the statistics again on training data (``recalibrate_``). Safe w
 the model will see; it can be undone.
 
 Threshold: the score would be better, by Student's test over the batches at 2.5 %, and by more than a twentieth of
-itself; one and a half standard errors and a fortieth are enough where some layer's running estimates are a quarter of a
+itself; one and a half standard errors and a fortieth are enough where a layer's running statistics are a quarter of a
 standard deviation off, beyond sampling. Batch statistics are noisier than running ones, so a healthy model is better in
-evaluation, and its gap is negative. Up to three layers are named where their running estimates are off by more than an
+evaluation, and its gap is negative. Up to three layers are named where their running statistics are off by more than an
 eighth of a standard deviation and twice as far as those of any other, each beside what it is given while all normalize
 by the batch, and where they win back half of the gap together. Else a layer is named where it alone wins back a fifth
 more of that than every layer that the model lists before it: later ones normalize again what an earlier one has
-distorted, so they win back almost as much. Instance norms with running estimates are tried likewise, all at once: in
+distorted, so they win back almost as much. Instance norms with running statistics are tried likewise, all at once: in
 training each takes a sample's own statistics, and in evaluation an average over all samples.
 
 Source: pytorch issue 4741; pytorch-CycleGAN-and-pix2pix issue 395; Wu & Johnson 2021 (arXiv 2105.07576).
@@ -84,7 +84,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _instance_norms(evidence: Evidence) -> Iterator[Finding]:
-    """Find those that evaluate by running estimates, and are better by what they do in training."""
+    """Find those that evaluate by running statistics, and are better by what they do in training."""
     runs = evidence.batches
     assert runs is not None
     cost = cost_of(runs.score, runs.evaluation, runs.by_sample)
@@ -92,7 +92,7 @@ def _instance_norms(evidence: Evidence) -> Iterator[Finding]:
         return
     tracked = [norm for norm in evidence.norms if norm.kind == "instance_norm" and norm.mean is not None]
     problem = (
-        f"In evaluation the {runs.score} is worse than where instance norms with running estimates take each sample's "
+        f"In evaluation the {runs.score} is worse than where instance norms with running statistics take each sample's "
         "own, as in training."
     )
     for norm in tracked if len(tracked) <= FEW else [None]:
@@ -105,7 +105,7 @@ def _named(evidence: Evidence, names: Sequence[str], share: float, cost: Cost) -
     together = "this layer alone takes" if len(names) == 1 else f"{' and '.join(names)} take"
     problem = (
         f"In evaluation the {evidence.batches.score} is worse than with the batches' own statistics; "
-        f"{100 * min(1.0, share):.0f} % of that comes back when {together} them, whose running estimates are further "
+        f"{100 * min(1.0, share):.0f} % of that comes back when {together} them, whose running statistics are further "
         "off than those of all other layers."
     )
     for name in names:

@@ -1,6 +1,6 @@
 """Batch norm in a model whose gradients are taken sample by sample.
 
-Looks at: batch norms that would move running estimates, in a model wrapped for gradients per sample (Opacus's
+Looks at: batch norms that would move running statistics, in a model wrapped for gradients per sample (Opacus's
 GradSampleModule, or parameters with a ``grad_sample``), trained by Opacus's DPOptimizer, or of which a method maps over
 gradients (``torch.func.vmap`` with ``grad``).
 

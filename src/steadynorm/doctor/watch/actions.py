@@ -21,20 +21,20 @@ __all__ = ["QUICKER", "Bound", "Hold", "prediction_errors", "without"]
 R_MAX, D_MAX = 3.0, 5.0
 """Bounds of renorm, those of its paper."""
 QUICKER = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
-"""Momenta among which one is chosen where running estimates lag behind."""
+"""Momenta among which one is chosen where running statistics lag behind."""
 
 
 class Hold(StandIn):
-    """Keeps a layer's training batches from its running estimates, which stand still.
+    """Keeps a layer's training batches from its running statistics, which stand still.
 
     The training is the same to the bit; evaluation goes by what was stored before. Estimates that follow the batches
     are kept beside, by which the watch judges whether the layer is well again. Where its momentum is None the
     estimates are being measured again, and the layer does what it always does.
 
     Args:
-        layout: of the layer; its estimates are read from those kept beside as long as it is held.
+        layout: of the layer; its running statistics are read from those kept beside while it is held.
         module: the layer.
-        beside: the estimates to begin with; None copies the layer's.
+        beside: running statistics to begin with; None copies the layer's.
     """
 
     name = "held"
@@ -48,7 +48,7 @@ class Hold(StandIn):
 
     @property
     def beside(self) -> tuple[Tensor, Tensor]:
-        """The estimates that are kept beside."""
+        """The running statistics that are kept beside."""
         return self._layout.standing_in[self._module]
 
     def release(self) -> None:
@@ -75,7 +75,7 @@ class Hold(StandIn):
 
 
 class Bound(Hold):
-    """Lets a layer in training normalize by its running estimates too, within renorm's bounds.
+    """Lets a layer in training normalize by its running statistics too, within renorm's bounds.
 
         y = ((x − μ_B)/σ_B · r + d) · weight + bias        r, d: what takes the batch's moments to the running ones
 
@@ -111,11 +111,11 @@ class Bound(Hold):
 
 
 def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
-    """Give the running estimates after a stretch as they were without some of its batches, (2, channels).
+    """Give the running statistics after a stretch as they were without some of its batches, (2, channels).
 
         e = what those batches have added:  e + (after − before) at one of them, (1 − weight)·e at any other
 
-    A forward whose estimates were not finite has been put back, and changes nothing.
+    A forward whose running statistics were not finite has been undone, and changes nothing.
 
     Args:
         rows: the stretch.
@@ -137,11 +137,11 @@ def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
 
 
 def prediction_errors(batches: Tensor, begin: Tensor, eps: float, momenta: Iterable[float]) -> Tensor:
-    """Give how far running estimates of each momentum are from the next batch, of one layer: mean of d + q²/2.
+    """Give how far running statistics of each momentum are from the next batch, of one layer: mean of d + q²/2.
 
     Args:
         batches: moments, (T, 2, channels).
-        begin: running estimates before the first, (2, channels).
+        begin: running statistics before the first, (2, channels).
         eps: of the layer.
         momenta: to compare.
     """

@@ -15,7 +15,7 @@ from steadynorm.doctor.watch.levels import Levels
 __all__ = ["Judge", "Verdict"]
 
 WARM_UP, WARM_UP_TIMES = 100, 5
-"""Forwards after which distances are judged, and those in units of 1/momentum: until then running estimates still come
+"""Forwards after which distances are judged, and those in units of 1/momentum: until then running statistics still come
 from where they began."""
 FOLLOW, FOLLOW_GAP = 0.2, 0.01
 """Weights of a stretch in what counts as usual; a gap that widens over a hundred stretches is to be reported."""

@@ -1,4 +1,4 @@
-"""How far the batches of a stretch of training are from each other, and from the running estimates behind them."""
+"""How far the batches of a stretch of training are from each other, and from the running statistics behind them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Levels:
     """
 
     finite: Tensor
-    """Whether the running estimates were finite after the forward, (T, L)."""
+    """Whether the running statistics were finite after the forward, (T, L)."""
     mean: Tensor
     """d of each batch from the one at the centre, (T, L)."""
     var: Tensor
@@ -33,11 +33,11 @@ class Levels:
     step_mean: Tensor
     """d of each batch from the one before it, (T, L); NaN for the first."""
     running_mean: Tensor
-    """d of each batch from the running estimates before it, (T, L): what training and evaluation differ by."""
+    """d of each batch from the running statistics before it, (T, L): what training and evaluation differ by."""
     running_var: Tensor
     """q of each batch against them, (T, L)."""
     lag_mean: Tensor
-    """d of the batches' average from the average of the running estimates before them, (L,)."""
+    """d of the batches' average from the average of the running statistics before them, (L,)."""
     lag_var: Tensor
     """q of these, (L,)."""
     dead: Tensor
@@ -78,7 +78,7 @@ def levels_of(rows: Rows, forwards: int, momenta: Sequence[Momenta]) -> Levels:
     """Measure a stretch of training, without looking at a value on the host.
 
     Args:
-        rows: its running estimates.
+        rows: its running statistics.
         forwards: how many of the rows are filled, at least 1.
         momenta: of the layers at each of these forwards.
     """

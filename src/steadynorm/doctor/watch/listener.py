@@ -1,4 +1,4 @@
-"""Hears a model's forwards: what each was for, the running estimates around it, the classes of its batch."""
+"""Hears a model's forwards: what each was for, the running statistics around it, the classes of its batch."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class Listener:
 
     Args:
         model: the root.
-        layers: with running estimates, each once.
+        layers: with running statistics, each once.
         every: forwards in a stretch.
         on_full: called before the forward that follows a full stretch.
         on_evaluation: called before a forward in evaluation.
         on_moved: called where layers are of another dtype or on another device than before; the stretch starts again.
         on_lost: called with what has become of layers that cannot be read any more.
-        guarded: whether running estimates go back to what they were before a forward that left them not finite, or
+        guarded: whether running statistics go back to what they were before a forward that left them not finite, or
             that activation checkpointing ran again.
     """
 
@@ -256,7 +256,7 @@ class Listener:
         self.classes.listen(len(self.momenta), logits)
 
     def _restore(self) -> None:
-        """Put the layers back whose running estimates are not finite; without a look at them on another device."""
+        """Put the layers back whose running statistics are not finite; without a look at them on another device."""
         for rows in self.rows:
             before, after = rows.values[len(self.momenta)]
             if after.is_cpu and bool(after.sum().isfinite()):

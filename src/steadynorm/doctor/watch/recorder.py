@@ -1,8 +1,8 @@
-"""What a training leaves in the running estimates, forward by forward, without a pass over the data.
+"""What a training leaves in the running statistics, forward by forward, without a pass over the data.
 
     batch = old + (new − old)/w        w = 1 − (1 − momentum)ⁿ
 
-so the moments that a layer has normalized a batch by are read off its running estimates before and after; of a layer
+so the moments that a layer has normalized a batch by are read off its running statistics before and after; of a layer
 that the forward calls n times, which its counter tells, the average of the n in the weights in which they went in.
 """
 
@@ -28,7 +28,7 @@ class Layout:
     """The layers of one device, whose channels lie side by side in a row.
 
     Args:
-        layers: with running estimates, each once.
+        layers: with running statistics, each once.
         standing_in: layer -> running mean and variance that are read and written in place of its own.
     """
 
@@ -62,7 +62,7 @@ class Layout:
         return module.running_mean, module.running_var
 
     def read(self, out: Tensor) -> None:
-        """Copy the running estimates; out has the shape (2, channels)."""
+        """Copy the running statistics; out has the shape (2, channels)."""
         torch.cat(self.buffers(), out=out.view(-1))
 
     def count(self, out: Tensor) -> None:
@@ -71,12 +71,12 @@ class Layout:
         torch.stack([out.new_zeros(()) if each is None else each for each in counters], out=out)
 
     def lost(self) -> str | None:
-        """Say which layer has no running estimates any more, or is parted from the others; None where all is well."""
+        """Say which layer has no running statistics any more, or is parted from the others; None where all is well."""
         devices = set()
         for each in self.layers:
             own = self.own(each.module)
             if not all(isinstance(half, Tensor) for half in own):
-                return f"{each.name} has no running estimates any more"
+                return f"{each.name} has no running statistics any more"
             devices |= {half.device for half in own}
         return None if len(devices) == 1 else "layers that were on one device are on several now"
 
@@ -87,7 +87,7 @@ class Layout:
             self.standing_in[module] = mean, var
 
     def write(self, row: Tensor) -> None:
-        """Set the running estimates; no version is counted, so that a backward to come may still use them."""
+        """Set the running statistics; no version is counted, so that a backward to come may still use them."""
         parts = [part for half in row for part in torch.split(half, self.sizes)]
         with torch.no_grad():
             torch._foreach_copy_([each.data for each in self.buffers()], parts)
@@ -103,10 +103,10 @@ class Layout:
 
 
 class Rows:
-    """Running estimates before and after each forward of a training, up to a number of them.
+    """Running statistics before and after each forward of a training, up to a number of them.
 
     Args:
-        layout: whose estimates.
+        layout: whose running statistics.
         count: of forwards.
     """
 
@@ -135,7 +135,7 @@ class Rows:
         return [len(each) for each in self._known] == 2 * self.sizes and _dtype_of(self._known) == self.values.dtype
 
     def read(self, forward: int | None, *, after: bool) -> None:
-        """Read the running estimates before or after a forward; None for one that is no training."""
+        """Read the running statistics before or after a forward; None for one that is no training."""
         self.layout.read((self.spare if forward is None else self.values[forward])[int(after)])
         if forward is not None:
             now = self.calls[forward]
@@ -151,9 +151,9 @@ class Rows:
         self.moved |= before != after
 
     def weights(self, momenta: Sequence[Momenta]) -> Tensor:
-        """Give the weight of each forward's batch in the estimates after it, (forwards, channels).
+        """Give the weight of each forward's batch in the running statistics after it, (forwards, channels).
 
-        NaN where a layer has no momentum, or 0, or its estimates have not moved: it was not called, or is frozen.
+        NaN where a layer has no momentum, or 0, or its running statistics have not moved: not called, or frozen.
 
         Args:
             momenta: of the layers at each of the forwards.

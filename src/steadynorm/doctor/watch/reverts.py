@@ -42,7 +42,7 @@ class Reverts:
         self._momenta: dict[int, tuple[float, float]] = {}
 
     def drop(self, bad: Sequence[Tensor]) -> None:
-        """Take batches out of the running estimates of all layers.
+        """Take batches out of the running statistics of all layers.
 
         Args:
             bad: masks over the forwards of the stretch; what is in any of them goes.

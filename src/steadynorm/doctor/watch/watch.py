@@ -93,7 +93,9 @@ class Watch:
             raise ValueError(f"Watch: every must be at least {2 * FEWEST} training forwards, got {every}.")
         layers, self._unwatched = _chosen(model)
         if not layers:
-            raise ValueError(f"Watch: the model must have batch norms with running estimates, {_why(self._unwatched)}.")
+            raise ValueError(
+                f"Watch: the model must have batch norms with running statistics, {_why(self._unwatched)}."
+            )
         self.policy, self.every, self.on_event = policy, every, on_event
         self.events: list[Event] = []
         """Events so far, in order."""
@@ -191,7 +193,7 @@ class Watch:
     # Judging
 
     def _before_evaluation(self) -> None:
-        """Judge before running estimates are used, where no other rank has to take part."""
+        """Judge before running statistics are used, where no other rank has to take part."""
         if len(self._listener.momenta) >= FEWEST and self._ranks.size == 1:
             self._judge()
 
@@ -249,7 +251,7 @@ class Watch:
         return levels.over(self._ranks), _sum_over(self._ranks, counts)
 
     def _what_moved(self) -> list[Event]:
-        """Tell, once, of running estimates that moved in forwards that were for something else."""
+        """Tell, once, of running statistics that moved in forwards that were for something else."""
         events = []
         names = [
             named.name
@@ -319,13 +321,13 @@ def _why_not(module: Norm) -> str | None:
     if not is_batch_norm(module):
         return ""
     if kind_of(module)[0].name == "frozen_batch_norm":
-        return "it is frozen, and never moves its running estimates"
+        return "it is frozen, and never moves its running statistics"
     if not isinstance(module.running_mean, Tensor):
-        return "it has no running estimates"
+        return "it has no running statistics"
     if getattr(module, "momentum", None) is None:
-        return "it has no momentum by which running estimates follow each batch"
+        return "it has no momentum by which running statistics follow each batch"
     if getattr(module, "update_every", 1) > 1 or getattr(module, "running", "exponential") != "exponential":
-        return "its running estimates do not follow each batch by a momentum"
+        return "its running statistics do not follow each batch by a momentum"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The statistics that layers would have if the running estimates were those of given data, all layers at once.
+"""The statistics that layers would have if the running statistics were those of given data, all layers at once.
 
 A layer's input depends on the statistics of the layers before it, so they are found as a fixed point. In the first
 pass each layer normalizes by its batch's own moments; in each further one by what the pass before has measured. In a
@@ -84,7 +84,7 @@ class Estimator:
         batches: of this rank.
         forward: runs the model on a batch.
         group: the ranks whose batches count together.
-        prior: samples that the running estimates count as.
+        prior: samples that the running statistics count as.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Estimator:
         return math.nan if any(map(math.isnan, worst)) else max(worst, default=math.nan)
 
     def _weights(self, totals: _Totals) -> list[float]:
-        """Give the weights of what was found beside the running estimates."""
+        """Give the weights of what was found beside the running statistics."""
         return [samples / (self._prior + samples) if samples else 1.0 for samples in totals.samples]
 
     def _found(self, totals: _Totals) -> list[Moments | None]:
@@ -209,7 +209,7 @@ class Estimator:
         ]
 
     def _estimates(self, found: Sequence[Moments | None], weights: Sequence[float]) -> list[Moments | None]:
-        """Give what the running estimates are to be, None where a target was not reached."""
+        """Give what the running statistics are to be, None where a target was not reached."""
         each = zip(self._targets, found, weights, strict=True)
         estimates = [None if found is None else target.estimate(found, weight) for target, found, weight in each]
         for target, estimate in zip(self._targets, estimates, strict=True):

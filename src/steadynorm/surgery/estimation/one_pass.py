@@ -29,8 +29,8 @@ class Target:
 
     Args:
         name: qualified.
-        module: with running estimates.
-        channels: shape (C,), boolean, on the CPU; the others keep their running estimates. None takes all.
+        module: with running statistics.
+        channels: shape (C,), boolean, on the CPU; the others keep their running statistics. None takes all.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Target:
     channels: Tensor | None = None
 
     def stored(self) -> Moments:
-        """Give the running estimates in float64, on the CPU; their count means nothing."""
+        """Give the running statistics in float64, on the CPU; their count means nothing."""
         mean, var = (each.detach().cpu().double() for each in (self.module.running_mean, self.module.running_var))
         return Moments(mean=mean, var=var, count=1)
 
     def estimate(self, found: Moments, weight: float) -> Moments:
-        """Give the running estimates that follow from what was measured, where it has such a weight beside them."""
+        """Give the running statistics that follow from what was measured, where it has such a weight beside them."""
         stored = Moments(
             mean=self.module.running_mean.to(found.mean), var=self.module.running_var.to(found.var), count=1
         )
@@ -73,7 +73,7 @@ class Pass:
         forward: runs the model on a batch.
         before: the pass before; None lets each target normalize by its batch's own moments.
         found: what that has found, with the unbiased variance; None where it has not reached a target.
-        weights: of what was found, beside the running estimates.
+        weights: of what was found, beside the running statistics.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Numbers written into a layer's running estimates, with the last batches that a layer of ours keeps."""
+"""Numbers written into a layer's running statistics, with the last batches that a layer of ours keeps."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MEAN, VAR = "running_mean", "running_var"
 
 
 def why_not_writable(module: Norm, mean: Tensor, var: Tensor) -> str | None:
-    """Say why these cannot be a layer's running estimates; None where they can.
+    """Say why these cannot be a layer's running statistics; None where they can.
 
     Args:
-        module: with running estimates.
+        module: with running statistics.
         mean: of any shape, dtype and device.
         var: likewise.
     """
@@ -58,11 +58,11 @@ def _channels(chosen: Tensor) -> str:
 def write_statistics_(
     edits: Transaction, module: Norm, mean: Tensor, var: Tensor, *, batches: int | None = None
 ) -> list[str]:
-    """Write running estimates in place, in the layer's dtype and on its device, and forget its last batches.
+    """Write running statistics in place, in the layer's dtype and on its device, and forget its last batches.
 
     Args:
         edits: of the verb.
-        module: with running estimates.
+        module: with running statistics.
         mean: shape (C,).
         var: shape (C,), unbiased.
         batches: what its counter is to say; None leaves it.
@@ -79,7 +79,7 @@ def write_statistics_(
 
 
 def forget_batches_(edits: Transaction, module: Norm) -> list[str]:
-    """Forget the batches that a layer of ours keeps: they belong to other running estimates.
+    """Forget the batches that a layer of ours keeps: they belong to other running statistics.
 
     Returns:
         notes on what goes with that.
@@ -97,7 +97,7 @@ def edit_batch_memory_(edits: Transaction, module: BatchNormBase, edit: Callable
 
     Args:
         edits: of the verb.
-        module: with running estimates.
+        module: with running statistics.
         edit: does it.
     """
     before = module.batch_memory()
