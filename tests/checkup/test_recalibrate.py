@@ -86,7 +86,7 @@ def test_an_average_of_weights_gets_statistics_of_its_own(run: Any, data: str, t
     before, after = (float(number) for number in re.findall(r"([\d.]+) %", lines[4]))
     assert after > before + 20
     assert lines[4].endswith(" after, on 100 other images of them.")
-    assert "\nStatistics: 400 images drawn from 500 samples of a.npz in batches of 100, as they are.\n" in printed
+    assert "\nDrawn: 500 samples of a.npz in batches of 100, as they are. Statistics: of 400 of them.\n" in printed
     assert "not there: 0.running_mean, 0.running_var" in printed
     assert lines[-1] == f"Written: {out}"
 

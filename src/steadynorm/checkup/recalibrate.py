@@ -133,8 +133,9 @@ def _read(
     x, labels = _joined(sample)
     kept = 0 if named or labels is None else min(SCORED, len(x) // SCORED_SHARE)
     chosen = x[: min(config.images, len(x) - kept)]
-    drawn = "" if len(chosen) == len(x) else f"{counted(len(chosen), 'image')} drawn from "
-    read = f"Statistics: {drawn}{sample.told}."
+    read = f"Statistics: {sample.told}."
+    if len(chosen) < len(x):
+        read = f"Drawn: {sample.told}. Statistics: of {len(chosen):,} of them."
     if named:
         other = _sample(config, data, SCORED, "validation", model, display)
         held = [each for each in other.batches if not isinstance(each, Tensor)]
