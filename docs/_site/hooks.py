@@ -183,17 +183,17 @@ def _index() -> str:
     import steadynorm
 
     rows = "\n".join(
-        f"| {_link(name)} | {inspect.getdoc(getattr(steadynorm, name)).splitlines()[0]} |"
+        f"| {_link(name, getattr(steadynorm, name))} | {inspect.getdoc(getattr(steadynorm, name)).splitlines()[0]} |"
         for name in steadynorm.__all__
         if _is_documented(getattr(steadynorm, name))
     )
     return f"# Reference\n\nWhat `import steadynorm` gives.\n\n| name | what it does |\n|---|---|\n{rows}\n"
 
 
-def _link(name: str) -> str:
+def _link(name: str, value: type[Any] | Callable[..., Any]) -> str:
     """Link a name of the package to where the reference shows it, a layer to its two-dimensional form."""
     shown = re.sub(r"[13]d$", "2d", name) if name != "MaskedBatchNorm1d" else name
-    return f'<autoref identifier="steadynorm.{shown}" optional><code>steadynorm.{name}</code></autoref>'
+    return f'<autoref identifier="{value.__module__}.{shown}" optional><code>steadynorm.{name}</code></autoref>'
 
 
 def _checks() -> str:

@@ -32,7 +32,14 @@ class Norm:
 
 
 def norms_in(model: nn.Module) -> list[tuple[float, float | None]]:
-    """Give (eps, momentum) of every batch norm of a model."""
+    """Return (eps, momentum) of every batch norm of a model.
+
+    Args:
+        model: the root module.
+
+    Returns:
+        one pair for each batch norm, in model order; momentum is None for a cumulative average.
+    """
     return [
         (float(module.eps), None if module.momentum is None else float(module.momentum))
         for module in model.modules()

@@ -106,10 +106,16 @@ def write_outcome(outcome: Outcome) -> None:
 
 
 def read_outcome(directory: Path) -> Outcome:
-    """Read ``artifacts.json``.
+    """Read the ``artifacts.json`` of an export.
+
+    Args:
+        directory: the directory that :func:`steadynorm.deploy.export` wrote.
+
+    Returns:
+        the Outcome.
 
     Raises:
-        UserError: it is absent, damaged, or has a value of another type.
+        UserError: the file is absent or damaged, or has a value of another type.
     """
     try:
         outcome: Outcome = decoded(directory / FILE, Outcome)

@@ -69,6 +69,9 @@ def load_source(
         may_lack: see :func:`steadynorm.lab.weights.load_weights`.
         code: what a checkpoint may call, see :func:`steadynorm.lab.checkpoint.load_checkpoint`.
 
+    Returns:
+        the model and its name.
+
     Raises:
         UserError: it cannot be found, imported or built, or its tensors are not the model's.
     """
