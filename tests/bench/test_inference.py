@@ -98,5 +98,5 @@ def test_the_command_of_steps_with_the_flag_is_this_benchmark(capsys: pytest.Cap
 
 
 def test_a_watch_is_refused_where_nothing_trains() -> None:
-    with pytest.raises(UserError, match="leave --inference out"):
+    with pytest.raises(UserError, match="Drop --inference"):
         BENCHMARK.plan(replace(TINY, watch=True), {"device": "cpu"}, Lines())

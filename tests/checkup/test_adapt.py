@@ -161,7 +161,10 @@ def test_logits_in_a_tuple_are_taken_out(run: Any, runs: str, clean: str) -> Non
         ((), "give the model: PACKAGE.MODULE:FUNCTION that builds it, or a checkpoint."),
         ((MODEL,), "--data: give the stream: cifar10, a directory of images, or an .npz file."),
         ((MODEL, "--data", "DATA", "--batch-size", "0"), "--batch-size: must be at least 1, got 0."),
-        ((MODEL, "--data", "DATA", "--clean", "DATA", "--gate", "a"), "--clean: calibrates a gate, and --gate gives"),
+        (
+            (MODEL, "--data", "DATA", "--clean", "DATA", "--gate", "a"),
+            "--clean: calibrates a new gate, and --gate loads",
+        ),
         ((MODEL, "--data", "DATA", "--save", "gate.pt"), "--save: must name a .safetensors file, got gate.pt."),
         ((MODEL, "--data", "DATA", "--gate", "none.safetensors"), "--gate: none.safetensors: there is no such file."),
         ((MODEL, "--data", "DATA", "--gate", "DATA"), "--gate: Adapted.load: "),

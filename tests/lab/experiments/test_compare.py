@@ -160,7 +160,7 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path, monkeypatch: pytest
     other = tiny_dataset()
     other.train.pixels.zero_()
     monkeypatch.setattr(experiment, "load_dataset", lambda name, **_: other)
-    with pytest.raises(UserError, match="the data are not those"):
+    with pytest.raises(UserError, match="the data differ from those"):
         compare.EXPERIMENT.run(CompareConfig(resume=place), Recorder())
 
 

@@ -120,7 +120,7 @@ def test_the_reference_batch_has_the_rate_that_was_given() -> None:
         ),
         ({"given": ("--warm-up", "--freeze-last")}, "--freeze-last: belongs to a step that none of --variants takes"),
         ({"optimizer": "adamw"}, "--optimizer: the recipe's linear scaling is for SGD, got adamw"),
-        ({"schedule": "one-cycle"}, "--schedule: one-cycle has a warm-up of its own"),
+        ({"schedule": "one-cycle"}, "--schedule: one-cycle has its own warm-up"),
         ({"lr": float("nan")}, "--lr: a learning rate must be a positive number"),
     ],
 )
