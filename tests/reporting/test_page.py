@@ -1,5 +1,7 @@
 """The page in a real browser."""
 
+import time
+
 import pytest
 
 from tests.reporting.browser import CHROMIUM, chromium
@@ -9,6 +11,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the 
 WIDTHS = (1280, 1000, 768, 390, 320)
 SIZES = """[...document.querySelectorAll('figure svg')].filter(svg => !svg.closest('details'))
     .map(svg => svg.getBoundingClientRect()).map(box => [box.width, box.height])"""
+LIVE = """[...document.querySelectorAll('.live')].every(one => one.querySelector('svg.marks'))"""
 COLOURS = """[getComputedStyle(document.body).backgroundColor,
     getComputedStyle(document.querySelector('figure svg text')).fill]"""
 
@@ -17,6 +20,12 @@ COLOURS = """[getComputedStyle(document.body).backgroundColor,
 def page():
     with chromium() as opened:
         yield opened
+
+
+def until(page, expression):
+    """Wait for what a script of the page does after it is loaded."""
+    while not page.evaluate(expression):
+        time.sleep(0.05)
 
 
 @pytest.fixture(params=["full", "awkward"])
@@ -75,6 +84,20 @@ def test_the_browser_requests_the_page_alone(page, report):
 def test_a_dark_page_has_light_figures_text(page, report):
     page.open(report, width=1280, dark=True)
     assert page.evaluate(COLOURS) == ["rgb(20, 24, 31)", "rgb(163, 173, 186)"]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_live_figures_have_the_ground_of_the_page(page, report, dark):
+    page.open(report, width=390, dark=dark)
+    until(page, LIVE)
+    grounds = "[...document.querySelectorAll('figure svg')].map(one => getComputedStyle(one).backgroundColor)"
+    assert set(page.evaluate(grounds)) == {"rgba(0, 0, 0, 0)"}
+
+
+def test_a_live_figure_has_the_whole_width_of_a_phone(page, full):
+    page.open(full / "report.html", width=390)
+    until(page, LIVE)
+    assert min(width for width, _ in page.evaluate(SIZES)) > 340
 
 
 def test_a_light_page_has_dark_figures_text(page, report):
