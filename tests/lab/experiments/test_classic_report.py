@@ -396,6 +396,10 @@ def _assigned(
     raise AssertionError("no seeds have these first steps")
 
 
+def test_the_method_says_that_the_time_includes_compilation() -> None:
+    assert "includes the compilation of its kernels" in describe(made_record([*BATCH, *PLAIN])).method[-1]
+
+
 def test_other_data_are_described_and_the_expectations_said_to_be_of_mnist() -> None:
     made = made_record([*BATCH, *PLAIN])
     made.resolved.update(image_size=[40, 48], channels=3, validation_images=18, chance=0.1)

@@ -154,6 +154,7 @@ def test_the_record_in_docs_gives_the_numbers_that_it_holds() -> None:
     assert found["average"] == pytest.approx(old["self_tuned"]["average"], rel=1e-4)
     assert found["worst"] == pytest.approx(old["self_tuned"]["worst"], rel=1e-4)
     assert report.claims[0].verdict == "met"
+    assert "by the momenta 1, 1/2, ... 1/1024, which" in " ".join(report.method)
 
 
 @pytest.mark.parametrize(

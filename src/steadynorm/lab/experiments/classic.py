@@ -547,6 +547,8 @@ these are trained to.
 
 Measured before training, after each hundredth of it and, within the first, after 1, 2, 4, ... steps. The common
 accuracy of a seed is the lower of the two that batch norm and no normalization end with.
+
+The time of a network includes the compilation of its kernels, which the first one with batch norm may wait for.
 """
 
 

@@ -312,11 +312,11 @@ METHOD = f"""
 A {{network}} with plain batch norm trains by SGD with momentum {MOMENTUM} and weight decay {WEIGHT_DECAY:g} on
 {{device}} in {{precision}}. Mean and unbiased variance of what goes into each batch norm are logged at every step.
 
-Each batch is then predicted from those before it: by the momenta 1, 1/2, ... {MOMENTA[-1]:g}, which begin with the
-average of what was seen; by torch's {TORCHS:g}, which begins at mean 0 and variance 1; and by self-tuned statistics. An
-error is the squared difference to what came, in variances for the mean and squared variances for the variance (the
-channel's average over {2 * AROUND + 1} batches around), averaged over channels and batches. The best momentum is chosen
-in hindsight for each layer, for mean and variance apart.
+Each batch is then predicted from those before it: by the momenta 1, 1/2, ... 1/{1 / MOMENTA[-1]:.0f}, which begin with
+the average of what was seen; by torch's {TORCHS:g}, which begins at mean 0 and variance 1; and by self-tuned
+statistics. An error is the squared difference to what came, in variances for the mean and squared variances for the
+variance (the channel's average over {2 * AROUND + 1} batches around), averaged over channels and batches. The best
+momentum is chosen in hindsight for each layer, for mean and variance apart.
 """
 
 EXPERIMENT = Experiment(
