@@ -1,4 +1,4 @@
-"""What the site has beyond the pages in docs/: a reference, pages that lie elsewhere, equations as MathML."""
+"""What the site has beyond the pages in docs/: a reference, reports, pages that lie elsewhere, equations as MathML."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gallery  # beside this file
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -71,6 +72,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text()))
+    for name, held in gallery.files():
+        files.append(File.generated(config, f"gallery/{name}", content=held))
     return files
 
 

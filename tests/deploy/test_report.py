@@ -6,9 +6,9 @@ import pytest
 
 from steadynorm.deploy.report import describe
 from steadynorm.deploy.results import Artifact, Latency, Outcome
-from steadynorm.reporting.records import Record
+from steadynorm.reporting.records import Record, head_of
 from steadynorm.reporting.report import as_json
-from tests.support.documented import HEAD, check_equals, content_of
+from tests.support.documented import check_equals, content_of, export_of
 from tests.support.records import record
 
 
@@ -57,14 +57,8 @@ def test_the_headline_says_how_accurate_the_best_file_is(gap: float, said: str) 
 @pytest.mark.parametrize("name", ["cnn_32", "resnet20_128", "resnet20_32"])
 def test_the_records_in_docs_are_said_as_before(name: str) -> None:
     content = content_of(f"export_{name}_cpu_20261123")
-    outcome = content["outcome"]
-    for one in outcome["artifacts"]:
+    whole, outcome = export_of(content)
+    for one in content["outcome"]["artifacts"]:
         if one["latency"]:
             one["latency"]["p95"] = None  # which the records do not have
-    artifacts = tuple(
-        Artifact(**one | {"latency": Latency(**one["latency"]) if one["latency"] else None})
-        for one in outcome["artifacts"]
-    )
-    whole = Outcome(**outcome | {"steps": tuple(outcome["steps"]), "artifacts": artifacts})
-    head = {key: content[key] for key in HEAD}
-    check_equals(as_json(head, describe(Record(**head), whole)), content)
+    check_equals(as_json(head_of(whole), describe(whole, outcome)), content)

@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+from docs._site.gallery import RESULTS, export_of, record_of
 
-from steadynorm.reporting.first_format import network_factors
-from steadynorm.reporting.records import Cell, Measurement, Record
-from tests.support.records import rows_of
+from steadynorm.reporting.records import HEAD
 
-__all__ = ["HEAD", "check_close", "check_equals", "content_of", "few_values", "record_of"]
-
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
-HEAD = ("experiment", "command", "created", "config", "resolved", "versions", "machine")
+__all__ = ["check_close", "check_equals", "content_of", "export_of", "few_values", "record_of"]
 
 
 def content_of(name: str) -> dict[str, Any]:
     """Read a record's ``summary.json``."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content
-
-
-def record_of(content: dict[str, Any], cells: Sequence[Cell] = ()) -> Record:
-    """Turn the content of a ``summary.json`` back into the record behind it.
-
-    Args:
-        content: with its runs, which lack the norms of single layers.
-        cells: what the caller could tell of them.
-    """
-    return Record(**{name: content[name] for name in HEAD}, cells=(*map(_network, content["runs"]), *cells))
-
-
-def _network(head: dict[str, Any]) -> Cell:
-    rows = [Measurement(quantity="parameters", value=head["parameters"])]
-    for epoch in head["epochs"]:
-        rows += rows_of(epoch["epoch"], {name: value for name, value in epoch.items() if name != "epoch"})
-    if head["diverged_at_step"] is not None:
-        rows.append(Measurement(step=head["diverged_at_step"], quantity="diverged", value=1.0))
-    return Cell(factors=network_factors(head["spec"]), status=head["status"], measurements=tuple(rows))
 
 
 def few_values(spread: dict[str, float]) -> list[float]:

@@ -13,7 +13,7 @@ from steadynorm.reporting.records import Cell, Record, format_of, head_of, read_
 from steadynorm.reporting.report import Report
 from steadynorm.reporting.words import listing
 
-__all__ = ["build_report", "write_record_report"]
+__all__ = ["build_report", "record_page", "write_record_report"]
 
 OF_ALL = (("config.json", "what was asked for, versions, machine"),)
 CELLS = (
@@ -63,13 +63,23 @@ def write_record_report(directory: Path, record: Record, report: Report, *, file
     """Write what a report says of a record; see :func:`steadynorm.reporting.build.write_report`."""
     from steadynorm.reporting.build import write_report  # pandas and Altair, which no other part of a command needs
 
-    head = head_of(record)
-    missing = "" if report.finished else _missing(record)
-    return write_report(directory, head, report, files=[*OF_ALL, *files], eyebrow=_eyebrow(record), missing=missing)
+    head, told = head_of(record), _told(record, report)
+    return write_report(directory, head, report, files=[*OF_ALL, *files], **told)
+
+
+def record_page(record: Record, report: Report, *, script: str = "") -> str:
+    """Make the page of a record without files beside it; see :func:`steadynorm.reporting.build.page_alone`."""
+    from steadynorm.reporting.build import page_alone
+
+    return page_alone(head_of(record), report, script=script, **_told(record, report))
+
+
+def _told(record: Record, report: Report) -> dict[str, str]:
+    return {"eyebrow": _eyebrow(record), "missing": "" if report.finished else _missing(record)}
 
 
 def _eyebrow(record: Record) -> str:
-    quick = " · quick look" if record.config["quick"] else ""
+    quick = " · quick look" if record.config.get("quick") else ""
     return f"steadynorm {record.experiment} · {data_label(record)} · {record.created[:10]}{quick}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,16 +60,19 @@ def write_report(
     return page
 
 
-def page_alone(head: dict[str, Any], report: Report, *, eyebrow: str) -> str:
-    """Make a page that stands alone: no file beside it, and no script.
+def page_alone(head: dict[str, Any], report: Report, *, eyebrow: str, script: str = "", missing: str = "") -> str:
+    """Make a page without the files that :func:`write_report` puts beside it.
 
     Args:
         head: as for :func:`write_report`; empty parts are left out.
         report: what it says.
         eyebrow: line above the headline.
+        script: address of :func:`steadynorm.reporting.figures.live_script`, which several pages may share; empty for a
+            page that needs no other file and runs nothing.
+        missing: as for :func:`write_report`.
     """
     drawings = {figure.name: draw(figure) for figure in report.figures}
-    return _page(head, report, drawings, files=None, eyebrow=eyebrow, missing="")
+    return _page(head, report, drawings, files=None, eyebrow=eyebrow, missing=missing, script=script)
 
 
 def _page(
@@ -79,8 +83,9 @@ def _page(
     files: Files | None,
     eyebrow: str,
     missing: str,
+    script: str = "",
 ) -> str:
-    """Make ``report.html``: one file that needs nothing else; with no files beside it where they are None."""
+    """Make ``report.html``; without files beside it where they are None, and then with this script, if any."""
     method = Section(title="How it was measured", short="Method", blocks=[Text(line) for line in report.method])
     parts = [section for section in (*report.sections, method) if section.shown]
     setup = [
@@ -91,6 +96,12 @@ def _page(
     ]
     setup = [(name, pairs) for name, pairs in setup if pairs]
     notice = {"text": missing, "command": f"steadynorm {head['experiment']} --resume DIR"} if missing else None
+
+    live = ""
+    if drawings and files is not None:
+        live = f"<script>{live_script()}</script>"
+    elif drawings and script:
+        live = f'<script src="{html.escape(script)}"></script>'
 
     def drawn(block: Figures) -> list[Drawing]:
         return [drawings[figure.name] for figure in block.items]
@@ -114,7 +125,7 @@ def _page(
         version=head["versions"].get("steadynorm", ""),
         created=head["created"][:10],
         palette=PALETTE,
-        live=live_script() if drawings and files is not None else "",
+        live=live,
     )
 
 
