@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.doctor.architectures import ARCHITECTURES
+from benchmarks.adaptation.architectures import ARCHITECTURES
 from benchmarks.doctor.training import Data, train_
 from steadynorm.lab.data import Dataset, Images, take
 from steadynorm.lab.data.images import SIZE, random_stream
@@ -68,7 +68,7 @@ NETWORKS: dict[str, Network] = {
             ("depthwise", "shufflenet", "cifar10"),
             ("residual", "csp", "digits"),
             ("plain", "hrnet", "shapes"),
-            # Held out at first; they have been looked at twice, and belong to this half since.
+            # Held out at first; they have been looked at, and belong to this half since.
             ("plain", "inception", "cifar10"),
             ("plain", "squeezenet", "cifar10"),
             ("residual", "wide resnet", "cifar10"),
@@ -76,15 +76,21 @@ NETWORKS: dict[str, Network] = {
             ("plain", "squeezenet", "shapes"),
             ("residual", "wide resnet", "shapes"),
             ("depthwise", "efficientnet", "digits"),
-        ),
-        *_networks(
-            "held out",
             ("plain", "textnet", "cifar10"),
             ("residual", "transformers", "cifar10"),
             ("depthwise", "mobilenet", "cifar10"),
             ("plain", "deeplab", "shapes"),
             ("depthwise", "darts", "shapes"),
             ("residual", "regnet", "digits"),
+        ),
+        *_networks(
+            "held out",
+            ("plain", "unet", "cifar10"),
+            ("residual", "mixer", "cifar10"),
+            ("depthwise", "convnext", "cifar10"),
+            ("residual", "bottleneck", "shapes"),
+            ("depthwise", "ghost", "shapes"),
+            ("plain", "vgg", "digits"),
         ),
     )
 }

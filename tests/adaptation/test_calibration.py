@@ -1,6 +1,7 @@
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,7 +11,8 @@ from steadynorm.adaptation import Calibration, calibrate, calibration
 from steadynorm.adaptation.calibration import (
     CLEAN_REPEATS,
     GAIN_RIDGE,
-    LIMIT_DEVIATIONS,
+    LEAST_DEVIATIONS,
+    LEAST_RIGHT,
     MARGIN_DEVIATIONS,
     MIXED_RIDGE,
     REPEATS,
@@ -39,11 +41,17 @@ def calibrated() -> Calibration:
 
 
 @torch.no_grad()
-def judged(x: torch.Tensor) -> tuple[float, float]:
-    """What a window is taken for, and what batch statistics are predicted to win."""
+def judged(x: torch.Tensor) -> tuple[float, float, float]:
+    """What a window is taken for, what batch statistics are predicted to win, and how often stored ones to be right."""
     model = blob_network()
     output, seen = _by_batch(model, x)
     return calibrated().judge(features(Votes.of(model(x), output), seen, stored_moments(model)))
+
+
+@torch.no_grad()
+def clean_accuracy() -> float:
+    pairs = [(blob_network()(x.flip(3)).argmax(1), labels) for x, labels in calibration_batches()]
+    return float(torch.cat([told == labels for told, labels in pairs]).double().mean())
 
 
 @pytest.fixture
@@ -55,12 +63,27 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("classes", "many"), [(1, False), (2, False), (CLASSES, True)])
 def test_few_classes_are_told_from_many_without_labels(classes: int, many: bool) -> None:
-    assert (judged(blobs(60, classes=classes, seed=9)[0])[0] > calibrated().limit) == many
+    assert (judged(blobs(60, classes=classes, seed=9)[0])[0] > calibrated().limit(1)) == many
 
 
 def test_what_batch_statistics_win_is_predicted_under_a_shift_that_was_not_made() -> None:
     assert -0.1 < judged(blobs(60, seed=9)[0])[1] < calibrated().margin
     assert judged(blobs(60, seed=9, shifted=True)[0])[1] > 0.1
+
+
+@pytest.mark.parametrize("shift", [None, "noise", "channels"])
+@torch.no_grad()
+def test_how_often_stored_statistics_are_right_is_predicted(shift: str | None) -> None:
+    x, labels = blobs(60, seed=9)
+    if shift:
+        x = SHIFTS[shift](x, 0.9, float(x.std()), torch.Generator().manual_seed(1))
+    right = float((blob_network()(x).argmax(1) == labels).double().mean())
+    assert judged(x)[2] == pytest.approx(right, abs=0.15)
+
+
+def test_predictions_tell_of_an_order_where_they_are_right_at_least_half_as_often_as_on_clean_images() -> None:
+    assert LEAST_RIGHT == 0.5
+    assert calibrated().least == pytest.approx(0.5 * clean_accuracy())
 
 
 def trials(few: tuple[int, ...] = (1, 2, 3)) -> list[_Trial]:
@@ -72,11 +95,11 @@ def trials(few: tuple[int, ...] = (1, 2, 3)) -> list[_Trial]:
         gain = 0.05 * (number % 3) - 0.02
         told = torch.tensor([count / 3, 10 * gain]) + 0.3 * torch.randn(2, generator=generator)
         shift = ("clean", "noise", "blur")[number % 3]
-        found.append(_Trial(shift=shift, classes=count, features=told.double(), gain=gain))
+        found.append(_Trial(shift=shift, classes=count, features=told.double(), gain=gain, right=0.5))
     return found
 
 
-def test_the_limit_is_above_few_classes_under_a_family_that_was_left_out() -> None:
+def test_few_classes_are_judged_under_a_family_that_was_left_out() -> None:
     chosen = [each for each in trials() if each.classes != 5]
     told = torch.stack([each.features for each in chosen])
     is_few = torch.tensor([each.classes <= 3 for each in chosen])
@@ -88,9 +111,16 @@ def test_the_limit_is_above_few_classes_under_a_family_that_was_left_out() -> No
         ridge=MIXED_RIDGE,
         groups=[each.shift for each in chosen],
     )[is_few]
-    _, few, limit = _fit_mixed(trials())
+    _, few, spread = _fit_mixed(trials())
     assert few == pytest.approx(float(found.mean()))
-    assert limit == pytest.approx(float(found.mean() + LIMIT_DEVIATIONS * found.std()))
+    assert spread == pytest.approx(float(found.std()))
+
+
+def test_the_limit_is_what_few_classes_exceed_no_more_often_than_is_asked_for() -> None:
+    known = replace(calibrated(), few=-0.8, spread=0.4)
+    assert known.limit(0.02275) == pytest.approx(-0.8 + 2 * 0.4, abs=1e-4)
+    assert known.limit(0.5) == known.limit(7.0) == pytest.approx(-0.8 + LEAST_DEVIATIONS * 0.4)
+    assert known.limit(1e-6) < known.limit(0.0) == known.limit(-1.0) < math.inf
 
 
 def test_the_margin_is_a_share_of_the_error_on_families_that_were_left_out() -> None:
@@ -104,18 +134,22 @@ def test_the_margin_is_a_share_of_the_error_on_families_that_were_left_out() -> 
 def test_few_and_all_classes_weigh_the_same_together() -> None:
     """So what nothing tells apart is in the middle, though there are three times as many windows of few classes."""
     same = [
-        _Trial(shift=each.shift, classes=each.classes, features=torch.zeros(2).double(), gain=0) for each in trials()
+        _Trial(shift=each.shift, classes=each.classes, features=torch.zeros(2).double(), gain=0, right=0)
+        for each in trials()
     ]
-    mixed, _, _ = _fit_mixed(same)
+    mixed, *_ = _fit_mixed(same)
     assert float(mixed(torch.zeros(1, 2).double())) == pytest.approx(0, abs=1e-6)
 
 
 def test_of_a_few_classes_in_all_half_are_few() -> None:
     three = [each for each in trials((1, 2)) if each.classes < 5] + [
-        _Trial(shift=each.shift, classes=3, features=each.features, gain=0) for each in trials() if each.classes == 10
+        _Trial(shift=each.shift, classes=3, features=each.features, gain=0, right=0)
+        for each in trials()
+        if each.classes == 10
     ]
-    mixed, _, limit = _fit_mixed(three)
-    assert float(mixed(torch.tensor([[0.3, 0.0]]).double())) < limit < float(mixed(torch.tensor([[3.3, 0.0]]).double()))
+    mixed, few, spread = _fit_mixed(three)
+    of_one, of_all = (float(mixed(torch.tensor([[told, 0.0]]).double())) for told in (0.3, 3.3))
+    assert of_one < few + LEAST_DEVIATIONS * spread < of_all
 
 
 def test_trial_windows_are_clean_and_of_each_shift_for_each_number_of_classes() -> None:
@@ -148,9 +182,9 @@ def test_a_calibration_is_repeated_by_its_seed() -> None:
     first, again, other = (
         calibrate(blob_network(), calibration_batches(120), images=30, seed=seed) for seed in (0, 0, 1)
     )
-    assert (first.limit, first.margin) == (again.limit, again.margin)
+    assert (first.few, first.margin) == (again.few, again.margin)
     assert torch.equal(first.mixed.weights, again.mixed.weights)
-    assert first.limit != other.limit
+    assert first.few != other.few
 
 
 @pytest.mark.usefixtures("quick")

@@ -127,3 +127,9 @@ def test_a_channel_that_never_varies_is_unchanged() -> None:
     nothing = Votes.of(torch.zeros(1, 2), torch.zeros(1, 2))
     found = features(nothing, {"a": Seen(moments=still, within=torch.zeros(1))}, {"a": still})
     assert found[:4].tolist() == pytest.approx([math.log(1e-6), 0, math.log(1e-6), math.log(1e-4)])
+
+
+def test_what_is_at_stake_is_the_share_of_the_class_that_batch_statistics_take_most_from() -> None:
+    stored, batch = torch.tensor([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1]]), torch.tensor([[0.3, 0.6, 0.1], [0.3, 0.1, 0.6]])
+    assert Votes.of(stored.log(), batch.log()).at_stake == pytest.approx(0.4, rel=1e-5)
+    assert Votes.of(batch.log(), stored.log()).at_stake == pytest.approx(0.25, rel=1e-5)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from steadynorm.adaptation import Calibration, calibrate
-from steadynorm.adaptation.gate import HOLD, Gate
+from steadynorm.adaptation.evidence import Votes
+from steadynorm.adaptation.gate import HOLD, RISK, Gate
 from steadynorm.adaptation.methods import BatchStatistics
 from steadynorm.adaptation.normalizing import normalizing_by
 from steadynorm.statistics import Moments, measure
@@ -83,12 +84,25 @@ def test_a_batch_of_one_class_in_a_shifted_stream_is_predicted_by_stored_statist
 def test_a_window_like_few_classes_ends_it_at_once_whatever_the_average(
     mixed: float, adapts: bool, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, model = Gate(replace(calibration, few=-1.1, limit=-0.5)), blob_network()  # half way: -0.8
+    gate, model = Gate(replace(calibration, few=-1.1, spread=0.4)), blob_network()  # limit: -0.5, half way: -0.8
     for told in (1.0, mixed):
-        monkeypatch.setattr(Calibration, "judge", lambda known, features, told=told: (told, 1.0))
+        monkeypatch.setattr(Calibration, "judge", lambda known, features, told=told: (told, 10.0, 1.0))
         gate.predict(model, blobs(IMAGES, shifted=True)[0])
     assert gate.evidence is not None and gate.evidence.mixed > -0.5
     assert gate.evidence.adapts is adapts
+
+
+@pytest.mark.parametrize(("stake", "adapts"), [(0.1, True), (0.9, False)])
+def test_the_more_is_at_stake_the_less_like_few_classes_a_window_must_be(
+    stake: float, adapts: bool, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(calibration, few=-1.0, spread=0.5)
+    gate, model = Gate(known), blob_network()
+    monkeypatch.setattr(Calibration, "judge", lambda known, features: (0.0, 0.2, 1.0))  # 2 standard deviations above
+    monkeypatch.setattr(Votes, "at_stake", stake)
+    gate.predict(model, blobs(IMAGES, shifted=True)[0])
+    assert gate.evidence is not None and gate.evidence.adapts is adapts
+    assert (known.limit(RISK * 0.2 / stake) < 0) is adapts
 
 
 def test_a_window_of_all_classes_is_not_believed_before_the_stream_is(calibration: Calibration) -> None:
@@ -98,7 +112,7 @@ def test_a_window_of_all_classes_is_not_believed_before_the_stream_is(calibratio
     for part in x.split(10):
         output = gate.predict(model, part)
     assert gate.evidence is not None
-    assert gate.evidence.mixed < calibration.limit
+    assert gate.evidence.mixed < calibration.limit(1)
     assert torch.equal(output, model(part))
     assert not torch.equal(fresh.predict(model, x), model(x))
 
@@ -180,7 +194,7 @@ def mixed_batches(*, shifted: bool = False, batch: int = IMAGES) -> tuple[list[T
 
 @pytest.mark.parametrize("shifted", [False, True])
 def test_classes_in_runs_are_found_and_predicted_better_than_without(shifted: bool, deep: Calibration) -> None:
-    gate, model = Gate(deep), deep_blob_network()
+    gate, model = Gate(replace(deep, least=0.0)), deep_blob_network()  # shifted ones are all taken for one class
     x, labels = in_runs(480, seed=7, shifted=shifted)
     parts, each = list(x.split(IMAGES)), list(labels.split(IMAGES))
     outputs = [gate.predict(model, part) for part in parts]
@@ -266,7 +280,7 @@ def test_a_batch_of_one_class_is_seen_while_the_stored_path_is_spared(calibratio
 
 
 def test_an_order_is_followed_again_where_the_images_shift(deep: Calibration) -> None:
-    gate, model = Gate(replace(deep, limit=9.0)), deep_blob_network()
+    gate, model = Gate(replace(deep, few=9.0)), deep_blob_network()
     (first, second, *_), (shifted, *_) = mixed_batches()[0], mixed_batches(shifted=True)[0]
     seen = []
     for x in (first, second, shifted):
@@ -277,7 +291,7 @@ def test_an_order_is_followed_again_where_the_images_shift(deep: Calibration) ->
 
 
 def test_an_order_is_not_believed_before_two_windows_tell_of_it(deep: Calibration) -> None:
-    gate, model = Gate(replace(deep, limit=9.0)), deep_blob_network()
+    gate, model = Gate(replace(deep, few=9.0)), deep_blob_network()
     decisions = []
     for part in in_runs(480, seed=7)[0].split(IMAGES // 2):
         gate.predict(model, part)
@@ -287,17 +301,24 @@ def test_an_order_is_not_believed_before_two_windows_tell_of_it(deep: Calibratio
 
 
 def test_an_order_is_forgotten_where_other_statistics_predict(deep: Calibration) -> None:
-    gate, model, (first, second, *_) = Gate(replace(deep, limit=9.0)), deep_blob_network(), mixed_batches()[0]
+    gate, model, (first, second, *_) = Gate(replace(deep, few=9.0)), deep_blob_network(), mixed_batches()[0]
     gate.predict(model, first)
     assert gate.order is not None and gate.order.images == IMAGES
-    gate.calibration = replace(deep, few=-9.0, limit=-9.0, margin=-9.0)
+    gate.calibration = replace(deep, few=-9.0, spread=0.0, margin=-9.0)
     gate.predict(model, second)
     assert gate.decision == "batch"
     assert gate.order is None
 
 
+def test_predictions_that_are_too_often_wrong_tell_of_no_order(deep: Calibration) -> None:
+    gate, model = Gate(replace(deep, few=9.0, least=1.1)), deep_blob_network()
+    for part in in_runs(480, seed=7)[0].split(IMAGES):
+        assert torch.equal(gate.predict(model, part), model(part))
+        assert gate.order is None
+
+
 def test_where_classes_are_surely_mixed_no_order_is_followed(deep: Calibration) -> None:
-    gate, model = Gate(replace(deep, few=-9.0, limit=-9.0)), deep_blob_network()
+    gate, model = Gate(replace(deep, few=-9.0, spread=0.0)), deep_blob_network()
     for part in in_runs(480, seed=7)[0].split(IMAGES):
         gate.predict(model, part)
         assert gate.order is None

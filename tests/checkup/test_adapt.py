@@ -36,7 +36,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(tmp_path_factory.mktemp("data") / "runs.npz", *in_runs(600, seed=7, shifted=True))
+    return save(tmp_path_factory.mktemp("data") / "runs.npz", *in_runs(600, seed=7))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_each_batch_is_a_line_and_accuracies_end_them(run: Any, runs: str, clean
 def test_json_has_the_accuracies_of_both(run: Any, runs: str, clean: str, tmp_path: Path) -> None:
     status, out, _ = run(MODEL, "--data", runs, "--clean", clean, "--batch-size", "60", "--json")
     found = json.loads(out)
-    x, labels = in_runs(600, seed=7, shifted=True)
+    x, labels = in_runs(600, seed=7)
     stored = float((deep_blob_network()(x).argmax(1) == labels).double().mean())
     assert status == 0
     assert found["accuracy"]["stored"] == pytest.approx(stored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,16 @@ FEW = 3
 """Of these at most, and at most half of all, are too few for batch statistics."""
 STRENGTHS = (0.3, 0.6, 0.9)
 """Of the shifts; up to a tenth more, at random."""
-CLEAN_REPEATS, REPEATS = 6, 2
+CLEAN_REPEATS, REPEATS = 12, 4
 """Trial windows for each number of classes, clean ones and of each shift and strength."""
 MIXED_RIDGE, GAIN_RIDGE = 0.3, 1.0
-LIMIT_DEVIATIONS, MARGIN_DEVIATIONS = 1.5, 0.5
-"""What a window of few classes comes to plus so many standard deviations, of families that were left out; and errors
-of the gain in root mean square."""
+LEAST_DEVIATIONS, MARGIN_DEVIATIONS = 1.5, 0.5
+"""Standard deviations of what few classes come to, of families that were left out, that a window must be above it; and
+errors of the gain in root mean square."""
+LEAST_RISK = 1e-9
+NORMAL = NormalDist()
+LEAST_RIGHT = 0.5
+"""Of the accuracy on clean images, what predictions must be right to tell of an order."""
 STEPS = 32
 """Classes at most of which a window is measured, to know what classes change."""
 
@@ -48,20 +53,33 @@ class Calibration:
     """Window features -> 1 if the window holds all classes, −1 if it holds few."""
     few: float
     """Mean of ``mixed`` over windows of few classes."""
-    limit: float
-    """Threshold of ``mixed`` above which a window holds more than a few classes."""
+    spread: float
+    """Standard deviation of ``mixed`` over windows of few classes."""
     gain: Regression
     """Window features -> accuracy with batch statistics minus accuracy with running statistics."""
     margin: float
     """Threshold of ``gain`` above which batch statistics are better."""
+    right: Regression
+    """Window features -> accuracy with running statistics."""
+    least: float
+    """Threshold of ``right`` below which the gate follows no order of the classes."""
     classes: ClassMoments
     """Moments of each layer's input for each class."""
     steps: Steps
     """Distances between classes at each layer, to distinguish a shift of the images from a change of class."""
 
-    def judge(self, told: Tensor) -> tuple[float, float]:
-        """Return ``mixed`` and ``gain`` for a window's features, shape (d,)."""
-        return float(self.mixed(told[None])), float(self.gain(told[None]))
+    def limit(self, risk: float) -> float:
+        """Return the threshold of ``mixed`` that windows of few classes exceed with a probability of at most ``risk``.
+
+        few + q·spread        P(standard normal > q) = risk, q ≥ LEAST_DEVIATIONS
+        """
+        q = NORMAL.inv_cdf(1 - min(max(risk, LEAST_RISK), 0.5))
+        return self.few + max(q, LEAST_DEVIATIONS) * self.spread
+
+    def judge(self, told: Tensor) -> tuple[float, float, float]:
+        """Return ``mixed``, ``gain`` and ``right`` for a window's features, shape (d,)."""
+        mixed, gain, right = (float(fitted(told[None])) for fitted in (self.mixed, self.gain, self.right))
+        return mixed, gain, right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +90,7 @@ class _Trial:
     classes: int
     features: Tensor
     gain: float
+    right: float
 
 
 def calibrate(
@@ -127,16 +146,19 @@ def calibrate(
     x, generator = torch.cat([x for x, _ in kept]), torch.Generator().manual_seed(seed)
     steps = _steps(model, x, classes, images, generator)
     trials = list(_trials(model, x, labels, images, generator))
-    mixed, few, limit = _fit_mixed(trials)
+    mixed, few, spread = _fit_mixed(trials)
     gain, margin = _fit_gain(trials)
+    _, told, right = _of_many(trials, "right")
     return Calibration(
         images=images,
         noise=noise,
         mixed=mixed,
         few=few,
-        limit=limit,
+        spread=spread,
         gain=gain,
         margin=margin,
+        right=Regression.fit(told, right, torch.ones_like(right), ridge=GAIN_RIDGE),
+        least=LEAST_RIGHT * hits(outputs, labels),
         classes=moments,
         steps=steps,
     )
@@ -266,7 +288,8 @@ def _try(model: nn.Module, x: Tensor, labels: Tensor, shift: str, classes: int) 
         if shift in SHIFTS:
             return None
         _check_finite(batch, "by batch statistics")
-    return _Trial(shift=shift, classes=classes, features=told, gain=hits(batch, labels) - hits(stored, labels))
+    right = hits(stored, labels)
+    return _Trial(shift=shift, classes=classes, features=told, gain=hits(batch, labels) - right, right=right)
 
 
 def _few(trials: Sequence[_Trial]) -> int:
@@ -276,7 +299,7 @@ def _few(trials: Sequence[_Trial]) -> int:
 
 
 def _fit_mixed(trials: Sequence[_Trial]) -> tuple[Regression, float, float]:
-    """Tell all classes from few, both of the same weight together; give what few come to, and the limit."""
+    """Tell all classes from few, both of the same weight together; give what few come to, and by how much it varies."""
     few, every = _few(trials), max(each.classes for each in trials)
     chosen = [each for each in trials if each.classes in (every, *range(few + 1))]
     told, targets = _features(chosen), torch.tensor([1.0 if each.classes > few else -1.0 for each in chosen]).double()
@@ -284,19 +307,23 @@ def _fit_mixed(trials: Sequence[_Trial]) -> tuple[Regression, float, float]:
     counts = torch.where(is_few, is_few.sum(), (~is_few).sum())
     importance = len(chosen) / (2 * counts.double())
     found = left_out(told, targets, importance, ridge=MIXED_RIDGE, groups=_groups(chosen))[is_few]
-    usual, spread = float(found.mean()), float(found.std())
-    return Regression.fit(told, targets, importance, ridge=MIXED_RIDGE), usual, usual + LIMIT_DEVIATIONS * spread
+    return Regression.fit(told, targets, importance, ridge=MIXED_RIDGE), float(found.mean()), float(found.std())
 
 
 def _fit_gain(trials: Sequence[_Trial]) -> tuple[Regression, float]:
     """Estimate what batch statistics win where there are more than a few classes, and give the margin."""
-    few = _few(trials)
-    chosen = [each for each in trials if each.classes > few]
-    told, targets = _features(chosen), torch.tensor([each.gain for each in chosen]).double()
+    chosen, told, targets = _of_many(trials, "gain")
     importance = torch.ones_like(targets)
     errors = left_out(told, targets, importance, ridge=GAIN_RIDGE, groups=_groups(chosen)) - targets
     margin = MARGIN_DEVIATIONS * float(errors.square().mean().sqrt())
     return Regression.fit(told, targets, importance, ridge=GAIN_RIDGE), margin
+
+
+def _of_many(trials: Sequence[_Trial], name: str) -> tuple[list[_Trial], Tensor, Tensor]:
+    """Give the windows of more than a few classes, their features, and what is to be estimated of them."""
+    few = _few(trials)
+    chosen = [each for each in trials if each.classes > few]
+    return chosen, _features(chosen), torch.tensor([getattr(each, name) for each in chosen]).double()
 
 
 def _features(trials: Sequence[_Trial]) -> Tensor:

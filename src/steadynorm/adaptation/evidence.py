@@ -51,6 +51,12 @@ class Votes:
         both = torch.stack([each.double().mean(1).sum() for each in joint])
         return cls(images=len(batch), stored=_told(stored), batch=_told(batch), both=both)
 
+    @property
+    def at_stake(self) -> float:
+        """Loss of accuracy if all images were of one class, for the class that batch statistics predict less often."""
+        classes = (len(self.stored) - 3) // 2
+        return float((self.stored - self.batch)[:classes].amax() / self.images)
+
     def with_stored_of(self, other: Votes) -> Votes:
         """Give the same votes with what another batch's images said on average by stored statistics."""
         scale = self.images / other.images

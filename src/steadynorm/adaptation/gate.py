@@ -21,6 +21,8 @@ from steadynorm.surgery.batches import evaluating
 
 __all__ = ["HOLD", "Evidence", "Gate"]
 
+RISK = 0.05
+"""Share of the gain that may be lost, on average, if the classes are few."""
 HOLD = 0.5
 """Of the margin that it takes to begin, what it takes to go on."""
 SEEN = 2
@@ -38,6 +40,8 @@ class Evidence:
     """Near 1 if the stream holds all classes, near −1 if few; averaged over the stream."""
     gain: float
     """Estimated accuracy with batch statistics minus that with running statistics; averaged over the stream."""
+    right: float
+    """Estimated accuracy with running statistics; averaged over the stream."""
     adapts: bool
     """Whether the batch was predicted by batch statistics."""
 
@@ -56,14 +60,21 @@ class Gate:
     The newest batch is predicted with batch statistics if the window is full, mixed > limit and gain > margin. Both are
     averaged over the stream (a batch of n images has weight n/(n + W)), and the window alone must be nearer to the
     limit than to a typical window of few classes. Limit and margin come from the regressions' predictions for shift
-    families that were left out of the fit. Once batch statistics are in use, ``HOLD`` times the margin is enough to
+    families that were left out of the fit. The limit is higher if more is at stake:
+
+        P(mixed > limit | few classes) · stake ≤ RISK · gain        stake = max over classes of mean p − mean p′
+
+    p and p′ are the predictions with running and batch statistics. The stake is the loss if all images were of one
+    class. Once batch statistics are in use, ``HOLD`` times the margin is enough to
     continue.
 
     **Classes in runs.** A hidden Markov model (:class:`ClassOrder`) follows the predictions of windows that may hold
-    few classes; it restarts when the images shift. Once an order is more likely than none, after ``SEEN`` windows or
-    more, batches are predicted with statistics that follow the shift and not the classes (:class:`Tracker`), and each
-    image is smoothed with its neighbours: the output is then the log of the smoothed probabilities. Images of a batch
-    must be in stream order. When the order ends, the gate returns to the first mode.
+    few classes; it restarts when the images shift. It needs an estimated accuracy of at least half of the clean
+    accuracy, because a network that is mostly wrong makes mistakes that look like an order. Once an order is more
+    likely than none, after ``SEEN`` windows or more, batches are predicted with statistics that follow the shift and
+    not the classes (:class:`Tracker`), and each image is smoothed with its neighbours: the output is then the log of
+    the smoothed probabilities. Images of a batch must be in stream order. When the order ends, the gate returns to the
+    first mode.
 
     Cost: at most one more forward per batch. While a decision is certain, the unused path runs only for every
     ``every``-th batch. Non-finite values select the running statistics.
@@ -156,26 +167,29 @@ class Gate:
         self._is_mixed, self._is_few, before, known = False, False, self.evidence, self.calibration
         if not self._window.is_full():
             return
-        mixed, gain = known.judge(features(self._window.votes, seen, stored))
-        if not (math.isfinite(mixed) and math.isfinite(gain)):
+        mixed, gain, right = known.judge(features(self._window.votes, seen, stored))
+        if not all(math.isfinite(each) for each in (mixed, gain, right)):
             self.evidence, self._steady = None, 0
             return
-        self._is_mixed, self._is_few = mixed > known.limit, mixed <= known.limit
-        is_alone = mixed < (known.few + known.limit) / 2
+        self._is_mixed = mixed > known.limit(1)
+        self._is_few, newest = not self._is_mixed, mixed
         if before is not None:
             weight = images / (images + known.images)
             mixed = before.mixed + weight * (mixed - before.mixed)
             gain = before.gain + weight * (gain - before.gain)
+            right = before.right + weight * (right - before.right)
         self._see_step(images, {name: each.moments for name, each in seen.items()})
         adapted = before is not None and before.adapts
         margin = HOLD * known.margin if adapted else known.margin
-        adapts = not is_alone and mixed > known.limit and gain > margin
+        limit = known.limit(RISK * gain / max(self._window.votes.at_stake, RISK))
+        is_alone = newest < (known.few + limit) / 2
+        adapts = not is_alone and mixed > limit and gain > margin
         if adapts != adapted:
             self.order = None  # predictions by other statistics differ in a manner that is no order
         far = gain > margin + CLEAR if adapts else gain < margin / 2
         same = before is not None and adapts == adapted and self._is_mixed and far
         self._steady = self._steady + 1 if same else 0
-        self.evidence = Evidence(mixed=mixed, gain=gain, adapts=adapts)
+        self.evidence = Evidence(mixed=mixed, gain=gain, right=right, adapts=adapts)
 
     def _see_step(self, images: int, moments: Mapping[str, Moments]) -> None:
         """Start the order again where the images have shifted since a window before: predictions have, too."""
@@ -188,7 +202,8 @@ class Gate:
 
     def _see_order(self, output: Tensor) -> Tensor:
         """Follow the classes where they are not surely mixed; give what their order makes of the output, if any."""
-        if self._is_mixed or output.dim() > 2 or not output.isfinite().all():
+        blind = self.evidence is not None and self.evidence.right < self.calibration.least
+        if self._is_mixed or blind or output.dim() > 2 or not output.isfinite().all():
             self.order = None
             return output
         if not self._is_few:
@@ -218,7 +233,8 @@ class Gate:
         flags = [self._is_mixed, self._is_few, self._steady, self._skipped, self._since]
         found = {"gate": torch.tensor([float(each) for each in flags], dtype=torch.float64)}
         if self.evidence is not None:
-            seen = [self.evidence.mixed, self.evidence.gain, float(self.evidence.adapts)]
+            kept = self.evidence
+            seen = [kept.mixed, kept.gain, kept.right, float(kept.adapts)]
             found["evidence"] = torch.tensor(seen, dtype=torch.float64)
         parts: dict[str, Mapping[str, Tensor]] = {"window": self._window.state(), "tracker": self._tracker.state()}
         parts["before"] = {name: torch.stack((each.mean, each.var)) for name, each in self._before.items()}
@@ -236,8 +252,8 @@ class Gate:
             name: Moments(mean=rows[0], var=rows[1], count=0) for name, rows in _part(state, "before").items()
         }
         if "evidence" in state:
-            mixed, gain, adapts = state["evidence"].tolist()
-            self.evidence = Evidence(mixed=mixed, gain=gain, adapts=bool(adapts))
+            mixed, gain, right, adapts = state["evidence"].tolist()
+            self.evidence = Evidence(mixed=mixed, gain=gain, right=right, adapts=bool(adapts))
         self._window.load(_part(state, "window"))
         self._tracker.load(_part(state, "tracker"))
         order = _part(state, "order")

@@ -19,9 +19,9 @@ from steadynorm.adaptation.regression import Regression
 
 __all__ = ["fingerprint", "read_gate", "write_gate"]
 
-FORMAT = "steadynorm gate 2"
-NUMBERS = ("images", "noise", "few", "limit", "margin")
-REGRESSIONS = ("mixed", "gain")
+FORMAT = "steadynorm gate 3"
+NUMBERS = ("images", "noise", "few", "spread", "margin", "least")
+REGRESSIONS = ("mixed", "gain", "right")
 ROWS = ("center", "scale", "points", "weights")
 
 
