@@ -9,7 +9,7 @@ from benchmarks.adaptation.networks import NETWORKS
 from benchmarks.adaptation.summary import kept, kinds_table, networks_table, ordered_table, read, worst
 
 DOCS = Path(__file__).parents[2] / "docs"
-RECORDS = ["third", "former"]
+RECORD = DOCS / "results" / "adaptation_fourth_cpu_20261130.jsonl"
 
 
 def rows(**accuracy: float) -> list[dict[str, Any]]:
@@ -37,34 +37,18 @@ def test_what_is_kept_is_a_share_of_what_batch_statistics_win_where_classes_are_
     assert kept(rows(stored=0.5, batch=0.4, gate=0.6), "gate") is None
 
 
-def record(name: str) -> list[dict[str, Any]]:
-    return read(DOCS / "results" / f"adaptation_{name}_cpu_20261130.jsonl")
-
-
-def test_the_documented_tables_are_those_of_the_records() -> None:
-    page, found = (DOCS / "adaptation.md").read_text(), record("third")
-    former = [row | {"method": "former gate"} for row in record("former") if row["method"] == "gate"]
-    assert kinds_table([*found, *former], ["stored", "batch", "gate", "former gate"]) in page
+def test_the_documented_tables_are_those_of_the_record() -> None:
+    page, found = (DOCS / "adaptation.md").read_text(), read(RECORD)
+    assert kinds_table(found, ["stored", "batch", "gate"]) in page
     assert networks_table(found, "gate") in page
     assert ordered_table(found) in page
 
 
-def test_both_rules_were_shown_the_same_streams_of_the_same_networks() -> None:
-    present, former = (
-        {
-            tuple(row[key] for key in ("network", "seed", "kind", "shift", "accuracy"))
-            for row in record(name)
-            if row["method"] == "stored"
-        }
-        for name in RECORDS
-    )
-    assert present == former and len(present) == 400
-
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_the_records_are_of_networks_of_the_benchmark(name: str) -> None:
-    found = read(DOCS / "results" / f"adaptation_{name}_cpu_20261130.jsonl")
-    assert {row["network"] for row in found} <= set(NETWORKS)
+def test_the_record_is_of_the_held_out_half_and_of_five_seeds() -> None:
+    found = read(RECORD)
+    held = {each.name for each in NETWORKS.values() if each.half == "held out"}
+    assert {(row["network"], row["seed"]) for row in found} == {(name, seed) for name in held for seed in range(5)}
+    assert len([row for row in found if row["method"] == "gate"]) == 750
 
 
 def test_the_held_out_half_is_as_wide_as_promised() -> None:
