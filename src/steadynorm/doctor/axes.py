@@ -1,4 +1,4 @@
-"""On which axis a tensor's features are, and whether it comes out of dropout, followed from the layers that make it."""
+"""Follow a tensor's feature axis, and whether it comes out of dropout, through the layers that produce it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = ["CUT", "FeatureAxes"]
 
 CUT = -1
-"""In place of an axis: a change of shape cut across the features, so that no axis has them."""
+"""Stands for the axis when a reshape has cut across the features, so that no axis holds them."""
 
 
 def _named(*names: str) -> set[Callable[..., Any]]:
@@ -40,12 +40,12 @@ _OVER_MAPS = _named(
     *(f"{kind}_pool{size}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for size in (1, 2, 3)),
     *("interpolate", "upsample", "pixel_shuffle"),
 )
-"""Functions that change the axes behind the second, and leave features on axis 1 there."""
+"""Functions that change the axes after the second and leave features on axis 1."""
 _TURNING = _named("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis")
 _SHAPING = _named("flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 _JOINING = _named("cat", "concat", "concatenate")
 _RECURRENT = {"gru", "lstm", "rnn_relu", "rnn_tanh"}
-"""By name: torch has them in no public place. The first of what they give has features last."""
+"""By name, since torch does not export them. Their first output has its features last."""
 _DROPPING = _named("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 _CARRYING = (
     _TURNING
@@ -55,19 +55,19 @@ _CARRYING = (
     )
     | _named("hardswish", "hardsigmoid", "hardtanh", "relu6", "contiguous", "flatten", "reshape", "view", "unflatten")
 )
-"""Functions through which what dropout does to a variance goes on: layers, activations, changes of shape."""
+"""Functions through which dropout's effect on the variance persists: layers, activations, changes of shape."""
 
 
 class FeatureAxes(TorchFunctionMode):
-    """While it is on, follows where the features are of what linear layers, embeddings and convolutions give.
+    """While active, tracks the feature axis of the outputs of linear layers, embeddings and convolutions.
 
     Linear layers, embeddings and layer norms over one dimension put them last, convolutions and batch norms on axis 1;
-    what works value by value leaves them there; transposing and changes of shape move them. Of anything else nothing
-    is known. Follows likewise what comes out of dropout, which is off and told by the call alone, up to the next norm
-    or sum; and maps that are flattened, normalized so, and made maps again.
+    elementwise functions leave them there; transpositions and changes of shape move them. For any other function the
+    axis is unknown. Also tracks the outputs of dropout (inactive here, recognized by its call) up to the next norm or
+    sum, and maps that are flattened, normalized and reshaped to maps again.
 
     Attributes:
-        flattened: name of a norm that was given (N, C·places) from maps, and whose output was made maps again -> C.
+        flattened: name of a norm whose input (N, C·places) was flattened from maps and whose output becomes maps -> C.
     """
 
     def __init__(self) -> None:
@@ -79,17 +79,17 @@ class FeatureAxes(TorchFunctionMode):
         self._normalized: Any = WeakTensorKeyDictionary()
 
     def dropout_of(self, x: Tensor) -> float:
-        """Give the probability of the dropout that a tensor comes out of; 0 where it comes out of none."""
+        """Return the probability of the dropout that a tensor comes out of; 0 without dropout."""
         probability: float = self._dropped.get(x, 0.0)
         return probability
 
     def note(self, name: str, x: Tensor, y: Tensor) -> None:
-        """Take down what a norm was given and gave."""
+        """Record a norm's input and output."""
         if x in self._channels:
             self._normalized[y] = (name, self._channels[x])
 
     def of(self, x: Tensor) -> int | None:
-        """Give the axis of a tensor's features, CUT where they are on several, None where it is not known."""
+        """Return the axis of a tensor's features; CUT if they are on several, None if unknown."""
         axis: int | None = self._axes.get(x)
         return axis
 
@@ -100,13 +100,13 @@ class FeatureAxes(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 (what the function gives)
-        """Run a function and note where the features of its result are."""
+        """Run a function and record the feature axis of its result."""
         named = dict(kwargs or {})
         axes = self._known(func, args, named)
         output = func(*args, **named)
         dropped = self._probability(func, args, named)
         if dropped and isinstance(output, Tensor):
-            output = output.view(output.shape)  # what is off gives its input, which others may take as well
+            output = output.view(output.shape)  # inactive dropout returns its input, which others may use too
             self._dropped[output] = dropped
         if isinstance(output, tuple) and getattr(func, "__name__", "") in _RECURRENT and isinstance(output[0], Tensor):
             self._axes[output[0]] = output[0].dim() - 1
@@ -115,7 +115,7 @@ class FeatureAxes(TorchFunctionMode):
         if axis is not None:
             self._axes[output] = axis
         elif isinstance(output, Tensor) and output in self._axes and func not in _KEEPING:
-            del self._axes[output]  # changed in place, by what is not known
+            del self._axes[output]  # changed in place by an unknown function
         return output
 
     def _follow_flattened(self, func: Callable[..., Any], args: tuple[Any, ...], output: object) -> None:
@@ -134,14 +134,14 @@ class FeatureAxes(TorchFunctionMode):
                 self.flattened[name] = channels
 
     def _probability(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> float:
-        """Give the probability of the dropout that a function is, or whose output it carries on; 0 for none."""
+        """Return the probability of the dropout that a function is or propagates; 0 for none."""
         before = self.dropout_of(args[0]) if args and isinstance(args[0], Tensor) else 0.0
         if func in _DROPPING:
             return max(before, float(named.get("p", args[1] if len(args) > 1 else 0.5)))
         return before if func in _CARRYING else 0.0
 
     def _known(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> set[tuple[int, int]]:
-        """Give axis and number of dimensions of the arguments of which it is known."""
+        """Return axis and number of dimensions of the arguments whose axis is known."""
         if func not in _KEEPING | _TURNING | _LAST | _OVER_MAPS | _JOINING | _SHAPING:
             return set()
         found = (leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor))
@@ -160,7 +160,7 @@ class FeatureAxes(TorchFunctionMode):
         axis, dimensions = next(iter(axes)) if len(axes) == 1 else (None, 0)
         if func in _OVER_FEATURES:
             if axis is not None:
-                return axis  # over another axis than the features', as some normalize over time
+                return axis  # not over the features' axis: some normalize over time
             return self._normalized_over(output, args, named)
         if func in _LAST:
             return output.dim() - 1
@@ -177,7 +177,7 @@ class FeatureAxes(TorchFunctionMode):
         return axis if func in _KEEPING | _JOINING else _turned(func, axis, output, args, named)
 
     def _normalized_over(self, output: Tensor, args: tuple[Any, ...], named: dict[str, Any]) -> int | None:
-        """Take the one dimension that is normalized for the features, of what is given as well."""
+        """Take the one normalized dimension for the features, also in the input."""
         x = args[0] if args else named["input"]
         shape = args[1] if len(args) > 1 else named["normalized_shape"]
         if len(shape) > 1:
@@ -189,7 +189,7 @@ class FeatureAxes(TorchFunctionMode):
 def _turned(
     func: Callable[..., Any], axis: int, output: Tensor, args: tuple[Any, ...], named: dict[str, Any]
 ) -> int | None:
-    """Give where an axis is after a transposition, as an example of one value along each other axis shows."""
+    """Return where an axis is after a transposition, from an example of size 1 along each other axis."""
     if not args or not isinstance(args[0], Tensor):
         return None
     example = torch.empty([2 if at == axis else 1 for at in range(output.dim())], device="meta")
@@ -199,9 +199,9 @@ def _turned(
 
 
 def _reshaped(before: torch.Size, axis: int, after: torch.Size) -> int | None:
-    """Give where an axis is after a change of shape; CUT where it has neither its start nor its end there any more.
+    """Return where an axis is after a change of shape; CUT if neither its start nor its end is still a boundary.
 
-    None where it is split, or joined with a neighbour, and for one of size 1.
+    None if it is split, joined with a neighbour, or of size 1.
     """
     start = before[:axis].numel()
     found = [at for at, size in enumerate(after) if size == before[axis] > 1 and after[:at].numel() == start]

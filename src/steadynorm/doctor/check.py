@@ -1,4 +1,4 @@
-"""What a check is: a name, what it needs, and a pure function from evidence to findings."""
+"""The type of a check: a name, the evidence it needs, and a pure function from evidence to findings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from steadynorm.doctor.finding import Finding
 __all__ = ["NEEDED", "SECTIONS", "Check"]
 
 SECTIONS = ("Looks at", "Harm", "Remedy", "Threshold", "Source")
-"""What the docstring of a check's file says, each in a paragraph of its own."""
+"""Paragraphs of the docstring of a check's file."""
 NEEDED = {"score": "loss or metric", "step": "accumulation or world_size"}
-"""Parts of the evidence, by the arguments of :func:`steadynorm.diagnose` that give them, where these differ."""
+"""Part of the evidence -> arguments of :func:`steadynorm.diagnose` that provide it, where the names differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class Check:
     """One check.
 
     Args:
-        name: by which findings, ``--explain`` and ``skip`` know it.
+        name: its name in findings, ``--explain`` and ``skip``.
         needs: parts of the evidence that it reads beyond the model's own state: ``optimizer``, ``batches``, ``score``,
             ``reference``, ``checkpoint``, ``ranks``, ``step``. Where one is missing the check does not run, and the
             diagnosis says so.
         run: evidence -> findings; it reads nothing else, and changes nothing.
-        explains: names of checks that measure what such a fault does to the layers behind it. Beside a warning of this
-            check theirs are notes: the cause is what to fix.
-        only_notes: whether no finding of it is worse than a note.
+        explains: names of checks that measure the effect of such a fault on later layers. If this check warns, their
+            findings become notes: the cause is what to fix.
+        only_notes: whether all of its findings are notes.
         text: docstring of its file: a title, and the paragraphs of :data:`SECTIONS`.
     """
 
@@ -45,9 +45,9 @@ class Check:
 
     @classmethod
     def of(cls, module: ModuleType) -> Self:
-        """Give the check of a file in ``checks/``.
+        """Build the check from a module in ``checks/``.
 
-        It has a docstring, a function ``run``, and where they apply the constants ``NEEDS``, ``EXPLAINS`` and
+        The module has a docstring, a function ``run``, and optionally the constants ``NEEDS``, ``EXPLAINS`` and
         ``ONLY_NOTES``.
         """
         return cls(
@@ -65,16 +65,16 @@ class Check:
 
     @property
     def title(self) -> str:
-        """What is wrong where it fires, in one line."""
+        """The fault that it finds, in one line."""
         return inspect.cleandoc(self.text).splitlines()[0]
 
     def sections(self) -> dict[str, str]:
-        """Give what its file says of each of :data:`SECTIONS`."""
+        """Return the text of each of :data:`SECTIONS`."""
         parts = re.split(rf"^({'|'.join(SECTIONS)}): ", inspect.cleandoc(self.text), flags=re.MULTILINE)
         return {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
     def explain(self) -> str:
-        """Give its page: title, what it looks at, why that harms, the remedy, the threshold, the source."""
+        """Return its page: title, what it looks at, harm, remedy, threshold and source."""
         needs = f"Needs: {', '.join(NEEDED.get(each, each) for each in self.needs)}.\n\n" if self.needs else ""
         body = "\n\n".join(f"**{name}.** {_begun(text)}" for name, text in self.sections().items())
         worst = "Always a note.\n\n" if self.only_notes else ""
@@ -82,6 +82,6 @@ class Check:
 
 
 def _begun(text: str) -> str:
-    """Begin a sentence with a capital, unless a name in code is its first word."""
+    """Capitalize a sentence, unless its first word is a name in code."""
     first = text.partition(" ")[0]
     return text if re.search(r"[_.]\w", first) else f"{text[:1].upper()}{text[1:]}"

@@ -1,4 +1,4 @@
-"""Which modules run their forward again in the backward (activation checkpointing), by flags and by the code."""
+"""Find the modules under activation checkpointing, by their flags and their code."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch import nn
 __all__ = ["all_names", "run_again"]
 
 _FLAGS = ("gradient_checkpointing", "grad_checkpointing", "memory_efficient", "with_cp")
-"""By which transformers, timm, torchvision and OpenMMLab switch it on."""
+"""Flags with which transformers, timm, torchvision and OpenMMLab enable it."""
 _CALLED = (torch.utils.checkpoint.checkpoint, torch.utils.checkpoint.checkpoint_sequential)
 
 
 def run_again(model: nn.Module) -> set[nn.Module]:
-    """Give the modules that run again: those with a flag, and those that a forward gives to torch.utils.checkpoint.
+    """Return the checkpointed modules: those with a flag, and those that a forward passes to torch.utils.checkpoint.
 
-    A method that reads a flag of its module which is False is taken to be switched off. Where it is not told what
-    runs again, a local variable for instance, it is the whole module.
+    A method that reads a flag of its module which is False counts as disabled. If the code does not tell which part
+    is checkpointed (a local variable, for instance), the whole module counts.
     """
     found: set[nn.Module] = set()
     calls = {kind: _calls_of(kind) for kind in {type(module) for module in model.modules()}}
@@ -40,14 +40,14 @@ def run_again(model: nn.Module) -> set[nn.Module]:
 
 
 def _is_replaced(forward: object) -> bool:
-    """Tell whether a forward that was set on an instance is torch.utils.checkpoint's, or calls it."""
+    """Return whether a forward set on an instance is torch.utils.checkpoint's or calls it."""
     if isinstance(forward, partial):
         return forward.func in _CALLED
     return isinstance(forward, FunctionType) and _calls(forward)
 
 
 def _calls(function: FunctionType) -> bool:
-    """Tell whether a function reads torch.utils.checkpoint's functions, of its globals or what it closes over."""
+    """Return whether a function reads torch.utils.checkpoint's functions from its globals or closure."""
     names = all_names(function.__code__)
     held = inspect.getclosurevars(function)
     known = {**held.globals, **held.nonlocals}
@@ -57,9 +57,9 @@ def _calls(function: FunctionType) -> bool:
 
 
 def _calls_of(kind: Any) -> list[tuple[frozenset[str], frozenset[str]]]:  # noqa: ANN401 (a class of modules)
-    """Give the attributes that it is given ("" for anything else) and all that are read, for each method that calls it.
+    """Return, for each method that calls it, the attributes passed to it ("" for anything else) and all those read.
 
-    Of the methods that forward reaches: others, such as one that switches it on, run nothing again.
+    Only methods that forward reaches count: others, such as one that enables it, recompute nothing.
     """
     own = [each for each in reversed(kind.__mro__) if not each.__module__.startswith("torch.") and each is not object]
     methods = {name: each for one in own for name, each in vars(one).items() if callable(each)}
@@ -76,7 +76,7 @@ def _calls_of(kind: Any) -> list[tuple[frozenset[str], frozenset[str]]]:  # noqa
 
 
 def all_names(code: CodeType) -> set[str]:
-    """Give the names that a function, or one within it, reads; cheaper than to parse it."""
+    """Return the names that a function, or a function within it, reads; cheaper than parsing."""
     within = (each for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*map(all_names, within))
 
@@ -84,7 +84,7 @@ def all_names(code: CodeType) -> set[str]:
 def _calls_in(function: FunctionType) -> tuple[frozenset[str], frozenset[str]]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError, TypeError):  # typed into a shell, or made by a program
+    except (OSError, SyntaxError, TypeError):  # typed into a shell, or generated
         return frozenset(), frozenset()
     known = function.__globals__ | dict(_imported(tree))
     calls = [each for each in ast.walk(tree) if isinstance(each, ast.Call) and _value(each.func, known) in _CALLED]
@@ -93,7 +93,7 @@ def _calls_in(function: FunctionType) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _imported(tree: ast.AST) -> Iterator[tuple[str, Any]]:
-    """Give what a function imports from torch.utils itself."""
+    """Return what a function itself imports from torch.utils."""
     for each in ast.walk(tree):
         if isinstance(each, ast.ImportFrom) and each.module in ("torch.utils", "torch.utils.checkpoint"):
             source: Any = torch.utils if each.module == "torch.utils" else torch.utils.checkpoint
@@ -101,13 +101,13 @@ def _imported(tree: ast.AST) -> Iterator[tuple[str, Any]]:
 
 
 def _value(node: ast.expr, known: dict[str, Any]) -> object:
-    """Give what a dotted name stands for; None where that is not told."""
+    """Return the object of a dotted name; None if unknown."""
     if isinstance(node, ast.Attribute):
         return getattr(_value(node.value, known), node.attr, None)
     return known.get(node.id) if isinstance(node, ast.Name) else None
 
 
 def _attribute(node: ast.AST) -> str:
-    """Give the name of an attribute of ``self``; empty for anything else."""
+    """Return the name of an attribute of ``self``; empty for anything else."""
     own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
     return node.attr if own else ""  # type: ignore[attr-defined]

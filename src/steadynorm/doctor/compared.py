@@ -1,4 +1,4 @@
-"""What the batches say of a layer's running statistics, in units of its own sampling error."""
+"""Compare a layer's running statistics with the batches, in units of their sampling error."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ __all__ = [
 ]
 
 FEW, CLEAR, OFF = 3, 2.0, 0.125
-"""Layers that may stand out; how many times further off than all others; and standard deviations at least."""
+"""At most this many layers stand out; they are this many times further off than all others, and at least so far."""
 DEFAULT_EPS = 1e-5
 MOST = 0.5
-"""Of the gap, won back by layers that stand out: then they are named."""
+"""Fraction of the gap that outlying layers must recover to be named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """How far running statistics are from what the batches say.
+    """Distance of running statistics from the moments of the batches.
 
     Args:
         shift: (mean of the batches − running mean) / √(running variance + eps), shape (C,).
         log_gain: ½·log( (variance of the batches + eps) / (running variance + eps) ), shape (C,).
-        error: standard error of ``shift``, of a channel: that of the batches' mean, and that of an exponential
-            average over batches of the same size. The error of ``log_gain`` is of the same order.
+        error: standard error of a channel's ``shift``: of the batches' mean and of an exponential average over
+            batches of the same size together. The error of ``log_gain`` is of the same order.
     """
 
     shift: Tensor
@@ -64,36 +64,36 @@ class Distance:
 
     @property
     def sampling(self) -> float:
-        """The size that sampling alone gives on average: √2·error."""
+        """Expected size from sampling alone: √2·error."""
         return math.sqrt(2) * self.error
 
     @property
     def excess(self) -> float:
-        """The part of ``size`` that sampling does not explain; 0 where it explains all."""
+        """Part of ``size`` that sampling does not explain; 0 if it explains all."""
         return math.sqrt(max(0.0, self.size**2 - self.sampling**2))
 
 
 def pooled(sightings: Sequence[Sighting]) -> Moments:
-    """Give the moments of all inputs together."""
+    """Return the moments of all inputs pooled."""
     return join([Moments(mean=each.mean, var=each.var, count=each.count) for each in sightings])
 
 
 def by_call(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
-    """Give the inputs of each call in a forward."""
+    """Group the inputs by call within a forward."""
     return [[each for each in sightings if each.call == call] for call in sorted({each.call for each in sightings})]
 
 
 def described(sightings: Sequence[Sighting]) -> Moments:
-    """Give the moments that running statistics should be: calls of a forward count alike, as they do in training."""
+    """Return the moments that running statistics should have: calls of a forward have equal weight, as in training."""
     each = [pooled(calls) for calls in by_call(sightings)]
     mean, var = (sum(values[1:], values[0]) / len(values) for values in ([e.mean for e in each], [e.var for e in each]))
     return Moments(mean=mean, var=var, count=sum(e.count for e in each))
 
 
 def independent_of(sightings: Sequence[Sighting]) -> float | None:
-    """Give the independent values per channel of the smallest batch, N/noise; None where the batches do not tell.
+    """Return the independent values per channel of the smallest batch, N/noise; None if the batches do not tell.
 
-    Batches of a single sample tell it together: each one's mean is a sample's.
+    Batches of one sample are used together: the mean of each is a sample's mean.
     """
     known = [each for each in sightings if math.isfinite(each.noise)]
     noises = [each.noise for each in known] or [_noise_of_singles(calls) for calls in by_call(sightings)]
@@ -103,7 +103,7 @@ def independent_of(sightings: Sequence[Sighting]) -> float | None:
 
 
 def _noise_of_singles(sightings: Sequence[Sighting]) -> float:
-    """Give the variance of one sample's mean in units of that of its values, from batches of one sample each."""
+    """Return the variance of a sample's mean relative to that of its values, from batches of one sample each."""
     if len(sightings) < 2 or any(each.samples != 1 for each in sightings):
         return math.nan
     var = pooled(sightings).var
@@ -112,7 +112,7 @@ def _noise_of_singles(sightings: Sequence[Sighting]) -> float:
 
 
 def distance_of(norm: NormState, sightings: Sequence[Sighting]) -> Distance | None:
-    """Compare a layer's running statistics with its inputs; None where it has none, or they are no finite numbers."""
+    """Compare a layer's running statistics with its inputs; None if it has none or they are not finite."""
     if norm.mean is None or norm.var is None or not sightings or bool((norm.var < 0).any()):
         return None
     found = described(sightings)
@@ -132,11 +132,11 @@ def distance_of(norm: NormState, sightings: Sequence[Sighting]) -> Distance | No
 
 
 def difference_of(before: Sequence[float], after: Sequence[float], quantity: str) -> Cost | None:
-    """Give how much more a score is over some batches than over others; None where either has none.
+    """Return how much larger a score is on some batches than on others; None if either has no scores.
 
     Args:
-        before: a score for each batch, of which less is better.
-        after: of other batches.
+        before: a score for each batch; less is better.
+        after: scores of other batches.
         quantity: name of the score.
     """
     first, second = ([score for score in scores if math.isfinite(score)] for scores in (before, after))
@@ -151,12 +151,12 @@ def difference_of(before: Sequence[float], after: Sequence[float], quantity: str
 
 
 def cost_of(quantity: str, before: Sequence[float], after: Sequence[float]) -> Cost | None:
-    """Give how much less a score is after than before, over the batches that have both; None where none has.
+    """Return how much smaller a score is after than before, over the batches with both; None if there are none.
 
     Args:
         quantity: name of the score.
-        before: a score for each batch, of which less is better.
-        after: likewise, of the same batches.
+        before: a score for each batch; less is better.
+        after: scores of the same batches.
     """
     gains = [first - second for first, second in zip(before, after, strict=False)]
     gains = [gain for gain in gains if math.isfinite(gain)]
@@ -168,24 +168,24 @@ def cost_of(quantity: str, before: Sequence[float], after: Sequence[float]) -> C
 
 
 def won_back(runs: Runs) -> Mapping[str, float]:
-    """Give what each layer alone wins back by the batches' own statistics, as a share of what all of them win.
+    """Return the fraction of the gap that each layer alone recovers by using batch statistics.
 
     Returns:
-        name -> share, over the batches on which single layers were tried, which they are where :func:`may_matter` says
-        so; empty where they were not, or all of them win nothing there.
+        name -> fraction, over the batches on which single layers were tried (if :func:`may_matter` holds); empty if
+        they were not tried, or all layers together recover nothing.
     """
     return {name: share for name, scores in runs.one_layer.items() if (share := share_of_gap(runs, scores)) is not None}
 
 
 def share_of_gap(runs: Runs, scores: Sequence[float]) -> float | None:
-    """Give the share of the gap that scores on the first batches win back; None where there is none, or no gap."""
+    """Return the fraction of the gap that scores on the first batches recover; None without scores or without a gap."""
     whole = cost_of(runs.score, runs.evaluation[: len(scores)], runs.by_batch)
     gain = cost_of(runs.score, runs.evaluation, scores)
     return gain.value / whole.value if whole is not None and gain is not None and whole.value > 0 else None
 
 
 def may_matter(quantity: str, evaluation: Sequence[float], by_batch: Sequence[float]) -> bool:
-    """Tell whether batches' own statistics are better by so much that a check may ask which layer does it."""
+    """Return whether batch statistics are better by enough for a check to ask which layer is responsible."""
     gap = cost_of(quantity, evaluation, by_batch)
     return gap is not None and gap.matters(by_batch, expected=True)
 
@@ -193,8 +193,8 @@ def may_matter(quantity: str, evaluation: Sequence[float], by_batch: Sequence[fl
 def standing_out(off: Mapping[str, float]) -> tuple[str, ...]:
     """Name the few layers whose running statistics are off, and clearly further than those of all others.
 
-    Each layer is compared with what it is given while all others normalize by the batch, so that none is off because
-    one before it is.
+    Each layer is compared with its inputs while all others use batch statistics, so that no layer is off because an
+    earlier one is.
     """
     order = sorted(off, key=lambda name: -off[name])
     for number in range(min(FEW, len(order)), 0, -1):
@@ -205,9 +205,9 @@ def standing_out(off: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def few_off(runs: Runs) -> tuple[tuple[str, ...], float | None]:
-    """Name the few layers that stand out, and give the share of the gap that they win back; none where that is little.
+    """Name the few layers that stand out, and return the fraction of the gap that they recover; none if that is small.
 
-    The share is None where it was not tried.
+    The fraction is None if it was not tried.
     """
     for names, scores in runs.few_layers.items():
         share = share_of_gap(runs, scores)
@@ -216,7 +216,7 @@ def few_off(runs: Runs) -> tuple[tuple[str, ...], float | None]:
 
 
 def usual_eps(each: Iterable[float]) -> float | None:
-    """Give the eps that most layers have; of several the one next to torch's default; None without layers."""
+    """Return the most frequent eps; among ties the one closest to torch's default; None without layers."""
     counts = Counter(each)
     if not counts:
         return None

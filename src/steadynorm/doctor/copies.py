@@ -1,4 +1,4 @@
-"""What a copy of a part of the model would be given: the inputs of the part that it is a copy of."""
+"""Run copies of parts of the model on the inputs of their originals."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def look_at_copies(
     forward: Forward,
     unread: list[str],
 ) -> dict[str, tuple[Sighting, ...]]:
-    """Run the copies that the model's forward leaves out, such as target networks, on what their originals are given.
+    """Run the copies that the model's forward does not call, such as target networks, on their originals' inputs.
 
-    Their norms normalize by the batch meanwhile, so that no layer is off because one before it is.
+    Their norms use batch statistics meanwhile, so that no layer is off because an earlier one is.
 
     Args:
         model: in evaluation, without gradient.
         twins: its parts that are copies of each other.
         reached: norms that the forward calls.
-        batch: that is run.
+        batch: the batch to run.
         forward: runs the model on it.
         unread: takes a line on what could not be run.
 
@@ -58,7 +58,7 @@ def look_at_copies(
             with uncompiled(), use_batch_statistics(copy), watching({each: layers[each][1] for each in layers}, 0):
                 for arguments, named in calls[:1]:
                     copy(*arguments, **named)
-        except Exception as error:  # whatever the model's own code raises
+        except Exception as error:  # the model's own code may raise anything
             unread.append(f"{copied}, on what {original} is given: {type(error).__name__}: {error}")
             continue
         found |= {f"{copied}.{name}" if name else copied: tuple(seen) for name, seen in layers.values()}
@@ -66,7 +66,7 @@ def look_at_copies(
 
 
 def _left_out(twins: Sequence[Twins], reached: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Give parts that the forward calls, and their copies that it does not."""
+    """Yield parts that the forward calls, each with a copy that it does not call."""
     for pair in twins:
         first, second = (all(names[side] in reached for names in pair.norms) for side in (0, 1))
         neither = [not any(names[side] in reached for names in pair.norms) for side in (0, 1)]

@@ -1,4 +1,4 @@
-"""Which modules give a sample another output when the rest of its batch is left out."""
+"""Find modules whose output for a sample changes when the rest of its batch is left out."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Trace", "distance", "modules_that_mix", "tracing"]
 _SAME = 1e-4
 """Relative difference that rounding explains, in float32."""
 _SAMPLES = 2
-"""First samples of a batch that are compared."""
+"""Number of a batch's first samples that are compared."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Trace:
-    """What each module was given and gave for the first samples of a batch, in its first call.
+    """Inputs and outputs of each module for the first samples of a batch, in its first call.
 
     Args:
-        samples: of the batch.
+        samples: number of samples in the batch.
         given: name -> tensors by path; empty where one of them does not count samples along its first dimension.
-        gave: name -> the tensors that do.
-        unit: eps of the coarsest dtype that came by.
+        gave: name -> output tensors whose first dimension counts samples.
+        unit: eps of the coarsest dtype seen.
     """
 
     samples: int
@@ -40,13 +40,13 @@ class Trace:
 
 @contextmanager
 def tracing(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Note what the modules are given and give while a batch runs."""
+    """Record the modules' inputs and outputs while a batch runs."""
 
     def before(name: str, module: nn.Module, arguments: Any, named: Any) -> None:  # noqa: ANN401 (as it takes them)
         if name not in trace.given:
             trace.given[name] = _firsts(trace, (arguments, named), whole=True)
 
-    def after(name: str, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401 (likewise)
+    def after(name: str, module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ANN401 (as it gives them)
         if name not in trace.gave:
             trace.gave[name] = _firsts(trace, output)
 
@@ -63,12 +63,12 @@ def tracing(model: nn.Module, trace: Trace) -> Iterator[None]:
 
 
 def modules_that_mix(whole: Trace, two: Trace, again: Callable[[], Trace]) -> tuple[str, ...]:
-    """Name the innermost modules that treat the same samples otherwise without the rest of their batch.
+    """Name the innermost modules whose output for the same samples changes without the rest of the batch.
 
     Args:
-        whole: of a batch.
-        two: of its first two samples.
-        again: runs these once more. What differs there as well is drawn at random, and is left out.
+        whole: trace of a batch.
+        two: trace of its first two samples.
+        again: runs these two once more; what differs there too is random and left out.
     """
     guilty = _otherwise(whole, two)
     if guilty:
@@ -77,7 +77,7 @@ def modules_that_mix(whole: Trace, two: Trace, again: Callable[[], Trace]) -> tu
 
 
 def distance(whole: Tensor, part: Tensor) -> float:
-    """Give the largest difference for the samples that both have, relative to the largest magnitude; 0 for none."""
+    """Return the largest difference for the common samples, relative to the largest magnitude; 0 for none."""
     number = min(len(whole), len(part))
     if whole.shape[1:] != part.shape[1:] or number == 0 or torch.equal(whole[:number], part[:number]):
         return 0.0

@@ -1,4 +1,4 @@
-"""The checks, a file each; to add one, write its file and name it here."""
+"""The checks, one file each; to add one, write its file and list it here."""
 
 from steadynorm.doctor.check import Check
 from steadynorm.doctor.checks import (
@@ -100,4 +100,4 @@ CHECKS: dict[str, Check] = {
         ),
     )
 }
-"""By name, in the order in which a diagnosis lists what is equally bad."""
+"""Name -> check, in the order in which a diagnosis lists findings of equal severity."""

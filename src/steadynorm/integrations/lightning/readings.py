@@ -23,7 +23,7 @@ class ReadingsCallback(Callback):
     of the Trainer; ``callback_metrics`` has the readings too. With several ranks, the first one reads.
 
     Args:
-        every_n_steps: batchs from one reading to the next; None is the Trainer's ``log_every_n_steps``.
+        every_n_steps: batches from one reading to the next; None uses the Trainer's ``log_every_n_steps``.
         stored: running statistics to measure distances from; None takes those at the start of the fit.
         where: (qualified name, module) -> whether to read it; None takes all.
         prefix: put before each name.
