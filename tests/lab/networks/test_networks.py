@@ -172,7 +172,7 @@ def test_an_mlp_starts_from_the_same_weights_in_every_arm_and_its_norms_are_of_o
 
 
 def test_the_units_of_an_mlp_have_nothing_to_average_over() -> None:
-    with pytest.raises(UserError, match="--arms: instance_norm: ValueError: instance_norm needs positions"):
+    with pytest.raises(UserError, match="--arms: instance_norm: failed with ValueError: instance_norm needs positions"):
         build("mlp", "instance_norm")
 
 
