@@ -87,7 +87,7 @@ def distance(whole: Tensor, part: Tensor) -> float:
 
 
 def _otherwise(first: Trace, second: Trace) -> set[str]:
-    """Name the modules whose outputs differ though their inputs are the same."""
+    """Name the modules whose outputs differ although their inputs are the same."""
     same = max(_SAME, 4 * first.unit)
     return {
         name

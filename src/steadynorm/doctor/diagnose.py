@@ -130,7 +130,7 @@ def judge(evidence: Evidence, *, skip: Collection[str] = ()) -> Diagnosis:
 
 
 def _with_causes(findings: list[Finding]) -> list[Finding]:
-    """Make notes of what a worse finding explains; their treatments stay."""
+    """Downgrade findings that a worse one explains to notes; they keep their treatments."""
     causes = {
         consequence: each.check
         for each in findings
@@ -148,7 +148,7 @@ def _with_causes(findings: list[Finding]) -> list[Finding]:
 
 
 def _layers(evidence: Evidence) -> Iterator[LayerSummary]:
-    """Give what the batches show of each batch norm that they reach."""
+    """Yield a summary of each batch norm that the batches reach."""
     runs = evidence.batches
     if runs is None:
         return
@@ -171,7 +171,7 @@ def _finite(value: float) -> float | None:
 
 
 def _unseen(evidence: Evidence) -> Iterator[str]:
-    """Name the layers whose inputs are no numbers, of which most checks can say nothing."""
+    """Name the layers whose inputs are not finite, since most checks cannot judge them."""
     runs = evidence.batches
     if runs is None:
         return

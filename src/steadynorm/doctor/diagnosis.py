@@ -14,7 +14,7 @@ from steadynorm.printable import printable_line
 __all__ = ["MOST_NAMED", "Diagnosis", "LayerSummary", "places_of"]
 
 MOST_NAMED = 4
-"""Layers that are named one by one, of findings that say the same."""
+"""Layers named one by one in a group of identical findings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Diagnosis:
         """Return how many checks did not run and what they need, as text; empty if all ran.
 
         Args:
-            given_by: what checks need, as in ``not_run`` -> how to call it.
+            given_by: need of a check, as in ``not_run`` -> its name in the text.
         """
         names = given_by or {}
         wanted = Counter(names.get(need, need) for needs in self.not_run.values() for need in needs.split(", "))

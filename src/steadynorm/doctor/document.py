@@ -1,4 +1,4 @@
-"""A diagnosis as JSON, and read back.
+"""Write a diagnosis as JSON, and read it back.
 
 The document is an object with ``format`` (1), ``steadynorm`` (the version that wrote it), ``healthy``, ``looked_at``,
 ``checks``, ``not_run`` (name of a check -> what it needs), ``unread`` and ``findings``, worst first. A finding has
@@ -61,7 +61,7 @@ def to_json(diagnosis: Diagnosis) -> str:
 
 
 def as_document(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Give the content of the JSON."""
+    """Return the content of the JSON document."""
     from steadynorm import __version__  # which imports everything below the doctor
 
     return {
@@ -81,7 +81,7 @@ def from_json(text: str | bytes) -> Diagnosis:
     """Read a diagnosis.
 
     Raises:
-        ValueError: it is no JSON, or not of this form and version.
+        ValueError: not JSON, or another form or version.
     """
     import msgspec
 

@@ -1,4 +1,4 @@
-"""What is known of a model from elsewhere: a checkpoint of it, and its statistics on other ranks."""
+"""Evidence from outside the model: a checkpoint, and its running statistics on other ranks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from steadynorm.surgery.checkpoints import state_for, why_no_numbers
 __all__ = ["Ranks", "compare_checkpoint", "gather_ranks"]
 
 Ranks = Union[Sequence[Mapping[str, Any]], "torch.distributed.ProcessGroup"]
-"""A state dict of every rank, or the process group in which every rank calls."""
+"""A state dict of every rank, or the process group whose ranks all call."""
 _STATISTICS = ("running_mean", "running_var")
 
 
 def compare_checkpoint(
     model: nn.Module, norms: Sequence[NormState], checkpoint: Mapping[str, Any] | nn.Module
 ) -> CheckpointState:
-    """Compare a checkpoint, in whatever form it was kept, with a model.
+    """Compare a checkpoint, in any saved form, with a model.
 
     Raises:
-        TypeError: it is no mapping.
+        TypeError: it is not a mapping.
         ValueError: it has none of the model's names.
     """
     state = state_for(model, checkpoint, verb="diagnose")
@@ -70,7 +70,7 @@ def _moved(norms: Sequence[NormState], pairs: Mapping[str, tuple[Tensor, Tensor]
 
 
 def _is_same(mine: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors hold the same numbers, as far as the coarser dtype of the two can say."""
+    """Return whether two tensors are equal in the coarser of their dtypes."""
     if not mine.is_floating_point() or not other.is_floating_point():
         return torch.equal(mine.detach().cpu(), other.detach().cpu().to(mine.dtype))
     coarse = min(mine.dtype, other.dtype, key=lambda each: -torch.finfo(each).eps)
@@ -84,12 +84,12 @@ def _relative(mine: Tensor, other: Tensor) -> float:
 
 
 def gather_ranks(model: nn.Module, norms: Sequence[NormState], ranks: Ranks) -> dict[str, RankStatistics]:
-    """Give each norm's statistics on every rank; what a rank does not have, or not in this shape, is left out.
+    """Return each norm's running statistics on every rank, without those that a rank lacks or has in another shape.
 
     Args:
-        model: this rank's.
-        norms: likewise.
-        ranks: a state of every rank, in any form that people keep; or a process group, of which every rank must call.
+        model: this rank's model.
+        norms: this rank's norms.
+        ranks: a state of every rank, in any saved form; or a process group, whose ranks must all call this.
 
     Raises:
         ValueError: there are states of fewer than two ranks.

@@ -1,4 +1,4 @@
-"""What is known of a model when it is diagnosed: plain data, taken once, which the checks read."""
+"""The evidence that checks read: plain data, collected once."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NormState:
-    """A normalization layer as it stands. Tensors are copies in float64 on the CPU.
+    """State of a normalization layer. Tensors are copies in float64 on the CPU.
 
     Args:
-        name: qualified; the first where it has several. Of one that is no submodule, the path of what holds it.
+        name: qualified name, the first of several; the path of its holder if it is not a submodule.
         label: class and size.
         kind: name in :data:`steadynorm.layers.kinds.KINDS`, ``instance_norm``, or ``unknown``.
-        unknown: why it is not known what it computes; empty where it is.
-        hidden: whether it is no submodule of the model.
-        training: its mode.
-        tracks: its flag ``track_running_stats``; True where it has none.
-        moves: whether a training forward would move its running statistics, as it stands.
-        momentum: weight of the new batch; None for a cumulative average, and where it has none of its own.
+        unknown: why its computation is unknown; empty if it is known.
+        hidden: whether it is not a registered submodule of the model.
+        training: whether it is in training mode.
+        tracks: its flag ``track_running_stats``; True if it has none.
+        moves: whether a training forward would update its running statistics in its present state.
+        momentum: weight of the new batch; None for a cumulative average or if it has none of its own.
         has_momentum: whether a fixed momentum moves its running statistics.
-        eps: a small number.
-        mean: running mean, shape (C,); None where it has none.
-        var: running variance, likewise.
+        eps: constant added to the variance.
+        mean: running mean, shape (C,); None without one.
+        var: running variance, shape (C,); None without one.
         weight: γ; None for 1.
         bias: β; None for 0.
         learns: whether weight or bias requires a gradient.
         affine: whether it has a weight or a bias.
-        dtype: of its running statistics; None where it has none.
-        batches: its counter; None where it has none.
-        groups: of a group norm; 0 for others.
+        dtype: dtype of its running statistics; None without any.
+        batches: its counter of batches; None without one.
+        groups: number of groups of a group norm; 0 for others.
         channels: C.
-        tail: names of the modules that a foreign norm runs after normalizing.
+        tail: names of the modules that another package's norm runs after normalizing.
     """
 
     name: str
@@ -77,12 +77,12 @@ class NormState:
 
     @property
     def is_batch_norm(self) -> bool:
-        """Whether it normalizes each channel over the batch, or by running statistics."""
+        """Whether it normalizes each channel by batch or running statistics."""
         return self.kind.endswith("batch_norm") or self.kind == "batch_renorm"
 
     @property
     def is_frozen(self) -> bool:
-        """Whether its class never moves its running statistics."""
+        """Whether its class never updates its running statistics."""
         return self.kind == "frozen_batch_norm"
 
     @cached_property
@@ -95,7 +95,7 @@ class NormState:
         """Whether weight and bias are those of a new layer: 1 (or 0, as some start residual branches) and 0.
 
         InPlaceABN's weight takes effect as |weight| + eps, so 1 + eps counts as 1, up to the rounding of float32.
-        A weight beside a bias of zeros is a start whatever it is (timm's RepVGG draws it): training moves both.
+        Any weight with a bias of zeros counts as initial (timm's RepVGG draws it): training moves both.
         """
         weight, bias = self.weight, self.bias
         first = 1.0 if weight is None else float(weight.flatten()[0])
@@ -105,20 +105,20 @@ class NormState:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleState:
-    """A module of any kind, as far as checks ask about it.
+    """A module of any kind, with what the checks need to know.
 
     Args:
         name: qualified.
         label: class and size.
         kind: ``linear`` (convolutions too), ``norm``, ``dropout``, ``activation``, ``shape`` (flatten and the like), or
             ``other``.
-        training: its mode.
+        training: whether it is in training mode.
         bias: whether a linear layer has a bias.
-        probability: of a dropout.
-        following: name of the module that runs next, where it stands in an nn.Sequential and is not its last; else "".
-        last: of an nn.Sequential, the name of its last module; else "".
-        checkpoints: whether it runs its forward again in the backward (activation checkpointing).
-        per_sample: whether its gradients are taken sample by sample (Opacus, or vmap in its code).
+        probability: probability of a dropout.
+        following: name of the next module in the same nn.Sequential; empty if there is none.
+        last: name of the last module of an nn.Sequential; empty for others.
+        checkpoints: whether it uses activation checkpointing.
+        per_sample: whether its gradients are computed per sample (Opacus, or vmap in its code).
     """
 
     name: str
@@ -135,14 +135,14 @@ class ModuleState:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerState:
-    """An optimizer, by the model's names.
+    """An optimizer's settings by parameter name.
 
     Args:
-        decay: name of a parameter -> its weight decay; parameters that the optimizer does not have are missing.
-        shrinks: name of a parameter -> share of it that decay alone takes away in a step, with momentum, at the largest
-            learning rate that is known; likewise.
+        decay: name of a parameter -> its weight decay; without parameters that the optimizer does not have.
+        shrinks: name of a parameter -> fraction that decay alone removes in a step, with momentum, at the largest
+            known learning rate; without the same parameters.
         moved: names of the parameters whose learning rate is not zero.
-        per_sample: whether it takes gradients per sample (Opacus).
+        per_sample: whether it uses per-sample gradients (Opacus).
     """
 
     decay: Mapping[str, float]
@@ -153,11 +153,11 @@ class OptimizerState:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step of the optimizer takes together.
+    """Forwards and workers that one optimizer step combines.
 
     Args:
         accumulation: forwards of one worker for each step.
-        world_size: workers.
+        world_size: number of workers.
     """
 
     accumulation: int = 1
@@ -166,19 +166,19 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckpointState:
-    """A checkpoint beside the model, by the model's names.
+    """Comparison of a checkpoint with the model, by the model's names.
 
     Args:
-        missing: names of the model that the checkpoint does not have; counters of batches are not needed.
-        unknown: names of the checkpoint that the model does not have.
+        missing: names of the model that the checkpoint lacks, except counters of batches.
+        unknown: names of the checkpoint that the model lacks.
         misshapen: name -> the two shapes, in words.
-        different: names of the tensors whose numbers differ from the model's, statistics and counters aside.
-        compared: how many tensors were compared, statistics and counters aside.
-        matrices: how many of these have two dimensions or more.
-        apart: of those of two dimensions or more that differ, name -> the distance, relative to the root mean square of
+        different: names of the tensors that differ from the model's, without statistics and counters.
+        compared: number of tensors compared, without statistics and counters.
+        matrices: number of these with two dimensions or more.
+        apart: name of a differing tensor of two dimensions or more -> distance relative to the root mean square of
             the two norms: √2 for independent draws.
-        moved: norms whose running statistics differ from the checkpoint's, name -> by how much, in standard deviations:
-            the root mean square over channels of the shift of the mean and the logarithm of the deviations' ratio.
+        moved: name of a norm whose running statistics differ -> distance in standard deviations: root mean square
+            over channels of the shift of the mean and the logarithm of the ratio of standard deviations.
     """
 
     missing: tuple[str, ...]
@@ -193,11 +193,11 @@ class CheckpointState:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankStatistics:
-    """A norm's running statistics on every rank, by rank; float64 on the CPU.
+    """A norm's running statistics on all R ranks; float64 on the CPU.
 
     Args:
-        means: shape (R, C).
-        vars: likewise.
+        means: running means, shape (R, C).
+        vars: running variances, shape (R, C).
     """
 
     means: Tensor
@@ -206,13 +206,13 @@ class RankStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Twins:
-    """Two parts of a model that are built alike and whose weights are nearly the same.
+    """Two parts of a model with the same structure and nearly the same weights.
 
     Args:
-        first: qualified name.
-        second: likewise.
-        weights: distance of their weights, relative to the first's.
-        frozen: whether one of them has no parameter that requires a gradient, as a teacher or an average has.
+        first: qualified name of one part.
+        second: qualified name of the other part.
+        weights: distance of their weights relative to the first's.
+        frozen: whether one of them has no parameter that requires a gradient, like a teacher or an average.
         norms: their norms in pairs, by name.
     """
 

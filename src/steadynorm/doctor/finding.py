@@ -11,7 +11,7 @@ from typing import Protocol
 __all__ = ["Cost", "Finding", "Named", "Remedy", "Severity", "at", "of_model"]
 
 _STUDENT = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)
-"""Standard errors that chance exceeds in one case of forty, by degrees of freedom."""
+"""Student's 97.5 % quantile by degrees of freedom, in standard errors."""
 
 
 class Severity(IntEnum):
@@ -122,7 +122,7 @@ class Named(Protocol):
 
 
 def at(layer: Named, severity: Severity, problem: str, remedy: Remedy, **numbers: float | str) -> Finding:
-    """Give a finding at a layer."""
+    """Build a finding at a layer."""
     return Finding(
         layer=layer.name, what=layer.label, severity=severity, problem=problem, remedy=remedy, numbers=numbers
     )
@@ -136,7 +136,7 @@ def of_model(
     layer: Named | None = None,
     **numbers: float | str,
 ) -> Finding:
-    """Give a finding of the model as a whole, or at the layer that explains it, with its cost where that is known."""
+    """Build a finding of the whole model, or at the layer that explains it, with its cost if known."""
     return Finding(
         layer=layer.name if layer else "",
         what=layer.label if layer else "",

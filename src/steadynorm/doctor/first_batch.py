@@ -1,4 +1,4 @@
-"""One batch looked at closely, in evaluation: what each norm is given and gives, and what two samples of it give."""
+"""Examine one batch in evaluation: each norm's inputs and outputs, and the outputs for its first two samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from steadynorm.surgery.kinds import stored_names, why_unknown
 from steadynorm.surgery.named_modules import NamedModule
 
 _CALLED = re.compile("mean|var|std")
-"""In the names of running statistics."""
+"""Substrings of the names of running statistics."""
 _LINEAR = (nn.Linear, nn.modules.conv._ConvNd)
 _SHORT = 64
 """Values of a sequence that are few."""
@@ -34,7 +34,7 @@ __all__ = ["FirstBatch", "first_samples", "look_closely"]
 
 @dataclass(frozen=True, kw_only=True)
 class FirstBatch:
-    """What one batch shows; the fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
+    """Evidence from one batch; its fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
 
     moved: tuple[str, ...]
     dependent: tuple[str, ...]
@@ -52,7 +52,7 @@ class FirstBatch:
 
 @dataclass(kw_only=True, eq=False)
 class _Seen:
-    """What a forward shows."""
+    """Evidence from one forward."""
 
     output: Any = None
     calls: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
@@ -73,15 +73,15 @@ def look_closely(
     watched: AbstractContextManager[None],
     unread: list[str],
 ) -> tuple[Any, FirstBatch]:
-    """Run a batch and its first two samples; give the output of the whole, and what they show.
+    """Run a batch and its first two samples; return the batch's output and the evidence.
 
     Args:
         model: in evaluation, without gradient.
         norms: every norm, batch norms or others.
         batch: as the loader gives it.
         forward: runs the model on it.
-        watched: surrounds the run of the whole batch.
-        unread: gets a line where the model does not take the two.
+        watched: context for the run of the whole batch.
+        unread: gets a line if the model does not accept the two samples.
     """
     held = {**dict(model.named_modules()), **{named.name: named.module for named in norms}}
     before = {name: _statistics(module) for name, module in held.items()}
@@ -120,7 +120,7 @@ def _run(
     watched: AbstractContextManager[None],
     trace: Trace,
 ) -> _Seen:
-    """Give what each norm was given and gave, call by call, and what else a run shows."""
+    """Record each norm's inputs and outputs call by call, and the other evidence of a run."""
     seen = _Seen(calls={named.name: [] for named in norms})
     formulas = {named.name: formula_of(named.module) for named in norms}
     unknown = {named.name for named in norms if why_unknown(named.module) is not None}
@@ -183,7 +183,7 @@ def _dependent(
     two: Any,  # noqa: ANN401 (as the loader gives it)
     forward: Forward,
 ) -> tuple[tuple[str, ...], float]:
-    """Name the modules that treat two samples otherwise without the rest of their batch, and say what comes of it."""
+    """Name the modules whose output for two samples depends on the rest of the batch, and measure the effect."""
 
     def traced() -> tuple[Trace, Any]:
         trace = Trace(samples=samples_of(two))
@@ -201,7 +201,7 @@ def _first_tensor(output: object) -> Tensor | None:
 
 
 def _is_misled(module: nn.Module, x: Tensor, axis: int) -> bool:
-    """Tell whether a group or layer norm takes another axis for the features', and both are of one size.
+    """Return whether a group or layer norm takes another axis of the same size for the features' axis.
 
     Classes with a forward of their own may transpose, as LayerNorm2d of timm and torchvision does.
     """
@@ -227,9 +227,9 @@ def _has_maps(module: nn.Module, calls: Sequence[tuple[Tensor, Tensor]]) -> bool
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:
-    """Copy running statistics, and buffers that are called a mean, a variance or a deviation.
+    """Copy running statistics, and buffers named as a mean, a variance or a deviation.
 
-    Other plain tensors are not looked at: some keep what their last input showed.
+    Other plain tensors are ignored: some store measurements of the last input.
     """
     held = {name: getattr(module, name, None) for name in stored_names(module) or ("running_mean", "running_var")}
     held |= {name: each for name, each in module.named_buffers(recurse=False) if _CALLED.search(name)}
@@ -241,13 +241,13 @@ def _statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _differ(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Tell whether one of the same shape holds other numbers."""
+    """Return whether a tensor of the same shape has changed its values."""
     pairs = ((first[name], second[name]) for name in first.keys() & second.keys())
     return any(a.shape == b.shape and not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
 
 
 def first_samples(batch: Any, number: int) -> Any:  # noqa: ANN401 (as the loader gives it)
-    """Give so many of a batch's samples; None where it has no more than these."""
+    """Return the first samples of a batch; None if it has no more than this number."""
     of = samples_of(batch)
     if number >= of:
         return None
@@ -262,5 +262,5 @@ def first_samples(batch: Any, number: int) -> Any:  # noqa: ANN401 (as the loade
 
 
 def samples_of(batch: object) -> int:
-    """Give the number of a batch's samples; 0 where it has no tensors."""
+    """Return the number of samples in a batch; 0 if it has no tensors."""
     return min((len(each) for _, each in tensors_in(batch) if each.dim()), default=0)

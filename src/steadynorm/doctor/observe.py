@@ -1,4 +1,4 @@
-"""Look at a model, and leave no trace on it."""
+"""Collect evidence from a model, and leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _run(
 
 
 def _step(accumulation: int | None, world_size: int | None) -> Step | None:
-    """Give what is known of a step; the number of workers is the default process group's where none is given."""
+    """Build the step; without ``world_size``, use the default process group's size."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if world_size is None and distributed:
         world_size = torch.distributed.get_world_size()
@@ -138,7 +138,7 @@ def _step(accumulation: int | None, world_size: int | None) -> Step | None:
 
 
 def _without_numbers(model: nn.Module) -> Iterator[str]:
-    """Name the norms whose statistics are on the meta device."""
+    """Describe the norms whose running statistics are on the meta device."""
     for named in named_modules_of(model):
         stored = getattr(named.module, "running_mean", None)
         if _is_norm(named.module) and isinstance(stored, Tensor) and stored.is_meta:
@@ -192,7 +192,7 @@ def _norm(name: str, module: Any, *, hidden: bool = False) -> NormState:  # noqa
 
 
 def _tail(module: nn.Module) -> tuple[str, ...]:
-    """Name what a foreign norm runs after normalizing; an identity is nothing."""
+    """Name the modules that another package's norm runs after normalizing, without identities."""
     adapter = adapter_of(module)
     after = {} if adapter is None else adapter.tail(module)
     return tuple(name for name, each in after.items() if type(each) is not nn.Identity)
@@ -211,13 +211,13 @@ def _channels(module: Any, known: bool) -> int:  # noqa: ANN401 (any norm)
 
 
 def _first_tensor(module: nn.Module, names: Sequence[str]) -> Tensor | None:
-    """Give the first of these attributes that is a tensor."""
+    """Return the first of these attributes that is a tensor."""
     found = (getattr(module, name, None) for name in names)
     return next((each for each in found if isinstance(each, Tensor)), None)
 
 
 def _copy(value: object) -> Tensor | None:
-    """Give a copy in float64 on the CPU, a single number as one of one; None for what holds no numbers."""
+    """Return a copy in float64 on the CPU, scalars with shape (1,); None for anything without values."""
     if not isinstance(value, Tensor) or value.is_meta or nn.parameter.is_lazy(value) or value.layout != torch.strided:
         return None
     copied = value.detach().to("cpu", torch.float64, copy=True)
@@ -248,7 +248,7 @@ def _modules(model: nn.Module) -> Iterator[ModuleState]:
 
 
 def _in_sequence(name: str, parent: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Give the modules of an nn.Sequential with their names, in their order; an identity counts as none."""
+    """Return the modules of an nn.Sequential with their names, in order, without identities."""
     if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
         return []
     return [
@@ -281,5 +281,5 @@ def _optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerS
             decay[name] = each
             moved |= {name} if rate else set()
             shrinks[name] = rate * each / (1 - momentum) if 0 <= momentum < 1 else rate * each
-    private = type(optimizer).__name__.endswith("DPOptimizer")  # Opacus's, by whatever it distributes with
+    private = type(optimizer).__name__.endswith("DPOptimizer")  # Opacus's, distributed or not
     return OptimizerState(decay=decay, shrinks=shrinks, moved=frozenset(moved), per_sample=private)

@@ -1,4 +1,4 @@
-"""What a model scores by other statistics than its own: the batch's, in all layers or one, and those measured now."""
+"""Score a model with other statistics than its own: batch statistics in all layers or one, and recalibrated ones."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from steadynorm.surgery.recalibrate import recalibrate_
 __all__ = ["OtherStatistics", "Trial", "by_own_statistics", "scored"]
 
 ABLATION = 2
-"""Batches on which one layer after the other is given the batch's own statistics."""
+"""Batches on which single layers are tried with batch statistics."""
 SMALL = 1e-5
-"""Added to variances where a layer adds nothing, as maskrcnn-benchmark's."""
+"""Eps for layers without one, such as maskrcnn-benchmark's."""
 _STATISTICS = ("running_mean", "running_var")
 _SINGLE = re.compile("more than 1 (value per channel|spatial element)")
-"""In torch's refusal to normalize a single value."""
+"""Matches torch's error for a single value per channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherStatistics:
-    """Scores; the fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
+    """Scores with other statistics; the fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
 
     by_batch: tuple[float, ...]
     one_layer: dict[str, tuple[float, ...]]
@@ -51,15 +51,15 @@ class OtherStatistics:
 
 
 class Trial:
-    """Runs a model on batches by other statistics, and scores it.
+    """Run a model on batches with other statistics, and score it.
 
     Args:
         model: in evaluation, without gradient.
         layers: its batch norms.
-        batches: up to eight.
+        batches: up to eight batches.
         forward: runs the model on a batch.
-        score: of its output.
-        sightings: what the layers are given in evaluation, by name.
+        score: scores its output.
+        sightings: name of a layer -> its inputs in evaluation.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Trial:
         }
 
     def run(self, evaluation: Sequence[float], unread: list[str]) -> OtherStatistics:
-        """Score all.
+        """Compute all scores.
 
         Args:
-            evaluation: scores in evaluation, a number for each batch.
-            unread: takes a line on what could not be tried.
+            evaluation: scores in evaluation, one for each batch.
+            unread: gets a line on what could not be tried.
         """
         off: dict[str, float] = {}
         found, recalibrated = self._recalibrated(unread, off)
@@ -108,10 +108,10 @@ class Trial:
     def _recalibrated(self, unread: list[str], off: dict[str, float]) -> tuple[dict[int, float], tuple[float, ...]]:
         """Score every second batch with statistics measured in one pass over the others; empty if that cannot be done.
 
-        By turns, so that data in an order, such as that of the classes, are in both halves. While they are measured,
-        each layer normalizes by its batch: where that is what it does in training, the scores of those batches by
-        their own statistics come with it, by the number of the batch. ``off`` takes how far each layer's running
-        statistics are from what was measured.
+        Batches alternate, so that ordered data (by class, for instance) are in both halves. While statistics are
+        measured, each layer uses batch statistics; if it also does so in training, the scores of these batches with
+        batch statistics are returned as well, by batch number. ``off`` receives the distance of each layer's running
+        statistics from the measured ones.
         """
         by_batch: dict[int, float] = {}
         if len(self._batches) < 2:
@@ -135,7 +135,7 @@ class Trial:
                     forward=forward,
                     passes=1,
                 )
-        except ValueError as error:  # nothing that could be recalibrated, or a batch that is not finite
+        except ValueError as error:  # nothing can be recalibrated, or a batch is not finite
             unread.append(f"what statistics measured now would give: {error}")
             return by_batch, ()
         try:
@@ -150,7 +150,7 @@ class Trial:
             change.undo()
 
     def _off(self, named: NamedModule, before: Moments) -> float:
-        """Give how far from the present running statistics others are, beyond the sampling of the present ones."""
+        """Return the distance of other statistics from the present running statistics, beyond sampling."""
         seen = [each for each in self._sightings.get(named.name, ()) if each.batch % 2 == 0]
         noises = [each.noise for each in seen if math.isfinite(each.noise)]
         noise = sum(noises) / len(noises) if noises else 1.0
@@ -159,13 +159,13 @@ class Trial:
         return math.sqrt(max(0.0, distance**2 - 2 * error)) if math.isfinite(distance) else math.inf
 
     def _by_batch(self, layers: Sequence[NamedModule], numbers: Sequence[int]) -> tuple[float, ...]:
-        """Score batches with their own statistics in some layers; NaN where a layer has one value per channel."""
+        """Score batches with batch statistics in some layers; NaN if a layer has one value per channel."""
         with self._batch_statistics(layers):
             return tuple(math.nan if self._is_single(layers, at) else self._scored(at) for at in numbers)
 
     @contextmanager
     def _batch_statistics(self, layers: Sequence[NamedModule]) -> Iterator[None]:
-        """Let layers normalize by the batch; where that is all that they do in training, in half of the time."""
+        """Make layers use batch statistics; in half the time if that is all they do in training."""
         if not _train_by_batch(layers):
             chosen = {named.module for named in layers}
             with use_batch_statistics(self._model, where=lambda _, module: module in chosen):
@@ -193,15 +193,15 @@ def by_own_statistics(
     forward: Forward,
     score: Score,
 ) -> tuple[float, ...]:
-    """Score batches while layers normalize by what they are given; empty where there are no layers.
+    """Score batches while layers normalize by the moments of their inputs; empty without layers.
 
     Args:
         model: in evaluation, without gradient.
-        layers: instance norms, then each sample by its own, as in training; or others of mean 0 and variance 1, then
-            all samples together.
-        batches: up to eight.
+        layers: instance norms, which normalize each sample by its own moments, as in training; or norms of mean 0 and
+            variance 1, which normalize all samples together.
+        batches: up to eight batches.
         forward: runs the model on a batch.
-        score: of its output.
+        score: scores its output.
     """
 
     def alone(module: Any) -> Callable[..., Any]:  # noqa: ANN401 (a norm)
@@ -227,7 +227,7 @@ def by_own_statistics(
 
 
 def scored(model: nn.Module, batch: Any, forward: Forward, score: Score) -> float:  # noqa: ANN401 (as the loader gives it)
-    """Score a model on a batch; NaN where a layer cannot normalize by the batch."""
+    """Score a model on a batch; NaN if a layer cannot use batch statistics."""
     try:
         return score(forward(model, batch), batch)
     except ValueError as error:
@@ -242,7 +242,7 @@ def _stored(named: NamedModule) -> Moments:
 
 
 def _train_by_batch(layers: Sequence[NamedModule]) -> bool:
-    """Tell whether these layers do in training what they do in evaluation by their batch's moments."""
+    """Return whether training these layers equals evaluating them with batch statistics."""
     return all(_is_frozen(named) or _trains_by_batch(named.module) for named in layers)
 
 

@@ -1,4 +1,4 @@
-"""Positions at the ends of an input's axes that repeat each other exactly, as padding does."""
+"""Detect padding: positions at the ends of an input's axes that repeat each other exactly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from steadynorm.statistics import measure
 __all__ = ["padding_of"]
 
 _BORDER = 3
-"""Positions at the very end that may differ: a convolution there sees its own zeros beside the padding."""
+"""Outermost positions that may differ: a convolution sees its own zeros there beside the padding."""
 
 
 def padding_of(x: Tensor) -> Padding | None:
-    """Find the axis at whose ends most positions repeat their neighbours exactly, and what is at no axis's ends.
+    """Find the axis with the most padding at its ends, and the moments of the positions that are not padding.
 
     Args:
         x: shape (N, C, ...).
@@ -42,7 +42,7 @@ def padding_of(x: Tensor) -> Padding | None:
 
 
 def _may_repeat(x: Tensor, axis: int) -> bool:
-    """Tell whether neighbours near an axis's ends agree in some sample: in one line of values, then in all."""
+    """Return whether neighbours near an axis's ends agree in some sample: in one line of values, then in all."""
     if x.shape[axis] < 2:
         return False
     line = x.movedim(axis, -1)
@@ -72,9 +72,9 @@ def _runs(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _run(same: Tensor) -> Tensor:
-    """Count the positions from the first on that equal each other, two or more, but for some at the border.
+    """Count the equal positions from the first on, at least two, ignoring a few at the border.
 
-    Where they go on to the other end, what is at this end is no border, but short content.
+    If they continue to the other end, the positions at this end are short content, not a border.
     """
     found = same.long().cumprod(1).sum(1)
     found = torch.where(found > 0, found + 1, 0)
@@ -86,16 +86,16 @@ def _run(same: Tensor) -> Tensor:
 
 
 def _between(first: Tensor, last: Tensor, length: int) -> Tensor:
-    """Choose the positions that are not at the ends, shape (N, length)."""
+    """Return a mask of the positions that are not at the ends, shape (N, length)."""
     at = torch.arange(length, device=first.device)
     return (at >= first.unsqueeze(1)) & (at < length - last.unsqueeze(1))
 
 
 def _background(x: Tensor, axis: int, first: Tensor, last: Tensor) -> float:
-    """Give the share of the lines next to the padding that are as the padding is, within what is not padding.
+    """Return the fraction of the lines next to the padding that equals the padding.
 
-    A picture that was padded has a straight edge, where this is near 0. An object on a plain background touches such a
-    line in a few places.
+    It is near 0 for a padded picture, whose edge is straight. An object on a plain background touches such a line only
+    in a few places.
     """
     if x.dim() != 4:
         return 0.0

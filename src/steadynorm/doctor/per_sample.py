@@ -1,4 +1,4 @@
-"""Which modules have their gradients taken sample by sample, by what Opacus leaves on them and by their code."""
+"""Find modules with per-sample gradients, by the attributes that Opacus sets and by their code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DERIVATIVES = frozenset({"grad", "grad_and_value", "jacrev", "vjp"})
 
 
 def takes_gradients_per_sample(module: nn.Module) -> bool:
-    """Tell whether a module is Opacus's wrapper, has gradients per sample, or has a method that maps over gradients."""
+    """Return whether a module is Opacus's wrapper, has per-sample gradients, or has a method that vmaps gradients."""
     if type(module).__name__ == "GradSampleModule":
         return True
     if any(hasattr(each, "grad_sample") for each in module._parameters.values() if each is not None):

@@ -1,4 +1,4 @@
-"""What a few batches show: each layer's input in evaluation, and what the model scores by which statistics."""
+"""Collect evidence from a few batches: each layer's inputs in evaluation, and scores with different statistics."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from steadynorm.surgery.runnable import check_runnable
 __all__ = ["MOST_BATCHES", "run_batches", "run_reference", "scores_of"]
 
 MOST_BATCHES = 8
-"""Batches that are looked at, of more."""
+"""Largest number of batches used."""
 _OTHERS = (nn.GroupNorm, nn.LayerNorm)
-"""Norms without statistics whose output is compared with the formula."""
+"""Norms without running statistics whose output is compared with the formula."""
 
 
 _MIXED = (
@@ -47,30 +47,30 @@ def run_batches(
     metric: Measure | None = None,
     twins: Sequence[Twins] = (),
 ) -> Runs:
-    """Run a model over batches and leave no trace: modes, buffers, hooks and random numbers are put back.
+    """Run a model over batches; restore modes, buffers, hooks and random numbers afterwards.
 
-    1. In evaluation, with the moments of each batch norm's input; the first batch is looked at closely, and two
-       of its samples.
-    2. In evaluation but for the batch norms, which take the batch's statistics. On every second batch these are kept.
-    3. In evaluation on the others, with the statistics that were kept.
-    4. Where 2 is better than 1: on two batches, one layer after the other taking the batch's statistics.
-    5. One forward and backward in training, of a few samples.
-    6. Where a part is a copy of another and the forward leaves it out: once more, and the copy on the same inputs.
+    1. In evaluation, recording the moments of each batch norm's input; the first batch and two of its samples are
+       examined closely.
+    2. In evaluation, but with batch statistics in the batch norms. On every second batch these are kept.
+    3. In evaluation on the other batches, with the statistics kept in 2.
+    4. If 2 is better than 1: on two batches, with batch statistics in one layer after the other.
+    5. One forward and backward in training, on a few samples.
+    6. If a part is a copy of another and the forward does not call it: once more, with the copy on the same inputs.
 
-    Without a score, 2 to 4 are left out. Of eight batches, 1 to 3 and 5 are some 20 forwards of a batch; 4 is two for
-    each layer. Kinds whose training is more than their batch's moments, such as renorm, take four more: there 2 and the
-    measuring of statistics for 3 are two runs.
+    Without a score, 2 to 4 are skipped. For eight batches, 1 to 3 and 5 take some 20 forwards of a batch, and 4 takes
+    two for each layer. Kinds that use more than batch statistics in training, such as renorm, take four more, because
+    2 and the measurement for 3 are separate runs.
 
     Args:
         model: the plain model.
-        batches: up to eight are looked at.
+        batches: at most eight are used.
         forward: runs the model on a batch.
         loss: see :func:`steadynorm.doctor.diagnose`.
-        metric: likewise.
+        metric: see :func:`steadynorm.doctor.diagnose`.
         twins: parts of the model that are copies of each other.
 
     Raises:
-        ValueError: there are no batches, or the model holds no numbers yet.
+        ValueError: there are no batches, or the model's parameters are not initialized.
     """
     check_runnable("diagnose", model)
     last = _last_samples(batches.source)
@@ -124,7 +124,7 @@ def run_reference(
     loss: Measure | None = None,
     metric: Measure | None = None,
 ) -> Runs:
-    """Run a model over batches in evaluation, for the inputs of its batch norms and the score alone; as run_batches."""
+    """Run a model over batches in evaluation as :func:`run_batches`, for the batch norms' inputs and the score only."""
     check_runnable("diagnose", model)
     kept, layers = _first(batches), batch_norms_of(model)
     seen: dict[str, list[Sighting]] = {named.name: [] for named in layers}
@@ -156,7 +156,7 @@ def _watched(
     seen: dict[str, list[Sighting]],
     first: int = 0,
 ) -> list[Any]:
-    """Run the batches from the first on, and note what the layers are given; give the outputs."""
+    """Run the batches in order, record the layers' inputs, and return the outputs."""
     outputs = []
     for at in range(first, len(batches)):
         with watching({named.module: seen[named.name] for named in layers}, at):
@@ -165,15 +165,15 @@ def _watched(
 
 
 def _classes_in(output: Any) -> int:  # noqa: ANN401 (as the model gives it)
-    """Give the number of classes that logits tell apart; 0 where the output has none."""
+    """Return the number of classes of the output's logits; 0 without logits."""
     logits = logits_of(output)
     return 0 if logits is None else logits.shape[1]
 
 
 def _labels(batches: Sequence[Any], classes: int = 0) -> tuple[tuple[int, ...], ...]:
-    """Give the labels of each batch; of three items or more the second is taken for them where the model has as many.
+    """Return the labels of each batch; in batches of three items or more the second must fit the model's classes.
 
-    It may be lengths, as in (tokens, lengths, labels).
+    Otherwise it may be lengths, as in (tokens, lengths, labels).
     """
     found = [labels_of(batch) for batch in batches]
     if any(labels is None for labels in found):
@@ -185,7 +185,7 @@ def _labels(batches: Sequence[Any], classes: int = 0) -> tuple[tuple[int, ...], 
 
 
 def _last_samples(loader: object) -> int | None:
-    """Give the size of an epoch's last batch, where the loader tells and it is smaller than the others."""
+    """Return the size of an epoch's last batch, if the loader tells and it is smaller than the others."""
     size, drop = getattr(loader, "batch_size", None), getattr(loader, "drop_last", True)
     sampler = getattr(loader, "sampler", None)
     if not isinstance(size, int) or drop or not isinstance(sampler, Sized):
@@ -196,7 +196,7 @@ def _last_samples(loader: object) -> int | None:
 def scores_of(
     model: nn.Module, batches: Sequence[Any], forward: Forward, *, loss: Measure | None, metric: Measure | None
 ) -> tuple[float, ...]:
-    """Score a model in evaluation, and leave no trace; empty where there is nothing to score by."""
+    """Score a model in evaluation and leave it unchanged; empty without a score."""
     with preserved_state(model), evaluating(model):
         first = forward(model, batches[0])
         score = score_from(loss, metric, first, batches[0])
@@ -208,7 +208,7 @@ def _is_tracked_instance_norm(module: nn.Module) -> bool:
 
 
 def _is_of_constants(named: NamedModule, close: FirstBatch) -> bool:
-    """Tell whether a layer is a frozen norm of mean 0 and variance 1 that gives what the formula says."""
+    """Return whether a layer is a frozen norm of mean 0 and variance 1 whose output matches the formula."""
     module: Any = named.module
     numbers = [getattr(module, name, None) for name in ("running_mean", "running_var", "weight", "bias")]
     if any(not isinstance(each, Tensor) or isinstance(each, nn.Parameter) or each.is_meta for each in numbers):
@@ -219,5 +219,5 @@ def _is_of_constants(named: NamedModule, close: FirstBatch) -> bool:
 
 
 def _is_other_norm(module: nn.Module) -> bool:
-    """Tell whether it is a norm of another kind, or a batch norm of which it is not known what it computes."""
+    """Return whether it is a norm of another kind, or a batch norm with an unknown computation."""
     return isinstance(module, _OTHERS) or why_unknown(module) is not None
