@@ -1,4 +1,4 @@
-"""Whether the samples of batches are drawn alike: permutations of samples' own moments, over several layers at once."""
+"""Permutation tests of whether batches are drawn at random, on per-sample moments of several layers at once."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ __all__ = [
 
 _BY_SAMPLE = ("values", "means", "vars", "batch", "place", "odd")
 CONSTANT = 1e-8
-"""Of the samples' mean variance over positions: no more is rounding."""
+"""Fraction of the samples' mean variance over positions that rounding explains."""
 MOST_LAYERS = 8
-"""Layers that are looked at, spread over the model: how data are drawn shows in any of them."""
+"""Number of layers tested, spread over the model: any layer shows how the data are drawn."""
 PERMUTATIONS = 999
 FALSE_ALARMS = 1 / (PERMUTATIONS + 1)
-"""Probability that healthy data lie beyond all permutations."""
+"""False-alarm rate: probability that healthy data lie beyond all permutations."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """Single samples of a layer's inputs.
+    """Per-sample moments of a layer's inputs.
 
     Args:
         norm: the layer.
-        values: their means in units of the channel's spread of means, shape (n, C), class means taken away where there
-            are labels; channels that do not vary are left out.
-        means: their means as they are, shape (n, C).
-        vars: likewise their variances over positions.
-        batch: number of each one's batch, shape (n,).
-        place: where in its batch it was, from 0 to 1, shape (n,).
-        odd: whether its number in its batch was odd, shape (n,).
-        classes: label of each one, shape (n,); empty where there are none.
+        values: sample means in units of their standard deviation in each channel, shape (n, C), minus the class means
+            if there are labels; without channels that do not vary.
+        means: unscaled sample means, shape (n, C).
+        vars: sample variances over positions, shape (n, C).
+        batch: batch number of each sample, shape (n,).
+        place: relative position of each sample in its batch, from 0 to 1, shape (n,).
+        odd: whether the index of each sample in its batch is odd, shape (n,).
+        classes: label of each sample, shape (n,); empty without labels.
     """
 
     norm: NormState
@@ -63,18 +63,18 @@ class Samples:
 
     @property
     def labelled(self) -> bool:
-        """Whether class means are taken away."""
+        """Whether class means are subtracted."""
         return len(self.classes) > 0
 
 
 def samples_of(evidence: Evidence, chosen: Callable[[NormState], bool]) -> list[Samples]:
-    """Give the samples of a few batch norms, in the order of the model; of the first call in each forward.
+    """Return the samples of a few batch norms in model order, from the first call in each forward.
 
-    Layers whose first dimension counts anything else, such as tokens, whose neighbours belong together, are left out.
+    Layers whose first dimension does not count samples (but tokens, for instance) are left out.
 
     Args:
-        evidence: with batches.
-        chosen: which layers are meant.
+        evidence: evidence with batches.
+        chosen: selects the layers.
     """
     runs = evidence.batches
     assert runs is not None
@@ -112,7 +112,7 @@ def _samples(norm: NormState, seen: Sequence[Sighting], labels: Sequence[Sequenc
 
 
 def _without_classes(values: Tensor, classes: Tensor) -> Tensor:
-    """Take each class's mean away; where there are no labels, nothing."""
+    """Subtract each class's mean; without labels, nothing."""
     values = values.clone()
     for label in set(classes.tolist()):
         values[classes == label] -= values[classes == label].mean(0)
@@ -120,17 +120,17 @@ def _without_classes(values: Tensor, classes: Tensor) -> Tensor:
 
 
 def log_variances(samples: Samples) -> Tensor:
-    """Give the logarithms of the samples' variances over positions as ``values`` has their means, shape (n, C)."""
+    """Return the log-variances over positions, scaled like the means in ``values``, shape (n, C)."""
     logs = _without_classes((samples.vars + samples.norm.eps).log(), samples.classes)
     spread = logs.std(0)
     return (logs / spread)[:, (spread > 1e-6) & spread.isfinite()]
 
 
 def with_variances(samples: Samples) -> Samples:
-    """Give the samples with the logarithms of their variances over positions beside their means, and whiten both.
+    """Return the samples with their log-variances over positions appended to their means, both whitened.
 
-    Images differ in brightness and contrast by far more than in anything else. With all directions at the same scale,
-    up to a tenth of the average variance, what is small beside these shows as well.
+    Images differ most in brightness and contrast. Scaling all directions to the same variance, down to a tenth of the
+    average variance, makes smaller differences visible too.
     """
     both = torch.cat((samples.values, log_variances(samples)), 1)
     along, sizes, _ = torch.linalg.svd(both - both.mean(0), full_matrices=False)
@@ -138,18 +138,18 @@ def with_variances(samples: Samples) -> Samples:
 
 
 def are_two_views(labels: Sequence[Sequence[int]]) -> bool:
-    """Tell whether the second half of every batch has the labels of the first, as where it is the same images again."""
+    """Return whether the second half of every batch repeats the labels of the first, as two views of images do."""
     halves = [(each[: len(each) // 2], each[len(each) // 2 :]) for each in labels]
     return bool(halves) and all(len(first) > 1 and list(first) == list(second) for first, second in halves)
 
 
 def first_views(samples: Samples) -> Samples:
-    """Give the samples of the first halves of the batches."""
+    """Return the samples of the batches' first halves."""
     return _chosen(samples, samples.place < 0.5)
 
 
 def samples_that_vary(samples: Samples) -> Samples:
-    """Give the samples that are not one value at all positions, as blank images are."""
+    """Return the samples without blank ones, which have the same value at all positions."""
     variance = samples.vars.mean(1)
     return _chosen(samples, variance > CONSTANT * variance.mean())
 
@@ -160,26 +160,26 @@ def _chosen(samples: Samples, chosen: Tensor) -> Samples:
 
 
 def moments_of(samples: Samples, chosen: Tensor) -> Moments:
-    """Give the moments of the values of some samples; each counts as one."""
+    """Return the moments of some samples' values, each sample weighted equally."""
     return moments_of_samples(Moments(mean=samples.means[chosen], var=samples.vars[chosen], count=1))
 
 
 def surprise(
     layers: Sequence[Samples], weights: Callable[[Samples], Tensor], within: Callable[[Samples], Tensor]
 ) -> Mapping[int, float]:
-    """Say at which layers the samples' arrangement gives more than any of 999 random ones does at any layer.
+    """Return the layers whose statistic exceeds that of all 999 random permutations at every layer.
 
     The statistic of a layer is Σⱼ ‖Σᵢ wⱼᵢ·valueᵢ‖², in standard deviations of its own permutations; the largest over
     layers is compared with the largest over layers of each permutation, so that many channels and layers raise no more
     false alarms than one. Exact for samples that are drawn alike, of whatever distribution.
 
     Args:
-        layers: what :func:`samples_of` gives.
-        weights: gives contrasts of a layer's samples, shape (k, n).
-        within: gives the group within which each sample may change places, shape (n,).
+        layers: samples from :func:`samples_of`.
+        weights: returns contrasts of a layer's samples, shape (k, n).
+        within: returns the group within which each sample may be permuted, shape (n,).
 
     Returns:
-        number of the layer -> its statistic relative to the mean of the permutations, where it is beyond all of them.
+        number of a layer beyond all permutations -> its statistic relative to their mean.
     """
     generator = torch.Generator().manual_seed(0)
     found = [_statistics(each, weights(each), within(each), generator) for each in layers]
@@ -192,7 +192,7 @@ def surprise(
 
 
 def _statistics(samples: Samples, weights: Tensor, within: Tensor, generator: torch.Generator) -> Tensor:
-    """Give the statistic as it is, then that of every permutation."""
+    """Return the observed statistic, followed by that of every permutation."""
     together = samples.values @ samples.values.T
     orders = torch.cat((torch.arange(len(within)).unsqueeze(0), _permutations(within, generator)))
     arranged = weights.to(together)[:, orders].movedim(0, 1)
@@ -200,7 +200,7 @@ def _statistics(samples: Samples, weights: Tensor, within: Tensor, generator: to
 
 
 def _permutations(within: Tensor, generator: torch.Generator) -> Tensor:
-    """Give random orders that leave every sample in its group, shape (999, n)."""
+    """Return random permutations that keep every sample in its group, shape (999, n)."""
     keys = within + torch.rand(PERMUTATIONS, len(within), generator=generator, dtype=torch.float64)
     orders = torch.empty(keys.shape, dtype=torch.long)
     orders[:, within.argsort(stable=True)] = keys.argsort(1)

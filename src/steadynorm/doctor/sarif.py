@@ -30,7 +30,7 @@ def to_sarif(diagnosis: Diagnosis) -> str:
 
 
 def as_log(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Give the content of the log."""
+    """Return the content of the log."""
     document = as_document(diagnosis)
     known = [*diagnosis.checks, *(each.check for each in diagnosis if each.check not in diagnosis.checks)]
     rules = list(dict.fromkeys(known))
@@ -63,7 +63,7 @@ def _left(diagnosis: Diagnosis) -> list[str]:
 
 def _rule(name: str) -> dict[str, Any]:
     check = CHECKS.get(name)
-    if check is None:  # of a document that another version has written
+    if check is None:  # from a document of another version
         return {"id": name}
     return {
         "id": name,
@@ -99,6 +99,6 @@ def _inert(value: Any) -> Any:  # noqa: ANN401 (JSON)
 
 
 def _message(text: str) -> str:
-    """Write text so that nothing in it is a placeholder (3.11.5) or a link (3.11.6)."""
+    """Escape placeholders (3.11.5) and links (3.11.6) in a text."""
     line = printable_line(text).replace("{", "{{").replace("}", "}}")
     return line.replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]") if "](" in line else line

@@ -1,4 +1,4 @@
-"""How good a model's output is, as one number for a batch, of which less is better."""
+"""Score a model's output with one number for each batch; less is better."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Measure", "Score", "accuracy", "labels_of", "logits_of", "mixes_labe
 
 _INTEGERS = (torch.int64, torch.int32, torch.uint8)
 _LEFT_OUT = (255, -1, -100)
-"""Labels of pixels that count in no loss: of Pascal VOC and Cityscapes, of some loaders, of torch."""
+"""Labels of pixels that losses ignore: in Pascal VOC and Cityscapes, in some loaders, in torch."""
 _WHOLE = 0.999
-"""Share of a class from which a sample is of that class alone."""
+"""Label probability from which a sample counts as unmixed."""
 
 Measure = Callable[[Any, Any], "float | Tensor"]
 """(output, batch) -> a number, averaged over the samples of the batch."""
@@ -25,13 +25,13 @@ Measure = Callable[[Any, Any], "float | Tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A number for each batch.
+    """Score of a batch.
 
     Args:
-        name: what it is, for reports: the name of the function that was given, ``loss`` or ``metric`` where that has
-            none, or ``cross-entropy``.
-        sign: 1 where less is better, −1 where more is.
-        measure: gives it.
+        name: name for reports: that of the given function, ``loss`` or ``metric`` if it has none, or
+            ``cross-entropy``.
+        sign: 1 if less is better, −1 if more is.
+        measure: computes the number.
     """
 
     name: str
@@ -39,26 +39,25 @@ class Score:
     measure: Measure
 
     def __call__(self, output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model and the loader give them)
-        """Give the number, of which less is better; NaN where it is not finite."""
+        """Return the signed number, for which less is better; NaN if it is not finite."""
         return self.sign * float(self.measure(output, batch))
 
 
 def score_from(loss: Measure | None, metric: Measure | None, output: Any, batch: Any) -> Score | None:  # noqa: ANN401
-    """Give the score that was asked for, or one that output and batch offer.
+    """Build the requested score, or a default from output and batch.
 
-    That is cross-entropy where they look like a classifier's, of images or of their pixels, else the loss that the
-    model gives itself.
+    The default is cross-entropy if they look like a classifier's (of images or pixels), else the output's own loss.
 
     Args:
-        loss: of which less is better; taken before ``metric``.
-        metric: of which more is better.
-        output: of the model on ``batch``.
-        batch: with the labels as its second item or under ``labels``: integers, shape (N,) or that of the logits
-            without its second dimension, of which 255, −1 and −100 leave a pixel out where they are no class; or
-            shares of classes, shape (N, K).
+        loss: less is better; takes precedence over ``metric``.
+        metric: more is better.
+        output: the model's output on ``batch``.
+        batch: labels are its second item or under ``labels``: integers, shape (N,) or that of the logits without its
+            second dimension, where 255, −1 and −100 mark ignored pixels unless they are classes; or class
+            probabilities, shape (N, K).
 
     Returns:
-        the score, None where nothing is known to score by.
+        the score; None if there is nothing to score by.
     """
     if loss is not None:
         return Score(name=_name(loss, "loss"), sign=1, measure=loss)
@@ -95,15 +94,15 @@ def accuracy(output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model an
 
 
 def labels_of(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives it)
-    """Give the labels of a batch of a classifier, shape (N,); None where there are none."""
+    """Return the labels of a classifier's batch, shape (N,); None without labels."""
     found = _given(batch)
     return found if found is not None and found.dim() == 1 and found.dtype in _INTEGERS else None
 
 
 def mixes_labels(batch: Any) -> bool:  # noqa: ANN401 (as the loader gives it)
-    """Tell whether a batch has shares of classes for each sample, of which some are of two, as mixup gives them.
+    """Return whether a batch has class probabilities that mix two classes in some samples, as mixup does.
 
-    Of three classes and more, what all have alike is smoothing.
+    With three classes or more, a probability that all classes have in common is label smoothing.
     """
     found = _given(batch)
     if found is None or not _are_shares(found):
@@ -120,20 +119,20 @@ def _given(batch: Any) -> Tensor | None:  # noqa: ANN401 (as the loader gives it
 
 
 def _are_shares(found: Tensor) -> bool:
-    """Tell whether they are shares of classes for each sample, shape (N, K)."""
+    """Return whether a tensor holds class probabilities for each sample, shape (N, K)."""
     if found.dim() != 2 or not found.is_floating_point() or found.shape[1] < 2:
         return False
     return bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() < 1e-3).all())
 
 
 def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
-    """Give the logits of a classifier's output, shape (N, K); None where it gives none."""
+    """Return the logits in a classifier's output, shape (N, K); None without logits."""
     found = _scores_in(output)
     return found if found is not None and found.dim() == 2 else None
 
 
 def _scores_in(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
-    """Give an output, its ``logits`` or, as torchvision's segmentation has it, its ``out``: shape (N, K, ...)."""
+    """Return an output, its ``logits`` or its ``out`` (torchvision's segmentation models), shape (N, K, ...)."""
     found = getattr(output, "logits", output)
     found = found.get("logits", found.get("out")) if isinstance(found, Mapping) else found
     fits = isinstance(found, Tensor) and found.dim() >= 2 and found.is_floating_point()
@@ -141,7 +140,7 @@ def _scores_in(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model give
 
 
 def _loss_in(output: Any) -> Tensor | None:  # noqa: ANN401 (as the model gives it)
-    """Give the loss in a model's output, as Hugging Face's have it where labels are given; None where there is none."""
+    """Return the loss in a model's output (Hugging Face models given labels); None without one."""
     found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     return found if isinstance(found, Tensor) and found.numel() == 1 and found.is_floating_point() else None
 
@@ -153,13 +152,13 @@ def _own_loss(output: Any, batch: Any) -> Tensor:  # noqa: ANN401 (as they come)
 
 
 def _name(measure: Measure, usual: str) -> str:
-    """Give the name of a function; the usual one of a lambda or an object."""
+    """Return a function's name; the usual name for a lambda or an object."""
     name = str(getattr(measure, "__name__", ""))
     return name.replace("_", " ").strip() if name.isidentifier() else usual
 
 
 def _as_classifier(output: Any, batch: Any) -> tuple[Tensor, Tensor] | None:  # noqa: ANN401 (as they come)
-    """Give logits and targets as torch's cross-entropy takes them; None where they are not a classifier's."""
+    """Return logits and targets for torch's cross-entropy; None if they are not a classifier's."""
     logits, found = _scores_in(output), _given(batch)
     if logits is None or found is None or found.numel() == 0:
         return None

@@ -1,4 +1,4 @@
-"""Running statistics that do not fit: those that went stale, and those of layers whose calls in a forward differ."""
+"""Detect running statistics that do not fit: stale ones, and those of layers whose calls in a forward differ."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from steadynorm.doctor.evidence import Evidence, NormState
 __all__ = ["FITTING", "STALE", "furthest", "shared_by"]
 
 APART = 0.5
-"""Standard deviations from which on calls are unlike."""
+"""Distance in standard deviations from which calls count as different."""
 STALE, FITTING = 0.25, 0.125
-"""Standard deviations beyond sampling: more, and running statistics are not those of the batches; less, and they are.
+"""Distance beyond sampling, in standard deviations, from which running statistics do not fit the batches.
 
-Of healthy networks (``make doctor-bench``) the furthest was 0.15 off, with statistics frozen in fine-tuning; of those
-with stale ones that cost something the nearest was 0.2.
+The largest distance of a healthy network (``make doctor-bench``) was 0.15, with statistics frozen in fine-tuning; the
+smallest of a network with stale statistics that cost accuracy was 0.2.
 """
 
 
 def furthest(evidence: Evidence) -> float:
-    """Give how far running statistics are from the batches at the worst layer, beyond sampling; infinity for NaN."""
+    """Return the distance of running statistics from the batches at the worst layer, beyond sampling; inf for NaN."""
     seen = {} if evidence.batches is None else evidence.batches.sightings
     found = [
         distance_of(norm, seen[norm.name])
@@ -34,9 +34,9 @@ def furthest(evidence: Evidence) -> float:
 
 
 def shared_by(norm: NormState, seen: Sequence[Sighting]) -> tuple[int, float]:
-    """Give the calls of a layer in a forward, and how far the two furthest are apart; 0 where one description fits all.
+    """Return the number of a layer's calls in a forward, and the distance of the two that differ most; 0 if all agree.
 
-    Three standard errors are taken away from the distance. Frozen layers have no statistics that calls could share.
+    Three standard errors are subtracted from the distance. Frozen layers have no statistics that calls could share.
     """
     calls = by_call(seen)
     if norm.is_frozen:

@@ -1,4 +1,4 @@
-"""What a layer is given, call by call: its moments, how sure they are, and a few samples' own."""
+"""Record a layer's inputs call by call: moments, their standard errors, and the moments of a few samples."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from steadynorm.surgery.contexts import input_of, replaced_forwards
 __all__ = ["MOST_SAMPLES", "sighting_of", "watching"]
 
 MOST_SAMPLES = 16
-"""Samples of a batch whose own moments are kept, of more."""
+"""Largest number of samples in a batch whose own moments are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Call:
-    """What is measured of an input while the model runs.
+    """Measurements of an input while the model runs.
 
     Args:
-        number: of the call of this layer within the batch's forward.
+        number: number of this layer's call within the batch's forward.
         each: moments of its samples, shape (N, C).
-        shape: of it.
+        shape: shape of the input.
         padding: see :class:`Sighting`.
     """
 
@@ -44,7 +44,7 @@ class _Call:
 
 @contextmanager
 def watching(layers: Mapping[nn.Module, list[Sighting]], batch: int) -> Iterator[None]:
-    """Note the moments of every input of the layers while a batch runs, whose number is given."""
+    """Record the moments of every input of the layers while the batch of this number runs."""
     calls: dict[nn.Module, list[_Call]] = {module: [] for module in layers}
 
     def watched(module: nn.Module, seen: list[_Call]) -> Callable[..., Any]:
@@ -53,7 +53,7 @@ def watching(layers: Mapping[nn.Module, list[Sighting]], batch: int) -> Iterator
         def forward(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
             x = input_of(arguments, named)
             if isinstance(x, Tensor) and x.numel():
-                with torch._C.DisableTorchFunction():  # who follows the model's functions need not follow these
+                with torch._C.DisableTorchFunction():  # function modes that track the model skip these
                     seen.append(_measured(x.detach(), len(seen)))
             return inner(*arguments, **named) if inner else type(module).forward(module, *arguments, **named)
 
@@ -67,12 +67,12 @@ def watching(layers: Mapping[nn.Module, list[Sighting]], batch: int) -> Iterator
 
 
 def sighting_of(x: Tensor, batch: int, call: int) -> Sighting:
-    """Take down what an input shows.
+    """Measure one input.
 
     Args:
         x: shape (N, C, ...), not empty.
-        batch: its number.
-        call: likewise, within the batch.
+        batch: number of the batch.
+        call: number of the call within the batch's forward.
     """
     return _sightings([_measured(x, call)], batch)[0]
 
@@ -82,7 +82,7 @@ def _measured(x: Tensor, number: int) -> _Call:
 
 
 def _sightings(calls: Sequence[_Call], batch: int) -> list[Sighting]:
-    """Work out the calls of a batch, in their order."""
+    """Compute the sightings of a batch's calls, in order."""
     found: dict[int, Sighting] = {}
     for samples in {each.shape[0] for each in calls}:
         group = [at for at, each in enumerate(calls) if each.shape[0] == samples]
@@ -91,7 +91,7 @@ def _sightings(calls: Sequence[_Call], batch: int) -> list[Sighting]:
 
 
 def _of_alike(calls: Sequence[_Call], batch: int) -> list[Sighting]:
-    """Work out calls with the same number of samples, all channels at once: many small layers take time by number."""
+    """Compute calls with the same number of samples at once: for many small layers the number of operations counts."""
     samples, channels = calls[0].shape[0], [each.shape[1] for each in calls]
     counts = torch.tensor([samples * each.each.count for each in calls]).repeat_interleave(torch.tensor(channels))
     means, variances = _joined([each.each.mean for each in calls]), _joined([each.each.var for each in calls])
@@ -129,13 +129,13 @@ def _of_alike(calls: Sequence[_Call], batch: int) -> list[Sighting]:
 
 
 def _places(samples: int, number: int, batch: int) -> tuple[int, ...]:
-    """Draw one place from each of as many equal parts: at equal steps all samples could be of one kind."""
+    """Draw one index from each of equal parts: at equal steps all samples could be of one kind."""
     draw = random.Random(batch)
     return tuple(draw.randrange(at * samples // number, (at + 1) * samples // number) for at in range(number))
 
 
 def _joined(each: Sequence[Tensor]) -> Tensor:
-    """Put the channels of several layers side by side, shape (N, C₁ + C₂ + ...)."""
+    """Concatenate the channels of several layers, shape (N, C₁ + C₂ + ...)."""
     return torch.cat([_kept(one) for one in each], 1)
 
 
@@ -144,6 +144,6 @@ def _kept(value: Tensor) -> Tensor:
 
 
 def _noise(ratios: Tensor, varied: Tensor) -> float:
-    """Average the variance of one sample's mean in units of that of its values over the channels that vary."""
+    """Average, over the channels that vary, a sample mean's variance relative to that of its values."""
     number = int(varied.sum())
     return float(ratios.sum()) / number if number else 1.0

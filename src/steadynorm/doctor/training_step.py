@@ -1,4 +1,4 @@
-"""One step of training without an optimizer: how often it moves running statistics, and on which parts of a batch."""
+"""Run one training step without an optimizer, and count the updates of running statistics."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from steadynorm.surgery.named_modules import NamedModule
 __all__ = ["TrainingStep", "train_once"]
 
 _SAMPLES = 4
-"""Samples that are enough to count updates; a model that cannot train on so few trains on the batch."""
+"""Samples for counting updates; a model that cannot train on so few uses the whole batch."""
 _WHAT = "a step of training, for double updates"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """What it shows; the fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
+    """Evidence from the step; its fields are those of :class:`steadynorm.doctor.batch_evidence.Runs`."""
 
     updates: Mapping[str, int] = field(default_factory=dict)
     pieces: Mapping[str, int] = field(default_factory=dict)
@@ -41,14 +41,14 @@ def train_once(
     forward: Forward,
     unread: list[str],
 ) -> TrainingStep:
-    """Train for one step, and count how often each layer's running statistics moved beyond once for each call.
+    """Train for one step, and count the updates of each layer's running statistics beyond one for each call.
 
     Args:
-        model: in any mode; put back, gradients too.
-        layers: norms; those that count no batches are left out.
-        batch: of which the first samples are taken.
+        model: in any mode; its state and gradients are restored.
+        layers: norms; those without a counter of batches are left out.
+        batch: the batch whose first samples are used.
         forward: runs the model on it.
-        unread: takes a line on why it could not be tried; the result is then empty.
+        unread: gets a line on why the step failed; the result is then empty.
     """
     if any(getattr(each, "_post_accumulate_grad_hooks", None) for each in model.parameters()):
         unread.append(f"{_WHAT}: a backward would run the hooks that gradients have.")
@@ -59,18 +59,18 @@ def train_once(
         if few is not None:
             try:
                 return _trained(model, layers, few, forward)
-            except Exception:  # whatever so few samples are refused with; the whole batch says what is wrong
+            except Exception:  # the model may reject few samples with any error; the whole batch shows the real one
                 pass
         try:
             return _trained(model, layers, batch, forward)
-        except Exception as error:  # a forward in training may ask for more than one in evaluation, such as targets
+        except Exception as error:  # a forward in training may need more than one in evaluation, such as targets
             unread.append(f"{_WHAT}: {error or type(error).__name__}")
             return TrainingStep()
 
 
 @contextmanager
 def _gradients_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Let tensors have no gradients within, and those that they had afterwards."""
+    """Clear the tensors' gradients in the block, and restore them afterwards."""
     before = [(each, each.grad) for each in tensors]
     for each in tensors:
         each.grad = None
@@ -127,9 +127,7 @@ def _trained(
             for handle in handles:
                 handle.remove()
         after = {name: int(module.num_batches_tracked) for name, module in counted.items()}
-    unseen = {
-        name: max(1, made[name]) for name in calls
-    }  # a forward that is called by itself, or in a trace, runs no hook
+    unseen = {name: max(1, made[name]) for name in calls}  # a forward called directly, or in a trace, runs no hooks
     updates = {name: max(after[name] - before[name] - unseen[name], moves.get(name, 1) - 1) for name in calls}
     whole = samples_of(batch)
     pieces = {name: max(each) for name, each in sizes.items() if len(each) > 1 and max(each) < whole}
@@ -143,7 +141,7 @@ def _running_mean(module: Any) -> Tensor | None:  # noqa: ANN401 (a norm)
 
 
 def _followed(module: Any, before: Tensor | None, given: Sequence[Tensor]) -> float | None:  # noqa: ANN401 (a norm)
-    """Give the share of the way to the batch's mean that one call moved a running mean; None for another way."""
+    """Return the fraction of the way to the batch mean that one call moved a running mean; None for other moves."""
     after = _running_mean(module)
     if before is None or after is None or len(given) != 1 or before.shape != given[0].shape:
         return None
@@ -154,7 +152,7 @@ def _followed(module: Any, before: Tensor | None, given: Sequence[Tensor]) -> fl
 
 
 def _moves(module: Any, share: float | None) -> int:  # noqa: ANN401 (a norm)
-    """Tell how often one call moved a running mean towards the batch's, (1 − momentum)ᵏ; 1 where it is not that."""
+    """Return the number k of updates in one call, from (1 − momentum)ᵏ; 1 if no k fits."""
     momentum = getattr(module, "momentum", None)
     if share is None or not isinstance(momentum, float) or not 0 < momentum < 1:
         return 1

@@ -1,4 +1,4 @@
-"""Repair what was found, measure again, keep what helped."""
+"""Apply treatments to a model, measure the score again, and keep those that help."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from steadynorm.surgery.named_modules import check_plain
 __all__ = ["Applied", "Treatment", "treat_"]
 
 _EXCHANGING = ("from_sync", "float32", "freeze")
-"""Treatments that put other modules or buffers into the model, which a wrapper would not know."""
+"""Treatments that replace modules or buffers, which a wrapper would not notice."""
 _MEASURING = ("repair", "recalibrate")
-"""Treatments that change the statistics that a checkpoint would give."""
+"""Treatments that change the statistics that a checkpoint would provide."""
 MOST_BATCHES = 32
-"""Batches that are taken, of more."""
+"""Largest number of batches used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ def _apply_all(
     before: tuple[float, ...],
     applied: list[Applied],
 ) -> tuple[float, ...]:
-    """Try every treatment that is asked for and has not been tried; give the scores of the model as it is then."""
+    """Try every requested treatment that has not been tried; return the model's scores afterwards."""
     tried = tuple(applied)
     for name, treatment in TREATMENTS.items():
         findings = tuple(finding for finding in diagnosis if name in _treatments(finding))
@@ -220,19 +220,19 @@ def _apply_all(
 
 
 def _layers(findings: Iterable[Finding]) -> set[str]:
-    """Name the layers that findings ask to treat; none for all, as where one names the model or has its cost."""
+    """Name the layers to treat; none means all, if a finding is of the whole model or has its cost."""
     found = {each.layer if each.cost is None else "" for each in findings}
     return set() if "" in found else found
 
 
 def _covers(applied: Applied, findings: Iterable[Finding]) -> bool:
-    """Tell whether a treatment was tried where these findings ask for it: everywhere, or at their layers."""
+    """Return whether a treatment was tried at the layers of these findings, or everywhere."""
     before, now = _layers(applied.findings), _layers(findings)
     return not before or (bool(now) and now <= before)
 
 
 def _why_not_plain(model: nn.Module) -> str | None:
-    """Say why the modules of a model cannot be exchanged; None where they can."""
+    """Say why the modules of a model cannot be replaced; None if they can."""
     try:
         check_plain("treat_", model)
     except TypeError as error:
@@ -246,7 +246,7 @@ def _refused(name: str, findings: tuple[Finding, ...], why: str) -> Applied:
 
 
 def _treatments(finding: Finding) -> tuple[str, ...]:
-    """Name what a finding asks for: a wrong momentum has also left the statistics of few batches."""
+    """Name the treatments of a finding: a wrong momentum also leaves statistics of too few batches."""
     treatment = finding.remedy.treatment
     return (treatment, "recalibrate") if treatment == "momentum" else (treatment,)
 
@@ -256,14 +256,14 @@ def _was_loaded(applied: Sequence[Applied]) -> bool:
 
 
 def _not_loaded(findings: Iterable[Finding], applied: Sequence[Applied]) -> tuple[Finding, ...]:
-    """Give the findings at layers whose statistics were not loaded; what the whole model costs is to be seen again."""
+    """Return the findings at layers whose statistics were not loaded, without those of the whole model."""
     changes = [each.change for each in applied if each.treatment == "load" and each.change is not None]
     loaded = {one.name for change in changes for one in change.changed}
     return tuple(each for each in findings if each.cost is None and each.layer not in loaded)
 
 
 def _apply(name: str, treatment: Callable[[Case], Change | str], findings: tuple[Finding, ...], case: Case) -> Applied:
-    """Change the model, and say why where that cannot be done."""
+    """Apply a treatment; say why if that is impossible."""
     try:
         change = treatment(case)
     except (NothingDoneError, ValueError) as error:
@@ -274,7 +274,7 @@ def _apply(name: str, treatment: Callable[[Case], Change | str], findings: tuple
 
 
 def _judge(applied: Applied, before: tuple[float, ...], score: _Score) -> tuple[Applied, tuple[float, ...]]:
-    """Undo what made the scores worse; give what became of it, and the scores of the model as it is then."""
+    """Undo a treatment that made the scores worse; return the result and the model's scores afterwards."""
     change = applied.change
     assert change is not None
     score.model = change.model
@@ -293,14 +293,14 @@ def _judge(applied: Applied, before: tuple[float, ...], score: _Score) -> tuple[
 
 
 def _undo(applied: Sequence[Applied]) -> None:
-    """Take back what was kept, the last first."""
+    """Undo the kept treatments, the last first."""
     for each in reversed(applied):
         if each.kept and each.change is not None:
             each.change.undo()
 
 
 class _Score:
-    """Scores the model as it is now, in evaluation."""
+    """Score the model's present state in evaluation."""
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], forward: Forward, loss: Measure | None, metric: Measure | None
@@ -320,7 +320,7 @@ def _mean(scores: Sequence[float]) -> float:
 
 
 def _is_worse(before: Sequence[float], after: Sequence[float]) -> bool:
-    """Tell whether scores went up by more than two standard errors; from NaN nothing is worse, to NaN everything."""
+    """Return whether scores rose by more than two standard errors; a change to NaN is worse, one from NaN is not."""
     if not before or not after:
         return False
     if not math.isfinite(_mean(before)):

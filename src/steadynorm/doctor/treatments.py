@@ -1,4 +1,4 @@
-"""What a model can be treated by: each a function that changes it and can be undone."""
+"""The treatments: functions that change a model and can be undone."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _NO_BATCHES = "it needs batches"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What a treatment is given.
+    """Input of a treatment.
 
     Args:
         model: the plain model as it is now.
-        names: of the layers that findings name; the model's, or none, for all.
-        batches: to measure on; empty where there are none.
+        names: layers that findings name; the model's name, or none, for all.
+        batches: batches to measure on; may be empty.
         forward: runs the model on a batch.
-        scored: whether it is measured what a treatment does to the score.
-        checkpoint: that the model is to be as; None where none was given.
+        scored: whether the treatment's effect on the score is measured.
+        checkpoint: the checkpoint that the model should equal; None without one.
     """
 
     model: nn.Module
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def where(self) -> Where:
-        """Chooses the layers that findings name; all, where one names the model."""
+        """Selects the layers that findings name; all if one names the model."""
         return lambda name, module: not self.names or "" in self.names or name in self.names
 
 
@@ -58,9 +58,9 @@ def _repair(case: Case) -> Change:
 
 
 def _load(case: Case) -> Change | str:
-    """Load the statistics of the named layers from the checkpoint, or all tensors that fit where one names the model.
+    """Load the named layers' statistics from the checkpoint, or all tensors that fit if a finding names the model.
 
-    Weights are loaded only where it is measured whether that helps: the model may have been trained since.
+    Weights are loaded only if the effect is measured: the model may have been trained since.
     """
     if case.checkpoint is None:
         return "it needs the checkpoint"
@@ -72,7 +72,7 @@ def _load(case: Case) -> Change | str:
 
 
 def _recalibrate(case: Case) -> Change | str:
-    """Measure the statistics of the named layers, or of all where one names the model."""
+    """Recalibrate the named layers, or all if a finding names the model."""
     if not case.batches:
         return _NO_BATCHES
     stored = {module for module in case.model.modules() if is_batch_norm(module) and module.running_mean is not None}
@@ -93,7 +93,7 @@ def _from_sync(case: Case) -> Change:
 
 
 def _evaluate(case: Case) -> Change:
-    """Put layers into evaluation."""
+    """Set layers to evaluation mode."""
     with Transaction("evaluate_", case.model) as edits:
         for named in batch_norms_of(case.model, case.where):
             if named.module.training:
@@ -103,7 +103,7 @@ def _evaluate(case: Case) -> Change:
 
 
 def _momentum(case: Case) -> Change:
-    """Set the momentum that another framework's decay stands for; of 0 and 1, torch's default."""
+    """Set the momentum equivalent to another framework's decay; torch's default for 0 and 1."""
     with Transaction("momentum_", case.model) as edits:
         for named in batch_norms_of(case.model, case.where):
             before = named.module.momentum
@@ -114,7 +114,7 @@ def _momentum(case: Case) -> Change:
 
 
 def _eps(case: Case) -> Change | str:
-    """Set the eps that most layers have, where it is measured whether that helps."""
+    """Set the eps that most layers have, if the effect is measured."""
     if not case.scored:
         return "eps belongs to the weights, and batches with labels or a loss must say which it is"
     norms = [each for each in batch_norms_of(case.model) if getattr(each.module, "running_var", None) is not None]
@@ -129,7 +129,7 @@ def _eps(case: Case) -> Change | str:
 
 
 def _float32(case: Case) -> Change:
-    """Store running statistics in float32; weight and bias too, beside which torch takes no others on a CPU."""
+    """Store running statistics in float32, and weight and bias too: torch needs equal dtypes on a CPU."""
     with Transaction("float32_", case.model) as edits:
         for named in batch_norms_of(case.model, case.where):
             module = named.module
@@ -146,7 +146,7 @@ def _float32(case: Case) -> Change:
 
 
 def _widen(edits: Transaction, parameter: nn.Parameter) -> None:
-    """Store a parameter in float32; it stays the object that an optimizer knows."""
+    """Store a parameter in float32 in place, so that an optimizer keeps its reference."""
     half, wide = parameter.data, parameter.data.float()
 
     def store(data: torch.Tensor) -> None:
@@ -166,4 +166,4 @@ TREATMENTS: dict[str, Callable[[Case], Change | str]] = {
     "recalibrate": _recalibrate,
     "freeze": _freeze,
 }
-"""What :func:`steadynorm.treat_` can do, in the order in which it does. Each gives its change, or why there is none."""
+"""Treatments of :func:`steadynorm.treat_` in their order. Each returns its change, or why there is none."""

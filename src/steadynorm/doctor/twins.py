@@ -1,4 +1,4 @@
-"""Parts of a model that are copies of each other: a teacher, a target network, an average of weights."""
+"""Find parts of a model that are copies of each other: a teacher, a target network, an average of weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from steadynorm.surgery.kinds import is_batch_norm
 __all__ = ["NEAR", "twins_of"]
 
 NEAR = 0.5
-"""Relative distance of weights below which they are copies; of two independent draws it is √2."""
+"""Relative distance of weights below which parts are copies; two independent draws are √2 apart."""
 _SKETCH = 256
-"""Values of each weight that are compared first."""
+"""Number of values of each weight that are compared first."""
 
 
 def twins_of(model: nn.Module) -> tuple[Twins, ...]:
     """Find the largest parts whose parameters have the same names and shapes and nearly the same numbers.
 
-    Parts that share a parameter are no copies: one set of weights with norms of their own is built so on purpose.
+    Parts that share a parameter are not copies: separate norms for one set of weights are deliberate.
     """
     alike: dict[object, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
@@ -42,7 +42,7 @@ def twins_of(model: nn.Module) -> tuple[Twins, ...]:
 
 
 def _form(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Give names and shapes of all tensors; nothing where there is no norm with statistics, or no weight matrix."""
+    """Return names and shapes of all tensors; empty without a norm with running statistics, or without weight matrices."""
     if not any(_has_statistics(each) for each in module.modules()):
         return ()
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -56,12 +56,12 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
-    """Give the weights that a random start makes different: those of two dimensions or more."""
+    """Yield the weights that random initialization makes different: those of two dimensions or more."""
     return (each.detach() for each in module.parameters() if each.dim() > 1)
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float | None:
-    """Give the relative distance of the weights; None where they share one, or say nothing."""
+    """Return the relative distance of the weights; None if they share one or tell nothing."""
     pairs = list(zip(_weights(one), _weights(other), strict=True))
     if any(first.data_ptr() == second.data_ptr() or first.shape != second.shape for first, second in pairs):
         return None

@@ -1,4 +1,4 @@
-"""What else a run may touch, beside buffers, modes and torch's random numbers: put back afterwards."""
+"""Restore the state that a run may change besides buffers, modes and torch's random numbers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["uncompiled", "untouched"]
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back the random numbers of Python and NumPy, which augmentations draw, and tensors in plain attributes.
+    """Restore the random states of Python and NumPy, which augmentations use, and tensors in plain attributes.
 
-    Some reparametrizations (``torch.nn.utils.weight_norm``) write the weight that they have computed there.
+    Some reparametrizations (``torch.nn.utils.weight_norm``) store the computed weight in such an attribute.
     """
     python, numpy = random.getstate(), np.random.get_state()
     held = [
@@ -37,8 +37,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Let compiled parts run as they were written; to compile them for one run would take seconds."""
-    compiles = "torch._dynamo" in sys.modules  # to import it takes seconds
+    """Run compiled parts eagerly; compiling them for one run would take seconds."""
+    compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
     with warnings.catch_warnings(), torch.compiler.set_stance("force_eager") if compiles else nullcontext():
         # Hooks that count modules fire once more for the wrapper, which is none that they count.
         warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
