@@ -1,4 +1,4 @@
-"""A norm's output in evaluation beside the formula in float64."""
+"""Compare a norm's output in evaluation with its formula in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from steadynorm.surgery.kinds import adapter_of, evaluation_of, is_batch_norm, i
 __all__ = ["AFFINE_NAMES", "Formula", "formula_of", "has_tail", "parity_beside_hooks", "parity_of", "parity_of_unknown"]
 
 AFFINE_NAMES = (("weight", "gamma"), ("bias", "beta"))
-"""What a norm's factor and its shift are called, the first of them by torch."""
+"""Attribute names of a norm's scale and shift; the first of each are torch's."""
 ROUNDINGS = 16
 """Units in the last place of its terms by which a sum of three products may be off, and half as much again."""
 LIKE = 0.01
@@ -42,14 +42,14 @@ _AT_ONCE = 2**18
 
 @dataclass(frozen=True, kw_only=True)
 class Formula:
-    """What a norm gives for one input: y = (x − mean)·scale + shift, then its tail. Tensors are float64.
+    """Formula of a norm for one input: y = (x − mean)·scale + shift, then its tail. Tensors are float64.
 
     Args:
         mean: broadcasts to the input.
-        scale: likewise.
-        shift: likewise.
-        of_sums: magnitude whose rounding a mean has that is measured, and not stored.
-        tail: what it runs after that.
+        scale: broadcasts to the input.
+        shift: broadcasts to the input.
+        of_sums: magnitude that sets the rounding error of a measured (not stored) mean.
+        tail: function that the norm applies afterwards.
     """
 
     mean: Tensor
@@ -59,17 +59,17 @@ class Formula:
     tail: Callable[[Tensor], Tensor] | None = None
 
     def output(self, x: Tensor) -> Tensor:
-        """Give the output in float64."""
+        """Return the output in float64."""
         right = (x.double() - self.mean) * self.scale + self.shift
         return right if self.tail is None else self.tail(right.to(x.dtype)).double()
 
     def allowed(self, x: Tensor, unit: float) -> Tensor:
-        """Give the error that rounding explains."""
+        """Return the error that rounding explains."""
         terms = (x.double().abs() + self.mean.abs()) * self.scale.abs() + self.shift.abs() + self.of_sums
         return terms * unit * ROUNDINGS
 
     def surely_gives(self, x: Tensor, y: Tensor, unit: float) -> bool:
-        """Tell whether y is within half of the allowed error in the dtype of statistics, and so surely within it."""
+        """Return whether y is within half of the allowed error in the statistics' dtype, and so surely within it."""
         dtype = statistics_dtype(x.dtype)
         half = unit * ROUNDINGS / 2
         offset = ((self.mean * self.scale).abs() + self.shift.abs() + self.of_sums) * half
@@ -85,19 +85,19 @@ class Formula:
 
 
 def parity_of(module: nn.Module, formula: Callable[[Tensor], Formula], x: Tensor, y: Tensor) -> Parity | None:
-    """Compare what a norm gave with its formula.
+    """Compare a norm's output with its formula.
 
     An element of y = (x − mean)·scale + shift may be off by :data:`ROUNDINGS` units of ((|x| + |mean|)·scale + |shift|)
-    in the coarsest of the dtypes, whatever the order of the operations.
+    in the coarsest of the dtypes, for any order of operations.
 
     Args:
         module: in evaluation.
-        formula: its own, see :func:`formula_of`.
-        x: what it was given.
-        y: what it gave.
+        formula: its formula, see :func:`formula_of`.
+        x: its input.
+        y: its output.
 
     Returns:
-        None where y has another shape than x.
+        the error; None if y and x differ in shape.
     """
     if x.shape != y.shape:
         return None
@@ -111,18 +111,18 @@ def parity_of(module: nn.Module, formula: Callable[[Tensor], Formula], x: Tensor
 def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # noqa: ANN401 (any norm)
     """Compare the evaluation of a layer of an unknown class with its own training, or with batch norm.
 
-    Its weight and bias may be called gamma and beta. Where its output is not batch norm's it is called again in both
-    modes, with a batch's moments as running statistics, which are put back: both are to give the same, whatever it does
-    beside normalizing. The batch is four samples over and over, so that its parts have the same moments. Where most
-    channels are batch norm's and some are not, it is wrong in these.
+    Its weight and bias may be called gamma and beta. If its output is not batch norm's, it is called again in both
+    modes with a batch's moments as running statistics, which are restored afterwards: both modes must agree, with any
+    further computation. The batch repeats four samples, so that its parts have the same moments. If most channels
+    agree with batch norm and some do not, these are wrong.
 
     Args:
-        module: of an unknown class, in evaluation.
-        x: what it was given, shape (N, C, ...).
-        y: what it gave.
+        module: a module of an unknown class, in evaluation.
+        x: its input, shape (N, C, ...).
+        y: its output.
 
     Returns:
-        None where it has no running statistics of that size, or does not train by the batch, as instance norms.
+        the error; None if it has no running statistics of that size or does not train with batch statistics.
     """
     if x.dim() < 2 or x.shape != y.shape or not x.is_floating_point():
         return None
@@ -154,7 +154,7 @@ def parity_of_unknown(module: Any, x: Tensor, y: Tensor) -> Parity | None:  # no
 
 
 def parity_beside_hooks(formula: Formula, x: Tensor, y: Tensor) -> Parity | None:
-    """Compare what a norm and its hooks gave with its formula; what an activation or a rounding changes is none."""
+    """Compare the output of a norm with hooks with its formula; activations and rounding do not count as errors."""
     if x.shape != y.shape:
         return None
     error = _beside_activations(y, formula.output(x))
@@ -162,13 +162,13 @@ def parity_beside_hooks(formula: Formula, x: Tensor, y: Tensor) -> Parity | None
 
 
 def _beside_activations(y: Tensor, right: Tensor) -> float:
-    """Give the least difference from what is right, as it is or behind an activation; 0 for a small one."""
+    """Return the smallest error against the expected output, with or without an activation; 0 for a small one."""
     found = min(_unlike(y, right), *(_unlike(y, activation(right)) for activation in _ACTIVATIONS))
     return found if found > LIKE else 0.0
 
 
 def _of_channels(module: nn.Module, x: Tensor, *names: str) -> Tensor | None:
-    """Give the first of these tensors that has a number for each channel, laid along them."""
+    """Return the first of these tensors with one value for each channel, broadcast along the channels."""
     found = (getattr(module, name, None) for name in names)
     fitting = (each for each in found if isinstance(each, Tensor) and each.numel() == x.shape[1] and not each.is_meta)
     first = next(fitting, None)
@@ -177,7 +177,7 @@ def _of_channels(module: nn.Module, x: Tensor, *names: str) -> Tensor | None:
 
 @contextmanager
 def _state_kept(module: Any) -> Iterator[None]:  # noqa: ANN401 (any norm)
-    """Put back running statistics, buffers and modes."""
+    """Restore running statistics, buffers and modes."""
     held = [(each, dict(vars(each))) for each in module.modules()]  # plain tensors, which some replace at every call
     stored = [each for _, attributes in held for each in attributes.values() if isinstance(each, Tensor)]
     buffers = [(each, each.clone()) for each in (*module.buffers(), *stored)]
@@ -194,7 +194,7 @@ def _state_kept(module: Any) -> Iterator[None]:  # noqa: ANN401 (any norm)
 
 
 def _called(module: Any, x: Tensor, moments: tuple[Tensor, Tensor], *, training: bool) -> Tensor | None:  # noqa: ANN401
-    """Give what a layer gives by these running statistics; None where it raises or gives another shape."""
+    """Return a layer's output with these running statistics; None if it raises or returns another shape."""
     try:
         for each in module.modules():
             each.training = training
@@ -202,26 +202,26 @@ def _called(module: Any, x: Tensor, moments: tuple[Tensor, Tensor], *, training:
             stored = getattr(module, name)
             stored.copy_(values.view(stored.shape))
         found = module.forward(x.clone())
-    except Exception:  # a forward of someone else's may raise anything
+    except Exception:  # another package's forward may raise anything
         return None
     return found.detach() if isinstance(found, Tensor) and found.shape == x.shape else None
 
 
 def _share_alike(y: Tensor, right: Tensor) -> float:
-    """Give the share of channels in which the output is what is right."""
+    """Return the fraction of channels with the expected output."""
     off, size = (each.square().transpose(0, 1).flatten(1).mean(1) for each in (y.double() - right, right))
     return float((off <= LIKE**2 * size).double().mean())
 
 
 def _unlike(y: Tensor, right: Tensor) -> float:
-    """Give the root mean square of the difference, relative to what is right; infinite where it is no number."""
+    """Return the root mean square error relative to the expected output; infinite if it is NaN."""
     size = float(right.square().mean().sqrt())
     difference = float((y.double() - right).square().mean().sqrt())
     return math.inf if math.isnan(difference) else difference / max(size, 1e-300)
 
 
 def formula_of(module: Any) -> Callable[[Tensor], Formula] | None:  # noqa: ANN401 (any norm)
-    """Give a function from an input to the formula; None where that is not known: unknown classes, gated layers."""
+    """Return a function from an input to the formula; None if unknown (unknown classes, gated layers)."""
     if is_batch_norm(module):
         kind = kind_of(module)[0]
         adapter = adapter_of(module)
@@ -260,7 +260,7 @@ def _of_layer_norm(module: nn.LayerNorm, x: Tensor) -> Formula:
 
 
 def _moments(wide: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure mean and variance over the last dimension; torch.var_mean takes some twenty times as long."""
+    """Compute mean and variance over the last dimension; torch.var_mean takes some twenty times as long."""
     mean = wide.mean(-1)
     return mean, (wide - mean.unsqueeze(-1)).square_().mean(-1)
 
@@ -281,18 +281,18 @@ def _formula(
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
-    """Give slices of the samples, of some 2¹⁸ values each."""
+    """Yield slices of the samples with about 2¹⁸ values each."""
     number = max(1, _AT_ONCE * len(x) // max(x.numel(), 1))
     return (slice(first, first + number) for first in range(0, len(x), number))
 
 
 def _rows(tensor: Tensor, x: Tensor, rows: slice) -> Tensor:
-    """Take the rows of what has one for each sample of x."""
+    """Slice the rows of a tensor that has one row for each sample of x."""
     return tensor[rows] if tensor.dim() == x.dim() and len(tensor) == len(x) else tensor
 
 
 def _excess(y: Tensor, right: Tensor, allowed: Tensor) -> float:
-    """Give the largest error beyond rounding, relative to the root mean square of what is right; 0 for none."""
+    """Return the largest error beyond rounding, relative to the root mean square of the expected output; 0 for none."""
     error = (y.detach().double() - right).abs()
     beyond = (error > allowed) | (error.isnan() & right.isfinite())
     if not beyond.any():
@@ -302,7 +302,7 @@ def _excess(y: Tensor, right: Tensor, allowed: Tensor) -> float:
 
 
 def _other_backend(module: nn.Module, expected: Formula, x: Tensor, unit: float) -> float:
-    """Give the error of the same layer without cuDNN; 0 where that has no part in it."""
+    """Return the error of the same layer without cuDNN; 0 if it does not use cuDNN."""
     if not x.is_cuda or not torch.backends.cudnn.enabled:
         return 0.0
     now = torch.backends.cudnn
@@ -312,18 +312,18 @@ def _other_backend(module: nn.Module, expected: Formula, x: Tensor, unit: float)
 
 
 def _of_sums(weight: Tensor | None) -> float:
-    """Give the magnitude whose rounding a measured mean has: a standard deviation, times the largest weight."""
+    """Return the magnitude that sets a measured mean's rounding error: standard deviation times largest weight."""
     return 1.0 if weight is None or not weight.numel() else float(weight.detach().abs().max())
 
 
 def has_tail(module: Any) -> bool:  # noqa: ANN401 (a batch norm)
-    """Tell whether a batch norm runs something behind it, as timm's with activation do."""
+    """Return whether a batch norm runs another module after normalizing, as timm's BatchNormAct2d does."""
     adapter = adapter_of(module)
     return bool(adapter is not None and dict(adapter.tail(module))) or getattr(module, "activation", None) is not None
 
 
 def _tail(module: Any, y: Tensor) -> Tensor:  # noqa: ANN401 (a batch norm)
-    """Apply what the layer runs after normalizing."""
+    """Apply the modules that the layer runs after normalizing."""
     adapter = adapter_of(module)
     after = [] if adapter is None else list(dict(adapter.tail(module)).values())
     if adapter is None:

@@ -42,7 +42,7 @@ def twins_of(model: nn.Module) -> tuple[Twins, ...]:
 
 
 def _form(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return names and shapes of all tensors; empty without a norm with running statistics, or without weight matrices."""
+    """Return names and shapes of all tensors; empty without running statistics, or without a weight matrix."""
     if not any(_has_statistics(each) for each in module.modules()):
         return ()
     tensors = [*module.named_parameters(), *module.named_buffers()]

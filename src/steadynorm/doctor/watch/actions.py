@@ -1,4 +1,4 @@
-"""What a watch does to faulty layers, and takes back when they are well."""
+"""Actions of a watch on faulty layers, undone when the fault ends."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from steadynorm.surgery.kinds import Norm, eps_of
 __all__ = ["QUICKER", "Bound", "Hold", "prediction_errors", "without"]
 
 R_MAX, D_MAX = 3.0, 5.0
-"""Bounds of renorm, those of its paper."""
+"""Bounds of batch renorm, from its paper."""
 QUICKER = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
-"""Momenta among which one is chosen where running statistics lag behind."""
+"""Candidate momenta for layers whose running statistics lag behind."""
 
 
 class Hold(StandIn):
-    """Keeps a layer's training batches from its running statistics, which stand still.
+    """Hold a layer's running statistics constant during training.
 
-    The training is the same to the bit; evaluation goes by what was stored before. Estimates that follow the batches
-    are kept beside, by which the watch judges whether the layer is well again. Where its momentum is None the
-    estimates are being measured again, and the layer does what it always does.
+    Training is unchanged, bit for bit; evaluation uses the statistics stored before. Separate estimates follow the
+    batches, and the watch uses them to judge whether the fault is over. If the momentum is None, the statistics are
+    being recalibrated, and the layer behaves as usual.
 
     Args:
-        layout: of the layer; its running statistics are read from those kept beside while it is held.
+        layout: layout of the layer; while the layer is held, it reads the separate estimates.
         module: the layer.
-        beside: running statistics to begin with; None copies the layer's.
+        beside: initial separate estimates; None copies the layer's running statistics.
     """
 
     name = "held"
@@ -48,11 +48,11 @@ class Hold(StandIn):
 
     @property
     def beside(self) -> tuple[Tensor, Tensor]:
-        """The running statistics that are kept beside."""
+        """The separate estimates of mean and variance."""
         return self._layout.standing_in[self._module]
 
     def release(self) -> None:
-        """Let the layer do again what it did."""
+        """Restore the layer's own behaviour."""
         self._stack.close()
         self._layout.standing_in.pop(self._module, None)
 
@@ -75,12 +75,12 @@ class Hold(StandIn):
 
 
 class Bound(Hold):
-    """Lets a layer in training normalize by its running statistics too, within renorm's bounds.
+    """Make a layer in training normalize by its running statistics, within batch renorm's bounds.
 
         y = ((x − μ_B)/σ_B · r + d) · weight + bias        r, d: what takes the batch's moments to the running ones
 
-    Within the bounds that is what the layer gives in evaluation; the gradient goes through the batch's moments, so
-    that rates at which batch norm trains are safe.
+    Within the bounds this is the layer's output in evaluation; the gradient flows through the batch statistics, so
+    learning rates at which batch norm trains are safe.
 
     Source: Ioffe 2017 (arXiv 1702.03275).
     """
@@ -100,7 +100,7 @@ class Bound(Hold):
             self._module.training = True
 
     def _renormalised(self, x: Tensor) -> Tensor:
-        """Change the input so that the layer's evaluation of it is its renorm, and note the batch beside."""
+        """Transform the input so that evaluating the layer gives its renorm, and update the separate estimates."""
         (mean, var), eps = self._layout.own(self._module), eps_of(self._module)
         y, batch = batch_renorm(x, mean, var, eps=eps, r_max=mean.new_tensor(R_MAX), d_max=mean.new_tensor(D_MAX))
         with torch.no_grad():
@@ -111,7 +111,7 @@ class Bound(Hold):
 
 
 def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
-    """Give the running statistics after a stretch as they were without some of its batches, (2, channels).
+    """Return the running statistics after a stretch without the effect of some of its batches, (2, channels).
 
         e = what those batches have added:  e + (after − before) at one of them, (1 − weight)·e at any other
 
@@ -137,7 +137,7 @@ def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
 
 
 def prediction_errors(batches: Tensor, begin: Tensor, eps: float, momenta: Iterable[float]) -> Tensor:
-    """Give how far running statistics of each momentum are from the next batch, of one layer: mean of d + q²/2.
+    """Return one layer's prediction error of the next batch for each momentum: mean of d + q²/2.
 
     Args:
         batches: moments, (T, 2, channels).

@@ -1,4 +1,4 @@
-"""Which classes a batch holds, read off the gradient that the loss sends to the logits."""
+"""Count the classes in each batch from the gradient of the loss with respect to the logits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ClassCounts:
         self._stretch = 0
 
     def listen(self, forward: int, logits: Tensor) -> None:
-        """Count a forward's batch when the loss sends its gradient; one that comes after :meth:`clear` is late."""
+        """Count a forward's batch when its gradient arrives; ignore one that arrives after :meth:`clear`."""
         stretch = self._stretch
 
         def hear(gradient: Tensor) -> None:
@@ -55,14 +55,14 @@ class ClassCounts:
         logits.register_hook(hear)  # type: ignore[no-untyped-call, unused-ignore]
 
     def fits(self, logits: Tensor) -> bool:
-        """Whether these are of as many classes, and on the same device."""
+        """Whether the logits have the same number of classes and the same device."""
         return self.classes == logits.shape[1] and self.values.device == logits.device
 
     @torch.no_grad()
     def add(self, forward: int, gradient: Tensor) -> None:
-        """Count what the gradient of a forward's logits tells, (N, K); nothing is read on the host.
+        """Count the labels in the gradient of a forward's logits, (N, K), without a device synchronization.
 
-        A second backward through the same forward takes the place of the first.
+        A second backward through the same forward replaces the first.
         """
         (least, lowest), (most, highest) = gradient.min(1), gradient.max(1)
         turned = ((gradient > 0).sum(1) == 1) & ((gradient < 0).sum(1) > MIXED) & (most > -least)
@@ -80,8 +80,8 @@ class ClassCounts:
         self.unread.zero_()
 
 
-def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (whatever a model gives)
-    """Find the scores of classes in what a model gave, (N, K) with K of at least 2, through which a gradient goes."""
+def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (any model output)
+    """Find the logits in a model's output, (N, K) with K of at least 2, that require a gradient."""
     if isinstance(output, Tensor):
         fits = output.dim() == 2 and output.shape[1] > 1 and output.is_floating_point() and output.requires_grad
         return output if fits else None
@@ -93,7 +93,7 @@ def logits_of(output: Any) -> Tensor | None:  # noqa: ANN401 (whatever a model g
 
 
 def alike(counts: Tensor) -> Tensor:
-    """Give the share of the pairs of a batch that are of one class: 1 for a single class, 1/K where K come alike.
+    """Return the fraction of a batch's pairs that share a class: 1 for a single class, 1/K for K equal classes.
 
         S = Σₖ nₖ(nₖ − 1) / (N(N − 1))        (..., K) -> (...); NaN for fewer than two samples
 

@@ -1,4 +1,4 @@
-"""Hears a model's forwards: what each was for, the running statistics around it, the classes of its batch."""
+"""Record a model's forwards: their purpose, the running statistics before and after, the classes of each batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 def silent(*arguments: Any) -> None:  # noqa: ANN401 (as any hook is called)
-    """Hear nothing: what a copy of a model has in place of a listener's hooks."""
+    """Do nothing: replaces a listener's hooks in a copy of the model."""
 
 
 def _silence() -> Callable[..., None]:
@@ -40,7 +40,7 @@ def _silence() -> Callable[..., None]:
 
 
 class _Hook:
-    """A hook that a copy of the module does without, however it is made: deepcopy, pickle, torch.save."""
+    """A hook that is dropped from copies of the module made by deepcopy, pickle or torch.save."""
 
     def __init__(self, call: Callable[..., None]) -> None:
         self._call = call
@@ -56,28 +56,28 @@ class _Hook:
 
 
 def _keep_out_of_graphs() -> None:
-    """Let no compiler look into hooks: those of a model compiled in place would be a part of its graph."""
+    """Exclude hooks from compilation: those of a model compiled in place would become part of its graph."""
     if "torch._dynamo" in sys.modules and not hasattr(_Hook.__call__, "_torchdynamo_disable"):
         _Hook.__call__ = torch.compiler.disable(_Hook.__call__)  # type: ignore[method-assign, no-untyped-call, unused-ignore]
 
 
 class Listener:
-    """Fills the rows of a stretch of training.
+    """Record the running statistics over a stretch of training forwards.
 
     A forward is what lies between the outermost call of the model, or of one of its direct children, and its return;
-    of a compiled model, the call of the model. What is transformed, traced or exported is not heard, nor what runs on
-    tensors without values, or in a context that lets no estimate move.
+    of a compiled model, the call of the model. Forwards under function transforms, tracing or export are ignored, as
+    are those on tensors without values, or in a context that stops updates of running statistics.
 
     Args:
         model: the root.
-        layers: with running statistics, each once.
+        layers: layers with running statistics, each once.
         every: forwards in a stretch.
         on_full: called before the forward that follows a full stretch.
         on_evaluation: called before a forward in evaluation.
-        on_moved: called where layers are of another dtype or on another device than before; the stretch starts again.
-        on_lost: called with what has become of layers that cannot be read any more.
-        guarded: whether running statistics go back to what they were before a forward that left them not finite, or
-            that activation checkpointing ran again.
+        on_moved: called if the layers' dtype or device changed; the stretch starts again.
+        on_lost: called with the reason if layers can no longer be read.
+        guarded: whether to restore running statistics after a forward that made them not finite, or that activation
+            checkpointing recomputed.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Listener:
         self.layers = tuple(each for layout in self.layouts for each in layout.layers)
         self.rows = [Rows(layout, every) for layout in self.layouts]
         self.momenta: list[Momenta] = []
-        """Of the layers at each training forward of the stretch."""
+        """Momenta of the layers at each training forward of the stretch."""
         self.classes: ClassCounts | None = None
         self.others: dict[str, int] = {}
-        """Forwards of the stretch that were for something else."""
+        """Forwards of the stretch outside training."""
         self._model, self._every, self._guarded = model, every, guarded
         self._on_full, self._on_evaluation, self._on_moved, self._on_lost = on_full, on_evaluation, on_moved, on_lost
         self._modules: list[Norm] = [each.module for each in self.layers]
@@ -113,7 +113,7 @@ class Listener:
         return bool(self._handles)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Register the hooks."""
         if self._handles:
             return
         _keep_out_of_graphs()
@@ -124,7 +124,7 @@ class Listener:
             self._handles.append(module.register_forward_hook(_Hook(self._leave), always_call=True))
 
     def stop(self) -> None:
-        """Take all hooks away."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._inside = [], []
@@ -138,13 +138,13 @@ class Listener:
             self.classes.clear()
 
     def classes_of(self, forwards: int) -> Tensor | None:
-        """Give the classes of the stretch's first forwards, (forwards, K), on the CPU; None where they are unknown."""
+        """Return the class counts of the stretch's first forwards, (forwards, K), on the CPU; None if unknown."""
         if self.classes is None or bool(self.classes.unread[:forwards].any()):
             return None
         return self.classes.values[:forwards].cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the stretch as far as it is filled."""
+        """Return the recorded part of the stretch."""
         filled, classes = len(self.momenta), self.classes
         return {
             "layers": [each.name for each in self.layers],
@@ -158,7 +158,7 @@ class Listener:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on in the stretch of another."""
+        """Continue the stretch of another listener."""
         names = [each.name for each in self.layers]
         if state["layers"] != names or state["every"] != self._every:
             raise ValueError(
@@ -178,7 +178,7 @@ class Listener:
             self.classes.unread.copy_(unread)
 
     def _enter(self, module: nn.Module, arguments: Any) -> None:  # noqa: ANN401 (as the module takes them)
-        if self._inside and self._inside[0] is module:  # a KeyboardInterrupt has left it without a word
+        if self._inside and self._inside[0] is module:  # a KeyboardInterrupt skipped the post-hook
             self._inside.clear()
         self._inside.append(module)
         if len(self._inside) == 1:
@@ -204,7 +204,7 @@ class Listener:
             rows.read(len(self.momenta) if purpose == TRAINING else None, after=False)
 
     def _can_read(self) -> bool:
-        """Follow the layers to another dtype or device; False where there is nothing to read."""
+        """Follow the layers to another dtype or device; return False if there is nothing to read."""
         if all(rows.fits() for rows in self.rows):
             return True
         lost = next((why for why in (rows.layout.lost() for rows in self.rows) if why), None)
@@ -256,7 +256,7 @@ class Listener:
         self.classes.listen(len(self.momenta), logits)
 
     def _restore(self) -> None:
-        """Put the layers back whose running statistics are not finite; without a look at them on another device."""
+        """Restore layers whose running statistics are not finite, without a device synchronization."""
         for rows in self.rows:
             before, after = rows.values[len(self.momenta)]
             if after.is_cpu and bool(after.sum().isfinite()):
@@ -272,7 +272,7 @@ def _momentum_of(module: Norm) -> float | None:
 
 
 def _is_checkpointing() -> bool:
-    """Whether reentrant checkpointing, which takes the gradient away at first, has called this."""
+    """Whether reentrant checkpointing, whose first forward has no gradient, called this."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back

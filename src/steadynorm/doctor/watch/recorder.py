@@ -1,9 +1,9 @@
-"""What a training leaves in the running statistics, forward by forward, without a pass over the data.
+"""Recover each batch's moments from the running statistics, forward by forward, without a pass over the data.
 
     batch = old + (new − old)/w        w = 1 − (1 − momentum)ⁿ
 
-so the moments that a layer has normalized a batch by are read off its running statistics before and after; of a layer
-that the forward calls n times, which its counter tells, the average of the n in the weights in which they went in.
+so the batch statistics of a layer follow from its running statistics before and after the forward; for a layer that
+the forward calls n times (by its counter), this is the weighted average over the n calls.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Momenta = tuple[float | None, ...]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The layers of one device, whose channels lie side by side in a row.
+    """The layers of one device, with their channels concatenated in one row.
 
     Args:
-        layers: with running statistics, each once.
+        layers: layers with running statistics, each once.
         standing_in: layer -> running mean and variance that are read and written in place of its own.
     """
 
@@ -49,7 +49,7 @@ class Layout:
         return [len(_norm(each).running_mean) for each in self.layers]
 
     def buffers(self) -> list[Tensor]:
-        """Give the running means, then the running variances, as they are bound now."""
+        """Return the running means, then the running variances, as currently bound."""
         own = [each.module._buffers for each in self.layers]
         if not self.standing_in:
             return [each[name] for name in ("running_mean", "running_var") for each in own]  # type: ignore[misc]
@@ -58,20 +58,20 @@ class Layout:
 
     @staticmethod
     def own(module: Norm) -> tuple[Tensor, Tensor]:
-        """Give a layer's own running mean and variance."""
+        """Return a layer's own running mean and variance."""
         return module.running_mean, module.running_var
 
     def read(self, out: Tensor) -> None:
-        """Copy the running statistics; out has the shape (2, channels)."""
+        """Copy the running statistics into out, shape (2, channels)."""
         torch.cat(self.buffers(), out=out.view(-1))
 
     def count(self, out: Tensor) -> None:
-        """Copy how many batches each layer has counted; out has the shape (layers,). One without a counter has none."""
+        """Copy the layers' counters of batches into out, shape (layers,); 0 without a counter."""
         counters = [each.module._buffers.get("num_batches_tracked") for each in self.layers]
         torch.stack([out.new_zeros(()) if each is None else each for each in counters], out=out)
 
     def lost(self) -> str | None:
-        """Say which layer has no running statistics any more, or is parted from the others; None where all is well."""
+        """Say which layer lost its running statistics, or that devices now differ; None if all is well."""
         devices = set()
         for each in self.layers:
             own = self.own(each.module)
@@ -81,13 +81,13 @@ class Layout:
         return None if len(devices) == 1 else "layers that were on one device are on several now"
 
     def follow(self) -> None:
-        """Bring what stands in for estimates to where these are."""
+        """Move the separate estimates to the device and dtype of the layers."""
         for module, pair in self.standing_in.items():
             mean, var = (half.to(own) for half, own in zip(pair, self.own(module), strict=True))
             self.standing_in[module] = mean, var
 
     def write(self, row: Tensor) -> None:
-        """Set the running statistics; no version is counted, so that a backward to come may still use them."""
+        """Set the running statistics without a version bump, so that a pending backward may still use them."""
         parts = [part for half in row for part in torch.split(half, self.sizes)]
         with torch.no_grad():
             torch._foreach_copy_([each.data for each in self.buffers()], parts)
@@ -97,7 +97,7 @@ class Layout:
         return torch.stack([part.mean(-1) for part in torch.split(values, self.sizes, dim=-1)], dim=-1)
 
     def by_channel(self, values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
-        """Repeat a number of each layer for its channels: (layers,) -> (channels,)."""
+        """Repeat each layer's value for its channels: (layers,) -> (channels,)."""
         numbers = torch.as_tensor(values, dtype=like.dtype, device=like.device)
         return numbers.repeat_interleave(torch.tensor(self.sizes, device=like.device), output_size=sum(self.sizes))
 
@@ -118,13 +118,13 @@ class Rows:
         self.values = torch.zeros(count, 2, 2, sum(self.sizes), dtype=dtype, device=device)
         """Forward, before or after, mean or variance, channel."""
         self.calls = torch.zeros(count, len(self.sizes), dtype=torch.int64, device=device)
-        """How many batches each layer has counted in each forward."""
+        """Batches that each layer counted in each forward."""
         self.spare = torch.zeros_like(self.values[0])
         self.moved = torch.zeros(2, sum(layout.sizes), dtype=torch.bool, device=device)
-        """Which numbers have changed where nothing was to change."""
+        """Mask of values that changed in forwards that should change nothing."""
 
     def fits(self) -> bool:
-        """Whether the layers are of the dtype and on the device that they were of."""
+        """Whether the layers still have the same dtype and device."""
         layers = [each.module._buffers for each in self.layout.layers]
         buffers = [each.get(name) for name in ("running_mean", "running_var") for each in layers]
         if len(buffers) == len(self._known) and all(map(is_, buffers, self._known)):
@@ -135,7 +135,7 @@ class Rows:
         return [len(each) for each in self._known] == 2 * self.sizes and _dtype_of(self._known) == self.values.dtype
 
     def read(self, forward: int | None, *, after: bool) -> None:
-        """Read the running statistics before or after a forward; None for one that is no training."""
+        """Read the running statistics before or after a forward; None for a forward outside training."""
         self.layout.read((self.spare if forward is None else self.values[forward])[int(after)])
         if forward is not None:
             now = self.calls[forward]
@@ -145,13 +145,13 @@ class Rows:
                 now -= before
 
     def note_moved(self) -> None:
-        """Look which numbers differ between the two spare rows, bit by bit, so that NaN is itself."""
+        """Mark values that differ between the two spare rows, bitwise, so that NaN equals itself."""
         whole = torch.int64 if self.spare.dtype == torch.float64 else torch.int32
         before, after = self.spare.view(whole)
         self.moved |= before != after
 
     def weights(self, momenta: Sequence[Momenta]) -> Tensor:
-        """Give the weight of each forward's batch in the running statistics after it, (forwards, channels).
+        """Return the weight of each forward's batch in the running statistics after it, (forwards, channels).
 
         NaN where a layer has no momentum, or 0, or its running statistics have not moved: not called, or frozen.
 
@@ -167,7 +167,7 @@ class Rows:
         return weights.repeat_interleave(sizes, dim=1, output_size=sum(self.sizes))
 
     def batches(self, momenta: Sequence[Momenta]) -> Tensor:
-        """Give the moments of the batches, (forwards, 2, channels); NaN where they have no weight.
+        """Return the moments of the batches, (forwards, 2, channels); NaN where they have no weight.
 
         Args:
             momenta: of the layers at each of the forwards.

@@ -1,4 +1,4 @@
-"""Which action fits which verdict, and what is in force."""
+"""Choose and apply the action for each verdict, and track the active ones."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ HOLDING: dict[str, type[Hold]] = {
     "train-eval-gap": Bound,
     "collapsed-variance": Bound,
 }
-"""Check -> in which way its layers are held while it lasts."""
+"""Check -> the action that holds its layers while the fault lasts."""
 
 
 class Reverts:
-    """Acts on verdicts, and takes back what is in force.
+    """Act on verdicts, and undo the active actions.
 
     Args:
-        listener: of the training.
+        listener: the training's listener.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -42,10 +42,10 @@ class Reverts:
         self._momenta: dict[int, tuple[float, float]] = {}
 
     def drop(self, bad: Sequence[Tensor]) -> None:
-        """Take batches out of the running statistics of all layers.
+        """Remove the effect of batches from the running statistics of all layers.
 
         Args:
-            bad: masks over the forwards of the stretch; what is in any of them goes.
+            bad: masks over the forwards of the stretch; a batch in any of them is removed.
         """
         if not bad:
             return
@@ -53,12 +53,12 @@ class Reverts:
             rows.layout.write(without(rows, momenta, torch.stack([*bad]).any(0)))
 
     def act(self, verdict: Verdict, ranks: RankGroup, *, can_hold: bool) -> str:
-        """Do what fits a verdict, and say it in a few words; empty where nothing does.
+        """Apply the action for a verdict and describe it in a few words; empty if there is none.
 
         Args:
-            verdict: its rows are taken out already.
-            ranks: that decide together.
-            can_hold: whether stored statistics are worth to go by.
+            verdict: a verdict whose batches are already removed.
+            ranks: ranks that decide together.
+            can_hold: whether the stored statistics are good enough to use.
         """
         layers = verdict.layers or tuple(range(len(self._layers)))
         match verdict.check:
@@ -73,13 +73,13 @@ class Reverts:
         return ""
 
     def lift(self) -> None:
-        """Take back all that is in force."""
+        """Undo all active actions."""
         for layer in [*self._held]:
             self.release(layer)
         self._slow_all([*self._momenta])
 
     def hold(self, layer: int, why: str, beside: tuple[Tensor, Tensor] | None = None) -> bool:
-        """Hold a layer; False where it is held already, or cannot be."""
+        """Hold a layer; return False if it is already held or cannot be."""
         module, way = self._module(layer), HOLDING[why]
         if "forward" in vars(module) or (way is Bound and isinstance(module, MaskedBatchNorm1d)):
             return False
@@ -88,11 +88,11 @@ class Reverts:
         return True
 
     def release(self, layer: int) -> None:
-        """Let a layer go."""
+        """Release a layer."""
         self._held.pop(layer)[0].release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what is in force."""
+        """Return the active actions."""
         held = {
             self._layers[layer].name: {"beside": [*hold.beside], "why": why}
             for layer, (hold, why) in self._held.items()
@@ -100,7 +100,7 @@ class Reverts:
         return {"held": held, "momenta": {self._layers[layer].name: [*pair] for layer, pair in self._momenta.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put in force what was."""
+        """Restore the active actions."""
         self.lift()
         layers = {each.name: number for number, each in enumerate(self._layers)}
         for name, held in state["held"].items():
@@ -124,7 +124,7 @@ class Reverts:
         return "let go" if held else ""
 
     def _catch_up(self, layers: Iterable[int], ranks: RankGroup) -> str:
-        """Set estimates to the average of the newest batches; where another momentum keeps them there, take that."""
+        """Set running statistics to the average of the newest batches, with a better momentum if there is one."""
         follow = [each for each in layers if each not in self._held and self._module(each).momentum is not None]
         momenta = {layer: self._catch_up_one(layer, ranks) for layer in follow}
         found = sorted({each for each in momenta.values() if each is not None})
@@ -155,7 +155,7 @@ class Reverts:
         return float(candidates[best])
 
     def _slow_all(self, layers: Iterable[int]) -> str:
-        """Give layers their momentum back, unless the training has changed it since."""
+        """Restore the layers' momentum, unless the training has changed it since."""
         slowed = False
         for layer in layers:
             before, now = self._momenta.pop(layer, (None, None))
@@ -165,7 +165,7 @@ class Reverts:
         return "momentum as it was" if slowed else ""
 
     def _stretches(self, layer: int | None = None) -> Iterator[tuple[Rows, list[Momenta], slice | None]]:
-        """Give each device's rows, the momenta of its layers, and where one layer's channels are in them."""
+        """Yield each device's rows, its layers' momenta, and the slice of one layer's channels."""
         at = 0
         for rows in self._listener.rows:
             sizes = rows.layout.sizes

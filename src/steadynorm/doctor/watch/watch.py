@@ -1,4 +1,4 @@
-"""A watch over the batch norms of a training, light enough to run always."""
+"""Watch a training's batch norms, at a cost low enough to run always."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["Policy", "Watch"]
 Policy = Literal["warn", "revert"]
 """Whether a watch only reports, or also acts."""
 FEWEST = 8
-"""Training forwards that are judged, unless a watch ends."""
+"""Smallest number of training forwards to judge, except at the end of a watch."""
 _log = logging.getLogger("steadynorm.watch")
 _ACTING: WeakKeyDictionary[nn.Module, ref[Watch]] = WeakKeyDictionary()
-"""Layer -> the watch that is on and may act on it, whose hooks keep it as long as its model."""
+"""Layer -> the active watch that may act on it; its hooks keep it alive as long as the model."""
 
 
 class Watch:
@@ -129,14 +129,14 @@ class Watch:
         self.stop()
 
     def start(self) -> None:
-        """Begin, or go on after :meth:`stop` or :meth:`load_state_dict`."""
+        """Start, or continue after :meth:`stop` or :meth:`load_state_dict`."""
         self._ranks = RankGroup("Watch", self._model, alone=not self._reverts)
         if self._reverts:
             self._take_over()
         self._listener.start()
 
     def stop(self) -> None:
-        """Judge the rest of a stretch, take all hooks away, and let every layer do what it did before."""
+        """Judge the remaining forwards, remove all hooks, and restore every layer's behaviour."""
         try:
             if self._listener.is_on and self._ranks.size == 1:
                 self._judge()
@@ -149,7 +149,7 @@ class Watch:
             )
 
     def report(self) -> WatchReport:
-        """Give what was seen so far; print it, or take its JSON."""
+        """Return the report so far; print it, or use its JSON."""
         return WatchReport(
             steps=self.step + len(self._listener.momenta),
             layers=tuple(each.name for each in self._layers),
@@ -158,7 +158,7 @@ class Watch:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what it takes to go on after a checkpoint with the same decisions: tensors and plain values alone."""
+        """Return the state for resuming with the same decisions: tensors and plain values only."""
         return {
             "step": self.step,
             "listener": self._listener.state_dict(),
@@ -168,10 +168,10 @@ class Watch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a watch over the same layers was; load the model's own state before.
+        """Resume from the state of a watch over the same layers; load the model's own state first.
 
         Raises:
-            ValueError: the state is of a watch over other layers, or of stretches of another length.
+            ValueError: the state is of a watch over other layers, or with another ``every``.
         """
         self._listener.load_state_dict(state["listener"])
         self.step = state["step"]
@@ -180,7 +180,7 @@ class Watch:
         self._acts.load_state_dict(state["acts"])
 
     def _take_over(self) -> None:
-        """Stop another watch that may act on the same layers, which a notebook's cell that runs again leaves on."""
+        """Stop another watch that may act on the same layers, as when a notebook cell runs again."""
         modules = [each.module for each in self._layers]
         others = {_ACTING[each]() for each in modules if each in _ACTING} - {self}
         for other in others:
@@ -193,7 +193,7 @@ class Watch:
     # Judging
 
     def _before_evaluation(self) -> None:
-        """Judge before running statistics are used, where no other rank has to take part."""
+        """Judge before running statistics are used, unless other ranks must take part."""
         if len(self._listener.momenta) >= FEWEST and self._ranks.size == 1:
             self._judge()
 
@@ -217,7 +217,7 @@ class Watch:
         self._name_replaced()
 
     def _name_replaced(self) -> None:
-        """Say once which layers are no longer in the model, so that nothing of what is there instead is watched."""
+        """Warn once of layers that were replaced in the model: their replacements are not watched."""
         present = set(self._model.modules())
         gone = [each.name for each in self._layers if each.module not in present and each.name not in self._unwatched]
         if gone:
@@ -238,7 +238,7 @@ class Watch:
                 del _ACTING[each.module]
 
     def _measured(self, forwards: int) -> tuple[Levels, Tensor | None]:
-        """Measure the stretch, on all ranks together where they decide together."""
+        """Measure the stretch, over all ranks if they decide together."""
         slices, at = [], 0
         for rows in self._listener.rows:
             slices.append(slice(at, at + len(rows.layout.layers)))
@@ -251,7 +251,7 @@ class Watch:
         return levels.over(self._ranks), _sum_over(self._ranks, counts)
 
     def _what_moved(self) -> list[Event]:
-        """Tell, once, of running statistics that moved in forwards that were for something else."""
+        """Report once the running statistics that moved in forwards outside training."""
         events = []
         names = [
             named.name
@@ -292,7 +292,7 @@ class Watch:
         )
 
     def _tell(self, events: list[Event]) -> None:
-        """Note and log all, before anybody is called who may raise."""
+        """Store and log all events before calling user code, which may raise."""
         self.events += events
         for event in events:
             _log.log(logging.INFO if event.over else logging.WARNING, "%s", event.text)
@@ -302,7 +302,7 @@ class Watch:
 
 
 def _chosen(model: nn.Module) -> tuple[list[NamedModule], dict[str, str]]:
-    """Give the layers that can be watched, and why others cannot."""
+    """Return the layers that can be watched, and why others cannot."""
     chosen, left = [], {}
     for named in named_modules_of(model):
         why = _why_not(named.module)
@@ -314,7 +314,7 @@ def _chosen(model: nn.Module) -> tuple[list[NamedModule], dict[str, str]]:
 
 
 def _why_not(module: Norm) -> str | None:
-    """Say why a layer cannot be watched; empty for what is no batch norm, None for one that can be."""
+    """Say why a layer cannot be watched; empty if it is not a batch norm, None if it can be watched."""
     unknown = why_unknown(module)
     if unknown is not None:
         return unknown

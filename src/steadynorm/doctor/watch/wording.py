@@ -1,4 +1,4 @@
-"""What a watch says of each fault, and of its end."""
+"""Texts of a watch for the beginning and end of each fault."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BEGUN = {
         "the running statistics have moved in a forward without gradient; call model.eval() before it"
     ),
 }
-"""Check, and where that tells more its cause -> what is wrong, and what to do."""
+"""Check, with its cause where there are several -> the problem and the advice."""
 
 OVER = {
     "nonfinite-statistics": "the running statistics are finite again",
@@ -42,4 +42,4 @@ OVER = {
     "collapsed-variance": "the channels have variance again",
     "double-update": "batches come once again",
 }
-"""Check -> that it is over."""
+"""Check -> text for its end."""
