@@ -1,4 +1,4 @@
-"""Doctor and adaptation at the command line: a model, its weights and its data from files; what was found and done."""
+"""Doctor, recalibration and adaptation at the command line, for models, weights and data from files."""
 
 from steadynorm.checkup.command import run_doctor
 from steadynorm.checkup.config import DoctorConfig

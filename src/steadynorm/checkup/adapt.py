@@ -32,18 +32,18 @@ CLEAN, CLEAN_BATCH = 1000, 100
 EVERYTHING = 2**40
 _SPLIT, _ORDER = 2**64 - 8, 2**64 - 9
 BY = {"stored": "stored", "batch": "batch", "ordered": "tracked, in runs"}
-"""Decision of the gate -> by which statistics a batch was predicted."""
+"""Decision of the gate -> statistics used to predict a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """One batch.
+    """Result of one batch.
 
     Args:
-        samples: in it.
+        samples: number of samples.
         by: ``stored``, ``batch`` or ``ordered``.
-        adapted: share of right predictions with the gate; None without labels.
-        stored: without; None likewise.
+        adapted: accuracy with the gate; None without labels.
+        stored: accuracy without the gate; None without labels.
     """
 
     samples: int
@@ -54,12 +54,12 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """What came of a stream.
+    """Result of a stream.
 
     Args:
-        model: its name.
-        told: what was read, a sentence each.
-        batches: in their order.
+        model: name of the model.
+        told: what was read, one sentence each.
+        batches: results of the batches, in order.
     """
 
     model: str
@@ -67,7 +67,7 @@ class Adaptation:
     batches: tuple[Decision, ...]
 
     def accuracy(self, name: str) -> float | None:
-        """Give the accuracy on all samples, ``adapted`` or ``stored``; None without labels."""
+        """Return the accuracy on all samples, ``adapted`` or ``stored``; None without labels."""
         found = [(getattr(each, name), each.samples) for each in self.batches]
         if any(share is None for share, _ in found):
             return None
@@ -78,7 +78,7 @@ def run_adapt(config: AdaptConfig, display: Display) -> Adaptation:
     """Predict a stream.
 
     Raises:
-        UserError: it cannot be done.
+        UserError: the stream cannot be read or predicted.
     """
     source, data = check_adapt(config)
     found = load_source(source, weights=config.weights, key=config.weights_key, code=config.code)
@@ -101,7 +101,7 @@ def run_adapt(config: AdaptConfig, display: Display) -> Adaptation:
 def _read(
     config: AdaptConfig, data: str, name: str, model: nn.Module, display: Display
 ) -> tuple[Tensor, Tensor | None, str]:
-    """Read samples: all in their order as a stream, or some at random to calibrate on."""
+    """Read samples: all in order as a stream, or a random subset for calibration."""
     stream = name == "data"
     wanted = Wanted(
         batch_size=config.batch_size if stream else CLEAN_BATCH,
@@ -138,7 +138,7 @@ def _in_order(
 
 
 def _with_logits(model: nn.Module, x: Tensor) -> nn.Module:
-    """Wrap a model that gives its logits in an object or a tuple."""
+    """Wrap a model that returns its logits in an object or a tuple."""
     device = next((each.device for each in model.parameters()), x.device)
     output = StoredStatistics().predict(model, x.to(device))
     return model if isinstance(output, Tensor) else Logits(model)
@@ -147,7 +147,7 @@ def _with_logits(model: nn.Module, x: Tensor) -> nn.Module:
 def _gate(
     config: AdaptConfig, model: nn.Module, x: Tensor, labels: Tensor | None, display: Display
 ) -> tuple[Adapted, Tensor, Tensor | None, tuple[str, ...]]:
-    """Give the gate, the rest of the stream, and what was done."""
+    """Return the gate, the rest of the stream, and what was done."""
     how: tuple[str, ...] = ()
     try:
         if config.gate is not None:
@@ -209,7 +209,7 @@ def _batches(count: int) -> str:
 
 
 def as_json(found: Adaptation) -> dict[str, Any]:
-    """Give all of it as plain data."""
+    """Return the result as plain data."""
     return {
         "model": found.model,
         "told": list(found.told),
@@ -219,7 +219,7 @@ def as_json(found: Adaptation) -> dict[str, Any]:
 
 
 def write_adaptation(paths: Sequence[Path], found: Adaptation) -> None:
-    """Write it as JSON.
+    """Write the result as JSON.
 
     Raises:
         OSError: a file cannot be written.
@@ -229,7 +229,7 @@ def write_adaptation(paths: Sequence[Path], found: Adaptation) -> None:
 
 
 def show_adaptation(found: Adaptation, console: Console) -> None:
-    """Print a line for each batch, and what came of all."""
+    """Print a line for each batch, and the overall result."""
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -74,7 +74,7 @@ class AdaptConfig:
 
 
 def check_adapt(config: AdaptConfig) -> tuple[str, str]:
-    """Check the flags, and give the source and the data.
+    """Check the flags, and return the source and the data.
 
     Raises:
         UserError: something is missing, out of range, or would do nothing.

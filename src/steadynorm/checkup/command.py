@@ -32,7 +32,7 @@ def run_doctor(config: DoctorConfig, display: Display) -> Examination:
     """Diagnose a model.
 
     Raises:
-        UserError: it cannot be done.
+        UserError: the model or its data cannot be read or run.
     """
     source = check_config(config)
     key, code = config.weights_key, config.code
@@ -60,7 +60,7 @@ def run_doctor(config: DoctorConfig, display: Display) -> Examination:
 
 
 def _looked_at(given: Given, model: nn.Module, display: Display, name: str, *, number: int, of: int) -> Evidence:
-    """Look at a model, and tell how it goes."""
+    """Examine a model, and show the progress."""
     if given.sample is None:
         return given.observed(model)
     display.begin(name, number=number, of=of)
@@ -72,7 +72,7 @@ def _looked_at(given: Given, model: nn.Module, display: Display, name: str, *, n
 def _treated(
     config: DoctorConfig, source: str, model: nn.Module, diagnosis: Diagnosis, given: Given, display: Display
 ) -> Treated:
-    """Treat the model, and look at a new one built with what was written."""
+    """Treat the model, and examine a new one built with the written weights."""
     assert config.treat is not None
     display.begin("treating it", number=2, of=3)
     found = treat(model, diagnosis, given.sample, source=source, out=config.treat, checkpoint=given.checkpoint)
@@ -85,10 +85,10 @@ def _treated(
 
 
 def explain(name: str) -> str:
-    """Give the page of a check.
+    """Return the page of a check.
 
     Raises:
-        UserError: none is called so; the message names those of like names.
+        UserError: no check has this name; the message lists similar names.
     """
     if name in CHECKS:
         return CHECKS[name].explain()
@@ -98,7 +98,7 @@ def explain(name: str) -> str:
 
 
 def _scores(evidence: Evidence) -> Mapping[str, float]:
-    """Give the accuracy by the statistics that are used; empty where it was not measured."""
+    """Return the accuracy with each kind of statistics; empty if it was not measured."""
     runs = evidence.batches
     if runs is None or evidence.score is None:
         return {}

@@ -17,7 +17,7 @@ from steadynorm.reporting.failure import UserError, check_known
 __all__ = ["DoctorConfig", "check_config", "check_pixels"]
 
 MOST = 32
-"""Batches that a treatment takes at most."""
+"""Largest number of batches that a treatment uses."""
 NEED_DATA = {
     **dict.fromkeys(("data_dir", "columns", "mean", "std", "input_size"), "how data are read"),
     "reference": "what data are compared with",
@@ -102,7 +102,7 @@ class DoctorConfig:
 
 
 def check_config(config: DoctorConfig) -> str:
-    """Check the flags, and give the source.
+    """Check the flags, and return the source.
 
     Raises:
         UserError: a number is out of range, there is no source, or a flag would do nothing.
@@ -135,7 +135,7 @@ def check_config(config: DoctorConfig) -> str:
 def check_pixels(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, input_size: tuple[int, int] | None
 ) -> None:
-    """Check what is to be done to images.
+    """Check the flags for image preprocessing.
 
     Raises:
         UserError: a number is out of range.

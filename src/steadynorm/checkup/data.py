@@ -1,4 +1,4 @@
-"""A few batches to look at a model with, from data in any layout that experiments read, arrays or images."""
+"""Load a few batches to examine a model with, from arrays, images or any data layout that experiments read."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from steadynorm.reporting.words import counted, listing
 __all__ = ["Sample", "Wanted", "load_sample"]
 
 PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of ImageNet's channels, by which nearly all networks for photographs are fed."""
+"""Mean and standard deviation of ImageNet's channels, the usual normalization for photographs."""
 SIDE = (224, 224)
 KINDS = {"train": "training", "validation": "validation"}
 _DRAW = 2**64 - 2
-"""Stream of random numbers, apart from those of training."""
+"""Random stream, separate from those of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """How many batches, and what is done to the numbers.
+    """Number of batches and their preprocessing.
 
     Args:
         batch_size: samples in a batch.
-        number: of batches; fewer where the data have less.
-        seed: decides which samples.
-        mean: subtracted from pixels in [0, 1], per channel; None is what is usual for the data.
-        std: what the centred pixels are divided by; likewise.
-        input_size: height and width of images; None is what they have, 224 x 224 for files.
-        data_dir: where a data set of that name lies.
+        number: largest number of batches.
+        seed: selects the samples.
+        mean: subtracted from pixels in [0, 1], per channel; None uses the data's usual mean.
+        std: divides the centred pixels, per channel; None uses the data's usual standard deviation.
+        input_size: height and width of images; None keeps their size, and uses 224 x 224 for files.
+        data_dir: directory of a named data set.
         columns: names of the images and of the labels, in a table or an archive of arrays.
         trained: the record of the run that trained the model: images of its form are resized and normalized as there.
-        part: of the data, of which samples are taken; the only part where there is no other.
-        in_order: take the first samples in their order, those of an incomplete last batch too, and none at random.
+        part: part of the data to sample; ignored if there is only one.
+        in_order: take the first samples in order, with an incomplete last batch, instead of random ones.
     """
 
     batch_size: int = 64
@@ -64,7 +64,7 @@ class Wanted:
     in_order: bool = False
 
     def rows(self, count: int) -> Tensor:
-        """Choose samples at random, and leave out an incomplete last batch that is not the only one; or the first."""
+        """Choose random samples without an incomplete last batch (unless it is the only one), or the first samples."""
         if self.in_order:
             return torch.arange(min(count, self.number * self.batch_size))
         chosen = random_stream(self.seed, _DRAW).permutation(count)[: self.number * self.batch_size]
@@ -74,12 +74,12 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """What a model is looked at with.
+    """Batches to examine a model with.
 
     Args:
         batches: inputs of shape (N, ...), each with its labels, int64 of shape (N,), or alone.
-        told: what they are and how they were made, a sentence without its stop.
-        classes: number of labels that there are; 0 without labels.
+        told: what they are and how they were made, a sentence without its full stop.
+        classes: number of distinct labels; 0 without labels.
     """
 
     batches: tuple[tuple[Tensor, Tensor] | Tensor, ...]
@@ -87,7 +87,7 @@ class Sample:
     classes: int = 0
 
     def without_labels(self) -> Sample:
-        """Give the inputs alone."""
+        """Return the sample without its labels."""
         inputs = tuple(each if isinstance(each, Tensor) else each[0] for each in self.batches)
         return replace(self, batches=inputs, classes=0)
 
@@ -99,12 +99,12 @@ def load_sample(data: str, wanted: Wanted, progress: Callable[[str], None], *, f
         data: name of a data set of :data:`steadynorm.lab.data.DATASETS`; data in any layout of
             :data:`steadynorm.lab.data.layouts.LAYOUTS`; a directory with images alone; or an ``.npz`` file with an
             array ``x``, shape (N, ...), and where there are labels an array ``y``, integers of shape (N,).
-        wanted: how many, and how they are made.
-        progress: told what takes long.
-        flag: by which they were given, for messages.
+        wanted: number of batches and their preprocessing.
+        progress: receives messages about slow steps.
+        flag: flag that names the data, for messages.
 
     Raises:
-        UserError: there is no such data, or they cannot be read.
+        UserError: the data do not exist or cannot be read.
     """
     if data in DATASETS:
         return _from_dataset(data, wanted, progress)
@@ -133,7 +133,7 @@ def _from_dataset(name: str, wanted: Wanted, progress: Callable[[str], None]) ->
 
 
 def _from_parts(parts: Parts, data: str, wanted: Wanted, reading: Reading) -> Sample:
-    """Take samples of the part that is wanted, or of the only one."""
+    """Take samples of the wanted part, or of the only one."""
     from steadynorm.lab.data.assembly import measured_scale, numbered  # needs pillow
     from steadynorm.lab.data.decoding import decode
 
@@ -170,14 +170,14 @@ def _from_parts(parts: Parts, data: str, wanted: Wanted, reading: Reading) -> Sa
 
 
 def _fed_as_in_training(wanted: Wanted) -> bool:
-    """Whether the model is of a run that says how its images were, and the user says nothing else."""
+    """Whether to preprocess images as in the model's run: it is recorded, and the user overrides nothing."""
     if wanted.trained is None or not {"image_size", "mean", "std"} <= wanted.trained.resolved.keys():
         return False
     return wanted.mean is None and wanted.std is None and wanted.input_size is None
 
 
 def _of_files(files: Sequence[Path]) -> Part:
-    """Make a part of image files without labels."""
+    """Build a part from image files without labels."""
     return Part(
         count=len(files),
         labels=None,
@@ -213,7 +213,7 @@ def _from_arrays(path: Path, wanted: Wanted, reading: Reading) -> Sample:
 
 
 def _inputs(x: NDArray[Any], wanted: Wanted) -> tuple[Tensor, str]:
-    """Make a model's input of an array: floats as they are, bytes as pixels, other integers as indices."""
+    """Convert an array to a model's input: floats unchanged, bytes as pixels, other integers as indices."""
     if x.dtype.kind == "f":
         given = torch.from_numpy(x.astype(np.float32))
         return _normalized(given, wanted) if wanted.mean or wanted.std else (given, "as they are")
@@ -228,7 +228,7 @@ def _inputs(x: NDArray[Any], wanted: Wanted) -> tuple[Tensor, str]:
 def _from_files(
     files: Sequence[Path], labels: Tensor | None, classes: int, data: str, wanted: Wanted, flag: str
 ) -> Sample:
-    """Take images as photographs are usually fed: scaled and cut to one size."""
+    """Load images with the usual preprocessing for photographs: scaled and cropped to one size."""
     size = wanted.input_size or SIDE
     wanted = replace(wanted, mean=wanted.mean or PHOTOGRAPHS[0], std=wanted.std or PHOTOGRAPHS[1], input_size=size)
     inputs, how = _normalized(torch.stack([_read_image(path, size, flag) for path in files]), wanted)
@@ -239,7 +239,7 @@ def _from_files(
 
 
 def _read_image(path: Path, size: tuple[int, int], flag: str) -> Tensor:
-    """Read an image, scale it until it covers the size, and cut its middle out; shape (3, H, W) in [0, 1]."""
+    """Read an image, scale it to cover the size, and crop the centre; shape (3, H, W) in [0, 1]."""
     from PIL import Image, ImageOps
 
     from steadynorm.lab.data.decoding import open_image, plain, upright
@@ -269,10 +269,10 @@ def _scaled(x: Tensor, size: tuple[int, int] | None) -> Tensor:
 
 
 def _check_channels(means: int, stds: int, channels: int) -> None:
-    """Refuse means and standard deviations that are not one for each channel, or one for all.
+    """Check that there is one mean and one standard deviation for each channel, or one for all.
 
     Raises:
-        UserError: they are not.
+        UserError: the numbers do not match the channels.
     """
     for flag, given in (("--mean", means), ("--std", stds)):
         if given not in (1, channels):

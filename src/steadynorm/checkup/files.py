@@ -1,4 +1,4 @@
-"""The files that a diagnosis is written into."""
+"""Write a diagnosis to files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["write_files"]
 
 
 def write_files(config: DoctorConfig, found: Examination) -> None:
-    """Write what ``--json``, ``--sarif`` and ``--html`` ask for, each whole or not at all.
+    """Write the files of ``--json``, ``--sarif`` and ``--html``, each atomically.
 
     Raises:
-        OSError: one cannot be written.
+        OSError: a file cannot be written.
     """
     for path in config.json or ():
         write_text(path, json.dumps(as_content(found), indent=2, allow_nan=False) + "\n")

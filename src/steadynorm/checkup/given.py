@@ -1,4 +1,4 @@
-"""What a model is looked at with: data, data that it is good on, a checkpoint, its optimizer and its step."""
+"""Load the evidence that flags name besides the model: data, reference data, a checkpoint and an optimizer."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FLAGS = ("--checkpoint", "--checkpoint-key")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Given:
-    """All that flags give beside the model.
+    """Everything that flags name besides the model.
 
     Args:
         config: the flags.
-        sample: data; None without.
-        reference: data that the model is known to be good on; None without.
-        checkpoint: that the model is to be as; None without.
-        told: what was read, a sentence each.
+        sample: the data; None without data.
+        reference: data that the model is known to be good on; None without them.
+        checkpoint: the checkpoint that the model should equal; None without one.
+        told: what was read, one sentence each.
     """
 
     config: DoctorConfig
@@ -48,14 +48,14 @@ class Given:
     told: tuple[str, ...] = ()
 
     def observed(self, model: nn.Module, tell: Callable[[float], None] = lambda share: None) -> Evidence:
-        """Look at a model.
+        """Examine a model.
 
         Args:
-            model: that was loaded.
-            tell: hears the share that is done, in [0, 1], after each batch.
+            model: the loaded model.
+            tell: receives the completed fraction, in [0, 1], after each batch.
 
         Raises:
-            UserError: it has no optimizer, or is not what the checkpoint is of.
+            UserError: the optimizer cannot be built, or the checkpoint is of another model.
         """
         optimizer = None if self.config.optimizer is None else _optimizer(self.config.optimizer, model)
         scored = self.sample is not None and self.sample.classes > 0
@@ -88,16 +88,16 @@ class Given:
 
     @property
     def runs(self) -> int:
-        """Forwards that a look takes where layers are not tried one by one, those of parts of a batch included."""
+        """Forwards of an examination without trials of single layers, including those on parts of a batch."""
         looked_at, known = (0 if each is None else len(each.batches) for each in (self.sample, self.reference))
         return 2 + 5 * looked_at // 2 + known
 
 
 def load_given(config: DoctorConfig, model: nn.Module, display: Display) -> Given:
-    """Read what flags name.
+    """Read the files that flags name.
 
     Raises:
-        UserError: it cannot be read, or the model does not take it.
+        UserError: a file cannot be read, or the model does not accept the data.
     """
     checkpoint = None
     if config.checkpoint is not None:
@@ -116,7 +116,7 @@ def load_given(config: DoctorConfig, model: nn.Module, display: Display) -> Give
 
 
 def _sample(config: DoctorConfig, name: str, model: nn.Module, display: Display) -> tuple[Sample | None, str]:
-    """Load data, and say what they are; without labels where accuracy on them would mean nothing."""
+    """Load data and describe them; drop labels on which accuracy would mean nothing."""
     data = getattr(config, name)
     if data is None:
         return None, ""
@@ -141,7 +141,7 @@ def _sample(config: DoctorConfig, name: str, model: nn.Module, display: Display)
 
 
 def _metric(output: Any, batch: Any) -> float:  # noqa: ANN401 (as the model and the sample give them)
-    """Give the accuracy; NaN where one of data and reference has no labels."""
+    """Return the accuracy; NaN if data or reference have no labels."""
     return accuracy(output, batch) if labels_of(batch) is not None else float("nan")
 
 
@@ -149,10 +149,10 @@ _metric.__name__ = accuracy.__name__  # by which findings call the score
 
 
 def _optimizer(what: str, model: nn.Module) -> torch.optim.Optimizer:
-    """Let a function make the optimizer of a model.
+    """Build a model's optimizer with the user's function.
 
     Raises:
-        UserError: it cannot.
+        UserError: the function fails or returns no optimizer.
     """
     found = call_function(what, model)
     if not isinstance(found, torch.optim.Optimizer):
@@ -161,7 +161,7 @@ def _optimizer(what: str, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def in_dtype_of(model: nn.Module, sample: Sample) -> Sample:
-    """Give the inputs the dtype of the model's first parameter that is floating."""
+    """Cast the inputs to the dtype of the model's first floating-point parameter."""
     wanted = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
 
     def cast(x: Tensor) -> Tensor:
@@ -172,10 +172,10 @@ def in_dtype_of(model: nn.Module, sample: Sample) -> Sample:
 
 
 def tried(model: nn.Module, sample: Sample, flag: str) -> Any:  # noqa: ANN401 (whatever a model gives)
-    """Run the model on one batch, to report in one line what it does not take.
+    """Run the model on one batch, to report in one line if it does not accept the batch.
 
     Raises:
-        UserError: it does not take the batch.
+        UserError: the model fails on the batch.
     """
     batch = sample.batches[0]
     try:

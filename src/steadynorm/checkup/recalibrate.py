@@ -1,4 +1,4 @@
-"""``steadynorm recalibrate``: running statistics measured again, and the weights written with them."""
+"""``steadynorm recalibrate``: measure running statistics again, and write the weights with them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from steadynorm.surgery.change import Change
 __all__ = ["Moved", "Recalibration", "as_json", "run_recalibrate", "show_recalibration", "write_recalibration"]
 
 SCORED = 1000
-"""Images that accuracy is measured on, at most."""
+"""Largest number of images to measure accuracy on."""
 SCORED_SHARE = 5
-"""Of data without a part for validation, one image in so many is kept for that."""
+"""Without a validation part, one image in this many is held out for accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """How far the statistics of one layer moved.
+    """Change of one layer's running statistics.
 
     Args:
-        layer: its name.
-        channels: that it has.
+        layer: name of the layer.
+        channels: number of its channels.
         mean: distance of the means in standard deviations of the new statistics, root mean square over channels; None
             where an old one is not finite.
         var: factor by which the variance changed, geometric mean over channels; None where an old one is not positive.
@@ -62,19 +62,19 @@ class Moved:
 
 @dataclass(frozen=True, kw_only=True)
 class Recalibration:
-    """What came of it.
+    """Result of a recalibration.
 
     Args:
-        model: its name.
-        told: what was read, a sentence each.
-        layers: in the model's order.
-        left: layers that were left as they were, and why, a sentence each.
+        model: name of the model.
+        told: what was read, one sentence each.
+        layers: recalibrated layers, in model order.
+        left: layers that were left unchanged, and why, one sentence each.
         measured: batches, samples, passes, standard_error and moved, see
             :func:`steadynorm.surgery.recalibrate_`.
-        scored: what accuracy was measured on; empty where it was not.
-        before: accuracy by the old statistics; None where it was not measured.
-        after: by the new ones.
-        file: that was written.
+        scored: what accuracy was measured on; empty if it was not measured.
+        before: accuracy with the old statistics; None if it was not measured.
+        after: accuracy with the new statistics; None if it was not measured.
+        file: the written file.
     """
 
     model: str
@@ -89,10 +89,10 @@ class Recalibration:
 
 
 def run_recalibrate(config: RecalibrateConfig, display: Display) -> Recalibration:
-    """Measure the statistics of a model again, and write it.
+    """Recalibrate a model's running statistics, and write the model.
 
     Raises:
-        UserError: it cannot be done.
+        UserError: the model or its data cannot be read, or nothing can be recalibrated.
         OSError: the file cannot be written.
     """
     source, data, save = check_recalibrate(config)
@@ -127,7 +127,7 @@ def run_recalibrate(config: RecalibrateConfig, display: Display) -> Recalibratio
 def _read(
     config: RecalibrateConfig, data: str, model: nn.Module, display: Display
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], str, str]:
-    """Give images for the statistics and others, with labels, for accuracy; and what both are."""
+    """Return images for the statistics, others with labels for accuracy, and descriptions of both."""
     named = data in DATASETS
     sample = _sample(config, data, config.images + (0 if named else SCORED), "train", model, display)
     x, labels = _joined(sample)
@@ -194,7 +194,7 @@ def _recalibrated(model: nn.Module, x: Tensor, batch_size: int) -> Change:
 
 
 def _accuracy(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Give the share of right predictions; None where the model gives no logits for these classes."""
+    """Return the accuracy; None if the model gives no logits for these classes."""
     right = total = 0
     device = next((each.device for each in model.parameters()), torch.device("cpu"))
     with evaluating(model):
@@ -224,7 +224,7 @@ def _finite(value: float) -> float | None:
 
 
 def as_json(found: Recalibration) -> dict[str, Any]:
-    """Give all of it as plain data."""
+    """Return the result as plain data."""
     return {
         "model": found.model,
         "told": list(found.told),
@@ -237,7 +237,7 @@ def as_json(found: Recalibration) -> dict[str, Any]:
 
 
 def write_recalibration(paths: Sequence[Path], found: Recalibration) -> None:
-    """Write it as JSON.
+    """Write the result as JSON.
 
     Raises:
         OSError: a file cannot be written.
@@ -247,7 +247,7 @@ def write_recalibration(paths: Sequence[Path], found: Recalibration) -> None:
 
 
 def show_recalibration(found: Recalibration, console: Console) -> None:
-    """Print how far each layer's statistics moved, and what that did."""
+    """Print how far each layer's statistics moved, and the effect on accuracy."""
     table = Table(
         Column("layer", overflow="fold"),
         Column("channels", justify="right"),

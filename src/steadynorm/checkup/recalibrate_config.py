@@ -66,7 +66,7 @@ class RecalibrateConfig:
 
 
 def check_recalibrate(config: RecalibrateConfig) -> tuple[str, str, Path]:
-    """Check the flags, and give the source, the data and the file to write.
+    """Check the flags, and return the source, the data and the file to write.
 
     Raises:
         UserError: something is missing, out of range, or would do nothing.

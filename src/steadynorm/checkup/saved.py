@@ -1,4 +1,4 @@
-"""The file that a changed model's weights are written into, by the model's own names."""
+"""Write a changed model's weights to a file, under the model's own names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def check_target(path: Path, flag: str) -> None:
-    """Refuse a file that could not be written, before anything takes long.
+    """Refuse a file that could not be written, before any slow step.
 
     Raises:
-        UserError: it has another ending, or is there already.
+        UserError: it has another extension, or exists already.
     """
     if path.suffix != ".safetensors":
         raise UserError(f"{flag}: must name a .safetensors file, got {path}.")
@@ -31,16 +31,16 @@ def check_target(path: Path, flag: str) -> None:
 
 
 def save_model(model: nn.Module, path: Path, source: str, *, single: bool = False) -> None:
-    """Write the tensors of a state dict, each with memory of its own.
+    """Write the tensors of a state dict, each with its own memory.
 
     Args:
-        model: whose names they have.
+        model: the model.
         path: a new file.
-        source: that the model was loaded from; of a checkpoint of an experiment the new file is one as well.
+        source: source of the model; if it is a checkpoint of an experiment, the new file is one as well.
         single: write half precision as float32.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     state = {name: each for name, each in model.state_dict().items() if isinstance(each, Tensor)}
     tensors = {name: each.detach().cpu().clone().contiguous() for name, each in state.items()}
@@ -51,7 +51,7 @@ def save_model(model: nn.Module, path: Path, source: str, *, single: bool = Fals
 
 
 def _metadata(source: str) -> dict[str, str]:
-    """Give what a checkpoint of an experiment says of its network."""
+    """Return an experiment checkpoint's metadata about its network."""
     if is_built(source):
         return {"format": "pt"}
     with safe_open(source, "pt") as file:

@@ -25,7 +25,7 @@ IN_CODE = {
     "eps": "set this eps where the model is built",
     "freeze": "call steadynorm.surgery.freeze_ on these layers after the model is built",
 }
-"""Treatment that a file of weights does not hold -> what does the same."""
+"""Treatment that a weights file cannot store -> its equivalent in code."""
 
 
 def treat(
@@ -37,15 +37,15 @@ def treat(
     out: Path,
     checkpoint: Mapping[str, Any] | None = None,
 ) -> Treated:
-    """Treat a model, and write its state where something was kept.
+    """Treat a model, and write its state if a treatment was kept.
 
     Args:
-        model: that was diagnosed; changed in place.
-        diagnosis: of it.
+        model: the diagnosed model; changed in place.
+        diagnosis: its diagnosis.
         sample: without one nothing is measured, and statistics are only repaired.
-        source: that the model was loaded from.
+        source: source of the model.
         out: file for the state dict.
-        checkpoint: that the model is to be as.
+        checkpoint: the checkpoint that the model should equal.
 
     Raises:
         OSError: the file cannot be written.
@@ -73,7 +73,7 @@ def treat(
 
 
 def reloaded(source: str, file: Path, *, code: Collection[str] = ()) -> nn.Module:
-    """Build a new model with the weights that were written."""
+    """Build a new model with the written weights."""
     if is_built(source):
         return load_source(source, weights=file).model
     return load_source(str(file), weights=None, code=code).model
@@ -84,7 +84,7 @@ def _accuracy(scores: tuple[float, ...]) -> float | None:
 
 
 def _in_code(treatment: Treatment) -> list[str]:
-    """Say what was kept that a file of weights does not hold, a sentence each."""
+    """Describe the kept treatments that a weights file cannot store, one sentence each."""
     return [
         f"Not in the file: {each.treatment} at {', '.join(one.name or '(the model)' for one in each.change.changed)}; "
         f"{IN_CODE[each.treatment]}."

@@ -1,4 +1,4 @@
-"""Trained models on their way to where they serve: checked, folded, exported, quantised, verified and timed."""
+"""Prepare trained models for serving: check, fold, export, quantise, verify and time them."""
 
 from steadynorm.deploy.formats import FORMATS, Format
 from steadynorm.deploy.graphs import check_graph, norms_in

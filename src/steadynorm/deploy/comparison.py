@@ -1,4 +1,4 @@
-"""What every file is compared on with the model, the process that answers for it, and what it may lose."""
+"""Compare exported files with the model: on which images, in which process, and with which tolerance."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What files are compared on, and how they are served."""
+    """Images and tolerances of the comparison, and how files are served."""
 
     scratch: Path
     """Directory in which processes exchange arrays."""
     threads: int
-    """Of each process."""
+    """Threads of each process."""
     labels: NDArray[np.int64] | None
     """None if the model's classes are not the data's."""
     expected: NDArray[np.float32]
@@ -40,18 +40,18 @@ class Comparison:
 
     @property
     def images(self) -> Path:
-        """What every process is asked with: an array, float32."""
+        """File with the images for every process: a float32 array."""
         return self.scratch / "images.npy"
 
     def serve(self, path: Path, artifact: Artifact) -> Server:
-        """Serve a file by a process that cannot import this package."""
+        """Serve a file in a process that cannot import this package."""
         return Server(path, serving=FORMATS[artifact.format].serving, threads=self.threads)
 
     def serve_eager(self, model: nn.Module) -> Server:
-        """Serve a torch module by a process that may import this package.
+        """Serve a torch module in a process that may import this package.
 
         Raises:
-            UserError: the model cannot be pickled, or not be read there.
+            UserError: the model cannot be pickled, or not unpickled there.
         """
         path = self.scratch / "eager.pt"
         advice = "Define its class in a module that can be imported."
@@ -68,10 +68,10 @@ class Comparison:
             ) from error
 
     def answers(self, path: Path, artifact: Artifact) -> NDArray[np.float32]:
-        """Give what a fresh process makes of the images with a file.
+        """Return the outputs of a fresh process for the images with a file.
 
         Raises:
-            UserError: it fails.
+            UserError: the process fails.
         """
         outputs = self.scratch / "outputs.npy"
         with self.serve(path, artifact) as server:
@@ -80,7 +80,7 @@ class Comparison:
         return answers
 
     def measured(self, artifact: Artifact, answers: NDArray[np.float32]) -> Artifact:
-        """Give an artifact with the errors of its answers, and its accuracy."""
+        """Return an artifact with its errors and its accuracy."""
         error = float(np.abs(answers - self.expected).max())
         top = answers.argmax(1)
         return replace(
@@ -92,10 +92,10 @@ class Comparison:
         )
 
     def check(self, artifact: Artifact) -> None:
-        """Check that a file answers as the model does.
+        """Check that a file's outputs agree with the model's.
 
         Raises:
-            UserError: it does not.
+            UserError: they do not agree.
         """
         assert artifact.relative_error is not None and artifact.agreement is not None
         if not np.isfinite(artifact.relative_error):
@@ -116,6 +116,6 @@ class Comparison:
 
 
 def eager_outputs(model: nn.Module, images: Tensor) -> NDArray[np.float32]:
-    """Give a torch module's outputs in this process."""
+    """Return a torch module's outputs in this process."""
     outputs: NDArray[np.float32] = torch.cat([run(model, part) for part in torch.split(images, BATCH)]).numpy()
     return outputs

@@ -1,4 +1,4 @@
-"""The formats a model is exported to, and how it is quantised on the way: one table."""
+"""Table of the export formats and their quantisation."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ INSTALL = "Run: pip install 'steadynorm[deploy]'"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A model to write and what that takes."""
+    """A model to write, with example inputs and calibration data."""
 
     model: nn.Module
-    """In evaluation mode, of torch's own operations."""
+    """The model, in evaluation mode, made of torch's own operations."""
     example: Tensor
     """Images, float32 of shape (N, 3, H, W), N at least 2; the size is exported, the batch stays free. It is stored in
     some formats, with the whole of what it is a view of."""
@@ -53,12 +53,12 @@ class Format:
     needs: tuple[str, ...] = ()
     """Packages to write and to serve it, beyond torch."""
     lacking: dict[str, str] = field(default_factory=dict)
-    """Quantisation that it does not have -> why, and what to take."""
+    """Unsupported quantisation -> why, and the alternative."""
     compiles: bool = False
     """Whether a C++ compiler is needed."""
 
     def absent(self) -> str:
-        """Say what this machine lacks; nothing if it lacks nothing."""
+        """Say what this machine lacks; empty if the format can be written."""
         missing = [name for name in self.needs if find_spec(name) is None]
         if missing:
             return f"not installed: {', '.join(missing)}. {INSTALL}"
@@ -80,7 +80,7 @@ class Format:
         try:
             with _quiet(), torch.no_grad():
                 return self.writer(request, quantize, path)
-        except (UserError, OSError):  # of a full disk it is not the format's fault
+        except (UserError, OSError):  # a full disk is not the format's fault
             path.unlink(missing_ok=True)
             raise
         except Exception as error:  # an exporter fails in any way; the file is then worthless
@@ -107,7 +107,7 @@ def _write_script(request: Request, quantize: str, path: Path) -> str:
 
 
 def _quantised_linear(model: nn.Module) -> tuple[nn.Module, str]:
-    """Quantise a copy's linear layers by torch, and say how much of the model they are."""
+    """Quantise a copy's linear layers with torch, and report their share of the parameters."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError("dynamic quantisation covers linear layers, of which the model has none. Use static.")
@@ -147,7 +147,7 @@ def _program(request: Request, quantize: str) -> torch.export.ExportedProgram:
 
 
 def _quantised(request: Request) -> nn.Module:
-    """Quantise an exported program for x86 by torchao: weights per channel, activations per tensor, both int8."""
+    """Quantise an exported program for x86 with torchao: weights per channel, activations per tensor, both int8."""
     if find_spec("torchao") is None:
         raise UserError(f"static quantisation needs torchao, which is not installed. {INSTALL}")
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -231,7 +231,7 @@ def _quantise_onnx(request: Request, source: Path, path: Path) -> str:
 
 
 def _sums_int8_exactly() -> bool:
-    """Tell whether the processor adds products of int8 in 32 bits; older x86 ones saturate at 16, 7-bit weights do not.
+    """Return whether the processor sums int8 products in 32 bits; older x86 ones saturate at 16 and need 7-bit weights.
 
     Source: ONNX Runtime's documentation of quantisation, "When to use reduce-range".
     """
@@ -252,7 +252,7 @@ def _compiler() -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what exporters print and warn of from the terminal: nothing of it is the user's to do."""
+    """Hide the exporters' output and warnings, on which the user cannot act."""
     import logging
 
     before = logging.root.manager.disable
@@ -299,4 +299,4 @@ FORMATS: dict[str, Format] = {
         needs=("onnx", "onnxruntime", "onnxscript"),
     ),
 }
-"""By the name that --format takes."""
+"""Value of ``--format`` -> format."""

@@ -1,4 +1,4 @@
-"""What an exported graph still holds of batch norm: no training mode, and the model's own eps and momentum."""
+"""Check the batch norms in an exported graph: no training mode, and the model's own eps and momentum."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TRAINING = ("training", "train")
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A node that knows two modes."""
+    """A node that has a training and an evaluation mode."""
 
     operation: str
     training: bool
     eps: float | None = None
-    """None where it is no batch norm."""
+    """None if it is not a batch norm."""
     momentum: float | None = None
-    """torch's: the weight of the new batch; None where the format has none."""
+    """In torch's convention, the weight of the new batch; None if the format has none."""
 
 
 def norms_in(model: nn.Module) -> list[tuple[float, float | None]]:
@@ -51,9 +51,9 @@ def check_graph(nodes: list[Norm], expected: list[tuple[float, float | None]], *
     """Check that a graph does not train and that its batch norms have the model's constants.
 
     Args:
-        nodes: of the graph.
+        nodes: nodes of the graph.
         expected: (eps, momentum) of the model's batch norms; a momentum of None is not compared.
-        what: the graph is, for the message.
+        what: name of the graph, for the message.
 
     Returns:
         the number of batch norms in the graph. It may be less than the model's: an exporter may fold some.
@@ -77,7 +77,7 @@ def check_graph(nodes: list[Norm], expected: list[tuple[float, float | None]], *
 
 
 def norms_in_program(program: torch.export.ExportedProgram) -> list[Norm]:
-    """Give the nodes of an exported program that know two modes."""
+    """Return the nodes of an exported program that have two modes."""
     found: list[Norm] = []
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
@@ -88,7 +88,7 @@ def norms_in_program(program: torch.export.ExportedProgram) -> list[Norm]:
 
 
 def norms_in_script(module: torch.jit.ScriptModule) -> list[Norm]:
-    """Give the nodes of a TorchScript module that know two modes."""
+    """Return the nodes of a TorchScript module that have two modes."""
     found: list[Norm] = []
     for node in _nodes(module.inlined_graph):
         if node.kind().startswith("aten::") and node.schema() != "(no schema)":
@@ -99,7 +99,7 @@ def norms_in_script(module: torch.jit.ScriptModule) -> list[Norm]:
 
 
 def norms_in_onnx(path: Path) -> list[Norm]:
-    """Give the nodes of an ONNX file that know two modes."""
+    """Return the nodes of an ONNX file that have two modes."""
     import onnx
 
     model = onnx.load(path)
@@ -136,5 +136,5 @@ def _nodes(graph: Any) -> Iterator[Any]:  # noqa: ANN401 (torch has no type for 
 
 
 def _rounded(value: float) -> float:
-    """Round as float32 does, which ONNX keeps its attributes in."""
+    """Round to float32, the type of ONNX attributes."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""How long requests take, of several servers in turn, so that drift of the machine hits all alike."""
+"""Time requests to several servers in turn, so that drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from steadynorm.deploy.results import Artifact, Latency
 __all__ = ["measure"]
 
 ROUNDS = 10
-"""The requests are spread over so many turns."""
+"""Number of turns that the requests are spread over."""
 WARM_UP = 10
-"""Requests before each turn that do not count: caches, threads and clocks are then as under load."""
+"""Warm-up requests before each turn, to bring caches, threads and clocks to their state under load."""
 LARGE = 3
 """Turns, and requests of each, for batches of more than one image."""
 
@@ -30,14 +30,14 @@ def measure(
     requests: int,
     batch_sizes: Sequence[int],
 ) -> list[Artifact]:
-    """Time every artifact that is served.
+    """Time every served artifact.
 
     Args:
-        artifacts: in any order; those that no server has stay as they are.
-        servers: by the artifact's name.
-        images: float32 array of shape (N, 3, H, W) to ask with.
-        requests: of one image.
-        batch_sizes: for the throughput.
+        artifacts: in any order; those without a server stay unchanged.
+        servers: name of an artifact -> its server.
+        images: inputs of the requests, float32 array of shape (N, 3, H, W).
+        requests: number of requests of one image.
+        batch_sizes: images in a request, for the throughput.
     """
     peak: dict[str, float | None] = {}
 
@@ -74,7 +74,7 @@ def _in_turns(
     counts: Sequence[int],
     turn: Callable[[str, int, int], list[float]],
 ) -> dict[str, list[float]]:
-    """Ask all in turn, every round beginning one further on."""
+    """Send requests to all servers in turn; each round starts at the next one."""
     times: dict[str, list[float]] = {name: [] for name in servers}
     names = list(servers)
     for round_, count in enumerate(counts):
