@@ -1,4 +1,4 @@
-"""From a trained model to files that serve it: check, fold, export, quantise, verify, measure."""
+"""Turn a trained model into files that serve it: check, fold, export, quantise, verify and time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EAGER = Artifact(name="eager torch", format="eager", quantize="none", note="The 
 FOLDED = Artifact(name="eager torch, folded", format="folded", quantize="none", note="Batch norms in the weights.")
 CALIBRATION_BATCH = 16
 WEIGHTS = ("weights", "weights_key")
-"""Arguments, as errors call them."""
+"""Names of the arguments in errors."""
 
 
 def export(
@@ -77,7 +77,7 @@ def export(
             process of its own as well, so the model's class must then be importable.
         batch_sizes: images in a request, for the throughput.
         threads: of a request. Default: torch's number.
-        progress: receives what happens.
+        progress: receives progress messages.
 
     Returns:
         the files, their agreement with the model, their latency, and why others were refused.
@@ -85,7 +85,7 @@ def export(
     Raises:
         UserError: an argument cannot be used, the model is not ready (see :func:`check_ready`), or no file could be
             made.
-        OSError: the disk takes no more.
+        OSError: a file cannot be written.
 
     Example: ``export(model, images, out="served", formats="onnx").of("onnx").relative_error``
     """
@@ -146,24 +146,24 @@ def export(
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """A model that has been found fit to be exported, and its folded copy."""
+    """A model that passed the checks for export, and its folded copy."""
 
     model: nn.Module
-    """On the CPU, with its weights; gives logits."""
+    """The model on the CPU, with its weights; returns logits."""
     folded: nn.Module
-    """What the files hold."""
+    """The folded copy, which the files hold."""
     norms: int
-    """Batch norms of the model."""
+    """Number of batch norms in the model."""
     number: int
-    """Of them that were folded."""
+    """Number of batch norms that were folded."""
     weights: str
-    """What was read from a file of weights; empty where none was given."""
+    """What was read from a weights file; empty without one."""
     folding: list[str]
-    """What folding did, a sentence each."""
+    """Results of folding, one sentence each."""
 
     @property
     def eager(self) -> list[tuple[Artifact, nn.Module]]:
-        """What files are compared with; the folded copy only if it differs."""
+        """Eager models that files are compared with; the folded copy only if it differs."""
         return [(EAGER, self.model), *([(FOLDED, self.folded)] if self.number else [])]
 
 
@@ -171,7 +171,7 @@ def _ready(model: nn.Module, inputs: Tensor, *, weights: str | Path | None, key:
     """Copy a model, load its weights, check it, and fold a copy of the copy.
 
     Raises:
-        UserError: it cannot be copied or folded, the weights do not fit, or it is not fit to be exported.
+        UserError: the model cannot be copied or folded, the weights do not match, or it is not ready for export.
     """
     try:
         copy = deepcopy(model).cpu()
@@ -189,15 +189,15 @@ def plans(
     quantize: str | Sequence[str],
     options: tuple[str, str] = ("formats", "quantize"),
 ) -> list[tuple[str, str]]:
-    """Give every format and quantisation to make.
+    """Return every combination of format and quantisation to make.
 
     Args:
-        formats: names; None is all that this machine can write.
-        quantize: names.
-        options: what errors call the two above.
+        formats: names of formats; None means all that this machine can write.
+        quantize: names of quantisations.
+        options: names of the two arguments above in errors.
 
     Raises:
-        UserError: a name is unknown, a format cannot be written here, or none has such a quantisation.
+        UserError: a name is unknown, a format cannot be written here, or no format has such a quantisation.
     """
     chosen, wanted = _names(formats), _names(quantize)
     check_known(options[0], chosen, FORMATS, what="format")
@@ -219,7 +219,7 @@ def _names(given: str | Sequence[str] | None) -> list[str]:
 
 
 def _inputs(batches: Tensor | Sequence[Tensor], name: str) -> Tensor:
-    """Join batches of inputs on the CPU."""
+    """Concatenate batches of inputs on the CPU."""
     parts = [batches] if isinstance(batches, Tensor) else list(batches)
     for each in parts or (None,):
         if not isinstance(each, Tensor) or each.dtype != torch.float32 or each.dim() < 2:
@@ -264,10 +264,10 @@ def _make_all(
 
 
 def _make(artifact: Artifact, request: Request, comparison: Comparison, directory: Path) -> Artifact:
-    """Write a file and compare what a fresh process makes of it.
+    """Write a file, and compare its outputs in a fresh process with the model's.
 
     Raises:
-        UserError: there is no such file, or it does not answer as the model does; then it is removed.
+        UserError: the file cannot be written, or its outputs do not agree with the model's; then it is removed.
     """
     form = FORMATS[artifact.format]
     path = directory / f"model-{artifact.format}-{artifact.quantize}{form.suffix}"
@@ -283,10 +283,10 @@ def _make(artifact: Artifact, request: Request, comparison: Comparison, director
 
 
 def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int, list[str]]:
-    """Fold a copy; whatever of ours is left becomes torch's, so that files need nothing of this package.
+    """Fold a copy, and convert its remaining layers of this package to torch's, so that files do not need the package.
 
     Returns:
-        the copy, how many batch norms were folded, and what was done in words.
+        the copy, the number of folded batch norms, and a description of the steps.
     """
     copy = deepcopy(model)
     try:
@@ -307,7 +307,7 @@ def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, int, list[str
 
 
 def _to_torch(model: nn.Module) -> tuple[nn.Module, int]:
-    """Turn into torch's layers what can be, and say how many were."""
+    """Convert layers to torch's where possible, and return their number."""
     try:
         change = to_torch_(model)
     except NothingDoneError:

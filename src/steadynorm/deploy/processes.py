@@ -1,4 +1,4 @@
-"""Artifacts served by processes of their own, asked in turn."""
+"""Serve artifacts in separate processes that take requests in turn."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SERVING = Path(__file__).parent / "serving"
 class Server:
     """A fresh process that serves one artifact.
 
-    Not one of multiprocessing or concurrent.futures, which hand their children the parent's paths of imports: a file
-    has to answer where this package cannot be imported.
+    It does not use multiprocessing or concurrent.futures, which pass the parent's import paths to their children: a
+    file must work where this package cannot be imported.
 
     Args:
-        path: of the artifact.
+        path: path of the artifact.
         serving: file of ``serving/`` that loads it.
-        threads: of each request.
-        own: whether the artifact may need this package; any other runs where it cannot be imported.
+        threads: threads of each request.
+        own: whether the artifact may need this package; otherwise it runs where the package cannot be imported.
 
     Raises:
         UserError: the artifact does not load.
@@ -48,15 +48,15 @@ class Server:
         )
         try:
             self.load_ms = float(self._read()["load_ms"])
-        except BaseException:  # Ctrl-C while it loads among them
+        except BaseException:  # including Ctrl-C during loading
             self.close()
             raise
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 (JSON)
-        """Have it do something; see ``serving/worker.py``.
+        """Send a request to the process; see ``serving/worker.py``.
 
         Raises:
-            UserError: it failed, or its process ended.
+            UserError: the request failed, or the process ended.
         """
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the answer, or its lack, says why
@@ -95,7 +95,7 @@ class Server:
 
 
 def serving_snippet(serving: str) -> str:
-    """Give the text of a file that shows how a format is served."""
+    """Return the source of a file that shows how a format is served."""
     return (SERVING / serving).read_text()
 
 

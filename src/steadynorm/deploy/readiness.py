@@ -1,4 +1,4 @@
-"""Whether a model is fit to be exported: in evaluation mode, with statistics in which the doctor finds no error."""
+"""Check that a model is ready for export: in evaluation mode, with statistics in which the doctor finds no error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from steadynorm.surgery.kinds import is_batch_norm, kind_of, label, why_unknown
 __all__ = ["READY", "check_ready"]
 
 READY = ("nonfinite-statistics", "negative-variance", "statistics-at-init")
-"""Checks of the doctor whose errors make an exported model wrong."""
+"""The doctor's checks whose errors make an exported model wrong."""
 
 
 def check_ready(model: nn.Module) -> int:
-    """Refuse a model whose evaluation is not what it was trained for.
+    """Refuse a model whose evaluation does not match its training.
 
     Args:
         model: as it is to be exported; it is left as it is.
@@ -57,7 +57,7 @@ def check_ready(model: nn.Module) -> int:
 
 
 def _faults(evidence: Evidence) -> Iterator[str]:
-    """Say what the doctor finds, and what is no fault of a model that is still to be trained."""
+    """Yield the doctor's errors, and layers that are not trained yet."""
     for check in READY:
         for finding in CHECKS[check].findings(evidence):
             if finding.severity == Severity.ERROR:
@@ -68,7 +68,7 @@ def _faults(evidence: Evidence) -> Iterator[str]:
 
 
 def _why_untrained(norm: NormState) -> str:
-    """Say why a layer's evaluation describes no data; nothing if it does."""
+    """Say why a layer's running statistics describe no data; empty if they do."""
     if norm.is_batch_norm and (norm.mean is None or norm.var is None):
         return (
             "it has no running statistics and normalizes by the batch in evaluation as well. Build it with "

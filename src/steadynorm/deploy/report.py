@@ -1,4 +1,4 @@
-"""What the report of an export says."""
+"""Build the report of an export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from steadynorm.reporting.words import counted
 __all__ = ["best_of", "build_export_report", "describe", "missed_target"]
 
 FASTER = 2.0
-"""How many times faster than eager torch the best file is expected to be."""
+"""Expected speedup of the best file over eager torch."""
 
 
 def build_export_report(directory: Path) -> Path:
@@ -36,19 +36,19 @@ def build_export_report(directory: Path) -> Path:
 
 
 def best_of(outcome: Outcome) -> Artifact | None:
-    """Give the kept file whose requests are fastest at the median, None where nothing is timed."""
+    """Return the kept file with the lowest median latency; None if nothing was timed."""
     timed = [one for one in outcome.artifacts if one.file and one.latency]
     return min(timed, key=_p50, default=None)
 
 
 def missed_target(directory: Path) -> bool:
-    """Say whether an export was to be faster than its best file is."""
+    """Return whether the best file missed the latency target."""
     target, best = read_config(directory).config["target_p50_ms"], best_of(read_outcome(directory))
     return target is not None and (best is None or _p50(best) > target)
 
 
 def describe(record: Record, outcome: Outcome) -> Report:
-    """Say what an export found."""
+    """Build the content of the report."""
     eager = next(one for one in outcome.artifacts if one.name == EAGER.name)
     served = [one for one in outcome.artifacts if one.latency]
     refused = [one for one in outcome.artifacts if one.refused]
@@ -133,7 +133,7 @@ def _accuracy(one: Artifact) -> Spread | None:
 
 
 def _short(served: Sequence[Artifact], eager: Artifact) -> Table:
-    """Show accuracy, or agreement with the model where there is none."""
+    """Build the short table, with accuracy or else the agreement with the model."""
     scored: dict[str, Callable[[Artifact], str]] = {"Accuracy": lambda one: percent(one.accuracy)}
     unscored: dict[str, Callable[[Artifact], str]] = {
         "Largest error": lambda one: number(one.largest_error, digits=2),
@@ -190,7 +190,7 @@ FILES: dict[str, Callable[[Artifact], str]] = {"File": lambda one: one.file, "Wh
 
 
 def _figure(served: Sequence[Artifact]) -> Figure:
-    """Draw accuracy, or agreement where there is none, over the median latency."""
+    """Plot accuracy, or else agreement, over the median latency."""
     by_accuracy = all(one.accuracy is not None for one in served)
     return Figure(
         name="latency",

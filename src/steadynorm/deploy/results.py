@@ -1,4 +1,4 @@
-"""What an export made and found, and its record on disk."""
+"""Results of an export, and their record on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Latency:
     p90: float
     p99: float
     p95: float | None = None
-    """None in a record that was written before it was measured."""
+    """None in older records, which did not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Artifact:
     """A file that serves the model, or eager torch for comparison."""
 
     name: str
-    """Format and quantisation, for people."""
+    """Display name: format and quantisation."""
     format: str
     quantize: str
     file: str = ""
@@ -45,43 +45,43 @@ class Artifact:
     mib: float | None = None
     """Size of the file."""
     load_ms: float | None = None
-    """Until the fresh process could answer, from the import of the runtime on."""
+    """Time until the fresh process could answer, including the import of the runtime."""
     largest_error: float | None = None
-    """Of an output, against the eager model's."""
+    """Largest absolute error of an output against the eager model's."""
     relative_error: float | None = None
     """That, divided by the largest magnitude of the eager model's outputs."""
     agreement: float | None = None
-    """Share of images with the eager model's top class."""
+    """Fraction of images with the eager model's top class."""
     accuracy: float | None = None
-    """Share of images; None where the model's classes are not the data's."""
+    """Accuracy in [0, 1]; None if the model's classes are not the data's."""
     latency: Latency | None = None
     images_per_second: dict[str, float] = field(default_factory=dict)
     """Batch size -> median."""
     peak_mib: float | None = None
-    """Most memory of a process that answered single images, the runtime included."""
+    """Peak memory of a process that answered single images, including the runtime."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Everything that an export made and found."""
+    """Complete result of an export."""
 
     model: str
-    """What was exported."""
+    """Name of the exported model."""
     parameters: int
     norms: int
     """Batch norms of the model."""
     steps: tuple[str, ...]
-    """What was done before the first file was written, a sentence each."""
+    """Steps before the first file was written, one sentence each."""
     artifacts: tuple[Artifact, ...]
     """Eager torch first, then every format and quantisation."""
     directory: Path = Path()
     """Where the files are; not part of the record."""
 
     def of(self, format: str, quantize: str = "none") -> Artifact:
-        """Give the artifact of a format and quantisation.
+        """Return the artifact of a format and quantisation.
 
         Raises:
-            KeyError: the export was not asked for it.
+            KeyError: the export did not include it.
         """
         for one in self.artifacts:
             if (one.format, one.quantize) == (format, quantize):
@@ -89,12 +89,12 @@ class Outcome:
         raise KeyError((format, quantize))
 
     def path(self, artifact: Artifact) -> Path | None:
-        """Give the path of an artifact's file, None if it has none."""
+        """Return the path of an artifact's file; None if it has none."""
         return self.directory / artifact.file if artifact.file else None
 
 
 def as_content(outcome: Outcome) -> dict[str, Any]:
-    """Give an outcome as JSON has it."""
+    """Return an outcome as JSON data."""
     content = asdict(outcome)
     del content["directory"]
     return content

@@ -1,4 +1,4 @@
-"""Where a model to export comes from: a checkpoint of an experiment, or a function that builds it."""
+"""Load a model from its source: a checkpoint of an experiment, or a function that builds it."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ __all__ = ["Logits", "Source", "as_logits", "is_built", "load_source", "trained_
 
 
 FOREIGN = (".pt", ".pth", ".ckpt", ".bin")
-"""Endings of files that torch.save wrote."""
+"""Extensions of files that torch.save wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model and what it is called."""
+    """A model and its name."""
 
     model: nn.Module
     """Takes a float32 tensor of shape (N, 3, H, W), gives one of shape (N, classes)."""
     name: str
     """For people."""
     weights: str = ""
-    """What was read from a file of weights, a sentence; empty where none was given."""
+    """What was read from a weights file, in one sentence; empty without one."""
 
 
 def is_built(what: str) -> bool:
-    """Tell whether a source is a function that builds a model, and not a checkpoint."""
+    """Return whether a source is a function that builds a model, rather than a checkpoint."""
     return ":" in what and not what.endswith(".safetensors")
 
 
 def trained_on(what: str) -> Record | None:
-    """Give the record, without its cells, of the run that a checkpoint belongs to; None where there is none."""
+    """Return the record, without its cells, of a checkpoint's run; None if there is none."""
     if is_built(what):
         return None
     try:
@@ -73,7 +73,7 @@ def load_source(
         the model and its name.
 
     Raises:
-        UserError: it cannot be found, imported or built, or its tensors are not the model's.
+        UserError: the model cannot be found, imported or built, or the tensors do not match it.
     """
     if not is_built(what) and Path(what).suffix in FOREIGN:
         raise UserError(
@@ -99,11 +99,11 @@ def load_source(
 
 
 def as_logits(model: nn.Module, example: Tensor, *, advice: str = "") -> nn.Module:
-    """Wrap a model whose output is no tensor.
+    """Wrap a model whose output is not a tensor.
 
     Args:
-        model: is run without a trace.
-        example: images.
+        model: the model, left unchanged by the trial run.
+        example: images for the trial run.
         advice: what to do if the model fails on them.
 
     Raises:
@@ -132,7 +132,7 @@ def as_logits(model: nn.Module, example: Tensor, *, advice: str = "") -> nn.Modu
 
 
 def _needed_inputs(model: nn.Module) -> list[str]:
-    """Name the arguments that a forward has no default for."""
+    """Name the arguments of a forward without a default."""
     try:
         found = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):  # of a script

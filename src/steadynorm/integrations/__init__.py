@@ -1,4 +1,4 @@
-"""The package within training frameworks and loggers: one module for each, which alone imports it.
+"""Integrations with training frameworks and loggers; only the module of a framework imports it.
 
 ``lightning`` and ``trainer`` (Hugging Face) hold callbacks of the same names; ``loggers`` writes readings of norms.
 """

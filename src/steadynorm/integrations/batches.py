@@ -1,4 +1,4 @@
-"""The first batches of a training loader, taken beside a training that goes through the same loader."""
+"""Take the first batches of a loader without disturbing a training that iterates over it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from torch.utils.data import DataLoader
 __all__ = ["FirstBatches"]
 
 _DEEPEST = 4
-"""Samplers within samplers that are looked into."""
+"""Largest nesting depth of samplers that is searched."""
 
 
 class FirstBatches:
-    """The first batches of a loader, as often as they are asked for, without a trace on a training that uses it too.
+    """The first batches of a loader, repeatable, without an effect on a training that uses the same loader.
 
-    A loader with persistent workers has one iterator, which a second loop would take from the training; accelerate's
-    loaders tell the gradient accumulation where they are. So a copy of the loader is gone through, and of accelerate's
-    the one within. Each time the samplers begin where they stood when this was made: a shuffling loader gives the same
-    batches again.
+    A loader with persistent workers has a single iterator, which a second loop would take from the training;
+    accelerate's loaders report their position to the gradient accumulation. Therefore a copy of the loader is iterated
+    (for accelerate, of the inner one). Each time the samplers start from their state at construction: a shuffling
+    loader yields the same batches again.
 
     Args:
         batches: a loader, or a list of batches.
-        number: of batches at most; None takes all.
-        caller: that wants them, for messages.
+        number: largest number of batches; None takes all.
+        caller: name of the caller, for messages.
 
     Raises:
-        TypeError: no loader and no iterable, or an iterator, which can be gone through once only.
+        TypeError: not iterable, or an iterator, which can be iterated only once.
         ValueError: ``number`` is below 1; the loader's data set is a stream, from which batches would be missing.
     """
 
@@ -55,13 +55,13 @@ class FirstBatches:
         self._states = [(owner, _state_of(owner)) for owner in _owners(loader, _DEEPEST)]
 
     def __iter__(self) -> Iterator[Any]:
-        """Go through them, from the first."""
+        """Iterate over the batches, from the first."""
         self._rewind()
         return islice(iter(self._loader), self._number)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Put back afterwards the samplers, and the random numbers of Python and NumPy, which transforms draw."""
+        """Restore the samplers afterwards, and the random states of Python and NumPy, which transforms use."""
         drawn = random.getstate(), np.random.get_state()
         try:
             yield
@@ -79,7 +79,7 @@ class FirstBatches:
 
 
 def _apart(loader: Any) -> Any:  # noqa: ANN401 (any iterable)
-    """Give a loader that shares everything but the workers with another."""
+    """Return a copy of a loader that shares everything but the workers."""
     if not isinstance(loader, DataLoader):
         return loader
     twin = copy.copy(loader)
@@ -88,7 +88,7 @@ def _apart(loader: Any) -> Any:  # noqa: ANN401 (any iterable)
 
 
 def _owners(loader: Any, depth: int) -> Iterator[Any]:  # noqa: ANN401 (loaders and samplers of any class)
-    """Give a loader and the samplers within it: whatever may keep a state of random numbers."""
+    """Yield a loader and its nested samplers: all objects that may hold random state."""
     yield loader
     for name in ("sampler", "batch_sampler"):
         inner = getattr(loader, name, None)

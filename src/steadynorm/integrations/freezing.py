@@ -1,4 +1,4 @@
-"""What the callbacks that freeze statistics have in common, whatever framework calls them."""
+"""Shared implementation of the callbacks that freeze running statistics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Freeze"]
 
 
 class Freeze:
-    """Statistics frozen from some epoch on, and let go of at the end.
+    """Freeze running statistics after some epochs, and unfreeze them at the end.
 
     Args:
         caller: name of the callback, for messages.
-        after_epoch: whole epochs to be trained before.
+        after_epoch: number of epochs to train before.
         where: qualified name and module -> whether to freeze it; None takes all.
         example: see :func:`steadynorm.surgery.freeze_`.
 
@@ -38,14 +38,14 @@ class Freeze:
         return self.change is not None
 
     def try_(self, model: nn.Module) -> bool:
-        """Freeze and put back, to report what cannot be frozen before an epoch is trained.
+        """Freeze and unfreeze, to report before the first epoch what cannot be frozen.
 
         Returns:
             whether the model's buffers are the same ones, in the same order, when it is frozen.
 
         Raises:
             NothingDoneError: nothing can be frozen.
-            TypeError: modules cannot be exchanged any more.
+            TypeError: modules cannot be replaced any more.
         """
         before = [name for name, _ in model.named_buffers()]
         change = self._frozen(model)
@@ -63,7 +63,7 @@ class Freeze:
             self.change = self._frozen(model)
 
     def let_go(self) -> None:
-        """Put the layers back as they were, with the numbers that they hold now."""
+        """Restore the layers, with their present statistics and parameters."""
         change, self.change = self.change, None
         if change is None:
             return

@@ -1,4 +1,4 @@
-"""What the callbacks that measure statistics again have in common, whatever framework calls them."""
+"""Shared implementation of the callbacks that recalibrate running statistics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTLED = 0.01
 
 
 class Options(TypedDict, total=False):
-    """What is handed to :func:`steadynorm.surgery.recalibrate_` as it is."""
+    """Options passed on to :func:`steadynorm.surgery.recalibrate_`."""
 
     where: Where | None
     prior: float
@@ -32,17 +32,17 @@ class Options(TypedDict, total=False):
 
 
 class Recalibration:
-    """Statistics measured again from a training's own batches, or from others.
+    """Recalibration from a training's own batches, or from others.
 
     Args:
         caller: name of the callback, for messages.
-        batches: to take; None takes those of the training loader.
-        number: of batches at most, on each rank.
-        forward: model and batch -> anything; None is the framework's.
+        batches: batches to use; None uses those of the training loader.
+        number: largest number of batches on each rank.
+        forward: (model, batch) -> output; None uses the framework's.
         options: see :class:`Options`; ``settled`` is 0.01 where they do not say it.
 
     Raises:
-        TypeError: ``batches`` can be gone through once only.
+        TypeError: ``batches`` can be iterated only once.
         ValueError: ``number`` is below 1.
     """
 
@@ -63,7 +63,7 @@ class Recalibration:
 
     @property
     def needs_loader(self) -> bool:
-        """Whether the batches are to come from the training loader."""
+        """Whether the batches come from the training loader."""
         return self._batches is None
 
     def run(
@@ -75,14 +75,14 @@ class Recalibration:
         most: float = float("inf"),
         but: frozenset[str] = frozenset(),
     ) -> None:
-        """Measure again, and keep the Change; what could not be done is warned of once.
+        """Recalibrate, and keep the Change; warn once of each failure.
 
         Args:
             model: the root, neither wrapped nor compiled.
-            loader: of the training; needed where no batches were given.
+            loader: the training loader; needed if no batches were given.
             forward: the framework's way to run the model on a batch of this loader.
-            most: batches, whatever ``number`` says.
-            but: layers that are left out, whatever ``where`` says.
+            most: largest number of batches, in addition to ``number``.
+            but: layers that are left out, in addition to ``where``.
         """
         batches = loader if self._batches is None else self._batches
         number = int(min(self._number, max(most, 1)))

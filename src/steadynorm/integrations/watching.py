@@ -1,4 +1,4 @@
-"""What the callbacks that watch a training have in common, whatever framework calls them."""
+"""Shared implementation of the callbacks that watch a training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ EVERY = 32
 
 
 class Watching:
-    """A watch that begins with a training, goes on after a checkpoint, and starts again where layers are exchanged.
+    """A watch that starts with a training, resumes from a checkpoint, and restarts when layers are replaced.
 
     Args:
         caller: name of the callback, for messages.
         policy: see :class:`steadynorm.Watch`.
-        every: likewise.
-        on_event: likewise.
+        every: see :class:`steadynorm.Watch`.
+        on_event: see :class:`steadynorm.Watch`.
 
     Raises:
-        ValueError: no such policy; too few forwards.
+        ValueError: an unknown policy; ``every`` below 16.
     """
 
     def __init__(self, caller: str, policy: Policy, every: int, on_event: Callable[[Event], object] | None) -> None:
@@ -47,7 +47,7 @@ class Watching:
         return None if self._watch is None else self._watch.report()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what it takes to go on; empty where nothing is watched."""
+        """Return the state for resuming; empty if nothing is watched."""
         return {} if self._watch is None else self._watch.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -55,11 +55,11 @@ class Watching:
         self._state = state or None
 
     def begin(self, model: nn.Module, logs: Callable[[Event], object] | None = None) -> None:
-        """Begin to watch; warns where there is nothing to be watched, unless there was before: then that report stays.
+        """Start watching; warn if there is nothing to watch, unless there was before: then the earlier report stays.
 
         Args:
-            model: whose forward, or whose children's, the training calls.
-            logs: called with each event, beside what the user gave.
+            model: the module whose forward, or whose children's forwards, the training calls.
+            logs: called with each event, in addition to the user's callback.
         """
         self.end()
         self._logs, self._norms = logs, _norms_of(model)
@@ -76,13 +76,13 @@ class Watching:
         watch.start()
 
     def renew(self, model: nn.Module) -> None:
-        """Start again where other layers stand in the model now."""
+        """Restart if layers of the model were replaced."""
         now = _norms_of(model)
         if [id(each) for each in now] != [id(each) for each in self._norms]:
             self.begin(model, self._logs)
 
     def end(self) -> None:
-        """Watch no longer; the report stays."""
+        """Stop watching; the report stays."""
         if self._watch is not None and self._is_on:
             self._watch.stop()
         self._is_on = False

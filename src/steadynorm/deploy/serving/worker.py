@@ -17,8 +17,8 @@ def main():
     """Load, say so, and answer until the input ends."""
     serving, artifact, threads, *own = sys.argv[1:]
     if not own:
-        sys.modules["steadynorm"] = None  # an import of it fails, as where it is not installed
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+        sys.modules["steadynorm"] = None  # importing it fails, as if it were not installed
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries must not print into the answers
 
     def answer(content):
         print(json.dumps(content), file=answers, flush=True)
@@ -30,13 +30,13 @@ def main():
         for line in sys.stdin:
             request = json.loads(line)
             answer(ACTIONS[request.pop("do")](predict, **request))
-    except Exception as error:  # a runtime fails in any way; who asked hears of it
+    except Exception as error:  # a runtime may raise anything; report it to the parent
         answer({"error": f"{type(error).__name__}: {error}"})
         raise
 
 
 def predict_file(predict, *, images, outputs, batch):
-    """Answer every image of a file, and write the answers to another."""
+    """Predict every image of a file, and write the outputs to another."""
     images = np.load(images, mmap_mode="r")
     parts = [predict(np.array(images[first : first + batch])) for first in range(0, len(images), batch)]
     np.save(outputs, np.concatenate(parts))
@@ -44,7 +44,7 @@ def predict_file(predict, *, images, outputs, batch):
 
 
 def time_requests(predict, *, images, batch, requests, warm_up):
-    """Answer batches one after the other; milliseconds of each, and the most memory that the process ever had."""
+    """Time requests one after the other; return milliseconds of each, and the peak memory of the process."""
     images = np.load(images, mmap_mode="r")
     inputs = [np.array(np.take(images, range(first, first + batch), axis=0, mode="wrap")) for first in range(4)]
     for index in range(warm_up):
@@ -58,7 +58,7 @@ def time_requests(predict, *, images, batch, requests, warm_up):
 
 
 def peak_mib():
-    """Give the most memory that this program had, None where the system does not say.
+    """Return the peak memory of this program; None if the system does not tell.
 
     On Linux getrusage would count its parent's, from before the start.
     """

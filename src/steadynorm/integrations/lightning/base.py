@@ -1,4 +1,4 @@
-"""Lightning's own classes, of the package that is there."""
+"""Lightning's classes, from the installed package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Callback", "Trainer", "is_a"]
 
 
 def _package() -> Any:  # noqa: ANN401 (a module that need not be installed)
-    """Give the package whose Trainer is in use: of two that are installed, that which is imported already."""
+    """Return the package whose Trainer is in use: if both are installed, the one already imported."""
     if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
         return sys.modules["pytorch_lightning"]
     for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -30,5 +30,5 @@ Trainer = Any
 
 
 def is_a(callback: object, name: str) -> bool:
-    """Tell whether a callback is of a class of either package, or of one derived from it."""
+    """Return whether a callback is an instance of a class of this name in either package, or of a subclass."""
     return any(cls.__name__ == name for cls in type(callback).__mro__)

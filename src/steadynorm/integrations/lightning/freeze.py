@@ -1,4 +1,4 @@
-"""Statistics that freeze within a fit of Lightning's."""
+"""Lightning callback that freezes running statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precise statistics within a fit of Lightning's."""
+"""Lightning callback that recalibrates running statistics."""
 
 from __future__ import annotations
 
@@ -100,16 +100,16 @@ class RecalibrateCallback(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Note which batch norms are in evaluation mode while training."""
+        """Record which batch norms are in evaluation mode while training."""
         self._norms = None
         self._see(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
-        """Forget the noted layers: other callbacks may replace them."""
+        """Clear the recorded layers: other callbacks may replace them."""
         self._norms = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: nn.Module, *_: object) -> None:
-        """Note again which are in evaluation mode, before a validation puts all into it."""
+        """Record which batch norms are in evaluation mode again, before a validation sets all to it."""
         self._see(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: nn.Module) -> None:
@@ -155,7 +155,7 @@ class RecalibrateCallback(Callback):
 
 
 def _check_order(callback: object, trainer: Trainer) -> None:
-    """Raise ValueError where weights are averaged after this callback."""
+    """Raise ValueError if weights are averaged after this callback."""
     at = trainer.callbacks.index(callback)
     for each in trainer.callbacks[at + 1 :]:
         if is_a(each, "WeightAveraging") or is_a(each, "StochasticWeightAveraging"):
@@ -166,7 +166,7 @@ def _check_order(callback: object, trainer: Trainer) -> None:
 
 
 def _has_forward(pl_module: nn.Module) -> bool:
-    """Tell whether a class of the user's defines a forward."""
+    """Return whether a class of the user defines a forward."""
     own = (cls for cls in type(pl_module).__mro__ if cls.__module__.split(".")[0] not in _PACKAGES)
     return "forward" in vars(pl_module) or any("forward" in vars(cls) for cls in own)
 
@@ -176,7 +176,7 @@ _PACKAGES = ("lightning", "pytorch_lightning", "torch")
 
 @contextmanager
 def _as_in_training(trainer: Trainer, model: nn.Module, still: frozenset[str]) -> Iterator[None]:
-    """Let Lightning and the modes of the batch norms be as in a training step, whose batches are taken."""
+    """Set Lightning's state and the batch norms' modes as in a training step, to use training batches."""
     stage, modes = trainer.state.stage, {module: module.training for module in model.modules()}
     trainer.training = True
     model.training = True
@@ -191,7 +191,7 @@ def _as_in_training(trainer: Trainer, model: nn.Module, still: frozenset[str]) -
 
 
 def _forward_of(trainer: Trainer) -> Forward:
-    """Give how a batch is transferred and run in a training step."""
+    """Return a function that transfers and runs a batch as in a training step."""
 
     def forward(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (any batch, any output)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)

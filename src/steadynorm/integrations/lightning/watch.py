@@ -1,4 +1,4 @@
-"""A watch over a fit of Lightning's."""
+"""Lightning callback that watches batch norms."""
 
 from __future__ import annotations
 

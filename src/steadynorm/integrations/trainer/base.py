@@ -1,4 +1,4 @@
-"""What the Trainer hands to its callbacks, and where in the training it is."""
+"""Types of the Trainer's callback arguments, and its position in the training."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Part = Any
 
 
 def trained(state: State) -> float:
-    """Give the epochs that have been trained, with their decimals, which come of a division."""
+    """Return the number of trained epochs, fractional within an epoch."""
     return round(float(state.epoch or 0), 6)
 
 
 def epoch_of(state: State) -> int:
-    """Give the number of the epoch that is being trained or has just been, from 1."""
+    """Return the number of the current or just finished epoch, from 1."""
     return math.ceil(trained(state))

@@ -1,4 +1,4 @@
-"""Statistics that freeze within a training of transformers' Trainer."""
+"""Trainer callback that freezes running statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What norms are at, logged within a training of transformers' Trainer."""
+"""Trainer callback that logs readings of norms."""
 
 from __future__ import annotations
 

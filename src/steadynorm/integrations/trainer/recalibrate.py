@@ -1,4 +1,4 @@
-"""Precise statistics within a training of transformers' Trainer."""
+"""Trainer callback that recalibrates running statistics."""
 
 from __future__ import annotations
 

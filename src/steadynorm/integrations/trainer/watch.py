@@ -1,4 +1,4 @@
-"""A watch over a training of transformers' Trainer."""
+"""Trainer callback that watches batch norms."""
 
 from __future__ import annotations
 
