@@ -314,8 +314,10 @@ def test_an_unknown_target_is_refused(to):
 def test_an_unknown_option_leaves_the_model_alone():
     model = mixed()
     before = snapshot(model)
-    with pytest.raises(TypeError, match="ghost_size"):
+    with pytest.raises(TypeError, match=r"batch_renorm has no option 'ghost_size'\. It has eps, momentum, .*r_max, .*"):
         convert_(model, "batch_renorm", ghost_size=3)
+    with pytest.raises(TypeError, match=r"group_norm has no option 'groups'\. It has num_groups, eps\."):
+        convert_(model, "group_norm", groups=4)
     assert_state_equal(model, before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -113,7 +114,7 @@ def convert_(
             "Use recalibrate_ to measure statistics again."
         )
     if kind is not None:
-        _check_options(options)
+        _check_options(kind, options)
     check_plain("convert_", model)
     given = None if batches is None else list(Batches(batches, "convert_"))
     with Transaction("convert_", model) as edits:
@@ -146,12 +147,28 @@ def _other_norms(model: nn.Module, norms: list[NamedModule], edits: Transaction)
 _NORM = re.compile(r"Norm([123]d)?$")
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    for name in ("num_features", "affine", "bias", "track_running_stats", "device", "dtype"):
+def _check_options(kind: Kind, options: dict[str, Any]) -> None:
+    for name in _DECIDED:
         if name in options:
             raise TypeError(
                 f"convert_: {name} is that of the layer which is converted, got {name}={options[name]!r}. Leave it out."
             )
+    known = _known_options(kind)
+    for name in options:
+        if name not in known:
+            raise TypeError(f"convert_: {kind.name} has no option {name!r}. It has {', '.join(known)}.")
+
+
+_DECIDED = ("num_features", "affine", "bias", "track_running_stats", "device", "dtype")
+
+
+def _known_options(kind: Kind) -> list[str]:
+    if kind.name not in BATCH_NORMS:
+        return ["eps"] if kind.name == "layer_norm" else ["num_groups", "eps"]
+    parameters = (each for cls in kind.classes.values() for each in inspect.signature(cls).parameters.values())
+    return list(
+        dict.fromkeys(each.name for each in parameters if each.kind != each.VAR_KEYWORD and each.name not in _DECIDED)
+    )
 
 
 def to_torch_(
