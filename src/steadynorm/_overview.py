@@ -1,4 +1,4 @@
-"""What ``steadynorm --help`` says: every command in a line, at once, since nothing has to be imported for it."""
+"""Text of ``steadynorm --help``: one line for each command, printed without slow imports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 PROGRAM = "steadynorm"
 CANNOT = 2
-"""Exit status where what was asked for cannot be done."""
+"""Exit status if the request cannot be fulfilled."""
 
 GROUPS: dict[str, dict[str, str]] = {
     "Experiments: train networks, and write a report": {
@@ -151,7 +151,7 @@ def _overview(output: TextIO, only: str = "") -> str:
 
 
 def columns() -> int:
-    """Give the width to write for: the terminal's or that of COLUMNS, at most what is well read."""
+    """Return the text width: the terminal's or that of COLUMNS, up to a readable maximum."""
     return max(20, min(shutil.get_terminal_size().columns, WIDEST))
 
 
@@ -185,5 +185,5 @@ def heading(text: str, output: TextIO) -> str:
 
 
 def is_styled(output: TextIO) -> bool:
-    """Tell whether a stream takes colours."""
+    """Return whether a stream supports colours."""
     return output.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "dumb")

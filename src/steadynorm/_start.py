@@ -1,4 +1,4 @@
-"""What the program does before it imports torch: answer what needs no command, and end at Ctrl-C.
+"""Steps of the program before it imports torch: answer requests that need no command, and handle Ctrl-C.
 
 Imports take seconds. Help on all commands and the version do not wait for them. Ctrl-C meanwhile is one line and exit
 status 130: an exception that is raised inside a compiled module's import may come out as another one, and nothing has

@@ -43,10 +43,10 @@ class Flag:
     """One flag, or one word without a flag.
 
     Args:
-        name: as it is typed; without dashes for a word.
-        field: of the dataclass.
-        value: what stands for its value; empty for a switch.
-        text: what it does, with its default.
+        name: name as typed; without dashes for a positional word.
+        field: field of the dataclass.
+        value: placeholder of its value; empty for a switch.
+        text: description with the default.
     """
 
     name: str
@@ -136,7 +136,7 @@ def _flag(field: dataclasses.Field[Any], kind: Any, text: str) -> Flag:  # noqa:
 
 
 def _default(value: Any, sentence: str) -> str:  # noqa: ANN401 (whatever a flag has)
-    """Say the default where there is one that the sentence does not say."""
+    """Format the default, unless there is none or the sentence states it."""
     if value is dataclasses.MISSING or value is None or value is False or value == () or "efault:" in sentence:
         return ""
     words = value if isinstance(value, tuple) else (value,)
@@ -144,7 +144,7 @@ def _default(value: Any, sentence: str) -> str:  # noqa: ANN401 (whatever a flag
 
 
 def _value(kind: Any) -> str:  # noqa: ANN401 (a type)
-    """Say what stands for a value of a type."""
+    """Return the placeholder for a value of a type."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is bool:
         return ""

@@ -83,7 +83,7 @@ def _run(
     groups: Mapping[str, str],
     examples: Mapping[str, Sequence[str]],
 ) -> int | None:
-    """Do what the arguments say, and give the exit status."""
+    """Run the command of the arguments, and return the exit status."""
     if "--version" in arguments:
         print(f"steadynorm {__version__}")
         return 0
@@ -107,7 +107,7 @@ def _run(
 
 
 def _named(commands: Mapping[str, Command], arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Give the command that the first words name, and the words after it."""
+    """Return the command named by the first words, and the remaining words."""
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if len(arguments) >= words and name in commands and name.count(" ") == words - 1:

@@ -1,4 +1,4 @@
-"""Text from files and models as a terminal may be given it."""
+"""Make text from files and models safe to print in a terminal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a record to something that a person looks at: tables, figures, claims, a page, a notebook."""
+"""Turn records into reports: tables, figures, claims, a page and a notebook."""

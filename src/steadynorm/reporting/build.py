@@ -1,4 +1,4 @@
-"""Write what a report says: ``summary.json``, ``figures/``, ``report.html`` and ``report.ipynb``."""
+"""Write the files of a report: ``summary.json``, ``figures/``, ``report.html`` and ``report.ipynb``."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_report(
 
 
 def page_alone(head: dict[str, Any], report: Report, *, eyebrow: str, script: str = "", missing: str = "") -> str:
-    """Make a page without the files that :func:`write_report` puts beside it.
+    """Render a page without the other files of :func:`write_report`.
 
     Args:
         head: as for :func:`write_report`; empty parts are left out.
@@ -85,7 +85,7 @@ def _page(
     missing: str,
     script: str = "",
 ) -> str:
-    """Make ``report.html``; without files beside it where they are None, and then with this script, if any."""
+    """Render ``report.html``; if ``files`` is None, without other files and with this script, if any."""
     method = Section(title="How it was measured", short="Method", blocks=[Text(line) for line in report.method])
     parts = [section for section in (*report.sections, method) if section.shown]
     setup = [

@@ -1,4 +1,4 @@
-"""Guessing: how accurate it is, and which networks are surely better."""
+"""Chance level: the accuracy of guessing, and a test of which networks are better."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from steadynorm.reporting.records import Record
 __all__ = ["Chance", "chance_in_training", "chance_of", "entropy", "loss_of_guessing", "most_frequent"]
 
 RISK = 1e-3
-"""Largest probability that guessing is called better than guessing."""
+"""Significance level: probability that guessing passes for better than guessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chance:
-    """Guessing on some images."""
+    """Chance level on a set of images."""
 
     share: float
     """Its accuracy in [0, 1]: the share of the most frequent class."""
     images: int
-    """That accuracies are measured on."""
+    """Number of images that accuracies are measured on."""
 
     @property
     def is_beatable(self) -> bool:
@@ -44,7 +44,7 @@ class Chance:
 
 
 def chance_of(record: Record) -> Chance:
-    """Say what guessing does on the validation images; records of earlier versions are taken to have equal classes.
+    """Compute the chance level on the validation images; older records are assumed to have equal classes.
 
     An export's images are those that it was compared on, of ten classes.
     """
@@ -57,13 +57,13 @@ def chance_of(record: Record) -> Chance:
 
 
 def chance_in_training(record: Record) -> Chance:
-    """Say what guessing does on the training images."""
+    """Compute the chance level on the training images."""
     share = record.resolved.get("train_chance", chance_of(record).share)
     return Chance(share=float(share), images=int(record.resolved["train_images"]))
 
 
 def loss_of_guessing(record: Record) -> float:
-    """Give the mean cross-entropy, in nats, of a network that knows of the training images how frequent classes are.
+    """Return the mean cross-entropy, in nats, of a network that knows only the class frequencies of training images.
 
     Records of earlier versions are taken to have equal classes.
     """
@@ -73,16 +73,16 @@ def loss_of_guessing(record: Record) -> float:
 
 
 def entropy(labels: Tensor) -> float:
-    """Give the entropy in nats of the classes of labels, shape (N,)."""
+    """Return the entropy in nats of labels of shape (N,)."""
     shares: list[float] = (labels.bincount() / len(labels)).tolist()
     return -math.fsum(share * math.log(share) for share in shares if share > 0)
 
 
 def most_frequent(labels: Tensor) -> float:
-    """Give the share of the most frequent class, from labels of shape (N,)."""
+    """Return the fraction of the most frequent class in labels of shape (N,)."""
     return (labels.bincount().max() / len(labels)).item()
 
 
 def _divergence(a: float, p: float) -> float:
-    """Kullback and Leibler's, of two coins, in nats."""
+    """Return the Kullback-Leibler divergence of two Bernoulli distributions, in nats."""
     return sum(x * math.log(x / y) for x, y in ((a, p), (1 - a, 1 - p)) if x > 0)

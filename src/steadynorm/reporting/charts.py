@@ -19,13 +19,13 @@ __all__ = ["COLORS", "DASHES", "WIDTH", "bars", "dot_ranges", "lines", "points"]
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#a8508a", "#b07d00", "#3d9bd3"]
 """Okabe and Ito's colors, the light ones darkened until they stand out on white."""
 DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [12, 3], [4, 1, 1, 1, 1, 1]]
-"""Told apart without color too."""
+"""Dashes and shapes, to distinguish series without color."""
 SHAPES = ["circle", "cross", "square", "triangle-up", "diamond", "triangle-down"]
 CROSS = "M-1,-0.6L-0.6,-1L0,-0.4L0.6,-1L1,-0.6L0.4,0L1,0.6L0.6,1L0,0.4L-0.6,1L-1,0.6L-0.4,0Z"
 WIDTH = 400
 
 Chart = alt.LayerChart | alt.FacetChart
-"""What Altair makes of layers."""
+"""Type of a layered Altair chart."""
 
 
 def lines(
@@ -232,7 +232,7 @@ def points(
 
 
 def _marks(rows: pd.DataFrame, *, x: str, y: str, color: alt.Color, mark: dict[str, Any]) -> list[alt.Chart]:
-    """Mark rows at their values, and those without one at the foot of the chart."""
+    """Mark rows at their values, and rows without a value at the foot of the chart."""
     style = {"filled": True, "opacity": 1, "strokeWidth": 1.4} | mark
     known, unknown = rows[rows[y].notna()], rows[rows[y].isna()]
     found = []
@@ -257,7 +257,7 @@ def _x_axis(x: str, *, title: str, log: bool, values: Sequence[float], domain: t
 
 
 def _value_axis(values: Sequence[float], *, percent: bool, domain: Sequence[float] | None = None) -> dict[str, Any]:
-    """Give scale and axis of measured values, logarithmic where all are positive and span more than a factor of ten."""
+    """Return scale and axis of measured values, logarithmic if all are positive and span more than a factor of ten."""
     if not percent and values and min(values) > 0 and max(values) > 10 * min(values):
         ticks = alt.Axis(format="~g", values=_round_numbers(values))
         return {"axis": ticks, "scale": alt.Scale(type="log", nice=False, padding=6)}
@@ -267,7 +267,7 @@ def _value_axis(values: Sequence[float], *, percent: bool, domain: Sequence[floa
 
 
 def _round_numbers(values: Sequence[float]) -> list[float]:
-    """Give the ticks of a logarithmic axis: 1, 2 and 5 in every decade, or 1 alone where there are many."""
+    """Return the ticks of a logarithmic axis: 1, 2 and 5 in every decade, or 1 alone for many decades."""
     first, last = (math.floor(math.log10(end)) for end in (min(values), max(values)))
     steps = (1, 2, 5) if last - first < 3 else (1,)
     return [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
@@ -293,7 +293,7 @@ def _cycle(values: Sequence[Any], order: Sequence[str]) -> list[Any]:
 
 
 def _turned(values: Sequence[Any], order: Sequence[str]) -> list[Any]:
-    """Give each place a dash or a shape; a color that comes again comes with another."""
+    """Assign dashes or shapes by position, so that a repeated color gets a different one."""
     return [values[(place + place // len(COLORS)) % len(values)] for place in range(len(order))]
 
 

@@ -1,4 +1,4 @@
-"""Rules that judge a claim: which of two is higher, and whether a network had learned anything at all."""
+"""Rules for verdicts on claims: which of two quantities is higher, and whether a network is above chance."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["compare", "is_guessing", "judge", "too_few", "unless_guessing"]
 
 
 def judge(claim: str, met: bool | None, measured: str) -> Claim:
-    """Make a claim with its verdict.
+    """Build a claim with its verdict.
 
     Args:
         claim: what was expected, as a sentence.
-        met: whether it came so; None where it was not measured.
+        met: whether the expectation was met; None if it was not measured.
         measured: the numbers, or why there are none, as a sentence.
     """
     verdict: Literal["met", "not met", "not measured"] = "not measured" if met is None else "met" if met else "not met"
@@ -43,7 +43,7 @@ def compare(
     Args:
         claim: what was expected, as a sentence.
         first: the quantity that is expected to be higher, or lower.
-        second: the one beside it.
+        second: the quantity to compare with.
         higher: whether the first is expected to be the higher one.
         what: the quantity's name.
         names: of the two, as in ``81.2 % <with batch norm>``.
@@ -60,12 +60,12 @@ def compare(
 
 
 def is_guessing(accuracy: Spread | None, chance: Chance) -> bool:
-    """Whether one of the seeds' networks is not surely better than guessing; False where there are none."""
+    """Return whether the network of some seed is not surely better than guessing; False without networks."""
     return accuracy is not None and not chance.is_beaten(accuracy.low)
 
 
 def too_few(chance: Chance) -> str:
-    """Say in a headline that no network is distinguishable from guessing; nothing where one could."""
+    """Return a headline that no network is distinguishable from guessing; empty if one could be."""
     if chance.is_beatable:
         return ""
     share = percent(chance.share, digits=0)
@@ -73,12 +73,12 @@ def too_few(chance: Chance) -> str:
 
 
 def unless_guessing(item: Claim, chance: Chance, networks: Mapping[str, Spread | None]) -> Claim:
-    """Take a verdict back where it rests on a network that may be guessing.
+    """Withdraw a verdict that rests on a network at chance.
 
     Args:
-        item: judged.
+        item: the judged claim.
         chance: accuracy of guessing.
-        networks: name -> accuracy over the seeds, of those that have to have learned something; None is passed over.
+        networks: name -> accuracy over the seeds, for the networks that the verdict rests on; None is ignored.
     """
     guessing = {name: one for name, one in networks.items() if one and is_guessing(one, chance)}
     if not guessing or item.verdict == "not measured":

@@ -1,4 +1,4 @@
-"""A diagnosis for people at a terminal, and what goes with it: model, data, scores, versions."""
+"""Print a diagnosis in a terminal, with its model, data, scores and versions."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ GIVEN_BY = {
     "ranks": "ranks= in Python",
     "step": "--accumulation or --world-size",
 }
-"""Part of the evidence that a check needs -> how it is given."""
+"""Part of the evidence that a check needs -> how to provide it."""
 _NAMED = {NEEDED.get(part, part): part for part in GIVEN_BY}
-"""What a diagnosis calls such a part -> its name."""
+"""Name in a diagnosis -> name of the part of the evidence."""
 NARROW = 60
-"""Columns of a terminal from which on two stand beside each other."""
+"""Terminal width from which the table has two columns."""
 TREATED = "* --treat FILE does this, measures again, and undoes it where the score is worse."
 BY = {
     "stored": "with the statistics that are stored",
@@ -57,16 +57,16 @@ BY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Treated:
-    """What ``--treat`` did.
+    """Result of ``--treat``.
 
     Args:
-        applied: every treatment that was tried, a line each.
+        applied: every treatment that was tried, one line each.
         left: findings that only the user can act on.
-        before: accuracy before all of it, on data that statistics were not measured on; None where it is not known.
-        after: likewise after it.
-        file: that the weights were written to; empty where nothing was kept.
-        in_code: what was kept and no file of weights holds, a sentence each.
-        remaining: what is found in a new model with the file's weights.
+        before: accuracy before the treatments, on data that statistics were not measured on; None if unknown.
+        after: accuracy after the treatments, on the same data.
+        file: file with the new weights; empty if nothing was kept.
+        in_code: kept treatments that a weights file cannot store, one sentence each.
+        remaining: diagnosis of a new model with the file's weights.
     """
 
     applied: tuple[str, ...]
@@ -80,20 +80,20 @@ class Treated:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """A diagnosis and how it came about.
+    """A diagnosis with its inputs.
 
     Args:
-        diagnosis: what was found.
-        model: what the model is called.
-        told: what was read from files, a sentence each.
+        diagnosis: the findings.
+        model: name of the model.
+        told: what was read from files, one sentence each.
         has_data: whether the model was run.
-        scores: statistics that are used in evaluation (keys of :data:`BY`) -> accuracy; empty where it is not known.
+        scores: statistics used in evaluation (keys of :data:`BY`) -> accuracy; empty if unknown.
         command: the shell command.
-        created: when, in ISO's form.
+        created: date and time, ISO 8601.
         config: the flags.
-        versions: of packages.
-        machine: on which it ran.
-        treated: what was done; None where that was not asked for.
+        versions: versions of packages.
+        machine: the machine.
+        treated: result of the treatment; None if it was not requested.
     """
 
     diagnosis: Diagnosis
@@ -116,7 +116,7 @@ class Examination:
 
 
 def as_content(examination: Examination) -> dict[str, Any]:
-    """Give the JSON: the diagnosis's document, and beside it what it was made from."""
+    """Return the JSON content: the diagnosis's document and its inputs."""
     return as_document(examination.diagnosis) | {
         "model": examination.model,
         "told": list(examination.told),
@@ -139,7 +139,7 @@ def _treatment(treated: Treated) -> dict[str, Any]:
 
 
 def show(examination: Examination, console: Console) -> None:
-    """Print a diagnosis: three lines for a healthy model, else what was found as well."""
+    """Print a diagnosis: three lines for a healthy model, else also the findings."""
     diagnosis = examination.diagnosis
     _line(console, diagnosis.headline, style="bold")
     for line in (_scope(diagnosis), score_line(examination), *map(_unread, diagnosis.unread)):
@@ -158,7 +158,7 @@ def show(examination: Examination, console: Console) -> None:
 
 
 def treatment_lines(treated: Treated) -> list[str]:
-    """Say what a treatment did, what it could not do, and what remains, a line each."""
+    """Describe what a treatment did, what it could not do, and what remains, one line each."""
     lines = list(treated.applied) or ["Nothing that was found can be treated."]
     if treated.before is not None and treated.after is not None:
         lines.append(f"Accuracy {percent(treated.before)} before, {percent(treated.after)} after.")
@@ -172,7 +172,7 @@ def treatment_lines(treated: Treated) -> list[str]:
 
 
 def findings_table(diagnosis: Diagnosis) -> Table:
-    """Lay out the findings: severity, and beside it where, what is wrong, what to do, and what it costs."""
+    """Lay out the findings: severity, layers, problem, remedy and cost."""
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -191,7 +191,7 @@ def findings_table(diagnosis: Diagnosis) -> Table:
 
 
 def list_checks(console: Console) -> None:
-    """Print the checks, with what they find and what they need; these below the names in a narrow terminal."""
+    """Print the checks with what they find and need; in a narrow terminal below the names."""
     below = console.width < NARROW
     table = Table(box=None, show_header=not below, padding=(0, 1, 0, 1))
     table.add_column("Check", overflow="fold", no_wrap=not below)
@@ -209,7 +209,7 @@ def list_checks(console: Console) -> None:
 
 
 def checks_as_markdown() -> str:
-    """Give the list of checks as a table of Markdown, for the documentation."""
+    """Return the list of checks as a Markdown table, for the documentation."""
     rows = ["| check | finds | needs | at worst |", "|---|---|---|---|"]
     for check in CHECKS.values():
         needs = needs_text(", ".join(check.needs)) if check.needs else ""
@@ -220,7 +220,7 @@ def checks_as_markdown() -> str:
 
 
 def cost_text(cost: Cost) -> str:
-    """Write what a fault costs, with its standard error."""
+    """Format the cost of a fault with its standard error."""
     if cost.quantity == "accuracy":
         error = "" if cost.standard_error != cost.standard_error else f" ± {100 * cost.standard_error:.1f}"
         return f"{100 * cost.value:.1f}{error} points of accuracy"
@@ -229,7 +229,7 @@ def cost_text(cost: Cost) -> str:
 
 
 def needs_text(needs: str) -> str:
-    """Say how a check is given what it needs."""
+    """Say how to provide what a check needs."""
     parts = [_NAMED.get(each, each) for each in needs.split(", ")]
     return listing([GIVEN_BY.get(each, each) for each in parts if not (each == "batches" and "score" in parts)])
 
@@ -241,7 +241,7 @@ def _sentences(group: Sequence[Finding]) -> Iterator[tuple[str, str]]:
 
 
 def score_line(examination: Examination) -> str:
-    """Give the accuracy by each kind of statistics."""
+    """Return a line with the accuracy for each kind of statistics."""
     if not examination.scores:
         return examination.told[-1] if examination.has_data else ""
     parts = [f"{percent(value)} {BY[name]}" for name, value in examination.scores.items()]
@@ -249,7 +249,7 @@ def score_line(examination: Examination) -> str:
 
 
 def unmet_needs(diagnosis: Diagnosis) -> dict[str, list[str]]:
-    """Give the checks that could not run, by how they would be given what they need."""
+    """Group the checks that could not run by how to provide what they need."""
     by_need: dict[str, list[str]] = {}
     for name, needs in diagnosis.not_run.items():
         by_need.setdefault(needs_text(needs), []).append(name)
@@ -257,7 +257,7 @@ def unmet_needs(diagnosis: Diagnosis) -> dict[str, list[str]]:
 
 
 def _scope(diagnosis: Diagnosis) -> str:
-    """Say what was looked at, and by which flags the other checks would be given what they need."""
+    """Say what was examined, and which flags the other checks need."""
     looked = f"Looked at {diagnosis.looked_at} with {counted(len(diagnosis.checks), 'check')}."
     missing = diagnosis.missing({name: GIVEN_BY[part] for name, part in _NAMED.items()})
     return f"{looked} {missing}; see --list." if missing else looked

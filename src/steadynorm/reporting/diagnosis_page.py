@@ -1,4 +1,4 @@
-"""A diagnosis as one page, to be attached to an issue: what was found, why it harms, what to do, what was looked at."""
+"""Render a diagnosis as one page, to attach to an issue: findings, harm, remedies and what was examined."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["describe", "diagnosis_page"]
 
 TONES = {Severity.ERROR: "chip error", Severity.WARNING: "chip warning", Severity.NOTE: "chip"}
 LAYERS = 12
-"""Layers of a check that are listed one by one."""
+"""Largest number of a check's layers that are listed one by one."""
 LABELS = 3
-"""Layers at fault, at most, whose names stand in a figure."""
+"""Largest number of faulty layers that are named in a figure."""
 LABEL = 28
-"""Characters of such a name."""
+"""Largest number of characters of such a name."""
 FOUND, OTHERS, SAMPLING = "layer found at fault", "layer", "expected from sampling"
 
 
 def diagnosis_page(examination: Examination) -> str:
-    """Make the page; it needs no other file."""
+    """Render the page; it needs no other file."""
     from steadynorm.reporting.build import page_alone  # pandas and Altair, which nothing else of the command needs
 
     head = {
@@ -47,7 +47,7 @@ def diagnosis_page(examination: Examination) -> str:
 
 
 def describe(examination: Examination) -> Report:
-    """Say what a diagnosis shows."""
+    """Build the report of a diagnosis."""
     diagnosis = examination.diagnosis
     checks = dict.fromkeys(each.check for each in diagnosis)
     overview = _overview(diagnosis)
@@ -102,7 +102,7 @@ def _overview(diagnosis: Diagnosis) -> Table:
 
 
 def _figures(diagnosis: Diagnosis) -> Iterator[Figure]:
-    """Draw every layer's distance from the batches, and what single layers win back where that was tried."""
+    """Plot every layer's distance from the batches, and what single layers recover if that was tried."""
     found = {each.layer for each in diagnosis if each.severity >= Severity.WARNING}
     places = list(enumerate(diagnosis.layers, 1))
     known = [(at, each) for at, each in places if each.distance is not None]
@@ -152,13 +152,13 @@ def _figures(diagnosis: Diagnosis) -> Iterator[Figure]:
 
 
 def _labels(layers: Sequence[LayerSummary]) -> dict[str, str]:
-    """Give the names of layers, long ones by their end; none where they are too many to tell apart."""
+    """Return the layers' labels, long names shortened to their end; none if there are too many."""
     names = {each.name: printable_line(each.name) for each in layers if len(layers) <= LABELS}
     return {name: shown if len(shown) <= LABEL else f"…{shown[1 - LABEL :]}" for name, shown in names.items()}
 
 
 def _section(name: str, findings: Sequence[Finding]) -> Section:
-    """Say of one check what it found at which layer, why that harms, and what to do."""
+    """Build the section of one check: findings by layer, harm and remedy."""
     check = CHECKS.get(name)
     pages = {} if check is None else check.sections()
     return Section(
@@ -181,13 +181,13 @@ def _advice(finding: Finding) -> str:
 
 
 def _parts(pages: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Give the parts of a check's page that are shown, with what stands before them."""
+    """Yield the parts of a check's page to show, with their lead-in."""
     titles = {"Harm": "Why it harms:", "Remedy": "How safe that is:"}
     return ((part, title) for part, title in titles.items() if part in pages)
 
 
 def _layers(findings: Sequence[Finding]) -> Table:
-    """Give a row for each problem, with the layers that have it."""
+    """Build a table with a row for each problem and its layers."""
     rows: dict[tuple[Severity, str, Cost | None], list[Finding]] = {}
     for each in findings:
         rows.setdefault((each.severity, each.problem, each.cost), []).append(each)
@@ -202,7 +202,7 @@ def _layers(findings: Sequence[Finding]) -> Table:
 
 
 def _kinds(findings: Sequence[Finding]) -> str:
-    """Say what the layers are, without repetition."""
+    """List the kinds of the layers, without repetition."""
     return ", ".join(dict.fromkeys(printable_line(each.what) for each in findings))
 
 
@@ -223,7 +223,7 @@ def _checks(diagnosis: Diagnosis) -> Iterator[Block]:
 
 
 def _shown(text: str) -> str:
-    """Write text of a docstring or a finding on a page: printable, and without the marks of code."""
+    """Format text of a docstring or a finding for a page: printable, without code markup."""
     return printable_line(text).replace("``", "")
 
 

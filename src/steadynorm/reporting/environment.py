@@ -1,4 +1,4 @@
-"""What a result was computed with: processor, cores and memory of the machine, versions of packages."""
+"""Describe the environment of a result: processor, cores and memory, and package versions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def describe_versions(packages: Collection[str] = ("torch", "numpy", "safetensors")) -> dict[str, str]:
-    """Give the versions of Python, of this package, and of those packages that are installed.
+    """Return the versions of Python, of this package, and of the installed ones of some packages.
 
     Args:
         packages: those that decide the numbers.
@@ -59,7 +59,7 @@ def _cpu_model() -> str:
 
 
 def cpuinfo(key: str) -> str:
-    """Give what Linux says of the processor under a key of /proc/cpuinfo; nothing where it says nothing."""
+    """Return a processor's entry in Linux's /proc/cpuinfo; empty if there is none."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return ""

@@ -11,7 +11,7 @@ __all__ = ["Interrupted", "UserError", "check_known", "one_line", "reason_of"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after which the display has said how to go on."""
+    """Ctrl-C, after the display has said how to continue."""
 
 
 class UserError(Exception):
@@ -26,13 +26,13 @@ class UserError(Exception):
 
 
 def reason_of(error: OSError) -> str:
-    """Say in one line, without a stop, what the system or a library refused."""
+    """Return the reason of a system or library error in one line, without a full stop."""
     text = error.strerror or str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
 
 
 def one_line(error: BaseException) -> str:
-    """Give the first line of an error's message that says something."""
+    """Return the first non-empty line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
 

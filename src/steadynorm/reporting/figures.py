@@ -1,4 +1,4 @@
-"""From a chart to files and to a place on the page: a PNG, an SVG, and a specification that a browser makes live."""
+"""Render charts: as PNG and SVG files, and as a specification that a browser makes interactive."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SCALE = 2.0  # pixels of a PNG for one of the page's
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure as files, and as it stands on a page."""
+    """A figure as files and as page content."""
 
     name: str
     caption: str
@@ -85,7 +85,7 @@ def draw(figure: Figure) -> Drawing:
 
 @cache
 def live_script() -> str:
-    """Give the script that a page needs to make its figures live; it asks nothing of the network."""
+    """Return the script that makes a page's figures interactive; it needs no network."""
     import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

@@ -16,7 +16,7 @@ _UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path, which becomes ``path`` when the block ends without an exception.
+    """Yield a temporary path, which is renamed to ``path`` when the block ends without an exception.
 
     The content is on the disk before it takes the name, so a kill or a power cut leaves the old file or the
     new one. On an exception the temporary file is removed and the old file stays. A symbolic link of that name is
@@ -41,7 +41,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def meant_name(name: str) -> str | None:
-    """Give the name that a file of :func:`atomic_path` was to take before its process was killed; None for others.
+    """Return the final name of a temporary file that a killed :func:`atomic_path` left; None for other files.
 
     >>> meant_name(".runs.json.k3_x9abc.part")
     'runs.json'
@@ -52,7 +52,7 @@ def meant_name(name: str) -> str | None:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let an error name the file that was asked for, not the temporary one."""
+    """Make errors name the requested file, not the temporary one."""
     try:
         yield
     except OSError as error:

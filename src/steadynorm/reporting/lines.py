@@ -1,4 +1,4 @@
-"""News as JSON lines on standard output, for programs that watch."""
+"""Write events as JSON lines to standard output, for other programs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def send_line(kind: str, content: Mapping[str, Any]) -> None:
     """Write one line of JSON, at once: numbers or null, never NaN.
 
     Args:
-        kind: of news, the first entry.
-        content: the others.
+        kind: kind of event, the first entry.
+        content: the other entries.
 
     Raises:
         BrokenPipeError: nobody reads any more; nothing that is printed later raises it again.
@@ -32,5 +32,5 @@ def send_line(kind: str, content: Mapping[str, Any]) -> None:
 
 
 def drop_output() -> None:
-    """Let what is left to print go nowhere: Python would complain at its end that it could not."""
+    """Discard remaining output, which Python would otherwise fail to flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""How numbers are written for people: one rule for each kind of quantity, a dash where there is no number."""
+"""Format numbers for reports: one rule for each kind of quantity, and a dash for missing numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 NONE = "—"
-"""Stands where nothing was measured."""
+"""Placeholder for values that were not measured."""
 
 SPACE = "\N{NO-BREAK SPACE}"
 

@@ -1,4 +1,4 @@
-"""Where a command may write: a directory of its own, and nothing outside it."""
+"""Check that a command writes only into its own directory."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def check_own_file(path: Path) -> None:
 
 
 def file_in(directory: Path, name: str) -> Path:
-    """Give the path of a file in a directory.
+    """Return the path of a file in a directory.
 
     Raises:
         UserError: the name, which may come from a record that someone has edited, leads out of the directory.
@@ -83,7 +83,7 @@ def file_in(directory: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def new_directory(place: Path, *, name: str) -> Iterator[Path]:
-    """Give a directory that takes its name when the block ends; on an exception nothing is left.
+    """Yield a temporary directory that is renamed when the block ends; on an exception nothing is left.
 
     Args:
         place: what it will be; there is nothing yet, or an empty directory, which is filled.

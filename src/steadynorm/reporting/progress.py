@@ -1,4 +1,4 @@
-"""What a person sees of what takes long: live bars in a terminal, plain lines elsewhere."""
+"""Show progress: live bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Display", "open_display", "silent_display"]
 
 
 PLAIN = ("dumb", "unknown")
-"""Terminals that cannot go back to what they have shown, where bars are not drawn."""
+"""Terminals that cannot move the cursor back, so bars are not drawn."""
 
 
 class Display(Protocol):
-    """Where what takes long tells how it goes."""
+    """Interface for reporting progress."""
 
     def message(self, text: str) -> None:
         """Say one line that stays."""
@@ -69,7 +69,7 @@ def open_display(*, shown: bool = True, stream: TextIO | None = None, timed: boo
 
 
 def silent_display() -> Display:
-    """Give a display that shows nothing."""
+    """Return a display that shows nothing."""
     return _Silent()
 
 

@@ -1,4 +1,4 @@
-"""What a report says, before it is a page: a headline, sections of text, tables, claims and figures, and the method."""
+"""Content of a report, independent of the page: headline, sections of text, tables, claims and figures, and method."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Rows: TypeAlias = "pd.DataFrame | Sequence[Mapping[str, Any]]"
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that was expected, and what came of it."""
+    """An expectation and its verdict."""
 
     claim: str
     verdict: Verdict
@@ -162,9 +162,9 @@ class Report:
     headline: str
     """The finding in one sentence of at most 90 characters, without a full stop."""
     lead: str
-    """On what it rests: network, data, seeds."""
+    """The basis of the finding: network, data, seeds."""
     table: Table
-    """What a terminal shows: a handful of columns."""
+    """Table for the terminal, with few columns."""
     sections: Sequence[Section]
     """In their order; one without blocks is left out."""
     method: Sequence[str]

@@ -1,4 +1,4 @@
-"""Words of all reports: lists, counts, and what arms and data are called."""
+"""Format words for all reports: lists, counts, and names of arms and data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def counted(number: int, word: str) -> str:
 
 
 def seeds_label(seeds: int) -> str:
-    """Say on how many seeds each number rests."""
+    """State the number of seeds behind each value."""
     return "one seed, so no spread is known" if seeds == 1 else f"{seeds} seeds each"
 
 
