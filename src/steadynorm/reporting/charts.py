@@ -19,13 +19,13 @@ __all__ = ["COLORS", "DASHES", "WIDTH", "bars", "dot_ranges", "lines", "points"]
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#a8508a", "#b07d00", "#3d9bd3"]
 """Okabe and Ito's colors, the light ones darkened until they stand out on white."""
 DASHES = [[1, 0], [6, 2], [2, 2], [8, 2, 2, 2], [12, 3], [4, 1, 1, 1, 1, 1]]
-"""Dashes and shapes, to distinguish series without color."""
+"""Dash patterns, to distinguish series without color."""
 SHAPES = ["circle", "cross", "square", "triangle-up", "diamond", "triangle-down"]
 CROSS = "M-1,-0.6L-0.6,-1L0,-0.4L0.6,-1L1,-0.6L0.4,0L1,0.6L0.6,1L0,0.4L-0.6,1L-1,0.6L-0.4,0Z"
 WIDTH = 400
 
 Chart = alt.LayerChart | alt.FacetChart
-"""Type of a layered Altair chart."""
+"""Type of a layered or faceted Altair chart."""
 
 
 def lines(
@@ -284,7 +284,7 @@ def _dash(hue: str, order: Sequence[str]) -> alt.StrokeDash:
 
 
 def _legend(order: Sequence[str]) -> alt.Legend:
-    """Give the one legend of colors, dashes and shapes, which are drawn together where they are alike."""
+    """Return the shared legend of colors, dashes and shapes, which Altair merges if they are equal."""
     return alt.Legend(title=None, orient="top", columns=2 if len(order) > 3 else 3, labelLimit=260, symbolOpacity=1)
 
 

@@ -1,16 +1,16 @@
 """A norm whose channels are not on the axis that it takes for theirs.
 
-Looks at: where the features are of what a layer is given, followed from the linear layers, embeddings and layer norms
-that put them last, and the convolutions that put them on axis 1, through activations, transpositions and changes of
-shape; and images or signals that are given to a layer with their colours or sensors last.
+Looks at: the feature axis of each layer's input, followed from linear layers, embeddings and layer norms (last axis)
+and convolutions (axis 1) through activations, transpositions and changes of shape; and images or signals that reach a
+layer with their colours or sensors last.
 
-Harm: batch norm takes axis 1 as channels whatever is there. Given (N, L, C) it normalizes every time step over the
-features, by running statistics of time steps. Where L is not C an error tells, until the layer is built for L; where
-they are equal nothing does. A map (N, C, L) that is reshaped to (N·L, C) without moving C to the end first has the
-right size, and every channel of it has values of all features. Group norm takes axis 1 likewise, and layer norm the
-last: where another axis has the features, and as many, nothing tells. A map that is flattened with its channels,
-normalized, and made a map again has statistics for each place: of as many values as there are samples, and a
-convolution's result no longer shifts with its input.
+Harm: batch norm always takes axis 1 as channels. Given (N, L, C) it normalizes every time step over the features, with
+running statistics of time steps. If L differs from C, torch raises an error, unless the layer is built for L; if they
+are equal, nothing does. A map (N, C, L) that is reshaped to (N·L, C) without moving C to the end first has the right
+size, but every channel mixes values of all features. Group norm takes axis 1 as well, and layer norm the last: if the
+features are on another axis of the same size, nothing fails. A map that is flattened with its channels, normalized and
+reshaped to a map again has statistics for each position, from only as many values as there are samples, and the
+convolution is no longer translation-equivariant.
 
 Remedy: transpose to (N, C, L) before the layer and back after it, or flatten to (N·L, C). Only you can, in the model's
 code.

@@ -2,8 +2,8 @@
 
 Looks at: weight (γ) of each batch norm, beside the largest of the layer.
 
-Harm: such a channel gives its bias whatever comes in. Weight decay on γ brings channels there, and pruning does so on
-purpose; they cost time and memory for a constant. A layer all of whose channels are 0 after training passes nothing on:
+Harm: such a channel outputs its bias for any input. Weight decay on γ causes this, and pruning does so on purpose; the
+channels cost time and memory for a constant. A layer whose channels are all 0 after training passes nothing on:
 a residual branch whose last γ began at 0 and was never trained. Where channels died after the statistics were measured,
 those of the layers behind are stale: that is a note beside a warning of this.
 

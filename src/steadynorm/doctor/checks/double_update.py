@@ -7,7 +7,8 @@ Harm: activation checkpointing runs a forward again in the backward, and the lay
 statistics follow twice as fast as their momentum says, 1 − (1 − m)², and noise with them. Loss and gradients are the
 same, so nothing shows in training.
 
-A norm that moves its running statistics in code of its own, and then calls torch's, which moves them too, does that.
+A norm that updates its running statistics in its own code, and then calls torch's, which updates them too, has the
+same fault.
 
 Remedy: layers of steadynorm count a batch once under checkpointing (``convert_``), or use momentum 1 − √(1 − m).
 

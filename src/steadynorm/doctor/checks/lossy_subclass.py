@@ -1,10 +1,10 @@
 """A subclass of batch norm that torch's own conversion would cut down.
 
-Looks at: batch norms that run more than batch norm does (an activation, as timm's BatchNormAct2d), and subclasses of
-which it is not known what they compute.
+Looks at: batch norms that run more than batch norm does (an activation, as in timm's BatchNormAct2d), and subclasses
+whose computation is unknown.
 
 Harm: ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` rebuilds every subclass from five attributes and drops the rest
-without a word: the activation is gone, and the network is another.
+silently: the activation is lost, and the network computes something else.
 
 Remedy: convert with ``steadynorm.surgery.convert_``, which keeps what runs after the norm, or with the package's own
 converter. An unknown subclass: ``steadynorm.surgery.register`` says what it computes.

@@ -5,7 +5,7 @@ Looks at: ``training`` of the model, of every batch norm, and of layers of one's
 Harm: a layer left in training inside a model that evaluates makes each prediction depend on the other images of its
 batch, and moves its running statistics with every one. The reverse, a layer that evaluates while the model trains, is
 what freezing by ``.eval()`` looks like; it is a note, because the next ``model.train()`` undoes it without a word. A
-few layers among many that evaluate and learn were forgotten: the weights go on, and their statistics stay.
+few layers that evaluate and learn among many that train were forgotten: their weights change, their statistics do not.
 
 Remedy: call ``model.eval()`` before predictions. A layer that is frozen on purpose: ``freeze_``. Safe.
 

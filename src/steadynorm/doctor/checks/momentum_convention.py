@@ -3,8 +3,8 @@
 Looks at: ``momentum`` of layers whose running statistics follow it; with batches, how far a training step moves them.
 
 Harm: torch's momentum is the weight of the *new* batch; TensorFlow's, Keras's and most papers' is the weight of the old
-estimate. 0.99 pasted from there makes the running statistics those of the last batch or two; 0 keeps them at
-what they are; a number outside 0 to 1 makes them diverge.
+estimate. 0.99 copied from there makes the running statistics those of the last batch or two; 0 never updates them; a
+number outside 0 to 1 makes them diverge.
 
 Remedy: write 1 − momentum, and 0.1 for 0 and 1, which are no decay. Safe for training that goes on; statistics measured
 so far were the last batch's, so measure them again.

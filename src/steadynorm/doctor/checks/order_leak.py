@@ -3,9 +3,9 @@
 Looks at: the means of single samples at up to eight layers, with each class's mean taken away where there are labels,
 and whether those of one batch are more alike than those of different batches.
 
-Harm: frames of one video, one patient or one source in a batch: its statistics are those of that source, and tell what
-the samples have in common. Training normalizes that away, or learns to read it; evaluation, by running statistics, has
-nothing of the kind. Train loss falls and validation does not; test accuracy depends on the order.
+Harm: if a batch comes from one video, patient or other source, its statistics are those of that source and reveal what
+the samples have in common. Training normalizes that away, or learns to use it; evaluation with running statistics does
+not have it. Training loss falls and validation loss does not; test accuracy depends on the order.
 
 Remedy: shuffle the training data (``shuffle=True``), and over workers too. Where order is the task's (contrastive
 pairs), shuffle what batch norm sees, or use a norm that does not mix samples.

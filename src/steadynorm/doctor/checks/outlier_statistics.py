@@ -5,8 +5,8 @@ those of the reference batches, where they are given: of other data the running 
 
 Harm: one batch with an outlier (a corrupt image, an overflow short of infinity) raises a running variance by orders of
 magnitude; an exponential average needs 1/momentum·log(size) clean batches to forget it. Until then the channel gives
-nearly its bias. A channel that was constant while statistics were measured, such as an input that was stuck, has a
-running variance of nothing, and is blown up when it varies.
+nearly its bias. A channel that was constant while statistics were measured, such as a stuck sensor, has a running
+variance near 0, and is amplified when it varies.
 
 Remedy: measure the statistics again. Safe where the batches are like the training data.
 

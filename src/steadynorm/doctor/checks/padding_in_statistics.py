@@ -3,9 +3,9 @@
 Looks at: positions at the start and the end of each sample that repeat their neighbours exactly, in every channel, as
 zeros do and what layers make of them; and the moments with and without them.
 
-Harm: padding pulls the mean towards its own value and the variance towards 0, by as much as sequences differ in length:
-a batch of short and long ones normalizes them otherwise than one of equal ones, and evaluation has another share of
-padding than training.
+Harm: padding pulls the mean towards its own value and the variance towards 0. The effect depends on the lengths in the
+batch: mixed lengths are normalized differently from equal ones, and evaluation has another fraction of padding than
+training.
 
 Remedy: a batch norm that takes a mask or lengths (``convert_`` to masked_batch_norm, and pass ``lengths``), or batches
 of sequences of like length.

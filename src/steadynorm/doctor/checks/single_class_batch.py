@@ -2,9 +2,9 @@
 
 Looks at: the labels of each batch beside those of all batches.
 
-Harm: in training such a batch's mean is its class's mean, which batch norm takes away, and the running statistics
-swing from class to class: evaluation meets statistics that no batch had. In evaluation nothing depends on the order;
-a model that adapts to its batches loses its classes.
+Harm: in training the mean of such a batch is its class's mean, which batch norm subtracts, and the running statistics
+swing from class to class: evaluation uses statistics that no batch had. In evaluation nothing depends on the order,
+but a model that adapts to its batches loses its classes.
 
 Remedy: shuffle the training data (``shuffle=True``).
 

@@ -1,4 +1,4 @@
-"""What the distances of a stretch of training tell, beside those of the stretches before. Nothing here acts."""
+"""Judge the distances of a stretch of training against those of earlier stretches, without acting on them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from steadynorm.doctor.watch.levels import Levels
 __all__ = ["Judge", "Verdict"]
 
 WARM_UP, WARM_UP_TIMES = 100, 5
-"""Forwards after which distances are judged, and those in units of 1/momentum: until then running statistics still come
-from where they began."""
+"""Forwards before distances are judged, absolute and in units of 1/momentum: earlier running statistics still depend on
+their initial values."""
 FOLLOW, FOLLOW_GAP = 0.2, 0.01
 """Weights of a stretch in what counts as usual; a gap that widens over a hundred stretches is to be reported."""
 OUTLIER_MEAN, OUTLIER_VAR = 1.0, math.log(4)
@@ -28,14 +28,14 @@ data, and so many at either end of a stretch are a change that is under way."""
 LAG_MEAN, LAG_VAR = 0.25, math.log(2)
 GAP_MEAN, GAP_VAR, GAP_USUAL = 1.0, math.log(4), 10.0
 COLLAPSE = 0.5
-"""Share of the channels without variance, beyond what is usual."""
+"""Fraction of channels without variance, beyond the usual."""
 SAME, NEARLY, TWICE, ALWAYS = 1e-4, 0.05, 0.3, 0.9
 """A batch is the one before again within the first of the larger distances between batches, in some layer, or within
 the second in most layers, where weights have moved in between; the others are shares of a stretch."""
 TOGETHER = 32
-"""Samples whose batches are judged together as to their classes."""
+"""Number of samples whose batches are judged together by class."""
 DEVIATIONS, ALIKE = 6.0, 1 / 3
-"""Pairs of one class beyond independent draws, in standard deviations, and as a share of all pairs."""
+"""Excess of same-class pairs over independent draws, in standard deviations, and as a fraction of all pairs."""
 ONCE = 0.8
 """Share of all pairs where batches of few classes do not last. Of mixed labels those show that the model does not
 expect yet, in a batch often the same one: up to 0.55 in trainings that are well."""
@@ -47,15 +47,15 @@ FORGET = 0.995
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdict:
-    """A fault that has begun, or ended.
+    """Beginning or end of a fault.
 
     Args:
-        check: its name.
-        layers: numbers of the layers, the worst first; empty for the model.
-        rows: which forwards of the stretch are meant, (T,); None for the stretch as a whole.
-        evidence: what was measured.
-        over: whether it has ended.
-        lasting: whether it goes on at the end of the stretch.
+        check: name of the check.
+        layers: indices of the layers, the worst first; empty for the model.
+        rows: mask of the affected forwards of the stretch, (T,); None for the whole stretch.
+        evidence: measured values, by name.
+        over: whether the fault has ended.
+        lasting: whether the fault continues at the end of the stretch.
     """
 
     check: str
@@ -67,10 +67,10 @@ class Verdict:
 
 
 class Judge:
-    """Judges one stretch after another; all it remembers is in ``memory``.
+    """Judge one stretch after another; the whole state is in ``memory``.
 
     Args:
-        momenta: of the layers.
+        momenta: momenta of the layers.
     """
 
     def __init__(self, momenta: Sequence[float]) -> None:
@@ -111,7 +111,7 @@ class Judge:
         return found
 
     def _is_explained(self, found: list[Verdict]) -> bool:
-        """Whether few classes in a batch explain whatever distances there are."""
+        """Whether few classes in a batch explain the distances."""
         return bool(self.memory["single"][0] > 0) or any(each.rows is not None for each in found)
 
     def _nonfinite(self, levels: Levels) -> list[Verdict]:
@@ -155,7 +155,7 @@ class Judge:
         return self._follow("lag", "statistics-lag", on, off, mean / LAG_MEAN + var / LAG_VAR, evidence)
 
     def _gap(self, levels: Levels) -> list[Verdict]:
-        """Judge by how much the two modes differ in a batch at the centre, lag aside."""
+        """Judge by how much training and evaluation differ for the central batch, apart from lag."""
         mean, var = levels.running_mean.nanmedian(0).values, levels.running_var.abs().nanmedian(0).values
         usual = (self.memory[name].nan_to_num(0) for name in ("usual_gap", "usual_gap_var"))
         limits = [
@@ -188,7 +188,7 @@ class Judge:
 
     def _single_class(self, counts: Tensor | None) -> list[Verdict]:
         """Judge the share of pairs of one class, over as many batches as have enough samples together."""
-        if counts is None or counts.sum(1).median() < 2:  # what was seen before does not count without end
+        if counts is None or counts.sum(1).median() < 2:  # evidence from earlier batches expires
             no = torch.tensor([False])
             return [replace(each, layers=()) for each in self._follow("single", "single-class-batch", no, ~no, begin=1)]
         seen = self.memory["classes"]
@@ -224,17 +224,17 @@ class Judge:
         begin: int = 2,
         end: int = 2,
     ) -> list[Verdict]:
-        """Say what begins and what ends: after so many stretches in a row, so that nothing flaps.
+        """Return beginnings and ends of a fault, after several stretches in a row, so that verdicts do not flap.
 
         Args:
             name: of the streaks in memory. Below ``begin`` they count stretches with it, from there on those without.
             check: the name in verdicts.
-            on: layers in which it holds.
-            off: layers in which it surely does not.
-            badness: by which layers are sorted.
-            evidence: of the verdicts.
-            begin: stretches.
-            end: stretches.
+            on: layers with the fault.
+            off: layers surely without it.
+            badness: sort key of the layers.
+            evidence: evidence for the verdicts.
+            begin: stretches in a row before it begins.
+            end: stretches in a row before it ends.
         """
         streak, on = self.memory[name], on & ~off
         active = streak >= begin
@@ -252,7 +252,7 @@ class Judge:
         return verdicts
 
     def _remember(self, levels: Levels, ordinary: Tensor) -> None:
-        """Let what is usual follow, except where something is wrong."""
+        """Update the usual values, except where something is wrong."""
         medians = {
             "usual_mean": levels.mean[ordinary].nanmedian(0).values,
             "usual_var": levels.var[ordinary].abs().nanmedian(0).values,
@@ -269,7 +269,7 @@ class Judge:
 
 
 def _within(rows: Tensor) -> Tensor:
-    """Leave out what is strange from the first row on, or up to the last, where that is more than a few in a row."""
+    """Drop runs of strange rows at the start or the end, if they are longer than a few rows."""
     rows = rows.clone()
     for _ in range(2):
         in_a_row = int(rows.int().cumprod(0).sum())
@@ -280,7 +280,7 @@ def _within(rows: Tensor) -> Tensor:
 
 
 def _alike_together(counts: Tensor, together: int) -> Tensor:
-    """Give the share of pairs of one class of so many batches together, (T // together,); 0 where samples are few."""
+    """Return the fraction of same-class pairs over this many batches, (T // together,); 0 for too few samples."""
     samples = counts.sum(1)
     pairs = (samples * (samples - 1)).unfold(0, together, together)
     share = (alike(counts).nan_to_num(0).unfold(0, together, together) * pairs).sum(1) / pairs.sum(1).clamp(min=1)
@@ -288,7 +288,7 @@ def _alike_together(counts: Tensor, together: int) -> Tensor:
 
 
 def _limit(shares: Tensor, samples: float, together: int) -> tuple[float, float]:
-    """Give the share of pairs above which batches are of few classes, and the one of independent draws.
+    """Return the fraction of same-class pairs above which batches have few classes, and that of independent draws.
 
     S is a U-statistic of second order, so Var S = (4(N − 2)(Σπ³ − (Σπ²)²) + 2(Σπ² − (Σπ²)²)) / (N(N − 1)).
     Source: Hoeffding 1948, "A class of statistics with asymptotically normal distribution".
@@ -304,7 +304,7 @@ def _worst(badness: Tensor, chosen: Tensor) -> tuple[int, ...]:
 
 
 def _factor(ratios: Tensor) -> float:
-    """Give the factor that is farthest from 1, of logarithms."""
+    """Return the factor farthest from 1, given logarithms."""
     flat = ratios.flatten()
     return math.exp(float(flat[flat.abs().argmax()].clamp(-50, 50)))
 

@@ -1,4 +1,4 @@
-"""How far the batches of a stretch of training are from each other, and from the running statistics behind them."""
+"""Distances between the batches of a stretch of training, and from the batches to the running statistics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Levels", "levels_of", "log_ratio", "standardised"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Levels:
-    """Distances of a stretch of T training forwards, layer by layer; what has no finite value is NaN.
+    """Distances of a stretch of T training forwards, layer by layer; NaN without a finite value.
 
     The batch at the centre has the median of the batches' means and variances, channel by channel. A distance of means
     is in variances, d = exp(meanᶜ ln(1 + (difference)²/(var + eps))) − 1, so that no single channel decides; one of
@@ -33,7 +33,7 @@ class Levels:
     step_mean: Tensor
     """d of each batch from the one before it, (T, L); NaN for the first."""
     running_mean: Tensor
-    """d of each batch from the running statistics before it, (T, L): what training and evaluation differ by."""
+    """d of each batch from the running statistics before it, (T, L): the difference between training and evaluation."""
     running_var: Tensor
     """q of each batch against them, (T, L)."""
     lag_mean: Tensor
@@ -44,7 +44,7 @@ class Levels:
     """Share of the channels whose variance at the centre is below eps, (L,)."""
 
     def cpu(self) -> Levels:
-        """Give all of it on the CPU, in float64, by one transfer."""
+        """Return the distances on the CPU, in float64, with one transfer."""
         parts = [getattr(self, each.name) for each in fields(self)]
         flat = torch.cat([part.double().flatten() for part in parts]).cpu()
         pieces = torch.split(flat, [part.numel() for part in parts])
@@ -54,7 +54,7 @@ class Levels:
         return Levels(**numbers)
 
     def over(self, ranks: RankGroup) -> Levels:
-        """Take from all ranks what is farthest from 0, of ``finite`` the least; the same on each."""
+        """Reduce over all ranks to the value farthest from 0, for ``finite`` the minimum; equal on every rank."""
         if ranks.size == 1:
             return self
         parts = [getattr(self, each.name).double() for each in fields(self)]
@@ -70,17 +70,17 @@ class Levels:
 
     @classmethod
     def join(cls, parts: Sequence[Levels]) -> Levels:
-        """Put the layers of several devices side by side."""
+        """Concatenate the layers of several devices."""
         return cls(**{each.name: torch.cat([getattr(part, each.name) for part in parts], -1) for each in fields(cls)})
 
 
 def levels_of(rows: Rows, forwards: int, momenta: Sequence[Momenta]) -> Levels:
-    """Measure a stretch of training, without looking at a value on the host.
+    """Measure a stretch of training, without a device synchronization.
 
     Args:
-        rows: its running statistics.
-        forwards: how many of the rows are filled, at least 1.
-        momenta: of the layers at each of these forwards.
+        rows: running statistics of the stretch.
+        forwards: number of filled rows, at least 1.
+        momenta: momenta of the layers at each of these forwards.
     """
     layout, by_layer = rows.layout, rows.layout.by_layer
     eps = layout.by_channel([eps_of(each.module) for each in layout.layers], rows.values)
@@ -110,16 +110,16 @@ def levels_of(rows: Rows, forwards: int, momenta: Sequence[Momenta]) -> Levels:
 
 
 def _median(values: Tensor) -> Tensor:
-    """Give the lower median of the first dimension, NaN left out; torch's has no deterministic form on a GPU."""
+    """Return the lower median over the first dimension without NaN; torch's is not deterministic on a GPU."""
     ordered, count = values.sort(0).values, (~values.isnan()).sum(0)
     return ordered.gather(0, ((count - 1).clamp_(min=0) // 2)[None])[0]
 
 
 def standardised(difference: Tensor, var: Tensor, eps: Tensor) -> Tensor:
-    """Give squared differences in units of the variance that a layer divides by."""
+    """Return squared differences in units of the variance that a layer divides by."""
     return difference.square() / (var + eps)
 
 
 def log_ratio(var: Tensor, other: Tensor, eps: Tensor) -> Tensor:
-    """Give ln((var + eps)/(other + eps))."""
+    """Return ln((var + eps)/(other + eps))."""
     return (var + eps).log() - (other + eps).log()
