@@ -1,7 +1,7 @@
 """Outputs in evaluation that depend on the other samples of the batch.
 
-Looks at: the output for the first two samples of a batch with the others and without, with every module in evaluation,
-and the innermost modules that treat the same samples otherwise though they are given the same, norms or not.
+Looks at: the output for the first two samples of a batch with and without the others, with every module in evaluation,
+and the innermost modules, norms or not, whose outputs differ although their inputs for these samples are the same.
 
 Harm: a prediction is not a function of its input: it changes with the batch size and the neighbours, and fails for a
 single sample. Batch norms without running statistics evaluate so, and a forward that calls batch norm with
@@ -10,8 +10,8 @@ layers and dynamic quantisation do so on purpose, and are notes.
 
 Remedy: build the layer with ``track_running_stats=True`` and measure the statistics, or convert it.
 
-Threshold: 10⁻⁴ of the output's largest magnitude, or four units in the last place of the coarsest dtype that came by,
-which rounding explains. What differs between two runs of the same two as well is drawn at random, and is none.
+Threshold: 10⁻⁴ of the output's largest magnitude, or four units in the last place of the coarsest dtype seen, which
+rounding explains. Outputs that also differ between two runs of the same two samples are random, and do not count.
 
 Source: robustdg issue 30.
 """

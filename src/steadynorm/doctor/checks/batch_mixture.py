@@ -7,7 +7,7 @@ the rest; and whether the first layer's samples fall into two heaps, by their me
 their variances. A table that a layer is given as it is may have columns of two values, and is not asked for heaps.
 
 Harm: batch norm normalizes the mixture, by moments that fit neither kind, and the running statistics are the mixture's
-too. In evaluation one kind comes alone, and is normalized by what it never had.
+too. In evaluation one kind comes alone, and is normalized by statistics that it never had.
 
 Remedy: one forward for each kind, or a batch norm for each (domain-specific, as AdvProp's auxiliary ones). Where the
 mixture is what the model meets in use, there is nothing to do.

@@ -4,7 +4,7 @@ Looks at: groups and channels of nn.GroupNorm, and how many values each group of
 norms over a single value likewise.
 
 Harm: with as many groups as channels each channel of each sample is normalized by itself. On vectors, or on maps of
-1 x 1 after pooling, that is one number normalized by itself: the output is the bias, whatever comes in. On larger maps
+1 x 1 after pooling, that is one number normalized by itself: the output is the bias for any input. On larger maps
 it is instance norm, which takes away how strong each feature is in an image: a fixed number of groups, 32 say, that
 meets a layer of as many channels becomes one unnoticed. A network that was trained with it is used to that, so this
 is a note.

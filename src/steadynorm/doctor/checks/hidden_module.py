@@ -3,9 +3,9 @@
 Looks at: lists, dictionaries, hooks, closures, defaults of functions and attributes of plain objects that modules hold,
 three levels deep, and globals that a forward reads.
 
-Harm: what is no submodule is in no ``state_dict()``, gets no ``.train()``, ``.eval()`` or ``.to()``, and no optimizer
-has its parameters. If it runs, it trains with its first weights, evaluates by the batch, and its statistics are lost
-when the model is saved.
+Harm: a module that is not a registered submodule is missing from ``state_dict()``, gets no ``.train()``, ``.eval()`` or
+``.to()``, and no optimizer has its parameters. If it runs, it keeps its initial weights, evaluates with batch
+statistics, and its statistics are lost when the model is saved.
 
 Remedy: register it, for instance in an ``nn.ModuleList``. Only you can, in the model's code.
 

@@ -4,8 +4,8 @@ Looks at: running_var beside eps, and beside the variance of the batches where t
 
 Harm: the channel's input hardly varies on training data, so eps alone decides its gain, up to γ/√eps, some 316 with the
 usual eps. Harmless on data like those; on shifted data, where the input does vary, the gain blows it up. Rounding and
-quantisation noise are amplified in the same way. Where it is so in all channels, of inputs that were divided twice say,
-the layer does not normalize: what it gives is a small part of what the next layers should have.
+quantisation noise are amplified in the same way. If all channels are like this (inputs scaled twice, for instance), the
+layer does not normalize: its output is a small fraction of what the next layers expect.
 
 Remedy: see what feeds the channel: a dead filter or ReLU, or a scale that is applied twice. Where the batches' input
 does vary, measure the statistics again (``recalibrate_``).

@@ -2,9 +2,9 @@
 
 Looks at: the running statistics of every rank, from a state dict of each, or gathered over a process group.
 
-Harm: each rank evaluates another model, and the checkpoint of rank 0 gives other numbers than the validation that was
-averaged over ranks. ``broadcast_buffers=False``, other wrappers than torch's, and a recalibration on each rank's own
-data leave them apart.
+Harm: each rank evaluates a different model, and the checkpoint of rank 0 scores differently from the average over
+ranks. The causes are ``broadcast_buffers=False``, wrappers other than torch's, and recalibration on each rank's own
+data.
 
 Remedy: make one of them, over all ranks' values (``merge_statistics``), or measure them with a process group
 (``recalibrate_``). Safe.

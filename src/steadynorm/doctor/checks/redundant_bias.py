@@ -2,8 +2,8 @@
 
 Looks at: convolutions and linear layers with a bias that a batch norm follows directly in an nn.Sequential.
 
-Harm: none to accuracy. The bias moves the mean, which batch norm takes away: a parameter without gradient, an addition
-for nothing, and weight decay on a number that does nothing.
+Harm: none to accuracy. The bias moves the mean, which batch norm subtracts: a parameter without gradient, a useless
+addition, and weight decay on a value without effect.
 
 Remedy: ``strip_bias_`` moves it into the running mean and takes it away; outputs stay as they are. Safe.
 

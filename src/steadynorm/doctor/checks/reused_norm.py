@@ -3,7 +3,7 @@
 Looks at: the moments of each call's inputs, in evaluation.
 
 Harm: the running statistics are an average over calls that differ (levels of a pyramid, time steps), and fit none of
-them; each call also moves them, so they follow that many times as fast.
+them; each call also updates them, so they follow the batches that many times as fast.
 
 Remedy: one batch norm for each call with weights of its own, or shared weights and statistics of their own.
 

@@ -3,7 +3,7 @@
 Looks at: whether running_mean is exactly 0 and running_var exactly 1 in every channel, while the layer's counter or its
 weight and bias say that it has been trained. Whether one of the two is, where batches show that this is not theirs.
 
-Harm: in evaluation the layer normalizes by numbers that no batch has given, so accuracy is near chance. Statistics are
+Harm: in evaluation the layer normalizes by numbers that come from no batch, so accuracy is near chance. Statistics are
 buffers: they are lost where ``parameters()`` are saved, sent, averaged or merged in place of ``state_dict()``, where a
 checkpoint without them is loaded with strict=False, and where momentum is 0.
 

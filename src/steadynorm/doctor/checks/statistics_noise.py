@@ -5,8 +5,8 @@ a batch of N images of S pixels has between N and N·S independent values (N/noi
 one image, by how their means differ). A layer that training calls on pieces of the batch, as ghost batches by hand do,
 has those of a piece.
 
-Harm: in training each layer normalizes by a mean and a variance that are mostly chance, and evaluation by their
-average, which the weights have never met: the gap between the two grows as batches shrink.
+Harm: in training each layer normalizes by a mean and a variance that are mostly chance, and in evaluation by their
+average, which the weights have never seen: the gap between the two grows as batches shrink.
 
 Remedy: freeze the statistics (fine-tuning), synchronise over workers, or convert to batch renorm, a gated layer or
 group norm. What is best depends on the task.

@@ -5,7 +5,7 @@ GradSampleModule, or parameters with a ``grad_sample``), trained by Opacus's DPO
 gradients (``torch.func.vmap`` with ``grad``).
 
 Harm: a sample's gradient depends on the rest of its batch, so the bound that differential privacy needs does not hold,
-and the update of the buffers, in place, has no meaning under vmap.
+and the in-place update of the buffers has no meaning under vmap.
 
 Remedy: freeze the batch norms (``freeze_``: each is then a fixed map per channel), or convert them to group norm.
 

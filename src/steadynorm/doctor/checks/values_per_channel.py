@@ -4,7 +4,7 @@ Looks at: values per channel, batch times positions, of each call on each batch,
 the loader tells its size.
 
 Harm: with one value torch raises "Expected more than 1 value per channel when training"; with two the output is +1 and
-−1, whatever comes in. The last batch of an epoch and branches that pool to 1 x 1 are where it happens.
+−1 for any input. It happens in the last batch of an epoch and in branches that pool to 1 x 1.
 
 Remedy: ``drop_last=True``, a batch of at least 2 (better 16), or take the batch norm out of the pooled branch.
 
