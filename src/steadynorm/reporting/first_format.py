@@ -62,7 +62,7 @@ class _Cell:
 
 
 def network_factors(spec: dict[str, Any]) -> Factors:
-    """Give the factors of a network, in the order of its name; what is usual is absent."""
+    """Return the factors of a network, in the order of its name; what is usual is absent."""
     order = ("purpose", "variant", "arm", "lr", "batch_size", "depth", "seed", "epochs")
     return StoredFields({name: spec[name] for name in order if spec.get(name) not in (None, "", "compare")})
 

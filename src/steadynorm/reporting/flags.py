@@ -17,7 +17,7 @@ NOT_STORED = ("on", "address", "out", "resume", "log", "json", "given")
 
 
 def flag(name: str) -> str:
-    """Give the command-line flag of a configuration field."""
+    """Return the command-line flag of a configuration field."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -39,7 +39,7 @@ def check_values(name: str, values: Sequence[Any], *, may_be_empty: bool = False
 
 
 def as_config(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any command's dataclass)
-    """Give the flags as a record keeps them: those that decide what is computed, as JSON."""
+    """Return the flags as a record keeps them: those that decide what is computed, as JSON."""
     return {key: _to_json(value) for key, value in _stored_values(config).items()}
 
 
@@ -48,7 +48,7 @@ def _stored_values(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any experime
 
 
 def command_of(name: str, config: Any) -> str:  # noqa: ANN401 (any command's dataclass)
-    """Give the shell command that repeats what was done."""
+    """Return the shell command that repeats what was done."""
     words, flags = ["steadynorm", *name.split()], list[str]()
     given = getattr(config, "given", ())
     defaults = {f.name: f.default for f in dataclasses.fields(config)}

@@ -33,7 +33,7 @@ def log(readings: Mapping[str, float], step: int, *, to: Any, prefix: str = PREF
 
 
 def _writer_of(to: Any) -> Callable[[dict[str, float], int], object]:  # noqa: ANN401 (as above)
-    """Give a function of readings and step that writes there."""
+    """Return a function of readings and step that writes there."""
     if isinstance(to, MutableMapping):
         return lambda readings, step: to.setdefault(step, {}).update(readings)
     if hasattr(to, "add_scalar"):

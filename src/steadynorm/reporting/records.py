@@ -58,7 +58,7 @@ UNNAMED, SHORT = ("epochs",), {"batch_size": "batch"}  # in names of cells
 
 
 def file_word(text: str) -> str:
-    """Give a factor's text as the name of a cell has it: of ``label=...`` the label, else without what files refuse.
+    """Return a factor's text as the name of a cell has it: of ``label=...`` the label, else without what files refuse.
 
     >>> file_word("mine=package.norms:Mine,eps=0.001"), file_word("package.norms:Mine,eps=0.001")
     ('mine', 'package.norms.Mine,eps=0.001')
@@ -126,7 +126,7 @@ class Cell:
         return max(self.series("diverged"), default=None)
 
     def last(self, quantity: str, subject: str = "") -> float:
-        """Give the value of a quantity at its last step.
+        """Return the value of a quantity at its last step.
 
         Raises:
             UserError: it was not measured.
@@ -178,7 +178,7 @@ class Record:
         return [cell for cell in self.cells if cell.is_network]
 
     def select(self, **factors: Any) -> list[Cell]:  # noqa: ANN401 (of several types)
-        """Give the cells of these factors; None is one that a cell does not have."""
+        """Return the cells of these factors; None is one that a cell does not have."""
         return [cell for cell in self.cells if all(cell.factors.get(name) == one for name, one in factors.items())]
 
 
@@ -187,7 +187,7 @@ HEAD = tuple(field.name for field in fields(Record) if field.name != "cells")
 
 
 def head_of(record: Record) -> dict[str, Any]:
-    """Give what a record says of itself."""
+    """Return what a record says of itself."""
     return {name: getattr(record, name) for name in HEAD}
 
 
@@ -260,7 +260,7 @@ def format_of(directory: Path) -> int:
 
 
 def _read_head(directory: Path) -> tuple[Record, int]:
-    """Give the record without its cells, and its format, which is looked at first: others may have other fields."""
+    """Return the record without its cells, and its format, which is looked at first: others may have other fields."""
     with damage_explained(directory):
         content = decoded(directory / "config.json", dict[str, Any])
         written_as = _converted("config.json", content.get("format", 1), int)

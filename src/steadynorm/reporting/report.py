@@ -192,7 +192,7 @@ class Report:
 
 
 def as_json(head: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Give the content of ``summary.json``: numbers or null, never NaN.
+    """Return the content of ``summary.json``: numbers or null, never NaN.
 
     Args:
         head: what the record says of itself: experiment, command, created, config, resolved, versions, machine.

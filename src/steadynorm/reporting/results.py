@@ -48,7 +48,7 @@ def _longest_word(column: Column) -> int:
 
 
 def verdict_lines(summary: dict[str, Any]) -> list[str]:
-    """Give the expectations of a ``summary.json`` with their verdicts, a line each."""
+    """Return the expectations of a ``summary.json`` with their verdicts, a line each."""
     return [f"{item['verdict']}: {item['claim']} {item['measured']}" for item in summary["expectations"]]
 
 

@@ -72,7 +72,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _is_table(evidence: Evidence, samples: Samples) -> bool:
-    """Tell whether a layer is given the batch itself, without positions; a table's columns may have two values."""
+    """Return whether a layer is given the batch itself, without positions; a table's columns may have two values."""
     assert evidence.batches is not None
     return samples.norm.name in evidence.batches.raw and not samples.vars.any()
 
@@ -105,13 +105,13 @@ def _parts(samples: Samples) -> dict[str, Tensor]:
 
 
 def _most_different(samples: Samples) -> tuple[str, Tensor]:
-    """Give the choice whose contrast is largest, of the samples' values without their classes' means."""
+    """Return the choice whose contrast is largest, of the samples' values without their classes' means."""
     sizes = (_contrasts(samples) @ with_variances(samples).values).norm(dim=1)
     return list(_parts(samples).items())[int(sizes.argmax())]
 
 
 def _contrasts(samples: Samples) -> Tensor:
-    """Give the contrasts of each choice with the rest, each of length 1, shape (k, n)."""
+    """Return the contrasts of each choice with the rest, each of length 1, shape (k, n)."""
     chosen = torch.stack(list(_parts(samples).values())).double()
     others = 1 - chosen
     contrasts = chosen / chosen.sum(1, keepdim=True).clamp(min=1) - others / others.sum(1, keepdim=True).clamp(min=1)
@@ -119,7 +119,7 @@ def _contrasts(samples: Samples) -> Tensor:
 
 
 def _beyond_chance(samples: Samples, chosen: Tensor) -> float:
-    """Give how far the chosen are from the rest, less what random choices of as many are on average."""
+    """Return how far the chosen are from the rest, less what random choices of as many are on average."""
     if not 1 < int(chosen.sum()) < len(chosen) - 1:
         return 0.0
     generator = torch.Generator().manual_seed(0)

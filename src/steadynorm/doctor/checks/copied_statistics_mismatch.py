@@ -79,7 +79,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _distance(first: NormState, second: NormState) -> float | None:
-    """Give how far their statistics are apart; None where one has none, or none that are numbers."""
+    """Return how far their statistics are apart; None where one has none, or none that are numbers."""
     one, other = _moments(first), _moments(second)
     return None if one is None or other is None else apart(one, other, eps=first.eps)
 

@@ -71,13 +71,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _limit(channels: int) -> float:
-    """Give the standard errors that one of so many means and variances reaches by chance in 1 of 1000 diagnoses."""
+    """Return the standard errors that one of so many means and variances reaches by chance in 1 of 1000 diagnoses."""
     share = torch.tensor(FALSE_ALARMS / (4 * channels), dtype=torch.float64)
     return -float(torch.special.ndtri(share))
 
 
 def _surprise(norm: NormState, first: Sequence[Sighting], second: Sequence[Sighting]) -> float:
-    """Give the largest difference of a channel's mean or log-variance, in standard errors."""
+    """Return the largest difference of a channel's mean or log-variance, in standard errors."""
     one, other = pooled(first), pooled(second)
     mean_error = _error([each.mean for each in first], [each.mean_error for each in first])
     mean_error = mean_error + _error([each.mean for each in second], [each.mean_error for each in second])
@@ -94,7 +94,7 @@ def _surprise(norm: NormState, first: Sequence[Sighting], second: Sequence[Sight
 
 
 def _error(values: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
-    """Give the squared error of the batches' mean: by the spread of samples, or that of batches if it is larger."""
+    """Return the squared error of the batches' mean: by the spread of samples, or that of batches if it is larger."""
     number = len(values)
     by_samples = torch.stack(list(errors)).nan_to_num(0).mean(0) / number
     return by_samples if number < 2 else torch.maximum(by_samples, torch.stack(list(values)).var(0) / number)

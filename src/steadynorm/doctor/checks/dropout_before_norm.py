@@ -60,7 +60,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _is_larger(evidence: Evidence, norm: NormState) -> bool | None:
-    """Tell whether the running variance is larger than the batches', or both are far apart; None without batches."""
+    """Return whether the running variance is larger than the batches', or both are far apart; None without batches."""
     distance = None if evidence.batches is None else distance_of(norm, evidence.batches.sightings.get(norm.name, ()))
     if distance is None:
         return None

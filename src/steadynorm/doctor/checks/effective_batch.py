@@ -67,5 +67,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _left_out(norm: NormState, step: Step) -> tuple[int, int]:
-    """Give the forwards and workers of a step that its statistics are not taken over."""
+    """Return the forwards and workers of a step that its statistics are not taken over."""
     return step.accumulation, 1 if "sync" in norm.kind else step.world_size

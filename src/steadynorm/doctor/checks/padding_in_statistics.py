@@ -55,6 +55,6 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _distance(seen: Sighting, padding: Padding, eps: float) -> float:
-    """Give how far padding moves the moments of a batch."""
+    """Return how far padding moves the moments of a batch."""
     whole = Moments(mean=seen.mean, var=seen.var, count=1)
     return apart(whole, Moments(mean=padding.mean, var=padding.var, count=1), eps=eps)

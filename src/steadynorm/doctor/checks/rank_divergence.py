@@ -69,7 +69,7 @@ def _without_numbers(stored: RankStatistics) -> list[int]:
 
 
 def _furthest(stored: RankStatistics, eps: float) -> tuple[float, int]:
-    """Give the largest distance of a rank from the mean of all, and the rank."""
+    """Return the largest distance of a rank from the mean of all, and the rank."""
     mean = Moments(mean=stored.means.mean(0), var=stored.vars.mean(0), count=1)
     each = [
         apart(Moments(mean=one, var=var, count=1), mean, eps=eps)

@@ -72,7 +72,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _knows_classes(runs: Runs) -> bool:
-    """Tell whether the labels are classes that the model tells apart better than chance, and no dummy's."""
+    """Return whether the labels are classes that the model tells apart better than chance, and no dummy's."""
     scores = [each for each in runs.evaluation if math.isfinite(each)]
     mean = sum(scores) / len(scores) if scores else math.nan
     if runs.score == "cross-entropy":
@@ -81,7 +81,7 @@ def _knows_classes(runs: Runs) -> bool:
 
 
 def _copies(labels: Sequence[Sequence[int]]) -> int:
-    """Give how many neighbours share a label everywhere, up to four, as where each image is drawn that many times."""
+    """Return how many neighbours share a label everywhere, up to four, as where each image is drawn that many times."""
     return next(
         (
             number
@@ -93,7 +93,7 @@ def _copies(labels: Sequence[Sequence[int]]) -> int:
 
 
 def _chi_squared(classes: Sequence[Mapping[int, int]]) -> tuple[float, int]:
-    """Give the statistic of equal shares of classes in all batches, and its degrees of freedom."""
+    """Return the statistic of equal shares of classes in all batches, and its degrees of freedom."""
     total: Counter[int] = Counter()
     for each in classes:
         total.update(each)
@@ -107,7 +107,7 @@ def _chi_squared(classes: Sequence[Mapping[int, int]]) -> tuple[float, int]:
 
 
 def _probability(statistic: float, freedom: int) -> float:
-    """Give the probability of a chi-squared statistic at least this large."""
+    """Return the probability of a chi-squared statistic at least this large."""
     if freedom == 0:
         return 1.0
     half = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)

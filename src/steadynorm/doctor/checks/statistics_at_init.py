@@ -97,7 +97,7 @@ def _half(evidence: Evidence, norm: NormState) -> Iterator[Finding]:
 
 
 def _others_moved(evidence: Evidence, norm: NormState) -> bool:
-    """Tell whether most other layers have been trained."""
+    """Return whether most other layers have been trained."""
     others = [each for each in evidence.batch_norms if each.mean is not None and each is not norm]
     return not norm.is_frozen and 2 * sum(not each.at_start for each in others) > len(others)
 

@@ -63,7 +63,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
-    """Tell whether taking the start away brings the running statistics hardly nearer to the batches, or by chance."""
+    """Return whether taking the start away brings the running statistics hardly nearer to the batches, or by chance."""
     seen = () if evidence.described is None else evidence.described.sightings.get(norm.name, ())
     stored = distance_of(norm, seen)
     if stored is None:
@@ -88,13 +88,13 @@ def _weight_of_start(norm: NormState) -> float | None:
 
 
 def _began_elsewhere(norm: NormState) -> bool:
-    """Tell whether a running variance is smaller than the remaining part of a start at 1."""
+    """Return whether a running variance is smaller than the remaining part of a start at 1."""
     weight = _weight_of_start(norm)
     return weight is not None and norm.var is not None and bool((norm.var < weight * (1 - 1e-3)).any())
 
 
 def _largest_change(mean: Tensor, var: Tensor, eps: float, weight: float) -> float | None:
-    """Give how far the batches' own average is from the running statistics; None where these are no numbers."""
+    """Return how far the batches' own average is from the running statistics; None where these are no numbers."""
     if not (mean.isfinite() & var.isfinite()).all():
         return None
     own_mean, own_var = _without_start(mean, var, weight)

@@ -53,5 +53,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _counts(norm: NormState) -> bool:
-    """Tell whether torch's own layer asks the counter how much a batch weighs."""
+    """Return whether torch's own layer asks the counter how much a batch weighs."""
     return norm.kind in ("torch_batch_norm", "torch_sync_batch_norm")

@@ -47,5 +47,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _fewest(seen: Sighting, last: int | None) -> int:
-    """Give the values per channel of a batch like this one, or of the epoch's last."""
+    """Return the values per channel of a batch like this one, or of the epoch's last."""
     return seen.count if last is None else min(seen.count, seen.count // seen.samples * last)
