@@ -32,7 +32,7 @@ GALLERY = {
     "sweep": "sweep_quick_cpu_20261130",
     "shift": "shift_quick_cpu_20261130",
     "stream": "stream_quick_cpu_20261130",
-    "landscape": "landscape_quick_cpu_20261130",
+    "landscape": "landscape_10000_cpu_20261130",
     "classic": "classic_quick_cpu_20261130",
     "scale": "scale_cpu_20261123.json",
     "statistics": "bench_statistics_cpu_20261122.json",
