@@ -111,7 +111,7 @@ class Steps:
 
 
 def distance(one: Moments, other: Moments) -> float:
-    """Give √ meanᶜ ( (Δmean)²/var + (½·Δ ln var)² ), of which var is the mean of both."""
+    """Give √ meanᶜ ( (Δmean)²/var + (½·Δ ln var)² ), where var is the mean of both."""
     var = (one.var + other.var) / 2
     eps = EPS + 1e-5 * var
     means = (one.mean - other.mean).square() / (var + eps)

@@ -163,7 +163,7 @@ class Gate:
         return _evaluate(model, x) if stored is None else stored
 
     def _judge(self, images: int, seen: Mapping[str, Seen], stored: Mapping[str, Moments]) -> None:
-        """Decide by the window, of which the newest ``images`` are the batch."""
+        """Decide by the window, whose newest ``images`` are the batch."""
         self._is_mixed, self._is_few, before, known = False, False, self.evidence, self.calibration
         if not self._window.is_full():
             return

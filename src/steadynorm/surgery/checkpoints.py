@@ -186,7 +186,7 @@ def _fit(
 
 
 def _got(found: Mapping[str, Tensor], nameless: list[str]) -> str:
-    """Say what there is in place of a model's state, and what to do."""
+    """Describe what was found instead of a model's state, and say what to do."""
     if nameless:
         return (
             f"{_some(nameless)}. Copy them into the model's parameters with the tool that wrote them, and save its "
@@ -220,7 +220,7 @@ def _best(verb: str, fit: Mapping[str, int], found: Mapping[str, Tensor], names:
 
 
 def _prefixes(key: str, names: Mapping[str, str]) -> Iterator[str]:
-    """Give whatever stands in a key before one of the names."""
+    """Yield each prefix of a key that leaves one of the names."""
     parts = key.split(".")
     for at in range(len(parts)):
         if ".".join(parts[at:]) in names:

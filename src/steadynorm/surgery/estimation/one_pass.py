@@ -181,7 +181,7 @@ def _measured(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Moments
 
 
 def _alike(calls: Sequence[Moments]) -> Moments:
-    """Join the moments of several calls by equal shares, whatever their counts; those of no values are left out."""
+    """Join the moments of several calls with equal weights, regardless of their counts; leave out empty calls."""
     filled = [each for each in calls if each.count] or list(calls[:1])
     if len(filled) == 1:
         return filled[0]
