@@ -82,6 +82,15 @@ def test_without_another_part_a_share_is_held_out_and_said(folders):
     assert torch.equal(again.validation.pixels, dataset.validation.pixels)
 
 
+def test_the_same_share_of_each_class_is_held_out(tmp_path, image):
+    for name, count in (("cat", 40), ("dog", 10)):
+        for number in range(count):
+            image(tmp_path / name / f"{number}.png", number)
+    dataset, _ = load(tmp_path, validation_share=0.2)
+    assert torch.bincount(dataset.validation.labels).tolist() == [8, 2]
+    assert torch.bincount(dataset.train.labels).tolist() == [32, 8]
+
+
 def test_images_in_a_folder_of_a_class_folder_are_found(folders, image):
     image(folders / "train" / "cat" / "more" / "9.png", 90)
     assert shades(load(folders)[0].train) == [0, 10, 20, 90, 100, 110, 120]
