@@ -6,24 +6,21 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
 
 from steadynorm.functional import Activation
 from steadynorm.layers.kinds import BATCH_NORMS, KINDS, Kind
-from steadynorm.layers.norm_add_activation import NormAddActivation
 from steadynorm.layers.state import normal_tensors
 from steadynorm.surgery.adapters.known_form import known_form
-from steadynorm.surgery.adapters.norm_then import NormThen, fused_activation, tail_of
+from steadynorm.surgery.around import Around
 from steadynorm.surgery.batches import Batch, Batches, Forward
 from steadynorm.surgery.change import Change, Transaction
 from steadynorm.surgery.dimensions import Dimensions
 from steadynorm.surgery.group_norm import Reference, build_group_norm, start_from_data
 from steadynorm.surgery.kinds import (
     adapter_of,
-    channels_of,
     evaluation_of,
     find_kind,
     is_exact,
@@ -31,21 +28,17 @@ from steadynorm.surgery.kinds import (
     label,
 )
 from steadynorm.surgery.named_modules import NamedModule, Where, batch_norms_of, check_plain, named_modules_of
+from steadynorm.surgery.own_layer import name_of, own_layer
 from steadynorm.surgery.rebuild import (
     DIMENSIONS,
     ORIGIN,
     Origin,
-    activation_of,
     bring_back_with,
     carried_options,
     freeze_affine_,
     fresh_like,
-    has_hooks,
     move_state,
-    share_hooks,
     why_not_rebuilt,
-    with_activation,
-    wrapped,
 )
 from steadynorm.surgery.surprises import surprises_of
 
@@ -110,7 +103,7 @@ def convert_(
     if batches is not None and (kind is None or kind.name in BATCH_NORMS):
         what = "a class of your own starts as it is built" if kind is None else "it keeps the statistics that are there"
         raise ValueError(
-            f"convert_: batches start group or layer norm; {_name(to)} does not take them: {what}. "
+            f"convert_: batches start group or layer norm; {name_of(to)} does not take them: {what}. "
             "Use recalibrate_ to measure statistics again."
         )
     if kind is not None:
@@ -293,30 +286,27 @@ def _rebuild(
     *,
     surprises: bool,
 ) -> nn.Module | None:
-    old, what = named.module, label(named.module)
+    old = named.module
     spatial = dimensions.of(named)
     cls = kind.class_for(spatial)
     form, tail = known_form(old)
     why = _why_not(form, kind) or (None if cls else _why_no_class(kind, spatial))
     if why is not None or cls is None:
-        edits.refuse(named.name, what, why or "")
+        edits.refuse(named.name, label(old), why or "")
         return None
-    around = _Around.of(named, form, tail, kind)
+    around = Around.of(named, form, tail, kind)
     with normal_tensors():
         new, notes = _build(form, kind, cls, around.activation, options)
     if surprises:
         notes += surprises_of(old, new)
     notes += _absolute_weight(edits, old)
-    placed = around.put(new, kind, adds_residual=dimensions.adds_residual(old))
     if 0 in kind.classes:
         vars(new)[DIMENSIONS] = spatial or 0
     if kind.name == "frozen_batch_norm":
         vars(new)[ORIGIN] = Origin.of(form)
         if options.get("freeze_affine", True):
             freeze_affine_(edits, new)
-    bring_back_with(edits, old, new)
-    edits.replace(around.absorbed or old, placed)
-    edits.note_changed(named.name, what, label(new, **options) + around.after(new, placed), *notes)
+    _place(edits, named, around, new, kind, options, dimensions, notes)
     return new
 
 
@@ -328,103 +318,32 @@ def _put_own(
     dimensions: Dimensions,
 ) -> None:
     """Put a layer of a class that surgery does not know in the place of a batch norm."""
-    old, what = named.module, label(named.module)
-    form, tail = known_form(old)
+    form, tail = known_form(named.module)
     if why := why_not_rebuilt(form):
-        edits.refuse(named.name, what, why)
+        edits.refuse(named.name, label(named.module), why)
         return
-    around = _Around.of(named, form, tail, KINDS["torch_batch_norm"])
-    new = _made(make, channels_of(form), options)
-    like = next((each for each in (*form.parameters(), *form.buffers()) if each.is_floating_point()), None)
-    if like is not None:
-        new.to(like.device, like.dtype)
-    with normal_tensors():
-        move_state(form, new, is_known=False)
-    placed = around.put(new, KINDS["torch_batch_norm"], adds_residual=dimensions.adds_residual(old))
+    kind = KINDS["torch_batch_norm"]  # it knows of residual and activation as much as torch's
+    around = Around.of(named, form, tail, kind)
+    new, notes = own_layer(make, form, options)
+    _place(edits, named, around, new, kind, options, dimensions, notes)
+
+
+def _place(
+    edits: Transaction,
+    named: NamedModule,
+    around: Around,
+    new: nn.Module,
+    kind: Kind,
+    options: dict[str, Any],
+    dimensions: Dimensions,
+    notes: Iterable[str],
+) -> None:
+    """Put a new layer, with what is computed after it, where a batch norm stands, and say so."""
+    old = named.module
+    placed = around.put(new, kind, adds_residual=dimensions.adds_residual(old))
     bring_back_with(edits, old, new)
     edits.replace(around.absorbed or old, placed)
-    after = label(new, **options) + around.after(new, placed)
-    edits.note_changed(named.name, what, after, *_left_behind(form, new))
-
-
-def _made(make: Callable[..., nn.Module], channels: int, options: dict[str, Any]) -> nn.Module:
-    """Build a layer of a class that surgery does not know."""
-    settings = "".join(f", {name}={value!r}" for name, value in options.items())
-    call = f"convert_: {_name(make)}({channels}{settings}) must give a layer"
-    try:
-        new = make(channels, **options)
-    except Exception as error:
-        raise TypeError(f"{call}, but it raised {type(error).__name__}: {error}") from error
-    if not isinstance(new, nn.Module):
-        raise TypeError(f"{call}, but it gave {type(new).__name__}.")
-    return new
-
-
-def _left_behind(old: nn.Module, new: nn.Module) -> list[str]:
-    """Say what of a batch norm's state another layer does not have."""
-    state, kept = {**old._parameters, **old._buffers}, {**new._parameters, **new._buffers}
-    lost = [name for name in ("weight", "bias") if state.get(name) is not None and kept.get(name) is not state[name]]
-    if state.get("running_mean") is not None and kept.get("running_mean") is not state["running_mean"]:
-        lost.append("running statistics")
-    *first, last = lost or [""]
-    names = f"{', '.join(first)} and {last}" if first else last
-    return [f"{names} do not go on: it has none of these names and shapes"] if lost else []
-
-
-def _name(to: object) -> str:
-    return to if isinstance(to, str) else getattr(to, "__name__", type(to).__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Around:
-    """What is computed after a norm, and how the new layer has it.
-
-    Args:
-        activation: that the new layer fuses, or that stands after it by name.
-        tail: modules that stand after it, by name.
-        absorbed: a module around the old norm whose work the new layer does itself; None where it stays.
-    """
-
-    activation: Activation | None
-    tail: dict[str, nn.Module]
-    absorbed: nn.Module | None
-
-    @classmethod
-    def of(cls, named: NamedModule, form: nn.Module, tail: dict[str, nn.Module], kind: Kind) -> Self:
-        """See what a norm has around it.
-
-        Args:
-            named: the norm.
-            form: the norm, in a form that is known.
-            tail: what a foreign norm runs after itself.
-            kind: of the new layer.
-        """
-        holder = named.holder if kind.ours and not has_hooks(named.module) else None
-        if isinstance(holder, NormAddActivation):
-            return cls(activation=activation_of(holder), tail={}, absorbed=holder)
-        inside = tail_of(holder) if isinstance(holder, NormThen) else tail
-        fits, activation = fused_activation(inside.values())
-        if fits and kind.ours and (inside or holder):
-            return cls(activation=activation, tail={}, absorbed=holder)
-        fused = getattr(form, "activation", None) if kind_of(form)[0].ours else None
-        left = {} if fits and activation is None else tail
-        return cls(activation=fused, tail=left, absorbed=None)
-
-    def put(self, new: nn.Module, kind: Kind, *, adds_residual: bool) -> nn.Module:
-        """Give what takes the old norm's place: the new layer, or a module around it."""
-        if self.absorbed is not None:
-            share_hooks(self.absorbed, new)
-        elif self.tail:
-            return wrapped(new, NormThen(new, self.tail))
-        elif not kind.ours and (self.activation is not None or adds_residual):
-            return with_activation(new, self.activation)
-        return new
-
-    def after(self, new: nn.Module, placed: nn.Module) -> str:
-        """Name what stands after the new layer."""
-        if isinstance(placed, NormThen):
-            return "".join(f" + {label(each)}" for each in self.tail.values() if type(each) is not nn.Identity)
-        return f" + {self.activation}" if placed is not new and self.activation else ""
+    edits.note_changed(named.name, label(old), label(new, **options) + around.after(new, placed), *notes)
 
 
 def _absolute_weight(edits: Transaction, old: nn.Module) -> list[str]:
