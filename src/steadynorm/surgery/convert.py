@@ -325,6 +325,8 @@ def _put_own(
     kind = KINDS["torch_batch_norm"]  # it knows of residual and activation as much as torch's
     around = Around.of(named, form, tail, kind)
     new, notes = own_layer(make, form, options)
+    if new._parameters.get("weight") is form._parameters.get("weight"):
+        notes += _absolute_weight(edits, named.module)
     _place(edits, named, around, new, kind, options, dimensions, notes)
 
 

@@ -241,6 +241,15 @@ def test_an_absolute_weight_is_written_as_the_weight_and_said_so():
     assert "|weight| + eps" in change.changed[0].notes[0]
 
 
+def test_a_class_of_the_users_gets_the_absolute_weight_too():
+    model = chain(InPlaceABN)
+    weight = model[1].weight.detach().clone()
+    change = convert_(model, nn.InstanceNorm2d, affine=True)
+    assert isinstance(model[1].norm, nn.InstanceNorm2d)
+    close(model[1].norm.weight, weight.abs() + 1e-4)
+    assert any("|weight| + eps" in note for note in change.changed[0].notes)
+
+
 def test_a_norm_without_statistics_or_parameters_converts():
     for norm in (BatchNormAct2d(6, nn.ReLU()), SyncBatchNormAct(6)):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = norm.weight = norm.bias = None
