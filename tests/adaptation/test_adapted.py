@@ -124,6 +124,13 @@ def test_a_file_that_holds_no_gate_is_refused(tmp_path: Path) -> None:
             Adapted.load(blob_network(), tmp_path / f"{name}.safetensors")
 
 
+def test_a_file_of_a_former_rule_is_refused_as_such(tmp_path: Path) -> None:
+    place = tmp_path / "gate.safetensors"
+    pytest.importorskip("safetensors.torch").save_file({"a": torch.ones(1)}, place, {"format": "steadynorm gate 2"})
+    with pytest.raises(ValueError, match=r"in format 'steadynorm gate 3', got 'steadynorm gate 2'\. Calibrate again\."):
+        Adapted.load(blob_network(), place)
+
+
 def test_a_method_without_a_calibration_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"Adapted\.save: the method must be a Gate, got batch"):
         Adapted(blob_network(), BatchStatistics()).save(tmp_path / "gate.safetensors")

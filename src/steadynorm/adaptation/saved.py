@@ -64,7 +64,10 @@ def read_gate(model: nn.Module, path: Path) -> Gate:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:
         raise ValueError(f"Adapted.load: {path}: must be a file that Adapted.save wrote, got {error}.") from error
-    if metadata.get("format") != FORMAT:
+    found = metadata.get("format", "")
+    if found != FORMAT:
+        if found.startswith(FORMAT.rpartition(" ")[0]):
+            raise ValueError(f"Adapted.load: {path}: must be in format {FORMAT!r}, got {found!r}. Calibrate again.")
         raise ValueError(f"Adapted.load: {path}: must be a file that Adapted.save wrote, got another.")
     if metadata["model"] != fingerprint(model):
         raise ValueError(
