@@ -58,7 +58,7 @@ def test_a_report_is_whole(name: str) -> None:
     assert "is not complete" not in page
     assert page.count("<figure id=") == len(re.findall(r'<svg role="img" aria-label="[^"]+"', page)) > 0
     text = re.sub(r"<(script|style|svg).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
-    assert re.findall(r"\d\.\d{9,}", text) == []  # nobody reads so many digits
+    assert re.findall(r"\d\.\d{9,}", text) == []  # more than a reader can use
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")

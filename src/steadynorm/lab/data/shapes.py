@@ -104,7 +104,7 @@ def _texture(draws: _Draws, count: int, cells: int, strength: float) -> Array:
     """Give random blotches of about 32 / ``cells`` pixels: shape (N, 32, 32, 3), within ± ``strength``."""
     knots = draws.bytes(count, 3, cells, cells).astype(np.float64) - 127.5
     weights = _interpolation(cells)
-    # Every product and sum is a multiple of 1/2 far below 2**53, so it is exact in any order of summation.
+    # Every product and sum is a multiple of 1/2 and far below 2**53. Sums are exact in any order.
     smooth = weights @ knots @ weights.T
     return (smooth * (strength / (127.5 * SIZE * SIZE))).transpose(0, 2, 3, 1)
 
