@@ -21,7 +21,7 @@ from steadynorm.lab.arms import parse_arm
 from steadynorm.lab.normalizations import AS_BUILT, Normalization, find_normalization
 from steadynorm.reporting.failure import UserError, one_line
 from steadynorm.surgery import convert_
-from steadynorm.surgery.change import Change, Refused
+from steadynorm.surgery.change import Change, Refused, Transaction
 from steadynorm.surgery.kinds import kind_of, label, why_unknown
 from steadynorm.surgery.named_modules import batch_norms_of, named_modules_of
 
@@ -105,6 +105,7 @@ def _replaced(
     refused = {each.name for each in change.refused}
     build: Callable[..., nn.Module] = partial(norm.build, activation=None, **training)
     after: Counter[str] = Counter()
+    edits = Transaction("with_arm", model)
     for named in batch_norms_of(model):
         old: Any = named.module
         if named.name in refused:
@@ -113,8 +114,8 @@ def _replaced(
         new = ChannelBias(channels) if is_none else build(channels, dimensions=dimensions)
         _carry(old, new)
         after["a bias per channel, from zero" if is_none else type(_inner(new)).__name__] += 1
-        model = _put(model, old, new)
-    return model, _said(after, change.refused)
+        edits.replace(old, new)
+    return edits.model, _said(after, change.refused)
 
 
 def _inner(module: nn.Module) -> nn.Module:
@@ -134,17 +135,6 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
         mine, theirs = getattr(_inner(new), name, None), getattr(old, name, None)
         if isinstance(mine, nn.Parameter) and isinstance(theirs, Tensor) and mine.shape == theirs.shape:
             mine.copy_(theirs)
-
-
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put a module wherever in the model another stands, and give the model."""
-    if model is old:
-        return new
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is old:
-                parent._modules[key] = new
-    return model
 
 
 def _said(after: Counter[str], refused: Iterable[Refused]) -> str:
