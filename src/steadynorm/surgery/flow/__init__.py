@@ -1,1 +1,1 @@
-"""What feeds what in a model, seen in a run, and whether a run gives what it gave."""
+"""The data flow between a model's modules, recorded in one run, and comparisons of a model's outputs."""

@@ -1,4 +1,4 @@
-"""Padding with a value of its own for each channel."""
+"""Padding with a separate value for each channel."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["ChannelPad"]
 class ChannelPad(nn.Module):
     """Pad (N, C, ...) input with a constant for each channel; the same in training and in evaluation.
 
-    Takes the place of a batch norm folded into the convolution after it. That padded the norm's output with zeros;
-    folded it must be given what the norm would have made zero, −shift/gain.
+    Replaces a batch norm folded into the convolution after it. That convolution padded the norm's output with zeros;
+    the folded one needs the value that the norm maps to zero, −shift/gain.
 
     Args:
         value: shape (C,).
@@ -32,13 +32,13 @@ class ChannelPad(nn.Module):
         self.pad = list(pad)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pad.
+        """Pad the input.
 
         Args:
             input: shape (N, C, ...).
 
         Returns:
-            as many dimensions, longer by ``pad``; dtype and memory format of input.
+            same number of dimensions, longer by ``pad``; dtype and memory format of input.
         """
         output = F.pad(input, self.pad)
         value = per_channel(self.value.to(output.dtype), output)

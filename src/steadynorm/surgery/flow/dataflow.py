@@ -1,7 +1,7 @@
-"""Which module's output reaches which module, and what else reads it, seen in one run of an example.
+"""The data flow of a model: which module reads which module's output, recorded in one run of an example.
 
-Hooks record the calls of modules; below them a dispatch mode sees every ATen operation, whichever module or plain
-function it comes from. Neither the order of registration nor a symbolic trace tells as much.
+Hooks record the calls of modules; below them a dispatch mode sees every ATen operation, from modules and plain
+functions alike. Neither the order of registration nor a symbolic trace shows as much.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SHAPE_ONLY = {
     getattr(torch.ops.aten, name)
     for name in ("empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like")
 }
-"""Operations that look at a tensor's shape, dtype and device, and not at its numbers."""
+"""Operations that read a tensor's shape, dtype and device, but not its values."""
 _ARRANGING = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -68,7 +68,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """Something that reads or overwrites a value: in words, and within which calls, outermost first."""
+    """One read or overwrite of a value: its description, and the calls that it happens in, outermost first."""
 
     what: str
     calls: tuple[Call, ...] = ()
@@ -82,12 +82,12 @@ class Use:
 class Value:
     """A tensor whose readers are watched.
 
-    Views of it are the value itself, and so are copies that only arrange it again, as ``contiguous`` makes them.
+    Views count as the value itself, and so do copies that only change its layout, such as those of ``contiguous``.
 
     Args:
         tensor: kept, so that no other tensor gets its storage later.
-        call: that gave it; None for a parameter or buffer.
-        copies: of which tensor which is a copy, in the order in which they were made.
+        call: the call that returned it; None for a parameter or buffer.
+        copies: pairs (source, copy), in the order in which the copies were made.
         uses: what reads it, views and copies aside.
     """
 
@@ -102,10 +102,10 @@ class Value:
 
 
 class Flow:
-    """What a run of a model has shown.
+    """The calls and values recorded in a run of a model.
 
     Args:
-        model: that is going to run.
+        model: the model that is going to run.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -121,11 +121,11 @@ class Flow:
                     self._owners.setdefault(key, []).append(f"{named.name}.{name}" if named.name else name)
 
     def calls_of(self, module: nn.Module) -> list[Call]:
-        """Give the calls of a layer or batch norm, in their order."""
+        """Give the calls of a layer or batch norm, in order."""
         return self._calls.get(id(module), [])
 
     def value_of(self, tensor: Tensor | None) -> Value | None:
-        """Give the watched value that a tensor is, or is a view or copy of."""
+        """Give the watched value behind a tensor, which may be a view or copy of it."""
         return self._values.get(storage_of(tensor) or 0)
 
     def owners_of(self, parameter: Tensor) -> list[str]:
@@ -133,18 +133,18 @@ class Flow:
         return self._owners.get(storage_of(parameter) or 0, [])
 
     def dtypes(self) -> set[torch.dtype]:
-        """Give the dtypes that layers and batch norms have computed in."""
+        """Give the dtypes in which layers and batch norms computed."""
         return {value.tensor.dtype for value in self._values.values() if value.call is not None}
 
     def watch(self, call: Call) -> None:
-        """Count a call, and watch what it gives from now on."""
+        """Record a call, and watch its output from now on."""
         self._calls.setdefault(id(call.module), []).append(call)
         key = storage_of(call.output)
         if key is not None:
             self._values.setdefault(key, Value(tensor=call.output, call=call))
 
     def note_copy(self, source: Tensor, copy: Tensor) -> bool:
-        """Take a copy of a watched value for the value itself; False where the source is none, or the copy another."""
+        """Treat a copy of a watched value as the value itself; False if the source or the copy rules that out."""
         value, key = self.value_of(source), storage_of(copy)
         if value is None or key is None:
             return False
@@ -155,7 +155,7 @@ class Flow:
         return True
 
     def note_use(self, what: str, tensors: object, calls: tuple[Call, ...] = ()) -> None:
-        """Say that the watched ones among some tensors are used."""
+        """Record a use of those tensors that are watched."""
         for value in {id(each): each for _, t in tensors_in(tensors) if (each := self.value_of(t))}.values():
             value.uses.append(Use(what=what, calls=calls))
 
@@ -163,8 +163,8 @@ class Flow:
 def trace(model: nn.Module, example: Batch, forward: Forward | None = None) -> Flow:
     """Run a model on an example as :func:`steadynorm.surgery.flow.trial.run` does, and watch.
 
-    What layers and batch norms give is watched, and all parameters and buffers. Not seen is what reads memory without
-    an ATen operation (``numpy``, a kernel of one's own), and what keeps a tensor outside the model to read it later.
+    Watches the outputs of layers and batch norms, and all parameters and buffers. It misses code that reads memory
+    without an ATen operation (``numpy``, a custom kernel) or keeps a tensor outside the model to read it later.
     """
     flow = Flow(model)
     recorder = _Recorder(flow)
@@ -193,14 +193,14 @@ def trace(model: nn.Module, example: Batch, forward: Forward | None = None) -> F
 
 
 def storage_of(tensor: object) -> int | None:
-    """Identify the memory of a tensor while it is alive; None for what has none of its own."""
+    """Identify the memory of a tensor while it is alive; None if it has no memory of its own."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
         return None
     return int(tensor.untyped_storage()._cdata)
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps track of the calls that are under way, and notes in them what operations read."""
+    """Tracks the calls that are under way, and records what operations read in them."""
 
     def __init__(self, flow: Flow) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -214,7 +214,7 @@ class _Recorder(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Run an operation, and note what it reads."""
+        """Run an operation, and record what it reads."""
         output = func(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func.overloadpacket in _SHAPE_ONLY:
@@ -233,7 +233,7 @@ class _Recorder(TorchDispatchMode):
             self._flow.note_use(f"a hook on {name!r}", (args, kwargs))
 
     def see_script(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Note what a script is called with: it may fuse operations, which then are not seen."""
+        """Record a script's arguments: it may fuse operations, which hides them."""
         if isinstance(module, torch.jit.ScriptModule):
             self._flow.note_use("a script", args, tuple(self._under_way))
 
@@ -255,7 +255,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _is_view(func: Any, given: list[Tensor], output: object) -> bool:  # noqa: ANN401 (an operation of torch's)
-    """Whether an operation writes nothing and gives only other views of what it was given."""
+    """Whether an operation writes nothing and returns only views of its inputs."""
     memory = {storage_of(tensor) for tensor in given} - {None}
     made = [storage_of(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return bool(made) and not func._schema.is_mutable and all(each in memory for each in made)

@@ -1,4 +1,4 @@
-"""A batch norm and the layer that alone feeds it, or that alone it feeds: when the two can be taken together."""
+"""Pairs of a batch norm and the only layer that feeds it or that it feeds: when the two can be merged."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _REPARAMETRIZED: dict[type[Any], str] = {
     WeightNorm: "torch.nn.utils.remove_weight_norm",
     SpectralNorm: "torch.nn.utils.remove_spectral_norm",
 }
-"""What torch's functions register as hooks -> how it is taken away."""
+"""Class of hook that torch's functions register -> how to remove it."""
 _OWN = ("forward", "_conv_forward", "__call__")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A layer and a batch norm between which nothing happens, and whose tensor nothing else reads.
+    """A layer and a batch norm with nothing between them, whose shared tensor nothing else reads.
 
     Args:
-        layer: the one call of the layer.
-        norm: the one call of the batch norm.
-        channels: for each output channel of a layer before the norm, or input channel of one after, which of the
-            norm's channels it is; shape (channels of the layer,), int64. The identity but for an ``unflatten`` or
-            ``flatten`` between them.
-        same_view: whether the one gives the very tensor that the other takes, not another view or a copy of it.
+        layer: the only call of the layer.
+        norm: the only call of the batch norm.
+        channels: the norm's channel for each output channel of a layer before the norm, or input channel of one
+            after; shape (channels of the layer,), int64. The identity unless an ``unflatten`` or ``flatten`` stands
+            between them.
+        same_view: whether one returns the very tensor that the other takes, not another view or a copy of it.
     """
 
     layer: Call
@@ -46,7 +46,7 @@ class Link:
 
 
 def why_not_alone(flow: Flow, norm: nn.Module) -> str | None:
-    """Say why a batch norm is not to be taken away from where it stands, None where it can be."""
+    """Say why a batch norm cannot be removed; None if it can."""
     calls = flow.calls_of(norm)
     if not calls:
         return "it is not reached by the example. Give an example that runs it."
@@ -66,7 +66,7 @@ def link_before(flow: Flow, norm: Call) -> Link | str:
 
     Args:
         flow: of a run.
-        norm: its only call, see :func:`why_not_alone`.
+        norm: the norm's only call, see :func:`why_not_alone`.
     """
     value = flow.value_of(norm.input)
     if value is None or value.call is None or not isinstance(value.call.module, LAYERS):
@@ -90,14 +90,14 @@ def link_before(flow: Flow, norm: Call) -> Link | str:
 
 
 def link_after(flow: Flow, norm: Call) -> Link | str:
-    """Find the layer that takes what a batch norm gives, or say why there is none; otherwise as :func:`link_before`."""
+    """Find the layer that takes a batch norm's output, or say why there is none; otherwise as :func:`link_before`."""
     value = flow.value_of(norm.output)
     if value is None or value.call is not norm:
         return "what it gives is not its own"
     if not value.uses:
         return "nothing takes what it gives"
     for call in (call for use in value.uses for call in use.calls if isinstance(call.module, LAYERS)):
-        if why := _why_reparametrized(call):  # by a hook, perhaps, which would count as another taker
+        if why := _why_reparametrized(call):  # a hook that does so would count as another reader
             return why
     takers = [call for call in value.uses[0].calls if isinstance(call.module, LAYERS)]
     if not takers or flow.value_of(takers[-1].input) is not value:
@@ -136,12 +136,12 @@ def reach_of(conv: nn.Module) -> list[int]:
 
 
 def _why_not_own_forward(call: Call, channel_dim: int | None) -> str:
-    """Say why a layer with a forward of its own is none that can be trusted; empty where it can be.
+    """Say why a layer with its own forward cannot be trusted; empty if it can.
 
     Args:
         call: of the layer.
-        channel_dim: dimension of its output that its channels are; None where its inputs are to be scaled, which its
-            own padding would have to know of.
+        channel_dim: channel dimension of its output; None if its inputs are to be scaled, which padding of its own
+            would have to take into account.
     """
     layer = call.module
     base = next(cls for cls in LAYERS if isinstance(layer, cls))
@@ -153,7 +153,7 @@ def _why_not_own_forward(call: Call, channel_dim: int | None) -> str:
 
 
 def _why_reparametrized(call: Call) -> str:
-    """Say what computes a layer's weight or bias in each forward, and how to make it a parameter; empty if nothing."""
+    """Say what recomputes a layer's weight or bias in each forward, and how to undo that; empty if nothing does."""
     module, name = call.module, call.name
     for kind in ("weight", "bias"):
         if parametrize.is_parametrized(module, kind):
@@ -178,7 +178,7 @@ def _tensor_of(hook: object) -> str:
 
 
 def _why_not_layer(flow: Flow, call: Call) -> str:
-    """Say why a layer's numbers are not to be changed; empty where they can be."""
+    """Say why a layer's parameters cannot be changed; empty if they can."""
     module, name = call.module, call.name
     times = len(flow.calls_of(module))
     if times > 1:
@@ -206,7 +206,7 @@ def _used_outside(flow: Flow, tensor: Tensor, call: Call) -> str | None:
 
 
 def _channel_dim(layer: nn.Module, tensor: Tensor) -> int | None:
-    """Give the dimension of a layer's input or output that its channels are; None for a convolution without a batch."""
+    """Give the channel dimension of a layer's input or output; None for a convolution without a batch."""
     if isinstance(layer, nn.Linear):
         return tensor.dim() - 1
     size = layer.kernel_size
@@ -220,15 +220,15 @@ def _is_same_view(a: Tensor, b: Tensor) -> bool:
 
 
 def _numbered(tensor: Tensor, dim: int) -> Tensor:
-    """Give the index along a dimension at every place of a tensor."""
+    """Give the index along a dimension for every element of a tensor."""
     index = torch.arange(tensor.shape[dim])
     return index.view([-1 if each == dim else 1 for each in range(tensor.dim())]).expand(tensor.shape)
 
 
 def _positions(value: Value, seen: Tensor, dim: int | None) -> Tensor | None:
-    """Give the index along a dimension of a value at every place of another view of it, or of a copy.
+    """Give the index along a dimension of a value for every element of another view or copy of it.
 
-    The index is written where the value lies in memory, carried along with every copy, and read as the view lies.
+    The index is written at the value's place in memory, carried along with every copy, and read through the view.
     """
     if dim is None or seen.dtype != value.tensor.dtype:
         return None
@@ -245,12 +245,12 @@ def _blank(tensor: Tensor) -> Tensor:
 
 
 def _lie(memory: dict[int | None, Tensor], tensor: Tensor) -> Tensor:
-    """View the memory that stands for a tensor's as the tensor views its own."""
+    """View the memory that represents a tensor's with the tensor's own size and strides."""
     return memory[storage_of(tensor)].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
 
 def _table(keys: Tensor, values: Tensor, size: int) -> Tensor | None:
-    """Give the one value that stands beside each key from 0 to size − 1; None where a key has none, or several."""
+    """Give the one value of each key from 0 to size − 1; None if a key has none, or several."""
     table = torch.full((size,), -1)
     table[keys.reshape(-1)] = values.reshape(-1)
     if bool((table < 0).any()) or not torch.equal(table[keys], values):

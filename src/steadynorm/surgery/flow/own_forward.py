@@ -1,4 +1,4 @@
-"""Whether a subclass of a layer, with a forward of its own, still gives what its weights scale and its bias shifts."""
+"""Whether the output of a layer's subclass with its own forward still scales with weight and shifts with bias."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["follows_its_weights"]
 
 
 def follows_its_weights(call: Call, channel_dim: int) -> bool:
-    """Tell whether other weights would give an affine map of the output, as folding needs it.
+    """Tell whether folded weights would give the affine map of the output that folding needs.
 
         layer with (gain·W, gain·b + shift)  =  gain · (layer with W, b) + shift
 
-    Tried on the input of the call, with a gain and shift for each channel; what standardises its weights, adds a branch
-    or has an activation after fails.
+    Tested on the input of the call, with a gain and shift for each channel. A layer that standardizes its weights,
+    adds a branch or applies an activation fails.
 
     Args:
-        call: of a layer; its input is still what it was, or some other finite numbers of its shape.
-        channel_dim: dimension of the output that its channels are.
+        call: of a layer; its input is unchanged, or any other finite tensor of its shape.
+        channel_dim: channel dimension of the output.
     """
     output = call.output
     channels = output.shape[channel_dim]

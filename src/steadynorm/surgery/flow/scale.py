@@ -1,6 +1,6 @@
-"""The arithmetic of folding: a batch norm's evaluation as one affine map, and a layer's weights with it inside.
+"""The arithmetic of folding: a batch norm in evaluation as an affine map, and a layer's weights that include it.
 
-Everything is computed in float64 on the CPU; how it is rounded is decided where it is written.
+Everything is computed in float64 on the CPU; the code that writes the result rounds it.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ __all__ = ["Affine", "affine_of", "with_scaled_inputs", "with_scaled_outputs"]
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """What a batch norm does in evaluation, channel by channel: y = gain · x + shift.
+    """The affine map of a batch norm in evaluation, per channel: y = gain · x + shift.
 
     Args:
         gain: shape (C,), float64.
-        shift: likewise.
+        shift: shape (C,), float64.
     """
 
     gain: Tensor
     shift: Tensor
 
     def at(self, channels: Tensor) -> Affine:
-        """Give the map of some channels, shape (K,), int64, in their order."""
+        """Give the map of the given channels, shape (K,), int64, in their order."""
         return Affine(gain=self.gain[channels], shift=self.shift[channels])
 
 
 def affine_of(norm: nn.Module) -> Affine:
-    """Give what a batch norm does in evaluation.
+    """Give the affine map of a batch norm in evaluation.
 
         gain = weight / √(running_var + eps)        shift = bias − running_mean · gain
 
     Args:
-        norm: with running statistics; without weight or bias they are 1 and 0.
+        norm: with running statistics; a missing weight counts as 1, a missing bias as 0.
     """
     numbers = evaluation_of(norm)
     assert numbers.mean is not None and numbers.var is not None
@@ -48,7 +48,7 @@ def affine_of(norm: nn.Module) -> Affine:
 
 
 def with_scaled_outputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tensor]:
-    """Give weight and bias of a layer that does what it does now, and then the affine map.
+    """Give the weight and bias with which a layer applies the affine map to its output.
 
         W′ = gain · W        b′ = gain · b + shift
 
@@ -65,11 +65,11 @@ def with_scaled_outputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tenso
 
 
 def with_scaled_inputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tensor]:
-    """Give weight and bias of a layer that does first the affine map, and then what it does now.
+    """Give the weight and bias with which a layer applies the affine map to its input.
 
         W′ = W · gain        b′ = b + Σ W · shift        over the inputs of an output
 
-    Exact where every output sees all of its inputs, so not at a border padded with zeros.
+    Exact if every output sees all of its inputs, so not at a border padded with zeros.
 
     Args:
         layer: linear or convolution, grouped or not; not transposed.

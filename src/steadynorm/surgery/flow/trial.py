@@ -1,4 +1,4 @@
-"""A run of a model on an example of which nothing remains, and how far the outputs of two runs are apart."""
+"""A run of a model on an example that leaves no trace, and the difference between the outputs of two runs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from steadynorm.surgery.runnable import check_runnable
 __all__ = ["TOLERANCES", "Difference", "check_agreement", "differences", "preserved_state", "run", "tensors_in"]
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest error, relative to a tensor's largest magnitude, that rounding is believed to explain.
+"""Largest error, relative to a tensor's largest magnitude, that rounding can explain.
 
 Measured over transformers' ResNet, RegNet, MobileNet V1 and V2, EfficientNet, LeViT, CvT, MobileViT and SwiftFormer
 with random weights and statistics, folded: up to 1.5e-15 in float64, 1e-6 in float32, 1.3e-3 in float16, 7.7e-3 in
-bfloat16. Few wrong folds are off by so little as ten times that.
+bfloat16. Few wrong folds are off by less than ten times that.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far one tensor is from what it was.
+    """The difference of one output tensor from its former value.
 
     Args:
-        path: where in the output it is.
+        path: its place in the output.
         dtype: of both.
         error: largest absolute difference; 0 where both are NaN, infinite where one is.
-        relative: that, divided by the largest finite magnitude there was. Of tensors that are not floating, the share
-            of values that differ.
+        relative: the error divided by the largest finite magnitude before. For tensors that are not floating-point, the
+            fraction of values that differ.
         on_gpu: whether float32 may have been rounded to TF32, which has the digits of float16.
     """
 
@@ -46,7 +46,7 @@ class Difference:
     on_gpu: bool = False
 
     def limit(self, dtypes: Iterable[torch.dtype]) -> float:
-        """Give the default tolerance, where other dtypes took part in the computation: that of the coarsest."""
+        """Give the default tolerance: that of the coarsest dtype that took part in the computation."""
         if not (self.dtype.is_floating_point or self.dtype.is_complex):
             return 0.0
         coarse = [self.dtype.to_real(), *dtypes, *([torch.float16] if self.on_gpu else [])]
@@ -59,17 +59,17 @@ def run(
     forward: Forward | None = None,
     *,
     within: AbstractContextManager[Any] | None = None,
-) -> Any:  # noqa: ANN401 (likewise)
-    """Run a model on an example without gradient and without a trace: the example is copied, the model left alone.
+) -> Any:  # noqa: ANN401 (as the model has it)
+    """Run a model on an example without gradient; the example is copied, and the model's state is restored.
 
     Args:
         model: in the mode in which it is to run.
         example: a tensor is the model's only argument, a tuple or list its positional ones, a mapping its named ones.
-        forward: takes the model and the example, where it is called otherwise.
-        within: surrounds the model's own run, and none of the rest.
+        forward: (model, example) -> output, if the model is not simply called with the example.
+        within: context around the model's forward alone.
     """
     check_runnable("surgery", model)
-    torch.clear_autocast_cache()  # which keeps casts of weights, and does not see that they have been written
+    torch.clear_autocast_cache()  # it keeps casts of weights, and misses writes to them
     with torch.no_grad(), preserved_state(model):
         batch = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example)
         with within or nullcontext():
@@ -86,7 +86,7 @@ def _call(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (likewise)
 
 @contextmanager
 def preserved_state(model: nn.Module) -> Iterator[None]:
-    """Put back buffers, mode flags and torch's random numbers, whatever happens within."""
+    """Restore buffers, mode flags and torch's random number generators, also after an exception."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
     tables = [dict(module._buffers) for module in modules]
@@ -100,26 +100,26 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
             for module, mode, table in zip(modules, modes, tables, strict=True):
                 module.training = mode
                 for name, buffer in table.items():
-                    if module._buffers[name] is not buffer:  # of a script they are no dictionary's, and another object
+                    if module._buffers[name] is not buffer:  # a script returns another object for each access
                         module._buffers[name] = buffer
             with torch.no_grad():
                 for buffer, value in saved:
-                    # Not by version: torch's batch norm moves its statistics without counting one. And a needless
-                    # write would count one, and so break the graphs that have saved the buffer.
+                    # Versions do not tell: torch's batch norm updates its statistics without counting one. A needless
+                    # write would count one and break the graphs that have saved the buffer.
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)
 
 
 def tensors_in(value: object, path: str = "the output") -> Iterator[tuple[str, Tensor]]:
-    """Give every tensor within containers and objects, with its path; modules and functions are not looked into."""
+    """Give every tensor within containers and objects, with its path; modules and functions are not searched."""
     return _tensors_in(value, path, set())
 
 
 def differences(expected: object, actual: object) -> list[Difference]:
-    """Compare tensor by tensor.
+    """Compare two outputs tensor by tensor.
 
     Raises:
-        RuntimeError: there are other tensors, or of other shapes or dtypes.
+        RuntimeError: the tensors differ in number, place, shape or dtype.
     """
     before, after = dict(tensors_in(expected)), dict(tensors_in(actual))
     for name in before.keys() | after.keys():
@@ -135,13 +135,13 @@ def differences(expected: object, actual: object) -> list[Difference]:
 def check_agreement(
     verb: str, expected: object, actual: object, *, tolerance: float | None, dtypes: Iterable[torch.dtype] = ()
 ) -> dict[str, float]:
-    """Raise RuntimeError where the outputs of two runs are further apart than the tolerance.
+    """Raise RuntimeError if the outputs of two runs differ by more than the tolerance.
 
     Args:
-        verb: that promises their agreement.
-        expected: what the model gave before.
-        actual: what it gives now.
-        tolerance: see ``relative`` of :class:`Difference`; None is that of :data:`TOLERANCES` for the dtype.
+        verb: the operation that must not change them.
+        expected: the model's output before.
+        actual: its output now.
+        tolerance: of ``relative`` of :class:`Difference`; None takes that of :data:`TOLERANCES` for the dtype.
         dtypes: of what was computed in between.
 
     Returns:
@@ -210,7 +210,7 @@ def _difference(path: str, old: Tensor, new: Tensor) -> Difference:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Give the numbers in float64 on the CPU, of complex ones both parts."""
+    """Give the values in float64 on the CPU; for complex tensors both parts."""
     plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
     return plain.cpu().double()
