@@ -90,9 +90,7 @@ def test_treatment_loads_what_the_checkpoint_has_and_looks_again(tmp_path: Path)
 def test_which_of_several_checkpoints_is_meant_can_be_said(tmp_path: Path) -> None:
     path, state = tmp_path / "a.pth", trained_network().state_dict()
     torch.save({"model": state, "ema": {name: each + 1 for name, each in state.items()}}, path)
-    with pytest.raises(
-        UserError, match=r"^--checkpoint: .*a\.pth: .*Give the one that is meant by --checkpoint-key\.$"
-    ):
+    with pytest.raises(UserError, match=r"^--checkpoint: .*a\.pth: .*Choose one of them with --checkpoint-key\.$"):
         examined(f"{HERE}:trained_network", checkpoint=path)
     assert found(examined(f"{HERE}:trained_network", checkpoint=path, checkpoint_key="model")) == set()
     assert found(examined(f"{HERE}:trained_network", checkpoint=path, checkpoint_key="ema")) == {"checkpoint-diff"}

@@ -175,7 +175,7 @@ TWO = {
 def test_of_two_models_that_differ_the_keys_are_named_and_choose(tmp_path, kind):
     content, first, second = TWO[kind]
     torch.save(content, tmp_path / "a.pth")
-    told = f"several that differ: {first}, {second}. Give the one that is meant by --weights-key."
+    told = f"several that differ: {first}, {second}. Choose one of them with --weights-key."
     with pytest.raises(UserError) as caught:
         load_weights(network(), tmp_path / "a.pth")
     assert str(caught.value).endswith(told)
@@ -260,8 +260,8 @@ REFUSED = {
     ),
     "optimizer": (
         saved({"optimizer": optimizer()}),
-        f"{NAMES}the state of an optimizer alone, optimizer.state.0.step, optimizer.state.0.exp_avg, "
-        "optimizer.state.0.exp_avg_sq, ... (15 in all). Give the file that has the weights.",
+        f"{NAMES}only an optimizer's state, optimizer.state.0.step, optimizer.state.0.exp_avg, "
+        "optimizer.state.0.exp_avg_sq, ... (15 in all). Give the file with the weights.",
     ),
     "torch_ema": (
         saved(SHADOW),

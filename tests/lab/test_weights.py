@@ -118,7 +118,7 @@ def test_of_several_weights_that_differ_one_must_be_chosen(tmp_path):
     torch.save({"state_dict": first, "state_dict_ema": second, "more": {"ema": second}}, tmp_path / "a.pth")
     model = network()
     with pytest.raises(
-        UserError, match=r"several that differ: .*state_dict_ema.*Give the one that is meant by --weights-key\.$"
+        UserError, match=r"several that differ: .*state_dict_ema.*Choose one of them with --weights-key\.$"
     ):
         load_weights(model, tmp_path / "a.pth")
     assert torch.equal(model.state_dict()["conv1.weight"], first["conv1.weight"])
@@ -134,7 +134,7 @@ def test_of_several_weights_that_differ_one_must_be_chosen(tmp_path):
 def test_within_a_chosen_part_the_same_flag_is_not_proposed_again(tmp_path):
     states = {"model": network().state_dict(), "ema": trained().state_dict()}
     torch.save({"best": states}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"several that differ: model, ema\. Give the one that is meant\.$"):
+    with pytest.raises(UserError, match=r"several that differ: model, ema\. Choose one of them\.$"):
         load_weights(network(), tmp_path / "a.pth", key="best")
 
 

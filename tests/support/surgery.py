@@ -27,9 +27,7 @@ class Activated(nn.BatchNorm2d):
 
 def refusals(verb: Any, *arguments: Any, **named: Any) -> tuple[Refused, ...]:
     """What a verb refuses where that is all it could do: it must raise."""
-    with pytest.raises(
-        NothingDoneError, match=f"{verb.__name__}: something must be there that can be changed"
-    ) as found:
+    with pytest.raises(NothingDoneError, match=f"{verb.__name__}: nothing can be changed") as found:
         verb(*arguments, **named)
     return found.value.refused
 

@@ -87,7 +87,7 @@ def test_what_can_be_gone_through_again_is_not_kept():
 
 
 def test_fewer_batches_than_before_are_refused():
-    with pytest.raises(ValueError, match="verb_: batches must be there again in a second pass, got 2 after 3"):
+    with pytest.raises(ValueError, match="verb_: a second pass must give as many batches, got 2 after 3"):
         list(Batches([1, 2], "verb_").first(3))
 
 

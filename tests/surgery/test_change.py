@@ -139,7 +139,7 @@ def test_a_note_on_several_layers_is_said_once_with_their_number():
     lines = str(change).splitlines()
     assert lines[:3] == [
         "convert_: 2 changed, 0 refused",
-        "  note: convert_ replaces batch norms, and leaves 1 LayerNorm",
+        "  note: convert_ replaces batch norms and keeps 1 LayerNorm",
         "  0: torch.nn.BatchNorm2d(4) -> steadynorm.BatchRenorm2d(4, r_max=2)",
     ]
     assert lines[3].startswith("    note: plain batch norm for 5,000 more") and lines[3].endswith(" (2 layers)")
@@ -150,7 +150,7 @@ def test_a_note_on_several_layers_is_said_once_with_their_number():
 def test_where_that_chooses_no_batch_norm_is_no_success():
     model = mixed()
     with pytest.raises(
-        NothingDoneError, match=r"freeze_: where must choose .* none of the 3 there are: '1', '4', '8'\."
+        NothingDoneError, match=r"freeze_: where must select .* none of the 3 in the model: '1', '4', '8'\."
     ):
         freeze_(model, where=lambda name, module: name.startswith("layer"))
     plain = nn.Sequential(nn.Linear(3, 3))

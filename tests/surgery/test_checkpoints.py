@@ -157,7 +157,7 @@ def test_bare_names_are_preferred_to_prefixed_ones():
 
 
 def test_two_parts_that_fit_and_differ_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"load: one part .* got several that differ: model, ema\. Give the one"):
+    with pytest.raises(ValueError, match=r"load: one part .* got several that differ: model, ema\. Choose one"):
         state_for(network(), {"model": network().state_dict(), "ema": network(seed=1).state_dict()}, verb="load")
     same = state_for(network(), {"model": network().state_dict(), "ema": network().state_dict()}, verb="load")
     assert_is_state_of(same, network())

@@ -342,7 +342,7 @@ def test_what_the_old_layers_decide_is_no_option(to, option):
     model = mixed()
     before = snapshot(model)
     (name,) = option
-    with pytest.raises(TypeError, match=rf"convert_: {name} is that of the layer which is converted"):
+    with pytest.raises(TypeError, match=rf"convert_: the converted layer determines {name}"):
         convert_(model, to, **option)
     assert_state_equal(model, before)
 
@@ -423,7 +423,7 @@ def test_flipped_tracking_stays_flipped():
 
 def test_gated_says_that_evaluation_changes():
     change = convert_(mixed(), "gated_batch_norm")
-    assert [each.notes[0].split(",")[0] for each in change.changed] == ["evaluation looks at the batch"] * 3
+    assert [each.notes[0].split(",")[0] for each in change.changed] == ["evaluation depends on the batch"] * 3
 
 
 def test_an_empty_model_is_not_changed():

@@ -71,7 +71,7 @@ def test_a_class_without_weight_or_with_others_says_what_is_lost():
     change = convert_(nn.Sequential(nn.BatchNorm2d(3)), nn.InstanceNorm2d)
     assert str(change.changed[0]).splitlines() == [
         "0: torch.nn.BatchNorm2d(3) -> torch.nn.InstanceNorm2d(3)",
-        "    note: weight, bias and running statistics do not go on: it has none of these names and shapes",
+        "    note: weight, bias and running statistics are dropped: it has none of these names and shapes",
     ]
     change = convert_(nn.Sequential(nn.BatchNorm2d(3)), nn.InstanceNorm2d, affine=True, track_running_stats=True)
     assert change.changed[0].notes == ()
@@ -88,20 +88,20 @@ def test_what_it_raises_is_said_with_the_call_and_the_model_stays():
     model = mixed()
     before = snapshot(model)
     with pytest.raises(
-        TypeError, match=r"convert_: Rms\(32, epsilon=1\) must give a layer, but it raised TypeError: .*epsilon"
+        TypeError, match=r"convert_: Rms\(32, epsilon=1\) must return a layer, but it raised TypeError: .*epsilon"
     ):
         convert_(model, Rms, epsilon=1)
     with pytest.raises(
-        TypeError, match=r"convert_: Linear\(32\) must give a layer, but it raised TypeError: .*out_features"
+        TypeError, match=r"convert_: Linear\(32\) must return a layer, but it raised TypeError: .*out_features"
     ):
         convert_(model, nn.Linear)
-    with pytest.raises(TypeError, match=r"convert_: int\(32\) must give a layer, but it gave int"):
+    with pytest.raises(TypeError, match=r"convert_: int\(32\) must return a layer, but it returned int"):
         convert_(model, int)
     assert_state_equal(model, before)
 
 
 def test_batches_are_for_group_norm():
-    with pytest.raises(ValueError, match="batches start group or layer norm; Rms"):
+    with pytest.raises(ValueError, match="batches fit group or layer norm; Rms"):
         convert_(mixed(), Rms, batches=[MIXED_INPUT])
 
 

@@ -125,7 +125,7 @@ def refusal(model, x):
 def test_channels_that_nothing_makes_zero_are_refused_where_there_is_padding():
     model = sequence(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1))
     model[1].weight.data[1:3] = 0
-    assert "in 2 channels nothing makes zero" in refusal(model, drawn(2, 4, 7, 7))
+    assert "in 2 channels no value maps to zero" in refusal(model, drawn(2, 4, 7, 7))
 
 
 def test_dead_channels_without_shift_or_without_padding_fold():

@@ -212,7 +212,7 @@ def test_a_layer_frozen_by_hand_is_unfrozen_to_ours():
     ("norm", "why"),
     [
         (lambda: nn.BatchNorm2d(3, track_running_stats=False), "needs running statistics"),
-        (lambda: steadynorm.GatedBatchNorm2d(3), "looks at the batch"),
+        (lambda: steadynorm.GatedBatchNorm2d(3), "depends on the batch"),
         (lambda: steadynorm.MaskedBatchNorm1d(3), "mask"),
     ],
     ids=["untracked", "gated", "masked"],

@@ -81,9 +81,7 @@ def test_groups_that_do_not_divide_are_refused():
 
 @pytest.mark.parametrize("groups", [0, -1, 2.5, 2.0, float("nan")])
 def test_a_number_of_groups_that_is_none_is_refused(groups):
-    with pytest.raises(
-        ValueError, match=f"num_groups must be a complete number that divides the channels, got {groups} for"
-    ):
+    with pytest.raises(ValueError, match=f"num_groups must be an integer that divides the channels, got {groups} for"):
         convert_(nn.BatchNorm2d(10), "group_norm", num_groups=groups)
 
 
@@ -100,7 +98,7 @@ def test_a_layer_whose_input_is_too_large_keeps_its_weight_and_is_named(size):
 
 def test_one_channel_to_a_group_is_noted():
     change = convert_(nn.Sequential(nn.BatchNorm1d(6)), "group_norm", num_groups=6)
-    assert "nothing but the bias is left" in change.changed[0].notes[0]
+    assert "only the bias remains" in change.changed[0].notes[0]
 
 
 def test_a_start_from_data_is_the_least_squares_line():
@@ -246,7 +244,7 @@ def test_layers_that_cannot_start_from_data_are_named():
     change = convert_(model, "group_norm", batches=[MIXED_INPUT])
     assert {each.name: each.why.split(",")[0] for each in change.refused} == {
         "5.unused": "not reached by the batches",
-        "1": "it has no weight and bias to start from data.",
+        "1": "it has no weight and bias to fit.",
     }
 
 

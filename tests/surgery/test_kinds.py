@@ -137,7 +137,7 @@ class AsParameters(nn.Module):
 @pytest.mark.parametrize(
     ("build", "why"),
     [
-        (Tracker, "no batch norm of torch's or ours. If it is a batch norm, say so: steadynorm.surgery.register"),
+        (Tracker, "no batch norm of torch's or ours. If it is a batch norm, register it: steadynorm.surgery.register"),
         (AsParameters, "no batch norm of torch's or ours"),
         (lambda c: nn.InstanceNorm2d(c, track_running_stats=True), "it is an instance norm"),
     ],

@@ -261,7 +261,7 @@ def test_a_norm_within_add_and_activation_is_reached():
     [
         (lambda: layers.FrozenBatchNorm1d(3), "frozen"),
         (lambda: nn.BatchNorm1d(3, track_running_stats=False), "no running statistics"),
-        (lambda: nn.BatchNorm1d(3).eval(), "evaluates while the model trains"),
+        (lambda: nn.BatchNorm1d(3).eval(), "evaluation mode while the model trains"),
         (lambda: Activated(3), "subclass"),
     ],
 )
@@ -313,7 +313,7 @@ def test_a_self_tuned_layer_and_a_window_start_again():
     for name, tensor in fresh.batch_memory().bank.items():
         assert torch.equal(model[0].get_buffer(name), tensor)
     assert (model[1].batch_memory().position, model[1].batch_memory().window) == (0, ())
-    assert any("begins again" in note for note in change.changed[0].notes)
+    assert any("restarts" in note for note in change.changed[0].notes)
 
 
 def test_modes_hooks_randomness_and_versions_of_parameters_stay():
@@ -423,7 +423,7 @@ def test_what_cannot_be_gone_through_again_is_refused():
 
     model = network()
     before = snapshot(model)
-    with pytest.raises(ValueError, match="again in a second pass, got 0 after 2"):
+    with pytest.raises(ValueError, match="second pass must give as many batches, got 0 after 2"):
         recalibrate_(model, Once(images(5, 3)))
     assert_same(snapshot(model), before)
 

@@ -158,7 +158,7 @@ def test_a_group_of_some_ranks_leaves_the_others_alone(ranks):
         ),
         ("negative", "no variance negative, got others at steadynorm.BatchNorm1d(5) '1' on rank 1."),
         ("layers", "all ranks must have the same layers, got rank 0 1, rank 1 1, rank 2 1, which differ in name, size"),
-        ("weights", "weights must be finite, at least 0, and one of them more, got [1.0, 1.0, -1.0]"),
+        ("weights", "weights must be finite and at least 0, with a positive sum, got [1.0, 1.0, -1.0]"),
         ("no weight", "got [0.0, 0.0, 0.0] on the ranks"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_broken_mean_is_set_to_0_and_a_broken_variance_to_1_alone(mean, var):
     for name in ("running_mean", "running_var"):
         assert torch.equal(norm.state_dict()[name][[0, 2]], before[name][[0, 2]])
     assert int(norm.num_batches_tracked) == 7
-    healthy = ", of which the mean is healthy in 1" if mean == 0.5 else ", of which the variance is healthy in 1"
+    healthy = " (the mean is healthy in 1)" if mean == 0.5 else " (the variance is healthy in 1)"
     note = "1 of 3 channels was broken: 1" + ("" if mean != mean and var != var else healthy)
     assert change.changed[0].notes == (note,)
     assert change.measured == {"channels": 1}

@@ -168,7 +168,7 @@ def test_a_bank_and_a_window_start_again():
         norm(torch.randn(4, 3))
     change = load_statistics_(norm, statistics_of(nn.BatchNorm1d(3)))
     assert (int(norm._bank_step), norm._window_at) == (0, 0)
-    assert "begins again" in change.changed[0].notes[0]
+    assert "restarts" in change.changed[0].notes[0]
 
 
 def test_numbers_take_the_dtype_of_the_model():
@@ -418,12 +418,12 @@ def test_statistics_that_do_not_go_together_are_refused(change, message):
 
 @pytest.mark.parametrize("key", ["n.running_mean", "n.running_var"])
 def test_a_mean_without_a_variance_is_refused(key):
-    with pytest.raises(ValueError, match=f"mean and variance must be there both, got {key} alone"):
+    with pytest.raises(ValueError, match=f"mean and variance must both be present, got {key} alone"):
         merge_statistics([{key: torch.zeros(2)}])
 
 
 def test_what_is_no_statistic_is_refused():
-    with pytest.raises(ValueError, match=r"running statistics only, got 0\.weight"):
+    with pytest.raises(ValueError, match=r"only running statistics are allowed, got 0\.weight"):
         merge_statistics([network().state_dict()])
 
 

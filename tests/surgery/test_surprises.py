@@ -97,8 +97,8 @@ WITHOUT_MASK = "plain batch norm wherever it is called without mask and lengths"
     [
         (steadynorm.FrozenBatchNorm1d(3), "frozen_batch_norm", {"activation": "relu"}, []),
         (steadynorm.FrozenBatchNorm1d(3), "batch_norm", {}, ["no longer frozen"]),
-        (steadynorm.GatedBatchNorm1d(3), "batch_norm", {}, ["evaluation does not look at the batch any more"]),
-        (steadynorm.MaskedBatchNorm1d(3), "batch_norm", {}, ["takes no mask any more"]),
+        (steadynorm.GatedBatchNorm1d(3), "batch_norm", {}, ["evaluation no longer depends on the batch"]),
+        (steadynorm.MaskedBatchNorm1d(3), "batch_norm", {}, ["no longer takes a mask"]),
         (steadynorm.SyncBatchNorm(3), "batch_norm", {}, [PER_PROCESS]),
         (nn.SyncBatchNorm(3), "batch_norm", {}, [PER_PROCESS]),
         (steadynorm.SyncBatchNorm(3), "torch_sync_batch_norm", {}, []),

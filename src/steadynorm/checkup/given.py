@@ -83,7 +83,7 @@ class Given:
             if self.checkpoint is None or "checkpoint" not in str(error):
                 raise
             told = str(error).removeprefix("diagnose: ").rstrip(".")
-            choice = " by --checkpoint-key" if "is meant" in told else ""
+            choice = " with --checkpoint-key" if "Choose one" in told else ""
             raise UserError(f"--checkpoint: {self.config.checkpoint}: {told}{choice}.") from error
 
     @property

@@ -56,7 +56,7 @@ def load_weights(
     try:
         state = state_for(model, loaded, verb=where)
     except ValueError as error:
-        choice = f" by {options[1]}" if key is None and "is meant" in str(error) else ""
+        choice = f" with {options[1]}" if key is None and "Choose one" in str(error) else ""
         raise UserError(f"{str(error).rstrip('.')}{choice}.") from error
     own = model.state_dict()
     _check_fit(state, own, where, may_lack)

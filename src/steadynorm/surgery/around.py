@@ -1,4 +1,4 @@
-"""What is computed after a batch norm, and how a layer in its place has it."""
+"""The modules and activation after a batch norm, and how a layer that replaces it applies them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["Around"]
 
 @dataclass(frozen=True, kw_only=True)
 class Around:
-    """What is computed after a norm, and how the new layer has it.
+    """The computation after a norm, and how the new layer applies it.
 
     Args:
-        activation: that the new layer fuses, or that stands after it by name.
-        tail: modules that stand after it, by name.
-        absorbed: a module around the old norm whose work the new layer does itself; None where it stays.
+        activation: the activation that the new layer fuses, or that follows it.
+        tail: modules that follow it, by name.
+        absorbed: a module around the old norm that the new layer replaces too; None if it stays.
     """
 
     activation: Activation | None
@@ -34,12 +34,12 @@ class Around:
 
     @classmethod
     def of(cls, named: NamedModule, form: nn.Module, tail: dict[str, nn.Module], kind: Kind) -> Self:
-        """See what a norm has around it.
+        """Find the computation after a norm.
 
         Args:
             named: the norm.
-            form: the norm, in a form that is known.
-            tail: what a foreign norm runs after itself.
+            form: the norm, in a known form.
+            tail: modules that a foreign norm runs after itself.
             kind: of the new layer.
         """
         holder = named.holder if kind.ours and not has_hooks(named.module) else None
@@ -54,7 +54,7 @@ class Around:
         return cls(activation=fused, tail=left, absorbed=None)
 
     def put(self, new: nn.Module, kind: Kind, *, adds_residual: bool) -> nn.Module:
-        """Give what takes the old norm's place: the new layer, or a module around it."""
+        """Give the module that replaces the old norm: the new layer, or a module around it."""
         if self.absorbed is not None:
             share_hooks(self.absorbed, new)
         elif self.tail:
@@ -64,7 +64,7 @@ class Around:
         return new
 
     def after(self, new: nn.Module, placed: nn.Module) -> str:
-        """Name what stands after the new layer."""
+        """Name the modules after the new layer."""
         if isinstance(placed, NormThen):
             return "".join(f" + {label(each)}" for each in self.tail.values() if type(each) is not nn.Identity)
         return f" + {self.activation}" if placed is not new and self.activation else ""

@@ -1,4 +1,4 @@
-"""How batches are gone through, several times if need be, and how one is fed to a model."""
+"""Iterate over batches, several times if needed, and feed them to a model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Forward = Callable[[nn.Module, Batch], Any]
 def feed(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (any batch, any output)
     """Run a model on a batch, on the device of the model's first parameter.
 
-    A tensor is passed as the argument; of a tuple or list, the first item (as in (input, target)); a mapping as keyword
-    arguments.
+    A tensor is passed as the argument; from a tuple or list, the first item (as in (input, target)); a mapping as
+    keyword arguments.
 
     Raises:
         TypeError: the batch is anything else.
@@ -44,14 +44,14 @@ def feed(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 (any batch, any o
 
 
 class Batches:
-    """Batches that can be gone through again: what gives them only once is kept as it comes.
+    """Batches that can be iterated again: those of an iterator are kept as they come.
 
     Args:
         batches: a loader, a list, a generator.
-        verb: that wants them, for messages.
+        verb: name of the operation, for messages.
 
     Raises:
-        TypeError: a single batch, which would be taken apart.
+        TypeError: a single batch, which iteration would split.
     """
 
     def __init__(self, batches: Iterable[Any], verb: str) -> None:
@@ -65,11 +65,11 @@ class Batches:
 
     @property
     def source(self) -> object:
-        """What was given."""
+        """The given iterable."""
         return self._source
 
     def __iter__(self) -> Iterator[Any]:
-        """Go through all of them, from the first."""
+        """Iterate over all batches, from the first."""
         return chain(self._kept, self._rest()) if isinstance(self._source, Iterator) else iter(self._source)
 
     def _rest(self) -> Iterator[Any]:
@@ -78,7 +78,7 @@ class Batches:
             yield batch
 
     def first(self, number: int) -> Iterator[Any]:
-        """Go through the first so many again.
+        """Iterate over the first ``number`` batches again.
 
         Raises:
             ValueError: there are fewer than before.
@@ -89,15 +89,15 @@ class Batches:
             yield batch
         if found < number:
             raise ValueError(
-                f"{self._verb}: batches must be there again in a second pass, got {found} after {number} in the first. "
+                f"{self._verb}: a second pass must give as many batches, got {found} after {number} in the first. "
                 "Give a list, a loader, or a generator."
             )
 
     @contextmanager
     def randomness_kept(self, model: nn.Module) -> Iterator[None]:
-        """Put back afterwards the state of torch's random numbers, and of the loader's own.
+        """Restore on exit the state of torch's random number generators, and of the loader's own.
 
-        A shuffling loader so gives the same batches each time.
+        So a shuffling loader gives the same batches each time.
         """
         owners = (self._source, getattr(self._source, "sampler", None))
         found = [each for owner in owners if isinstance(each := getattr(owner, "generator", None), torch.Generator)]
@@ -112,7 +112,7 @@ class Batches:
 
 @contextmanager
 def randomness_kept(model: nn.Module) -> Iterator[None]:
-    """Put back afterwards the state of torch's random numbers, on the CPU and on the model's devices."""
+    """Restore on exit the state of torch's random number generators, on the CPU and on the model's devices."""
     devices = {each.device for each in chain(model.parameters(), model.buffers()) if each.device.type != "meta"}
     others = sorted({device.type for device in devices} - {"cpu", "mps"})
     indices = [device.index for device in devices if others and device.type == others[0]]
@@ -122,12 +122,12 @@ def randomness_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let every module evaluate, without gradient and not compiled; each has its own mode again afterwards."""
+    """Put every module into evaluation mode, without gradient or compiler, and restore each mode on exit."""
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
             module.training = False  # .eval() may be more than a flag: some models merge weights in it
-        compiles = "torch._dynamo" in sys.modules  # to import it takes seconds
+        compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
         with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiles else nullcontext():
             yield
     finally:
@@ -136,7 +136,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Give the plain model: DistributedDataParallel sends buffers around in a forward, which ranks need not share."""
+    """Give the plain model: DistributedDataParallel broadcasts buffers in a forward, which not all ranks may run."""
     inner = {
         "DistributedDataParallel": "module",
         "DataParallel": "module",
@@ -148,10 +148,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _moved(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 (whatever a loader gives)
-    """Give the batch with its tensors on a device."""
+def _moved(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 (any batch of a loader)
+    """Move a batch's tensors to a device."""
     if isinstance(batch, Tensor | PackedSequence):
-        return batch.to(device)  # type: ignore[arg-type]  # of PackedSequence, which is annotated for less
+        return batch.to(device)  # type: ignore[arg-type]  # PackedSequence's annotation is narrower
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

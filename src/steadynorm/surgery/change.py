@@ -54,10 +54,10 @@ class Changed:
         return self.text({})
 
     def text(self, times: Mapping[str, int]) -> str:
-        """Say it in a line, and each note in another.
+        """Describe the change in one line, and each note in another.
 
         Args:
-            times: note -> how often it holds in all, 0 where it has been said.
+            times: note -> number of layers with it, 0 if it has been listed before.
         """
         told = {note: times.get(note, 1) for note in self.notes}
         notes = "".join(
@@ -86,7 +86,7 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """An edit taken back: ``fits`` says whether the place still holds what the verb put there."""
+    """An edit to undo: ``fits`` says whether the place still holds what the operation put there."""
 
     undo: Callable[[], None]
     fits: Callable[[], bool]
@@ -134,8 +134,7 @@ class Change:
             raise RuntimeError(f"{self.verb}: this change has been undone already.")
         if not all(step.fits() for step in self._steps):
             raise RuntimeError(
-                f"{self.verb}: the model has been changed again since, where this change put something. Undo the "
-                "later change first."
+                f"{self.verb}: the model has since been changed in a place of this change. Undo the later change first."
             )
         for step in reversed(self._steps):
             step.undo()
@@ -144,7 +143,7 @@ class Change:
         return self._before
 
     def __repr__(self) -> str:
-        """Say everything, a line each."""
+        """Show the change, one line per layer."""
         numbers = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in self.measured.items())
         head = f"{self.verb}: {len(self.changed)} changed, {len(self.refused)} refused{numbers}"
         lines = [head + (" (undone)" if self._undone else ""), *(f"note: {note}" for note in self.notes)]
@@ -156,12 +155,12 @@ class Change:
 
 
 class Transaction:
-    """Edits that can be taken back, all of them, as long as a verb is at work and after it.
+    """Edits of an operation that can be undone, during the operation and after it.
 
-    As a context manager it takes every edit back where the verb raises, so that a model is never left half changed.
+    As a context manager it undoes every edit if the operation raises, so that a model is never left half changed.
 
     Args:
-        verb: name of the verb.
+        verb: name of the operation.
         model: the root.
     """
 
@@ -190,19 +189,19 @@ class Transaction:
                 step.undo()
 
     def note_changed(self, name: str, before: str, after: str, *notes: str) -> None:
-        """Say that something is other than it was."""
+        """Record a change."""
         self.changed.append(Changed(name=name, before=before, after=after, notes=notes))
 
     def consider(self, names: Iterable[str]) -> None:
-        """Say what the verb was asked to change; if all of it is refused, :meth:`finish` raises."""
+        """Record what the operation was asked to change; if all of it is refused, :meth:`finish` raises."""
         self._candidates.update(names)
 
     def pass_over(self, names: Iterable[str]) -> None:
-        """Say which batch norms ``where`` has not chosen, where it has chosen none; :meth:`finish` raises then."""
+        """Record the batch norms of the model if ``where`` selects none of them; :meth:`finish` then raises."""
         self._passed_over.extend(names)
 
     def refuse(self, name: str, what: str, why: str, *, moot: bool = False) -> None:
-        """Say that something is left as it is, and why; ``moot`` where there was nothing to do."""
+        """Record that a module is left as it is, and why; ``moot`` if there was nothing to do."""
         self.refused.append(Refused(name=name, what=what, why=why))
         if moot:
             self._moot.add(name)
@@ -218,7 +217,7 @@ class Transaction:
         )
 
     def set_entry(self, table: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 (any entry)
-        """Set an entry of a module's ``_modules``, ``_parameters`` or ``_buffers`` that is there, in its place."""
+        """Set an existing entry of a module's ``_modules``, ``_parameters`` or ``_buffers``, and keep the order."""
         old = table[key]
         self.edit(
             lambda: table.__setitem__(key, value),
@@ -227,7 +226,7 @@ class Transaction:
         )
 
     def write_(self, tensor: Tensor, value: Tensor) -> None:
-        """Write numbers into a tensor, in place; where a buffer has since been moved, undo writes into that one."""
+        """Write values into a tensor, in place; if a buffer has since been moved, undo also writes into the new one."""
         old = tensor.detach().clone()
         tables = [module._buffers for module in self.model.modules()]
         places = [(table, key) for table in tables for key, each in table.items() if each is tensor]
@@ -241,9 +240,9 @@ class Transaction:
         self.edit(lambda: _copy_(tensor, value), undo, lambda: True)
 
     def replace(self, old: nn.Module, new: nn.Module) -> None:
-        """Put a module wherever in the model another stands, the root included.
+        """Replace a module everywhere in the model, the root included.
 
-        Where the model's mode is changed in the meantime, the old module takes it when it comes back.
+        If the model's mode changes in the meantime, undo puts the old module into that mode.
         """
         mode = new.training
         self.edit(lambda: None, lambda: _follow_mode(old, new, mode), lambda: True)
@@ -258,7 +257,7 @@ class Transaction:
 
     @contextmanager
     def as_before(self) -> Iterator[nn.Module]:
-        """Give the model with the modules that stood in it before the verb; afterwards those that stand there now."""
+        """Give the model with its original modules, and restore the current ones on exit."""
         for table, key, old, _ in reversed(self._places):
             table[key] = old
         try:
@@ -268,10 +267,10 @@ class Transaction:
                 table[key] = new
 
     def finish(self, **measured: float) -> Change:
-        """Give what was done, and name the batch norms that could not be: those that are no submodules.
+        """Build the :class:`Change`, and refuse batch norms that are not registered submodules.
 
         Raises:
-            NothingDoneError: all that was asked for has been refused, or ``where`` has chosen nothing.
+            NothingDoneError: everything was refused, or ``where`` selects nothing.
         """
         self._refuse_hidden()
         self._check_done()
@@ -287,30 +286,30 @@ class Transaction:
         )
 
     def _check_done(self) -> None:
-        """Raise where nothing of what was asked for is done."""
+        """Raise if nothing was changed although something should be."""
         if self.changed:
             return
         refused = {each.name for each in self.refused} - self._moot
         if self._candidates and self._candidates <= refused:
             first = "; ".join(map(str, self.refused[:_LISTED])) + ("; ..." if len(self.refused) > _LISTED else "")
             raise NothingDoneError(
-                f"{self.verb}: something must be there that can be changed, got {len(self.refused)} refused: {first}",
+                f"{self.verb}: nothing can be changed, {len(self.refused)} refused: {first}",
                 tuple(self.refused),
             )
         if self._passed_over and not self.refused:
             names = self._passed_over
             first = ", ".join(map(repr, names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
             raise NothingDoneError(
-                f"{self.verb}: where must choose a batch norm, got none of the {len(names)} there are: {first}.",
+                f"{self.verb}: where must select a batch norm, got none of the {len(names)} in the model: {first}.",
                 (),
             )
 
     @contextmanager
     def replaced_stand_still(self) -> Iterator[None]:
-        """Run the model as it is now within, in which nothing may run that has been replaced.
+        """Context that runs the current model and checks that no replaced module runs.
 
         Raises:
-            RuntimeError: a module runs although another stands in its place: something else holds it.
+            RuntimeError: a replaced module still runs, because something else holds it.
         """
         self._watch.forget_own()
         yield
@@ -319,7 +318,7 @@ class Transaction:
             paths = {id(module): path for path, module in held_norms(self.model).items()}
             names = ", ".join(f"{label(old)} {paths.get(id(old), '')}".strip() for old in running)
             raise RuntimeError(
-                f"{self.verb}: what is replaced must not run any more, got {names}, which the model calls from outside "
+                f"{self.verb}: replaced modules must not run any more, got {names}, which the model calls from outside "
                 "its submodules. Call the registered module instead, or leave it out with where=...."
             )
 
@@ -333,15 +332,15 @@ class Transaction:
             if self.where is not None and not self.where(path, module):
                 continue
             if id(module) not in ran and id(module) in replaced:
-                why = "it is still held here, where another now stands in its place. If it runs, put that one here."
+                why = "it is still held here, although another module replaces it. If it runs, put the new one here."
             else:
-                held_only = "is held here, but it is no submodule, and stays if it runs."
+                held_only = "is held here, but it is no submodule, and is kept if it runs."
                 why = f"it {'runs, but it is no submodule.' if id(module) in ran else held_only} {_REGISTER}"
                 self.consider([path])
             self.refuse(path, label(module), why)
 
     def edit(self, act: Callable[[], None], undo: Callable[[], None], fits: Callable[[], bool]) -> None:
-        """Do something, and remember how to undo it while ``fits`` says that nothing has changed there since."""
+        """Make an edit, and store how to undo it; ``fits`` says whether the place is unchanged since."""
         act()
         self._steps.append(_Step(undo=undo, fits=fits))
 

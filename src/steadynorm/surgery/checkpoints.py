@@ -1,4 +1,4 @@
-"""A loaded checkpoint, in whatever form people keep it, by the names of a model's own state dict."""
+"""Match a loaded checkpoint, in any common form, to the names of a model's state dict."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _HOLDERS = frozenset(
 _DEPTH = 4
 _LISTED = 3
 _OF_OPTIMIZER = re.compile(r"(^|\.)state\.\d+\.")
-"""In the name of what an optimizer keeps for a parameter."""
+"""Pattern in the names of an optimizer's state for a parameter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NamedState:
-    """The tensors of a checkpoint by the names that a model gives them.
+    """The tensors of a checkpoint by the model's names.
 
     Args:
-        tensors: the model's name -> tensor, of whatever shape and dtype the checkpoint has; a counter of batches of
-            shape (1,) has shape (), an empty one is left out.
+        tensors: the model's name -> tensor, with the checkpoint's shape and dtype; a counter of batches of shape (1,)
+            becomes shape (), an empty one is left out.
         missing: names of the model that the checkpoint does not have; counters of batches are not needed.
-        unknown: names beside those in the same part of the checkpoint that the model does not have, in its form.
-        notes: what was done to the names, and which parts were passed over; empty for a state dict of the model's own.
+        unknown: other names in the same part of the checkpoint that the model does not have, without their prefix.
+        notes: how the names were changed, and which parts were skipped; empty for the model's own state dict.
     """
 
     tensors: dict[str, Tensor]
@@ -61,21 +61,20 @@ def state_for(
 ) -> NamedState:
     """Find a model's state in a loaded checkpoint and give it by the model's own names.
 
-    Understood: a state dict; one within mappings (``{"state_dict": ...}``, ``{"model": ...}``), or a module there;
-    names behind what wrappers put before them (``module.``, ``_orig_mod.``, ``model.``, ``ema_model.``, any
-    combination), or in the middle (``_orig_mod``); a wrapped model that takes plain names; any other prefix, such as
-    an attribute of a LightningModule, where every wanted name is behind it in its shape; NumPy arrays; running
-    statistics as lists of numbers, as JSON keeps them. Where bare names and prefixed ones fit equally well, bare ones
-    are taken.
+    Accepts a state dict or a module, also within mappings (``{"state_dict": ...}``, ``{"model": ...}``); prefixes of
+    wrappers (``module.``, ``_orig_mod.``, ``model.``, ``ema_model.``, any combination), also within names
+    (``_orig_mod``); plain names for a wrapped model; any other prefix, such as an attribute of a LightningModule, if
+    it has every wanted name in the right shape; NumPy arrays; running statistics as lists of numbers, as in JSON. If
+    plain and prefixed names fit equally well, plain ones are taken.
 
     Args:
-        model: whose names count.
-        loaded: what ``torch.load`` or ``safetensors`` gives. It is left unchanged.
-        verb: that asks, for messages.
-        wanted: the model's tensors that are looked for, by name; None is its whole state dict.
+        model: the model whose names are used.
+        loaded: the result of ``torch.load`` or ``safetensors``. Not modified.
+        verb: name of the operation, for messages.
+        wanted: the model's tensors to find, by name; None is its whole state dict.
 
     Returns:
-        the state. Shapes and dtypes are not checked, nor whether a tensor has numbers (:func:`why_no_numbers`).
+        the state. Neither shapes and dtypes are checked, nor that a tensor has values (:func:`why_no_numbers`).
 
     Raises:
         TypeError: ``loaded`` is neither a mapping nor a module.
@@ -91,7 +90,7 @@ def state_for(
             "torch.load or safetensors first."
         )
     wanted = model.state_dict() if wanted is None else wanted
-    wanted = {name: each for name, each in wanted.items() if isinstance(each, Tensor)}  # a layer may keep other things
+    wanted = {name: each for name, each in wanted.items() if isinstance(each, Tensor)}  # it may hold other objects
     found, nameless = dict(_tensors(loaded, "", _DEPTH)), list(_nameless(loaded, "", _DEPTH))
     plain = _without_wrappers(found)
     names, prefix = _fit(verb, {short: found[key] for key, short in plain.items()}, wanted, nameless)
@@ -110,7 +109,7 @@ def state_for(
 
 
 def named_behind(loaded: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-    """Give the tensors of a checkpoint whose names begin with a key and a dot, without that; wrappers do not count.
+    """Give the tensors whose names begin with a key and a dot, without that prefix; wrappers are ignored.
 
     >>> named_behind({"state_dict": {"ema.module.weight": torch.ones(1)}}, "state_dict.ema")
     {'weight': tensor([1.])}
@@ -121,7 +120,7 @@ def named_behind(loaded: Mapping[str, Any], key: str) -> dict[str, Tensor]:
 
 
 def why_no_numbers(tensor: Tensor) -> str | None:
-    """Say why a tensor of a checkpoint cannot be copied from; None where it can be."""
+    """Say why a tensor of a checkpoint cannot be copied; None if it can."""
     if tensor.is_meta:
         return "is on the meta device, which holds no numbers"
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -130,7 +129,7 @@ def why_no_numbers(tensor: Tensor) -> str | None:
 
 
 def _tensors(value: object, path: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Give the tensors in nested mappings by their path, with a dot between keys."""
+    """Yield the tensors in nested mappings by their path, with a dot between keys."""
     if isinstance(value, nn.Module):
         value = value.state_dict()
     if isinstance(value, Mapping):
@@ -148,7 +147,7 @@ def _tensors(value: object, path: str, depth: int) -> Iterator[tuple[str, Tensor
 
 
 def _nameless(value: object, path: str, depth: int) -> Iterator[str]:
-    """Name the lists of tensors in nested mappings, as averages of weights are kept by some."""
+    """Name the lists of tensors in nested mappings, a form in which some tools store averaged weights."""
     if isinstance(value, Mapping):
         for key, each in value.items() if depth else ():
             yield from _nameless(each, f"{path}.{key}" if path else str(key), depth - 1)
@@ -161,7 +160,7 @@ def _is_numbers(value: object) -> bool:
 
 
 def _without_wrappers(names: Mapping[str, Any]) -> dict[str, str]:
-    """Give each name without what wrappers add to it; each as it is where two would then be the same."""
+    """Strip from each name what wrappers add; leave all names as they are if two would become the same."""
     short = {name: ".".join(part for part in name.split(".") if part not in _TRANSPARENT) for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
@@ -173,7 +172,7 @@ def _behind(prefix: str, name: str) -> str | None:
 def _fit(
     verb: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], nameless: list[str]
 ) -> tuple[dict[str, str], str]:
-    """Find the names to look for (those -> the model's own) and what stands before them in the checkpoint."""
+    """Find the names to look for (name -> the model's own) and their prefix in the checkpoint."""
     names = {short: name for name, short in _without_wrappers(wanted).items()}
     for each in (names, _without_holders(names)):
         counts = Counter(prefix for key in found for prefix in _prefixes(key, each))
@@ -193,19 +192,19 @@ def _got(found: Mapping[str, Tensor], nameless: list[str]) -> str:
             "state dict."
         )
     if found and all(_OF_OPTIMIZER.search(name) for name in found):
-        return f"the state of an optimizer alone, {_some(found)}. Give the file that has the weights."
+        return f"only an optimizer's state, {_some(found)}. Give the file with the weights."
     return f"{_some(found)}. Rename its keys, or build the model that it was saved from."
 
 
 def _without_holders(names: dict[str, str]) -> dict[str, str]:
-    """Take off what all of the model's own names begin with, where the model itself is a wrapper."""
+    """Strip the common prefix of the model's own names, if the model itself is a wrapper."""
     first = [set(parts) for parts in zip(*(name.split(".")[:-1] for name in names), strict=False)]
     own = list(takewhile(lambda parts: len(parts) == 1 and parts <= _HOLDERS, first))
     return {".".join(name.split(".")[len(own) :]): full for name, full in names.items()}
 
 
 def _best(verb: str, fit: Mapping[str, int], found: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
-    """Choose the prefix behind which most is found."""
+    """Choose the prefix with the most matching names."""
     most = max(fit.values())
     best = [each for each, n in fit.items() if n == most]
     if "" in best or len(best) == 1:
@@ -214,7 +213,7 @@ def _best(verb: str, fit: Mapping[str, int], found: Mapping[str, Tensor], names:
     if not all(_is_same(found, first, other, names) for other in others):
         raise ValueError(
             f"{verb}: one part of the checkpoint must fit the model, got several that differ: "
-            f"{', '.join(each.rstrip('.') for each in best)}. Give the one that is meant."
+            f"{', '.join(each.rstrip('.') for each in best)}. Choose one of them."
         )
     return first
 
@@ -234,7 +233,7 @@ def _is_usual(prefix: str) -> bool:
 def _is_complete(
     prefix: str, found: Mapping[str, Tensor], names: Mapping[str, str], wanted: Mapping[str, Tensor]
 ) -> bool:
-    """Tell whether all wanted tensors but counters are behind a prefix, in their shapes."""
+    """Tell whether a prefix has all wanted tensors except counters, in their shapes."""
     needed = {short: wanted[name] for short, name in names.items() if not _is_counter(name)}
     there = {short: found.get(prefix + short) for short in needed}
     return bool(needed) and all(
@@ -244,7 +243,7 @@ def _is_complete(
 
 
 def _is_same(found: Mapping[str, Tensor], first: str, other: str, names: Mapping[str, str]) -> bool:
-    """Tell whether two parts of a checkpoint hold the same numbers."""
+    """Tell whether two parts of a checkpoint hold the same values."""
     for name in names:
         one, two = found.get(first + name), found.get(other + name)
         if one is not two and (one is None or two is None or not _is_equal(one, two)):
@@ -253,7 +252,7 @@ def _is_same(found: Mapping[str, Tensor], first: str, other: str, names: Mapping
 
 
 def _is_equal(one: Tensor, two: Tensor) -> bool:
-    """Tell whether two tensors hold the same numbers; of those without any, all do."""
+    """Tell whether two tensors hold the same values; two tensors without values do."""
     without = [why_no_numbers(each) is not None for each in (one, two)]
     return all(without) or (not any(without) and torch.equal(one.cpu(), two.cpu()))
 
@@ -263,7 +262,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _counter(tensor: Tensor) -> Tensor:
-    """Give a counter of batches the shape that torch's has; some savers keep it as (1,)."""
+    """Reshape a counter of batches to torch's shape; some tools store it as (1,)."""
     return tensor.reshape(()) if tensor.numel() == 1 else tensor
 
 
@@ -279,7 +278,7 @@ def _notes(kept: Mapping[str, str], before: tuple[str, ...], outside: list[str])
 
 
 def _grouped(names: list[str], taken: Iterable[str]) -> list[str]:
-    """Make one of names that begin alike, as those of an optimizer, where nothing that is taken begins so."""
+    """Group names with the same first part, such as an optimizer's, unless a matched name begins so too."""
     begun = {name.partition(".")[0] for name in taken}
     counts = Counter(name.partition(".")[0] for name in names)
     alike = {first: f"{first}.* ({n} tensors)" for first, n in counts.items() if n > 1 and first not in begun}

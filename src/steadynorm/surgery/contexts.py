@@ -107,10 +107,10 @@ def use_running_statistics(model: nn.Module, *, where: Where | None = None) -> I
 def replaced_forwards(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Replace the forwards of some modules, on these instances only.
 
-    A copy made in the meantime (deepcopy, pickle, torch.save) is as the module is outside.
+    A copy made inside (deepcopy, pickle, torch.save) has the module's original forward.
 
     Args:
-        forwards: module -> what to call instead. Afterwards they have the forwards that they had before.
+        forwards: module -> function to call instead. The original forwards are restored on exit.
     """
     before = {module: {name: vars(module).get(name) for name in ("forward", "__getstate__")} for module in forwards}
     try:
@@ -129,28 +129,28 @@ def replaced_forwards(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 
 def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:  # noqa: ANN401 (as the caller gives it)
-    """Give what a layer is called with, by position or by name; None where it is called with nothing."""
+    """Give a layer's input, passed by position or by name; None if it is called without arguments."""
     return arguments[0] if arguments else named.get(name_of_input(named))
 
 
 def name_of_input(named: Mapping[str, Any]) -> str:
-    """Give the name by which a layer gets its input that is called by names alone: torch's, else the first one."""
+    """Give the name of the input if a layer is called with keyword arguments only: torch's, else the first."""
     return "input" if "input" in named else next(iter(named), "input")
 
 
 def outside_graphs(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as it takes them)
     """Call a function; a compiler breaks its graph there."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         return function(*arguments, **named)
     return torch.compiler.disable(function)(*arguments, **named)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 class StandIn:
-    """What may replace a batch norm's forward and leave it known to the contexts here; in them it does not run."""
+    """Base class of replaced forwards that these contexts accept; inside a context the replacement does not run."""
 
 
 def is_on_copies(module: nn.Module) -> bool:
-    """Whether the module is in one of the contexts here, so that its forward updates no running statistics."""
+    """Whether a module is in one of these contexts, so that its forward updates no running statistics."""
     return isinstance(vars(module).get("forward"), _ForwardOnCopies)
 
 
@@ -168,7 +168,7 @@ class _StateOutside:
 
 
 class _ForwardOnCopies(StandIn):
-    """Replaces a batch norm's forward: runs it on copies of its buffers, in the mode that is asked for."""
+    """Replaces a batch norm's forward: runs it on copies of its buffers, in the requested mode."""
 
     def __init__(self, module: nn.Module, training: bool | None) -> None:
         outer = vars(module).get("forward")
@@ -180,7 +180,7 @@ class _ForwardOnCopies(StandIn):
     def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
         return outside_graphs(self._run, *arguments, **named)
 
-    def _run(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (likewise)
+    def _run(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 (as the layer takes and gives them)
         with on_copies(self.module):
             if self.training is not None:
                 self.module.training = self.training
@@ -194,7 +194,7 @@ def _forwards_on_copies(norms: Iterable[NamedModule], *, training: bool | None) 
 
 
 def _chosen(verb: str, model: nn.Module, where: Where | None) -> list[NamedModule]:
-    """Give the batch norms that are meant, those in another of these contexts among them."""
+    """Give the selected batch norms, including those in another of these contexts."""
     found = []
     for named in named_modules_of(model):
         if where is not None and not any(where(name, named.module) for name in named.names):

@@ -101,9 +101,9 @@ def convert_(
     """
     kind = find_kind(to)
     if batches is not None and (kind is None or kind.name in BATCH_NORMS):
-        what = "a class of your own starts as it is built" if kind is None else "it keeps the statistics that are there"
+        what = "your own class keeps its own initialization" if kind is None else "it keeps the running statistics"
         raise ValueError(
-            f"convert_: batches start group or layer norm; {name_of(to)} does not take them: {what}. "
+            f"convert_: batches fit group or layer norm; {name_of(to)} does not take them: {what}. "
             "Use recalibrate_ to measure statistics again."
         )
     if kind is not None:
@@ -126,7 +126,7 @@ def convert_(
 
 
 def _other_norms(model: nn.Module, norms: list[NamedModule], edits: Transaction) -> list[str]:
-    """Say which normalizations stay because they are no batch norms."""
+    """Say which normalizations are kept because they are not batch norms."""
     found = {named.name for named in norms} | {each.name for each in edits.refused}
     others = Counter(
         type(named.module).__name__
@@ -134,7 +134,7 @@ def _other_norms(model: nn.Module, norms: list[NamedModule], edits: Transaction)
         if _NORM.search(type(named.module).__name__) and named.name not in found
     )
     counts = ", ".join(f"{count} {name}" for name, count in others.items())
-    return [f"convert_ replaces batch norms, and leaves {counts}"] if others else []
+    return [f"convert_ replaces batch norms and keeps {counts}"] if others else []
 
 
 _NORM = re.compile(r"Norm([123]d)?$")
@@ -144,7 +144,7 @@ def _check_options(kind: Kind, options: dict[str, Any]) -> None:
     for name in _DECIDED:
         if name in options:
             raise TypeError(
-                f"convert_: {name} is that of the layer which is converted, got {name}={options[name]!r}. Leave it out."
+                f"convert_: the converted layer determines {name}, got {name}={options[name]!r}. Leave it out."
             )
     known = _known_options(kind)
     for name in options:
@@ -199,7 +199,7 @@ def to_torch_(
         for named in norms:
             kind = kind_of(named.module)[0]
             if not kind.evaluates_as_batch_norm:
-                why = "it evaluates otherwise than torch's layer would. convert_(model, 'torch_batch_norm') does it."
+                why = "its evaluation differs from torch's. convert_(model, 'torch_batch_norm') converts it anyway."
                 edits.refuse(named.name, label(named.module), why)
                 continue
             target = "torch_sync_batch_norm" if kind.name.endswith("sync_batch_norm") else "torch_batch_norm"
@@ -217,7 +217,7 @@ def from_sync_(
     """Convert synchronized batch norms, torch's or ours, to ``BatchNorm1d``, ``2d`` or ``3d``.
 
     A synchronized layer does not know the rank of its input. It is taken from what the layer was before surgery
-    converted it, then from ``example``, then from nearby convolutions; a layer for which none of these says it is
+    converted it, then from ``example``, then from nearby convolutions; if none of these shows it, the layer is
     refused.
 
     Args:
@@ -254,18 +254,18 @@ def rebuild_(
     *,
     surprises: bool = False,
 ) -> list[tuple[NamedModule, nn.Module]]:
-    """Put a layer of a kind in the place of each batch norm.
+    """Replace each batch norm by a layer of a kind.
 
     Args:
         edits: of the verb.
         norms: the batch norms.
         kind: of the new layers.
-        options: of the new layers, beside those that both kinds have.
+        options: of the new layers, in addition to those that both kinds have.
         dimensions: of the norms.
-        surprises: whether to note what the new kind does otherwise; not where just that was asked for.
+        surprises: whether to note how the new kind behaves differently; False if the caller asks for just that.
 
     Returns:
-        each of them with the layer that now stands there; those refused, or of this kind already, are left out.
+        each batch norm with the layer that replaces it, except those refused or of this kind already.
     """
     converted = []
     for named in norms:
@@ -317,12 +317,12 @@ def _put_own(
     options: dict[str, Any],
     dimensions: Dimensions,
 ) -> None:
-    """Put a layer of a class that surgery does not know in the place of a batch norm."""
+    """Replace a batch norm by a layer of a class that surgery does not know."""
     form, tail = known_form(named.module)
     if why := why_not_rebuilt(form):
         edits.refuse(named.name, label(named.module), why)
         return
-    kind = KINDS["torch_batch_norm"]  # it knows of residual and activation as much as torch's
+    kind = KINDS["torch_batch_norm"]  # like torch's layer, it takes no residual or activation
     around = Around.of(named, form, tail, kind)
     new, notes = own_layer(make, form, options)
     if new._parameters.get("weight") is form._parameters.get("weight"):
@@ -340,7 +340,7 @@ def _place(
     dimensions: Dimensions,
     notes: Iterable[str],
 ) -> None:
-    """Put a new layer, with what is computed after it, where a batch norm stands, and say so."""
+    """Replace a batch norm by a new layer and the modules after it, and record the change."""
     old = named.module
     placed = around.put(new, kind, adds_residual=dimensions.adds_residual(old))
     bring_back_with(edits, old, new)
@@ -349,7 +349,7 @@ def _place(
 
 
 def _absolute_weight(edits: Transaction, old: nn.Module) -> list[str]:
-    """Write the weight by which a norm with an absolute one has multiplied, since the new layer multiplies by it."""
+    """Write the effective weight of a norm that uses its absolute value, since the new layer uses it directly."""
     adapter, weight = adapter_of(old), evaluation_of(old).weight
     if adapter is None or not adapter.absolute_weight or weight is None:
         return []
@@ -360,7 +360,7 @@ def _absolute_weight(edits: Transaction, old: nn.Module) -> list[str]:
 def _build(
     old: nn.Module, kind: Kind, cls: type[nn.Module], activation: Activation | None, options: dict[str, Any]
 ) -> tuple[nn.Module, list[str]]:
-    """Build the new layer with the old one's state, and say what it does not have."""
+    """Build the new layer with the old one's state, and note what it drops."""
     if kind.name not in BATCH_NORMS:
         new, notes = build_group_norm(old, layer_norm=kind.name == "layer_norm", **options)
         move_state(old, new)
@@ -379,5 +379,5 @@ def _why_not(old: nn.Module, kind: Kind) -> str | None:
 
 def _why_no_class(kind: Kind, dimensions: int | None) -> str:
     if dimensions is None:
-        return "nothing tells whether its input is 1d, 2d or 3d. Give an example to run the model on."
+        return "it is unknown whether its input is 1d, 2d or 3d. Give an example to run the model on."
     return f"there is no {kind.name} of {dimensions} spatial dimensions."

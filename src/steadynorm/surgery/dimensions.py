@@ -1,4 +1,4 @@
-"""What only a layer's use tells: how many spatial dimensions its input has, whether a residual comes with it."""
+"""Find what only a layer's use shows: the spatial dimensions of its input, and whether it gets a residual."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _MAPS: dict[type[nn.Module], int | None] = {
 class Dimensions:
     """Finds the number of spatial dimensions of a model's batch norms.
 
-    A class for one number of dimensions tells it; of one that takes any, it is what the layer was before surgery made
-    it so; else what the example shows; else that of the convolutions around it which have as many channels, the nearest
-    ones first, where those agree. A linear layer of as many features, which takes input of any rank, leaves it open.
+    The class decides if it takes only one number of dimensions. Otherwise the number comes from the layer's class
+    before surgery, then from the example, then from the nearest convolutions with as many channels, if they agree. A
+    linear layer with as many features takes input of any rank and decides nothing.
 
     Args:
         model: the root.
-        norms: the layers that are asked for.
+        norms: the layers to look at.
         example: a batch to run the model on; None runs nothing.
         forward: how to run it, see :func:`steadynorm.surgery.recalibrate_`.
     """
@@ -48,12 +48,12 @@ class Dimensions:
             self._look([named.module for named in norms], example, forward)
 
     def of(self, named: NamedModule) -> int | None:
-        """Give the number for a layer, None where nothing tells it."""
+        """Give the number for a layer; None if it is unknown."""
         own = kind_of(named.module)[1] or vars(named.module).get(DIMENSIONS, 0)
         return own or self._seen.get(id(named.module)) or self._of_neighbours(named)
 
     def adds_residual(self, module: nn.Module) -> bool:
-        """Tell whether the example has shown a layer called with a residual."""
+        """Tell whether the example calls a layer with a residual."""
         return id(module) in self._adding
 
     def _look(self, wanted: list[nn.Module], example: Batch, forward: Forward | None) -> None:
@@ -74,7 +74,7 @@ class Dimensions:
                 handle.remove()
 
     def _of_neighbours(self, named: NamedModule) -> int | None:
-        """Look at what maps to or from as many channels, in ever larger parts of the model around the layer."""
+        """Look at layers with as many input or output channels, in ever larger parts of the model around the norm."""
         path = named.name.split(".")[:-1]
         for end in range(len(path), -1, -1):
             maps = [each for each in self._model.get_submodule(".".join(path[:end])).modules() if type(each) in _MAPS]
@@ -85,6 +85,6 @@ class Dimensions:
 
 
 def _channels(module: nn.Module) -> list[int]:
-    """Give the channels that a layer takes and gives."""
+    """Give a layer's numbers of input and output channels."""
     names = ("in_channels", "out_channels", "in_features", "out_features")
     return [int(getattr(module, name)) for name in names if hasattr(module, name)]

@@ -115,13 +115,13 @@ def _check_evaluating(model: nn.Module, norms: list[NamedModule]) -> None:
     if model.training or training:
         what = "the model" if model.training else ", ".join(training)
         raise ValueError(
-            f"fold_: what is folded must be in evaluation mode, got {what} in training mode: normalizing by the batch "
-            "is in no weights. Call model.eval()."
+            f"fold_: the model and its batch norms must be in evaluation mode, got {what} in training mode: no weights "
+            "can hold batch statistics. Call model.eval()."
         )
 
 
 def _why_not_foldable(flow: Flow, norm: nn.Module) -> str | None:
-    """Say why this batch norm cannot be an affine map of its own, None where it is one."""
+    """Say why a batch norm is not an affine map of its own; None if it is."""
     kind, _ = kind_of(norm)
     if not kind.evaluates_as_batch_norm:
         return "its evaluation depends on the batch. Convert it to batch_norm or frozen_batch_norm first."
@@ -134,7 +134,7 @@ def _why_not_foldable(flow: Flow, norm: nn.Module) -> str | None:
     extras = flow.calls_of(norm)[0].extras
     odd = [name for name in extras if name not in _residual_names(norm)]
     if odd:
-        return f"it is called with {', '.join(odd)}, which the weights of no layer can take into account."
+        return f"it is called with {', '.join(odd)}, which no layer's weights can express."
     affine = affine_of(norm)
     bad = ~(affine.gain.isfinite() & affine.shift.isfinite())
     if bad.any():
@@ -146,7 +146,7 @@ def _why_not_foldable(flow: Flow, norm: nn.Module) -> str | None:
 
 def _residual_names(norm: nn.Module) -> tuple[str, ...]:
     kind, _ = kind_of(norm)
-    masked = kind.name == "masked_batch_norm"  # whose second argument is the mask
+    masked = kind.name == "masked_batch_norm"  # its second argument is the mask
     return ("residual",) if masked else ("residual", "argument 2") if kind.ours else ()
 
 
@@ -170,7 +170,7 @@ def _fold_behind(edits: Transaction, flow: Flow, named: NamedModule, call: Call)
     if not isinstance(_rest_of(call), nn.Identity):
         return "a residual or an activation comes between"
     if is_transposed(link.layer.module):
-        return f"{link.layer.name!r} is transposed, so that fewer inputs reach its border"
+        return f"{link.layer.name!r} is transposed, so fewer inputs reach its border"
     affine, conv = affine_of(named.module), link.layer.module
     rest: nn.Module = nn.Identity()
     pads = getattr(conv, "padding_mode", "") == "zeros" and any(reach_of(conv))
@@ -188,18 +188,18 @@ def _fold_behind(edits: Transaction, flow: Flow, named: NamedModule, call: Call)
 
 
 def _border(link: Link, affine: Affine) -> Tensor | str:
-    """Give what the norm makes zero in each channel, or say why a convolution's padding cannot be made explicit."""
+    """Give the value that the norm maps to zero in each channel, or say why the padding cannot be made explicit."""
     name = link.layer.name
     if not link.same_view:
         return f"{name!r} pads with zeros another view than the norm's own output"
     stuck = (affine.gain == 0) & (affine.shift != 0)
     if stuck.any():
-        return f"{name!r} pads with zeros, but in {int(stuck.sum())} channels nothing makes zero: the weight is 0"
+        return f"{name!r} pads with zeros, but in {int(stuck.sum())} channels no value maps to zero: the weight is 0"
     value = torch.where(affine.shift == 0, 0.0, -affine.shift / affine.gain)
     assert link.norm.input is not None
     value = value.to(dtype=link.norm.input.dtype, device=link.norm.input.device)
     if not value.isfinite().all():
-        return f"{name!r} pads with zeros, but what would make zero is too large for {value.dtype}"
+        return f"{name!r} pads with zeros, but the value that maps to zero is too large for {value.dtype}"
     return value
 
 
@@ -210,7 +210,7 @@ def _write(edits: Transaction, link: Link, weight: Tensor, bias: Tensor) -> str:
     assert old is not None
     weight, bias = (each.to(dtype=old.dtype, device=old.device) for each in (weight, bias))
     if old.isfinite().all() and not (weight.isfinite().all() and bias.isfinite().all()):
-        return f"with it the weights of {link.layer.name!r} would be too large for {old.dtype}"
+        return f"the folded weights of {link.layer.name!r} would be too large for {old.dtype}"
     edits.write_(old, weight)
     if old_bias is None:
         with normal_tensors():
@@ -222,7 +222,7 @@ def _write(edits: Transaction, link: Link, weight: Tensor, bias: Tensor) -> str:
 
 
 def _rest_of(call: Call) -> nn.Module:
-    """Give the rest of a batch norm once the layer before does its normalizing."""
+    """Give what remains of a batch norm once the layer before it normalizes."""
     adapter = adapter_of(call.module)
     if adapter is not None:
         tail = adapter.tail(call.module)
@@ -235,13 +235,13 @@ def _rest_of(call: Call) -> nn.Module:
 
 
 def _named(rest: nn.Module) -> str:
-    """Name what stands where a norm stood."""
+    """Name the modules that replace a norm."""
     parts = rest if isinstance(rest, nn.Sequential) else [rest]
     return " + ".join(label(each) for each in parts if len(parts) == 1 or type(each) is not nn.Identity)
 
 
 def _leave(edits: Transaction, named: NamedModule, rest: nn.Module, link: Link, affine: Affine) -> None:
-    """Put the rest in the norm's place and say so."""
+    """Replace the norm by the rest, and record it."""
     notes = []
     largest = affine.gain.abs().max() if affine.gain.numel() else affine.gain.new_zeros(())
     if largest > _LARGE_GAIN:

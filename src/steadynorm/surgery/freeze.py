@@ -101,12 +101,12 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def _freeze_statistics(edits: Transaction, named: NamedModule, dimensions: Dimensions) -> bool:
-    """Put a frozen layer there, and tell whether that could be done."""
+    """Replace a norm with a frozen layer; tell whether that was possible."""
     kind = kind_of(named.module)[0]
     if not kind.evaluates_as_batch_norm:
-        why = "its evaluation looks at the batch; frozen it would be another. convert_ it to batch_norm before."
+        why = "its evaluation depends on the batch, and freezing would change it. convert_ it to batch_norm first."
     elif kind.name == "masked_batch_norm":
-        why = "it is called with a mask, which a frozen layer does not take. convert_ it to batch_norm before."
+        why = "it is called with a mask, which a frozen layer does not take. convert_ it to batch_norm first."
     else:
         return bool(rebuild_(edits, [named], BATCH_NORMS["frozen_batch_norm"], {"freeze_affine": False}, dimensions))
     edits.refuse(named.name, label(named.module), why)
@@ -114,7 +114,7 @@ def _freeze_statistics(edits: Transaction, named: NamedModule, dimensions: Dimen
 
 
 def _unfreeze_affine(edits: Transaction, module: nn.Module) -> bool:
-    """Let weight and bias require a gradient as they did, and tell whether one does that did not."""
+    """Restore whether weight and bias require a gradient; tell whether that changed anything."""
     table = vars(module)
     remembered = table.get(FLAGS)
     if remembered is None and not (_is_frozen(module) and ORIGIN not in table):
@@ -131,7 +131,7 @@ def _unfreeze_affine(edits: Transaction, module: nn.Module) -> bool:
 
 
 def _unfreeze_statistics(edits: Transaction, named: NamedModule, dimensions: Dimensions, affine: bool) -> bool:
-    """Put back what a frozen layer was, and tell whether that could be done."""
+    """Restore the layer that was frozen; tell whether that was possible."""
     origin = getattr(named.module, ORIGIN, None)
     kind, options = (origin.kind, origin.options) if isinstance(origin, Origin) else ("batch_norm", {})
     rebuilt = rebuild_(edits, [named], BATCH_NORMS[kind], options, dimensions)

@@ -1,4 +1,4 @@
-"""Group norm in the place of batch norm, and weight and bias with which it comes nearest to what stood there."""
+"""Replace batch norm by group norm, with the weight and bias that best fit the old layer's output."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from steadynorm.surgery.runnable import check_runnable
 __all__ = ["Reference", "build_group_norm", "groups_for", "start_from_data"]
 
 MOST_GROUPS = 32  # the paper's own setting
-FEWEST_CHANNELS = 16  # of a group: on (N, C) input a group has no other values, and two of them would come out as ±1
+FEWEST_CHANNELS = 16  # per group: on (N, C) input a group has no other values, and two values would always become ±1
 
 
 def groups_for(channels: int) -> int:
-    """Give the most groups, up to 32, that divide the channels and leave 16 of them to a group; at least 1.
+    """Give the largest number of groups, up to 32, that divides the channels and leaves 16 per group; at least 1.
 
     Source: Wu & He 2018 (arXiv 1803.08494), table 3, for both numbers.
     """
@@ -42,7 +42,7 @@ def build_group_norm(
         old: the batch norm.
         layer_norm: whether all channels are one group.
         num_groups: None chooses by :func:`groups_for`.
-        eps: None is the batch norm's.
+        eps: None takes the batch norm's.
 
     Raises:
         ValueError: ``num_groups`` does not divide the channels.
@@ -51,7 +51,7 @@ def build_group_norm(
     groups = 1 if layer_norm else groups_for(channels) if num_groups is None else num_groups
     if not isinstance(groups, int) or groups < 1 or channels % groups:
         raise ValueError(
-            f"convert_: num_groups must be a complete number that divides the channels, got {groups} for {channels}. "
+            f"convert_: num_groups must be an integer that divides the channels, got {groups} for {channels}. "
             "Leave it out, or choose layers by where."
         )
     weight = old._parameters.get("weight")
@@ -59,16 +59,16 @@ def build_group_norm(
     new = nn.GroupNorm(groups, channels, eps=old.eps if eps is None else eps, affine=weight is not None, **like)
     notes = []
     if groups == channels:
-        notes.append("each channel is a group of its own: of (N, C) input nothing but the bias is left")
+        notes.append("each channel is its own group: for (N, C) input only the bias remains")
     return new, notes
 
 
 class Reference:
-    """The model as it was, made of the same modules: some models cannot be copied (a lock, a tensor kept from a run).
+    """The original model, made of the same modules: some models cannot be copied (a lock, a tensor kept from a run).
 
     Args:
-        edits: of the verb that exchanges modules.
-        norms: that are going to be exchanged, with the numbers that they have now.
+        edits: of the verb that replaces modules.
+        norms: the modules to be replaced; their current weight and bias are kept.
     """
 
     def __init__(self, edits: Transaction, norms: Sequence[nn.Module]) -> None:
@@ -78,7 +78,7 @@ class Reference:
 
     @contextmanager
     def in_place(self) -> Iterator[nn.Module]:
-        """Give the model as it was; what stands in it now, and its numbers, come back afterwards."""
+        """Give the original model; its current modules and values are restored afterwards."""
         now = [parameter.data for parameter, _ in self._values]
         with self._edits.as_before() as model:
             try:
@@ -97,26 +97,26 @@ def start_from_data(
     batches: Sequence[Batch],
     forward: Forward | None,
 ) -> dict[str, float]:
-    """Set weight and bias of group norms so that they come nearest to the batch norms that stood there.
+    """Fit weight and bias of group norms to the outputs of the batch norms that they replaced.
 
         minimise Σ (γ·z + β − t)²  per channel:    γ = Σ(z − z̄)(t − t̄) / Σ(z − z̄)²        β = t̄ − γ·z̄
 
-    t is what the batch norm gives in the model as it was, z the normalized input that the group norm gets in the model
-    as it is now. Layers are set in the order in which they run, since each changes the input of those after.
+    t is the batch norm's output in the original model, z the group norm's normalized input in the current model.
+    Layers are fitted in the order in which they run, since each changes the input of those after it.
 
     Args:
-        edits: of the model as it is now.
-        reference: the model as it was.
-        converted: each batch norm with its names, and the group norm there now.
+        edits: of the current model.
+        reference: the original model.
+        converted: each batch norm with its names, and the group norm that replaced it.
         batches: run once for each layer, in both models.
         forward: how a batch is run.
 
     Returns:
-        how far the model's output is from what it was, root mean square relative to that, before and after.
+        the root mean square error of the model's output, relative to the original output, before and after.
 
     Raises:
         ValueError: there are no batches.
-        RuntimeError: a batch norm is called from outside the submodules, where nothing can take its place.
+        RuntimeError: a batch norm is called from outside the submodules, where it cannot be replaced.
     """
     if not batches:
         raise ValueError("convert_: there must be at least one batch to start from, got none.")
@@ -127,19 +127,19 @@ def start_from_data(
         named, new = unreached.pop(key)
         fits = new.weight is not None and new.bias is not None
         if fits and not _fit_(edits, reference, named.module, new, batches, forward):
-            why = "what it gets from the batches is not finite, or too large, so its weight and bias stay."
+            why = "its input from the batches is not finite, or too large, so its weight and bias are kept."
             edits.refuse(named.name, label(new), why)
     for named, new in converted:
         if id(new) in unreached:
-            edits.refuse(named.name, label(new), "not reached by the batches, so its weight and bias stay.")
+            edits.refuse(named.name, label(new), "not reached by the batches, so its weight and bias are kept.")
         elif new.weight is None or new.bias is None:
-            edits.refuse(named.name, label(new), "it has no weight and bias to start from data.")
+            edits.refuse(named.name, label(new), "it has no weight and bias to fit.")
     after = _output_error(reference, edits, batches, forward)
     return {"output_error_before_start": error, "output_error": after}
 
 
 def _order(norms: list[nn.Module], model: nn.Module, batch: Batch, forward: Forward | None) -> list[int]:
-    """Give the norms that a batch reaches, by id, in the order in which it first does."""
+    """Give the ids of the norms that a batch reaches, in the order of their first call."""
     met: dict[int, None] = {}
     with _watched({norm: _meets(met, norm) for norm in norms}):
         _run(model, batch, forward)
@@ -175,7 +175,7 @@ def _fit_(
 
 
 def _inputs_of(norm: nn.Module, model: nn.Module, batch: Batch, forward: Forward | None) -> list[Tensor]:
-    """Give what a module gets in each of its calls."""
+    """Give a module's input in each of its calls."""
     inputs: list[Tensor] = []
     with _watched({norm: inputs.append}):
         _run(model, batch, forward)
@@ -191,7 +191,7 @@ class _Regression:
         self.spread = torch.zeros(())
 
     def add(self, z: Tensor, t: Tensor) -> None:
-        """Take the pairs of a batch, shape (N, C, ...) each."""
+        """Add the pairs of a batch, shape (N, C, ...) each."""
         pair = torch.stack([each.double().transpose(0, 1).flatten(1) for each in (z, t)])
         count, mean = pair.shape[2], pair.mean(2)
         rest = pair - mean[:, :, None]
@@ -227,7 +227,7 @@ def _group_norm(norm: Norm, x: Tensor) -> Tensor:
 
 
 def _output_error(reference: Reference, edits: Transaction, batches: Sequence[Batch], forward: Forward | None) -> float:
-    """Compare all floating outputs of the model as it was and as it is over the batches."""
+    """Compare all floating-point outputs of the original and the current model over the batches."""
     wrong, whole = 0.0, 0.0
     for batch in batches:
         with reference.in_place() as before:
@@ -251,7 +251,7 @@ def _run(model: nn.Module, batch: Batch, forward: Forward | None) -> object:
 
 @contextmanager
 def _watched(watchers: dict[nn.Module, Callable[[Tensor], object]]) -> Iterator[None]:
-    """Let each module's watcher see its input."""
+    """Call each module's watcher with its input."""
 
     def hook(watcher: Callable[[Tensor], object]) -> Callable[..., None]:
         return lambda module, arguments: (watcher(arguments[0]), None)[1]

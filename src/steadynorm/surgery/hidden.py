@@ -1,6 +1,6 @@
-"""Batch norms that a model runs or holds though they are no submodules of it, so that no verb can change them.
+"""Find batch norms that a model runs or holds without registering them, so that no operation can change them.
 
-A list beside ``setattr``, a dictionary, an attribute of another object, a closure: none of them is in ``modules()``.
+A plain list, a dictionary, an attribute of another object, a closure: their modules are not in ``modules()``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["RunWatch", "held_norms"]
 _TORCHS = frozenset(vars(nn.Module()))
 _DEPTH = 3
 _LONGEST = 10_000
-"""Items up to which a container is looked into: a list of all samples holds no layers."""
+"""Largest number of items in a container that is searched: a list of all samples holds no layers."""
 _TRAINERS = frozenset(("lightning", "lightning_fabric", "pytorch_lightning"))
-"""Packages whose modules hold their trainer, and with it averages of themselves that other callbacks keep."""
+"""Packages whose modules hold their trainer, and through it averaged copies of themselves in other callbacks."""
 _PLAIN = (str, bytes, int, float, complex, Tensor, type, ModuleType, type(None))
 
 
 class RunWatch:
-    """Sees which batch norms run within a model's forward, and puts back what those beside it have measured there.
+    """Records the batch norms that run in a model's forward, and restores the buffers of those outside the model.
 
     Args:
-        model: the root, as it is before anything is changed.
+        model: the root, before any change.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,7 +55,7 @@ class RunWatch:
         ]
 
     def stop(self) -> None:
-        """Watch no longer, and put buffers back."""
+        """Stop watching, and restore buffers."""
         for handle in self._handles:
             handle.remove()
         with torch.no_grad():
@@ -65,7 +65,7 @@ class RunWatch:
         self._buffers.clear()
 
     def ran(self, now: nn.Module) -> list[nn.Module]:
-        """Give the batch norms that ran but were never submodules, neither before nor ``now``."""
+        """Give the batch norms that ran but were no submodules, neither before nor ``now``."""
         stand = {id(module) for module in now.modules()}
         return [module for key, module in self._ran.items() if key not in stand]
 
@@ -74,7 +74,7 @@ class RunWatch:
         self._own_ran.clear()
 
     def has_run(self, module: nn.Module) -> bool:
-        """Tell whether one of the model's own modules has run since."""
+        """Tell whether one of the model's own modules has run since :meth:`forget_own`."""
         return id(module) in self._own_ran
 
     def _enter(self, module: nn.Module, arguments: object) -> None:
@@ -93,17 +93,17 @@ class RunWatch:
 
 
 def held_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Give the batch norms that modules hold in plain attributes, by path, and that are no submodules of the model.
+    """Give the batch norms that modules hold in plain attributes but not as submodules, by path.
 
-    Looked into are lists, tuples, sets, dictionaries, partial functions, hooks, what functions close over, take by
-    default or read of the globals, and attributes of other objects, three levels deep; containers of more than 10,000
-    items are not, and neither is Lightning's trainer.
+    Searches lists, tuples, sets, dictionaries, partial functions, hooks, closures, default arguments and globals of
+    functions, and attributes of other objects, three levels deep. Skips containers of more than 10,000 items, and
+    Lightning's trainer.
     """
     own = {id(module) for module in model.modules()}
     seen = {id(vars(module)) for module in model.modules()}
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):  # keeps what it was made from
+        if isinstance(module, torch.jit.ScriptModule):  # it keeps the module that it was made from
             continue
         for key, value in _held_by(module):
             for path, held in _modules_in(value, f"{name}.{key}" if name else key, _DEPTH, seen):
@@ -117,7 +117,7 @@ def held_norms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _held_by(module: nn.Module) -> Iterator[tuple[str, object]]:
-    """Give a module's own attributes, its hooks, and what of the globals its forward reads by name."""
+    """Give a module's own attributes, its hooks, and the globals that its forward reads."""
     yield from ((key, value) for key, value in vars(module).items() if key not in _TORCHS)
     for key in ("_forward_hooks", "_forward_pre_hooks"):
         yield from ((key, hook) for hook in vars(module).get(key, {}).values())
@@ -129,7 +129,7 @@ def _held_by(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 @lru_cache(maxsize=1024)
 def _globals_of(code: CodeType) -> tuple[str, ...]:
-    """Name the globals that a function reads; attributes may be called as they are."""
+    """Name the globals that a function reads; ``co_names`` has attributes too."""
     found = (each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL")
     return tuple(dict.fromkeys(found))
 
@@ -152,7 +152,7 @@ def _is_of_trainer(value: object) -> bool:
 
 
 def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anything that an attribute may be)
-    """Give what a container, a function or an object holds, each with what follows the path."""
+    """Give the content of a container, a function or an object, each item with its suffix of the path."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", each) for key, each in value.items())
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -165,7 +165,7 @@ def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anyt
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
                 yield f".{name}", cell.cell_contents
-            except ValueError:  # a name that has no value yet
+            except ValueError:  # the variable has no value yet
                 continue
         yield from ((f"({at})", each) for at, each in enumerate(value.__defaults__ or ()))
         yield from ((f".{name}", each) for name, each in (value.__kwdefaults__ or {}).items())
@@ -174,10 +174,10 @@ def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anyt
 
 
 def _attributes_of(value: object) -> dict[str, object]:
-    """Give the attributes that lie in an object itself; of a proxy, its own."""
+    """Give the attributes in an object's own ``__dict__``; for a proxy, not those of its target."""
     try:
         return dict(object.__getattribute__(value, "__dict__"))
-    except AttributeError:  # it has slots, or is of another language
+    except AttributeError:  # it has slots, or is an extension type
         return {}
 
 

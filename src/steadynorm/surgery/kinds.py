@@ -1,8 +1,8 @@
-"""Which modules are batch norms, of which kind, and what they are called.
+"""Recognize batch norms, their kinds and their labels.
 
-A module counts as a class of the list if it is of exactly this class, or of a subclass that overrides nothing of what
-its forward is made of. A foreign class counts as what its adapter says. Any other class that looks like a batch norm
-may do more than that, and rebuilt as its parent it would lose its activation, so it is refused by name.
+A module counts as a listed class if it is of exactly this class, or of a subclass that overrides nothing that its
+forward uses. A foreign class counts as its adapter says. Any other class that looks like a batch norm is refused by
+name: it may compute more, such as an activation, and would lose that when rebuilt as its parent.
 """
 
 from __future__ import annotations
@@ -54,35 +54,35 @@ _FOREIGN = {
         ("frozen_batch_norm", "frozen_batch_norm"),
     )
 }
-"""The kinds of foreign norms: named as those that they are like, but none of their classes."""
+"""The kinds of foreign norms: with the names of the kinds that they resemble, but without their classes."""
 _HARMLESS = {
     *("__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__", "__doc__", "__init__"),
     *("__constants__", "__dict__", "__firstlineno__", "__module__", "__parameters__", "__qualname__", "__repr__"),
     *("__static_attributes__", "__weakref__", "_version", "extra_repr", "reset_parameters"),
 }
-"""What a subclass may have of its own and still be rebuilt as its parent."""
+"""Names that a subclass may define and still be rebuilt as its parent."""
 _BESIDE_FORWARD = {
     *("__deepcopy__", "__getstate__", "__reduce__", "__setstate__", "_apply", "_check_input_dim", "eval"),
     *("_check_non_zero_input_channels", "_load_from_state_dict", "_save_to_state_dict", "load_state_dict"),
     *("requires_grad_", "reset_running_stats", "state_dict", "train"),
 }
-"""What it may override and still compute what its parent does from the same statistics."""
+"""Names that a subclass may override and still compute the same function of the same statistics as its parent."""
 _STATE = {
     *("affine", "bias", "eps", "momentum", "num_batches_tracked", "num_features", "running_mean", "running_var"),
     *("track_running_stats", "training", "weight"),
 }
-"""Attributes of instances; a class that defines one gives another value than is stored."""
+"""Instance attributes; a class that defines one returns another value than the stored one."""
 
 register_builtin()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The numbers by which a batch norm evaluates: y = (x − mean) / √(var + eps) · weight + bias.
+    """The values that a batch norm uses in evaluation: y = (x − mean) / √(var + eps) · weight + bias.
 
     Args:
-        mean: shape (C,); None together with var where it takes the batch's own.
-        var: likewise.
+        mean: shape (C,); None together with var if it uses batch statistics.
+        var: shape (C,), or None.
         weight: None for 1.
         bias: None for 0.
         eps: a small number.
@@ -96,10 +96,10 @@ class Evaluation:
 
 
 def find_kind(to: str | Callable[..., nn.Module]) -> Kind | None:
-    """Look a kind up by its name or by one of its classes; None for another class or function.
+    """Find a kind by its name or by one of its classes; None for another class or function.
 
     Raises:
-        ValueError: there is no kind of this name, or it is neither.
+        ValueError: no kind has this name, or ``to`` is neither a name nor callable.
     """
     if isinstance(to, str) and to in KINDS:
         return KINDS[to]
@@ -111,10 +111,10 @@ def find_kind(to: str | Callable[..., nn.Module]) -> Kind | None:
 
 
 def kind_of(module: nn.Module) -> tuple[Kind, int]:
-    """Give a known layer's kind and its number of spatial dimensions, 0 where it takes any.
+    """Give a known layer's kind and its number of spatial dimensions, 0 if it takes any.
 
     Raises:
-        KeyError: it is of no known class.
+        KeyError: its class is unknown.
     """
     cls = listed_class(type(module))
     if cls is None:
@@ -126,7 +126,7 @@ def kind_of(module: nn.Module) -> tuple[Kind, int]:
 
 
 def listed_class(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """Give the class of the list, or with an adapter, that a class counts as; None where it counts as none."""
+    """Give the listed or registered class that a class counts as; None if there is none."""
     for base in cls.__mro__:
         if base in _OF_CLASS or base is _BatchNorm or adapter_for(base) is not None:
             return base if not _changes_forward(cls, base) else None
@@ -134,25 +134,25 @@ def listed_class(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 def overridden(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
-    """Name what a subclass has in place of its base's own, beyond what is harmless."""
+    """Name what a subclass overrides in its base, except for harmless names."""
     between = cls.__mro__[: cls.__mro__.index(base)]
     names = {name for each in between for name in vars(each) if hasattr(base, name) or name in _STATE}
     return sorted(names - _HARMLESS)
 
 
 def adapter_of(module: nn.Module) -> Adapter | None:
-    """Give what a foreign norm's class is registered with; None for torch's and ours."""
+    """Give the adapter of a foreign norm's class; None for torch's and ours."""
     cls = listed_class(type(module))
     return None if cls is None or cls in _OF_CLASS else adapter_for(cls)
 
 
 def is_exact(module: nn.Module) -> bool:
-    """Tell whether a module is of a class of the list itself, and not of a subclass or a foreign one."""
+    """Tell whether a module is of exactly a listed class, not of a subclass or a foreign one."""
     return type(module) in _OF_CLASS
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Tell whether this is a batch norm that surgery knows all about."""
+    """Tell whether a module is a batch norm that surgery supports."""
     if isinstance(module, torch.jit.ScriptModule | _LazyNormBase) or "forward" in vars(module):
         return False
     if listed_class(type(module)) is None or kind_of(module)[0].name not in BATCH_NORMS:
@@ -162,19 +162,19 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def why_unknown(module: nn.Module) -> str | None:
-    """Say why a module that looks like a batch norm is not treated as one; None where it does not look like one."""
+    """Say why a module that looks like a batch norm is not treated as one; None if it does not look like one."""
     if is_batch_norm(module):
         return None
     if isinstance(module, _LazyNormBase):
         return "it has not seen its first batch, so its channels are not known yet. Run the model once."
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is a script, whose forward cannot be looked into." if hasattr(module, "running_mean") else None
+        return "it is a script, whose forward cannot be inspected." if hasattr(module, "running_mean") else None
     cls = listed_class(type(module))
     if (isinstance(module, _BatchNorm | BatchNormBase) or cls is not None) and "forward" in vars(module):
-        return "its forward has been replaced on the instance, so what it computes is not known."
+        return "its forward has been replaced on the instance, so its computation is unknown."
     adapter = adapter_of(module)
     if adapter is not None:
-        return f"it is not what its class is registered as: {disagreement(module, adapter)}."
+        return f"it does not match its registration: {disagreement(module, adapter)}."
     if isinstance(module, _BatchNorm | BatchNormBase):
         return f"it is a subclass of batch norm that overrides {', '.join(_own_names(type(module)))}. {_REGISTER}"
     if isinstance(module, _InstanceNorm):
@@ -186,7 +186,7 @@ def why_unknown(module: nn.Module) -> str | None:
 
 
 def stored_names(module: nn.Module) -> tuple[str, str] | None:
-    """Give what a module calls its running mean and variance; None where it has no such variance."""
+    """Give a module's names for its running mean and variance; None if it has none."""
     return next((names for names in _STORED if _tensor(module, names[1]) is not None), None)
 
 
@@ -194,7 +194,7 @@ _STORED = (
     *(("running_mean", "running_var"), ("moving_mean", "moving_var")),
     *(("moving_mean", "moving_variance"), ("running_mean", "running_variance")),
 )
-_REGISTER = "If it is a batch norm, say so: steadynorm.surgery.register(cls, ...)."
+_REGISTER = "If it is a batch norm, register it: steadynorm.surgery.register(cls, ...)."
 
 
 def channels_of(norm: nn.Module) -> int:
@@ -211,7 +211,7 @@ def eps_of(norm: nn.Module) -> float:
 
 
 def evaluation_of(norm: nn.Module) -> Evaluation:
-    """Give the numbers by which a batch norm evaluates."""
+    """Give the values that a batch norm uses in evaluation."""
     adapter, eps = adapter_of(norm), eps_of(norm)
     weight = _tensor(norm, "weight")
     if adapter is not None and adapter.absolute_weight and weight is not None:
@@ -222,7 +222,7 @@ def evaluation_of(norm: nn.Module) -> Evaluation:
 
 def _tensor(module: nn.Module, name: str) -> Tensor | None:
     """Give a parameter, buffer or attribute that is a tensor."""
-    tables: list[Any] = [vars(module), module._buffers, module._parameters]  # of a script they are no dicts
+    tables: list[Any] = [vars(module), module._buffers, module._parameters]  # in a script they are not dicts
     value = next((table[name] for table in tables if name in table), None)
     return value if isinstance(value, Tensor) else None
 

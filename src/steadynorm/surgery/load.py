@@ -1,4 +1,4 @@
-"""A checkpoint written into a model tensor by tensor, as far as names and shapes agree."""
+"""Load a checkpoint into a model tensor by tensor, as far as names and shapes agree."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["load_tensors_"]
 
 
 def load_tensors_(model: nn.Module, checkpoint: Mapping[str, Any] | nn.Module) -> Change:
-    """Write in place what a checkpoint has under the model's names, in whatever form it was kept.
+    """Write a checkpoint's tensors into a model in place, matched by name, from any common form of checkpoint.
 
-    A tensor of another shape, or of integers for floats, is refused by name; running statistics are written as
-    :func:`steadynorm.surgery.load_statistics_` does. What the checkpoint does not have stays.
+    A tensor of another shape, or of integers for floats, is refused by name; running statistics are written as by
+    :func:`steadynorm.surgery.load_statistics_`. Tensors that the checkpoint does not have are kept.
 
     Args:
         model: the root.
         checkpoint: as ``torch.load`` gives it, see :func:`steadynorm.surgery.checkpoints.state_for`.
 
     Raises:
-        ValueError: it has none of the model's names; nothing of it can be written.
-        TypeError: it is no mapping.
+        ValueError: the checkpoint has none of the model's names, or none of its tensors can be written.
+        TypeError: the checkpoint is not a mapping.
     """
     with Transaction("load_tensors_", model) as edits:
         state = state_for(model, checkpoint, verb=edits.verb)
@@ -47,7 +47,7 @@ def load_tensors_(model: nn.Module, checkpoint: Mapping[str, Any] | nn.Module) -
 
 
 def _write(edits: Transaction, name: str, own: Tensor | None, given: Tensor) -> None:
-    why = "it is neither parameter nor buffer" if own is None else why_no_numbers(given) or _why_not(own, given)
+    why = "it is neither a parameter nor a buffer" if own is None else why_no_numbers(given) or _why_not(own, given)
     if why is not None or own is None:
         edits.refuse(name, "tensor", f"{why}.")
     elif not torch.equal(own.detach(), given.to(own)):
@@ -56,7 +56,7 @@ def _write(edits: Transaction, name: str, own: Tensor | None, given: Tensor) -> 
 
 
 def _why_not(own: Tensor, given: Tensor) -> str | None:
-    """Say why numbers cannot be written; None where they can be."""
+    """Say why a tensor cannot be written; None if it can."""
     if own.shape != given.shape:
         return f"of another shape: {tuple(given.shape)} for {tuple(own.shape)}"
     if own.is_floating_point() != given.is_floating_point():

@@ -1,4 +1,4 @@
-"""Where in a model its batch norms are."""
+"""Find the batch norms of a model, with their qualified names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WRAPPERS = {
     "FullyShardedDataParallel",
     "OptimizedModule",
 }
-"""By name, since to import them takes seconds; of a base class too, which fully_shard puts under a module's own."""
+"""Names of classes, since importing them takes seconds. Base classes count: fully_shard adds one to a module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class NamedModule:
     """A module and all the qualified names it has; a module that two parents share has two.
 
     Args:
-        names: a norm within :class:`NormAddActivation` or :class:`NormThen` goes by that one's, as its state keys do.
+        names: a norm within :class:`NormAddActivation` or :class:`NormThen` has that module's name, as in state keys.
         module: the module itself.
         holder: the :class:`NormAddActivation` or :class:`NormThen` around it; None where there is none.
     """
@@ -64,12 +64,12 @@ def named_modules_of(model: nn.Module) -> Iterator[NamedModule]:
 
 
 def batch_norms_of(model: nn.Module, where: Where | None = None, edits: Transaction | None = None) -> list[NamedModule]:
-    """Give the model's batch norms, each once; what only looks like one is refused in the transaction.
+    """Give the model's batch norms, each once; modules that only look like one are refused in the transaction.
 
     Args:
         model: the root.
-        where: name and module -> whether it is meant; of a shared module one of its names is enough. None takes all.
-        edits: None says nothing of what is not taken.
+        where: (name, module) -> whether to include it; for a shared module one matching name is enough. None takes all.
+        edits: where to record refusals; None records none.
     """
     chosen = [
         named
@@ -92,12 +92,12 @@ def batch_norms_of(model: nn.Module, where: Where | None = None, edits: Transact
 
 
 def check_plain(verb: str, model: nn.Module) -> None:
-    """Raise TypeError for a model whose modules cannot be exchanged any more.
+    """Raise TypeError for a model whose modules can no longer be replaced.
 
-    A script within the model is no reason: what is inside stays, and batch norms there are refused by name.
+    A script within the model is allowed: its content is kept, and batch norms in it are refused by name.
 
     Args:
-        verb: that wants to exchange modules.
+        verb: name of the operation that replaces modules.
         model: the root.
     """
     for named in named_modules_of(model):

@@ -1,4 +1,4 @@
-"""A layer of a class that surgery does not know, with the state of a batch norm where it has the same."""
+"""A layer of a class that surgery does not know, with the state that it shares with a batch norm."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["name_of", "own_layer"]
 
 
 def own_layer(make: Callable[..., nn.Module], old: nn.Module, options: dict[str, Any]) -> tuple[nn.Module, list[str]]:
-    """Build a layer where a batch norm lies, with the parameters and buffers of the same names and shapes.
+    """Build a layer on a batch norm's device, with its parameters and buffers of the same names and shapes.
 
     Args:
         make: called with the number of channels and the options.
-        old: the batch norm, in a form that is known.
+        old: the batch norm, in a known form.
         options: keyword arguments.
 
     Returns:
-        the layer, and a note on what of the batch norm's state it does not have.
+        the layer, and a note on the state of the batch norm that it does not have.
 
     Raises:
-        TypeError: what ``make`` raised, or that it makes no layer.
+        TypeError: ``make`` raised an exception, or did not return a layer.
     """
     new = _made(make, channels_of(old), options)
     like = next((each for each in (*old.parameters(), *old.buffers()) if each.is_floating_point()), None)
@@ -40,25 +40,25 @@ def own_layer(make: Callable[..., nn.Module], old: nn.Module, options: dict[str,
 def _made(make: Callable[..., nn.Module], channels: int, options: dict[str, Any]) -> nn.Module:
     """Build a layer of a class that surgery does not know."""
     settings = "".join(f", {name}={value!r}" for name, value in options.items())
-    call = f"convert_: {name_of(make)}({channels}{settings}) must give a layer"
+    call = f"convert_: {name_of(make)}({channels}{settings}) must return a layer"
     try:
         new = make(channels, **options)
     except Exception as error:
         raise TypeError(f"{call}, but it raised {type(error).__name__}: {error}") from error
     if not isinstance(new, nn.Module):
-        raise TypeError(f"{call}, but it gave {type(new).__name__}.")
+        raise TypeError(f"{call}, but it returned {type(new).__name__}.")
     return new
 
 
 def _lost(old: nn.Module, new: nn.Module) -> list[str]:
-    """Say what of a batch norm's state another layer does not have."""
+    """Name the state of a batch norm that another layer does not have."""
     state, kept = {**old._parameters, **old._buffers}, {**new._parameters, **new._buffers}
     lost = [name for name in ("weight", "bias") if state.get(name) is not None and kept.get(name) is not state[name]]
     if state.get("running_mean") is not None and kept.get("running_mean") is not state["running_mean"]:
         lost.append("running statistics")
     *first, last = lost or [""]
     names = f"{', '.join(first)} and {last}" if first else last
-    return [f"{names} do not go on: it has none of these names and shapes"] if lost else []
+    return [f"{names} are dropped: it has none of these names and shapes"] if lost else []
 
 
 def name_of(to: object) -> str:

@@ -1,4 +1,4 @@
-"""Which parameters weight decay is for."""
+"""Split parameters by weight decay."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def readings_during(
 def _hear(
     named: NamedModule, read: Callable[[Norm, Tensor], Mapping[str, Tensor]], heard: dict[str, list[Tensor]]
 ) -> Callable[..., None]:
-    """Give a hook that notes what a layer is about to do with its input."""
+    """Give a hook that records readings of a layer's input before its forward."""
 
     @torch.no_grad()
     def note(module: nn.Module, arguments: tuple[Any, ...], by_name: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def _hear(
         for what, value in read(module, x).items():
             heard.setdefault(f"{named.name or 'model'}/{what}", []).append(value.double().mean())
 
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
         return note
     hook: Callable[..., None] = torch.compiler.disable(note)  # type: ignore[no-untyped-call, unused-ignore]
     return hook
@@ -148,11 +148,11 @@ _READ: dict[str, Callable[[Norm, Tensor], Mapping[str, Tensor]]] = {
     "gated_batch_norm": _gate,
     "batch_renorm": _corrections,
 }
-"""What is read of a layer's input, by the name of its kind."""
+"""Readings of a layer's input, by the name of its kind."""
 
 
 def _own(module: Norm) -> dict[str, float]:
-    """Read what a layer of ours keeps beyond its running statistics."""
+    """Read the state of a layer of ours beyond its running statistics."""
     kind = kind_of(module)[0]
     if not isinstance(module, BatchNormBase) or kind.is_frozen:
         return {}

@@ -1,4 +1,4 @@
-"""A layer of another class with the same state: the same Parameter and buffer objects, flags, hooks and attributes."""
+"""Rebuild a layer as another class with the same Parameter and buffer objects, flags, hooks and attributes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ __all__ = [
 ]
 
 ORIGIN = "_origin"
-"""Attribute of a frozen layer: what it was."""
+"""Attribute of a frozen layer: its :class:`Origin`."""
 FLAGS = "_frozen_affine"
-"""Attribute of a layer whose weight and bias are frozen: which of them required a gradient."""
+"""Attribute of a layer with frozen weight and bias: which of them required a gradient."""
 DIMENSIONS = "_spatial_dimensions"
-"""Attribute of a synchronised layer: how many it had. A plain number, so that torch's own can be pickled without us."""
+"""Attribute of a synchronized layer: its former spatial dimensions. An int, so torch's layer pickles without us."""
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HOOKS = (
     "_backward_pre_hooks",
@@ -66,7 +66,7 @@ _STATE_HOOKS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a layer was before it was frozen, as far as the layer itself does not tell.
+    """What a layer was before it was frozen, beyond what the layer itself shows.
 
     Args:
         kind: name of its kind.
@@ -77,7 +77,7 @@ class Origin:
     options: dict[str, Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Give this one: nothing of it changes, and a process group cannot be copied."""
+        """Return the same object: it never changes, and a process group cannot be copied."""
         return self
 
     @classmethod
@@ -87,15 +87,15 @@ class Origin:
 
 
 def options_of(module: nn.Module) -> dict[str, Any]:
-    """Give the keyword arguments beyond torch's with which a batch norm would be built as it is."""
+    """Give the keyword arguments beyond torch's that would rebuild a batch norm."""
     return {name: getattr(module, name) for name in kind_of(module)[0].options() if hasattr(module, name)}
 
 
 def carried_options(module: nn.Module, kind: Kind) -> tuple[dict[str, Any], list[str]]:
-    """Give those options that another kind takes as well, and a note for each set one that it does not."""
+    """Give the options that another kind also takes, and a note for each other option that is set."""
     own, defaults, known = options_of(module), kind_of(module)[0].options(), kind.options()
     carried = {name: value for name, value in own.items() if name in known}
-    if kind.is_frozen:  # remembers what it was, see Origin
+    if kind.is_frozen:  # keeps its options in Origin
         return carried, []
     lost = [
         f"{name}={value!r} is not known there"
@@ -106,7 +106,7 @@ def carried_options(module: nn.Module, kind: Kind) -> tuple[dict[str, Any], list
 
 
 def why_not_rebuilt(module: Norm) -> str | None:
-    """Say why a layer cannot be rebuilt with all that it holds; None where it can."""
+    """Say why a layer cannot be rebuilt with its full state; None if it can."""
     if module._modules:
         return f"it holds modules of its own: {', '.join(module._modules)}."
     cls = listed_class(type(module))
@@ -114,15 +114,15 @@ def why_not_rebuilt(module: Norm) -> str | None:
     others = overridden(type(module), cls)
     if others:
         return f"it is a subclass that overrides {', '.join(others)}, which another layer would not have."
-    own = _names(cls)  # type: ignore[arg-type]  # mypy holds that modules have no hash
+    own = _names(cls)  # type: ignore[arg-type]  # mypy says that modules have no hash
     foreign = [name for name in (*module._parameters, *module._buffers) if name not in own]
-    return f"it has been given parameters or buffers of its own: {', '.join(foreign)}." if foreign else None
+    return f"it has parameters or buffers of its own: {', '.join(foreign)}." if foreign else None
 
 
 def fresh_like(module: Norm, cls: type[nn.Module], **options: Any) -> nn.Module:  # noqa: ANN401 (the class's)
-    """Build a layer of a class for as many channels, with torch's arguments of another batch norm, where that lies.
+    """Build a layer with the channels, torch arguments and device of another batch norm.
 
-    Options come before what the other batch norm has.
+    Options override the other batch norm's arguments.
 
     Raises:
         ValueError: the class refuses these arguments.
@@ -142,16 +142,16 @@ def fresh_like(module: Norm, cls: type[nn.Module], **options: Any) -> nn.Module:
 
 
 def move_state(module: Norm, new: nn.Module, *, is_known: bool = True) -> list[str]:
-    """Give a new layer what another holds: the same objects wherever the new one can have them.
+    """Move the state of a layer to a new one: the same objects wherever the new one can hold them.
 
     Args:
         module: a batch norm.
-        new: what takes its place.
-        is_known: whether the new layer is a batch norm or group norm, whose state means what it means in the old one,
-            whatever its shape; of another class what has the same names and shapes goes on.
+        new: the layer that replaces it.
+        is_known: whether the new layer is a batch norm or group norm, whose state has the same meaning in any shape.
+            For another class, state with the same names and shapes is moved.
 
     Returns:
-        notes about what it cannot have as it was.
+        notes on state that had to change.
     """
     notes = []
     for table in ("_parameters", "_buffers"):
@@ -175,14 +175,14 @@ def move_state(module: Norm, new: nn.Module, *, is_known: bool = True) -> list[s
 
 
 def move_attributes(module: nn.Module, new: nn.Module, theirs: Container[str]) -> None:
-    """Give a new module the attributes that were set on another: all that are not ``theirs``."""
+    """Copy the attributes that were set on a module to a new one: all except ``theirs``."""
     for name, value in vars(module).items():
         if name not in theirs and name not in vars(new):
             setattr(new, name, value)
 
 
 def bring_back_with(edits: Transaction, module: Norm, new: nn.Module) -> None:
-    """Let an undone layer come back with the buffers that its successor has come to: moving a model makes new ones."""
+    """Make undo restore a layer with its successor's current buffers: moving a model creates new ones."""
     left, weight = dict(new._buffers), module._parameters.get("weight")
     before = None if weight is None else (weight.device, weight.dtype)
 
@@ -192,7 +192,7 @@ def bring_back_with(edits: Transaction, module: Norm, new: nn.Module) -> None:
             now = new._buffers.get(name, new._parameters.get(name))
             if mine is None:
                 continue
-            if isinstance(now, nn.Parameter):  # of a foreign frozen layer, whose weight and bias are buffers
+            if isinstance(now, nn.Parameter):  # for a foreign frozen layer, whose weight and bias are buffers
                 module._buffers[name] = mine if now.data_ptr() == mine.data_ptr() else now.detach()
             elif now is not None and now is not left.get(name):
                 with normal_tensors():
@@ -206,7 +206,7 @@ def bring_back_with(edits: Transaction, module: Norm, new: nn.Module) -> None:
 
 
 def freeze_affine_(edits: Transaction, module: nn.Module) -> bool:
-    """Let no parameter of a layer require a gradient, and let the layer remember which did; tell whether any did."""
+    """Turn off the gradients of a layer's parameters, and store which required one; tell whether any did."""
     flags = {name: each.requires_grad for name, each in module._parameters.items() if each is not None}
     if not any(flags.values()):
         return False
@@ -218,7 +218,7 @@ def freeze_affine_(edits: Transaction, module: nn.Module) -> bool:
 
 
 def share_hooks(module: nn.Module, new: nn.Module) -> None:
-    """Let a new module have the hooks of another, so that the handles of those hooks remove them there too."""
+    """Share a module's hooks with a new one, so that their handles remove them from both."""
     for name in _HOOKS:
         vars(new)[name] = vars(module)[name]
 
@@ -229,14 +229,14 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def with_activation(norm: nn.Module, activation: Activation | None) -> nn.Module:
-    """Put an explicit activation after a norm, in place of a layer that had it fused; hooks see what they saw."""
+    """Put an explicit activation after a norm, to replace a layer that fused it; hooks see the same tensors."""
     wrapper = NormAddActivation(norm, activation)
     wrapper.activation.training = norm.training
     return wrapped(norm, wrapper)
 
 
 def wrapped(norm: nn.Module, wrapper: nn.Module) -> nn.Module:
-    """Let a module around a norm take its place: in its mode, and with its hooks."""
+    """Make a module around a norm replace it: in its mode, and with its hooks."""
     wrapper.training = norm.training
     share_hooks(norm, wrapper)
     share_hooks(nn.Identity(), norm)
@@ -253,23 +253,23 @@ def _state_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def _fits(value: Tensor | None, fresh: Tensor | None) -> bool:
-    """Whether state beyond torch's goes on in a new layer."""
+    """Whether a new layer can take over state beyond torch's."""
     return value is not None and fresh is not None and value.shape == fresh.shape
 
 
 def _narrow_statistics(new: nn.Module) -> list[str]:
-    """Store statistics in the parameters' dtype, the only one that torch's layer takes beside them."""
+    """Store statistics in the parameters' dtype, which torch's layer requires."""
     weight, mean = new._parameters.get("weight"), new._buffers.get("running_mean")
     if weight is None or mean is None or weight.dtype == mean.dtype:
         return []
     for name in ("running_mean", "running_var"):
         new._buffers[name] = new._buffers[name].to(weight.dtype)  # type: ignore[union-attr]
-    return [f"statistics rounded from {mean.dtype} to {weight.dtype}, which torch's layer wants beside such parameters"]
+    return [f"statistics rounded from {mean.dtype} to {weight.dtype}, which torch's layer needs for such parameters"]
 
 
 @functools.cache
 def _names(cls: Any) -> frozenset[str]:  # noqa: ANN401 (any batch norm's class)
-    """Give what a layer of a class has from its constructor; anything else was set on it later."""
+    """Name what the constructor of a class sets; any other attribute was set later."""
     needed = {name: 1 for name, each in inspect.signature(cls).parameters.items() if each.default is each.empty}
     made: list[Any] = [cls(**needed)]
     if issubclass(cls, BatchNormBase):

@@ -138,18 +138,18 @@ def _targets(edits: Transaction, model: nn.Module, where: Where | None, prior: f
 
 
 def _why_not(module: Norm, model: nn.Module, *, chosen: bool) -> str | None:
-    """Say why a layer's running statistics are not to be touched; None where they are."""
+    """Say why a layer's running statistics must not be changed; None if they may be."""
     if kind_of(module)[0].name == "frozen_batch_norm":
-        return "frozen. Use unfreeze_ or convert_ before, if its statistics are to change."
+        return "frozen. To change its statistics, use unfreeze_ or convert_ first."
     unreadable = why_not_readable(module)
     if unreadable is not None:
         return unreadable
     if chosen:
         return None
     if model.training and not module.training:
-        return "it evaluates while the model trains, so it is taken for frozen on purpose. where=... takes it even so."
+        return "it is in evaluation mode while the model trains, so it counts as frozen. where=... includes it."
     if not getattr(module, "track_running_stats", True):
-        return "track_running_stats is False, so it is taken for frozen on purpose. where=... takes it even so."
+        return "track_running_stats is False, so it counts as frozen. where=... includes it."
     return None
 
 
@@ -162,8 +162,8 @@ def _write(edits: Transaction, target: Target, moments: Moments, found: Populati
     )
     if unsettled is not None:
         notes.append(
-            f"not settled after {found.passes} passes: the last moved it by {unsettled:.2g}. A layer that is called "
-            "again on its own output, or batches that differ from pass to pass, do that."
+            f"not settled after {found.passes} passes: the last moved it by {unsettled:.2g}. Possible causes: a "
+            "layer that is called again on its own output, or batches that differ from pass to pass."
         )
     after = target.stored()
     edits.note_changed(target.name, summary(before.mean, before.var), summary(after.mean, after.var), *notes)

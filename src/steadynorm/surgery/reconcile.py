@@ -79,7 +79,7 @@ def _reconcile(edits: Transaction, group: RankGroup, targets: list[Target], weig
     weights, counts, numbers = rows[:, 0], rows[:, 1 : len(head)], rows[:, len(head) :]
     if not bool((weights.isfinite() & (weights >= 0)).all()) or float(weights.sum()) <= 0:
         raise ValueError(
-            "reconcile_statistics_: weights must be finite, at least 0, and one of them more, got "
+            "reconcile_statistics_: weights must be finite and at least 0, with a positive sum, got "
             f"{weights.tolist()} on the ranks."
         )
     sizes = [len(each.mean) for each in own]

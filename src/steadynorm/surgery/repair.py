@@ -1,4 +1,4 @@
-"""Running statistics that one bad batch has corrupted, made usable again channel by channel."""
+"""Repair running statistics that a bad batch has corrupted, channel by channel."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from steadynorm.surgery.runnable import why_not_readable
 __all__ = ["ABSURD", "repair_statistics_"]
 
 ABSURD = 1e10
-"""Mean, or standard deviation, from which on a channel is taken for corrupted.
+"""Mean or standard deviation above which a channel counts as corrupted.
 
-Far above what data are measured in (seconds since 1970 are 1.7·10⁹), far below where squares overflow in float32
+Far above usual data (seconds since 1970 are 1.7·10⁹), far below the limit where squares overflow in float32
 (1.8·10¹⁹).
 """
 _LISTED = 8
@@ -42,7 +42,7 @@ class _Broken:
 
     @property
     def channels(self) -> Tensor:
-        """Where its running statistics are broken; boolean, shape (C,)."""
+        """The broken channels; boolean, shape (C,)."""
         assert self.target.channels is not None
         return self.target.channels
 
@@ -84,7 +84,7 @@ def repair_statistics_(
     >>> print(repair_statistics_(norm))
     repair_statistics_: 1 changed, 0 refused, channels 1
       (the model): mean 0 to 0, variance nan to nan -> mean 0 to 0, variance 1 to 1
-        note: 1 of 3 channels was broken: 1, of which the mean is healthy in 1
+        note: 1 of 3 channels was broken: 1 (the mean is healthy in 1)
     """
     if not absurd > 0:
         raise ValueError(f"repair_statistics_: absurd must be positive, got {absurd}.")
@@ -102,7 +102,7 @@ def repair_statistics_(
 
 
 def _repaired(edits: Transaction, name: str, module: Norm, absurd: float) -> _Broken | None:
-    """Reset what is broken in a layer; None where nothing is."""
+    """Reset broken values in a layer; None if there are none."""
     why = why_not_readable(module)
     if why is not None:
         if module.running_mean is not None:
@@ -119,7 +119,7 @@ def _repaired(edits: Transaction, name: str, module: Norm, absurd: float) -> _Br
         notes = [_which(mean_fits, var_fits), *write_statistics_(edits, module, mean, var), *notes]
     elif _keeps_nonfinite(module):
         notes = [
-            "what it kept beside its running statistics was not finite",
+            "its window or bank was not finite",
             *forget_batches_(edits, module),
             *notes,
         ]
@@ -132,7 +132,7 @@ def _noise_repaired(edits: Transaction, module: Norm) -> list[str]:
         return []
     before = float(noise)
     edits.write_(noise, torch.ones_like(noise))
-    return [f"its noise was {before:.4g} and is 1, until training measures it"]
+    return [f"its noise was {before:.4g} and is reset to 1 until training measures it"]
 
 
 def _keeps_nonfinite(module: Norm) -> bool:
@@ -143,7 +143,7 @@ def _keeps_nonfinite(module: Norm) -> bool:
 def _recalibrate(
     edits: Transaction, model: nn.Module, broken: list[_Broken], batches: Batches, forward: Forward
 ) -> dict[str, float]:
-    """Give broken channels what the batches say."""
+    """Measure broken channels on the batches."""
     verb = edits.verb
     work = Estimator(
         verb,
@@ -163,7 +163,7 @@ def _recalibrate(
 
 
 def _which(mean_fits: Tensor, var_fits: Tensor) -> str:
-    """Say which channels are broken, and of which only the mean or the variance."""
+    """Say which channels are broken, and where only the mean or only the variance is."""
     broken = ~(mean_fits & var_fits)
     number = int(broken.sum())
     text = f"{number} of {len(broken)} channels {'was' if number == 1 else 'were'} broken: {_first(broken)}"
@@ -172,7 +172,7 @@ def _which(mean_fits: Tensor, var_fits: Tensor) -> str:
         for name, fits in (("mean", mean_fits), ("variance", var_fits))
         if bool((fits & broken).any())
     ]
-    return text + (f", of which {' and '.join(parts)}" if parts else "")
+    return text + (f" ({' and '.join(parts)})" if parts else "")
 
 
 def _first(chosen: Tensor) -> str:

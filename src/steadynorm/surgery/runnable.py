@@ -1,4 +1,4 @@
-"""Whether a model holds numbers: parts on the meta device hold none, lazy ones do not even have a shape."""
+"""Check that a model holds values: parts on the meta device have none, and lazy ones do not even have a shape."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LISTED = 3
 
 
 def check_runnable(verb: str, model: nn.Module) -> None:
-    """Raise ValueError for a model that cannot run on numbers yet, or would only get its parameters in a run.
+    """Raise ValueError for a model that cannot run yet, or that would create its parameters in a run.
 
     Args:
-        verb: that wants to run it, for the message.
+        verb: name of the operation, for the message.
         model: the root.
     """
     for what, names, remedy in (
@@ -35,7 +35,7 @@ def check_runnable(verb: str, model: nn.Module) -> None:
 
 
 def why_not_readable(module: Norm) -> str | None:
-    """Say why a norm's running statistics cannot be read; None where they can."""
+    """Say why a norm's running statistics cannot be read; None if they can."""
     if module.running_mean is None or module.running_var is None:
         return "it has no running statistics."
     if module.running_mean.is_meta or module.running_var.is_meta:

@@ -63,7 +63,7 @@ def statistics_of(model: nn.Module, *, where: Where | None = None) -> dict[str, 
             raise ValueError(f"statistics_of: statistics must hold numbers, got {named.name!r}: {why}")
     for path, module in held_norms(model).items():
         if where is None or where(path, module):
-            edits.refuse(path, label(module), "it is no submodule, so no state dict has them.")
+            edits.refuse(path, label(module), "it is not a registered submodule, so no state dict has them.")
     for each in edits.refused:
         warnings.warn(
             f"statistics_of: the statistics of {each.what} {each.name!r} are not taken: {each.why}", stacklevel=2
@@ -194,7 +194,7 @@ def _load(edits: Transaction, model: nn.Module, loaded: Mapping[str, Any] | nn.M
 
 
 def write_found_(edits: Transaction, model: nn.Module, state: NamedState, where: Where | None = None) -> None:
-    """Write the running statistics that were found for a model, as :func:`load_statistics_` says.
+    """Write the running statistics that were found for a model, see :func:`load_statistics_`.
 
     Raises:
         ValueError: no layer takes any, and nothing else was changed.
@@ -212,7 +212,7 @@ def write_found_(edits: Transaction, model: nn.Module, state: NamedState, where:
 
 
 def _why_not(named: NamedModule, state: NamedState) -> str | None:
-    """Say why statistics cannot be written into a layer; None where they can, or it has none and gets none."""
+    """Say why statistics cannot be written into a layer; None if they can, or if it has none and gets none."""
     module: Norm = named.module
     if module.running_mean is None or module.running_var is None:
         given = [key for name in named.names for kind in (MEAN, VAR) if (key := _key(name, kind)) in state.unknown]
@@ -245,7 +245,7 @@ def _write(edits: Transaction, named: NamedModule, state: NamedState) -> None:
 
 
 def _count(counter: Tensor | None) -> tuple[int | None, list[str]]:
-    """Give the number of a counter of batches, or None and a note where it is none."""
+    """Give the value of a counter of batches, or None and a note if it is invalid."""
     if counter is None:
         return None, []
     if counter.numel() == 1 and not counter.is_meta and bool(counter.isfinite()) and counter.item() >= 0:
@@ -268,20 +268,22 @@ def _refuse_unexpected(edits: Transaction, model: nn.Module, state: NamedState) 
             edits.refuse(name, kind, "unexpected: the model has no such batch norm.")
     if others:
         first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        edits.refuse("", f"{len(others)} other keys ({first})", "they are no running statistics.")
+        edits.refuse("", f"{len(others)} other keys ({first})", "they are not running statistics.")
 
 
 def _shares(weights: Sequence[float] | None, number: int) -> Tensor:
     weights = [1.0] * number if weights is None else list(weights)
     if len(weights) != number:
-        raise ValueError(f"merge_statistics: there must be a weight for each, got {len(weights)} for {number}.")
+        raise ValueError(f"merge_statistics: there must be one weight per model, got {len(weights)} for {number}.")
     if not all(math.isfinite(each) and each >= 0 for each in weights) or sum(weights) <= 0:
-        raise ValueError(f"merge_statistics: weights must be finite, at least 0, and one of them more, got {weights}.")
+        raise ValueError(
+            f"merge_statistics: weights must be finite and at least 0, with a positive sum, got {weights}."
+        )
     return shares_of(torch.tensor(weights, dtype=torch.float64))
 
 
 def shares_of(weights: Tensor) -> Tensor:
-    """Give weights of at least 0, one of them more, divided by their sum, which may be too large for their dtype."""
+    """Divide non-negative weights by their sum, which may be too large for their dtype."""
     scaled = weights / weights.max()
     return scaled / scaled.sum()
 
@@ -318,9 +320,9 @@ def _check_paired(statistics: Mapping[str, Tensor], key: str) -> None:
     name, kind = _split(key)
     others = {MEAN: VAR, VAR: MEAN, COUNTER: MEAN}
     if kind not in others:
-        raise ValueError(f"merge_statistics: there must be running statistics only, got {key}. Use statistics_of.")
+        raise ValueError(f"merge_statistics: only running statistics are allowed, got {key}. Use statistics_of.")
     if _key(name, others[kind]) not in statistics:
-        raise ValueError(f"merge_statistics: mean and variance must be there both, got {key} alone.")
+        raise ValueError(f"merge_statistics: mean and variance must both be present, got {key} alone.")
 
 
 def _key(name: str, kind: str) -> str:

@@ -23,7 +23,7 @@ __all__ = ["strip_bias_"]
 
 _NO_BIAS = "has no bias."
 _NONE = "no convolution or linear layer feeds it"
-"""With the other, a reason by which there is no bias that could go, which is no failure."""
+"""Both say that there is no bias to remove, which is not a failure."""
 
 
 def strip_bias_(
@@ -90,7 +90,7 @@ def strip_bias_(
 
 @contextmanager
 def _modes(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put all modules into a mode, but batch norms, whose statistics must not move, into evaluation."""
+    """Put all modules into a mode, except batch norms: they evaluate, so that their statistics do not move."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
@@ -117,7 +117,7 @@ def _find(evaluating: Flow, training: Flow, norm: nn.Module, *, frozen: bool) ->
 
 
 def _why_needed(flow: Flow, link: Link, *, frozen: bool) -> str:
-    """Say why the bias is not redundant, or not there; empty where it is there and redundant."""
+    """Say why the bias is missing or not redundant; empty if it can be removed."""
     name, norm = link.layer.name, link.norm.module
     bias = link.layer.module._parameters["bias"]
     kind, _ = kind_of(norm)
@@ -125,15 +125,15 @@ def _why_needed(flow: Flow, link: Link, *, frozen: bool) -> str:
         return f"the layer before, {name!r}, {_NO_BIAS}"
     masks = [value for name, value in link.norm.extras.items() if name != "residual" and value is not None]
     if kind.name == "masked_batch_norm" and masks:
-        return "it is called with a mask, and what is masked comes out as it came in, bias and all."
+        return "it is called with a mask, and masked values pass through it with the bias."
     channels = sorted(link.channels.tolist())
     if channels != list(range(len(channels))):
-        return f"several channels of {name!r} are one of its, and their biases differ."
+        return f"several channels of {name!r} share one of its channels, and their biases differ."
     if (kind.name == "frozen_batch_norm" or frozen) and bias.requires_grad:
-        return f"its statistics are frozen, so that the bias of {name!r} is learned: set its requires_grad to False."
+        return f"its statistics are frozen, so the bias of {name!r} is learned: set its requires_grad to False."
     for statistic in norm.buffers():
         if len(flow.owners_of(statistic)) > 1:
-            return f"its statistics are those of {', '.join(map(repr, flow.owners_of(statistic)))} too."
+            return f"its statistics are shared by {', '.join(map(repr, flow.owners_of(statistic)))}."
     return ""
 
 
@@ -148,8 +148,8 @@ def _strip(edits: Transaction, norm: str, link: Link) -> None:
         if isinstance(norm_module, BatchNormBase):
             edit_batch_memory_(edits, norm_module, lambda: norm_module.shift_batch_memory_(-moved))
     edits.set_entry(layer._parameters, "bias", None)
-    notes = ["an optimizer made before still holds the bias; make it again"]
+    notes = ["an existing optimizer still holds the bias; recreate it"]
     if not kind_of(link.norm.module)[0].evaluates_as_batch_norm:
-        notes.append("the gate lets stored statistics in, so the bias had a gradient; the norm's own bias has it too")
+        notes.append("the gate mixes in stored statistics, so the bias had a gradient; the norm's own bias has it too")
     after = "without one" + ("" if mean is None else f", moved into the running mean of {norm!r}")
     edits.note_changed(link.layer.name, f"{label(layer)} with a bias", after, *notes)

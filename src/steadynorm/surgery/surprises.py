@@ -1,4 +1,4 @@
-"""What a layer does otherwise than its user may expect once it is of another kind."""
+"""Describe behaviour of a converted layer that its user may not expect."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["surprises_of"]
 _SYNCHRONISED = ("sync_batch_norm", "torch_sync_batch_norm")
 _LOST = {
     "frozen_batch_norm": "no longer frozen: in training it normalizes by its batch, and its statistics follow",
-    "gated_batch_norm": "evaluation does not look at the batch any more",
-    "masked_batch_norm": "takes no mask any more",
+    "gated_batch_norm": "evaluation no longer depends on the batch",
+    "masked_batch_norm": "no longer takes a mask",
     **dict.fromkeys(_SYNCHRONISED, "in training each process normalizes by its own batch"),
 }
 
 
 def surprises_of(old: Norm, new: Norm) -> list[str]:
-    """Say what a layer in another's place does otherwise.
+    """Describe how a layer behaves differently from the one that it replaces.
 
     Args:
         old: a batch norm.
-        new: what stands there now, with the other's state.
+        new: the layer that replaces it, with its state.
     """
     before, after = kind_of(old)[0].name, kind_of(new)[0].name
     if before == after:
@@ -36,7 +36,7 @@ def surprises_of(old: Norm, new: Norm) -> list[str]:
 
 def _gained(before: str, after: str, new: Norm) -> Iterator[str]:
     if after == "gated_batch_norm":
-        yield "evaluation looks at the batch, as far as it is to be believed"
+        yield "evaluation depends on the batch, as far as the gate trusts it"
     if after == "masked_batch_norm":
         yield "plain batch norm wherever it is called without mask and lengths"
     if after == "batch_renorm":
@@ -47,7 +47,7 @@ def _gained(before: str, after: str, new: Norm) -> Iterator[str]:
 
 
 def _renorm_schedule(new: Norm) -> Iterator[str]:
-    """Say how long batch renorm is batch norm, by the steps that its counter has seen."""
+    """Say how long batch renorm is still plain batch norm, from its counter of steps."""
     counter: Tensor | None = new._buffers.get("num_batches_tracked")
     seen = 0 if counter is None or counter.is_meta else int(counter)
     plain = max(new.warmup_steps - seen, 0)

@@ -117,7 +117,7 @@ def test_a_network_without_batch_norm_has_one_arm(arm: str, name: str, message: 
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ("group_norm,num_groups=5", r"--arms: group_norm,num_groups=5: .*num_groups must be a complete number"),
+        ("group_norm,num_groups=5", r"--arms: group_norm,num_groups=5: .*num_groups must be an integer"),
         ("as_built,eps=1", "as_built has no settings"),
         ("batch_norm,running=bogus", "running must be one of"),
         (

@@ -78,7 +78,7 @@ def test_a_class_that_differs_from_what_it_is_registered_as_is_named(options, wh
     model = chain(cls)
     refused = refusals(convert_, model, "batch_norm")
     assert [each.name for each in refused] == ["1", "3"]
-    assert "it is not what its class is registered as" in refused[0].why
+    assert "it does not match its registration" in refused[0].why
     assert why in refused[0].why
 
 

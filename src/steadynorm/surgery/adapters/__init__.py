@@ -1,1 +1,1 @@
-"""Norms of other packages: what they compute, said in terms of torch's and ours."""
+"""Norms of other packages, described in terms of torch's and ours."""

@@ -1,4 +1,4 @@
-"""The foreign norms that surgery knows from the start, by name, so that no package is imported for them."""
+"""Built-in adapters of foreign norms, registered by name, so that their packages are not imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["register_builtin"]
 
 
 def register_builtin() -> None:
-    """Put them on the list.
+    """Register the built-in adapters.
 
     Source: timm 1.0 (``layers/norm_act.py``, ``layers/inplace_abn.py``), torchvision 0.29 (``ops/misc.py``),
     detectron2 0.6 (``layers/batch_norm.py``), transformers 5 (``modeling_detr.py`` and its copies), inplace_abn 1.1.

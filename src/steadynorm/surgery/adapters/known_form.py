@@ -1,4 +1,4 @@
-"""A foreign norm as one of torch's or ours, with the same state, and what runs after it."""
+"""Represent a foreign norm by one of torch's or ours with the same state, and the modules after it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def known_form(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Module]]:
     Returns:
         the layer, with the same Parameter and buffer objects, flags, hooks and attributes (buffers that torch's layer
         has as parameters become parameters in the same memory, which require no gradient), and the tail by name. For
-        torch's and ours the module itself and nothing.
+            torch's and ours, the module itself and an empty tail.
     """
     adapter = adapter_of(module)
     if adapter is None:
         return module, {}
-    # The class stands for the state only, and never runs.
+    # The layer only holds the state; it never runs.
     cls = BATCH_NORMS[kind_of(module)[0].name].class_for(adapter.dimensions or 2)
     assert cls is not None
     new = fresh_like(module, cls)

@@ -31,12 +31,12 @@ class NormThen(nn.Sequential):
 
 
 def tail_of(module: NormThen) -> dict[str, nn.Module]:
-    """Give what runs after the norm, by name."""
+    """Give the modules after the norm, by name."""
     return {name: each for name, each in module.named_children() if name != "norm"}
 
 
 def fused_activation(tail: Iterable[nn.Module]) -> tuple[bool, Activation | None]:
-    """Tell whether our layers can fuse these modules, and give the activation that they are then."""
+    """Tell whether our layers can fuse these modules, and give the activation to fuse."""
     left = [module for module in tail if type(module) is not nn.Identity]
     if not left:
         return True, None

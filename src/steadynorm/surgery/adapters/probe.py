@@ -1,4 +1,4 @@
-"""Whether a foreign norm computes what its adapter says, tried on a copy of one layer of the class."""
+"""Check that a foreign norm computes what its adapter says, on a copy of one layer of the class."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SHAPES = {0: (3, 2), 1: (3,), 2: (3, 2), 3: (2, 3, 2)}
 
 
 def disagreement(module: nn.Module, adapter: Adapter) -> str:
-    """Say how a class differs from its adapter, empty where it does not; tried once for each class.
+    """Say how a class differs from its adapter; empty if it agrees. Checked once for each class.
 
     Args:
-        module: one of its instances, left alone.
+        module: one of its instances; not changed.
         adapter: of its class.
     """
     known = _FOUND.get(type(module))
     if known is not None and known[0] is adapter:
         return known[1]
     if not isinstance(getattr(module, "running_mean", None), Tensor):
-        return ""  # it evaluates by the batch, and nothing can be folded or kept
+        return ""  # it uses batch statistics in evaluation, so nothing can be folded or kept
     found = _try(module, adapter)
     _FOUND[type(module)] = adapter, found
     return found
@@ -68,7 +68,7 @@ def _error(module: nn.Module, adapter: Adapter, *, training: bool) -> float:
 
 
 def _copied(module: nn.Module, training: bool) -> nn.Module:
-    """Copy a layer, with numbers of the probe's own: a variance as small as eps, weights of either sign."""
+    """Copy a layer with the probe's own values: a variance as small as eps, weights of either sign."""
     new = copy.copy(module)
     for table in ("_parameters", "_buffers"):
         tensors = {name: None if each is None else _number(name, each) for name, each in getattr(module, table).items()}

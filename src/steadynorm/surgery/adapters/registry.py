@@ -23,11 +23,11 @@ class Adapter:
     """What a foreign norm computes: tail( norm(x) ).
 
     Args:
-        like: which norm it is.
+        like: the kind of norm that it is.
         dimensions: spatial dimensions of its input; 0 for a class that takes any.
         tail: module -> the modules that run after the norm, by name and in their order.
-        eps: attribute that holds it, or the number where the class keeps it in its code.
-        absolute_weight: whether it multiplies by |weight| + eps in place of weight.
+        eps: attribute that holds it, or the value if the class hard-codes it.
+        absolute_weight: whether it multiplies by |weight| + eps instead of weight.
     """
 
     like: Like
@@ -40,7 +40,7 @@ class Adapter:
 _CLASSES: dict[type[nn.Module], Adapter] = {}
 _NAMES: dict[str, Adapter] = {}
 _FOUND: WeakKeyDictionary[type[nn.Module], Adapter | None] = WeakKeyDictionary()
-"""What has been looked up."""
+"""Cache of lookups."""
 
 
 def register(
@@ -100,13 +100,13 @@ def register_name(
     eps: str | float = "eps",
     absolute_weight: bool = False,
 ) -> None:
-    """Do as :func:`register` for classes by qualified name, ``*`` for any part, so that none of them is imported."""
+    """Register classes by qualified name, ``*`` for any part, without importing them; see :func:`register`."""
     _NAMES[pattern] = _checked(like, dimensions, tail, eps, absolute_weight)
     _FOUND.clear()
 
 
 def adapter_for(cls: type[nn.Module]) -> Adapter | None:
-    """Give the adapter of exactly this class, None where there is none."""
+    """Give the adapter of exactly this class; None if there is none."""
     if cls not in _FOUND:
         _FOUND[cls] = _CLASSES.get(cls) or _by_name(cls)
     return _FOUND[cls]
@@ -118,7 +118,7 @@ def _by_name(cls: type[nn.Module]) -> Adapter | None:
 
 
 def named_children(names: Sequence[str]) -> Tail:
-    """Let submodules be the tail, as far as a module has them."""
+    """Give a tail of the named submodules that a module has."""
     return lambda module: {name: module._modules[name] for name in names if module._modules.get(name) is not None}
 
 

@@ -1,1 +1,1 @@
-"""The statistics that a model's layers have of given data, measured pass by pass, over ranks."""
+"""Estimate the statistics of a model's layers on given data, in several passes, over ranks."""

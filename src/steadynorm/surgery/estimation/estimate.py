@@ -1,8 +1,8 @@
-"""The statistics that layers would have if the running statistics were those of given data, all layers at once.
+"""Estimate the running statistics of all layers at once, so that they are those of given data.
 
 A layer's input depends on the statistics of the layers before it, so they are found as a fixed point. In the first
-pass each layer normalizes by its batch's own moments; in each further one by what the pass before has measured. In a
-chain the k-th layer is exact after k passes, and nothing moves any more after as many passes as there are calls.
+pass each layer normalizes by its batch statistics; in each further pass by the statistics that the previous pass
+measured. In a chain, the k-th layer is exact after k passes, and nothing moves after as many passes as layer calls.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from steadynorm.surgery.runnable import check_runnable
 __all__ = ["FEWEST_BATCHES", "SETTLED", "Estimator", "Population"]
 
 FEWEST_BATCHES = 8
-"""Batches of a rank before their scatter says how far their average may be off."""
+"""Batches of a rank that are needed before their scatter gives a standard error."""
 SETTLED = 1e-4
-"""Movement of a pass, in units of a channel's standard deviation, below which no further pass is made."""
+"""Change in a pass, in units of a channel's standard deviation, below which no further pass is run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """What was found.
+    """The statistics found, and how they were measured.
 
     Args:
-        moments: of each target, float64 on the CPU, with the unbiased variance; None where it was not reached.
+        moments: of each target, float64 on the CPU, with the unbiased variance; None if it was not reached.
         batches: used, on all ranks together.
-        samples: of the target that saw most.
+        samples: of the target that saw the most.
         passes: over the batches.
         moved: by how much each target's numbers moved in the last pass, the mean in units of √(var + eps), the
             variance in units of var + eps; 0 where one pass is exact.
@@ -66,7 +66,7 @@ class Population:
 
 @dataclass(frozen=True, kw_only=True)
 class _Totals:
-    """One pass, all ranks together: of each target the moments and the samples."""
+    """One pass, all ranks together: the moments and samples of each target."""
 
     moments: list[Moments]
     samples: list[int]
@@ -75,10 +75,10 @@ class _Totals:
 
 
 class Estimator:
-    """Finds the statistics of the targets' inputs over batches, with no trace on the model.
+    """Finds the statistics of the targets' inputs over batches, without changing the model.
 
     Args:
-        verb: that wants them, for messages.
+        verb: name of the operation, for messages.
         model: the root.
         targets: layers, at least one; all others evaluate as they are.
         batches: of this rank.
@@ -104,11 +104,11 @@ class Estimator:
         self._stored = [target.stored() for target in targets]
 
     def run(self, *, tolerance: float | None = None, settled: float = SETTLED, passes: int | None = None) -> Population:
-        """Find them.
+        """Find the statistics.
 
         Args:
             tolerance: standard error from which on no more batches are taken; None takes all.
-            settled: once nothing moves by more in a pass, that pass is the last.
+            settled: largest change in a pass that ends the passes.
             passes: most passes; None is one more than calls of targets in a forward.
 
         Raises:
@@ -153,7 +153,7 @@ class Estimator:
                 if self._group.all(exhausted or fine):
                     break
         if totals.batches == 0:
-            raise ValueError(f"{self._verb}: there must be at least one batch, got none. See what the loader gives.")
+            raise ValueError(f"{self._verb}: there must be at least one batch, got none. Check the loader.")
         return pass_, totals, error
 
     def _further_pass(
@@ -166,7 +166,7 @@ class Estimator:
         return pass_, self._totals(pass_)
 
     def _totals(self, pass_: Pass) -> _Totals:
-        """Merge what the ranks have measured; in one collective."""
+        """Merge the measurements of all ranks, in one collective."""
         own = [groups.total() for groups in pass_.groups]
         head = torch.tensor([pass_.batches, pass_.calls, *pass_.samples, *(int(each.count) for each in own)])
         rows = self._group.gather(torch.cat([head.double(), *(torch.cat((each.mean, each.var)) for each in own)]))
@@ -181,7 +181,7 @@ class Estimator:
         )
 
     def _standard_error(self, pass_: Pass, totals: _Totals) -> float:
-        """Give the standard error of the worst channel; in one collective."""
+        """Give the standard error of the worst channel, in one collective."""
         own = [groups.scatter(total) for groups, total in zip(pass_.groups, totals.moments, strict=True)]
         parts = torch.split(self._group.gather(torch.cat(own)).sum(0), [len(each) for each in own])
         worst = [
@@ -192,16 +192,16 @@ class Estimator:
         return math.nan if any(map(math.isnan, worst)) else max(worst, default=math.nan)
 
     def _weights(self, totals: _Totals) -> list[float]:
-        """Give the weights of what was found beside the running statistics."""
+        """Give the weights of the measured statistics relative to the running statistics."""
         return [samples / (self._prior + samples) if samples else 1.0 for samples in totals.samples]
 
     def _found(self, totals: _Totals) -> list[Moments | None]:
-        """Give the moments with the unbiased variance, None where a target was not reached."""
+        """Give the moments with the unbiased variance; None if a target was not reached."""
         for target, found in zip(self._targets, totals.moments, strict=True):
             if found.count == 1:
                 raise ValueError(
-                    f"{self._verb}: there must be more than 1 value per channel, which has no variance, got 1 in all "
-                    f"batches together at {target.describe()}. Give more of them."
+                    f"{self._verb}: there must be more than 1 value per channel for a variance, got 1 in all "
+                    f"batches together at {target.describe()}. Give more batches."
                 )
         return [
             Moments(mean=each.mean, var=each.var_unbiased, count=each.count) if each.count else None
@@ -209,7 +209,7 @@ class Estimator:
         ]
 
     def _estimates(self, found: Sequence[Moments | None], weights: Sequence[float]) -> list[Moments | None]:
-        """Give what the running statistics are to be, None where a target was not reached."""
+        """Give the new running statistics; None if a target was not reached."""
         each = zip(self._targets, found, weights, strict=True)
         estimates = [None if found is None else target.estimate(found, weight) for target, found, weight in each]
         for target, estimate in zip(self._targets, estimates, strict=True):
@@ -222,7 +222,7 @@ class Estimator:
             return
         raise ValueError(
             f"{self._verb}: statistics must fit into their dtype, got a variance up to {float(estimate.var.max()):.3g} "
-            f"for {dtype} at {target.describe()}. Convert the layer to float32, or to one of ours, which keeps them so."
+            f"for {dtype} at {target.describe()}. Convert the layer to float32, or to one of ours."
         )
 
 
@@ -236,7 +236,7 @@ def _merged(counts: Sequence[int], rows: torch.Tensor) -> Moments:
 
 
 def _moved(target: Target, before: Moments | None, now: Moments | None) -> float:
-    """Give how far the numbers have moved."""
+    """Give how far a target's statistics have moved."""
     if before is None or now is None:
         return 0.0 if before is now else math.inf
     scale = now.var + eps_of(target.module)
@@ -245,7 +245,7 @@ def _moved(target: Target, before: Moments | None, now: Moments | None) -> float
 
 
 def _rounds() -> Iterator[int]:
-    """Give how many batches to take before each look at the standard error: some, then always an eighth more."""
+    """Give the number of batches until the next check of the standard error: an eighth of those so far."""
     taken = 0
     while True:
         more = max(FEWEST_BATCHES - taken, taken // 8)

@@ -1,4 +1,4 @@
-"""Moments of batches in the order seen, in bounded memory, with how far their average may be off."""
+"""Moments of consecutive batches in bounded memory, and the standard error of their average."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Groups", "standard_error"]
 
 
 class Groups:
-    """Moments of groups of consecutive batches, as many batches in each but the last.
+    """Moments of groups of consecutive batches, with equally many batches in all groups but the last.
 
-    When there is no room for another group, neighbours become one.
+    When no room is left for another group, neighbouring groups are merged.
 
     Args:
         channels: C.
-        most: groups that there is room for, an even number.
+        most: largest number of groups, even.
     """
 
     def __init__(self, channels: int, most: int = 64) -> None:
@@ -44,14 +44,14 @@ class Groups:
         self._filled = 1
 
     def total(self) -> Moments:
-        """Give the moments of all batches together; of none, count 0."""
+        """Give the moments of all batches together; without batches, count 0."""
         if not self._groups:
             zero = torch.zeros(self._channels, dtype=torch.float64)
             return Moments(mean=zero, var=zero, count=0)
         return join(self._groups)
 
     def scatter(self, total: Moments) -> Tensor:
-        """Give what :func:`standard_error` needs of these groups; those of several ranks add up.
+        """Give the sums that :func:`standard_error` needs; those of several ranks can be added.
 
             Σ_b n_b²·(m_b − m)²        Σ_b n_b²·(u_b − v)²,   u_b = v_b + (m_b − m)²        number of groups
 
@@ -70,11 +70,11 @@ class Groups:
 
 
 def standard_error(scatter: Tensor, total: Moments, eps: float) -> Tensor:
-    """Give how far mean and variance may be off, by how much they differ between groups of batches.
+    """Give the standard errors of mean and variance, from their differences between groups of batches.
 
-        SE² = B/(B − 1) · Σ_b (n_b/n)²·(m_b − m)²,        of the variance likewise with u_b and v
+        SE² = B/(B − 1) · Σ_b (n_b/n)²·(m_b − m)²,        for the variance with u_b and v
 
-    Batches, not values, are taken for independent: neighbouring pixels, and samples that came together, are not.
+    Batches count as independent, not values: neighbouring pixels, and samples of one batch, are not.
 
     Args:
         scatter: see :meth:`Groups.scatter`.

@@ -1,4 +1,4 @@
-"""One pass over batches, in which layers normalize by given statistics and tell what their inputs are."""
+"""One pass over batches, in which layers normalize by given statistics and their inputs are measured."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["Pass", "Target"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Target:
-    """A layer whose statistics are wanted.
+    """A layer whose statistics are to be estimated.
 
     Args:
-        name: qualified.
+        name: qualified name.
         module: with running statistics.
         channels: shape (C,), boolean, on the CPU; the others keep their running statistics. None takes all.
     """
@@ -38,12 +38,12 @@ class Target:
     channels: Tensor | None = None
 
     def stored(self) -> Moments:
-        """Give the running statistics in float64, on the CPU; their count means nothing."""
+        """Give the running statistics in float64, on the CPU; their count has no meaning."""
         mean, var = (each.detach().cpu().double() for each in (self.module.running_mean, self.module.running_var))
         return Moments(mean=mean, var=var, count=1)
 
     def estimate(self, found: Moments, weight: float) -> Moments:
-        """Give the running statistics that follow from what was measured, where it has such a weight beside them."""
+        """Blend measured statistics into the running statistics with a weight."""
         stored = Moments(
             mean=self.module.running_mean.to(found.mean), var=self.module.running_var.to(found.var), count=1
         )
@@ -55,25 +55,25 @@ class Target:
         return Moments(mean=mean, var=var, count=new.count)
 
     def largest(self, each: Tensor) -> float:
-        """Give the largest number, shape (..., C), of the channels that are wanted; NaN where one is."""
+        """Give the largest value, shape (..., C), over the channels to be estimated; NaN if one is NaN."""
         return float((each if self.channels is None else each[..., self.channels]).max())
 
     def describe(self) -> str:
-        """Name it in a message."""
+        """Name the layer in a message."""
         return f"{label(self.module)} {self.name or '(the model)'!r}"
 
 
 class Pass:
-    """What the targets' inputs are while they normalize by what the pass before has found, see :class:`PassCorrection`.
+    """Moments of the targets' inputs while they normalize by the previous pass's result, see :class:`PassCorrection`.
 
     Args:
         verb: for messages.
         model: the root.
         targets: layers.
         forward: runs the model on a batch.
-        before: the pass before; None lets each target normalize by its batch's own moments.
-        found: what that has found, with the unbiased variance; None where it has not reached a target.
-        weights: of what was found, beside the running statistics.
+        before: the previous pass; None makes each target normalize by its batch statistics.
+        found: its result, with the unbiased variance; None if it has not reached a target.
+        weights: of the result, relative to the running statistics.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class Pass:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear the targets' inputs."""
+        """Measure the targets' inputs."""
         with replaced_forwards(self._forwards):
             yield
         for correction in self._corrections:
             correction.forget()
 
-    def take(self, batch: Any) -> None:  # noqa: ANN401 (whatever a loader gives)
-        """Run the model on a batch and add what was heard.
+    def take(self, batch: Any) -> None:  # noqa: ANN401 (any batch of a loader)
+        """Run the model on a batch and add the moments of the targets' inputs.
 
         Raises:
             ValueError: a target's input is not finite.
@@ -124,10 +124,10 @@ class Pass:
                 self.groups[at].add(found)
 
     def _joined(self) -> dict[int, tuple[Moments, int]]:
-        """Join what each target heard in a forward: calls count alike, as in the average that training keeps.
+        """Join each target's moments in a forward: calls count equally, as in the running average of training.
 
-        A layer that five levels of a pyramid share has seen each sample once, not five times, and its small levels as
-        much as its large one.
+        A layer that five levels of a pyramid share has seen each sample once, not five times, and the small levels
+        count as much as the large one.
         """
         heard: dict[int, list[tuple[Moments, int]]] = {}
         for at, found, samples in self._heard:
@@ -139,9 +139,9 @@ class Pass:
     def _check_finite(self, target: Target, found: Moments) -> None:
         if found.count and not bool((found.mean.isfinite() & found.var.isfinite()).all()):
             raise ValueError(
-                f"{self._verb}: every batch must be finite at every layer, got NaN or infinity, or squares that are, "
+                f"{self._verb}: every batch must be finite at every layer, with finite squares, got NaN or infinity "
                 f"in the input of {target.describe()} in batch {self.batches}, counted from 1. Leave that batch out, "
-                "or look for what made it so."
+                "or find the cause."
             )
 
     def _observed_forward(self, at: int, target: Target) -> Callable[..., Any]:
@@ -159,7 +159,7 @@ class Pass:
 
 @contextmanager
 def _normalizing_by(module: nn.Module, moments: Moments) -> Iterator[None]:
-    """Let a layer evaluate by other statistics than its own."""
+    """Make a layer evaluate with other statistics than its own."""
     buffers = module._buffers
     mean, var = stored = buffers["running_mean"], buffers["running_var"]
     buffers["running_mean"], buffers["running_var"] = moments.mean.to(mean), moments.var.to(var)
@@ -170,7 +170,7 @@ def _normalizing_by(module: nn.Module, moments: Moments) -> Iterator[None]:
 
 
 def _measured(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Moments, int]:  # noqa: ANN401 (as the layer takes them)
-    """Measure a layer's input where it counts, and give the number of its samples."""
+    """Measure the unmasked part of a layer's input, and give its number of samples."""
     x: Tensor = input_of(arguments, named)
     if isinstance(module, MaskedBatchNorm1d):
         mask, lengths = arguments[1] if len(arguments) > 1 else named.get("mask"), named.get("lengths")

@@ -1,11 +1,10 @@
-"""Last pass's statistics of a layer's input, corrected by what the next pass has seen so far.
+"""The previous pass's statistics of a layer's input, corrected by the inputs that the current pass has seen.
 
-Without the correction errors grow from layer to layer before they vanish. Let the scale of the first
-layer's input be off by d(1) in one pass and by d(2) in the next, and each layer divide by what the pass before has
-measured: then the second layer's input is off by d(2) − d(1), the third's by the difference of such differences, and
-the k-th's by up to 2^k·d: in 39 layers 10¹⁰ was seen. What this pass has seen so far tells how the input has changed as
-a whole, and the statistics are changed with it. Where nothing changes any more, neither do they, so that the fixed
-point is the same.
+Without the correction, errors grow from layer to layer before they vanish. Let the scale of the first layer's input
+be off by d(1) in one pass and by d(2) in the next, and let each layer divide by the previous pass's result. Then the
+second layer's input is off by d(2) − d(1), the third's by the difference of such differences, and the k-th's by up to
+2^k·d: 39 layers reached 10¹⁰. The inputs that this pass has seen so far show how the whole input has changed, and the
+statistics are changed with it. Once nothing changes, the correction is zero, so the fixed point is the same.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from steadynorm.statistics import Moments
 __all__ = ["PassCorrection"]
 
 MOST_STEPS = 64
-"""Calls after which the change is known well enough, and which bound the memory."""
+"""Calls after which the change is known well enough; this bounds the memory."""
 
 
 class PassCorrection:
-    """The moments of a layer's first input in a pass, of its first two together, and so on.
+    """Moments of a layer's first input in a pass, of its first two together, and so on.
 
     Args:
-        before: the pass before; None for the first.
+        before: the previous pass; None for the first.
         total: its moments of all inputs, on any device.
         eps: the layer's.
     """
@@ -35,17 +34,17 @@ class PassCorrection:
         self._steps: list[Moments] = []
 
     def forget(self) -> None:
-        """Let go of the pass before, once this one is over."""
+        """Release the previous pass, once this one is over."""
         self._before = self._total = None
 
     def add(self, found: Moments) -> Moments:
-        """Take the moments of another input, and give those of all, as this pass's are expected to be.
+        """Add the moments of another input, and predict those of all inputs in this pass.
 
             ratio = √((now.var + eps) / (then.var + eps))
             mean = now.mean + (total.mean − then.mean)·ratio        var = total.var·ratio²
 
-        ``then`` and ``now`` are of the inputs so far, in the pass before and in this one. In the first pass it gives
-        those of the input alone.
+        ``then`` and ``now`` are of the inputs so far, in the previous pass and in this one. In the first pass the
+        result is the moments of the input alone.
         """
         wide = torch.float32 if found.mean.device.type == "mps" else torch.float64
         found = Moments(mean=found.mean.to(wide), var=found.var.to(wide), count=found.count)
@@ -59,7 +58,7 @@ class PassCorrection:
         return Moments(mean=mean, var=self._total.var.to(now.var) * ratio.square(), count=self._total.count)
 
     def _after(self, number: int) -> Moments:
-        """Give the moments of so many inputs together, or of all of fewer; not before a further pass asks for them."""
+        """Give the moments of the first ``number`` inputs together, or of all if fewer; computed on demand."""
         while len(self._steps) < min(number, len(self._found)):
             found = self._found[len(self._steps)]
             zero = torch.zeros_like(found.mean)

@@ -1,4 +1,4 @@
-"""The ranks that work on one set of statistics: they exchange numbers, and an error on one is raised on all."""
+"""The ranks that estimate one set of statistics: they exchange values, and an error on one is raised on all."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class RankGroup:
     """The ranks of a process group, or this process alone, without any communication.
 
     Args:
-        verb: that they work at, for messages.
-        model: on whose device numbers travel.
+        verb: name of the operation, for messages.
+        model: its device is used for the collectives.
         process_group: None is the default group.
-        alone: whether to leave other ranks out, whatever groups there are.
+        alone: whether to ignore other ranks, even if process groups exist.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RankGroup:
         self._device = torch.device("cpu") if first is None else first.device
 
     def gather(self, row: Tensor) -> Tensor:
-        """Give every rank's row, in the order of the ranks, on the CPU; the same on each. One collective.
+        """Gather every rank's row, in rank order, on the CPU; the same on every rank. One collective.
 
         Args:
             row: shape (K,), float64, with the same K on every rank.
@@ -51,15 +51,15 @@ class RankGroup:
         return gather_over(self._ranks, row.to(self._device)).view(self.size, -1).cpu()
 
     def agree(self, decision: bool) -> bool:
-        """Give rank 0's decision on every rank."""
+        """Return rank 0's decision on every rank."""
         return bool(self.gather(torch.tensor([decision], dtype=torch.float64))[0, 0])
 
     def all(self, condition: bool) -> bool:
-        """Tell, on every rank, whether it holds on all."""
+        """Tell, on every rank, whether the condition holds on all ranks."""
         return bool(self.gather(torch.tensor([condition], dtype=torch.float64)).all())
 
     def check_same(self, names: Iterable[str], what: str) -> None:
-        """Raise RuntimeError on every rank where they do not all list the same; unequal rows would not fit together."""
+        """Raise RuntimeError on every rank if the ranks list different names; their rows would not fit together."""
         text = "\n".join(names)
         own = [text.count("\n") + bool(text), zlib.crc32(text.encode())]
         rows = self.gather(torch.tensor(own, dtype=torch.float64))
@@ -72,18 +72,18 @@ class RankGroup:
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """Run something without communication on every rank; where it raises on one, raise on all.
+        """Run a block without communication on every rank; if it raises on one rank, raise on all.
 
         Raises:
-            ValueError: it raised one on another rank. Whatever it raised here is raised here.
-            RuntimeError: it raised something else on another rank.
+            ValueError: the block raised a ValueError on another rank. On the rank that failed, its own exception.
+            RuntimeError: the block raised another exception on another rank.
         """
         if self.size == 1:
             yield
             return
         try:
             yield
-        except Exception as error:  # not hidden: the other ranks wait for this one, so it tells them first
+        except Exception as error:  # raised again below: the other ranks wait for this one, so tell them first
             self._tell(error)
             raise
         self._tell(None)

@@ -1,4 +1,4 @@
-"""Numbers written into a layer's running statistics, with the last batches that a layer of ours keeps."""
+"""Write a layer's running statistics, and reset the recent batches that our layers keep."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MEAN, VAR = "running_mean", "running_var"
 
 
 def why_not_writable(module: Norm, mean: Tensor, var: Tensor) -> str | None:
-    """Say why these cannot be a layer's running statistics; None where they can.
+    """Say why a mean and variance cannot be a layer's running statistics; None if they can.
 
     Args:
         module: with running statistics.
         mean: of any shape, dtype and device.
-        var: likewise.
+        var: of any shape, dtype and device.
     """
     for name, stored, given in ((MEAN, module.running_mean, mean), (VAR, module.running_var, var)):
         for where, each in (("the layer's", stored), ("the given", given)):
@@ -58,17 +58,17 @@ def _channels(chosen: Tensor) -> str:
 def write_statistics_(
     edits: Transaction, module: Norm, mean: Tensor, var: Tensor, *, batches: int | None = None
 ) -> list[str]:
-    """Write running statistics in place, in the layer's dtype and on its device, and forget its last batches.
+    """Write running statistics in place, in the layer's dtype and on its device, and reset its recent batches.
 
     Args:
         edits: of the verb.
         module: with running statistics.
         mean: shape (C,).
         var: shape (C,), unbiased.
-        batches: what its counter is to say; None leaves it.
+        batches: new value of its counter; None keeps it.
 
     Returns:
-        notes on what goes with that.
+        notes on the consequences.
     """
     edits.write_(module.running_mean, mean)
     edits.write_(module.running_var, var)
@@ -79,34 +79,34 @@ def write_statistics_(
 
 
 def forget_batches_(edits: Transaction, module: Norm) -> list[str]:
-    """Forget the batches that a layer of ours keeps: they belong to other running statistics.
+    """Reset the recent batches that a layer of ours keeps: they belong to other running statistics.
 
     Returns:
-        notes on what goes with that.
+        notes on the consequences.
     """
     if not isinstance(module, BatchNormBase):
         return []
     edit_batch_memory_(edits, module, module.forget_batches_)
     if module.running != "self_tuned":
         return []
-    return ["it tunes its momentum itself, and begins again: the next training batch takes the place of these numbers"]
+    return ["it tunes its own momentum, which restarts: the next training batch replaces these statistics"]
 
 
 def edit_batch_memory_(edits: Transaction, module: BatchNormBase, edit: Callable[[], None]) -> None:
-    """Change what a layer of ours knows of its last batches, so that undo brings it back.
+    """Change the recent batches that a layer of ours keeps, so that undo restores them.
 
     Args:
         edits: of the verb.
         module: with running statistics.
-        edit: does it.
+        edit: makes the change.
     """
     before = module.batch_memory()
-    # The next batches change it as well, so it fits whatever is there.
+    # The next batches change the memory as well, so undo always fits.
     edits.edit(edit, lambda: module.restore_batch_memory_(before), lambda: True)
 
 
 def summary(mean: Tensor, var: Tensor) -> str:
-    """Say in words what statistics are like."""
+    """Summarize statistics in words."""
     numbers = (
         f"{name} {float(each.min()):.4g} to {float(each.max()):.4g}"
         for name, each in (("mean", mean), ("variance", var))
