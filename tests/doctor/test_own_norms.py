@@ -149,7 +149,7 @@ class Renorm(Own):
 def test_an_evaluation_that_is_not_the_training_is_found(model: Any, cls: type[Any]) -> None:
     (finding,) = diagnose(with_own(model, cls), batches()).of("backend-parity")
     assert (finding.layer, finding.severity) == ("4", Severity.WARNING)
-    assert finding.problem.startswith("In evaluation it does not do what it does in training")
+    assert finding.problem.startswith("In evaluation its computation differs from that in training")
     assert "running_var + eps" in finding.remedy.advice
 
 

@@ -1,4 +1,4 @@
-"""The checks, one file each; to add one, write its file and list it here."""
+"""The checks, one file each; to add a check, write its file and list it here."""
 
 from steadynorm.doctor.check import Check
 from steadynorm.doctor.checks import (

@@ -1,21 +1,21 @@
-"""A model that is not what its checkpoint says.
+"""A model that differs from its checkpoint.
 
-Looks at: the names, shapes and numbers of a checkpoint beside those of the model. Names behind wrappers' prefixes and
-nested mappings are understood. A missing ``num_batches_tracked`` is no fault: torch fills it in.
+Looks at: the names, shapes and values of a checkpoint compared with those of the model. Wrappers' prefixes and nested
+mappings are understood. A missing ``num_batches_tracked`` is not a fault: torch fills it in.
 
-Harm: ``load_state_dict(strict=False)`` passes over what does not fit. Where that are running statistics, the layer
-evaluates by those of a new one, and accuracy is near chance though every weight is right. Loaders that copy
+Harm: ``load_state_dict(strict=False)`` skips entries that do not fit. If those are running statistics, the layer
+evaluates with those of a new layer, and accuracy is near chance although every weight is right. Loaders that copy
 ``parameters()`` do the same.
 
-Remedy: rename the keys or build the model that the checkpoint is of, and load again; ``load_statistics_`` loads the
-statistics alone, and names what it refuses. ``treat_`` with the checkpoint does so, and loads weights only where the
-score is better for it. Safe: the checkpoint is what you ask for.
+Remedy: rename the keys or build the checkpoint's model, and load again; ``load_statistics_`` loads the statistics
+alone, and names what it refuses. ``treat_`` with the checkpoint does so, and loads weights only if that improves the
+score. Safe: you asked for this checkpoint.
 
-Threshold: none for names, shapes and statistics that are missing. Numbers count as the same where they are equal in the
-coarser dtype of the two. A norm whose statistics, weight or bias differ is named where most of the model's weight
-matrices are the checkpoint's: training since would have moved them all. A weight matrix that is as far from the
-checkpoint's as independent draws nearly are (0.9 of its size, where those are √2 apart) was not loaded. What differs
-less, in most tensors, is what training moves, and a note.
+Threshold: none for names, shapes and statistics that are missing. Values count as equal if they are equal in the
+coarser dtype of the two. A norm whose statistics, weight or bias differ is named if most of the model's weight matrices
+are the checkpoint's: later training would have moved them all. A weight matrix that is almost as far from the
+checkpoint's as an independent draw (0.9 of its size; independent draws are √2 apart) was not loaded. Smaller
+differences in most tensors come from training, and are a note.
 
 Source: pytorch issue 8430; ultralytics/yolov3 issue 20; huggingface/peft issue 1732.
 """
@@ -31,7 +31,7 @@ NEEDS = ("checkpoint",)
 STATISTICS = ("running_mean", "running_var")
 _LISTED = 3
 FAR = 0.9
-"""Distance of weights from the checkpoint's from which on they were not loaded; of independent draws it is √2."""
+"""Relative distance from the checkpoint's weights above which weights were not loaded; independent draws have √2."""
 _MISSING = Remedy(
     advice="Load a checkpoint that has its statistics, or measure them on training images (recalibrate_).",
     treatment="recalibrate",
@@ -40,7 +40,7 @@ _LOAD = Remedy(
     advice="Load the checkpoint's statistics (load_statistics_), if they were not changed on purpose.",
     treatment="load",
 )
-_RELOAD = Remedy(advice="Load the checkpoint, if the model is to be as it says.", treatment="load")
+_RELOAD = Remedy(advice="Load the checkpoint, if the model is meant to match it.", treatment="load")
 _BUILD = Remedy(advice="Rename the checkpoint's keys, or build the model that it was saved from, and load it again.")
 
 
@@ -53,7 +53,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     others = {_owner(name) for name in checkpoint.different}
     for norm in evidence.norms:
         if norm.name in without:
-            problem = "The checkpoint has no running statistics for it, so what it evaluates by comes from elsewhere."
+            problem = "The checkpoint has no running statistics for it, so its own come from elsewhere."
             yield at(norm, Severity.WARNING, problem, _MISSING)
         elif norm.name in checkpoint.moved and loaded:
             distance = checkpoint.moved[norm.name]
@@ -76,24 +76,24 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _not_loaded(evidence: Evidence, checkpoint: CheckpointState) -> Iterator[Finding]:
-    """Find weights that are as far from the checkpoint's as other draws are."""
+    """Find weights that are as far from the checkpoint's as independent draws."""
     names = [name for name, distance in checkpoint.apart.items() if distance > FAR]
     modules = [evidence.by_name[owner] for owner in map(_owner, names) if owner in evidence.by_name]
     if len(names) > _LISTED or len(modules) < len(names):
         problem = (
-            f"{len(names)} weights have nothing of the checkpoint's: {_some(names)}. They were not loaded from it."
+            f"{len(names)} weights have nothing in common with the checkpoint's: {_some(names)}. They were not loaded."
         )
         yield of_model(Severity.WARNING, problem, _RELOAD, names=len(names))
         return
     for module, name in zip(modules, names, strict=True):
-        problem = f"{name} has nothing of the checkpoint's, so it was not loaded from it."
+        problem = f"{name} has nothing in common with the checkpoint's, so it was not loaded."
         yield at(module, Severity.WARNING, problem, _RELOAD, distance=checkpoint.apart[name])
 
 
 def _names(checkpoint: CheckpointState) -> Iterator[Finding]:
     weights = [name for name in checkpoint.missing if not _is_statistic(name)]
     if weights:
-        problem = f"The checkpoint has no {_some(weights)}, so the model's own numbers stay there."
+        problem = f"The checkpoint has no {_some(weights)}, so the model keeps its own values there."
         yield of_model(Severity.WARNING, problem, _BUILD, names=len(weights))
     lost = [name for name in checkpoint.unknown if _is_statistic(name)]
     if lost:

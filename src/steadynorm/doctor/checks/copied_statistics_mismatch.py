@@ -2,23 +2,22 @@
 
 Looks at: parts of a model that have the same names and shapes and nearly the same weights (teacher and student, target
 and online network, average and raw weights; put them in one ``nn.ModuleDict`` to see both), and the running statistics
-of their norms in pairs. Where no batch reaches the copy, as with a target network, it is run on what the original is
-given, and its estimates are compared with that. And torch's AveragedModel with ``use_buffers=False``.
+of their norms in pairs. If no batch reaches the copy, as with a target network, it is run on the original's inputs, and
+its running statistics are compared with those. Also torch's AveragedModel with ``use_buffers=False``.
 
-Harm: a hand-written average or polyak step goes over ``parameters()``; running statistics are buffers, and stay those
-of the day when the copy was made. The copy evaluates by statistics of other weights, and is far worse than the
+Harm: a hand-written average or Polyak step loops over ``parameters()``; running statistics are buffers, and stay as
+they were when the copy was made. The copy evaluates with statistics of other weights, and is far worse than the
 original. AveragedModel copies the last statistics, which are not those of averaged weights.
 
-Remedy: copy the buffers too (``copy_statistics_``), or measure them for the copy's own weights (``recalibrate_``,
-which is better for an average). Safe.
+Remedy: copy the buffers too (``copy_statistics_``), or measure them for the copy's own weights (``recalibrate_``, which
+is better for an average). Safe.
 
 Threshold: weights closer than half of their size (independent draws are √2 apart). Statistics further apart than a
 quarter of a standard deviation plus five times the relative distance of the weights: a layer's moments move with its
-weights, by about their relative change for each layer below it. Where the copy was run: a quarter of a standard
-deviation beyond what sampling explains, a tenth where its weights are exactly the original's, and twice as far as the
-original's estimates are off. A warning where one of the two is not trained: its parameters are frozen, its statistics
-are still those of a new layer, or no batch that was given reaches it. Two branches that both learn may see data of
-their own, and it is a note.
+weights, by about their relative change for each layer below it. If the copy was run: a quarter of a standard deviation
+beyond sampling error, a tenth if its weights are exactly the original's, and twice the error of the original's running
+statistics. A warning if one of the two is not trained: its parameters are frozen, its statistics are still those of a
+new layer, or no given batch reaches it. Two branches that both learn may see different data, so they give a note.
 
 Source: pytorch/ignite issue 2590; DLR-RM/stable-baselines3 pull request 1004; pytorch issue 84053.
 """
@@ -57,8 +56,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
                     APART if twins.weights else OF_EQUALS, CLEAR * _excess(original, runs.sightings[original.name])
                 ):
                     problem = (
-                        f"Its running statistics are {off:.2g} standard deviations from what its weights, a copy of "
-                        f"those of {original.name}, make of a batch."
+                        f"Its running statistics are {off:.2g} standard deviations from a batch's moments under its "
+                        f"weights, which are a copy of those of {original.name}."
                     )
                     yield at(copied, Severity.WARNING, problem, _COPY, distance=off, weights=twins.weights)
                 continue
@@ -66,8 +65,8 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             followed = 0.0 if copied.at_start else FOLLOWED * twins.weights
             if distance is not None and distance > APART + followed:
                 problem = (
-                    f"Its running statistics are {distance:.2g} standard deviations from those of {original.name}, of "
-                    f"which its weights are a copy ({100 * twins.weights:.2g} % apart)."
+                    f"Its running statistics are {distance:.2g} standard deviations from those of {original.name}, "
+                    f"although its weights are a copy ({100 * twins.weights:.2g} % apart)."
                 )
                 unreached = original.name in reached and copied.name not in reached
                 untrained = twins.frozen or copied.at_start or unreached
@@ -79,7 +78,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _distance(first: NormState, second: NormState) -> float | None:
-    """Return how far their statistics are apart; None where one has none, or none that are numbers."""
+    """Return the distance of two layers' statistics; None if one has none, or none that are finite."""
     one, other = _moments(first), _moments(second)
     return None if one is None or other is None else apart(one, other, eps=first.eps)
 

@@ -1,19 +1,19 @@
-"""Data whose inputs to the norms are not those of the reference batches, and on which the model is worse.
+"""Data on which the norms' inputs differ from those of the reference batches, and the model is worse.
 
 Looks at: the moments of every batch norm's input on the batches and on the reference batches, in evaluation; and the
 score on both.
 
-Harm: running statistics describe the data of the training. Another camera, scanner or season moves every layer's
-moments, and each layer adds to what the one before it has moved.
+Harm: running statistics describe the training data. Another camera, scanner or season moves every layer's moments, and
+the shift grows from layer to layer.
 
-Remedy: measure the statistics on unlabelled data of the new domain (``recalibrate_``), which is most of what the
-statistics can give. Not safe: the model is then one for the new domain, and worse on the old one. A gated layer
-(``convert_``) believes a batch as far as it is different.
+Remedy: measure the statistics on unlabelled data of the new domain (``recalibrate_``), which gives most of what
+statistics can give. Not safe: the model then fits the new domain, and is worse on the old one. A gated layer
+(``convert_``) trusts a batch the more, the more it differs.
 
-Threshold: a channel's mean or variance differs by more standard errors than one of all channels of all layers does in
-1 of 1000 healthy diagnoses (normal distribution, Bonferroni; errors from the spread of samples or of batches, whichever
+Threshold: a channel's mean or variance differs by more standard errors than one of all channels of all layers does in 1
+of 1000 healthy diagnoses (normal distribution, Bonferroni; errors from the spread of samples or of batches, whichever
 is larger). And the score is worse beyond chance and by a twentieth of itself, as for ``train-eval-gap``; without a
-score it is a note, where some layer is half a standard deviation off.
+score it is a note, if some layer is half a standard deviation off.
 
 Source: Li et al. 2016 (arXiv 1603.04779), AdaBN; Schneider et al. 2020 (arXiv 2006.16971).
 """
@@ -34,7 +34,7 @@ NEEDS = ("batches", "reference")
 FALSE_ALARMS = 1e-3
 APART = 0.5
 _REMEDY = Remedy(
-    advice="Measure the statistics on data of the new domain (recalibrate_), if the model is to be used on it alone.",
+    advice="Measure the statistics on data of the new domain (recalibrate_), if the model is used on it alone.",
     treatment="recalibrate",
 )
 
@@ -57,13 +57,13 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         return
     distance, norm = max(shifted, key=lambda each: each[0])
     problem = f"Its inputs are {distance:.2g} standard deviations from those of the reference batches"
-    if known.labels and known.labels == runs.labels:  # the same samples, seen in two ways
+    if known.labels and known.labels == runs.labels:  # the same samples, in two versions
         cost = cost_of(runs.score, runs.evaluation, known.evaluation)
     else:
         cost = difference_of(known.evaluation, runs.evaluation, runs.score)
     if cost is None:
         if distance > APART:
-            problem += "; without a score it is not known what that costs."
+            problem += "; without a score the cost is unknown."
             yield of_model(Severity.NOTE, problem, _REMEDY, None, norm, distance=distance)
     elif cost.matters(known.evaluation):
         problem += f", and the {runs.score} is worse by {cost.value:.3g}."
@@ -71,7 +71,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _limit(channels: int) -> float:
-    """Return the standard errors that one of so many means and variances reaches by chance in 1 of 1000 diagnoses."""
+    """Return the standard errors that any of these means and variances reaches by chance in 1 of 1000 diagnoses."""
     share = torch.tensor(FALSE_ALARMS / (4 * channels), dtype=torch.float64)
     return -float(torch.special.ndtri(share))
 

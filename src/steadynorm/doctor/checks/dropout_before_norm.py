@@ -1,18 +1,19 @@
 """Dropout whose output a batch norm normalizes.
 
-Looks at: a dropout that a batch norm follows in an nn.Sequential, with linear layers, activations and changes of shape
-between the two at most; with batches, also one in a forward of its own, and the running variance beside the batches'.
+Looks at: a dropout followed by a batch norm in an nn.Sequential, with only linear layers, activations and reshapes
+between them; with batches, also in a custom forward, and the running variance compared with the batches'.
 
 Harm: in training dropout raises the variance of its output to E[x²]/(1 − p) − E[x]², and running_var learns that; in
 evaluation dropout is off and the variance smaller, so the channel's gain is too small. Measuring the statistics again
 in evaluation repairs evaluation, not the training that follows.
 
-Remedy: move the dropout behind the last batch norm, or measure the statistics in evaluation (``recalibrate_``).
+Remedy: move the dropout after the last batch norm, or measure the statistics in evaluation (``recalibrate_``).
 
-Threshold: a probability of at least 0.05; below it the variance changes by some 5 %. A note where the model evaluates
-and the running variance is not larger than the batches' by more than chance and 4 %, nor the estimates a quarter of a
-standard deviation from the batches (dropout that sets to another value than 0 moves the mean): measured in evaluation,
-they are right. A dropout that no nn.Sequential shows counts only where it is larger, or the model trains.
+Threshold: a probability of at least 0.05; below it the variance changes by some 5 %. A note if the model evaluates, the
+running variance is not larger than the batches' by more than chance and 4 %, and the running statistics are within a
+quarter of a standard deviation of the batches (dropout to another value than 0 moves the mean): they were measured in
+evaluation and are right. A dropout outside an nn.Sequential counts only if the running variance is larger, or the model
+trains.
 
 Source: Li et al. 2019 (arXiv 1801.05134).
 """
@@ -28,7 +29,7 @@ from steadynorm.doctor.shared import STALE
 
 LEAST, SMALL = 0.05, 0.02
 _REMEDY = Remedy(
-    advice="Move the dropout behind the batch norm, or measure the statistics in evaluation (recalibrate_).",
+    advice="Move the dropout after the batch norm, or measure the statistics in evaluation (recalibrate_).",
     treatment="recalibrate",
 )
 
@@ -52,15 +53,15 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             continue
         feeds = f"{dropout} (probability {probability:g}) feeds it"
         if larger is False:
-            problem = f"{feeds}: training on would make its running variance too large for evaluation without."
+            problem = f"{feeds}: further training would make its running variance too large for evaluation."
             yield at(norm, Severity.NOTE, problem, _REMEDY, probability=probability)
         else:
-            problem = f"{feeds}: its running variance is of training with dropout, too large for evaluation without."
+            problem = f"{feeds}: its running variance comes from training with dropout and is too large for evaluation."
             yield at(norm, Severity.WARNING, problem, _REMEDY, probability=probability)
 
 
 def _is_larger(evidence: Evidence, norm: NormState) -> bool | None:
-    """Return whether the running variance is larger than the batches', or both are far apart; None without batches."""
+    """Return whether the running variance is larger than the batches' or far from it; None without batches."""
     distance = None if evidence.batches is None else distance_of(norm, evidence.batches.sightings.get(norm.name, ()))
     if distance is None:
         return None
@@ -68,7 +69,7 @@ def _is_larger(evidence: Evidence, norm: NormState) -> bool | None:
 
 
 def _next_norm(evidence: Evidence, module: ModuleState) -> str:
-    """Name the norm that comes after a module; empty where something else comes first."""
+    """Name the norm that follows a module; empty if something else comes first."""
     name = module.following
     while name in evidence.by_name and evidence.by_name[name].kind in ("linear", "activation", "shape", "dropout"):
         name = evidence.by_name[name].following

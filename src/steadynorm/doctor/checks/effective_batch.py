@@ -1,20 +1,20 @@
-"""Batches of a step that no layer sees together.
+"""Statistics over a smaller batch than the optimizer's step.
 
-Looks at: independent values per channel of each forward (N/noise, see ``statistics-noise``), beside those of one step
-of the optimizer: times forwards that are accumulated, times workers.
+Looks at: independent values per channel of each forward (N/noise, see ``statistics-noise``), compared with those of one
+optimizer step: times accumulated forwards, times workers.
 
-Harm: gradients are accumulated over forwards and workers, statistics are not. "Accumulate to 64" trains with the
-statistics of 8, moves the running statistics eight times for each step, and is no batch of 64; eight workers with 2
-images each normalize by 2.
+Harm: gradients are accumulated over forwards and workers, statistics are not. Accumulating 8 forwards of 8 to a batch
+of 64 trains with the statistics of 8 and moves the running statistics eight times per step; eight workers with 2 images
+each normalize by 2.
 
 Remedy: synchronise over workers (``convert_`` to sync_batch_norm). For accumulation over k forwards, fine-tuning:
 freeze the statistics. From scratch: ``convert_(model, "batch_norm", update_every=k)`` moves the running statistics once
 a step, by all k forwards; each forward is still normalized by its own batch. With 64 batches of 2 that reached 51.2 %
 after one pass over CIFAR-10, gated batch norm 50.6 %, group norm 46.0 %, renorm 44.2 % (``docs/family.md``).
 
-Threshold: a note where a step takes more together than a layer; a warning where a forward has fewer independent values
-than ``statistics-noise`` asks for, or fewer than 8 samples, and the step has enough, so that the larger batch was meant
-to help and does not: eight workers with 8, 4 and 2 images each lost 1, 4 and 11 points of ImageNet.
+Threshold: a note if a step takes more samples together than a layer; a warning if a forward has fewer independent
+values than ``statistics-noise`` requires, or fewer than 8 samples, while the step has enough, so that the larger batch
+does not help as intended: eight workers with 8, 4 and 2 images each lost 1, 4 and 11 points of ImageNet.
 
 Source: Wu & He 2018 (arXiv 1803.08494), figure 1; pytorch issue 46516; ultralytics/yolov5 issue 1630; mmdetection issue
 3621.
@@ -33,7 +33,7 @@ NEEDS = ("batches", "step")
 FEWEST_SAMPLES = 8
 _SYNC = Remedy(advice="Synchronise the statistics over workers (convert_ to sync_batch_norm).")
 _FREEZE = Remedy(
-    advice="If you fine-tune, freeze the statistics (freeze_). Else move the running ones once in k forwards "
+    advice="If you fine-tune, freeze the statistics (freeze_). Else update the running ones once in k forwards "
     "(convert_(model, 'batch_norm', update_every=k)), or convert_ to group_norm."
 )
 
@@ -52,7 +52,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         step = one * times * workers
         what = " and ".join([f"{times} forwards"] * (times > 1) + [f"{workers} workers"] * (workers > 1))
         problem = (
-            f"It normalizes by {one:.3g} independent values per channel, while a step of the optimizer takes {what} "
+            f"It normalizes by {one:.3g} independent values per channel, while an optimizer step takes {what} "
             f"together, {step:.3g}."
         )
         small = one < FEWEST or samples * synchronised < FEWEST_SAMPLES
@@ -67,5 +67,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _left_out(norm: NormState, step: Step) -> tuple[int, int]:
-    """Return the forwards and workers of a step that its statistics are not taken over."""
+    """Return the forwards and workers of a step that a norm's statistics do not cover."""
     return step.accumulation, 1 if "sync" in norm.kind else step.world_size

@@ -5,8 +5,8 @@ Looks at: running_mean and running_var beyond 65,504, the largest number of floa
 Harm: ``model.half()`` turns them into infinity, and the channel's output in evaluation into its bias, whatever the
 input. A variance that large also means inputs that overflow in float16.
 
-Remedy: keep batch norms in float32 when the rest becomes half, or use bfloat16. Only you know whether the model is to
-be cast.
+Remedy: keep batch norms in float32 when the rest becomes half, or use bfloat16. Only you know whether the model will be
+cast.
 
 Threshold: 65,504.
 

@@ -1,18 +1,18 @@
 """A layer whose weight and bias are frozen while its statistics still follow the batches.
 
 Looks at: layers in training mode that keep running statistics and whose weight and bias both require no gradient, in a
-model of which other parameters are trained. With an optimizer, those that it leaves out, or moves at a rate of 0, with
+model with other parameters that are trained. With an optimizer, those that it leaves out, or moves at a rate of 0, with
 the linear layer before them.
 
-Harm: ``requires_grad=False`` freezes γ and β alone. In training the layer goes on normalizing by the batch and moving
-its running statistics, so a "frozen" backbone computes something else at every step, and ends with those of the new
-data. ``.eval()`` on the layer is undone by the next ``model.train()``.
+Harm: ``requires_grad=False`` freezes γ and β alone. In training the layer still normalizes by the batch and moves its
+running statistics, so a "frozen" backbone computes something else at every step, and ends with the statistics of the
+new data. ``.eval()`` on the layer is undone by the next ``model.train()``.
 
-Remedy: freeze the statistics as well; ``freeze_`` does so in a manner that survives ``model.train()``. Safe: it can be
-undone, and evaluation stays as it is.
+Remedy: freeze the statistics as well; ``freeze_`` does so in a way that survives ``model.train()``. Safe: it can be
+undone, and evaluation does not change.
 
-Threshold: none. A note in a frozen copy whose weights are near those of a part that learns, and not the same: target
-networks and averages of weights follow, and many are meant to normalize by the batch (BYOL, MoCo).
+Threshold: none. A note in a frozen copy whose weights are close to those of a part that learns, but not the same:
+target networks and averaged weights follow the original, and many normalize by the batch on purpose (BYOL, MoCo).
 
 Source: pytorch issue 86590; pytorch-lightning issue 15062.
 """
@@ -25,7 +25,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 _REMEDY = Remedy(
-    advice="Freeze the statistics too (freeze_), so that model.train() does not wake them.", treatment="freeze"
+    advice="Freeze the statistics too (freeze_), so that model.train() does not restart them.", treatment="freeze"
 )
 _PROBLEM = (
     "Its weight and bias are frozen ({}), but in training it still normalizes by the batch and moves "
@@ -45,14 +45,14 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _followers(evidence: Evidence) -> set[str]:
-    """Name the norms of frozen copies whose weights are not those of the original: they follow it, step by step."""
+    """Name the norms of frozen copies whose weights differ from the original's: they follow it step by step."""
     return {name for twins in evidence.twins if twins.frozen and twins.weights for pair in twins.norms for name in pair}
 
 
 def _left_out(evidence: Evidence) -> Iterator[str]:
     """Name the norms that the optimizer leaves out with the linear layer before them, while it moves other weights.
 
-    Where it moves the weights and not the norms, or the other way round, a second optimizer has the rest.
+    If it moves the weights and not the norms, or the reverse, a second optimizer has the rest.
     """
     if evidence.optimizer is None:
         return

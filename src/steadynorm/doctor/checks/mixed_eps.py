@@ -1,18 +1,18 @@
-"""Layers whose eps differs from the others', where that changes what they compute.
+"""Layers whose eps differs from the others' enough to change their output.
 
-Looks at: eps of all batch norms, and the gain 1/√(var + eps) of each channel by its own eps and by the one that most
-layers have.
+Looks at: eps of all batch norms, and the gain 1/√(var + eps) of each channel with its own eps and with that of most
+layers.
 
 Harm: eps belongs to the weights it was trained with. Ported from TensorFlow (0.001) into torch's default (0.00001), or
 the reverse, small channels get another gain, and the outputs drift with depth.
 
-Remedy: set eps to what the weights were trained with. Which of the two that is, only their origin tells, so ``treat_``
-takes that of most layers only where the score is better for it.
+Remedy: set eps to the value that the weights were trained with. Only their origin tells which of the two that is, so
+``treat_`` takes that of most layers only if it improves the score.
 
-Threshold: some channel's gain differs by more than a tenth. Below that the difference is within what one training run
-differs from the next. A note where the layer stands in a part of the model (a child of the root) with three batch norms
-or more and one eps of at most 0.01: backbone and head may be of different origin, as in torchvision's DeepLab on
-MobileNet. A larger one is a momentum in its place.
+Threshold: some channel's gain differs by more than a tenth. Smaller differences are within those between training runs.
+A note if the layer is in a part of the model (a child of the root) with three or more batch norms that share an eps of
+at most 0.01: backbone and head may have different origins, as in torchvision's DeepLab on MobileNet. A larger eps is a
+momentum in the wrong argument.
 
 Source: Cadene/pretrained-models.pytorch issue 5; huggingface/transformers pull 19454.
 """
@@ -29,9 +29,9 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 CHANGE = 0.1
 """Relative change of a channel's gain that counts."""
 LARGEST = 0.01
-"""eps that anybody takes on purpose."""
+"""Largest eps that is plausible as intended."""
 PART = 3
-"""Batch norms of a part of the model that have an eps of their own."""
+"""Fewest batch norms in a part of the model for which an eps of their own is plausible."""
 _REMEDY = Remedy(advice="Set eps to the value that these weights were trained with.")
 _TRY = Remedy(
     advice="Set eps to the value that these weights were trained with, such as most layers'.", treatment="eps"

@@ -1,16 +1,16 @@
-"""Layers that are in another mode than the model.
+"""Layers that are in a different mode from the model.
 
-Looks at: ``training`` of the model, of every batch norm, and of layers of one's own that keep running statistics.
+Looks at: ``training`` of the model, of every batch norm, and of custom layers with running statistics.
 
-Harm: a layer left in training inside a model that evaluates makes each prediction depend on the other images of its
-batch, and moves its running statistics with every one. The reverse, a layer that evaluates while the model trains, is
-what freezing by ``.eval()`` looks like; it is a note, because the next ``model.train()`` undoes it without a word. A
-few layers that evaluate and learn among many that train were forgotten: their weights change, their statistics do not.
+Harm: a layer left in training mode in a model that evaluates makes each prediction depend on the other images of its
+batch, and moves its running statistics with every forward. The reverse, a layer that evaluates while the model trains,
+is what freezing by ``.eval()`` looks like; it is a note, because the next ``model.train()`` silently undoes it. A few
+layers that evaluate and learn among many that train were forgotten: their weights change, their statistics do not.
 
 Remedy: call ``model.eval()`` before predictions. A layer that is frozen on purpose: ``freeze_``. Safe.
 
-Threshold: none. A layer that evaluates while the model trains is a warning where it learns, at most two do so, and four
-times as many of the model's train.
+Threshold: none. A layer that evaluates while the model trains is a warning if it learns, at most two layers do so, and
+at least four times as many train.
 
 Source: unbiased-teacher issue 47; CenterPoint issue 168.
 """
@@ -24,8 +24,8 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 FEW = 2
 _EVALUATE = Remedy(advice="Call model.eval() before predictions.", treatment="evaluate")
-_TRAIN = Remedy(advice="Call model.train() before training goes on; freeze_ the layer if it is meant to stay so.")
-_FREEZE = Remedy(advice="If it is meant to stay so, freeze it with freeze_: the next model.train() undoes this.")
+_TRAIN = Remedy(advice="Call model.train() before training continues; freeze_ the layer if this is intended.")
+_FREEZE = Remedy(advice="If this is intended, freeze it with freeze_: the next model.train() undoes the mode.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -41,11 +41,11 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             )
             yield at(norm, Severity.WARNING, problem, _EVALUATE)
         elif evidence.training and _stands_still(norm):
-            problem = "It evaluates while the model trains, so its running statistics stand still."
+            problem = "It evaluates while the model trains, so its running statistics do not move."
             severity, remedy = Severity.NOTE, _FREEZE
             if forgotten and norm.learns:
                 severity, remedy = Severity.WARNING, _TRAIN
-                problem = f"{problem} Almost all others train, and its weight and bias learn: it was left behind."
+                problem = f"{problem} Almost all others train, and its weight and bias learn: it was forgotten."
             yield at(norm, severity, problem, remedy)
 
 

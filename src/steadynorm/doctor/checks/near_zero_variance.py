@@ -1,19 +1,19 @@
 """Channels whose running variance is far below eps.
 
-Looks at: running_var beside eps, and beside the variance of the batches where they are given.
+Looks at: running_var compared with eps, and with the variance of the batches if they are given.
 
 Harm: the channel's input hardly varies on training data, so eps alone decides its gain, up to γ/√eps, some 316 with the
-usual eps. Harmless on data like those; on shifted data, where the input does vary, the gain blows it up. Rounding and
-quantisation noise are amplified in the same way. If all channels are like this (inputs scaled twice, for instance), the
-layer does not normalize: its output is a small fraction of what the next layers expect.
+usual eps. This is harmless on similar data; on shifted data, where the input does vary, the gain amplifies it. Rounding
+and quantisation noise are amplified in the same way. If all channels are like this (inputs scaled twice, for instance),
+the layer does not normalize: its output is a small fraction of what the next layers expect.
 
-Remedy: see what feeds the channel: a dead filter or ReLU, or a scale that is applied twice. Where the batches' input
-does vary, measure the statistics again (``recalibrate_``).
+Remedy: find what feeds the channel: a dead filter or ReLU, or a scale that is applied twice. If the input varies in the
+batches, measure the statistics again (``recalibrate_``).
 
 Threshold: a variance below a hundredth of eps, in more than a fifth of a layer's channels that have a weight. Single
-dead filters are usual in trained networks and say nothing. A note; a warning where as many of these channels vary in
-the batches, by at least a third of the layer's usual deviation, and are blown up tenfold or more; and where nine tenths
-of the channels are that small.
+dead filters are usual in trained networks and do not count. A note; a warning if as many of these channels vary in the
+batches, by at least a third of the layer's usual deviation, and are amplified tenfold or more; and if nine tenths of
+the channels are that small.
 
 Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), the role of eps.
 """
@@ -35,11 +35,11 @@ BELOW = 0.01
 SHARE, NEARLY_ALL = 0.2, 0.9
 """Of a layer's channels."""
 USUAL, BLOWN_UP = 1 / 3, 10.0
-"""Of the layer's usual deviation, and times the root of eps, from which on a channel's input varies."""
-_REMEDY = Remedy(advice="See what feeds them: dead filters, or an activation that is always 0.")
-_SCALE = Remedy(advice="See whether its input is scaled twice, or by far too much; or give it a smaller eps.")
+"""A channel's input varies above this fraction of the layer's usual deviation and this multiple of √eps."""
+_REMEDY = Remedy(advice="Find what feeds them: dead filters, or an activation that is always 0.")
+_SCALE = Remedy(advice="Check whether its input is scaled twice, or by far too much; or use a smaller eps.")
 _MEASURE = Remedy(
-    advice="Measure the statistics again on training images (recalibrate_): what was measured did not vary.",
+    advice="Measure the statistics again on training images (recalibrate_): the data measured so far did not vary.",
     treatment="recalibrate",
 )
 
@@ -56,25 +56,25 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         if alive > SHARE * of:
             problem = (
                 f"The running variance of {alive} of {of} channels is below {BELOW:g} of eps, while their input varies "
-                "in the batches as that of other channels does: they are blown up by up to γ/√eps."
+                "in the batches as in other channels: they are amplified by up to γ/√eps."
             )
             yield at(norm, Severity.WARNING, problem, _MEASURE, channels=alive, of=of)
         elif number >= NEARLY_ALL * of > 0:
             problem = (
-                f"The running variance of {number} of {of} channels is below {BELOW:g} of eps: it does not normalize, "
-                "and gives less than a tenth of a standard deviation."
+                f"The running variance of {number} of {of} channels is below {BELOW:g} of eps: it does not normalize: "
+                "its output is less than a tenth of a standard deviation."
             )
             yield at(norm, Severity.WARNING, problem, _SCALE, channels=number, of=of)
         elif number > SHARE * of:
             problem = (
-                f"The running variance of {number} of {of} channels is below {BELOW:g} of eps, so eps makes their "
-                "gain; input that varies more than in training is blown up."
+                f"The running variance of {number} of {of} channels is below {BELOW:g} of eps, so eps sets their "
+                "gain; input that varies more than in training is amplified."
             )
             yield at(norm, Severity.NOTE, problem, _REMEDY, channels=number, of=of)
 
 
 def _varies(evidence: Evidence, norm: NormState) -> Tensor:
-    """Tell of each channel whether its input varies in the batches, beside eps and the layer's usual channel."""
+    """Tell for each channel whether its input varies in the batches, relative to eps and the layer's usual channel."""
     assert norm.var is not None
     seen = () if evidence.described is None else evidence.described.sightings.get(norm.name, ())
     if not seen:

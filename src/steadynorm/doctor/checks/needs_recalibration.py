@@ -1,17 +1,17 @@
 """Statistics measured now would give a better model.
 
 Looks at: the score on every second batch, in evaluation, before and after the statistics are measured on the others (in
-one pass; the model is put back). By turns, so that data in an order are in both.
+one pass; the model is restored). Alternating batches put ordered data into both halves.
 
-Harm: weights and statistics do not belong together. Pruning, quantising, merging, averaging (EMA, SWA) and slicing
-change weights and leave statistics; so does an average that lags behind a large learning rate.
+Harm: weights and statistics do not match. Pruning, quantising, merging, averaging (EMA, SWA) and slicing change weights
+but not statistics; with a large learning rate the running average lags behind.
 
-Remedy: measure the statistics again on training data (``recalibrate_``). Safe where the batches are like the data that
-the model will see; it can be undone.
+Remedy: measure the statistics again on training data (``recalibrate_``). Safe if the batches resemble the data that the
+model will see; it can be undone.
 
 Threshold: as for ``train-eval-gap``, on images that the statistics have not seen. And some layer's running statistics
-are an eighth of a standard deviation off, beyond sampling: where they are those of the batches, what a few batches give
-is chance. Up to three layers are named where they stand out as they do for ``train-eval-gap``.
+are an eighth of a standard deviation off, beyond sampling: if they match the batches, the gain from a few batches is
+chance. Up to three layers are named if they stand out as for ``train-eval-gap``.
 
 Source: Izmailov et al. 2018 (arXiv 1803.05407), section 3.2; Wu & Johnson 2021 (arXiv 2105.07576).
 """

@@ -2,11 +2,11 @@
 
 Looks at: running_var.
 
-Harm: the square root in evaluation gives NaN where var + eps < 0, and a wrong gain where it is not. Averages of
-weights that extrapolate, quantised buffers, and E[x²] − E[x]² in low precision leave such numbers.
+Harm: the square root in evaluation gives NaN where var + eps < 0, and a wrong gain where it is not. Causes: averages of
+weights that extrapolate, quantised buffers, and E[x²] − E[x]² in low precision.
 
-Remedy: set these channels to what healthy batches say, or to variance 1 without batches. Safe: a negative variance
-means nothing.
+Remedy: set these channels to the statistics of healthy batches, or to variance 1 without batches. Safe: a negative
+variance has no meaning.
 
 Threshold: none.
 

@@ -2,12 +2,13 @@
 
 Looks at: running_mean and running_var of every layer that has them.
 
-Harm: every output in evaluation stays NaN: an exponential average never forgets NaN or infinity, however many
-clean batches follow. Training looks healthy, since it normalizes by the batch. One overflow is enough; a gradient
-scaler skips the optimizer's step for such a batch, and not the update of the running statistics.
+Harm: every output in evaluation stays NaN: an exponential average never forgets NaN or infinity, however many clean
+batches follow. Training looks healthy, since it normalizes by the batch. One overflow is enough; a gradient scaler
+skips the optimizer's step for such a batch, but not the update of the running statistics.
 
-Remedy: set the corrupted channels to what healthy batches say, or to mean 0 and variance 1 without batches; the others
-keep theirs. Layers of steadynorm skip such batches with ``nonfinite="skip"``. Safe: the corrupted numbers mean nothing.
+Remedy: set the corrupted channels to the statistics of healthy batches, or to mean 0 and variance 1 without batches;
+the others keep theirs. Layers of steadynorm skip such batches with ``nonfinite="skip"``. Safe: the corrupted values
+have no meaning.
 
 Threshold: none.
 

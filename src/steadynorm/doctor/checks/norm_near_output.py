@@ -1,16 +1,16 @@
 """A batch norm as the last layer of a model.
 
-Looks at: whether the last module of a model that is an nn.Sequential, all the way down, is a batch norm.
+Looks at: whether the last module of a model made of nested nn.Sequential is a batch norm.
 
-Harm: batch norm takes away the scale and the offset that a regression or an image must have, and brings them back for
-the average of a batch only; predictions depend on the rest of the batch in training. Projection heads of
-self-supervised methods end in a batch norm on purpose.
+Harm: batch norm removes the scale and offset that a regression or an image needs, and restores them only for the
+average of a batch; predictions depend on the rest of the batch in training. Projection heads of self-supervised methods
+end in a batch norm on purpose.
 
-Remedy: put a linear layer after it, or take it away.
+Remedy: put a linear layer after it, or remove it.
 
 Threshold: none.
 
-Source: Lim et al. 2017 (arXiv 1707.02921), which takes batch norm out of super-resolution.
+Source: Lim et al. 2017 (arXiv 1707.02921), which removes batch norm from super-resolution.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 ONLY_NOTES = True
-_REMEDY = Remedy(advice="Put a linear layer after it or take it away, if outputs have a scale that matters.")
+_REMEDY = Remedy(advice="Put a linear layer after it or remove it, if the scale of the outputs matters.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:

@@ -1,20 +1,20 @@
 """Batches that are not drawn at random from the data.
 
-Looks at: the means of single samples at up to eight layers, with each class's mean taken away where there are labels,
-and whether those of one batch are more alike than those of different batches.
+Looks at: the means of single samples at up to eight layers, without their class's mean if there are labels, and whether
+those of one batch are more alike than those of different batches.
 
 Harm: if a batch comes from one video, patient or other source, its statistics are those of that source and reveal what
-the samples have in common. Training normalizes that away, or learns to use it; evaluation with running statistics does
-not have it. Training loss falls and validation loss does not; test accuracy depends on the order.
+the samples have in common. Training removes this information, or learns to use it; evaluation with running statistics
+does not have it. Training loss falls and validation loss does not; test accuracy depends on the order.
 
-Remedy: shuffle the training data (``shuffle=True``), and over workers too. Where order is the task's (contrastive
-pairs), shuffle what batch norm sees, or use a norm that does not mix samples.
+Remedy: shuffle the training data (``shuffle=True``), also across workers. If the task needs an order (contrastive
+pairs), shuffle the input of batch norm, or use a norm that does not mix samples.
 
 Threshold: the batches' means vary more than in each of 999 random arrangements of the same samples, over all layers
-together: a false-alarm rate of 1/1000 for a diagnosis. And at least twice as much as by chance. Looked at where a layer
-trains. Unequal classes are ``single-class-batch``. Where the second half of each batch has the labels of the first, it
-is taken for a second view of the same images, and the first is looked at. Not looked at where labels are shares of
-classes: mixup and cutmix give all samples of a batch one share, so that those of one batch are alike.
+together: a false-alarm rate of 1/1000 for a diagnosis. And at least twice as much as by chance. Checked if a layer
+trains. Unequal classes are ``single-class-batch``. If the second half of each batch has the labels of the first, it
+counts as a second view of the same images, and only the first half is checked. Not checked if labels are shares of
+classes: mixup and cutmix give all samples of a batch the same share, so those of one batch are alike.
 
 Source: moco issue 137; warpem/miss-alignment issue 6; Anderson 2001, "A new method for non-parametric multivariate
 analysis of variance".
@@ -35,7 +35,7 @@ NEEDS = ("batches",)
 FACTOR = 2.0
 FEWEST = 4
 """Batches."""
-_REMEDY = Remedy(advice="Shuffle the training data (shuffle=True), so that a batch has samples from everywhere.")
+_REMEDY = Remedy(advice="Shuffle the training data (shuffle=True), so that a batch mixes samples from all sources.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -57,7 +57,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _batch_means(samples: Samples) -> Tensor:
-    """Give contrasts of each batch's mean with that of all, whose squares add up to the variation between batches."""
+    """Give contrasts of each batch's mean with the overall mean; their squares sum to the variation between batches."""
     each = torch.stack([(samples.batch == batch).double() for batch in sorted(set(samples.batch.tolist()))])
     size = each.sum(1, keepdim=True)
     return (each / size - 1 / len(samples.batch)) * size.sqrt()

@@ -1,20 +1,20 @@
-"""Running statistics of a few channels that lie far beyond everything the batches show.
+"""Running statistics of a few channels that are far outside the range of the batches.
 
-Looks at: for each channel, running variance beside the batches' variance, and running mean beside their mean; beside
-those of the reference batches, where they are given: of other data the running statistics may be far off.
+Looks at: for each channel, the running variance compared with the batches' variance, and the running mean with their
+mean; with those of the reference batches, if they are given: the running statistics may be far from other data.
 
 Harm: one batch with an outlier (a corrupt image, an overflow short of infinity) raises a running variance by orders of
-magnitude; an exponential average needs 1/momentum·log(size) clean batches to forget it. Until then the channel gives
-nearly its bias. A channel that was constant while statistics were measured, such as a stuck sensor, has a running
+magnitude; an exponential average needs 1/momentum·log(size) clean batches to forget it. Until then the channel's output
+is nearly its bias. A channel that was constant while statistics were measured, such as a stuck sensor, has a running
 variance near 0, and is amplified when it varies.
 
-Remedy: measure the statistics again. Safe where the batches are like the training data.
+Remedy: measure the statistics again. Safe if the batches resemble the training data.
 
-Threshold: a standard deviation more than 10 times that of the batches in a channel, or less than a hundredth of it, or
-a mean more than 30 of them off; in less than half of the channels, and no more than twice in the median channel: a
-shift of the data moves most channels together, an outlier does not. A channel whose input hardly varies counts as one
-of a third of the layer's usual deviation: where a filter has died, or a rare feature is absent, the batches are unusual
-and not the estimates.
+Threshold: in a channel, a running standard deviation more than 10 times that of the batches, or less than a hundredth
+of it, or a mean more than 30 of these off; in less than half of the channels, and at most twice in the median channel:
+a shift of the data moves most channels together, an outlier does not. A channel whose input hardly varies counts as
+having a third of the layer's usual deviation: if a filter has died, or a rare feature is absent, the batches are
+unusual, not the running statistics.
 
 Source: pytorch issue 90342.
 """
@@ -31,7 +31,7 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 NEEDS = ("batches",)
 FACTOR, FAR, AWAY, USUAL, LEAST = 10.0, 100.0, 30.0, 2.0, 1 / 3
 _REMEDY = Remedy(
-    advice="Measure the statistics again on training images (recalibrate_), and look for the batch that did it.",
+    advice="Measure the statistics again on training images (recalibrate_), and look for the batch that caused this.",
     treatment="recalibrate",
 )
 

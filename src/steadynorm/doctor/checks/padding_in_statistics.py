@@ -1,19 +1,19 @@
-"""Padding that is counted as data.
+"""Padding that counts as data.
 
-Looks at: positions at the start and the end of each sample that repeat their neighbours exactly, in every channel, as
-zeros do and what layers make of them; and the moments with and without them.
+Looks at: positions at the start and the end of each sample that repeat their neighbours exactly in every channel, as
+zeros do, and zeros that layers have mapped; and the moments with and without them.
 
 Harm: padding pulls the mean towards its own value and the variance towards 0. The effect depends on the lengths in the
 batch: mixed lengths are normalized differently from equal ones, and evaluation has another fraction of padding than
 training.
 
 Remedy: a batch norm that takes a mask or lengths (``convert_`` to masked_batch_norm, and pass ``lengths``), or batches
-of sequences of like length.
+of sequences of similar length.
 
 Threshold: a tenth of all positions, in numbers that differ from sample to sample, and moments that are a tenth of a
 standard deviation apart. A warning along time, and in images whose content ends in a straight line: at most a quarter
-of the rows or columns next to the padding is as the padding is. Else a note, since a plain background looks alike: of
-rows next to the margins of handwritten digits most is background.
+of the rows or columns next to the padding equals it. Otherwise a note, since a plain background looks the same: most of
+the rows next to the margins of handwritten digits are background.
 
 Source: pytorch issue 70529; Multilingual_Text_to_Speech issue 81.
 """
@@ -30,7 +30,7 @@ from steadynorm.statistics import Moments
 
 NEEDS = ("batches",)
 SHARE, APART, BACKGROUND = 0.1, 0.1, 0.25
-_REMEDY = Remedy(advice="Use masked_batch_norm with lengths or a mask (convert_), or batches of like lengths.")
+_REMEDY = Remedy(advice="Use masked_batch_norm with lengths or a mask (convert_), or batches of similar lengths.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -45,7 +45,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         distance = sum(_distance(each, padding, norm.eps) for each, padding in found) / len(seen)
         if share > SHARE and distance > APART and any(padding.ragged for _, padding in found):
             problem = (
-                f"{100 * share:.0f} % of its positions look like padding (they repeat each other), and move its "
+                f"{100 * share:.0f} % of its positions look like padding (they repeat each other) and move its "
                 f"statistics by {distance:.2g} standard deviations."
             )
             plain = sum(padding.background for _, padding in found) / len(found)
@@ -55,6 +55,6 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _distance(seen: Sighting, padding: Padding, eps: float) -> float:
-    """Return how far padding moves the moments of a batch."""
+    """Return the distance by which padding moves the moments of a batch."""
     whole = Moments(mean=seen.mean, var=seen.var, count=1)
     return apart(whole, Moments(mean=padding.mean, var=padding.var, count=1), eps=eps)

@@ -1,4 +1,4 @@
-"""Ranks whose running statistics are not the same.
+"""Ranks whose running statistics differ.
 
 Looks at: the running statistics of every rank, from a state dict of each, or gathered over a process group.
 
@@ -6,13 +6,13 @@ Harm: each rank evaluates a different model, and the checkpoint of rank 0 scores
 ranks. The causes are ``broadcast_buffers=False``, wrappers other than torch's, and recalibration on each rank's own
 data.
 
-Remedy: make one of them, over all ranks' values (``merge_statistics``), or measure them with a process group
+Remedy: merge the statistics of all ranks (``merge_statistics``), or measure them with a process group
 (``recalibrate_``). Safe.
 
-Threshold: one step apart is how DistributedDataParallel leaves them between two forwards: every rank's own batch with
-the weight of the momentum. So a note up to the momentum times half a standard deviation (root mean square over
-channels, of the rank that is furthest from the mean of all), a warning beyond. An error where some ranks' are no
-numbers.
+Threshold: DistributedDataParallel leaves the ranks one step apart between two forwards: every rank has its own batch
+with the weight of the momentum. So a note up to the momentum times half a standard deviation (root mean square over
+channels, for the rank that is furthest from the mean of all), a warning beyond. An error if some ranks' statistics are
+not finite.
 
 Source: pytorch issue 13711; pytorch-image-models issue 110; mmpose issue 998.
 """
@@ -31,8 +31,8 @@ from steadynorm.statistics import Moments
 NEEDS = ("ranks",)
 SHARE = 0.5
 USUAL = 0.1
-"""Momentum that is assumed where a layer has none."""
-_REMEDY = Remedy(advice="Make one of all ranks' statistics (merge_statistics) before evaluating or saving.")
+"""Momentum that is assumed if a layer has none."""
+_REMEDY = Remedy(advice="Merge all ranks' statistics (merge_statistics) before evaluating or saving.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -45,14 +45,14 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         wrong = _without_numbers(stored)
         if wrong:
             if len(wrong) < len(stored.means):
-                problem = f"Its running statistics are no numbers on rank {wrong[0]}, and are on others."
+                problem = f"Its running statistics are not valid numbers on rank {wrong[0]}, but are on others."
                 yield at(norm, Severity.ERROR, problem, _REMEDY, rank=wrong[0])
             continue
         distance, rank = _furthest(stored, norm.eps)
         known = SHARE * (norm.momentum if norm.momentum is not None else USUAL)
         problem = (
             f"Its running statistics differ over {len(stored.means)} ranks: those of rank {rank} are {distance:.2g} "
-            "standard deviations from their mean, so each rank evaluates another model."
+            "standard deviations from their mean, so each rank evaluates a different model."
         )
         severity = Severity.WARNING if distance > known else Severity.NOTE
         yield at(norm, severity, problem, _REMEDY, distance=distance, rank=rank)

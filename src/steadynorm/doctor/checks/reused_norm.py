@@ -1,18 +1,18 @@
-"""One batch norm that is called several times in a forward, on inputs that are not alike.
+"""A batch norm that is called several times in a forward, on inputs with different statistics.
 
 Looks at: the moments of each call's inputs, in evaluation.
 
 Harm: the running statistics are an average over calls that differ (levels of a pyramid, time steps), and fit none of
 them; each call also updates them, so they follow the batches that many times as fast.
 
-Remedy: one batch norm for each call with weights of its own, or shared weights and statistics of their own.
+Remedy: one batch norm for each call, or shared weight and bias with separate statistics.
 
 Threshold: the means of two calls are more than half a standard deviation apart, or their standard deviations by more
-than a factor of e^½ (root mean square over channels), beyond three standard errors. A note; a warning where statistics
-that are measured now, over all calls, still give an evaluation that is worse than by each call's own, beyond chance as
-for ``train-eval-gap`` and by a fifth. A pyramid whose levels share a head lost up to a tenth, and was built so. Also a
-warning where the layer is called more often than any convolution or linear layer: what it is called on comes from other
-weights each time, and no architecture shares a norm alone.
+than a factor of e^½ (root mean square over channels), beyond three standard errors. A note; a warning if statistics
+measured now, over all calls, still give a worse evaluation than each call's own statistics, beyond chance as for
+``train-eval-gap`` and by a fifth. A pyramid whose levels share a head by design lost up to a tenth. Also a warning if
+the layer is called more often than any convolution or linear layer: its inputs come from different weights each time,
+and no architecture shares a norm alone.
 
 Source: mmdetection issue 6515; efficientdet-pytorch issue 53.
 """
@@ -28,7 +28,7 @@ from steadynorm.doctor.shared import shared_by
 
 NEEDS = ("batches",)
 SHARE = 0.2
-"""Of the score, lost by sharing alone: then it is a warning."""
+"""Fraction of the score lost by sharing alone that makes it a warning."""
 _REMEDY = Remedy(advice="Give each call a batch norm of its own; weight and bias may be shared.")
 
 

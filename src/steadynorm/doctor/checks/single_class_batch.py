@@ -1,19 +1,19 @@
 """Batches of one class, or ordered by class.
 
-Looks at: the labels of each batch beside those of all batches.
+Looks at: the labels of each batch compared with those of all batches.
 
 Harm: in training the mean of such a batch is its class's mean, which batch norm subtracts, and the running statistics
-swing from class to class: evaluation uses statistics that no batch had. In evaluation nothing depends on the order,
-but a model that adapts to its batches loses its classes.
+swing from class to class: evaluation uses statistics that no batch had. Evaluation does not depend on the order, but a
+model that adapts to its batches loses its classes.
 
 Remedy: shuffle the training data (``shuffle=True``).
 
 Threshold: a chi-squared test of equal shares of classes in all batches, at a false-alarm rate of 10⁻⁶, and a statistic
 of 0.25 for each sample beyond chance: batches of one class have K − 1, of four classes of ten 1.5, and images in the
-order of their contrast, which tells a little of their class, 0.18. Looked at where a layer trains. Two views of the
-same images, one behind the other, count once, and so do up to four copies of each image side by side, as of repeated
-augmentation, unless half of the batches have one class alone. At least 256 samples that all have one label, of a model
-with three outputs or more that knows it better than chance, are the beginning of data in the order of their classes.
+order of their contrast, which correlates weakly with their class, 0.18. Checked if a layer trains. Two views of the
+same images, one after the other, count once, and so do up to four adjacent copies of each image, as from repeated
+augmentation, unless half of the batches have only one class. At least 256 samples that all have one label, for a model
+with three or more outputs that predicts it better than chance, are the beginning of data sorted by class.
 
 Source: pytorch issue 4741's thread; Ioffe 2017 (arXiv 1702.03275), section 4.3.
 """
@@ -35,8 +35,8 @@ NEEDS = ("batches",)
 FALSE_ALARMS, UNEVEN = 1e-6, 0.25
 MOST_COPIES = 4
 FEWEST = 256
-"""Samples of one label that say something, where there are three classes or more: of 99 % they have it in 8 %."""
-_HARM = "Batch norm in training takes their difference away."
+"""Fewest samples of one label that count, with three or more classes: a class of 99 % gives them in 8 % of cases."""
+_HARM = "Batch norm in training removes their difference."
 _REMEDY = Remedy(advice="Shuffle the training data (shuffle=True).")
 
 
@@ -47,7 +47,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     classes = tuple(each for each in evidence.batches.classes if each)
     single = sum(len(each) == 1 and sum(each.values()) > 1 for each in classes)
     if 2 * single >= len(classes):
-        pass  # copies and views of one class are of one class
+        pass  # copies and views of one class have one class
     elif are_two_views(labels):
         classes = tuple(Counter(each[: len(each) // 2]) for each in labels)
     elif (copies := _copies(labels)) > 1:
@@ -57,22 +57,22 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         return
     samples, outputs = sum(sum(each.values()) for each in classes), evidence.batches.outputs
     if samples >= FEWEST and outputs > 2 and len(set().union(*classes)) == 1 and _knows_classes(evidence.batches):
-        problem = f"All {samples} samples have one label, of {outputs}: the data come class by class."
+        problem = f"All {samples} samples have one label, of {outputs}: the data are sorted by class."
         yield at(first, Severity.WARNING, f"{problem} {_HARM}", _REMEDY)
         return
     statistic, freedom = _chi_squared(classes)
     if _probability(statistic, freedom) >= FALSE_ALARMS or statistic - freedom < UNEVEN * samples:
         return
     problem = (
-        f"{single} of {len(classes)} batches have one class alone."
+        f"{single} of {len(classes)} batches have only one class."
         if single
-        else "The classes are not spread over the batches as chance would: the data are ordered."
+        else "The classes are not distributed over the batches at random: the data are ordered."
     )
     yield at(first, Severity.WARNING, f"{problem} {_HARM}", _REMEDY)
 
 
 def _knows_classes(runs: Runs) -> bool:
-    """Return whether the labels are classes that the model tells apart better than chance, and no dummy's."""
+    """Return whether the labels are real classes that the model predicts better than chance."""
     scores = [each for each in runs.evaluation if math.isfinite(each)]
     mean = sum(scores) / len(scores) if scores else math.nan
     if runs.score == "cross-entropy":
@@ -81,7 +81,7 @@ def _knows_classes(runs: Runs) -> bool:
 
 
 def _copies(labels: Sequence[Sequence[int]]) -> int:
-    """Return how many neighbours share a label everywhere, up to four, as where each image is drawn that many times."""
+    """Return how many neighbours always share a label, up to four, as if each image were drawn that many times."""
     return next(
         (
             number

@@ -1,22 +1,22 @@
-"""Running statistics of a trained layer that are still those of a new one.
+"""Running statistics of a trained layer that still have their initial values.
 
 Looks at: whether running_mean is exactly 0 and running_var exactly 1 in every channel, while the layer's counter or its
-weight and bias say that it has been trained. Whether one of the two is, where batches show that this is not theirs.
+weight and bias show that it has been trained. Also whether one of the two is, if the batches' own value differs.
 
-Harm: in evaluation the layer normalizes by numbers that come from no batch, so accuracy is near chance. Statistics are
-buffers: they are lost where ``parameters()`` are saved, sent, averaged or merged in place of ``state_dict()``, where a
-checkpoint without them is loaded with strict=False, and where momentum is 0.
+Harm: in evaluation the layer normalizes by values that come from no batch, so accuracy is near chance. Statistics are
+buffers: they are lost when ``parameters()`` are saved, sent, averaged or merged instead of ``state_dict()``, when a
+checkpoint without them is loaded with strict=False, and when momentum is 0.
 
-Remedy: load them from a full checkpoint, or measure them again on a few hundred training images. Safe: the numbers
-there describe no data. A frozen layer is left to you: in files of detectron its weight and bias have the statistics
-in them.
+Remedy: load them from a full checkpoint, or measure them again on a few hundred training images. Safe: the current
+values describe no data. Decide for a frozen layer yourself: in detectron's files its weight and bias include the
+statistics.
 
-Threshold: none; a batch of real numbers never gives exactly 0 and 1 in all channels. A layer that is new in every
-respect is a warning where the model evaluates and batches reach it, as after keys were renamed; else a note. One of the
-two alone can be so on purpose, as where a mean was folded away: there the batches' own must be an eighth of a standard
-deviation off, root mean square over channels and beyond sampling. Where weight and bias are buffers, as in frozen
-layers, and it is so in all of these, it is an error where the batches' own statistics score better, a note where
-they do not, and a warning without a score.
+Threshold: none; real data never give exactly 0 and 1 in all channels. A layer that is new in every respect is a warning
+if the model evaluates and batches reach it, as after keys were renamed; else a note. One of the two alone can be
+intended, as when a mean was folded into a bias: then the batches' own value must be an eighth of a standard deviation
+off, root mean square over channels and beyond sampling. If weight and bias are buffers, as in frozen layers, and all of
+these layers have initial statistics, it is an error if the batches' own statistics score better, a note if they do not,
+and a warning without a score.
 
 Source: torch issues; huggingface/peft issue 1732; PFLlib issue 260; maskrcnn-benchmark issue 267.
 """
@@ -36,7 +36,7 @@ _REMEDY = Remedy(
     treatment="recalibrate",
 )
 _FROZEN = Remedy(
-    advice="If they are not in its weight and bias already, load the statistics that belong to these.",
+    advice="If its weight and bias do not already include them, load the statistics that belong to these.",
 )
 
 
@@ -57,7 +57,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         elif _others_moved(evidence, norm):
             problem = _problem("while those of other layers are not")
             if evidence.training or not _is_reached(evidence, norm):
-                problem += " The layer may be one that the data never reach."
+                problem += " Perhaps the data never reach the layer."
                 yield at(norm, Severity.NOTE, problem, _REMEDY)
             else:
                 problem += " The batches reach it, so its weights may not have been loaded either."
@@ -65,7 +65,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _of_constants(evidence: Evidence) -> Severity:
-    """Say how bad it is where all numbers are buffers: the statistics may be in its weight and bias."""
+    """Give the severity if all values are buffers: weight and bias may include the statistics."""
     alike = [each for each in evidence.norms if each.mean is not None and not each.affine]
     if not all(each.at_start for each in alike):
         return Severity.ERROR
@@ -77,7 +77,7 @@ def _of_constants(evidence: Evidence) -> Severity:
 
 
 def _half(evidence: Evidence, norm: NormState) -> Iterator[Finding]:
-    """Find a mean or a variance alone that is a new layer's, and not that of the batches."""
+    """Find a mean or a variance alone that has its initial value, and not that of the batches."""
     if norm.mean is None or norm.var is None or norm.is_frozen or len(norm.mean) < 2:
         return
     known = evidence.described

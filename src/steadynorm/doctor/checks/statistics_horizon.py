@@ -1,21 +1,21 @@
-"""Running statistics that still remember their start.
+"""Running statistics that still contain their initial values.
 
-Looks at: momentum and the counter of batches. After n batches the start, mean 0 and variance 1, has the weight
-(1 − momentum)ⁿ, and the batches' own average is what is left when that is taken away.
+Looks at: momentum and the counter of batches. After n batches the start, mean 0 and variance 1, has the weight (1 −
+momentum)ⁿ; removing it leaves the batches' own average.
 
 Harm: with momentum 0.01 and 100 steps more than a third of the running statistics is still the start, so evaluation
-normalizes by numbers that lie between it and the data's. It shows as a gap between training and evaluation that
-closes with the number of steps: short trainings, few steps an epoch, a small momentum.
+normalizes by values between it and the data's. It shows as a gap between training and evaluation that closes with the
+number of steps: short trainings, few steps per epoch, a small momentum.
 
 Remedy: measure the statistics (``recalibrate_``), train longer, or raise the momentum. Safe.
 
-Threshold: taking the start away moves some channel by more than a tenth of a standard deviation, or its standard
-deviation by more than a tenth. A layer whose running variance is smaller than the start's weight cannot have begun
-there (its counter was reset, or its statistics are a plain average); it is left alone, and so are all layers of the
-same counter and momentum, which have the same history. Where batches were given, taking the start away must also bring
-the running statistics nearer to them by more than sampling explains, and by half of the squared distance: statistics
-that were measured since have no start, and of a layer behind another fault the batches say little. A note where the
-layer trains and less than a twentieth is left, which goes with the next steps.
+Threshold: removing the start moves some channel by more than a tenth of a standard deviation, or its standard deviation
+by more than a tenth. A layer whose running variance is smaller than the start's weight cannot have begun there (its
+counter was reset, or its statistics are a plain average); it is skipped, and so are all layers with the same counter
+and momentum, which have the same history. If batches were given, removing the start must also bring the running
+statistics nearer to them by more than sampling explains, and by half of the squared distance: statistics that were
+measured since contain no start, and batches say little about a layer after another fault. A note if the layer trains
+and less than a twentieth is left, which vanishes with the next steps.
 
 Source: the exponential average of torch.nn.functional.batch_norm written out.
 """
@@ -32,11 +32,11 @@ from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 CHANGE = 0.1
-"""Change that counts: of a mean in standard deviations, of a standard deviation relative to itself."""
+"""Smallest change that counts: of a mean in standard deviations, of a standard deviation relative to itself."""
 SOON = 0.05
-"""What may be left of the start in a training, which takes it away: three times as many batches as 1/momentum."""
+"""Weight of the start that training may leave, since it vanishes: after three times 1/momentum batches."""
 EXPLAINED = 0.5
-"""Of the squared distance from the batches, at least, that the start must explain."""
+"""Smallest fraction of the squared distance from the batches that the start must explain."""
 _REMEDY = Remedy(
     advice="Measure the statistics on training images (recalibrate_), or raise the momentum.", treatment="recalibrate"
 )
@@ -63,7 +63,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _contradicted(evidence: Evidence, norm: NormState, weight: float) -> bool:
-    """Return whether taking the start away brings the running statistics hardly nearer to the batches, or by chance."""
+    """Return whether removing the start brings the running statistics no nearer to the batches, beyond chance."""
     seen = () if evidence.described is None else evidence.described.sightings.get(norm.name, ())
     stored = distance_of(norm, seen)
     if stored is None:
@@ -94,7 +94,7 @@ def _began_elsewhere(norm: NormState) -> bool:
 
 
 def _largest_change(mean: Tensor, var: Tensor, eps: float, weight: float) -> float | None:
-    """Return how far the batches' own average is from the running statistics; None where these are no numbers."""
+    """Return the distance of the batches' own average from the running statistics; None if these are not finite."""
     if not (mean.isfinite() & var.isfinite()).all():
         return None
     own_mean, own_var = _without_start(mean, var, weight)

@@ -1,13 +1,13 @@
-"""Running statistics that move though every module evaluates.
+"""Running statistics that move in evaluation mode.
 
-Looks at: running_mean and running_var, and buffers of any module that are called a mean, a variance or a
-deviation, before and after one forward with every module in evaluation.
+Looks at: running_mean and running_var, and buffers of any module that are named as a mean, variance or deviation,
+before and after one forward with every module in evaluation.
 
 Harm: validation, a teacher's forward or a prediction changes the model: results depend on the order of the data, and
 validation data leak into the statistics.
 
-Remedy: look for a forward that calls batch norm with ``training=True`` or switches modes by itself. Only you can, in
-the model's code.
+Remedy: look for a forward that calls batch norm with ``training=True`` or switches modes by itself. This needs a change
+of the model's code.
 
 Threshold: none; any bit.
 

@@ -1,9 +1,9 @@
-"""Batches too small for their statistics to mean anything in training.
+"""Batches that are too small for meaningful statistics in training.
 
-Looks at: values per channel in a batch, counted by how independent they are: neighbouring pixels of one image agree, so
-a batch of N images of S pixels has between N and N·S independent values (N/noise, measured on the batches; on those of
-one image, by how their means differ). A layer that training calls on pieces of the batch, as ghost batches by hand do,
-has those of a piece.
+Looks at: independent values per channel in a batch: neighbouring pixels of one image agree, so a batch of N images of S
+pixels has between N and N·S independent values (N/noise, measured on the batches; for batches of one image, from how
+their means differ). For a layer that training calls on pieces of the batch, such as hand-written ghost batches, those
+of a piece count.
 
 Harm: in training each layer normalizes by a mean and a variance that are mostly chance, and in evaluation by their
 average, which the weights have never seen: the gap between the two grows as batches shrink.
@@ -12,8 +12,8 @@ Remedy: freeze the statistics (fine-tuning), synchronise over workers, or conver
 group norm. What is best depends on the task.
 
 Threshold: fewer than 12 independent values: the standard error of the mean is then above 0.29 of the standard
-deviation. It lies between the batches of 16 of the source, which cost nothing, and its batches of 8, which cost a
-point; 16 itself would speak of vectors in batches of 16, by chance. Looked at only in layers that train.
+deviation. This is between the source's batches of 16, which cost nothing, and its batches of 8, which cost a point; a
+threshold of 16 would report vectors in batches of 16 by chance. Checked only in layers that train.
 
 Source: Wu & He 2018 (arXiv 1803.08494), figure 1; Ioffe 2017 (arXiv 1702.03275).
 """

@@ -3,9 +3,9 @@
 Looks at: layers of a synchronised kind in a model in evaluation mode.
 
 Harm: evaluation needs no other process, but exporters, quantisers and fusion do not know the class, and older versions
-of torch refuse it on a CPU.
+of torch reject it on a CPU.
 
-Remedy: make plain batch norms of them (``from_sync_``), which keeps every number. Safe.
+Remedy: convert them to plain batch norms (``from_sync_``), which keeps every value. Safe.
 
 Threshold: none.
 
@@ -20,7 +20,7 @@ from steadynorm.doctor.evidence import Evidence
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 ONLY_NOTES = True
-_REMEDY = Remedy(advice="Make plain batch norms of them with from_sync_ before export.", treatment="from_sync")
+_REMEDY = Remedy(advice="Convert them to plain batch norms with from_sync_ before export.", treatment="from_sync")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:

@@ -3,14 +3,14 @@
 Looks at: synchronised layers within a module that runs its forward again in the backward, and, with batches, those
 whose running statistics a training step moves more often than they are called.
 
-Harm: the second forward communicates as well. Where the processes' backwards are not in the same order, or a branch is
-skipped on one of them, they deadlock; and every step moves the running statistics twice.
+Harm: the second forward communicates as well. If the processes' backwards run in different orders, or one of them skips
+a branch, they deadlock; and every step moves the running statistics twice.
 
 Remedy: leave synchronised layers out of the checkpointed part, or use plain batch norm there.
 
-Threshold: none; activation checkpointing shows in the flags of transformers, timm, torchvision and OpenMMLab, in
-torch's CheckpointWrapper, and in calls of ``torch.utils.checkpoint`` in the methods of a module's class or in a forward
-that was set on an instance; one that reads a flag of the module which is False is taken to be switched off.
+Threshold: none; activation checkpointing is recognized by the flags of transformers, timm, torchvision and OpenMMLab,
+by torch's CheckpointWrapper, and by calls of ``torch.utils.checkpoint`` in the methods of a module's class or in a
+forward that was set on an instance; code that reads a False flag of the module counts as switched off.
 
 Source: pytorch issues 38174 and 96136.
 """

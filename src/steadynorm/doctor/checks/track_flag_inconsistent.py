@@ -1,11 +1,11 @@
-"""A flag that says one thing of running statistics while the buffers say another.
+"""A flag for running statistics that contradicts the buffers.
 
-Looks at: ``track_running_stats`` and ``momentum`` beside running_mean, running_var and num_batches_tracked.
+Looks at: ``track_running_stats`` and ``momentum`` compared with running_mean, running_var and num_batches_tracked.
 
 Harm: set to False on a layer that exists, the flag stops the updates, but evaluation still uses the old buffers; given
-to the constructor it makes evaluation use the batch. The two look alike in ``repr``. The other direction, True without
-buffers, evaluates by the batch although nothing says so. A cumulative average without its counter never moves. An
-instance norm whose flag was set to False moves the buffers that are left in evaluation too.
+to the constructor it makes evaluation use the batch. The two look alike in ``repr``. The reverse, True without buffers,
+silently evaluates by the batch. A cumulative average without its counter never moves. An instance norm whose flag was
+set to False moves its remaining buffers in evaluation too.
 
 Remedy: freeze the layer with ``freeze_``, or set the buffers to None as the constructor does.
 
@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
-_FREEZE = Remedy(advice="If it is meant to be frozen use freeze_; else set track_running_stats back to True.")
-_BUILD = Remedy(advice="Build the layer with track_running_stats=False if it is to evaluate by the batch.")
-_COUNT = Remedy(advice="Give it a momentum, or its counter back: num_batches_tracked = torch.tensor(0).")
+_FREEZE = Remedy(advice="If it should be frozen, use freeze_; else set track_running_stats back to True.")
+_BUILD = Remedy(advice="Build the layer with track_running_stats=False if it should evaluate by the batch.")
+_COUNT = Remedy(advice="Give it a momentum, or restore its counter: num_batches_tracked = torch.tensor(0).")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -39,12 +39,12 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         elif not norm.is_batch_norm:
             continue
         elif norm.tracks and norm.mean is not None and norm.momentum is None and norm.batches is None and _counts(norm):
-            problem = "It averages over all batches (momentum=None) but has no counter of them, so nothing ever moves."
+            problem = "It averages over all batches (momentum=None) but has no counter, so nothing ever moves."
             yield at(norm, Severity.WARNING, problem, _COUNT)
         elif not norm.tracks and norm.mean is not None:
             problem = (
                 "track_running_stats is False but the buffers are there: training does not move them, and evaluation "
-                "goes on using them."
+                "still uses them."
             )
             yield at(norm, Severity.WARNING, problem, _FREEZE)
         elif norm.tracks and norm.mean is None and norm.dtype is None and norm.kind == "torch_batch_norm":
@@ -53,5 +53,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _counts(norm: NormState) -> bool:
-    """Return whether torch's own layer asks the counter how much a batch weighs."""
+    """Return whether torch's own layer takes a batch's weight from the counter."""
     return norm.kind in ("torch_batch_norm", "torch_sync_batch_norm")

@@ -1,26 +1,26 @@
-"""Evaluation is worse than the same batches with their own statistics.
+"""Evaluation that is worse than with the batches' own statistics.
 
-Looks at: the score of the batches in evaluation, with every batch norm on the batch's statistics (nothing else in
-training mode: no dropout); where that is better, also with one layer after the other on them. Where a layer's calls in
-one forward are unlike (``reused-norm``) and its running statistics are the average of them, what it loses by sharing is
-no gap: there the score must also be better by statistics that are measured now.
+Looks at: the score of the batches in evaluation, and with every batch norm on batch statistics (nothing else in
+training mode: no dropout); if that is better, also with each layer in turn on them. If a layer's calls in one forward
+differ (``reused-norm``) and its running statistics are their average, the loss by sharing is not a gap: then statistics
+measured now must also improve the score.
 
-Harm: the running statistics do not describe what the layers are given now: lost, stale or poisoned statistics, a
-learning rate at which an average cannot follow, data that are not those of the training. A model that looks fine in
-training mode fails in evaluation.
+Harm: the running statistics do not describe the layers' current inputs: lost, stale or corrupted statistics, a learning
+rate too large for the average to follow, or data unlike those of the training. A model that looks fine in training mode
+fails in evaluation.
 
-Remedy: measure the statistics again on training data (``recalibrate_``). Safe where the batches are like the data that
-the model will see; it can be undone.
+Remedy: measure the statistics again on training data (``recalibrate_``). Safe if the batches resemble the data that the
+model will see; it can be undone.
 
 Threshold: the score would be better, by Student's test over the batches at 2.5 %, and by more than a twentieth of
-itself; one and a half standard errors and a fortieth are enough where a layer's running statistics are a quarter of a
+itself; one and a half standard errors and a fortieth are enough if a layer's running statistics are a quarter of a
 standard deviation off, beyond sampling. Batch statistics are noisier than running ones, so a healthy model is better in
-evaluation, and its gap is negative. Up to three layers are named where their running statistics are off by more than an
-eighth of a standard deviation and twice as far as those of any other, each beside what it is given while all normalize
-by the batch, and where they win back half of the gap together. Else a layer is named where it alone wins back a fifth
-more of that than every layer that the model lists before it: later ones normalize again what an earlier one has
-distorted, so they win back almost as much. Instance norms with running statistics are tried likewise, all at once: in
-training each takes a sample's own statistics, and in evaluation an average over all samples.
+evaluation, and its gap is negative. Up to three layers are named if their running statistics are off by more than an
+eighth of a standard deviation and twice as far as those of any other, each compared with its input while all normalize
+by the batch, and if they recover half of the gap together. Otherwise a layer is named if it alone recovers a fifth more
+of the gap than every layer that the model lists before it: later layers normalize again what an earlier one has
+distorted, so they recover almost as much. Instance norms with running statistics are tried in the same way, all at
+once: in training each uses a sample's own statistics, and in evaluation an average over all samples.
 
 Source: pytorch issue 4741; pytorch-CycleGAN-and-pix2pix issue 395; Wu & Johnson 2021 (arXiv 2105.07576).
 """
@@ -36,12 +36,12 @@ from steadynorm.doctor.shared import STALE, furthest, shared_by
 
 NEEDS = ("batches", "score")
 SHARE = 0.2
-"""Of the gap, won back by one layer alone: then it is named."""
+"""Fraction of the gap that a layer must recover alone to be named."""
 _REMEDY = Remedy(
     advice="Measure the statistics again on a few hundred training images (recalibrate_).", treatment="recalibrate"
 )
 
-_BY_SAMPLE = Remedy(advice="Build them with track_running_stats=False, torch's default, so that both modes are one.")
+_BY_SAMPLE = Remedy(advice="Build them with track_running_stats=False, torch's default, so that both modes agree.")
 
 
 def run(evidence: Evidence) -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
     runs = evidence.batches
     assert runs is not None
     instance = list(_instance_norms(evidence))
-    if instance:  # batch norms behind them are given what these distort
+    if instance:  # they distort the inputs of later batch norms
         yield from instance
         return
     cost = cost_of(runs.score, runs.evaluation, runs.by_batch)
@@ -84,7 +84,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _instance_norms(evidence: Evidence) -> Iterator[Finding]:
-    """Find those that evaluate by running statistics, and are better by what they do in training."""
+    """Find instance norms with running statistics that evaluate better with their training behaviour."""
     runs = evidence.batches
     assert runs is not None
     cost = cost_of(runs.score, runs.evaluation, runs.by_sample)
@@ -92,7 +92,7 @@ def _instance_norms(evidence: Evidence) -> Iterator[Finding]:
         return
     tracked = [norm for norm in evidence.norms if norm.kind == "instance_norm" and norm.mean is not None]
     problem = (
-        f"In evaluation the {runs.score} is worse than where instance norms with running statistics take each sample's "
+        f"In evaluation the {runs.score} is worse than if instance norms with running statistics use each sample's "
         "own, as in training."
     )
     for norm in tracked if len(tracked) <= FEW else [None]:
@@ -114,7 +114,7 @@ def _named(evidence: Evidence, names: Sequence[str], share: float, cost: Cost) -
 
 
 def _first_to_help(gains: Mapping[str, float], order: Sequence[str]) -> list[str]:
-    """Name the layers that win back clearly more than all that run before them."""
+    """Name the layers that recover clearly more than all layers before them."""
     found: list[str] = []
     best = 0.0
     for name in order:

@@ -1,8 +1,8 @@
-"""Batch norm in a model whose gradients are taken sample by sample.
+"""Batch norm in a model with per-sample gradients.
 
-Looks at: batch norms that would move running statistics, in a model wrapped for gradients per sample (Opacus's
-GradSampleModule, or parameters with a ``grad_sample``), trained by Opacus's DPOptimizer, or of which a method maps over
-gradients (``torch.func.vmap`` with ``grad``).
+Looks at: batch norms that would move running statistics, in a model wrapped for per-sample gradients (Opacus's
+GradSampleModule, or parameters with a ``grad_sample``), trained by Opacus's DPOptimizer, or with a method that maps
+over gradients (``torch.func.vmap`` with ``grad``).
 
 Harm: a sample's gradient depends on the rest of its batch, so the bound that differential privacy needs does not hold,
 and the in-place update of the buffers has no meaning under vmap.
@@ -31,5 +31,5 @@ def run(evidence: Evidence) -> Iterator[Finding]:
         return
     for norm in evidence.batch_norms:
         if norm.training and not norm.is_frozen:
-            problem = "It mixes samples in training, so a gradient per sample has no meaning."
+            problem = "It mixes samples in training, so per-sample gradients have no meaning."
             yield at(norm, Severity.ERROR, problem, _REMEDY)

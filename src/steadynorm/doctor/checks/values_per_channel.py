@@ -1,14 +1,14 @@
-"""Layers that get one value per channel, or hardly more.
+"""Layers that get only one to three values per channel.
 
-Looks at: values per channel, batch times positions, of each call on each batch, and on the last batch of an epoch where
-the loader tells its size.
+Looks at: values per channel, batch times positions, of each call on each batch, and on the last batch of an epoch if
+the loader shows its size.
 
 Harm: with one value torch raises "Expected more than 1 value per channel when training"; with two the output is +1 and
 −1 for any input. It happens in the last batch of an epoch and in branches that pool to 1 x 1.
 
-Remedy: ``drop_last=True``, a batch of at least 2 (better 16), or take the batch norm out of the pooled branch.
+Remedy: ``drop_last=True``, a batch of at least 2 (better 16), or remove the batch norm from the pooled branch.
 
-Threshold: an error at 1, a warning at 2 and 3; looked at in layers that train.
+Threshold: an error at 1, a warning at 2 and 3; checked in layers that train.
 
 Source: mmsegmentation issue 272; pytorch issue 156051.
 """
@@ -24,7 +24,7 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 NEEDS = ("batches",)
 FEW = 4
 _REMEDY = Remedy(
-    advice="Use drop_last=True or larger batches, or take the batch norm out of a branch that pools to 1 x 1."
+    advice="Use drop_last=True or larger batches, or remove the batch norm from a branch that pools to 1 x 1."
 )
 
 
@@ -40,12 +40,10 @@ def run(evidence: Evidence) -> Iterator[Finding]:
             problem = "A batch gives it 1 value per channel, for which training raises an error."
             yield at(norm, Severity.ERROR, problem, _REMEDY, values=fewest)
         else:
-            problem = (
-                f"A batch gives it {fewest} values per channel: what comes out is nearly the same whatever comes in."
-            )
+            problem = f"A batch gives it {fewest} values per channel: its output is nearly the same for any input."
             yield at(norm, Severity.WARNING, problem, _REMEDY, values=fewest)
 
 
 def _fewest(seen: Sighting, last: int | None) -> int:
-    """Return the values per channel of a batch like this one, or of the epoch's last."""
+    """Return the values per channel of this batch, or of the epoch's last."""
     return seen.count if last is None else min(seen.count, seen.count // seen.samples * last)
