@@ -110,7 +110,7 @@ def test_what_could_not_be_tried_is_said(model: Any) -> None:
     assert [line.split(",")[0] for line in unread if "training" in line] == ["a step of training"]
     assert "not looked at: a step of training" in str(diagnose(pooled, batches(2, 1)))
     broken = [(x.clone().index_fill_(0, torch.tensor([0]), math.nan), y) for x, y in batches()]
-    assert any(line.startswith("what statistics measured now") for line in diagnose(model, broken).unread)
+    assert any(line.startswith("the score with statistics measured now") for line in diagnose(model, broken).unread)
 
 
 def test_statistics_without_numbers_are_said_to_be_unread() -> None:

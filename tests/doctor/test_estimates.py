@@ -223,7 +223,9 @@ def test_eps_is_set_to_that_of_most_layers_where_the_score_is_better_for_it(
     treatment = treat_(model, diagnosis, [each if labels else each[0] for each in batches(16, seed=2)])
     assert model[7].eps == eps
     if not labels:
-        assert treatment.applied[0].why.startswith("eps belongs to the weights, and batches with labels or a loss")
+        assert treatment.applied[0].why.startswith(
+            "the right eps depends on the weights: it needs batches with labels or a loss"
+        )
     treatment.undo()
     assert model[7].eps == 5.0
 

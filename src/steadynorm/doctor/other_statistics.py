@@ -86,7 +86,7 @@ class Trial:
 
         Args:
             evaluation: scores in evaluation, one for each batch.
-            unread: gets a line on what could not be tried.
+            unread: receives a line on each score that could not be computed.
         """
         off: dict[str, float] = {}
         found, recalibrated = self._recalibrated(unread, off)
@@ -136,7 +136,7 @@ class Trial:
                     passes=1,
                 )
         except ValueError as error:  # nothing can be recalibrated, or a batch is not finite
-            unread.append(f"what statistics measured now would give: {error}")
+            unread.append(f"the score with statistics measured now: {error}")
             return by_batch, ()
         try:
             changed = {each.name for each in change.changed}

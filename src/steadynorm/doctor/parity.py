@@ -24,20 +24,20 @@ __all__ = ["AFFINE_NAMES", "Formula", "formula_of", "has_tail", "parity_beside_h
 AFFINE_NAMES = (("weight", "gamma"), ("bias", "beta"))
 """Attribute names of a norm's scale and shift; the first of each are torch's."""
 ROUNDINGS = 16
-"""Units in the last place of its terms by which a sum of three products may be off, and half as much again."""
+"""Rounding error of a sum of three products in units in the last place of its terms, plus half of it as a margin."""
 LIKE = 0.01
-"""Difference from batch norm, relative to the output, that a layer of one's own may have by another eps or variance."""
+"""Difference from batch norm, relative to the output, that a custom layer may have from another eps or variance."""
 MOST = 0.5
-"""Of the channels of a layer of one's own, batch norm's: then the others are meant to be so too."""
+"""Fraction of a custom layer's channels that must match batch norm for the others to be wrong."""
 ROUNDED = 0.05
-"""Difference, likewise, that a hook may make which rounds to eight bits."""
+"""Difference, relative to the output, from a hook that rounds to eight bits."""
 _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     *(functional.relu, functional.relu6, functional.silu, functional.gelu, functional.hardswish, functional.elu),
     *(functional.mish, functional.softplus, functional.hardtanh, functional.selu, torch.sigmoid, torch.tanh),
     *(partial(functional.leaky_relu, negative_slope=slope) for slope in (0.01, 0.1, 0.2)),
 )
 _AT_ONCE = 2**18
-"""Values that are compared at once, few enough to stay in a processor's cache."""
+"""Number of values compared at once, few enough for a processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class Applied:
         before: mean score before it, less is better; NaN without a score.
         after: mean score after it.
         kept: whether it was kept.
-        why: why it was undone or could change nothing; empty if kept.
+        why: the reason why it was undone or changed nothing; empty if kept.
         sign: −1 if scores are shown negated (a metric), else 1.
     """
 

@@ -67,7 +67,7 @@ def _load(case: Case) -> Change | str:
     if "" not in case.names:
         return load_statistics_(case.model, case.checkpoint, where=case.where)
     if not case.scored:
-        return "it would replace weights, and needs batches with labels or a loss to say whether that helps"
+        return "it would replace weights, and needs batches with labels or a loss to measure whether that helps"
     return load_tensors_(case.model, case.checkpoint)
 
 
@@ -116,7 +116,7 @@ def _momentum(case: Case) -> Change:
 def _eps(case: Case) -> Change | str:
     """Set the eps that most layers have, if the effect is measured."""
     if not case.scored:
-        return "eps belongs to the weights, and batches with labels or a loss must say which it is"
+        return "the right eps depends on the weights: it needs batches with labels or a loss to choose it"
     norms = [each for each in batch_norms_of(case.model) if getattr(each.module, "running_var", None) is not None]
     usual = usual_eps(eps_of(each.module) for each in norms)
     with Transaction("eps_", case.model) as edits:
@@ -141,7 +141,7 @@ def _float32(case: Case) -> Change:
                 if parameter is not None and parameter.dtype in _HALF:
                     _widen(edits, parameter)
             if halves:
-                edits.note_changed(named.name, label(module), "its running statistics, weight and bias in float32")
+                edits.note_changed(named.name, label(module), "running statistics, weight and bias in float32")
         return edits.finish()
 
 

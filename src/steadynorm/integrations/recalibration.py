@@ -18,7 +18,7 @@ __all__ = ["NUMBER", "SETTLED", "Options", "Recalibration"]
 NUMBER = 50
 """Default number of batches."""
 SETTLED = 0.01
-"""Movement that makes a pass the last: about the sampling error of so many batches, and few passes reach it."""
+"""Change below which a pass is the last: about the sampling error of this many batches, reached in few passes."""
 
 
 class Options(TypedDict, total=False):
@@ -39,7 +39,7 @@ class Recalibration:
         batches: batches to use; None uses those of the training loader.
         number: largest number of batches on each rank.
         forward: (model, batch) -> output; None uses the framework's.
-        options: see :class:`Options`; ``settled`` is 0.01 where they do not say it.
+        options: see :class:`Options`; ``settled`` defaults to 0.01.
 
     Raises:
         TypeError: ``batches`` can be iterated only once.

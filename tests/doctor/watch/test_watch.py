@@ -663,7 +663,7 @@ def test_layers_that_lose_their_estimates_end_the_watch(caplog):
         trained(model, 60, begin=50)
         assert not watch._listener.is_on
     assert watch.report().steps == 50
-    assert caplog.messages == ["Watch: 1 has no running statistics any more; the watch has stopped. Start another one."]
+    assert caplog.messages == ["Watch: 1 no longer has running statistics; the watch has stopped. Start another one."]
 
 
 def test_layers_that_are_replaced_are_named(caplog):
@@ -674,7 +674,7 @@ def test_layers_that_are_replaced_are_named(caplog):
         model[4] = nn.BatchNorm1d(16)
         trained(model, 150, begin=50)
     assert caplog.messages == ["Watch: layers have been replaced (4); start another watch."]
-    assert watch.report().unwatched == {"4": "another module has taken its place since"}
+    assert watch.report().unwatched == {"4": "another module has replaced it"}
 
 
 def test_children_that_a_training_calls_by_themselves_are_heard():

@@ -77,7 +77,7 @@ class Hold(StandIn):
 class Bound(Hold):
     """Make a layer in training normalize by its running statistics, within batch renorm's bounds.
 
-        y = ((x − μ_B)/σ_B · r + d) · weight + bias        r, d: what takes the batch's moments to the running ones
+        y = ((x − μ_B)/σ_B · r + d) · weight + bias        r, d: map the batch's moments to the running ones
 
     Within the bounds this is the layer's output in evaluation; the gradient flows through the batch statistics, so
     learning rates at which batch norm trains are safe.
@@ -113,7 +113,7 @@ class Bound(Hold):
 def without(rows: Rows, momenta: Sequence[Momenta], bad: Tensor) -> Tensor:
     """Return the running statistics after a stretch without the effect of some of its batches, (2, channels).
 
-        e = what those batches have added:  e + (after − before) at one of them, (1 − weight)·e at any other
+        e = contribution of those batches:  e + (after − before) at one of them, (1 − weight)·e at any other
 
     A forward whose running statistics were not finite has been undone, and changes nothing.
 

@@ -13,27 +13,27 @@ from steadynorm.ops.observers import is_transformed
 __all__ = ["ClassCounts", "alike", "logits_of"]
 
 SUM = 1e-2
-"""A gradient of cross-entropy sums to 0 over the classes; beyond this share of its size it is of another loss."""
+"""Largest sum over the classes, relative to its size, of a gradient of cross-entropy, which sums to 0."""
 TOLD = 0.9
-"""Share of the samples whose label must show. Certain ones have no gradient, and the others may be of one class:
-with a tenth missing, pairs of one class are at most (10/9)² of what they were."""
+"""Fraction of the samples whose label must be visible. Confident ones have no gradient, and the others may share a
+class: with a tenth missing, the fraction of same-class pairs grows at most by (10/9)²."""
 MOSTLY, MIXED = 0.75, 2
-"""Share of what is negative in a row that its label must have to show, and the labels that mixup gives a sample."""
+"""Fraction of a row's negative part that makes its label visible, and the number of labels per sample under mixup."""
 MOST = 4093
-"""Counters; labels beyond share them, so that a million classes cost no more. A prime: no pattern of them meets it."""
+"""Number of counters; larger labels share them, which bounds the cost. A prime, to avoid patterns of labels."""
 
 
 class ClassCounts:
     """Counts of the classes in each forward's batch.
 
-    Cross-entropy sends p − y to the logits: one number of each row is negative, that of its label, whatever scales the
-    loss. Labels that are smoothed or mixed show where one number has most of what is negative; or where all others, at
-    least three, are negative: the model is more certain of that label than y, or the loss is turned around. A batch of
-    which too few labels show counts as empty. Rows of another loss do not sum to 0 (binary cross-entropy,
-    regression); it counts as unread.
+    Cross-entropy sends p − y to the logits: only the label's entry in each row is negative, for any scale of the
+    loss. A smoothed or mixed label is visible if one entry has most of the negative part; or if all others, at least
+    three, are negative: the model is more certain of that label than y, or the loss has the opposite sign. A batch with
+    too few visible labels counts as empty. Rows of another loss do not sum to 0 (binary cross-entropy, regression); it
+    counts as unread.
 
     Args:
-        forwards: how many are kept.
+        forwards: number of forwards to keep.
         classes: K.
         device: of the logits.
     """

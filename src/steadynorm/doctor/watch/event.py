@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass, field
 __all__ = ["Event", "WatchReport"]
 
 SHOWN = 3
-"""Layers that a line names."""
+"""Largest number of layers that a line names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One fault that a watch has seen, or its end, and what was done about it.
+    """A fault that a watch has found, or its end, and the action taken.
 
     Args:
         step: number of training forwards before, from the start of the watch.
         check: name of the check; the doctor's name if it has one.
         problem: what is wrong, or that it is over, in one sentence.
         layers: affected layers, worst first; empty for the whole model.
-        evidence: measured numbers, by name.
+        evidence: measured values, by name.
         action: what was done; empty if nothing was.
         over: whether an earlier fault has ended.
     """
@@ -48,7 +48,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchReport:
-    """Everything that a watch has seen; print it, or use :meth:`to_json`.
+    """Everything that a watch has found; print it, or use :meth:`to_json`.
 
     Args:
         steps: number of watched training forwards.

@@ -18,29 +18,29 @@ WARM_UP, WARM_UP_TIMES = 100, 5
 """Forwards before distances are judged, absolute and in units of 1/momentum: earlier running statistics still depend on
 their initial values."""
 FOLLOW, FOLLOW_GAP = 0.2, 0.01
-"""Weights of a stretch in what counts as usual; a gap that widens over a hundred stretches is to be reported."""
+"""Weights of a stretch in the usual values; the second lets a gap that widens over a hundred stretches be reported."""
 OUTLIER_MEAN, OUTLIER_VAR = 1.0, math.log(4)
 OUTLIER_MEAN_USUAL, OUTLIER_VAR_USUAL = 30.0, 15.0
-"""A batch is an outlier where it is as far as the first and, in usual distances, as far as the second."""
+"""A batch is an outlier if it is at least as far as the first and, in usual distances, as the second."""
 FEW, OFTEN, IN_A_ROW = 0.25, 0.15, 3
-"""Shares of a stretch, and of the last ones, up to which strange batches are outliers; more of them are part of the
-data, and so many at either end of a stretch are a change that is under way."""
+"""Fractions of a stretch, and of the last ones, up to which unusual batches are outliers; more of them are part of the
+data. The third: this many or more in a row at either end of a stretch are a change in progress."""
 LAG_MEAN, LAG_VAR = 0.25, math.log(2)
 GAP_MEAN, GAP_VAR, GAP_USUAL = 1.0, math.log(4), 10.0
 COLLAPSE = 0.5
 """Fraction of channels without variance, beyond the usual."""
 SAME, NEARLY, TWICE, ALWAYS = 1e-4, 0.05, 0.3, 0.9
-"""A batch is the one before again within the first of the larger distances between batches, in some layer, or within
-the second in most layers, where weights have moved in between; the others are shares of a stretch."""
+"""A batch repeats the previous one within the first fraction of the larger distances between batches, in some layer, or
+within the second in most layers, if weights have moved in between; the others are fractions of a stretch."""
 TOGETHER = 32
 """Number of samples whose batches are judged together by class."""
 DEVIATIONS, ALIKE = 6.0, 1 / 3
 """Excess of same-class pairs over independent draws, in standard deviations, and as a fraction of all pairs."""
 ONCE = 0.8
-"""Share of all pairs where batches of few classes do not last. Of mixed labels those show that the model does not
-expect yet, in a batch often the same one: up to 0.55 in trainings that are well."""
+"""Fraction of all pairs that counts even if it does not last. With mixed labels, those that the model does not expect
+yet are visible, often the same one in a batch: up to 0.55 in healthy trainings."""
 SMALL = 0.5
-"""Batches with fewer pairs than this share of the usual number are not judged: the last one of an epoch."""
+"""Batches with fewer pairs than this fraction of the usual number are not judged: the last one of an epoch."""
 FORGET = 0.995
 """Weight of the classes seen so far in each next stretch: half of it is gone after 138."""
 
@@ -95,7 +95,7 @@ class Judge:
 
         Args:
             levels: its distances, on the CPU.
-            classes: how often each class came in each forward, (T, K), on the CPU; None where it is unknown.
+            classes: counts of each class in each forward, (T, K), on the CPU; None if unknown.
         """
         forwards = len(levels.finite)
         found = self._nonfinite(levels)
@@ -155,7 +155,7 @@ class Judge:
         return self._follow("lag", "statistics-lag", on, off, mean / LAG_MEAN + var / LAG_VAR, evidence)
 
     def _gap(self, levels: Levels) -> list[Verdict]:
-        """Judge by how much training and evaluation differ for the central batch, apart from lag."""
+        """Judge the difference between training and evaluation for the central batch, apart from lag."""
         mean, var = levels.running_mean.nanmedian(0).values, levels.running_var.abs().nanmedian(0).values
         usual = (self.memory[name].nan_to_num(0) for name in ("usual_gap", "usual_gap_var"))
         limits = [
@@ -177,7 +177,7 @@ class Judge:
         return self._follow("collapse", "collapsed-variance", on, off, more, evidence)
 
     def _repeated(self, levels: Levels) -> list[Verdict]:
-        """Judge whether batches come twice in a row: nearly the same moments every other time."""
+        """Judge whether each batch comes twice in a row: every other batch has nearly the moments of the one before."""
         steps = levels.step_mean
         large = steps.nanquantile(0.75, dim=0)
         near = ((steps < SAME * large).any(1) | ((steps < NEARLY * large).double().mean(1) > 0.5)).double().mean()
@@ -187,7 +187,7 @@ class Judge:
         return [replace(each, layers=()) for each in verdicts]
 
     def _single_class(self, counts: Tensor | None) -> list[Verdict]:
-        """Judge the share of pairs of one class, over as many batches as have enough samples together."""
+        """Judge the fraction of same-class pairs, over as many batches as have enough samples together."""
         if counts is None or counts.sum(1).median() < 2:  # evidence from earlier batches expires
             no = torch.tensor([False])
             return [replace(each, layers=()) for each in self._follow("single", "single-class-batch", no, ~no, begin=1)]
@@ -230,7 +230,7 @@ class Judge:
             name: of the streaks in memory. Below ``begin`` they count stretches with it, from there on those without.
             check: the name in verdicts.
             on: layers with the fault.
-            off: layers surely without it.
+            off: layers that are certainly without it.
             badness: sort key of the layers.
             evidence: evidence for the verdicts.
             begin: stretches in a row before it begins.
@@ -269,7 +269,7 @@ class Judge:
 
 
 def _within(rows: Tensor) -> Tensor:
-    """Drop runs of strange rows at the start or the end, if they are longer than a few rows."""
+    """Drop runs of unusual rows at the start or the end, if they are longer than a few rows."""
     rows = rows.clone()
     for _ in range(2):
         in_a_row = int(rows.int().cumprod(0).sum())

@@ -64,8 +64,8 @@ def _keep_out_of_graphs() -> None:
 class Listener:
     """Record the running statistics over a stretch of training forwards.
 
-    A forward is what lies between the outermost call of the model, or of one of its direct children, and its return;
-    of a compiled model, the call of the model. Forwards under function transforms, tracing or export are ignored, as
+    A forward is the outermost call of the model or of one of its direct children; for a compiled model, only the call
+    of the model. Forwards under function transforms, tracing or export are ignored, as
     are those on tensors without values, or in a context that stops updates of running statistics.
 
     Args:

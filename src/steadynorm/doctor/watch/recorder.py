@@ -29,7 +29,7 @@ class Layout:
 
     Args:
         layers: layers with running statistics, each once.
-        standing_in: layer -> running mean and variance that are read and written in place of its own.
+        standing_in: layer -> running mean and variance that are read and written instead of its own.
     """
 
     layers: tuple[NamedModule, ...]
@@ -37,7 +37,7 @@ class Layout:
 
     @classmethod
     def of(cls, layers: Iterable[NamedModule]) -> list[Layout]:
-        """Make one for each device."""
+        """Make one layout for each device."""
         by_device: dict[torch.device, list[NamedModule]] = {}
         for each in layers:
             by_device.setdefault(_norm(each).running_mean.device, []).append(each)
@@ -76,7 +76,7 @@ class Layout:
         for each in self.layers:
             own = self.own(each.module)
             if not all(isinstance(half, Tensor) for half in own):
-                return f"{each.name} has no running statistics any more"
+                return f"{each.name} no longer has running statistics"
             devices |= {half.device for half in own}
         return None if len(devices) == 1 else "layers that were on one device are on several now"
 

@@ -19,8 +19,8 @@ from steadynorm.surgery.kinds import Norm, eps_of
 __all__ = ["Reverts"]
 
 BETTER, NEAR_BEST = 0.8, 1.1
-"""Share of the error of the layer's momentum that another must not exceed; of those whose error is within the second of
-the least, the smallest momentum is taken, as it averages most."""
+"""Largest error of another momentum, as a fraction of the error of the layer's own. Among those whose error is within
+the second factor of the least, the smallest momentum is chosen, since it averages most."""
 HOLDING: dict[str, type[Hold]] = {
     "single-class-batch": Hold,
     "train-eval-gap": Bound,

@@ -221,7 +221,7 @@ class Watch:
         present = set(self._model.modules())
         gone = [each.name for each in self._layers if each.module not in present and each.name not in self._unwatched]
         if gone:
-            self._unwatched |= dict.fromkeys(gone, "another module has taken its place since")
+            self._unwatched |= dict.fromkeys(gone, "another module has replaced it")
             _log.warning("Watch: layers have been replaced (%s); start another watch.", ", ".join(gone))
 
     def _give_up(self, lost: str) -> None:
