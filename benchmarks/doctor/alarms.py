@@ -1,4 +1,4 @@
-"""How often the doctor warns of a healthy network by the luck of the draw: ``python -m benchmarks.doctor.alarms``.
+"""How often the doctor warns of a healthy network by chance: ``python -m benchmarks.doctor.alarms``.
 
 The networks of ``python -m benchmarks.doctor`` as they were trained, and batches drawn at random: from 2 to 128
 samples, 2 to 8 batches, training or validation data, accuracy or cross-entropy; in training mode too, from 32 samples
@@ -50,7 +50,7 @@ class Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """One diagnosis: of which network, on what, and the checks that spoke with a severity of warning or above."""
+    """One diagnosis: its network, its batches, and the checks that reported a warning or an error."""
 
     architecture: str
     seed: int

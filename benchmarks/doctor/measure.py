@@ -1,4 +1,4 @@
-"""Put every fault into every network, let the doctor look and treat, and take down what comes of it."""
+"""Put every fault into every network, let the doctor diagnose and treat it, and record the result."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from steadynorm.surgery import recalibrate_
 __all__ = ["Row", "measured"]
 
 MOST_LAYERS = 3
-"""Layers that the doctor may name, of a fault that lies in one or two: more would tell a reader little."""
+"""Most layers that the doctor may name for a fault in one or two: more would not help a reader."""
 
 COST = 0.02
-"""Accuracy that a fault must cost for its repair to be measured, and for a fault by its cost alone to be one."""
+"""Loss of accuracy from which a repair is measured, and a fault by its cost alone counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One network with one fault, or none.
+    """The result for one network with one fault, or none.
 
     Args:
         half: whether thresholds may have been chosen on it.
-        architecture: which network.
+        architecture: name of the network.
         seed: of its training.
         fault: its name; empty for a healthy network.
-        variant: which healthy network; empty for a fault.
-        found: checks that spoke with a severity of warning or above.
+        variant: name of the healthy variant; empty for a fault.
+        found: checks that reported a warning or an error.
         caught: whether one of the fault's causes is among them.
-        false: those that had no right to speak.
-        localisable: whether the fault lies in at most two layers of more than that.
+        false: checks that reported without cause.
+        localisable: whether the fault is in at most two layers, and the network has more.
         placed: whether one of them is among at most :data:`MOST_LAYERS` that one of the checks names.
         healthy: accuracy before the fault.
         faulty: accuracy with it; NaN where the model cannot run.
-        attainable: accuracy that can come back: that before the fault, or, where it changes weights, that of these
+        attainable: accuracy that can be restored: that before the fault, or, if it changes weights, that of these
             weights with statistics of 6,400 training samples.
-        treated: accuracy after the treatment; NaN where the fault is not repairable or costs less than two points.
+        treated: accuracy after the treatment; NaN if the fault is not repairable or costs less than two points.
         seconds: of diagnosing.
         forwards: those seconds in units of one forward of a batch in evaluation.
-        rivals: of a fault, which of the other packages that are installed say more than of the network without it.
+        rivals: for a fault, the installed packages that report more than for the network without it.
     """
 
     half: Half
@@ -114,7 +114,7 @@ def measured(
 
 @dataclass(frozen=True, kw_only=True)
 class _Accuracies:
-    """What is known of a case before the doctor looks: see :class:`Row`."""
+    """Accuracies of a case before the diagnosis: see :class:`Row`."""
 
     healthy: float
     faulty: float
@@ -181,7 +181,7 @@ def _recalibrated(case: Case, data: Data) -> float:
 
 
 def _accuracy(model: nn.Module, data: Data) -> float:
-    """In evaluation, on a copy, so that no measurement moves what is measured next."""
+    """Measure the accuracy in evaluation, on a copy, so that no measurement changes the next one."""
     dtype = next(model.parameters()).dtype
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) or dtype != torch.float32:
         return math.nan
@@ -210,7 +210,7 @@ def _forward_seconds(case: Case) -> float:
 
 
 def as_json(row: Row) -> dict[str, object]:
-    """Give a row with None for what is not a number."""
+    """Give a row with None for NaN."""
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()
     }

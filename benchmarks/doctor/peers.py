@@ -1,6 +1,6 @@
-"""What other packages notice in the same networks, where they are installed.
+"""What other packages notice in the same networks, if they are installed.
 
-Each is counted generously: a fault counts as noticed where the package says anything at all that it does not say of the
+Each is counted generously: a fault counts as noticed if the package says anything that it does not say of the
 same network in the same mode without the fault.
 
 - **torch-audit** (0.3.0), the nearest rival on PyPI, audits a training loop: the network as a module, and two steps of
@@ -64,7 +64,7 @@ def _named(findings: list[Any]) -> frozenset[str]:
 
 
 def _run_by_lightning(case: Case) -> frozenset[str]:
-    """Give what it warns of and raises, and ``both modes`` where its summary shows them."""
+    """Give its warnings and errors, and ``both modes`` if its summary shows them."""
     import lightning
     from lightning.pytorch.utilities.model_summary import ModelSummary
 
@@ -105,7 +105,7 @@ def _run_by_lightning(case: Case) -> frozenset[str]:
 
 
 def _counted_by_fvcore(case: Case) -> frozenset[str]:
-    """Give what it warns of modules that are never called."""
+    """Give its warnings of modules that are never called."""
     from fvcore.nn import FlopCountAnalysis
 
     if case.batches is None:
@@ -134,12 +134,12 @@ RIVALS: dict[str, tuple[str, Callable[[Case], frozenset[str]]]] = {
 
 
 def installed() -> tuple[str, ...]:
-    """List the rivals that are there."""
+    """List the rivals that are installed."""
     return tuple(name for name, (package, _) in RIVALS.items() if importlib.util.find_spec(package))
 
 
 def said(case: Case) -> dict[tuple[str, bool], frozenset[str]]:
-    """Give what each rival says of a network without a fault, in training and in evaluation."""
+    """Give each rival's messages on a network without a fault, in training and in evaluation."""
     found = {}
     for training in (True, False):
         model = copy.deepcopy(case.model).train(training)

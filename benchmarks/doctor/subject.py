@@ -1,4 +1,4 @@
-"""What a fault is put into, and what is given to the doctor."""
+"""The network that a fault is put into, and the case that the doctor diagnoses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A healthy network, to be changed.
+    """A healthy network that a fault changes.
 
     Args:
         model: in evaluation.
@@ -51,7 +51,7 @@ class Subject:
         return self.draw.choice(norms_of(self.model))
 
     def follow_(self, batches: list[Tensor]) -> None:
-        """Let the statistics follow batches, in training mode and without gradient."""
+        """Update the statistics on batches, in training mode and without gradient."""
         self.model.train()
         with torch.no_grad():
             for x in batches:
@@ -73,13 +73,13 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What the doctor is given.
+    """A case for the doctor.
 
     Args:
         model: in the mode in which it is used.
-        batches: as :func:`steadynorm.diagnose` takes them; None for what it can say without.
+        batches: as :func:`steadynorm.diagnose` takes them; None for a diagnosis without batches.
         options: of ``diagnose``.
-        layers: that the fault lies in; None where it lies in the whole model.
+        layers: the layers with the fault; None if it is in the whole model.
         feed: what is done to inputs before the model gets them, where that is the fault; done to the batches already.
     """
 
@@ -91,14 +91,14 @@ class Case:
 
 
 class WithTarget(nn.Module):
-    """A network that is used, and a target network beside it that follows."""
+    """A network in use, and a target network that follows it."""
 
     def __init__(self, online: nn.Module, target: nn.Module) -> None:
         super().__init__()
         self.online, self.target = online, target
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the logits of the one that is used."""
+        """Give the logits of the network in use."""
         logits: Tensor = self.online(x)
         return logits
 
@@ -120,7 +120,7 @@ def alike(model: nn.Module) -> list[tuple[tuple[str, Norm], tuple[str, Norm]]]:
 
 
 def fed_by(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """Pair layers and norms by name where the norm gets what the layer gives, as it is."""
+    """Pair layers and norms by name if the norm's input is exactly the layer's output."""
     given: dict[int, tuple[str, Tensor]] = {}
     found: list[tuple[str, str]] = []
 
@@ -146,7 +146,7 @@ def fed_by(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
 
 
 def shapes_of(model: nn.Module, x: Tensor) -> dict[str, torch.Size]:
-    """Give the shape of what each norm gets at its first call, for the inputs ``x``."""
+    """Give the shape of each norm's input at its first call, for the inputs ``x``."""
     shapes: dict[str, torch.Size] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -164,7 +164,7 @@ def shapes_of(model: nn.Module, x: Tensor) -> dict[str, torch.Size]:
 
 
 def that_keep_the_shape(model: nn.Module, x: Tensor, names: Iterable[str]) -> list[str]:
-    """List those parts whose one input and output are of one shape, for each of their calls."""
+    """List the parts with one input and one output of the same shape in each of their calls."""
     found: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], object], None]:
@@ -183,6 +183,6 @@ def that_keep_the_shape(model: nn.Module, x: Tensor, names: Iterable[str]) -> li
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Set a module in the place of another."""
+    """Replace a module."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)

@@ -1,4 +1,4 @@
-"""From rows to the rates that are claimed, and the list of everything that went wrong."""
+"""Compute the claimed rates from rows, and list every failure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["failures", "rates", "table"]
 
 Rows = Sequence[Mapping[str, Any]]
 REPAIRED = 0.9
-"""Share of the accuracy that can come back which must, for a repair to count."""
+"""Fraction of the restorable accuracy that a repair must restore to count."""
 
 
 def rates(rows: Rows) -> dict[str, tuple[int, int]]:
-    """Count, for each claim, in how many cases it holds of how many."""
+    """Count, for each claim, the cases in which it holds and all its cases."""
     faulty, healthy = [row for row in rows if row["fault"]], [row for row in rows if row["variant"]]
     placed = [row for row in faulty if row["localisable"]]
     treated = [row for row in faulty if row["treated"] is not None]
@@ -30,7 +30,7 @@ def rates(rows: Rows) -> dict[str, tuple[int, int]]:
 
 
 def share_won_back(row: Mapping[str, Any]) -> float:
-    """Of the accuracy that can come back; a model that cannot be measured has lost all above chance."""
+    """Give the fraction of the restorable accuracy; a model that cannot be measured has lost all above chance."""
     faulty = 0.1 if row["faulty"] is None else row["faulty"]
     return float((row["treated"] - faulty) / (row["attainable"] - faulty))
 
@@ -57,7 +57,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _rivals(row: Mapping[str, Any]) -> Mapping[str, bool]:
-    """Give what each rival noticed; the first records have ``rival``, which is torch-audit's."""
+    """Give each rival's result; the first records have ``rival``, which is torch-audit's."""
     if "rivals" in row:
         return row["rivals"]  # type: ignore[no-any-return]
     return {} if row["rival"] is None else {"torch-audit": row["rival"]}

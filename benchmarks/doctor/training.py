@@ -117,7 +117,7 @@ def fit_(
     optimizer: torch.optim.Optimizer | None = None,
     after: Callable[[], object] = lambda: None,
 ) -> nn.Module:
-    """Go on training by SGD at one rate, on batches as they come; ``after`` is called behind each step."""
+    """Continue training by SGD at one rate, on batches in order; ``after`` is called after each step."""
     model.train()
     given = optimizer or torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
     for x, labels in batches:
@@ -146,7 +146,7 @@ def _rows(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data) -> float:
-    """Measure the share of test samples that are classified rightly, in the model's own modes, 200 at a time."""
+    """Measure the fraction of test samples classified correctly, in the model's own modes, 200 at a time."""
     right = [
         (model(x).argmax(1) == labels).float().sum()
         for x, labels in zip(data.test[0].split(200), data.test[1].split(200), strict=True)
@@ -155,7 +155,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def trained(name: str, seed: int, data: Data, folder: Path) -> nn.Module:
-    """Give a trained network, from the folder where it is there."""
+    """Give a trained network, from the folder if it is there."""
     architecture: Architecture = ARCHITECTURES[name]
     torch.manual_seed(seed)
     model, path = architecture.build(), folder / f"{name}-{seed}.pt"

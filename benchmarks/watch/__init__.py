@@ -1,1 +1,1 @@
-"""What a watch says of trainings that are well, and what it does for faulty ones."""
+"""A benchmark of the watch: false alarms in healthy trainings, and what it does for faulty ones."""

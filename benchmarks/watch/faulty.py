@@ -1,4 +1,4 @@
-"""Faulty trainings: what happens to their batches, from which step on, or at which rate."""
+"""Faulty trainings: how their batches change, from which step, or their learning rate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Faulty:
         name: in tables.
         training: without it.
         begins: step at which it begins.
-        ends: step at which it is over; the training's last one where it stays.
-        disturb: what becomes of the batches.
-        noticed: checks by which it is noticed.
+        ends: step at which it ends; the training's last one if it stays.
+        disturb: changes the batches.
+        noticed: checks that notice it.
     """
 
     name: str
@@ -40,7 +40,7 @@ PLAIN = Training(name="plain", source="small images", build=plain_net, steps=STE
 
 
 def poisoned(batches: Iterable[Batch], *, every: int = 500, first: int = 190) -> Iterator[Batch]:
-    """Make a value of one batch in so many NaN."""
+    """Set a value of one batch in ``every`` to NaN."""
     for step, (x, labels) in enumerate(batches):
         if step % every == first:
             x = x.clone()
@@ -73,7 +73,7 @@ def changed(batches: Iterable[Batch], change: Callable[[Tensor], Tensor], *, unt
 
 
 def darker(x: Tensor) -> Tensor:
-    """Take contrast and light away, and add noise."""
+    """Reduce contrast and brightness, and add noise."""
     generator = torch.Generator().manual_seed(int(x.abs().sum() * 1_000) % 2**31)
     return 0.4 * x - 1.0 + 0.2 * torch.randn(x.shape, generator=generator)
 

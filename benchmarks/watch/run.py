@@ -1,4 +1,4 @@
-"""Run a training with a watch over it, or without one."""
+"""Run a training with or without a watch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLES = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a training came to.
+    """The result of a training.
 
     Args:
         accuracies: step -> accuracy in evaluation after it, in per cent.
@@ -59,15 +59,15 @@ def run(
 ) -> Outcome:
     """Train, and measure the accuracy every so many steps.
 
-    A step whose loss is not finite is left out, as loss scaling and many a loop do; its forward has been.
+    A step whose loss is not finite is skipped, as by loss scaling and many loops; its forward has run.
 
     Args:
         training: what is trained.
         data: samples.
         seed: of weights and order.
         arm: off trains without a watch.
-        disturb: what happens to the batches.
-        steps: how many; None takes the training's.
+        disturb: changes the batches.
+        steps: number of steps; None takes the training's.
         every: steps between two measurements.
         report: receives events.
     """

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def table_of_healthy(rows: Sequence[Row]) -> str:
-    """Count steps, and events, of each training that is well, and of all together."""
+    """Count steps and events of each healthy training, and of all together."""
     lines = ["| training | steps | layers | accuracy at the end | events |", "|---|---|---|---|---|"]
     well = [row for row in rows if row["well"]]
     for row in well:
@@ -29,7 +29,7 @@ def table_of_healthy(rows: Sequence[Row]) -> str:
 
 
 def table_of_faulty(rows: Sequence[Row]) -> str:
-    """Show accuracies of each faulty training, by what was done, and how soon it was noticed."""
+    """Show accuracies of each faulty training by arm, and how soon the fault was noticed."""
     lines = [
         "| fault | | accuracy at the end | accuracy meanwhile | noticed after | events in a training |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Trainings that are well, of many kinds: whatever a watch says of them is a false alarm."""
+"""Healthy trainings of many kinds: any event of a watch in them is a false alarm."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _digits() -> Data:
 
 
 def drawn(data: Data, size: int, seed: int) -> Iterator[Batch]:
-    """Give batches without end, each epoch in a new order; the rest of an epoch is left out."""
+    """Give endless batches, each epoch in a new order; an incomplete last batch is dropped."""
     generator = torch.Generator().manual_seed(seed)
     inputs, labels = data.train
     while True:

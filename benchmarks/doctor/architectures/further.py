@@ -28,7 +28,7 @@ class Dense(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Append new channels to those that came in."""
+        """Append new channels to the input."""
         return torch.cat((x, self.layers(x)), 1)
 
 
@@ -47,7 +47,7 @@ def _densenet(growth: int = 12, depths: tuple[int, ...] = (2, 3, 3)) -> nn.Modul
 
 
 class Squeeze(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018, arXiv 1709.01507): channels are scaled by what their means say."""
+    """Squeeze and excitation (Hu et al. 2018, arXiv 1709.01507): channels are scaled by a function of their means."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an architecture of the benchmark is, and the pieces that several are made of."""
+"""The architectures of the benchmark, and the blocks that several share."""
 
 from __future__ import annotations
 

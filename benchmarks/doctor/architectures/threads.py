@@ -73,7 +73,7 @@ class Cell(nn.Module):
 
 
 class Darts(nn.Module):
-    """Three cells, of which the second halves the size."""
+    """Three cells; the second halves the size."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()

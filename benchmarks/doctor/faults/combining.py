@@ -1,4 +1,4 @@
-"""Networks that were put together from others, or whose weights were changed, without a thought of the estimates."""
+"""Networks that were combined from others, or whose weights were changed, without regard to the estimates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.doctor.training import fit_
 
 @tuning(*GAP, consequences=frozenset({"outlier-statistics"}), repairable=True, damages=True, costs=True)
 def _federated_averages_with_the_last_clients_buffers(subject: Subject) -> Case:
-    """The server averages parameters; buffers are those of who came last (gh:TsingZ0/PFLlib/issues/260).
+    """The server averages parameters; buffers are those of the last client (gh:TsingZ0/PFLlib/issues/260).
 
     Each of five clients has two classes.
     """

@@ -1,4 +1,4 @@
-"""Layers of one's own in a norm's place, or around one."""
+"""Custom layers that replace a norm, or surround one."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class _Branch(nn.Module):
 
 @tuning("degenerate-group-norm", consequences=FAR)
 def _a_group_for_each_channel_of_a_pooled_branch(subject: Subject) -> Case:
-    """``GroupNorm(min(32, C), C)`` was to be safe in small batches; whatever comes in, β comes out."""
+    """``GroupNorm(min(32, C), C)`` was meant to be safe in small batches; its output is β for any input."""
     shapes = shapes_of(subject.model, subject.inputs(2, 1)[0])
     name, norm = subject.draw.choice([each for each in norms_of(subject.model) if each[0] in shapes])
     put(subject.model, name, _Branch(norm, len(shapes[name])))

@@ -1,4 +1,4 @@
-"""What a fault of the benchmark is, and the list that each one enters by its decorator."""
+"""The faults of the benchmark, and the registry that their decorators fill."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = [
 Batches = list[tuple[Tensor, Tensor]]
 Inject = Callable[[Subject], Case | None]
 GAP = frozenset({"train-eval-gap", "needs-recalibration"})
-"""What measures that statistics do not fit, whatever the reason."""
+"""Checks that measure that statistics do not fit, for any reason."""
 FAR = GAP | {"outlier-statistics"}
 """The same, where single channels may be far off as well."""
 BATCH = frozenset({"batch-dependence", "statistics-moved-in-eval", "mixed-modes"})
-"""What measures that a layer in an evaluating model normalizes by the batch."""
+"""Checks that measure that a layer in an evaluating model normalizes by the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class Fault:
     Args:
         name: in tables.
         half: whether thresholds may be chosen on it.
-        inject: changes the subject; None where the network has nothing to put the fault into.
-        causes: checks of which one must find it.
-        consequences: other checks that may speak, because the fault causes what they look at.
-        repairable: whether a treatment can give the accuracy back, with no more than batches of data.
-        damages: whether it changes weights, so that new statistics give back a part only.
-        costs: whether it is a fault by its cost alone, and so counts only where accuracy is two points below what can
-            come back. The others are wrong whatever they cost here.
+        inject: changes the subject; None if the network has no place for the fault.
+        causes: checks; one of them must find it.
+        consequences: other checks that may report, because the fault causes what they look at.
+        repairable: whether a treatment can restore the accuracy with batches of data alone.
+        damages: whether it changes weights, so that new statistics restore only a part.
+        costs: whether it is a fault by its cost alone, and so counts only if accuracy is two points below what can be
+            restored. The others are wrong at any cost.
     """
 
     name: str

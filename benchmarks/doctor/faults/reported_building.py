@@ -27,7 +27,7 @@ def _places(subject: Subject) -> list[tuple[str, Norm, int]]:
     ]
 
 
-# Norms of one's own, and what is built around them.
+# Custom norms, and the modules around them.
 
 
 def _without_mean(norm: Norm, x: Tensor) -> Tensor:

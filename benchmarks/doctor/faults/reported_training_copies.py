@@ -1,6 +1,6 @@
 """What people reported of trainings with several networks or passes: averages, servers, clones, checkpoints, devices.
 
-Each fault does what its thread tells, as in ``reported_training``.
+Each fault does what its thread describes, as in ``reported_training``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Averaged(nn.Module):
 
     @torch.no_grad()
     def follow_(self) -> None:
-        """Take a step of the average: parameters alone."""
+        """Update the average: parameters alone."""
         for kept, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
             kept.lerp_(now, 0.05)
 

@@ -29,7 +29,7 @@ def _fewest_places(subject: Subject) -> int:
 
 @held_out(*GAP, consequences=FAR | {"statistics-horizon"}, repairable=True, damages=True, costs=True)
 def _a_first_rank_that_stays_in_evaluation(subject: Subject) -> Case:
-    """Only the main process evaluates the policy, and its mode is not put back (gh:huggingface/lerobot/issues/3668).
+    """Only the main process evaluates the policy, and its mode is not restored (gh:huggingface/lerobot/issues/3668).
 
     Gradients of four ranks are averaged, three of them in training. Buffers are those of the first.
     """
