@@ -193,7 +193,7 @@ def test_batch_norm_is_refused_one_running_estimate_without_the_other(absent):
 def test_noise_is_refused_of_one_sample():
     arguments = fused()["normalize"]
     arguments |= {name: arguments[name][:1] for name in ("x_NCS", "residual_NCS")}
-    with pytest.raises(ValueError, match=rf"for noise be two or more, got shape \(1, {C}, {H}, {W}\)"):
+    with pytest.raises(ValueError, match=rf"two or more for noise, got shape \(1, {C}, {H}, {W}\)"):
         _numba.normalize(**arguments)
 
 
@@ -202,7 +202,7 @@ def test_chunks_of_samples_in_pieces_are_refused():
     arguments |= {"saved": torch.empty(6, C), "momentum": 0.0, "running_mean": None, "running_var": None}
     _numba.normalize(**arguments)
     arguments["x_NCS"] = arguments["x_NCS"].transpose(0, 1).contiguous().transpose(0, 1)
-    with pytest.raises(ValueError, match="one after the other"):
+    with pytest.raises(ValueError, match="must be contiguous in memory for chunks"):
         _numba.normalize(**arguments)
 
 

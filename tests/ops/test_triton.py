@@ -121,7 +121,7 @@ def test_tensors_whose_rows_32_bits_cannot_number_are_not_supported(monkeypatch,
     monkeypatch.setattr(_triton, name, limit + 1)
     assert _triton.unsupported_reason(x) is None
     monkeypatch.setattr(_triton, name, limit)
-    assert _triton.unsupported_reason(x) == "it has more values than 32 bits can number the rows of"
+    assert _triton.unsupported_reason(x) == "it has too many values for row indices of 32 bits"
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=by_id)

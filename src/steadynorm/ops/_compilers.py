@@ -1,4 +1,4 @@
-"""Loading what is compiled, when it is needed first; and what to do where its compiler is absent or broken."""
+"""Load compiled kernels on first use, and report a compiler that is absent or broken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 __all__ = ["Compiler", "compiled_kernels", "count_compilations", "is_usable", "why_unusable"]
 
 Compiler = Literal["numba", "triton"]
-# What importing a compiler was seen to raise: absent, damaged, or built for another NumPy, LLVM or Python.
+# Exceptions seen on import of a compiler that is absent, damaged, or built for another NumPy, LLVM or Python.
 _BROKEN = (
     ImportError,
     OSError,
@@ -31,18 +31,18 @@ _told: set[Compiler] = set()
 
 
 def compiled_kernels(compiler: Compiler) -> ModuleType:
-    """Give the kernels of a compiler that :func:`is_usable`."""
+    """Return the module of the kernels of a compiler that :func:`is_usable`."""
     return _load_numba() if compiler == "numba" else import_module("steadynorm.ops._triton")
 
 
 def why_unusable(compiler: Compiler) -> str | None:
-    """Load the kernels of a compiler, and say what keeps them from that; None where they are there."""
+    """Load the kernels of a compiler; return why that fails, None if they load."""
     with _loading:
         return _try(compiler)
 
 
 def is_usable(compiler: Compiler) -> bool:
-    """Whether the kernels of a compiler can be loaded; the first time that they cannot, warn of it by its reason."""
+    """Whether the kernels of a compiler load; warn once per compiler if they do not, with the reason."""
     reason = why_unusable(compiler)
     if reason is not None and compiler not in _told:
         _told.add(compiler)
@@ -57,7 +57,7 @@ def is_usable(compiler: Compiler) -> bool:
 
 @contextmanager
 def count_compilations() -> Iterator[list[str]]:
-    """Collect the names of this package's functions that Numba compiles meanwhile; what the disk had is none."""
+    """Collect the names of this package's functions that Numba compiles in the context; cached code does not count."""
     from numba.core import event
 
     names: list[str] = []
@@ -87,9 +87,9 @@ def _try(compiler: Compiler) -> str | None:
 
 @cache
 def _load_numba() -> ModuleType:
-    """Import the kernels for the CPU: it takes half a second, which small tensors never pay."""
+    """Import the CPU kernels: half a second, which programs with small tensors alone never spend."""
     collecting = gc.isenabled()
-    gc.disable()  # a hundred thousand new objects, none of them garbage: looking through them takes a third of the time
+    gc.disable()  # the import makes 100,000 objects, none of them garbage; scanning them takes a third of the time
     try:
         import numba
 

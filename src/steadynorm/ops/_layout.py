@@ -1,4 +1,4 @@
-"""How tensors lie in memory, and where torch's batch norm puts its result."""
+"""Memory layouts of tensors, and the layout of torch's batch norm result."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["format_of_result", "laid_out", "like"]
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """Give x as the result of torch's batch norm would lie; a copy of it where it does not.
+    """Return x in the memory layout of torch's batch norm result; a copy if x has another layout.
 
-    That is contiguous or channels-last, whichever x is or comes closest to, and contiguous where x is both. What is
-    computed in the layout of x then lies as torch's does.
+    That is contiguous or channels-last: the one that x has or is closest to, and contiguous if x is both. A result
+    with the strides of x then has the layout of torch's result.
     """
     if x.is_contiguous() and (1 not in x.shape or torch.compiler.is_compiling()):
         return x
     memory_format = format_of_result(x)
-    # The stride of a dimension of size 1 may be any, and still says which format comes next.
+    # A dimension of size 1 may have any stride, but the stride still decides which format torch infers.
     if x.is_contiguous(memory_format=memory_format) and (
         torch.compiler.is_compiling() or x.stride() == _strides(x, memory_format)
     ):
@@ -29,7 +29,7 @@ def laid_out(x: Tensor) -> Tensor:
 
 
 def format_of_result(x: Tensor) -> torch.memory_format:
-    """Say in which memory format torch's batch norm gives its result and the gradient of x."""
+    """Return the memory format in which torch's batch norm writes its result and the gradient of x."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if x.is_contiguous() or last is None:
         return torch.contiguous_format
@@ -48,7 +48,7 @@ def like(tensor: Tensor, x: Tensor) -> Tensor: ...
 @overload
 def like(tensor: None, x: Tensor) -> None: ...
 def like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
-    """Give a tensor that lies as x does; a copy of it where it does not, or keeps its sign apart."""
+    """Return the tensor with the strides of x; a copy if its strides differ or its negation is lazy."""
     if tensor is None or (tensor.stride() == x.stride() and not tensor.is_neg()):
         return tensor
     return torch.empty_like(x).copy_(tensor)

@@ -1,8 +1,8 @@
-"""The four kernels on the CPU: float32, bfloat16 and float16 of any strides, one pass over the data each.
+"""The four kernels on the CPU: float32, bfloat16 and float16 of any strides, each in one pass over the data.
 
-Signatures and meaning are those of ``reference.py``. A dense tensor is read where it lies, whatever the order of its
-dimensions; one with gaps or overlaps (a slice, an expanded tensor) is copied once, and so is a gradient or a residual
-that does not lie as x does. Arithmetic is float32.
+Signatures and meaning are those of ``reference.py``. A dense tensor is read in place, for any order of its
+dimensions. A tensor with gaps or overlaps (a slice, an expanded tensor) is copied once, and so is a gradient or a
+residual whose strides differ from those of x. Arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 STREAM = 8 << 20
-"""Bytes from which a result is written past the caches: it would have left them before it is read again."""
+"""Bytes from which a result bypasses the caches: they would evict it before it is read again."""
 _ACTIVATIONS: dict[Activation | None, Any] = {
     None: kinds.Identity(),
     "relu": kinds.Relu(),
@@ -57,35 +57,35 @@ _DTYPES: dict[torch.dtype, kinds.Dtype] = {
 
 
 class _SayOnce(event.Listener):  # type: ignore[misc]
-    """Say that compiling takes a while: it happens at the first call on a machine, or of another kind of tensor.
+    """Announce the first compilation, which takes a while: on a new machine, or for a new kind of tensor.
 
-    Who works at a terminal sees it; elsewhere it is a message of level INFO.
+    At a terminal the message is a warning, elsewhere it has level INFO.
     """
 
     said = False
 
     def on_start(self, event: Any) -> None:  # noqa: ANN401 (numba's events)
-        """Speak of our own kernels only."""
+        """Announce our own kernels only."""
         if not self.said and event.data["dispatcher"].py_func.__module__ == kernels.__name__:
             self.said = True
             is_seen = sys.stderr is not None and sys.stderr.isatty()
             logging.getLogger("steadynorm").log(
                 logging.WARNING if is_seen else logging.INFO,
                 "compiling the CPU kernels for this machine: ten seconds or more, once; they are kept on disk. "
-                "steadynorm warmup does it beforehand.",
+                "Run steadynorm warmup to compile them beforehand.",
             )
 
     def on_end(self, event: Any) -> None:  # noqa: ANN401 (as above)
-        """Say nothing."""
+        """Do nothing."""
 
 
 event.register("numba:compile", _SayOnce())
 
 
 def unsupported_reason(x: Tensor, *others: Tensor | None) -> str | None:
-    """Say why these kernels cannot take such tensors; None where they can."""
+    """Return why these kernels cannot take the tensors; None if they can."""
     if is_forked():
-        return "the process was forked from one that had loaded the kernels, whose threads it does not have"
+        return "the process was forked from one that had loaded the kernels, and does not have their threads"
     return _misfit(x, *others)
 
 
@@ -107,12 +107,12 @@ def _misfit(x: Tensor, *others: Tensor | None) -> str | None:
 def _check(
     where: str, x: Tensor, beside: Mapping[str, Tensor | None] = _NONE, per_channel: Mapping[str, Tensor] = _NONE
 ) -> None:
-    """Raise unless a kernel can walk the memory of such tensors."""
+    """Raise ValueError unless a kernel can read the memory of the tensors."""
     check_operands(where, x, _misfit(x, *beside.values()), beside, per_channel)
 
 
 def moments(x_NCS: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`steadynorm.ops.reference.moments`."""
+    """See :func:`steadynorm.ops.reference.moments`."""
     _check("moments", x_NCS)
     x_NCS, layout = _laid_out(x_NCS)
     mean, var = torch.empty(layout.channels, dtype=torch.float32), torch.empty(layout.channels, dtype=torch.float32)
@@ -136,7 +136,7 @@ def transform(
     residual_NCS: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """As :func:`steadynorm.ops.reference.transform`."""
+    """See :func:`steadynorm.ops.reference.transform`."""
     _check("transform", x_NCS, {"residual": residual_NCS}, {"center": center, "scale": scale, "shift": shift})
     x_NCS, layout = _laid_out(x_NCS)
     residual_NCS, together, y_NCS = like(residual_NCS, x_NCS), _together(center, scale, shift), torch.empty_like(x_NCS)
@@ -164,7 +164,7 @@ def transform_sums(
     residual_NCS: Tensor | None,
     activation: Activation | None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`steadynorm.ops.reference.transform_sums`."""
+    """See :func:`steadynorm.ops.reference.transform_sums`."""
     numbers = {"center": center, "scale": scale, "shift": shift}
     _check("transform_sums", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     x_NCS, layout = _laid_out(x_NCS)
@@ -199,7 +199,7 @@ def transform_grad(
     b: Tensor,
     c: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """As :func:`steadynorm.ops.reference.transform_grad`."""
+    """See :func:`steadynorm.ops.reference.transform_grad`."""
     numbers = {"center": center, "scale": scale, "shift": shift, "a": a, "b": b, "c": c}
     _check("transform_grad", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     x_NCS, layout = _laid_out(x_NCS)
@@ -241,24 +241,24 @@ def normalize(
     """Normalize a batch in one call: moments, rule, running statistics, transform.
 
     Args:
-        x_NCS: as the four kernels take it.
-        residual_NCS: likewise.
-        activation: likewise.
-        rule: with one value per channel, one that can do with it.
-        chunks: parts of the batch that are normalized each by itself, those of :func:`torch.tensor_split`. Where there
-            are several, or there is noise, x is contiguous or channels-last.
+        x_NCS: the input, as for :func:`transform`.
+        residual_NCS: shape and dtype of x, or None for none.
+        activation: ``relu``, ``leaky_relu`` (slope 0.01), ``silu`` or None.
+        rule: the compiled rule; for one value per channel, one that supports it.
+        chunks: parts of the batch, as :func:`torch.tensor_split` makes them, each normalized by its own moments. With
+            several chunks, or with noise, x is contiguous or channels-last.
         weight: float32, shape (C,), contiguous; None counts as 1.
-        bias: likewise; None counts as 0.
-        running_mean: what the rule reads beside the batch, as weight; then updated in place. None where there is
-            none.
-        running_var: likewise; it follows by the unbiased variance.
-        momentum: weight of this batch in them; 0 leaves them as they are, and must be 0 for one value per channel.
-        noise: float32, one value, which follows in place; None where there is none.
-        noise_momentum: weight of this batch in it.
-        saved: written, what :func:`normalize_grad` wants to know: float32, contiguous, with C columns and as many rows
-            as :func:`steadynorm.ops._numba_rules.saved_rows` says. They are mean and biased variance of the batch;
-            running mean and variance, as a rule that looks at them has seen them; mean and variance of each chunk,
-            where there are several.
+        bias: float32, shape (C,), contiguous; None counts as 0.
+        running_mean: float32, shape (C,), contiguous, or None; read by some rules, then updated in place.
+        running_var: as running_mean; updated with the unbiased variance.
+        momentum: weight of this batch in the running statistics; 0 leaves them unchanged, and is required for one value
+            per channel.
+        noise: float32, one value, updated in place; None for none.
+        noise_momentum: weight of this batch in the noise.
+        saved: written, the input of :func:`normalize_grad`: float32, contiguous, C columns, and the number of rows that
+            :func:`steadynorm.ops._numba_rules.saved_rows` returns. The rows are mean and biased variance of the batch;
+            running mean and variance as the rule read them, if it reads them; mean and variance of each chunk, if
+            there are several.
 
     Returns:
         y in the shape, dtype and memory format of x.
@@ -310,11 +310,11 @@ def normalize_grad(
 
     Args:
         dy_NCS: gradient of y, in the dtype of x.
-        saved: what ``normalize`` has written; the other arguments are as there.
-        confidence: of the gate, float32, shape (3,), whose gradient is wanted; None where there is none.
+        saved: as :func:`normalize` wrote it; the other arguments are those of ``normalize``.
+        confidence: the gate's confidence, float32, shape (3,), to be differentiated; None for none.
 
     Returns:
-        dx; d_residual, None without a residual; d_weight, d_bias and d_confidence, None where there is none.
+        dx; d_residual, None without a residual; d_weight, d_bias and d_confidence, each None without its parameter.
     """
     _check("normalize_grad", x_NCS, {"dy": dy_NCS, "residual": residual_NCS})
     check_rule("normalize_grad", x_NCS, rule, chunks, saved, {"weight": weight, "bias": bias})
@@ -356,7 +356,7 @@ def _converts_float16() -> bool:
 
 
 def _laid_out(x: Tensor) -> tuple[Tensor, Layout]:
-    """Give x and how the kernels read it, by rows or by planes; a copy where it has gaps, overlaps or other signs."""
+    """Return x and its layout, rows or planes; a copy of x if it has gaps or overlaps or its negation is lazy."""
     inner = None if x.is_neg() else _inner(x)
     if inner is None:
         x = torch.empty_like(x).copy_(x)
@@ -367,7 +367,7 @@ def _laid_out(x: Tensor) -> tuple[Tensor, Layout]:
 
 
 def _inner(x: Tensor) -> int | None:
-    """Count the values of a channel that lie together in memory; None where x has gaps or overlaps."""
+    """Count the values of a channel that are adjacent in memory; None if x has gaps or overlaps."""
     if x.is_contiguous():
         return math.prod(x.shape[2:])
     if x.dim() == 4 and x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last):
@@ -383,15 +383,15 @@ def _inner(x: Tensor) -> int | None:
 
 
 def _together(*per_channel: Tensor) -> Tensor:
-    """Put numbers per channel one after the other."""
+    """Concatenate numbers per channel, as float32."""
     together = torch.cat(per_channel)
     return together if together.dtype == torch.float32 else together.float()
 
 
 def _streams(layout: Layout, *results: Tensor | None) -> bool:
-    """Whether to write results past the caches, which needs lines that end where a cache's do."""
+    """Whether results bypass the caches, which needs lines that are aligned to cache lines."""
     for result in results:
-        # A part of a large tensor is as little to be found in the caches later as the whole.
+        # A view of a large tensor is evicted from the caches as the whole tensor is.
         if result is not None and (result.untyped_storage().nbytes() < STREAM or result.data_ptr() % 64):
             return False
     return layout.columns % LANES == 0

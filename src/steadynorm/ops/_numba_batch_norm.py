@@ -11,7 +11,7 @@ __all__ = ["BatchNorm"]
 
 
 class BatchNorm(NamedTuple):
-    """Batch norm, by the batch's moments."""
+    """Batch norm by the batch statistics."""
 
     eps: float
 

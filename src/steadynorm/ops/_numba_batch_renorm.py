@@ -12,7 +12,7 @@ __all__ = ["BatchRenorm"]
 
 
 class BatchRenorm(NamedTuple):
-    """Batch renorm: corrected towards the stored moments within bounds."""
+    """Batch renorm: batch norm, corrected towards the stored moments within bounds."""
 
     eps: float
     r_max: float
@@ -21,7 +21,7 @@ class BatchRenorm(NamedTuple):
 
 @inline
 def _clip(value: float, low: float, high: float) -> float:
-    """NaN stays NaN."""
+    """Limit a value to an interval; NaN stays NaN."""
     return low if value < low else high if value > high else value
 
 

@@ -1,9 +1,9 @@
-"""Keeping compiled code between processes, so that no damaged, outdated or missing file reaches a training step.
+"""A disk cache of compiled code whose damaged, outdated or missing files never break a training step.
 
-Numba's own index says by name which file holds the code for which types. It is trusted as it is: an empty file raises
-out of the call, two processes that write at once can put one function's code under the other's name, and code stays
-valid while what it calls has changed in another file. Here every file is named by all that its code depends on, and
-begins with a digest of its content; whatever does not match is removed and compiled again.
+Numba's own index maps types to file names, and Numba does not verify it. An empty file raises from the call; two
+processes that write at once can store one function's code under the other's name; code stays valid after a change in
+another file whose functions it calls. Here each file's name is a digest of everything that its code depends on, and the
+file begins with a digest of its content. A file that does not match is removed, and the function is compiled again.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def keep_compiled(function: Any) -> None:  # noqa: ANN401 (numba's dispatcher)
-    """Let a function that Numba compiles look for its code on disk and leave it there; warn once where it cannot."""
+    """Let a Numba function load its code from disk and save it there; warn once if no directory is writable."""
     try:
         function._cache = _Cache(function.py_func)
-    except RuntimeError as error:  # Numba finds no directory to write to, neither here nor in the user's home
+    except RuntimeError as error:  # neither this directory nor the user's cache is writable
         _warn_unkept(str(error))
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one function, over files that are checked."""
+    """Numba's cache of one function, with verified files."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file = _Files(Path(self._cache_path), self._impl.filename_base)
 
     def save_overload(self, types: Any, code: Any) -> None:  # noqa: ANN401 (numba's)
-        """Keep code where that is possible; it runs in any case."""
+        """Save code if possible; it runs in any case."""
         try:
             super().save_overload(types, code)
         except OSError as error:  # a full disk, a directory that is gone
             _warn_unkept(str(error))
-        except RuntimeError as error:  # a Ctrl-C has cost Numba what it would write; a later process compiles it
+        except RuntimeError as error:  # Ctrl-C interrupted the compilation; a later process repeats it
             logging.getLogger("steadynorm").info("compiled code of %s is not kept: %s", self._name, error)
 
 
 class _Files:
-    """One file for each combination of types, in the place of Numba's index and its data."""
+    """One file for each combination of types, in place of Numba's index and data files."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.directory = directory
         self.name = name
 
     def load(self, key: object) -> Any:  # noqa: ANN401 (what numba has saved)
-        """Give what was saved; None where there is nothing, or nothing that is whole."""
+        """Return the saved code; None if the file is absent or damaged."""
         path = self._path(key)
         try:
             content = path.read_bytes()
@@ -74,7 +74,7 @@ class _Files:
         return None
 
     def save(self, key: object, code: object) -> None:
-        """Write a file at once, or not at all."""
+        """Write a file atomically."""
         content = dumps(code)
         path = self._path(key)
         unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
@@ -96,7 +96,7 @@ class _Files:
 
 @cache
 def _sources() -> str:
-    """Digest the files that the kernels are compiled from: each calls functions of the others."""
+    """Digest all source files of the kernels: each calls functions of the others."""
     here = Path(__file__).parent
     files = [here.parent / "statistics" / "noise.py", *sorted(here.glob("_numba_*.py"))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
@@ -105,7 +105,7 @@ def _sources() -> str:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except OSError:  # it is written over, or read for nothing again
+    except OSError:  # a later save overwrites it, or a later load rejects it again
         return
 
 

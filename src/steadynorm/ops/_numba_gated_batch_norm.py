@@ -1,4 +1,4 @@
-"""The rule of ``rules/gated_batch_norm.py``, compiled: with a given gate, and with a computed one."""
+"""The rule of ``rules/gated_batch_norm.py``, compiled: with a constant gate, and with a computed one."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from steadynorm.ops._numba_types import Array
 __all__ = ["Gated", "GatedByConstant"]
 
 FARTHEST = 80.0
-"""Largest exponent by which confidence moves the odds, as in ``rules/gated_batch_norm.py``."""
+"""Largest exponent by which confidence scales the odds, as in ``rules/gated_batch_norm.py``."""
 
 
 class GatedByConstant(NamedTuple):
-    """Moments of a mixture of the stored distribution and the batch's, of a given weight."""
+    """Gated batch norm with a constant gate: moments of a mixture of the stored distribution and the batch's."""
 
     eps: float
     gate: float
 
 
 class Gated(NamedTuple):
-    """Likewise, the weight being computed."""
+    """Gated batch norm with a gate computed from the batch."""
 
     eps: float
     noise: float
-    constant: float  # the three of the confidence
+    constant: float  # the three values of the confidence
     by_ratio: float
     by_count: float
 
@@ -70,7 +70,7 @@ def _given_gate(rule: GatedByConstant, moments: ChannelMoments) -> tuple[float, 
 
 
 def _computed_gate(rule: Gated, moments: ChannelMoments) -> tuple[float, float]:
-    """Compute ``rules.gated_batch_norm.gate``, and distance² / noise."""
+    """Compute ``rules.gated_batch_norm.gate`` and distance² / noise."""
     distance, fine = 0.0, 0
     for channel in range(moments.mean.size):
         apart = float(moments.mean[channel]) - float(moments.stored_mean[channel])

@@ -1,7 +1,7 @@
-"""The kernels over flat memory, compiled by Numba; ``_numba.py`` turns tensors into it.
+"""The kernels over flat memory, compiled by Numba; ``_numba.py`` passes them the addresses of tensors.
 
-The four, and normalization in one call each way: a rule compiled between them, because the tensor operations of a rule
-take as long as a kernel does for a million numbers.
+They are the four kernels, and normalization in one call each for forward and backward. That call compiles the rule
+between the kernels, because a rule's tensor operations take as long as a kernel does for a million numbers.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["grad", "moments", "normalize", "normalize_grad", "sums", "transform"
 
 @compiled
 def moments(
-    dtype: Dtype,  # of tensors; numbers per channel are float32
+    dtype: Dtype,  # dtype of the tensors; numbers per channel are float32
     layout: Layout,
-    size: int,  # how many numbers a tensor has
-    x: int,  # the address of the input, as every tensor's
+    size: int,  # number of values of a tensor
+    x: int,  # address of the input; all tensors are passed by address
     mean: int,  # shape (C,); written
-    var: int,  # likewise
-    blocks: int,  # parts that the threads share
+    var: int,  # shape (C,); written
+    blocks: int,  # parts that are distributed over the threads
 ) -> None:
     """Write Σx/count and Σ(x − mean)²/count per channel."""
     channels = layout.channels
@@ -53,7 +53,7 @@ def transform(
     numbers: int,  # center, scale and shift of every channel, shape (3, C)
     residual: int | None,  # as x
     y: int,  # as x; written
-    streaming: bool,  # whether to write past the caches: only where lines end where a cache's do
+    streaming: bool,  # whether to bypass the caches; lines must be aligned to cache lines
     blocks: int,
 ) -> None:
     """Write y = activation((x − center)·scale + shift + residual)."""
@@ -73,7 +73,7 @@ def sums(
     numbers: int,
     residual: int | None,
     sum_dy: int,  # shape (C,); written
-    sum_dy_xc: int,  # likewise
+    sum_dy_xc: int,  # shape (C,); written
     blocks: int,
 ) -> None:
     """Write Σdy′ and Σdy′·(x − center) per channel."""
@@ -111,7 +111,7 @@ def grad(
 
 @inline
 def _fill_affine(rule: Rule, moments: ChannelMoments, gate: float, weight: Array, bias: Array, numbers: Array) -> None:
-    """Write center, scale = weight·factor and shift = bias + weight·offset; an empty array is absent."""
+    """Write center, scale = weight·factor and shift = bias + weight·offset; an empty array means none."""
     channels = moments.mean.size
     for channel in range(channels):
         center, scale, shift = affine_of(rule, moments, gate, channel)
@@ -127,7 +127,7 @@ def _fill_affine(rule: Rule, moments: ChannelMoments, gate: float, weight: Array
 
 @inline
 def _update_running(running: Array, batch: Array, correction: float, momentum: float) -> None:
-    """Write running = (1 − momentum)·running + momentum·correction·batch; an empty array is absent."""
+    """Write running = (1 − momentum)·running + momentum·correction·batch; an empty array means none."""
     for channel in range(running.size):
         running[channel] = (1.0 - momentum) * running[channel] + momentum * correction * batch[channel]
 
@@ -140,7 +140,7 @@ def _put_all(target: Array, values: Array) -> None:
 
 @inline
 def _chunk(samples: int, chunks: int, chunk: int) -> tuple[int, int]:
-    """Give the first sample of a chunk and the first after it; the first chunks are the larger ones."""
+    """Return the first sample of a chunk and the first one after it; the first chunks are the larger ones."""
     size, larger = samples // chunks, samples % chunks
     first = chunk * size + min(chunk, larger)
     return first, first + size + (1 if chunk < larger else 0)
@@ -148,7 +148,7 @@ def _chunk(samples: int, chunks: int, chunk: int) -> tuple[int, int]:
 
 @inline
 def _moments_of(rule: Rule, saved: Array, channels: int, chunks: int, chunk: int) -> ChannelMoments:
-    """Find the moments of a chunk among the saved rows, whose order :func:`saved_rows` tells."""
+    """View the moments of a chunk in the saved rows, in the order of :func:`saved_rows`."""
     at = 0 if chunks == 1 else 2 + (2 if reads_running(rule) else 0) + 2 * chunk
     return ChannelMoments(
         saved[at * channels : (at + 1) * channels],
@@ -160,7 +160,7 @@ def _moments_of(rule: Rule, saved: Array, channels: int, chunks: int, chunk: int
 
 @inline
 def _merge_chunks(saved: Array, rule: Rule, channels: int, samples: int, chunks: int) -> None:
-    """Write the moments of all chunks together."""
+    """Write the moments of the whole batch, pooled from the chunks."""
     for channel in range(channels):
         mean, var = 0.0, 0.0
         for chunk in range(chunks):
@@ -180,7 +180,7 @@ def _copy(source: Array, target: Array) -> None:
 def _update_noise(
     noise: Array | None, momentum: float, x: Array, layout: Layout, moments: ChannelMoments, samples: int
 ) -> None:
-    """Update the noise of one sample as ``statistics/noise.py`` says."""
+    """Update the noise of one sample, as ``statistics/noise.py`` does."""
     if noise is None:
         return
     channels = layout.channels
@@ -209,24 +209,24 @@ def normalize(
     layout: Layout,
     activation: Activation,
     rule: Rule,
-    samples: int,  # which lie one after the other where there are chunks
-    chunks: int,  # parts of the batch that are normalized each by itself; 1 where estimates follow
+    samples: int,  # N; with several chunks, samples are contiguous
+    chunks: int,  # parts of the batch, each normalized by its own moments
     size: int,
     x: int,
-    weight: int,  # shape (C,); 0 where there is none
-    bias: int,  # likewise
-    running_mean: int,  # likewise; for rules that look at it, and changed
-    running_var: int,  # likewise
-    momentum: float,  # weight of this batch in them
-    noise: int | None,  # one number; changed
-    noise_momentum: float,  # weight of this batch in it
-    saved: int,  # shape (rows, C): moments of the batch, running ones as the rule sees them, each chunk's; written
+    weight: int,  # shape (C,); 0 for none
+    bias: int,  # shape (C,); 0 for none
+    running_mean: int,  # shape (C,), 0 for none; updated
+    running_var: int,  # shape (C,), 0 for none; updated
+    momentum: float,  # weight of this batch in the running statistics
+    noise: int | None,  # one number; updated
+    noise_momentum: float,  # weight of this batch in the noise
+    saved: int,  # shape (rows, C): moments of the batch, running ones as the rule reads them, each chunk's; written
     residual: int | None,  # as x
     y: int,  # as x; written
     streaming: bool,
     blocks: int,
 ) -> None:
-    """Measure the moments, apply the rule and transform, chunk by chunk; let the running statistics follow."""
+    """Measure the moments, apply the rule and transform, chunk by chunk; then update the running statistics."""
     channels, per_sample = layout.channels, size // samples
     inputs = array(dtype, x, size), array(dtype, residual, size), array(dtype, y, size)
     rows, numbers = floats(saved, saved_rows(rule, chunks) * channels), np.empty(3 * channels, np.float32)
@@ -255,10 +255,10 @@ def normalize(
 def _fill_gradient(
     rule: Rule, moments: ChannelMoments, weight: Array, totals: Array, count: int, sums: Array, numbers: Array
 ) -> tuple[float, float, float]:
-    """Write a, b and c of dx = a·dy′ + b·(x − center) + c; add to the sums, which are Σd_weight and Σd_bias.
+    """Write a, b and c of dx = a·dy′ + b·(x − center) + c; add d_weight and d_bias to ``sums``.
 
     Returns:
-        gate, what it was computed from, and the gradient with respect to it.
+        the gate, the ratio that it was computed from, and the gradient with respect to the gate.
     """
     channels = moments.mean.size
     gate, ratio = gate_of(rule, moments)
@@ -294,19 +294,19 @@ def normalize_grad(
     size: int,
     dy: int,
     x: int,
-    weight: int,  # shape (C,); 0 where there is none
-    bias: int,  # likewise
-    saved: int,  # what normalize has written
+    weight: int,  # shape (C,); 0 for none
+    bias: int,  # shape (C,); 0 for none
+    saved: int,  # as normalize wrote it
     residual: int | None,  # as x
     dx: int,  # as x; written
-    d_residual: int | None,  # likewise
-    d_weight: int,  # shape (C,); written; 0 where there is none
-    d_bias: int,  # likewise
-    d_rule: int,  # shape (3,), gradients with respect to the gate's confidence; written; 0 where there is none
+    d_residual: int | None,  # as x, None without a residual; written
+    d_weight: int,  # shape (C,), 0 for none; written
+    d_bias: int,  # shape (C,), 0 for none; written
+    d_rule: int,  # shape (3,), gradient with respect to the gate's confidence, 0 for none; written
     streaming: bool,
     blocks: int,
 ) -> None:
-    """Write the gradients, where dy′ = dy·activation′(pre), chunk by chunk.
+    """Write the gradients, chunk by chunk, with dy′ = dy·activation′(pre).
 
     d_bias = Σdy′        d_weight = factor·Σdy′·(x − center) + offset·Σdy′
     dx = scale·dy′ + 2·d_var/count·(x − mean) + d_mean/count

@@ -1,6 +1,6 @@
-"""How the compiled kernels walk memory: lines of numbers, read one after the other, sixteen at a time.
+"""Memory access of the compiled kernels: lines of numbers, read in order, sixteen at a time.
 
-Numba compiles a version per type of the arguments, so a type carries what the code depends on: the layout, the
+Numba compiles one version per combination of argument types. So types encode what the code depends on: the layout, the
 activation, an absent residual.
 """
 
@@ -26,20 +26,20 @@ __all__ = [
 ]
 
 GROUP = 4
-"""Rows that are computed side by side, so that their columns' numbers are read and their sums written once."""
+"""Rows that are processed together, so that numbers per channel are read and sums are written once for all."""
 SHORT = 128
-"""Bytes of a row up to which a group's rows are neighbours; of longer ones each is read in a stream of its own."""
+"""Bytes of a row up to which the rows of a group are adjacent; longer rows come from separate streams."""
 
 
 class Rows(NamedTuple):
-    """A line is a position, its columns are the channels (channels-last)."""
+    """Channels-last: a line is one position, its columns are the channels."""
 
     channels: int
     columns: int
 
 
 class Planes(NamedTuple):
-    """A line is a plane of one channel; the channels take turns (contiguous)."""
+    """Contiguous: a line is one plane of a channel; channels alternate."""
 
     channels: int
     columns: int
@@ -74,7 +74,7 @@ def _three_of_channel(numbers: Array, at: int, channels: int) -> tuple[Vector, V
 
 
 def three_numbers(numbers: Array, at: int, layout: Layout, count: int) -> tuple[Vector, Vector, Vector]:
-    """Give three numbers each of ``count`` channels (rows), or those of one channel ``count`` times (planes)."""
+    """Return three numbers for each of ``count`` channels (rows), or one channel's three, repeated (planes)."""
     raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ def _three_numbers_in(numbers: Type, at: Type, layout: Type, count: Type) -> Cal
 
 @inline
 def pre_activation(xc: Vector, scale: Vector, shift: Vector, residual: Array | None, at: int, count: int) -> Vector:
-    """(x − center)·scale + shift + residual."""
+    """Compute (x − center)·scale + shift + residual."""
     pre = xc * scale + shift
     if residual is not None:
         pre += read(residual, at, count)
@@ -96,11 +96,11 @@ def pre_activation(xc: Vector, scale: Vector, shift: Vector, residual: Array | N
 
 @inline
 def steps(x: Array, layout: Layout, groups: int) -> tuple[int, int]:
-    """Give how many rows it is from one of a group to its next, and from one group to the next."""
+    """Return the distances in rows between neighbours of a group, and between the starts of groups."""
     return (1, GROUP) if layout.columns * x.itemsize <= SHORT else (groups, 1)
 
 
 @inline
 def next_channel(channel: int, layout: Layout) -> int:
-    """Give the channel of the next plane; a division for each would take as long as a short plane."""
+    """Return the channel of the next plane; a division would take as long as a short plane."""
     return channel + 1 if channel + 1 < layout.channels else 0

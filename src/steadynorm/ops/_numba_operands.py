@@ -1,4 +1,4 @@
-"""What the one compiled call demands of a rule's numbers, which it reads and writes where they lie."""
+"""Checks of the numbers that the fused kernels read and write in place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_rule", "check_stored"]
 def check_rule(
     where: str, x: Tensor, rule: Rule, chunks: int, saved: Tensor, parameters: Mapping[str, Tensor | None]
 ) -> None:
-    """Raise unless the numbers per channel, and those that are saved, have the sizes that a rule reads."""
+    """Raise ValueError unless the chunks, the numbers per channel and the saved rows fit x and the rule."""
     samples, channels = x.shape[:2]
     if not 1 <= chunks <= samples:
         raise ValueError(f"steadynorm.ops.{where}: chunks must be between 1 and the {samples} samples, got {chunks}.")
@@ -28,7 +28,7 @@ def check_rule(
 def check_stored(
     x: Tensor, rule: Rule, chunks: int, running: Mapping[str, Tensor | None], momentum: float, noise: Tensor | None
 ) -> None:
-    """Raise unless running statistics and noise, which are changed, are what a rule reads."""
+    """Raise ValueError unless running statistics, momentum and noise fit x and the rule."""
     check_numbers("normalize", (x.shape[1],), running)
     absent = [name for name, tensor in running.items() if tensor is None]
     if len(absent) == 1 or (absent and reads_running(rule)):
@@ -50,6 +50,6 @@ def _is_sample_by_sample(x: Tensor) -> bool:
 
 def _in_pieces(where: str, x: Tensor) -> ValueError:
     return ValueError(
-        f"steadynorm.ops.{where}: for chunks or noise the samples must lie one after the other, and for noise be two "
-        f"or more, got shape {tuple(x.shape)} with strides {x.stride()}. Pass a contiguous or channels-last input."
+        f"steadynorm.ops.{where}: samples must be contiguous in memory for chunks or noise, and two or more for "
+        f"noise, got shape {tuple(x.shape)} with strides {x.stride()}. Pass a contiguous or channels-last input."
     )

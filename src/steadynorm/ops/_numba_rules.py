@@ -1,9 +1,8 @@
-"""What a compiled rule is, and how the kernels call one: numbers per channel, in float64, between the kernels.
+"""Compiled rules and the functions by which the kernels call them, in float64 per channel.
 
-Each compiled rule stands in the file of its name: that of ``rules/batch_norm.py`` in ``_numba_batch_norm.py``. A rule
-turns a channel's moments, the batch's and the stored ones, into (x − center)·factor·weight + offset·weight + bias; and
-gradients with respect to that into gradients with respect to the batch's mean and variance. Its type chooses the
-functions while a kernel is compiled.
+The compiled form of ``rules/NAME.py`` is in ``_numba_NAME.py``. A rule maps a channel's moments, the batch's and the
+stored ones, to (x − center)·factor·weight + offset·weight + bias. It maps gradients with respect to center and factor
+to gradients with respect to the batch's mean and variance. Its type selects the functions when a kernel is compiled.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 Rule = Any
-"""A NamedTuple of numbers, float64, that :func:`define` knows."""
+"""A NamedTuple of float64 numbers, registered by :func:`define`."""
 
 
 class ChannelMoments(NamedTuple):
@@ -37,8 +36,8 @@ class ChannelMoments(NamedTuple):
 
     mean: Array
     var: Array
-    stored_mean: Array  # empty, or without meaning, where the rule does not read it
-    stored_var: Array  # likewise
+    stored_mean: Array  # empty or meaningless if the rule does not read it
+    stored_var: Array  # as stored_mean
 
 
 def _whole_gate(rule: Rule, moments: ChannelMoments) -> tuple[float, float]:
@@ -48,7 +47,7 @@ def _whole_gate(rule: Rule, moments: ChannelMoments) -> tuple[float, float]:
 def _of_own_variance(
     rule: Rule, moments: ChannelMoments, gate: float, channel: int, factor: float, d_center: float, d_factor: float
 ) -> tuple[float, float, float]:
-    """Differentiate the batch's mean as center, and constant/√(var + eps) as factor."""
+    """Differentiate center = mean and factor = constant/√(var + eps)."""
     return d_center, -0.5 * d_factor * factor / (moments.var[channel] + rule.eps), 0.0
 
 
@@ -58,10 +57,10 @@ def _no_confidence(rule: Rule, gate: float, ratio: float, d_gate: float, target:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """The functions of a compiled rule; the arguments are those of the functions of the same name below."""
+    """The functions of a compiled rule, with the arguments of the functions of the same name below."""
 
     reads_running: bool
-    """Whether it reads the running statistics, which are then saved as it has seen them."""
+    """Whether the rule reads the running statistics; a call then saves them as the rule read them."""
     affine_of: Callable[..., tuple[float, float, float]]
     gate_of: Callable[..., tuple[float, float]] = _whole_gate
     moment_gradients: Callable[..., tuple[float, float, float]] = _of_own_variance
@@ -72,7 +71,7 @@ _forms: dict[type, Form] = {}
 
 
 def define(rule: type, form: Form) -> None:
-    """Let the kernels take a rule."""
+    """Register a rule for the kernels."""
     _forms[rule] = form
 
 
@@ -88,7 +87,7 @@ def _reads_running(rule: Type) -> Callable[..., bool]:
 
 
 def saved_rows(rule: Rule, chunks: int) -> int:
-    """Count the rows that a call saves for its gradient: moments of the batch, stored ones, each chunk's if several."""
+    """Count the rows saved for the backward: moments of the batch, stored ones, each chunk's if there are several."""
     return 2 + (2 if reads_running(rule) else 0) + (0 if chunks == 1 else 2 * chunks)
 
 
@@ -98,7 +97,7 @@ def _saved_rows(rule: Type, chunks: Type) -> Callable[..., int]:
 
 
 def gate_of(rule: Rule, moments: ChannelMoments) -> tuple[float, float]:
-    """Give the weight of the batch in the mixture, and what it was computed from: distance² / noise."""
+    """Return the weight of the batch in the mixture, and the ratio distance² / noise that it was computed from."""
     raise NotImplementedError
 
 
@@ -108,7 +107,7 @@ def _gate_of(rule: Type, moments: Type) -> Callable[..., tuple[float, float]]:
 
 
 def affine_of(rule: Rule, moments: ChannelMoments, gate: float, channel: int) -> tuple[float, float, float]:
-    """Give a channel's center, factor and offset."""
+    """Return a channel's center, factor and offset."""
     raise NotImplementedError
 
 
@@ -120,7 +119,7 @@ def _affine_of(rule: Type, moments: Type, gate: Type, channel: Type) -> Callable
 def moment_gradients(
     rule: Rule, moments: ChannelMoments, gate: float, channel: int, factor: float, d_center: float, d_factor: float
 ) -> tuple[float, float, float]:
-    """Give the gradients with respect to mean, variance and gate.
+    """Return the gradients with respect to mean, variance and gate.
 
     Args:
         factor: from :func:`affine_of`.
@@ -138,7 +137,7 @@ def _moment_gradients(
 
 
 def write_confidence_gradient(rule: Rule, gate: float, ratio: float, d_gate: float, target: Array) -> None:
-    """Write the gradient with respect to the confidence, where the target is not empty."""
+    """Write the gradient with respect to the confidence, unless the target is empty."""
     raise NotImplementedError
 
 
@@ -149,9 +148,9 @@ def _write_confidence_gradient(rule: Type, gate: Type, ratio: Type, d_gate: Type
 
 @inline
 def mixture(mean: float, var: float, other_mean: float, other_var: float, share: float) -> tuple[float, float]:
-    """Give the moments of a mixture that draws from the other with probability ``share`` and else from the first.
+    """Return the moments of a mixture: the other distribution with probability ``share``, else the first.
 
-    As :func:`steadynorm.statistics.moments.mixture`.
+    See :func:`steadynorm.statistics.moments.mixture`.
     """
     rest, apart = 1.0 - share, other_mean - mean
     return rest * mean + share * other_mean, rest * var + share * other_var + rest * share * apart * apart

@@ -1,7 +1,7 @@
 """Self-tuned running statistics in one compiled call.
 
-The arithmetic is that of ``statistics/self_tuned.py``, on some thousand numbers; as tensor operations it is fifty
-calls.
+The arithmetic is that of ``statistics/self_tuned.py``, on a few thousand numbers; it would take fifty tensor
+operations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["takes", "update_running_"]
 
 
 def takes(bank: Sequence[Tensor], *per_channel: Tensor) -> bool:
-    """Whether these are plain float32 tensors of one size in the memory of the CPU, all channels with one count."""
+    """Whether the compiled call takes the tensors: plain, float32, contiguous, on the CPU, of matching shapes."""
     tensors = (*bank, *per_channel)
     return _fit([tensor.shape for tensor in tensors]) and all(
         type(tensor) is Tensor and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
@@ -38,21 +38,21 @@ def update_running_(
     running_mean: Tensor,
     running_var: Tensor,
 ) -> None:
-    """Let a bank of momenta follow a batch, and put what it then estimates into the running statistics, in place.
+    """Update a bank of momenta with a batch, and write its estimates to the running statistics, in place.
 
     Args:
-        bank: experts, mass, noise, weights and momenta of :class:`steadynorm.statistics.SelfTuned`; all but the last
-            are changed.
+        bank: experts, mass, noise, weights and momenta of :class:`steadynorm.statistics.SelfTuned`; all but the momenta
+            are updated.
         step: batches seen, this one included.
         learning_rate: η/√C.
-        mean: of the batch, shape (C,).
-        var: likewise, the biased variance.
+        mean: mean of the batch, shape (C,).
+        var: biased variance of the batch, shape (C,).
         count: values per channel, at least 2.
-        running_mean: shape (C,); changed.
-        running_var: likewise.
+        running_mean: shape (C,); updated.
+        running_var: shape (C,); updated.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not match.
     """
     arrays = [tensor.numpy() for tensor in (*bank, mean, var, running_mean, running_var)]
     shapes = [array.shape for array in arrays]
@@ -66,7 +66,7 @@ def update_running_(
 
 
 def _fit(shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether the shapes of a bank, and of numbers per channel, are those that the compiled code walks."""
+    """Whether the shapes of a bank and of numbers per channel are those that the compiled code reads."""
     if len(shapes[0]) != 3:
         return False
     banks, _, channels = shapes[0]
@@ -76,7 +76,7 @@ def _fit(shapes: Sequence[tuple[int, ...]]) -> bool:
 
 @inline
 def _lerp(start: float, end: float, weight: float) -> float:
-    """Go from start to end, as torch does: what is not finite stays so."""
+    """Interpolate between start and end as torch does; a non-finite result stays non-finite."""
     return start + weight * (end - start) if weight < 0.5 else end - (end - start) * (1.0 - weight)
 
 
@@ -88,14 +88,14 @@ def _follow(
     weights: Array,  # shape (K, 2); changed
     momenta: Array,  # shape (K, 1, 1)
     mean: Array,  # shape (C,)
-    var: Array,  # likewise
-    running_mean: Array,  # likewise; changed
-    running_var: Array,  # likewise; changed
+    var: Array,  # shape (C,)
+    running_mean: Array,  # shape (C,); changed
+    running_var: Array,  # shape (C,); changed
     pace: float,
     learning_rate: float,
     size: float,
 ) -> None:
-    """Judge the experts, let them see the batch, and mix them."""
+    """Weigh the experts by their losses, update them with the batch, and mix them."""
     banks, _, channels = experts.shape
     unbiased = size / (size - 1.0)
     for which in range(2):
@@ -105,7 +105,7 @@ def _follow(
                 seen = mean[channel] if which == 0 else var[channel] * unbiased
                 apart = seen - experts[k, which, channel]
                 miss = apart * apart * (size / noise[which, channel])
-                if np.isfinite(miss):  # else a channel in which nothing has moved yet, or that is not finite
+                if np.isfinite(miss):  # else the channel has been constant so far, or is not finite
                     loss[k] += miss
         _judge(weights[:, which], loss, learning_rate, pace)
         last = mass[0, which, 0]
@@ -133,7 +133,7 @@ def _follow(
 
 @inline
 def _judge(weights: Array, loss: Array, learning_rate: float, pace: float) -> None:
-    """Weigh the experts by their losses, and let each pass a part of its weight to its neighbours."""
+    """Weigh the experts by their losses; each then passes a part of its weight to its neighbours."""
     banks = weights.size
     posterior = np.empty(banks)
     for k in range(banks):

@@ -1,8 +1,8 @@
-"""Sixteen float32 numbers that Numba treats as one: what the CPU kernels compute with.
+"""The vector type of the CPU kernels: sixteen float32 numbers as one Numba value.
 
-A loop over ``Lanes`` is vector code as written, on every processor, without leaning on what the optimiser makes of
-a scalar loop: one AVX-512 register, two of AVX, four of NEON. Tensors are flat arrays of what lies in memory:
-float32, uint16 (the bits of bfloat16) or int16 (the bits of float16); reading widens, writing rounds to nearest even.
+A loop over ``Lanes`` is vector code as written, on every processor; it does not depend on how the optimiser treats a
+scalar loop. ``Lanes`` take one AVX-512 register, two of AVX or four of NEON. Tensors are flat arrays of float32, uint16
+(the bits of bfloat16) or int16 (the bits of float16); reads widen to float32, writes round to nearest even.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 LANES = 16
 
-# Numba's protocols hand over objects of its compiler, for which there are no types.
+# Numba's protocols pass objects of its compiler, which have no type annotations.
 Code = Any
 Typing = tuple[Any, Callable[[Any, Any, Any, Any], Any]]
 
@@ -65,7 +65,7 @@ BITS = ir.VectorType(ir.IntType(1), LANES)
 
 
 def has_feature(name: str) -> bool:
-    """Whether the processor that Numba compiles for has an instruction set, by LLVM's name of it."""
+    """Whether the processor that Numba compiles for has an instruction set, given by its LLVM name."""
     features: str = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
     return f"+{name}" in features.split(",")
 
@@ -84,7 +84,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def _define(function: Callable[..., Any], result: _Vector, emit: Callable[[Code, Code, Code], Code]) -> None:
-    """Give two Lanes an operator."""
+    """Define a binary operator on Lanes."""
 
     @infer_global(function)
     class _Signature(ConcreteTemplate):  # type: ignore[misc]
@@ -96,7 +96,7 @@ def _define(function: Callable[..., Any], result: _Vector, emit: Callable[[Code,
 
 
 def _arithmetic(name: str) -> Callable[[Code, Code, Code], Code]:
-    # "contract" alone: a product and a sum may become one instruction, nothing is reordered, NaN stays NaN.
+    # "contract" alone: a product and a sum may fuse into one instruction; nothing is reordered, NaN stays NaN.
     return lambda builder, a, b: getattr(builder, name)(a, b, flags=("contract",))
 
 
@@ -114,7 +114,7 @@ _define(operator.le, mask, lambda builder, a, b: builder.fcmp_ordered("<=", a, b
 
 @_intrinsic
 def pointer_to(typing: Code, address: Code) -> Typing:
-    """Take a number for an address in memory."""
+    """Convert an integer address to a pointer."""
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> Code:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -124,7 +124,7 @@ def pointer_to(typing: Code, address: Code) -> Typing:
 
 @_intrinsic
 def fill(typing: Code, number: Code) -> Typing:
-    """Sixteen times one number."""
+    """Broadcast one number to all lanes."""
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> Code:
         return _splat(builder, context.cast(builder, arguments[0], signature.args[0], types.float32), FLOATS)
@@ -134,13 +134,13 @@ def fill(typing: Code, number: Code) -> Typing:
 
 @_intrinsic
 def where(typing: Code, condition: Code, yes: Code, no: Code) -> Typing:
-    """``yes`` in the lanes where the condition holds, else ``no``."""
+    """Select ``yes`` in the lanes where the condition holds, else ``no``."""
     return lanes(mask, lanes, lanes), lambda context, builder, signature, arguments: builder.select(*arguments)
 
 
 @_intrinsic
 def keep(typing: Code, values: Code, count: Code) -> Typing:
-    """Leave the first ``count`` lanes as they are, the others become 0."""
+    """Keep the first ``count`` lanes and set the others to 0."""
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> Code:
         return builder.select(_first(builder, arguments[1]), arguments[0], ir.Constant(FLOATS, None))
@@ -150,7 +150,7 @@ def keep(typing: Code, values: Code, count: Code) -> Typing:
 
 @_intrinsic
 def power_of_two(typing: Code, exponent: Code) -> Typing:
-    """2 to a whole number from −126 to 128, where 128 gives infinity."""
+    """Compute 2**exponent for integers from −126 to 128; 128 gives infinity."""
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> Code:
         biased = builder.add(builder.fptosi(arguments[0], WORDS), _constant(WORDS, 127))
@@ -161,11 +161,11 @@ def power_of_two(typing: Code, exponent: Code) -> Typing:
 
 @_intrinsic
 def total(typing: Code, values: Code) -> Typing:
-    """Sum of the sixteen, a float32."""
+    """Sum the lanes, as a float32."""
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> Code:
         function = _llvm(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", ir.FloatType(), [ir.FloatType(), FLOATS])
-        # In pairs, not one after the other: 4 steps instead of 16.
+        # Sum in pairs: 4 steps instead of 16.
         return builder.call(function, [ir.Constant(ir.FloatType(), -0.0), arguments[0]], fastmath=("reassoc",))
 
     return types.float32(lanes), emit
@@ -212,7 +212,7 @@ def store(typing: Code, array: Code, at: Code, values: Code) -> Typing:
 
 @_intrinsic
 def stream(typing: Code, array: Code, at: Code, values: Code) -> Typing:
-    """Write sixteen numbers past the caches; their place must be a multiple of their size. ``drain`` ends it."""
+    """Write sixteen numbers past the caches, to an address aligned to their size; ``drain`` must follow."""
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> None:
         dtype, pointer = signature.args[0].dtype, _pointer(context, builder, signature, arguments)
@@ -225,7 +225,7 @@ def stream(typing: Code, array: Code, at: Code, values: Code) -> Typing:
 
 @_intrinsic
 def drain(typing: Code) -> Typing:
-    """Let other threads see what was streamed."""
+    """Make streamed writes visible to other threads."""
 
     def emit(context: Code, builder: Code, signature: Code, arguments: Code) -> Code:
         builder.fence("seq_cst")
@@ -261,7 +261,7 @@ def _narrow(builder: Code, dtype: Code, values: Code) -> Code:
         return values
     if dtype == types.int16:
         return builder.bitcast(builder.fptrunc(values, FLOAT16S), HALVES)
-    if has_feature("avx512bf16"):  # one instruction; elsewhere LLVM calls a function that is not there
+    if has_feature("avx512bf16"):  # one instruction; on other processors LLVM calls a missing function
         return builder.bitcast(builder.fptrunc(values, BFLOATS), HALVES)
     bits = builder.bitcast(values, WORDS)
     odd = builder.and_(builder.lshr(bits, _constant(WORDS, 16)), _constant(WORDS, 1))
@@ -271,7 +271,7 @@ def _narrow(builder: Code, dtype: Code, values: Code) -> Code:
 
 
 def _as_integers(builder: Code, values: Code) -> Code:
-    """Hide from LLVM that 16-bit values were floats: it has no streaming store for such, and then drops the hint."""
+    """Hide from LLVM that 16-bit values were floats: it has no streaming store for them and drops the hint."""
     if values.type != HALVES or not has_feature("avx"):
         return values
     same = ir.InlineAsm(ir.FunctionType(HALVES, [HALVES]), "", "=x,0", side_effect=False)
@@ -312,7 +312,7 @@ def _splat(builder: Code, scalar: Code, vector: Code) -> Code:
 
 
 def _first(builder: Code, count: Code) -> Code:
-    """Make the mask of the first ``count`` lanes."""
+    """Build the mask of the first ``count`` lanes."""
     numbered = ir.Constant(WORDS, list(range(LANES)))
     return builder.icmp_signed("<", numbered, _splat(builder, builder.trunc(count, ir.IntType(32)), WORDS))
 

@@ -1,7 +1,7 @@
-"""What the compiled kernels sum: the moments and the gradient's two sums, per channel.
+"""The sums of the compiled kernels per channel: the moments, and the two sums of the gradient.
 
-Sums are float32 over runs of at most ``RUN`` numbers per lane, joined in float64; which numbers a run has depends on
-shape and thread count alone, so that the same input gives the same bits.
+Sums are float32 over runs of at most ``RUN`` numbers per lane, merged in float64. Runs depend on shape and thread count
+alone, so the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from steadynorm.ops._numba_types import (
 __all__ = ["Sums", "measure", "sample_means", "total_sums"]
 
 RUN = 64
-"""Numbers that a lane sums in float32 before the sum goes to float64."""
+"""Most numbers that a lane sums in float32 before the sum is added in float64."""
 SAMPLES = 16
-"""Rows, spread over all, that tell about where the means are."""
+"""Evenly spaced rows from which the means are guessed."""
 
 
 class Sums(NamedTuple):
-    """What ``sums`` reads."""
+    """The inputs of ``sums``; tensors are flat."""
 
-    dy: Array | None  # None: x − center takes its place, whose sums are the moments
+    dy: Array | None  # None: x − center instead, whose sums give the moments
     x: Array
     residual: Array | None
-    numbers: Array  # as above
+    numbers: Array  # center, scale and shift of every channel: float32, 3·C
 
 
 @inline
@@ -61,7 +61,7 @@ def _upstream(dy: Array | None, xc: Vector, at: int, count: int) -> Vector:
 
 @inline
 def _terms(task: Sums, activation: Activation, numbers: Vector, at: int, count: int) -> tuple[Vector, Vector]:
-    """dy′ and dy′·(x − center)."""
+    """Compute dy′ and dy′·(x − center)."""
     center, scale, shift = numbers
     xc = read(task.x, at, count) - center
     pre = pre_activation(xc, scale, shift, task.residual, at, count)
@@ -81,7 +81,7 @@ def _add_columns(
     column: int,
     count: int,
 ) -> None:
-    """Add some columns of a few rows to the run."""
+    """Add ``count`` columns of ``lines`` rows to the run."""
     numbers = three_numbers(task.numbers, column, layout, count)
     sum_dy, sum_dy_xc = fill(0.0), fill(0.0)
     for k in range(lines):
@@ -167,7 +167,7 @@ def _partial_sums(task: Sums, activation: Activation, layout: Layout, blocks: in
 
 @compiled
 def total_sums(task: Sums, activation: Activation, layout: Layout, blocks: int) -> Array:
-    """Sum dy′ and dy′·(x − center) per channel: float64, shape (2, C or a little more)."""
+    """Sum dy′ and dy′·(x − center) per channel: float64, shape (2, C rounded up to a multiple of LANES)."""
     totals = _partial_sums(task, activation, layout, blocks)
     result = totals[0]
     for block in range(1, blocks):
@@ -179,15 +179,15 @@ def total_sums(task: Sums, activation: Activation, layout: Layout, blocks: int) 
 
 @compiled
 def sample_means(x: Array, layout: Layout, center: Array, samples: int, picked: int) -> Array:
-    """Give the mean of x − center of some samples, spread over all: float64, shape (picked, C).
+    """Return the mean of x − center of ``picked`` evenly spaced samples: float64, shape (picked, C).
 
     Args:
-        center: of every channel, in an array of three times as many numbers.
+        center: center of every channel, in an array of 3·C numbers.
     """
     channels, lines = layout.channels, x.size // samples // layout.columns
     width = (channels + LANES - 1) // LANES * LANES
     totals = np.zeros((picked, 2 * width))
-    for k in range(picked):  # Numba makes nothing parallel of this loop, and warns where it is asked to
+    for k in range(picked):  # Numba cannot make this loop parallel, and prange warns
         first = k * samples // picked * lines
         _sum_lines(Sums(None, x, None, center), Identity(), layout, totals[k], first, first + lines)
     return totals[:, :channels] / (x.size // samples // channels)
@@ -226,7 +226,7 @@ def _sample_planes(x: Array, layout: Layout, guess: Array) -> None:
 
 
 def _sample(x: Array, layout: Layout, guess: Array) -> None:
-    """Guess each channel's mean, and that of its absolute values, from a few positions."""
+    """Guess each channel's mean and mean absolute value from a few positions."""
     raise NotImplementedError
 
 
@@ -240,8 +240,8 @@ def _sample_in(x: Type, layout: Type, guess: Type) -> Callable[..., None]:
 def _on_grid(value: float, power: float) -> float:
     """Round to a multiple of power/2¹³, so that x − center is exact for numbers of few digits.
 
-    Where it is not, as for bfloat16 numbers beside an arbitrary center, it is rounded alike for all numbers between
-    two powers of two, and their mean errs as much as each of them.
+    With an arbitrary center and bfloat16 x, it would be rounded alike for all numbers between two powers of two, and
+    their mean would err as much as each number.
     """
     rounded: float = np.rint(value * (8192.0 / power)) * (power / 8192.0)
     return rounded
@@ -251,12 +251,12 @@ def _on_grid(value: float, power: float) -> float:
 def measure(x: Array, layout: Layout, mean: Array, var: Array, blocks: int) -> None:
     """Write the mean and the biased variance of every channel."""
     channels, count = layout.channels, x.size // layout.channels
-    center = np.zeros(3 * channels, np.float32)  # scale and shift are not looked at
+    center = np.zeros(3 * channels, np.float32)  # scale and shift are not used
     _sample(x, layout, center)
     powers = center[channels : 2 * channels]
     bits = powers.view(np.int32)
     for channel in range(channels):
-        bits[channel] &= 0x7F800000  # leaves the power of two, and infinity of what is no number
+        bits[channel] &= 0x7F800000  # keeps the power of two; NaN becomes infinity
         known = 0 < powers[channel] < np.inf
         center[channel] = _on_grid(center[channel], powers[channel]) if known else 0.0
     for _ in range(2):
@@ -270,7 +270,7 @@ def measure(x: Array, layout: Layout, mean: Array, var: Array, blocks: int) -> N
             far |= first * first > second
         if not far:
             break
-        # Far from it the squares have lost digits: once more, about the mean itself.
+        # Squares about a center far from the mean lose digits: measure again, about the mean.
         for channel in range(channels):
             known = x.itemsize == 2 and 0 < powers[channel] < np.inf
             center[channel] = _on_grid(mean[channel], powers[channel]) if known else mean[channel]

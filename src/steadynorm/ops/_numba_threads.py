@@ -1,8 +1,8 @@
-"""Running the compiled kernels on threads, within what Numba's threading layers can do.
+"""Run the compiled kernels on threads, within the limits of Numba's threading layers.
 
-Numba takes the first that it finds: Intel's TBB, GNU OpenMP, or its own work queue. The first two serve several threads
-at once; the work queue ends the process, so that calls wait for each other there. A forked child has none of its
-parent's threads: GNU OpenMP ends or blocks one that calls for them.
+Numba uses the first layer that it finds: Intel's TBB, GNU OpenMP, or its own work queue. The first two accept calls
+from several threads at once. The work queue would end the process, so calls take turns there. A forked child has none
+of its parent's threads: GNU OpenMP ends or blocks a child that uses them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numba.core.registry import cpu_target
 __all__ = ["is_forked", "run", "start"]
 
 PARTS = 4
-"""Parts of the work for every thread: a late thread then delays less."""
+"""Parts of the work per thread: several, so that a slow thread delays the others less."""
 MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS
 _PROCESS = os.getpid()
 
@@ -32,14 +32,14 @@ def is_forked() -> bool:
 
 
 def start() -> None:
-    """Let Numba do what it otherwise does at the first call: read what it knows, and start its threads."""
+    """Load Numba's registries and start its threads, which it otherwise does at the first call."""
     cpu_target.typing_context.refresh()
     cpu_target.target_context.refresh()
     _turn()
 
 
 def run(kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 (the kernel's own)
-    """Run a kernel on as many threads as torch uses; numba's own setting comes back.
+    """Run a kernel on as many threads as torch uses, and restore Numba's own setting.
 
     Raises:
         RuntimeError: the process was forked from one that had loaded the kernels.
@@ -47,7 +47,7 @@ def run(kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 (
     if is_forked():
         raise RuntimeError(
             "steadynorm.ops: the compiled kernels must run in the process that loaded them, got one forked from it, "
-            "where their threads do not exist. Run forward and backward both in the child, or start it by spawn."
+            "where their threads do not exist. Run forward and backward both in the child, or start it with spawn."
         )
     with _turn():
         before, wanted = numba.get_num_threads(), min(torch.get_num_threads(), MOST_THREADS)
@@ -63,9 +63,9 @@ def run(kernel: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 (
 
 @cache
 def _turn() -> AbstractContextManager[object]:
-    """Start Numba's threads; give what a call holds while it uses them: a lock where only one may."""
+    """Start Numba's threads; return the context of a call that uses them: a lock if calls must take turns."""
     before = torch.get_num_threads()
     numba.get_num_threads()
-    if torch.get_num_threads() != before:  # both are counts of OpenMP, which NUMBA_NUM_THREADS has just overwritten
+    if torch.get_num_threads() != before:  # both set OpenMP's thread count, which Numba has just overwritten
         torch.set_num_threads(before)
     return threading.Lock() if numba.threading_layer() == "workqueue" else nullcontext()

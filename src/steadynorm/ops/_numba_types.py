@@ -1,7 +1,7 @@
-"""What types tell the CPU kernels: where numbers lie and in which dtype, and which activation follows.
+"""Argument types of the CPU kernels: memory, dtypes and activations.
 
-Numba compiles a version per type of the arguments; an implementation is chosen while it compiles, and costs nothing
-when it runs.
+Numba compiles one version per combination of argument types. It chooses the implementation when it compiles, at no cost
+when the code runs.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Vector = Any
-"""Sixteen float32 numbers, see _numba_simd.py."""
+"""Sixteen float32 numbers; see ``_numba_simd.py``."""
 Type = Any
-"""What Numba knows of an argument while it compiles."""
+"""Numba's type of an argument when it compiles."""
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noqa: ANN401 (numba's options)
-    """Compile a function when it is called first, and keep its code on disk."""
+    """Compile a function at its first call, and keep its code on disk."""
     result: Callable[..., Any] = njit(nogil=True, error_model="numpy", **options)(function)
     keep_compiled(result)
     return result
 
 
-# Only what is written as prange becomes parallel: each further loop would cost a second of compiling.
+# Only prange loops become parallel: every other loop would cost a second of compilation.
 _LOOPS_AS_WRITTEN = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil"), False)
 parallel = partial(compiled, parallel={"prange": True, "fusion": False, **_LOOPS_AS_WRITTEN})
 inline: Callable[..., Any] = njit(forceinline=True, error_model="numpy")
-# The types that an implementation is chosen by are not those that its annotations name.
+# Implementations are chosen by Numba's types, which differ from the annotations.
 choose: Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]] = partial(overload, strict=False)
 choose_inline = partial(choose, jit_options={"forceinline": True, "error_model": "numpy"})
 
@@ -89,24 +89,24 @@ class Identity(NamedTuple):
 
 
 class Relu(NamedTuple):
-    """0 where pre ≤ 0, else pre."""
+    """ReLU: 0 if pre ≤ 0, else pre."""
 
 
 class LeakyRelu(NamedTuple):
-    """Pre where pre > 0, else slope·pre."""
+    """Leaky ReLU: pre if pre > 0, else slope·pre."""
 
     slope: float
 
 
 class Silu(NamedTuple):
-    """pre·sigmoid(pre)."""
+    """SiLU: pre·sigmoid(pre)."""
 
 
 Activation = Identity | Relu | LeakyRelu | Silu
 
 
 def array(dtype: Dtype, address: int | None, size: int) -> Any:  # noqa: ANN401 (an array, or None)
-    """View memory as numbers, or as the bits of them."""
+    """View memory as float32 numbers, or as the bits of 16-bit ones."""
     raise NotImplementedError
 
 
@@ -130,13 +130,13 @@ def _floats_of(address: Type, size: Type) -> Callable[..., Any]:
 
 @inline
 def floats_if_any(address: int, size: int) -> Array:
-    """View memory as float32 numbers; none of them at address 0, so that one compiled version serves both."""
+    """View memory as float32 numbers; address 0 gives an empty array, so that one compiled version serves both."""
     numbers: Array = floats(address, size if address != 0 else 0)
     return numbers
 
 
 def part(numbers: Array | None, first: int, last: int) -> Any:  # noqa: ANN401 (as above)
-    """View some of the numbers; None of None."""
+    """View a slice of the numbers; None for None."""
     raise NotImplementedError
 
 
@@ -148,7 +148,7 @@ def _part_of(numbers: Type, first: Type, last: Type) -> Callable[..., Any]:
 
 
 def activate(activation: Activation, pre: Vector) -> Vector:
-    """Give activation(pre), with torch's ways at 0 and NaN."""
+    """Compute activation(pre), as torch does at 0 and NaN."""
     raise NotImplementedError
 
 
@@ -164,7 +164,7 @@ def _activation(activation: Type, pre: Type) -> Callable[..., Any]:
 
 
 def activation_backward(activation: Activation, dy: Vector, pre: Vector) -> Vector:
-    """Give dy′ = dy·activation′(pre)."""
+    """Compute dy′ = dy·activation′(pre)."""
     raise NotImplementedError
 
 
@@ -187,15 +187,15 @@ def _silu_backward(dy: Vector, pre: Vector) -> Vector:
 
 @inline
 def exp(x: Vector) -> Vector:
-    """Exponentiate by the polynomial of Cephes's expf (Moshier), x being k·ln(2) + r.
+    """Compute the exponential by the polynomial of Cephes's expf (Moshier), with x = k·ln(2) + r.
 
-    Below −87 it gives the exponential of −87, which is nothing beside 1.
+    Below −87 it returns exp(−87), which is negligible beside 1.
     """
     within = where(x > fill(-87.0), x, fill(-87.0))
     within = where(within <= fill(89.0), within, fill(89.0))
-    shifted = within * fill(1.44269504) + fill(12582912.0)  # beyond 1.5·2²³ a float32 is a whole number
+    shifted = within * fill(1.44269504) + fill(12582912.0)  # a float32 above 1.5·2²³ is an integer
     k = shifted - fill(12582912.0)
-    r = (within - k * fill(0.693359375)) - k * fill(-2.12194440e-4)  # ln(2) in two parts
+    r = (within - k * fill(0.693359375)) - k * fill(-2.12194440e-4)  # ln(2) as the sum of two numbers
     p = fill(1.9875691500e-4) * r + fill(1.3981999507e-3)
     p = p * r + fill(8.3334519073e-3)
     p = p * r + fill(4.1665795894e-2)

@@ -1,4 +1,4 @@
-"""What the compiled kernels write: the transform and its gradient, one pass over the data each."""
+"""The compiled transform and its gradient, each in one pass over the data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Grad", "Transform", "write"]
 
 
 class Transform(NamedTuple):
-    """What ``transform`` reads and writes; tensors are flat."""
+    """The inputs and the result of ``transform``; tensors are flat."""
 
     x: Array
     residual: Array | None
@@ -45,7 +45,7 @@ class Transform(NamedTuple):
 
 
 class Grad(NamedTuple):
-    """What ``grad`` reads and writes."""
+    """The inputs and the results of ``grad``; tensors are flat."""
 
     dy: Array
     x: Array
@@ -65,7 +65,7 @@ def _put_if_wanted(target: Array | None, at: int, values: Vector, count: int, st
 
 
 def _numbers(task: Task, layout: Layout, channel: int, count: int) -> Vector:
-    """Give what the task needs to know of ``count`` channels from one on, or of one channel ``count`` times."""
+    """Return the task's numbers for ``count`` channels (rows), or those of one channel, repeated (planes)."""
     raise NotImplementedError
 
 
@@ -120,7 +120,7 @@ def _write_columns(
     count: int,
     streaming: bool,
 ) -> None:
-    """Write some columns of a few rows, whose numbers are read once."""
+    """Write ``count`` columns of ``lines`` rows; the numbers per channel are read once."""
     numbers = _numbers(task, layout, column, count)
     for k in range(lines):
         _write_some(task, activation, numbers, (line + k * apart) * layout.columns + column, count, streaming)
@@ -138,7 +138,7 @@ def _write_group(
 
 
 def _write_rows(task: Task, activation: Activation, layout: Layout, first: int, last: int, streaming: bool) -> None:
-    # Over all lines at once, not in runs as sums go: runs of 64 rows take up to 1.5 times as long.
+    # Groups span all lines, without the runs of the sums: runs of 64 rows take up to 1.5 times as long.
     groups = (last - first) // GROUP
     apart, step = steps(task.x, layout, groups)
     for k in range(groups):

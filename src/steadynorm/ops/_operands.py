@@ -1,4 +1,4 @@
-"""What compiled code demands of the tensors whose memory it walks, checked before it sees an address."""
+"""Checks of the tensors that compiled code reads by address."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def check_operands(
     beside: Mapping[str, Tensor | None],
     per_channel: Mapping[str, Tensor],
 ) -> None:
-    """Raise ValueError unless the tensors fit each other, whatever their strides.
+    """Raise ValueError unless the tensors match in shape, dtype and device; their strides are free.
 
     Args:
         where: names the kernel in the error.
         x: the input, shape (N, C, ...).
-        unsupported_reason: why the kernel cannot take x, None where it can.
-        beside: by name, tensors of the shape and device of x.
-        per_channel: by name, floating tensors of shape (C,) on the device of x; they are copied and converted.
+        unsupported_reason: why the kernel cannot take x, None if it can.
+        beside: tensors of the shape and device of x, by name.
+        per_channel: floating tensors of shape (C,) on the device of x, by name; the caller copies and converts them.
     """
     if unsupported_reason is not None:
-        raise _misfit(where, "input", f"be one that these kernels take, but {unsupported_reason}", x)
+        raise _misfit(where, "input", f"suit these kernels, but {unsupported_reason}", x)
     shape, device = x.shape, x.device
     for name, tensor in beside.items():
         if tensor is not None and (tensor.shape != shape or tensor.device != device):
-            raise _misfit(where, name, f"have shape {tuple(shape)} on {device}, as the input", tensor)
+            raise _misfit(where, name, f"have shape {tuple(shape)} on {device}, like the input", tensor)
     channels = shape[1:2]
     for name, tensor in per_channel.items():
         if tensor.shape != channels or tensor.device != device or not tensor.is_floating_point():
@@ -42,9 +42,9 @@ def check_operands(
 
 
 def check_numbers(where: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor | None]) -> None:
-    """Raise ValueError unless the tensors are float32 numbers of one shape that lie together in the CPU's memory.
+    """Raise ValueError unless the tensors are float32, contiguous, on the CPU and of one shape.
 
-    They are read and written where they lie.
+    Kernels read and write them in place.
     """
     for name, tensor in tensors.items():
         if tensor is not None and not (
@@ -58,16 +58,16 @@ def check_numbers(where: str, shape: tuple[int, ...], tensors: Mapping[str, Tens
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Say where a tensor's numbers lie; the caller keeps the tensor until the kernel has returned.
+    """Return the memory address of a tensor; the caller keeps the tensor alive until the kernel returns.
 
     Raises:
-        RuntimeError: it has no memory, as one whose storage was freed.
+        RuntimeError: the tensor has no memory; its storage was freed, for example.
     """
     return None if tensor is None else tensor.data_ptr() or _refuse_freed(tensor)
 
 
 def address_or_0(tensor: Tensor | None) -> int:
-    """As :func:`address`, but 0 where there is none: the kernel asks while it runs, and one version serves both."""
+    """Return the address as :func:`address` does, but 0 for None, so that one compiled version serves both."""
     return 0 if tensor is None else tensor.data_ptr() or _refuse_freed(tensor)
 
 

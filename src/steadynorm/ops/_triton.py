@@ -1,19 +1,19 @@
 """The four kernels on a GPU: float32, bfloat16 and float16, contiguous or channels-last.
 
-Signatures and meaning are those of ``reference.py``. Arithmetic is float32; sums over tiles are joined in float64.
-Reading and writing memory is all that takes time, so the choices are about it:
+Signatures and meaning are those of ``reference.py``. Arithmetic is float32; sums over tiles are merged in float64.
+Memory traffic takes nearly all of the time, and the design minimizes it:
 
-- Threads read 16 bytes at a time where sizes allow, in tiles placed in three ways (``_triton_kernels``). Channels-last
-  tensors are matrices (N·S, C). Contiguous ones are read in runs of 16 neighbours of one plane, which find their
-  channel together; where S is not a multiple of 16 (14·14, 7·7) they are transformed as matrices (N, C·S), whose rows
-  are, and a few tiles find the channels together. Sums take runs as long as S allows, and the matrix for short planes.
-- Every kernel reads its inputs once: moments are measured about the mean of a program's first tile, not of all.
-- Sums are dealt out to about three programs per multiprocessor, tile by tile, with loads three tiles ahead; a second
-  kernel joins what they found. There are no atomics: the same input gives the same bits.
-- Values are transformed from the end: what the sums read last is still in the L2 cache.
-- Blocks follow from shape, dtype and device; nothing is timed.
+- Threads read 16 bytes at a time if sizes allow, in tiles placed in three ways (``_triton_kernels``). Channels-last
+  tensors are matrices (N·S, C). Contiguous tensors are read in runs of 16 neighbours of one plane, which share one
+  channel lookup. If S is not a multiple of 16 (14·14, 7·7), they are transformed as matrices (N, C·S), and a few tiles
+  share the channel lookup. Sums take runs as long as S allows, and the matrix for short planes.
+- Every kernel reads its inputs once: moments are measured about the mean of a program's first tile.
+- Tiles are distributed over about three programs per multiprocessor, with loads three tiles ahead, and each program
+  sums its tiles; a second kernel merges the sums. There are no atomics: the same input gives the same bits.
+- Values are transformed from the end, because the L2 cache still holds what the sums read last.
+- Block sizes follow from shape, dtype and device; nothing is autotuned.
 
-With ``TRITON_INTERPRET=1`` set at import, tensors on the CPU are taken as well, for tests.
+With ``TRITON_INTERPRET=1`` set at import, the kernels also take CPU tensors, for tests.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ __all__ = ["moments", "transform", "transform_grad", "transform_sums", "unsuppor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_VALUES, MOST_PER_CHANNEL = 1 << 34, 1 << 30  # rows are numbered in 32 bits
+MOST_VALUES, MOST_PER_CHANNEL = 1 << 34, 1 << 30  # row indices have 32 bits
 WARPS = 8
 VALUES_BYTES, SUMS_BYTES = 8192, 4096
-"""What a tile reads of one tensor: two vectors of 16 bytes per thread; one beside sums, for registers are few."""
+"""Bytes of one tensor in a tile: two vectors of 16 bytes per thread; one for sums, which need more registers."""
 RUN = 16
-"""Longest run of neighbours in one plane: Triton knows which sizes are multiples of 16, and no more."""
+"""Longest run of neighbours in one plane: Triton specializes on sizes that are multiples of 16, not of more."""
 WIDTHS = (128, 64, 32, 16)
-"""Columns of a tile: 256 bytes of bfloat16 lie together where there are so many."""
+"""Columns of a tile, widest first: 128 of bfloat16 are 256 contiguous bytes."""
 SHORT_PLANE, MANY_IMAGES = 64, 128
-"""Planes of fewer values, in at least so many images, are summed column by column first."""
+"""Planes of fewer values than the first, in at least as many images as the second, are summed as a matrix."""
 MOST_PARTIALS = 2048
-MERGED = 256  # of them by one program
+MERGED = 256  # partial sums that one program merges
 STEPS = 4
-"""Tiles among which a program shares the finding of every column's channel."""
+"""Tiles of a program that share the lookup of every column's channel."""
 
 
 def unsupported_reason(x: Tensor, *others: Tensor | None) -> str | None:
-    """Say why these kernels cannot take such tensors; None where they can.
+    """Return why these kernels cannot take the tensors; None if they can.
 
-    The others may have other strides than x; they are copied then.
+    The others may have other strides than x; they are then copied.
     """
     if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")) or x.layout != torch.strided:
         return "it is not a dense tensor in the memory of a GPU"
@@ -68,19 +68,19 @@ def unsupported_reason(x: Tensor, *others: Tensor | None) -> str | None:
     if not (_is_rows(x) or x.is_contiguous()):
         return "it is neither contiguous nor channels-last"
     if x.is_neg():
-        return "its signs are kept apart from its values"
+        return "its negation is lazy (x.is_neg()), and its memory has the opposite signs"
     if x.numel() >= MOST_VALUES or x.numel() // x.shape[1] >= MOST_PER_CHANNEL:
-        return "it has more values than 32 bits can number the rows of"
+        return "it has too many values for row indices of 32 bits"
     return None
 
 
 def _check(where: str, x: Tensor, beside: Mapping[str, Tensor | None], per_channel: Mapping[str, Tensor]) -> None:
-    """Raise unless a kernel can walk the memory of such tensors."""
+    """Raise ValueError unless a kernel can read the memory of the tensors."""
     check_operands(where, x, unsupported_reason(x, *beside.values()), beside, per_channel)
 
 
 def moments(x_NCS: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`steadynorm.ops.reference.moments`."""
+    """See :func:`steadynorm.ops.reference.moments`."""
     _check("moments", x_NCS, {}, {})
     cut, channels = _cut_for_sums(x_NCS), x_NCS.shape[1]
     shares = x_NCS.new_empty((3, channels, cut.partials), dtype=torch.float32).unbind()
@@ -100,7 +100,7 @@ def transform(
     residual_NCS: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """As :func:`steadynorm.ops.reference.transform`."""
+    """See :func:`steadynorm.ops.reference.transform`."""
     _check("transform", x_NCS, {"residual": residual_NCS}, {"center": center, "scale": scale, "shift": shift})
     cut, y_NCS = _cut_for_values(x_NCS), torch.empty_like(x_NCS)
     tensors = x_NCS, *_numbers(center, scale, shift), like(residual_NCS, x_NCS), y_NCS
@@ -117,7 +117,7 @@ def transform_sums(
     residual_NCS: Tensor | None,
     activation: Activation | None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`steadynorm.ops.reference.transform_sums`."""
+    """See :func:`steadynorm.ops.reference.transform_sums`."""
     numbers = {"center": center, "scale": scale, "shift": shift}
     _check("transform_sums", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     cut, channels = _cut_for_sums(x_NCS), x_NCS.shape[1]
@@ -145,7 +145,7 @@ def transform_grad(
     b: Tensor,
     c: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """As :func:`steadynorm.ops.reference.transform_grad`."""
+    """See :func:`steadynorm.ops.reference.transform_grad`."""
     numbers = {"center": center, "scale": scale, "shift": shift, "a": a, "b": b, "c": c}
     _check("transform_grad", x_NCS, {"dy": dy_NCS, "residual": residual_NCS}, numbers)
     cut, dx_NCS = _cut_for_values(x_NCS), torch.empty_like(x_NCS)
@@ -158,7 +158,7 @@ def transform_grad(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sums:
-    """How a tensor is cut for the kernels that sum it; the words are those of ``_triton_kernels``."""
+    """The tiling of a tensor for the kernels that sum it, in the terms of ``_triton_kernels``."""
 
     rows: int
     slots: int
@@ -187,7 +187,7 @@ class _Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class _Values:
-    """How a tensor is cut for the kernels that transform it; the words are those of ``_triton_kernels``."""
+    """The tiling of a tensor for the kernels that transform it, in the terms of ``_triton_kernels``."""
 
     rows: int
     columns: int
@@ -265,13 +265,13 @@ def _cut_for_values(x: Tensor) -> _Values:
 
 
 def _as_matrix(x: Tensor) -> tuple[int, int, int]:
-    """Give rows and columns of the tensor as it lies in memory, and how many columns a channel has."""
+    """Return rows and columns of the tensor in memory order, and the number of columns per channel."""
     images, channels, space = x.shape[0], x.shape[1], x.shape[2:].numel()
     return (images * space, channels, 1) if _is_rows(x) else (images, channels * space, space)
 
 
 def _block(rows: int, columns: int, size: int) -> tuple[int, int]:
-    """Choose height and width of a tile: wide, unless over a quarter of it would be wasted; wider if rows are few."""
+    """Choose height and width of a tile: wide, unless that wastes over a quarter of it; wider if rows are few."""
     fitting = (width for width in WIDTHS if 3 * width * _ceil_div(columns, width) <= 4 * columns)
     narrow = min(_power_of_two(columns), next(fitting, WIDTHS[-1]))
     height = min(_power_of_two(rows), size // narrow)
@@ -279,7 +279,7 @@ def _block(rows: int, columns: int, size: int) -> tuple[int, int]:
 
 
 def _shares(across: int, at_once: int) -> int:
-    """Choose the fewest waves of programs, up to four, that leave at most a tenth of the places empty."""
+    """Return programs per slot, for the fewest waves, up to four, that leave at most a tenth of the GPU idle."""
 
     def full(waves: int) -> float:
         return waves * at_once // across * across / (waves * at_once)
@@ -288,12 +288,12 @@ def _shares(across: int, at_once: int) -> int:
 
 
 def _programs_at_once(device: torch.device) -> int:
-    """How many programs of the kernels that sum find registers at once; three where they are interpreted."""
+    """Return how many programs of the summing kernels the registers hold at once; three in the interpreter."""
     return 3 * (1 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _power_of_two(number: int) -> int:
-    """Give the smallest power of two that is not below."""
+    """Return the smallest power of two that is at least the number."""
     return 1 << (number - 1).bit_length()
 
 
@@ -302,7 +302,7 @@ def _ceil_div(number: int, divisor: int) -> int:
 
 
 def _is_rows(x: Tensor) -> bool:
-    """Whether the channels of a position lie together; a single channel is better seen as planes."""
+    """Whether the channels of a position are adjacent in memory; a single channel counts as planes."""
     return x.shape[1] > 1 and x.movedim(1, -1).is_contiguous()
 
 
@@ -311,6 +311,6 @@ def _numbers(*tensors: Tensor) -> list[Tensor]:
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, num_warps: int = WARPS, **blocks: Any) -> None:  # noqa: ANN401
-    """Start one of Triton's kernels on the device of its first argument."""
+    """Launch a Triton kernel on the device of its first argument."""
     with torch.cuda.device(arguments[0].get_device()):
         kernel[programs,](*arguments, **blocks, num_warps=num_warps, enable_fp_fusion=True)
