@@ -1,6 +1,6 @@
-"""An arm as it is given: a name or ``PACKAGE.MODULE:CLASS``, with settings, and with a label of its own or without.
+"""The text of an arm: a name or ``PACKAGE.MODULE:CLASS``, with optional settings and an optional label.
 
-This module reads the text alone. It imports nothing of the user's, so that a report can name arms of any record.
+This module only reads the text. It imports no user code, so a report can name the arms of any record.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ LABELS = {
     "self_tuned_batch_norm": "self-tuned batch norm",
     "torch_batch_norm": "torch's batch norm",
 }
-LONGEST = 80  # characters of an arm in a file's name, which has room for 255
+LONGEST = 80  # characters of an arm in a file name, which may have 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmText:
-    """What an arm's text says."""
+    """An arm's text, read."""
 
     text: str
-    """As it was given."""
+    """The text itself."""
     label: str
-    """Given before ``=``; empty where there is none."""
+    """Text before ``=``; empty if there is none."""
     target: str
     """A registered name, or ``PACKAGE.MODULE:CLASS``."""
     options: Mapping[str, Any]
-    """Given after it as ``,key=value``."""
+    """Options given as ``,key=value``."""
 
     @property
     def calls_code(self) -> bool:
-        """Whether it is a class of the user's."""
+        """Whether it is a class of the user."""
         return ":" in self.target
 
 
@@ -50,7 +50,7 @@ def parse_arm(text: str) -> ArmText:
     {'r_max': 2, 'running': 'self_tuned'}
 
     Raises:
-        UserError: it is not of this form.
+        UserError: the text does not have this form.
     """
     head, comma, rest = text.partition(",")
     label, equals, target = head.rpartition("=")
@@ -62,7 +62,7 @@ def parse_arm(text: str) -> ArmText:
 
 
 def _options(text: str, rest: str) -> dict[str, Any]:
-    """Read the settings; Python's own grammar finds the commas between them, and nothing is evaluated."""
+    """Read the settings. Python's grammar separates them; nothing is evaluated."""
     found = {}
     try:
         call = ast.parse(f"options({rest})", mode="eval").body
@@ -79,12 +79,12 @@ def _options(text: str, rest: str) -> dict[str, Any]:
             f"as values, got {rest!r}."
         ) from error
     if not found:
-        raise UserError(f"--arms: {text}: there is nothing after the comma. Add KEY=VALUE, or drop it.")
+        raise UserError(f"--arms: {text}: there is nothing after the comma. Add KEY=VALUE, or drop the comma.")
     return found
 
 
 def arm_label(arm: str) -> str:
-    """Name an arm as a reader would; what is a name already stays."""
+    """Return a readable name of an arm; labels and plain names stay as they are."""
     try:
         found = parse_arm(arm)
     except UserError:
@@ -97,10 +97,10 @@ def arm_label(arm: str) -> str:
 
 
 def check_distinct(arms: Sequence[str]) -> None:
-    """Refuse arms that figures and files could not tell apart.
+    """Refuse arms that figures and files could not distinguish.
 
     Raises:
-        UserError: an arm is not of its form, two have the same name, or one is too long for the name of a file.
+        UserError: an arm does not have the right form, two have the same name, or one is too long for a file name.
     """
     seen: dict[str, str] = {}
     for arm in arms:

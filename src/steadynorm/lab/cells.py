@@ -1,8 +1,8 @@
-"""Measure the cells of a grid into one run directory: skip what has ended, go on from states, keep each as it ends.
+"""Measure the cells of a grid into one run directory: skip finished cells, resume from states, save each cell.
 
-A cell is measured by a generator. It yields each number as a :class:`Measurement`; a :class:`State` where it could go
-on from here; a :class:`Line` to show without one; and a :class:`Model` where a trained network is to be kept. What runs
-it (this process, torchrun's workers or Ray's tasks) collects the numbers and writes.
+A generator measures a cell. It yields each number as a :class:`Measurement`; a :class:`State` from which it could
+resume; a :class:`Line` to show; and a :class:`Model` if a trained network is to be saved. The process that runs it
+(this one, one of torchrun's workers or a Ray task) collects and writes the numbers.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ __all__ = ["CellFiles", "Job", "Keeper", "Line", "Measure", "Model", "State", "m
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All that was yielded before it, with these tensors, is a point to go on from."""
+    """A point to resume from: all that was yielded before it, and these tensors."""
 
     tensors: Mapping[str, Tensor]
     share: float
     """Of the cell that is done, in [0, 1]."""
     text: str
-    """What is to be shown of it."""
+    """Text to show."""
     readings: Mapping[str, float] = field(default_factory=dict)
     """Of its norms, as :func:`steadynorm.surgery.readings_during` gives them; logged, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """How a cell goes, to be shown as a line that stays."""
+    """Progress of a cell, shown as a line that stays."""
 
     share: float
     """Of the cell that is done, in [0, 1]."""
@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A trained network to be kept."""
+    """A trained network to save."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
@@ -61,18 +61,18 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A cell that is to be measured, or the rest of it."""
+    """A cell to measure, or the rest of it."""
 
     cell: Cell
-    """With the measurements of its last state."""
+    """The cell with the measurements of its last state."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of its last state; none where it begins."""
+    """Tensors of its last state; empty at its start."""
     advance: Callable[[float, str], None] = lambda share, text: None
-    """Is told what share in [0, 1] is done, and a few words on it."""
+    """Receives the share that is done, in [0, 1], and a short text."""
 
     @property
     def factors(self) -> Factors:
-        """What makes it this cell."""
+        """Factors that identify the cell."""
         return self.cell.factors
 
 
@@ -81,32 +81,32 @@ TaskT = TypeVar("TaskT", bound="Task[Any]")
 
 
 class Keeper(Protocol):
-    """Where the news of a cell go while it is measured."""
+    """Receives the progress of a cell while it is measured."""
 
     def advance(self, cell: Cell, share: float, text: str) -> None:
-        """Show how far it is."""
+        """Show its progress."""
 
     def show(self, cell: Cell, line: Line) -> None:
-        """Show a line on it."""
+        """Show a line about it."""
 
     def keep_state(self, cell: Cell, state: State) -> None:
-        """Keep a state of it."""
+        """Save a state of it."""
 
     def keep_model(self, cell: Cell, model: Model) -> None:
-        """Keep its trained network."""
+        """Save its trained network."""
 
 
 def measure(cell: Cell, how: Measure, tensors: Mapping[str, Tensor], keeper: Keeper) -> Cell:
-    """Measure a cell, or what its state lacks, to its end.
+    """Measure a cell, or the rest of it after its state, to its end.
 
     Args:
         cell: with the measurements of its state.
         how: measures it.
-        tensors: of its state.
-        keeper: gets states and models on the way.
+        tensors: those of its state.
+        keeper: receives states and models on the way.
 
     Returns:
-        the cell, finished or diverged.
+        the finished or diverged cell.
     """
     rows, start, before = list(cell.measurements), time.perf_counter(), cell.seconds or 0.0
 
@@ -129,24 +129,24 @@ def measure(cell: Cell, how: Measure, tensors: Mapping[str, Tensor], keeper: Kee
 def measure_cells(
     grid: Sequence[Factors], make: Callable[[TaskT], Measure], task: TaskT, *, together: bool = False
 ) -> list[Cell]:
-    """Measure each cell of ``grid`` and keep each as it ends.
+    """Measure each cell of ``grid`` and save each one as it ends.
 
-    They are measured one after the other; under torchrun each by all workers together, or as many at once as there are
-    workers, each by one of them; with Ray as its tasks.
+    The cells run one after the other. Under torchrun all workers measure each cell together, or each worker measures
+    another cell; with Ray each cell is a task.
 
     Args:
         grid: the factors of each cell; their order is that of the tables.
-        make: makes, from ``task``, what measures a cell.
-        task: the experiment's.
+        make: makes the measuring function from ``task``.
+        task: that of the experiment.
         together: whether torchrun's workers share each cell; only such cells may have states.
 
     Returns:
-        all cells of ``grid``, ended, in its order.
+        all cells of ``grid``, finished, in its order.
 
     Raises:
         UserError: a file of the directory is damaged.
     """
-    log = getattr(task.config, "log", ())  # of experiments that train networks
+    log = getattr(task.config, "log", ())  # for experiments that train networks
     files = CellFiles(task.directory, task.display, task.cells, log=log, lines=task.config.json)
     cells = files.plan(grid)
     waiting = [cell for cell in cells if not cell.has_ended]
@@ -181,14 +181,14 @@ def _share_out(waiting: Sequence[Cell], how: Measure, files: CellFiles) -> None:
 
 
 class CellFiles:
-    """Keeps cells in the run directory and tells how they go; of torchrun's workers the first one alone writes.
+    """Saves cells in the run directory and reports their progress; of torchrun's workers only the first writes.
 
     Args:
-        directory: where they are kept.
-        display: shows them.
-        known: cells by name, as they were last kept.
-        log: where the epochs of networks are logged.
-        lines: whether they are written as JSON lines on standard output: each epoch of a network, each cell that ends.
+        directory: where cells are saved.
+        display: shows their progress.
+        known: cells by name, as last saved.
+        log: names of the loggers for the epochs of networks.
+        lines: whether to write a JSON line to standard output for each epoch of a network and each finished cell.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class CellFiles:
         self.stack.__exit__(*exception)
 
     def plan(self, grid: Sequence[Factors]) -> list[Cell]:
-        """Read how far each cell is, and write the tables, so that a report knows from the start what is planned."""
+        """Read the progress of each cell and write the tables, so a report knows the plan from the start."""
         cells = on_first(lambda: [self._load(Cell(factors=factors)) for factors in grid])
         self.names = [cell.name for cell in cells]
         self.known |= {cell.name: cell for cell in cells}
@@ -224,29 +224,29 @@ class CellFiles:
         return found if found.has_ended else replace(found, status="waiting" if not found.measurements else "running")
 
     def last_state(self, cell: Cell) -> Cell:
-        """Give a cell as it was last kept."""
+        """Return a cell as last saved."""
         return self.known[cell.name]
 
     def begin(self, cell: Cell) -> Mapping[str, Tensor]:
-        """Note that a cell begins or goes on; give the tensors that it goes on from."""
+        """Note that a cell starts or resumes; return the tensors from which it resumes."""
         on_first(lambda: self._open_log(cell))
         self.show_begin(cell)
         return on_first(lambda: self.directory.load_tensors(cell)) if cell.measurements else {}
 
     def _open_log(self, cell: Cell) -> None:
-        if cell.is_network and cell.name not in self.logs:  # a task of Ray's may begin again
+        if cell.is_network and cell.name not in self.logs:  # a Ray task may start again
             self.logs[cell.name] = Log(self.log, self.directory, cell)
             self.stack.callback(self.logs[cell.name].close)
 
     def show_begin(self, cell: Cell) -> None:
-        """Show that a cell begins."""
+        """Show that a cell starts."""
         left = sum(not self.known[name].has_ended for name in self.names)
         share, text = _planned(cell)
         number = self.names.index(cell.name) + 1
         self.display.begin(cell.name, number=number, of=len(self.names), left=left, share=share, text=text)
 
     def advance(self, cell: Cell, share: float, text: str) -> None:
-        """Show how far a cell is."""
+        """Show the progress of a cell."""
         self.display.advance(cell.name, share, text)
 
     def show(self, cell: Cell, line: Line) -> None:
@@ -254,7 +254,7 @@ class CellFiles:
         self.display.advance(cell.name, line.share, line.text, lasting=True)
 
     def keep_state(self, cell: Cell, state: State) -> None:
-        """Keep a state, and show what was measured."""
+        """Save a state, and show the measurements."""
         on_first(lambda: self.directory.save_state(cell, state.tensors))
         self._keep(cell)
         if cell.name in self.logs:
@@ -264,11 +264,11 @@ class CellFiles:
         self.display.advance(cell.name, state.share, state.text, lasting=True)
 
     def keep_model(self, cell: Cell, model: Model) -> None:
-        """Keep a trained network."""
+        """Save a trained network."""
         on_first(lambda: self.directory.save_checkpoint(cell, model.tensors, model.metadata))
 
     def end(self, cell: Cell) -> None:
-        """Keep a cell that has ended."""
+        """Save a finished cell."""
         on_first(lambda: self.directory.save_state(cell, {}))
         self._keep(cell)
         if cell.name in self.logs:
@@ -290,7 +290,7 @@ class CellFiles:
 
 
 def _planned(cell: Cell) -> tuple[float, str]:
-    """Say what share of a cell is done and, of a network, how many epochs it has and after which it goes on."""
+    """Describe the share of a cell that is done and, for a network, its epochs and the epoch it resumes after."""
     if not cell.is_network:
         return 0.0, ""
     done, planned = len(cell.series("val_accuracy")), cell.factors["epochs"]
@@ -300,7 +300,7 @@ def _planned(cell: Cell) -> tuple[float, str]:
 
 
 def _last_epoch(cell: Cell) -> dict[str, Any]:
-    """Give the last epoch of a network, without what was measured of single layers."""
+    """Return the last epoch of a network, without the measurements of single layers."""
     epoch = max(cell.series("val_accuracy"))
     return {"epoch": epoch} | {
         row.quantity: row.value for row in cell.measurements if row.step == epoch and not row.subject
@@ -308,6 +308,6 @@ def _last_epoch(cell: Cell) -> dict[str, Any]:
 
 
 def _end_of(cell: Cell) -> dict[str, Any]:
-    """Say how a cell ended, and what was measured in it, where its epochs have not told so."""
+    """Describe how a cell ended, and its measurements if its epochs did not show them."""
     news: dict[str, Any] = {"status": cell.status, "seconds": cell.seconds, "diverged_at_step": cell.diverged_at_step}
     return news if cell.is_network else news | {"measurements": cell.measurements}

@@ -1,4 +1,4 @@
-"""A trained network, read back from the file that an experiment has written."""
+"""A trained network, loaded from the file that an experiment wrote."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from steadynorm.reporting.failure import UserError
 __all__ = ["Checkpoint", "load_checkpoint"]
 
 BEFORE = {"classes": "10", "channels": "3", "image_size": "32 32", "seed": "0"}
-"""What checkpoints of version 0.1 do not say: theirs are all of such images, and the seed decides nothing else."""
+"""Values that checkpoints of version 0.1 lack: all of them are for such images, and the seed decides nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A network with its trained weights, in evaluation mode, and how it was built."""
+    """A network with its trained weights, in evaluation mode, and the settings it was built with."""
 
     model: nn.Module
     network: str
@@ -38,13 +38,13 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, *, code: Collection[str] = (), flag: str = "--code") -> Checkpoint:
-    """Build the network that a checkpoint is of, and load its weights.
+    """Build the network of a checkpoint, and load its weights.
 
     Args:
         path: a ``.safetensors`` file in a run's ``checkpoints``.
-        code: functions and classes, ``package.module:name``, that the file may name to be called. A network or a
-            normalization of the user's is built by calling it, and a file from elsewhere could name any function.
-        flag: by which the user names them, for messages.
+        code: functions and classes, ``package.module:name``, that the file may call. A user's network or normalization
+            is built by a call, and a foreign file could name any function.
+        flag: the flag that names them, for messages.
 
     Raises:
         UserError: there is no such file, it is not a checkpoint of an experiment, it names code that is not among
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, *, code: Collection[str] = (), flag: str = "--co
         raise UserError(f"{path}: there is no such file. Give a .safetensors file of a run's checkpoints.") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
-    seed = how.pop("seed")  # of the user's functions some draw numbers that are in no tensor of the network
+    seed = how.pop("seed")  # some user functions draw numbers that are in no tensor of the network
     _check_code(path, network, arm, code, flag)
     _check_size(path, tensors, network, how)
     try:
@@ -85,7 +85,7 @@ def load_checkpoint(path: Path, *, code: Collection[str] = (), flag: str = "--co
 
 
 def _check_code(path: Path, network: str, arm: str, code: Collection[str], flag: str) -> None:
-    """Refuse to call what a file names, and the user has not."""
+    """Refuse to call code that the file names but the user does not."""
     try:
         found = parse_arm(arm)
     except UserError as error:
@@ -99,10 +99,10 @@ def _check_code(path: Path, network: str, arm: str, code: Collection[str], flag:
 
 
 def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Mapping[str, Any]) -> None:
-    """Refuse metadata of a network larger than the tensors beside them, before any of its memory is asked for.
+    """Refuse metadata of a network larger than its tensors, before any memory is allocated.
 
     Raises:
-        UserError: the network is unknown, or would have other tensors.
+        UserError: the network is unknown, or has other tensors.
     """
     if is_given(network):
         _check_given(path, tensors, network, how)
@@ -112,19 +112,19 @@ def _check_size(path: Path, tensors: Mapping[str, Tensor], network: str, how: Ma
     try:
         with torch.device("meta"):
             built = build_network(network, seed=0, **how)
-    except (UserError, RuntimeError) as error:  # torch's, of sizes that no memory has
+    except (UserError, RuntimeError) as error:  # raised by torch for sizes that no memory has
         raise UserError(f"{path}: is not a checkpoint of steadynorm's experiments ({error}).") from error
     _check_shapes(path, tensors, network, how["arm"], built.state_dict())
 
 
 def _check_given(path: Path, tensors: Mapping[str, Tensor], network: str, how: Mapping[str, Any]) -> None:
-    """Refuse other tensors than those of a network of the user's, where it can be built without memory."""
+    """Refuse tensors that do not fit a user's network, if it can be built without memory."""
     try:
         with torch.device("meta"):
             built = build_network(network, seed=0, **how)
     except (
         UserError
-    ):  # its function may look at numbers, which are none there; if it cannot be built, the next step reports it
+    ):  # its function may read values, which do not exist here; if it cannot be built, the next step reports it
         return
     _check_shapes(path, tensors, network, how["arm"], built.state_dict())
 

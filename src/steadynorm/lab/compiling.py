@@ -1,4 +1,4 @@
-"""The network of a training through torch.compile."""
+"""Compile the network of a training with torch.compile."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["compiled", "failure_explained"]
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Compile a model's forward and backward, when they first run; parameters and buffers stay the model's.
+    """Compile a model's forward and backward at their first run; parameters and buffers stay those of the model.
 
-    What was compiled before is dropped: torch keeps few compiled forms of one forward, and runs what comes after them
+    Drops what was compiled before: torch keeps few compiled versions of a forward, and runs any further ones
     uncompiled.
     """
     torch.compiler.reset()
@@ -27,7 +27,7 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 @contextlib.contextmanager
 def failure_explained(settings: Settings) -> Iterator[None]:
-    """Say in one line why a network cannot be compiled.
+    """Report in one line why a network cannot be compiled.
 
     Raises:
         UserError: torch.compile failed.

@@ -1,4 +1,4 @@
-"""The flags that experiments share, what is refused of them, and what they mean to training."""
+"""The flags that experiments share, their checks, and the training settings they stand for."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Data = Annotated[str, tyro.conf.arg(metavar="NAME|PATH|PACKAGE.MODULE:FUNCTION")
 Network = Annotated[str, tyro.conf.arg(metavar="NAME|PACKAGE.MODULE:FUNCTION|timm:NAME|hf:CONFIG")]
 
 ONLY_OF_CNN = ("widths", "depth")
-LARGE = 4096  # pixels of images that are not known yet: what is too small for a network is reported once they are
+LARGE = 4096  # pixels of images that are not known yet; images too small for a network are reported later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,10 @@ class ExperimentConfig:
     """Print JSON lines on standard output: one for each epoch of a network, one for each cell that ends, and last the
     summary."""
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """Flags on the command line, those with their default values included; no flag itself."""
+    """Flags given on the command line, also those with their default values; not a flag itself."""
 
     def by_data(self) -> Mapping[str, Any]:
-        """Give what a field that is None stands for, with the data chosen."""
+        """Return the value that a field of None stands for, given the data."""
         return {}
 
 
@@ -147,10 +147,10 @@ class OneRateConfig(TrainingConfig):
 
 
 def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
-    """Make an experiment small where ``--quick`` is set: ``quick`` replaces what the user did not set.
+    """Make an experiment small if ``--quick`` is set: ``quick`` replaces values that the user did not set.
 
     Raises:
-        UserError: it is set beside other data than the embedded ones.
+        UserError: it is set together with data that are not embedded.
     """
     if not config.quick:
         return config
@@ -164,14 +164,14 @@ def quickened(config: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
 
 
 def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
-    """Give the configuration of a new experiment, complete and with nothing in it that has no effect.
+    """Return the complete configuration of a new experiment, in which every value has an effect.
 
     Args:
-        given: what the user gave.
+        given: the values that the user gave.
         quick: see :func:`quickened`.
 
     Raises:
-        UserError: a flag was given that the network, the optimizer or the schedule does not look at.
+        UserError: a flag was given that the network, the optimizer or the schedule does not use.
     """
     given = _with_usual_of_adamw(given)
     config = _completed(quickened(given, quick))
@@ -188,7 +188,7 @@ def prepared(given: ConfigT, quick: Mapping[str, Any]) -> ConfigT:
 
 
 def _with_usual_of_adamw(config: ConfigT) -> ConfigT:
-    """Put in the rate and the decay that AdamW usually trains with, where it does and the user has not said them."""
+    """Set the usual learning rate and weight decay of AdamW, if it trains and the user gave none."""
     if not isinstance(config, TrainingConfig) or config.optimizer != "adamw":
         return config
     default = type(config)()
@@ -201,7 +201,7 @@ def _is_given(config: ExperimentConfig, name: str) -> bool:
 
 
 def _check_recipe(given: TrainingConfig) -> None:
-    """Refuse what the optimizer or the schedule does not look at."""
+    """Refuse flags that the optimizer or the schedule does not use."""
     if given.optimizer != "sgd" and _is_given(given, "momentum"):
         raise UserError(f"--momentum: is for SGD, got --optimizer {given.optimizer}. Drop it, or give --optimizer sgd.")
     if given.schedule != "step" and given.milestones and _is_given(given, "milestones"):
@@ -209,12 +209,12 @@ def _check_recipe(given: TrainingConfig) -> None:
 
 
 def _completed(config: ConfigT) -> ConfigT:
-    """Put in what depends on the data, where the user has not said it."""
+    """Set the values that depend on the data, if the user gave none."""
     return replace(config, **{name: value for name, value in config.by_data().items() if getattr(config, name) is None})
 
 
 def with_reached_milestones(config: ConfigT) -> ConfigT:
-    """Leave out the milestones that lower no learning rate: training does not reach them, or has another schedule."""
+    """Drop milestones without an effect: training does not reach them, or uses another schedule."""
     if not isinstance(config, TrainingConfig):
         return config
     reached = (one for one in config.milestones if one < config.epochs and config.schedule == "step")
@@ -222,7 +222,7 @@ def with_reached_milestones(config: ConfigT) -> ConfigT:
 
 
 def _check_unused(given: ExperimentConfig, default: ExperimentConfig, *, network: str) -> None:
-    """Refuse what only the cnn has, where another network is trained."""
+    """Refuse flags of the cnn if another network is trained."""
     usual = {name: (getattr(default, name), given.by_data().get(name)) for name in ONLY_OF_CNN}
     unused = [flag(name) for name in ONLY_OF_CNN if getattr(given, name) not in usual[name]]
     if unused:
@@ -237,16 +237,16 @@ def check_experiment(
     may_be_empty: Sequence[str] = (),
     least: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Refuse what makes no experiment, and of an experiment that trains the lab's networks what makes no training.
+    """Refuse values with which an experiment, or the training of its networks, is impossible.
 
     Args:
-        config: complete.
-        lists: fields of this experiment that hold values, each once.
-        may_be_empty: those of them that may hold none.
+        config: the complete configuration.
+        lists: fields of this experiment that hold several values, each once.
+        may_be_empty: those of them that may be empty.
         least: fields of this experiment -> their smallest value.
 
     Raises:
-        UserError: a value is not as it must be.
+        UserError: a value is invalid.
     """
     check_lists(config, ("seeds", *lists), may_be_empty=may_be_empty)
     if not all(0 <= seed < 2**63 for seed in config.seeds):
@@ -266,18 +266,18 @@ def check_experiment(
 
 
 def reading_of(config: Any) -> dict[str, Any]:  # noqa: ANN401 (the flags of data, of any command)
-    """Give what a command says of how its data are read, as :func:`steadynorm.lab.data.load_dataset` takes it."""
+    """Return the arguments of :func:`steadynorm.lab.data.load_dataset` that a command's flags give."""
     return {name: getattr(config, name) for name in ("data_dir", "columns", "image_size", "validation_share")}
 
 
 def _values_of(config: object, name: str) -> tuple[Any, ...]:
-    """Give the values of a field that holds one or several."""
+    """Return the values of a field that holds one or several."""
     value = getattr(config, name)
     return value if isinstance(value, tuple) else (value,)
 
 
 def _check_training(config: TrainingConfig) -> None:
-    """Refuse what makes no training, at any of its depths and batch sizes."""
+    """Refuse values with which training is impossible, at any of its depths and batch sizes."""
     check_at_least(config, (("epochs", 1), ("momentum", 0), ("weight_decay", 0), ("batch_size", 1)))
     if not config.momentum < 1:
         raise UserError(f"--momentum: must be below 1, got {config.momentum}.")
@@ -294,15 +294,15 @@ def _check_training(config: TrainingConfig) -> None:
     check_network(config.network)
     for depth in () if is_given(config.network) else _values_of(config, "depth"):
         how: dict[str, Any] = {"widths": config.widths, "classes": 10, "image_size": (LARGE, LARGE), "seed": 0}
-        with torch.device("meta"):  # no memory, no time
+        with torch.device("meta"):  # building it takes neither memory nor time
             build_network(config.network, arm="none", depth=depth, **how)
 
 
 def check_arms(arms: Sequence[str]) -> None:
-    """Refuse an unknown normalization or setting, and two arms that have the same name; no class is imported.
+    """Refuse unknown normalizations and settings, and two arms with the same name; imports no class.
 
     Raises:
-        UserError: an arm or a setting of it is unknown, or two arms have one name.
+        UserError: an arm or one of its settings is unknown, or two arms have the same name.
     """
     check_distinct(arms)
     for arm in arms:
@@ -310,10 +310,10 @@ def check_arms(arms: Sequence[str]) -> None:
 
 
 def check_at_least(config: object, limits: Iterable[tuple[str, float]]) -> None:
-    """Refuse a number below its limit, or that is none; of a field that holds several, any of them.
+    """Refuse a number below its limit, or not finite; in a field with several numbers, any such number.
 
     Raises:
-        UserError: a number is below its limit, or is no number.
+        UserError: a number is below its limit, or not finite.
     """
     for name, least in limits:
         for value in _values_of(config, name):
@@ -347,23 +347,23 @@ def check_split(*batch_sizes: int) -> None:
 
 
 def check_lists(config: object, names: Sequence[str], *, may_be_empty: Sequence[str] = ()) -> None:
-    """Refuse an empty list, and one that names a value twice: the two would be one run.
+    """Refuse an empty list, and a list that names a value twice: both would be the same run.
 
     Raises:
-        UserError: a list is empty, or has a value twice.
+        UserError: a list is empty, or holds a value twice.
     """
     for name in names:
         check_values(name, getattr(config, name), may_be_empty=name in may_be_empty)
 
 
 def settings_of(config: TrainingConfig, record: Record, *, accumulate: int = 1, **own: Any) -> Settings:  # noqa: ANN401
-    """Give what all networks of an experiment share, every ``auto`` as the record resolved it.
+    """Return the settings that all networks of an experiment share, with each ``auto`` as the record resolved it.
 
-    Where there are several depths or batch sizes, a network's own factors say which is its; here it is the first.
+    If there are several depths or batch sizes, this holds the first one; a network's own factors name its own.
 
     Args:
-        config: of the experiment.
-        record: of the experiment.
+        config: configuration of the experiment.
+        record: record of the experiment.
         accumulate: batches in a step.
         own: further settings.
     """

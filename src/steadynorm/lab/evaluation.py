@@ -1,4 +1,4 @@
-"""Judge a network on images that it was not trained on."""
+"""Evaluate a network on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from steadynorm.lab.settings import Settings, autocast
 __all__ = ["evaluate", "evaluated"]
 
 EVALUATION_BATCH = 500
-"""Images of 32 x 32 pixels, or fewer, that are predicted together; of larger ones as many as have the same pixels."""
+"""Images of up to 32 x 32 pixels in a batch; of larger images as many as have the same number of pixels."""
 
 
 def evaluate(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[float, float]:
-    """Measure mean cross-entropy in nats and accuracy in [0, 1], in evaluation mode; training mode comes back."""
+    """Measure mean cross-entropy in nats and accuracy in [0, 1] in evaluation mode; restores the training mode."""
     loss, hits = evaluated(model, images, dataset, settings)
     return loss.item() / len(images), hits.item() / len(images)
 
 
 @torch.no_grad()
 def evaluated(model: nn.Module, images: Images, dataset: Dataset, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Give the sum of the cross-entropies, and how many images are classified right."""
+    """Return the sum of the cross-entropies, and the number of images classified correctly."""
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=settings.device)
@@ -38,6 +38,6 @@ def evaluated(model: nn.Module, images: Images, dataset: Dataset, settings: Sett
 
 
 def _at_once(images: Images) -> int:
-    """Say how many images are predicted together, so that memory does not grow with their size."""
+    """Return the number of images in a batch, so that memory does not grow with their size."""
     height, width = images.pixels.shape[2:]
     return max(1, EVALUATION_BATCH * 32 * 32 // max(32 * 32, height * width))

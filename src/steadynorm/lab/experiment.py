@@ -1,4 +1,4 @@
-"""An experiment as an entry of the registry, and what all of them share: the start, the stop, and going on."""
+"""An experiment as an entry of the registry, and what all experiments share: start, stop and resuming."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ BESIDE_RESUME = ("on", "address", "resume", "log", "json", "data_dir")  # flags 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[ConfigT]):
-    """What an experiment works with once everything about it is settled."""
+    """What an experiment works with once its settings are complete."""
 
     config: ConfigT
     record: Record
@@ -76,17 +76,17 @@ class Task(Generic[ConfigT]):
     directory: RunDirectory
     display: Display
     pool: Pool | None = None
-    """Where cells are measured; None is here."""
+    """Pool that measures the cells; None means this process."""
     cells: dict[str, Cell] = dataclasses.field(default_factory=dict)
-    """All that are planned so far, by name, as they were last kept."""
+    """All planned cells by name, as last saved."""
     checkpoints: Mapping[str, bytes] | None = None
-    """Of the run directory, in a process that does not see it."""
+    """Files of the run directory, for a process that cannot read it."""
 
     def trained(self, network: Factors) -> nn.Module:
-        """Read a trained network.
+        """Load a trained network.
 
         Raises:
-            UserError: it is not there, or damaged.
+            UserError: the file is missing or damaged.
         """
         path = self.directory.checkpoint_path(Cell(factors=network))
         code = called_code(self.config)
@@ -100,37 +100,37 @@ class Task(Generic[ConfigT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Generic[ConfigT]):
-    """An experiment: everything that its command, its report and its tests are made from."""
+    """An experiment: the parts that its command, its report and its tests are made of."""
 
     name: str
-    """Of the command."""
+    """Name of the command."""
     config: type[ConfigT]
-    """Its flags; the docstring is the command's help."""
+    """Class of its flags; the docstring is the command's help."""
     quick: Mapping[str, Any]
-    """What ``--quick`` sets where the user did not."""
+    """Values that ``--quick`` sets if the user does not."""
     check: Callable[[ConfigT], None]
-    """Refuses flags that make no such experiment, before anything is written."""
+    """Refuses flags with which the experiment is impossible, before anything is written."""
     work: Callable[[Task[ConfigT]], None]
-    """Trains and measures; skips by itself what the run directory knows."""
+    """Trains and measures; skips what the run directory already holds."""
     describe: Callable[[Record], Report]
-    """Says what the report of a record shows, finished or not."""
+    """Describes the report of a record, finished or not."""
     fits: Callable[[ConfigT, Dataset], None] = lambda config, dataset: None
-    """Refuses data that make no such experiment, before anything is written."""
+    """Refuses data with which the experiment is impossible, before anything is written."""
     trains: Callable[[ConfigT], Iterable[str]] = lambda config: getattr(config, "arms", ())
-    """Names the arms that are trained, so that each is tried before the first begins."""
+    """Names the arms, so that each can be tried before the first training."""
 
     def run(self, config: ConfigT, display: Display) -> Path:
-        """Run the experiment, or the rest of it, in a run directory of its own.
+        """Run the experiment, or the rest of it, in its run directory.
 
         Args:
             config: its flags.
-            display: sees how it goes.
+            display: shows its progress.
 
         Returns:
-            the run directory, with everything measured; the report is still to be made.
+            the run directory with all measurements, without the report.
 
         Raises:
-            UserError: what was asked for cannot be done.
+            UserError: the flags or the data do not allow the experiment.
         """
         _check_workers(config)
         place = on_first(lambda: config.resume or config.out or new_place(self.name))
@@ -138,7 +138,7 @@ class Experiment(Generic[ConfigT]):
         run_on_all_ranks(lambda: self.check(config))
         on_first(lambda: check_loggers(getattr(config, "log", ())))
         threads = stored.resolved["threads"] if stored is not None else _threads(config)
-        # Ray's tasks set their own.
+        # Ray's tasks set their own threads.
         torch.set_num_threads(threads if config.on == "local" else min(threads, count_cores()))
         load = partial(load_dataset, config.data, **reading_of(config), progress=display.message)
         dataset = run_on_all_ranks(load)
@@ -184,7 +184,7 @@ class Experiment(Generic[ConfigT]):
 
 
 def _threads(config: ExperimentConfig) -> int:
-    """Say how many threads a network has: of Ray's tasks each one, so that many fit, unless a flag sets it."""
+    """Return the number of threads for a network: one for each Ray task, so that many fit, unless a flag sets it."""
     if config.address is not None and config.threads is not None:
         return config.threads  # a cluster's machines may have more cores than this one; the pool asks them
     return 1 if config.on == "ray" and config.threads is None else choose_threads(config.threads)
@@ -197,7 +197,7 @@ def _pool(config: ExperimentConfig, threads: int, display: Display) -> contextli
 
 
 def _where(config: ExperimentConfig) -> list[str]:
-    """Give the flags that a resumed run must be given again: where it runs, and whose code it calls."""
+    """Return the flags that a resumed run needs again: where it runs, and whose code it may call."""
     address = [] if config.address is None else ["--address", config.address]
     place = [] if config.on == "local" else ["--on", config.on, *address]
     log = config.log if isinstance(config, TrainingConfig) else TrainingConfig.log
@@ -221,9 +221,9 @@ def _stored_record(experiment: Experiment[Any], place: Path) -> Record:
 
 
 def _begun_before(experiment: Experiment[ConfigT], config: ConfigT) -> tuple[ConfigT, Record | None]:
-    """Give the configuration to work with and, where the experiment is to be continued, what it began as.
+    """Return the configuration and, if the experiment resumes, its stored record.
 
-    What torchrun has started again goes on in its own ``--out``.
+    A run that torchrun restarts resumes in its own ``--out``.
     """
     if config.resume is not None:
         stored = _stored_record(experiment, config.resume)
@@ -239,10 +239,10 @@ def _begun_before(experiment: Experiment[ConfigT], config: ConfigT) -> tuple[Con
 
 
 def _check_workers(config: ExperimentConfig) -> None:
-    """Refuse workers that cannot work together, or could not go on after one of them has died.
+    """Refuse workers that cannot work together, or could not resume after one of them died.
 
     Raises:
-        UserError: they have other flags or versions, or would not find their run directory again.
+        UserError: their flags or versions differ, or they would not find their run directory again.
     """
     check_alike(
         {flag(f.name): getattr(config, f.name) for f in dataclasses.fields(config)},
@@ -279,14 +279,14 @@ def new_record(
     threads: int | None = None,
     arms: Mapping[str, str] = MappingProxyType({}),
 ) -> Record:
-    """Make the record that an experiment begins with, every ``auto`` resolved.
+    """Make the first record of an experiment, with each ``auto`` resolved.
 
     Args:
-        name: of the command.
+        name: name of the command.
         config: its flags.
-        dataset: that it works on.
-        threads: of each network's training; default: those of this process.
-        arms: how they were made of a network of the user's.
+        dataset: its data.
+        threads: threads for each network's training; default: those of this process.
+        arms: how the arms were made from a user's network.
     """
     device = choose_device(config.device)
     return Record(
@@ -319,10 +319,10 @@ def new_record(
 
 
 def stored_config(given: ConfigT, record: Record) -> ConfigT:
-    """Give the configuration that the run directory began with.
+    """Return the configuration that the run directory began with.
 
     Raises:
-        UserError: a flag beside --resume would contradict it.
+        UserError: a flag given with --resume contradicts it.
     """
     default = type(given)()
     names = [f.name for f in dataclasses.fields(given) if f.name not in (*BESIDE_RESUME, "data", "given")]
@@ -335,7 +335,7 @@ def stored_config(given: ConfigT, record: Record) -> ConfigT:
     if missing := [name for name in calling_fields(stored) if name not in again]:
         words = shlex.join(words_of(stored, missing))
         raise UserError(f"--resume: the stored configuration names code to run. If you trust it, add {words}")
-    if given.data != default.data or "--data" in given.given:  # where they lie now; others are refused by their digest
+    if given.data != default.data or "--data" in given.given:  # the data may have moved; a digest refuses other data
         stored = dataclasses.replace(stored, data=given.data)
     if given.data_dir is not None:
         stored = dataclasses.replace(stored, data_dir=given.data_dir)
@@ -347,7 +347,7 @@ def config_of(kind: type[ConfigT], record: Record) -> ConfigT:
     """Read a configuration back from a record.
 
     Raises:
-        UserError: a field has a value of another type.
+        UserError: a field has a value of the wrong type.
     """
     types, values = get_type_hints(kind), {}
     for name, value in record.config.items():
@@ -358,10 +358,10 @@ def config_of(kind: type[ConfigT], record: Record) -> ConfigT:
 
 
 def check_record(experiment: Experiment[Any], record: Record) -> None:
-    """Refuse a record that no run of its experiment writes.
+    """Refuse a record that no run of its experiment could have written.
 
     Raises:
-        UserError: a value is of another type, or a flag that the command itself would refuse.
+        UserError: a value has the wrong type, or the command itself would refuse it.
     """
     config = config_of(experiment.config, record)
     for name in config.by_data():
@@ -378,7 +378,7 @@ def check_record(experiment: Experiment[Any], record: Record) -> None:
 
 
 def _factor_types(config: ExperimentConfig) -> dict[str, Any]:
-    """Say of which type a factor is: as :func:`network` takes it, or as the configuration lists it; else it is text."""
+    """Return the type of a factor: that of :func:`network`, that of the configuration's list, or else text."""
     listed = {name: type(values[0]) for name, values in vars(config).items() if isinstance(values, tuple) and values}
     singular = {re.sub("ies$", "y", name).removesuffix("s"): kind for name, kind in listed.items()}
     return listed | singular | get_type_hints(network, include_extras=True)
@@ -418,10 +418,10 @@ def _as_path(kind: type[Any], value: Any) -> Any:  # noqa: ANN401 (as msgspec ha
 
 
 def check_same(stored: Record, now: Record, display: Display) -> None:
-    """Refuse other data or arithmetic; say where other versions or another machine may change the last digits.
+    """Refuse other data or arithmetic; warn if other versions or another machine may change the last digits.
 
     Raises:
-        UserError: data, precision or device are not those the experiment began with.
+        UserError: data, precision or device differ from those that the experiment began with.
     """
     if stored.resolved["data_sha256"] != now.resolved["data_sha256"]:
         raise UserError(
@@ -446,16 +446,16 @@ def check_same(stored: Record, now: Record, display: Display) -> None:
 
 
 def new_place(name: str) -> Path:
-    """Name a new run directory by the time of day."""
+    """Name a new run directory by date and time."""
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 @contextlib.contextmanager
 def explain_stop(command: Sequence[str], place: Path, display: Display) -> Iterator[None]:
-    """Say how to go on after Ctrl-C, or after a disk that took no more.
+    """Tell the user how to resume after Ctrl-C or a full disk.
 
     Args:
-        command: that goes on, in words behind the program's name.
+        command: the arguments that resume the run, after the program's name.
         place: the run directory.
         display: receives progress.
 

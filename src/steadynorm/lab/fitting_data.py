@@ -1,4 +1,4 @@
-"""Refuse data that an experiment cannot be run on, before anything is written; say what others cannot show."""
+"""Refuse data that do not allow an experiment, before anything is written; warn about data that show little."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["check_batches", "check_data", "tell_limits"]
 
 
 def check_data(config: Any, dataset: Dataset) -> None:  # noqa: ANN401 (any experiment's dataclass)
-    """Refuse a data set that is too small for what was asked for.
+    """Refuse a data set that is too small for the experiment.
 
     Args:
-        config: of the experiment, complete.
-        dataset: what it would train on.
+        config: complete configuration of the experiment.
+        dataset: its data.
 
     Raises:
-        UserError: a batch is larger than the training images, or a part is of one class or too small to share.
+        UserError: a batch is larger than the training part, or a part has one class only or is too small to share.
     """
-    if getattr(config, "checkpoint", None) is None:  # nothing is trained where there is one
+    if getattr(config, "checkpoint", None) is None:  # with a checkpoint, nothing is trained
         sizes = getattr(config, "batch_size", None) or ()
         check_batches(sizes, len(dataset.train), together=getattr(config, "accumulate", 1))
     for images, of in ((dataset.train, "training"), (dataset.validation, "validation")):
@@ -42,16 +42,16 @@ def check_data(config: Any, dataset: Dataset) -> None:  # noqa: ANN401 (any expe
 
 
 def check_batches(sizes: int | tuple[int, ...], images: int, *, together: int = 1, of: str = "training images") -> None:
-    """Refuse a step that takes more images than there are.
+    """Refuse a step that needs more images than there are.
 
     Args:
-        sizes: of batches.
-        images: how many there are.
-        together: batches in a step.
-        of: what the images are.
+        sizes: batch sizes.
+        images: number of images.
+        together: number of batches in a step.
+        of: what the images are, for the message.
 
     Raises:
-        UserError: a batch, or so many together, are larger.
+        UserError: a batch, or all batches of a step together, need more images.
     """
     for size in (sizes,) if isinstance(sizes, int) else sizes:
         if size * together > images:
@@ -63,7 +63,7 @@ def check_batches(sizes: int | tuple[int, ...], images: int, *, together: int = 
 
 
 def tell_limits(record: Record, display: Display) -> None:
-    """Say at the start where the validation images are too few, or too unequal, to tell any network from guessing."""
+    """Warn if the validation images are too few or too unequal to distinguish any network from guessing."""
     chance = chance_of(record)
     if not chance.is_beatable:
         display.message(

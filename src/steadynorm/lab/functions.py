@@ -1,4 +1,4 @@
-"""Functions of the user's, given on the command line as ``package.module:name``."""
+"""User functions, given on the command line as ``package.module:name``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
-    """Import what is named ``package.module:name``; modules in the working directory are found too.
+    """Import ``package.module:name``; also finds modules in the working directory.
 
     Raises:
         UserError: it cannot be found or imported.
     """
     module, _, name = what.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:  # as python -m has it
+    if (here := str(Path.cwd())) not in sys.path:  # as with python -m
         sys.path.insert(0, here)
     try:
         imported = importlib.import_module(module)
@@ -33,7 +33,7 @@ def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
         raise UserError(
             f"{module}: cannot be imported ({one_line(error)}). Run from a folder where Python finds it."
         ) from error
-    except Exception as error:  # a module runs the user's code
+    except Exception as error:  # importing runs the user's code
         raise UserError(f"{module}: fails while it is imported ({one_line(error)}). Fix it.") from error
     try:
         return getattr(imported, name)
@@ -42,7 +42,7 @@ def find_named(what: str) -> Any:  # noqa: ANN401 (whatever it is)
 
 
 def call_function(what: str, *arguments: object) -> Any:  # noqa: ANN401 (whatever it gives)
-    """Call a function of the user's.
+    """Call a user function.
 
     Raises:
         UserError: it cannot be found or imported, or fails.
@@ -50,7 +50,7 @@ def call_function(what: str, *arguments: object) -> Any:  # noqa: ANN401 (whatev
     found = find_named(what)
     try:
         return found(*arguments)
-    except Exception as error:  # so may the user's function
+    except Exception as error:  # the user's function may raise anything
         raise UserError(f"{what}: failed with {one_line(error)}.") from error
 
 

@@ -1,4 +1,4 @@
-"""Gradient norms of a network: of each weight that every arm shares, and of all parameters together."""
+"""Gradient norms of a network: for each weight that all arms share, and for all parameters together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["gradient_norms", "layer_gradients", "percentiles", "watched_weights"
 
 
 def watched_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name the weights of convolutions and linear layers, which every arm has under the same name."""
+    """Return the names of the weights of convolutions and linear layers, which are the same in every arm."""
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
@@ -21,8 +21,8 @@ def gradient_norms(model: nn.Module, watched: Sequence[Tensor]) -> Tensor:
     """Measure the l2 norms of one step.
 
     Returns:
-        shape (len(watched) + 1,): of each watched weight's gradient, 0 where it has none, and last that of all
-        parameters together.
+        shape (len(watched) + 1,): the norm of each watched weight's gradient, 0 without a gradient, and last the norm
+        for all parameters together.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     whole = torch.nn.utils.get_total_norm(gradients)
@@ -31,7 +31,7 @@ def gradient_norms(model: nn.Module, watched: Sequence[Tensor]) -> Tensor:
 
 
 def percentiles(norms: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the 5th and the 95th percentile over the steps, the first dimension."""
+    """Return the 5th and the 95th percentile over the steps, the first dimension."""
     low, high = torch.quantile(norms.double(), torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
     return low, high
 

@@ -1,4 +1,4 @@
-"""How well an adaptation method predicts a stream."""
+"""Accuracy of adaptation methods on a stream."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
 ]
 
 CALIBRATED = ("gated", "gate")
-"""Methods that need to know more of a network than its stored statistics."""
+"""Methods that need a calibration, besides the running statistics."""
 CLASSES = 3
-"""Calibration needs images of so many: it compares batches of one, of two and of all."""
+"""Least number of classes for a calibration, which compares batches of one, two and all classes."""
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def check_methods(names: Sequence[str]) -> None:
 
 
 def check_possible(names: Sequence[str], dataset: Dataset) -> None:
-    """Refuse methods of which none can be calibrated.
+    """Refuse methods if none of them can be calibrated.
 
     Raises:
         UserError: the data have too few classes.
@@ -53,7 +53,7 @@ def _possible(names: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
 
 
 def without_uncalibrated(names: Sequence[str], dataset: Dataset, display: Display) -> tuple[str, ...]:
-    """Leave out, and say so, the methods whose calibration needs more classes than there are."""
+    """Drop the methods whose calibration needs more classes than there are, with a message."""
     kept = _possible(names, dataset)
     absent = listing([name for name in names if name not in kept])
     if absent:
@@ -62,7 +62,7 @@ def without_uncalibrated(names: Sequence[str], dataset: Dataset, display: Displa
 
 
 def left_out_methods(record: Record) -> str:
-    """Say in a report which methods were left out; see :func:`without_uncalibrated`."""
+    """Name in a report the methods that were left out; see :func:`without_uncalibrated`."""
     classes = record.resolved["classes"]
     absent = [method_label(name) for name in record.config["methods"] if name in CALIBRATED]
     if not absent or (classes if isinstance(classes, int) else len(classes)) >= CLASSES:
@@ -71,7 +71,7 @@ def left_out_methods(record: Record) -> str:
 
 
 def calibration_images(dataset: Dataset, count: int, *, batch_size: int) -> Images:
-    """Give so many training images, or all; one that would be a batch alone, which has no statistics, is left out."""
+    """Return this many training images, or all; drops an image that would be alone in a batch."""
     images = some(dataset.train, count)
     return first(images, len(images) - 1) if len(images) % batch_size == 1 else images
 
@@ -79,12 +79,12 @@ def calibration_images(dataset: Dataset, count: int, *, batch_size: int) -> Imag
 def calibrated(
     methods: Sequence[str], model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Calibration | None:
-    """Calibrate the methods on a network, which may not have learned; None where none of them needs it.
+    """Calibrate the methods on a network, which may not have learned; None if no method needs it.
 
     Args:
         methods: names of :data:`ADAPTATIONS`.
-        model: stays as it is.
-        batches: of training images and their labels.
+        model: left unchanged.
+        batches: training images and their labels.
 
     Raises:
         UserError: the network or the images do not allow it.
@@ -109,17 +109,17 @@ def judge_methods(
     settings: Settings,
     advance: Callable[[float, str], None],
 ) -> Iterator[Measurement]:
-    """Measure the ``accuracy`` of each way to adapt, as subjects, on a stream that all of them see alike.
+    """Measure the ``accuracy`` of each method, as subjects, on the same stream.
 
     Args:
         methods: names of :data:`ADAPTATIONS`.
-        calibration: of ``model``, as :func:`calibrated` gives it for these methods.
-        advance: receives what share of the methods is done.
+        calibration: what :func:`calibrated` returned for ``model`` and these methods.
+        advance: receives the share of the methods that is done.
 
-    The rest is as for :func:`stream_accuracy`.
+    The other arguments are those of :func:`stream_accuracy`.
     """
     for number, method in enumerate(methods, start=1):
-        adaptation = ADAPTATIONS[method](cast(Calibration, calibration))  # None is for those that do not look at it
+        adaptation = ADAPTATIONS[method](cast(Calibration, calibration))  # None only for methods that do not use it
         accuracy = stream_accuracy(adaptation, model, images, order, dataset=dataset, settings=settings)
         yield Measurement(subject=method, quantity="accuracy", value=accuracy)
         advance(number / len(methods), "")
@@ -134,14 +134,14 @@ def stream_accuracy(
     dataset: Dataset,
     settings: Settings,
 ) -> float:
-    """Give the share of a stream's images that are predicted right, each batch before the next is seen.
+    """Return the share of a stream's images predicted correctly, each batch before the next is seen.
 
     Args:
-        adaptation: forgets what it has seen before.
-        model: stays as it is.
-        images: what the stream shows.
+        adaptation: reset first.
+        model: left unchanged.
+        images: images of the stream.
         order: its batches, as indices into ``images``.
-        dataset: whose mean and std normalise the images.
+        dataset: its mean and std normalise the images.
         settings: device and precision of the forwards.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where the epochs of a trained network are logged beside its record: TensorBoard, Weights & Biases."""
+"""Loggers for the epochs of a trained network, besides its record: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ __all__ = ["Log", "Logger", "check_loggers", "logged"]
 
 Logger = Literal["tensorboard", "wandb"]
 EPOCH = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "grad_norm_mean", "learning_rate")
-"""What is logged of an epoch."""
+"""Values of an epoch to log."""
 FEW = 24
-"""Layers that are logged one by one; of more their median and maximum alone."""
+"""Number of layers to log one by one; with more, only their median and maximum."""
 
 
 def check_loggers(names: Sequence[Logger]) -> None:
     """Refuse a logger that is not installed.
 
     Raises:
-        UserError: with the command that installs it.
+        UserError: the logger is missing; names the command that installs it.
     """
     if "wandb" in names and find_spec("wandb") is None:
         raise UserError("--log wandb: Weights & Biases is not installed. Run: pip install wandb")
 
 
 class Log:
-    """Where one network's epochs go.
+    """The loggers of one network's epochs.
 
     Args:
-        names: of the loggers.
-        directory: of the experiment.
-        cell: the network, with the epochs that it has already.
+        names: names of the loggers.
+        directory: run directory of the experiment.
+        cell: the network with its finished epochs.
 
     Raises:
-        UserError: Weights & Biases refuses.
+        UserError: Weights & Biases refuses to start a run.
     """
 
     def __init__(self, names: Sequence[Logger], directory: RunDirectory, cell: Cell) -> None:
@@ -50,7 +50,7 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             # One writer for a run, not one for an epoch: TensorBoard reads the files of a run in the order of their
-            # names, which is not always that of writers of one second, and drops the epochs that it has read too early.
+            # names. For writers of the same second that is not always the order of time, and later epochs are dropped.
             done = len(cell.series("val_accuracy"))
             self.to.append(SummaryWriter(str(directory.tensorboard_path(cell)), purge_step=done + 1))
         if "wandb" in names:
@@ -65,17 +65,17 @@ class Log:
                 to.flush()
 
     def close(self) -> None:
-        """Log no longer."""
+        """Close the loggers."""
         for to in self.to:
             (to.close if hasattr(to, "close") else to.finish)()
         self.to = []
 
 
 def logged(cell: Cell, readings: Mapping[str, float]) -> dict[str, float]:
-    """Give what is logged of a network's last epoch, by the names that loggers group by.
+    """Return the values of a network's last epoch, under names that loggers group.
 
-    Of the readings of norms, as :func:`steadynorm.surgery.readings_during` gives them, the median and the maximum over
-    the layers, ``norm/median/gate``, and where the layers are few each one, ``norm/layer/gate``.
+    Readings of norms come from :func:`steadynorm.surgery.readings_during`: their median and maximum over the layers,
+    ``norm/median/gate``, and with few layers each one, ``norm/layer/gate``.
     """
     epoch = max(cell.series(EPOCH[0]))
     found = {name.replace("_", "/", 1): cell.series(name)[epoch] for name in EPOCH}
@@ -89,7 +89,7 @@ def logged(cell: Cell, readings: Mapping[str, float]) -> dict[str, float]:
 
 
 def _wandb_run(directory: RunDirectory, cell: Cell) -> Any:  # noqa: ANN401 (of a package that may be absent)
-    """Begin a run of Weights & Biases, or go on with it: its id is a function of experiment and network."""
+    """Start or resume a run of Weights & Biases; its id is a function of experiment and network."""
     import wandb
 
     record = read_config(directory.path)
@@ -104,7 +104,7 @@ def _wandb_run(directory: RunDirectory, cell: Cell) -> Any:  # noqa: ANN401 (of 
             reinit="create_new",  # Ray trains several networks at once
             dir=str(directory.path),
             config={**record.config, **cell.factors},
-            # A run directory holds no links.
+            # A run directory must hold no links.
             settings=wandb.Settings(silent=True, console="off", symlink=False),
         )
     except wandb.errors.Error as error:

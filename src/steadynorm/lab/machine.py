@@ -1,4 +1,4 @@
-"""What a process computes with: reused memory, device, precision, threads."""
+"""Resources of a process: reused memory, device, precision, threads."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ MALLOPT = {
 
 
 def reuse_memory() -> bool:
-    """Let big tensors reuse memory instead of being mapped, faulted in and unmapped at every step.
+    """Let large tensors reuse memory instead of being mapped, faulted in and unmapped at every step.
 
     For programs only: it changes the allocator of the whole process, which then keeps its peak memory.
 
     Returns:
-        whether the platform's C library took all settings; only glibc has them.
+        whether the platform's C library accepted all settings; only glibc has them.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # Windows takes no None
+    except (AttributeError, OSError, TypeError):  # Windows does not accept None
         return False
     taken = [mallopt(parameter, value) == 1 for parameter, value in MALLOPT.items()]
     return all(taken)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Turn ``auto`` into cuda where there is one, else cpu.
+    """Return cuda for ``auto`` if there is a GPU, else cpu.
 
     Raises:
-        UserError: cuda is asked for and absent.
+        UserError: cuda was requested and is not available.
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
@@ -53,7 +53,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """Turn ``auto`` into bf16 where the hardware multiplies bfloat16 matrices, else fp32."""
+    """Return bf16 for ``auto`` if the hardware multiplies bfloat16 matrices, else fp32."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -63,12 +63,12 @@ def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.devi
 
 
 def choose_threads(wanted: int | None) -> int:
-    """Turn no wish into torch's number of threads, but never more than there are cores: they would wait for each other.
+    """Return the number of threads; default: that of torch, and at most the number of cores.
 
-    torch does not see the quota of a container.
+    torch does not know the quota of a container.
 
     Raises:
-        UserError: more are wanted than there are cores; very many would end the process.
+        UserError: more threads than cores were requested; very many would end the process.
     """
     cores = count_cores()
     if wanted is not None and wanted > cores:

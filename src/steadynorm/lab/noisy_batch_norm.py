@@ -1,8 +1,8 @@
-"""Batch norm whose outputs are shifted and scaled at random, drawn again at every step.
+"""Batch norm whose outputs are shifted and scaled at random, with new numbers at every step.
 
-After Santurkar et al. 2018 (arXiv 1805.11604), section 2.2: it puts the instability of distributions back that batch
-norm takes away. Theirs draws a distribution for each step and from it a number for each activation; here all images of
-a batch share their channel's numbers, so that every channel's distribution moves as a whole.
+After Santurkar et al. 2018 (arXiv 1805.11604), section 2.2: it restores the instability of distributions that
+batch norm removes. Theirs draws a distribution for each step and from it a number for each activation; here all images
+of a batch share their channel's numbers, so that every channel's distribution moves as a whole.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from steadynorm.reporting.failure import UserError
 __all__ = ["LARGEST_SCALING", "LARGEST_SHIFT", "NOISY", "ChannelNoise", "add_noise_"]
 
 NOISY = "noisy_batch_norm"
-"""What the arm is called."""
+"""Name of the arm."""
 
 LARGEST_SHIFT = 0.5
-"""In standard deviations of a normalized channel."""
+"""Range of the shift, in standard deviations of a normalized channel."""
 LARGEST_SCALING = 0.25
-"""The scale is drawn between one less and one plus this."""
+"""Range of the scale around 1."""
 
 
 class ChannelNoise(nn.Module):
@@ -33,11 +33,11 @@ class ChannelNoise(nn.Module):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (N, C, *) to its shape; two times C random numbers of torch's generator are drawn in training."""
+        """Map (N, C, *) to the same shape; in training, draws 2·C numbers from torch's generator."""
         if not self.training:
             return input
         shape = (2, 1, input.shape[1], *([1] * (input.ndim - 2)))
-        drawn = torch.rand(shape, device=input.device)  # float32, whose numbers do not depend on the input's dtype
+        drawn = torch.rand(shape, device=input.device)  # float32, so the numbers do not depend on the input's dtype
         scale, shift = drawn.mul_(2).sub_(1).to(input.dtype)
         return torch.addcmul(shift * LARGEST_SHIFT, input, 1 + scale * LARGEST_SCALING)
 
@@ -49,7 +49,7 @@ def add_noise_(model: nn.Module) -> nn.Module:
         the model.
 
     Raises:
-        UserError: there is none.
+        UserError: the model has none.
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm2d)]
     if not layers:

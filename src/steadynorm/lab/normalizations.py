@@ -1,4 +1,4 @@
-"""The arms: every normalization that an experiment can put into a network, by name or as a class of the user's."""
+"""The arms: the normalizations that an experiment can put into a network, by name or as a user class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from steadynorm.reporting.failure import UserError, check_known, one_line
 __all__ = ["AS_BUILT", "NORMALIZATIONS", "Normalization", "check_settings", "find_normalization"]
 
 AS_BUILT = "as_built"
-"""The arm of a network of the user's whose layers stay as they are."""
-USUAL_BATCHES = 7_800  # of compare's 20 epochs of CIFAR-10
+"""Arm that leaves the layers of a user's network unchanged."""
+USUAL_BATCHES = 7_800  # for the 20 epochs of compare on CIFAR-10
 CHANNELS_PER_GROUP = 16  # group norm's setting with a fixed group size, Wu & He 2018 (arXiv 1803.08494), table 3
 DECIDED = ("num_features", "num_channels", "num_groups", "activation", "update_every", "device", "dtype")
-"""Arguments that the network decides, and no setting of an arm."""
+"""Arguments that the network sets; not settings of an arm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,12 @@ class Normalization:
     summary: str
     """One line for ``--help`` and reports."""
     takes: Collection[str] = ()
-    """Names of the settings."""
+    """Names of its settings."""
     converts: Callable[..., tuple[str, dict[str, Any]]] | None = None
     """``update_every`` and ``batches`` -> kind and options with which :func:`steadynorm.surgery.convert_` makes it of
-    another batch norm; None where the layer as built takes that one's place."""
+    another batch norm; None if the layer as built replaces it."""
     settings: Mapping[str, Any] | None = None
-    """What was set of ``takes``."""
+    """Values given for ``takes``."""
     convolution_bias: bool = False
     """Whether the convolution before it needs a bias, because the arm adds none itself."""
 
@@ -179,10 +179,10 @@ NORMALIZATIONS: dict[str, Normalization] = {
 
 
 def find_normalization(arm: str) -> Normalization:
-    """Look an arm up, or import the class of the user's that it names.
+    """Look up an arm, or import the user class that it names.
 
     Raises:
-        UserError: no arm has this name, it has no such setting, or the class cannot be found.
+        UserError: the arm or the setting is unknown, or the class cannot be found.
     """
     found = parse_arm(arm)
     norm = _of_class(found) if found.calls_code else _registered(found)
@@ -192,7 +192,7 @@ def find_normalization(arm: str) -> Normalization:
 
 
 def check_settings(arm: str) -> None:
-    """Refuse an arm that does not exist, or a setting that it does not have; a class of the user's is not imported.
+    """Refuse an unknown arm or setting; imports no user class.
 
     Raises:
         UserError: unknown arm or setting.
@@ -215,13 +215,13 @@ def _registered(arm: ArmText) -> Normalization:
 
 
 def _settings_of_class(layer: Callable[..., object]) -> list[str]:
-    """Name what a class is called with after the number of channels."""
+    """Return the names of a class's arguments after the number of channels."""
     others = list(inspect.signature(layer).parameters.values())[1:]
     return [each.name for each in others if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
 def _of_class(arm: ArmText) -> Normalization:
-    """Make an arm of a class of the user's, whose first argument is the number of channels."""
+    """Make an arm of a user class whose first argument is the number of channels."""
     layer = find_named(arm.target)
     try:
         inspect.signature(layer).bind(CHANNELS_PER_GROUP, **arm.options)
@@ -231,7 +231,7 @@ def _of_class(arm: ArmText) -> Normalization:
             f"--arms: {arm.text}: must be a class that is called with the number of channels and its settings: "
             f"{one_line(error).partition(': ')[2]}.{has}"
         ) from error
-    except ValueError:  # it does not say what it is called with
+    except ValueError:  # it has no readable signature
         pass
 
     def norm(channels: int, dimensions: int, **settings: Any) -> nn.Module:  # noqa: ANN401 (the class's)

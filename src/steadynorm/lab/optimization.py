@@ -1,4 +1,4 @@
-"""What a training minimises and how: the loss, the optimizer, its learning rate at each step, and what it remembers."""
+"""Loss and optimizer of a training, the learning rate at each step, and the optimizer's state."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = [
 ]
 
 ADAMW: Mapping[str, float] = MappingProxyType({"lr": 1e-3, "weight_decay": 1e-2})
-"""What AdamW usually trains with: torch's defaults."""
+"""Usual settings of AdamW: torch's defaults."""
 ADAMW_RATES = (3e-4, 1e-3, 3e-3)
-"""Likewise, where several rates are tried."""
+"""Usual learning rates of AdamW, if several are tried."""
 RISE, RISE_FROM = 0.3, 25.0  # of one-cycle: share of the steps, and what the rate begins with a fraction of
 REMEMBERED = {"momentum": "momentum_buffer", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "step"}
 """Prefix in a state -> key of torch's optimizers, of SGD or of AdamW."""
 
 
 def training_loss(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    """Measure the mean cross-entropy in nats to labels that are smoothed.
+    """Measure the mean cross-entropy in nats to smoothed labels.
 
         target_k = (1 − s) · [k = label] + s / classes,  s = settings.label_smoothing
 
@@ -38,7 +38,7 @@ def training_loss(logits: Tensor, labels: Tensor, settings: Settings) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, settings: Settings, *, lr: float) -> torch.optim.Optimizer:
-    """Make what moves the weights of a network.
+    """Make the optimizer of a network.
 
     ``sgd`` adds the decay to the gradient; ``adamw`` shrinks the weights by lr · weight_decay beside its step.
 
@@ -52,20 +52,20 @@ def make_optimizer(model: nn.Module, settings: Settings, *, lr: float) -> torch.
 
 
 def learning_rate(highest: float, settings: Settings, *, done: int, steps: int, epochs: int) -> float:
-    """Give the rate of a step: rising to ``highest`` in the warm-up, if there is one, and then by the schedule.
+    """Return the learning rate of a step: it rises to ``highest`` in the warm-up, if any, then follows the schedule.
 
-    With p in [0, 1), the share of the steps behind the warm-up that are done before this one:
+    With p in [0, 1), the share of the steps after the warm-up that precede this one:
 
     - ``step``: divided by ten after each milestone;
     - ``cosine``: highest · (1 + cos πp) / 2;
     - ``one-cycle``: in a straight line from highest / 25 to highest while p < 0.3, then the half cosine over the rest.
 
     Args:
-        highest: before any decay.
-        settings: of the network.
-        done: steps before this one, over the whole training.
-        steps: of an epoch.
-        epochs: of the training.
+        highest: learning rate before any decay.
+        settings: those of the network.
+        done: number of steps before this one, over the whole training.
+        steps: number of steps in an epoch.
+        epochs: number of epochs.
 
     Source: Loshchilov & Hutter 2017 (arXiv 1608.03983), equation 5, without restarts; Smith & Topin 2018
     (arXiv 1708.07120), with momentum as it is; what the rise begins with is torch's default.
@@ -86,7 +86,7 @@ def learning_rate(highest: float, settings: Settings, *, done: int, steps: int, 
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Give what an optimizer remembers, by kind and parameter."""
+    """Return the state of an optimizer, by kind and parameter."""
     return {
         f"{kind}.{name}": optimizer.state[parameter][key]
         for kind, key in REMEMBERED.items()
@@ -96,11 +96,11 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer_(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Let an optimizer remember what :func:`optimizer_tensors` gave."""
+    """Restore an optimizer's state from what :func:`optimizer_tensors` returned."""
     for kind, key in REMEMBERED.items():
         for name, parameter in model.named_parameters():
             found = tensors.get(f"{kind}.{name}")
             if found is None:
                 continue
-            like = found if found.dim() == 0 else parameter  # a step counts on the CPU
+            like = found if found.dim() == 0 else parameter  # the step counter is on the CPU
             optimizer.state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(found)

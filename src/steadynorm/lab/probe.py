@@ -1,6 +1,6 @@
-"""Look at a loss around a point of training: along its gradient, and at what one step does to the gradient.
+"""Probe a loss around a point of training: along its gradient, and how one step changes the gradient.
 
-Everything is computed on copies of the model, so that looking changes nothing.
+Everything is computed on copies of the model, which itself stays unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Slope:
 
     loss: float
     gradient: dict[str, Tensor]
-    """By name of the parameter; of every one that requires a gradient."""
+    """Gradient of each parameter that requires one, by name."""
 
     @property
     def norm(self) -> float:
@@ -40,32 +40,32 @@ class Point:
     eta: float
     loss: float
     change: float
-    """||g(x) - g(x - eta g(x))||, what the gradient at x does not predict of the one after the step."""
+    """||g(x) - g(x - eta g(x))||, the change of the gradient."""
     cosine: float
-    """Of the angle between the two gradients; NaN where one is zero."""
+    """Cosine of the angle between the two gradients; NaN if one is zero."""
     smoothness: float
-    """||g(x) - g(x - eta g(x))|| / ||eta g(x)||, a lower bound of the gradient's Lipschitz constant; NaN of no step."""
+    """||g(x) - g(x - eta g(x))|| / ||eta g(x)||, a lower bound of its Lipschitz constant; NaN without a step."""
 
 
 def slope(model: nn.Module, loss: Loss) -> Slope:
-    """Measure loss and gradient where the model stands, and leave model and random numbers as they are.
+    """Measure loss and gradient at the model's weights; model and random numbers stay unchanged.
 
     Args:
-        model: is copied; neither parameters, their ``.grad``, buffers nor modes change.
-        loss: sees the same random numbers at every call until others are drawn elsewhere: one function of the weights.
+        model: copied; parameters, their ``.grad``, buffers and modes stay unchanged.
+        loss: gets the same random numbers at every call, so it is one function of the weights.
     """
     return _slope_of_copy(copy.deepcopy(model), loss)
 
 
 def probe(model: nn.Module, loss: Loss, start: Slope, *, etas: Sequence[float]) -> tuple[Point, ...]:
-    """Step along the gradient to x - eta g(x), for each eta from the same x, and look at the loss there.
+    """Step along the gradient to x - eta g(x), for each eta from the same x, and measure the loss there.
 
     Args:
-        model: stands at x; left alone as by :func:`slope`.
-        loss: as of :func:`slope`.
-        start: what :func:`slope` gave at x.
-        etas: lengths of the steps in units of the gradient, as a learning rate is. One that is not finite, or that
-            leads to where the loss is not, gives a point of NaN or infinity.
+        model: the model at x; left unchanged.
+        loss: as for :func:`slope`.
+        start: result of :func:`slope` at x.
+        etas: lengths of the steps in units of the gradient, as a learning rate is. If a length or
+            the loss there is not finite, the point is NaN or infinite.
 
     Returns:
         a point for each of ``etas``, in their order.
@@ -76,7 +76,7 @@ def probe(model: nn.Module, loss: Loss, start: Slope, *, etas: Sequence[float]) 
 
 
 def norm_of(tensors: Iterable[Tensor]) -> float:
-    """Give the l2 norm of all elements together, accumulated in float64."""
+    """Return the l2 norm over all elements, accumulated in float64."""
     return math.sqrt(sum(tensor.detach().double().square().sum().item() for tensor in tensors))
 
 

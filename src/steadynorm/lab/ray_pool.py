@@ -1,7 +1,7 @@
-"""Cells as tasks of Ray, on this machine or on a cluster.
+"""Cells as Ray tasks, on this machine or on a cluster.
 
-Each cell is one task. Its states and news come to the driver through a queue of Ray's, and the driver alone writes the
-run directory. A task whose worker dies is submitted again, with the last state that was written.
+Each cell is one task. Its states and progress reach the driver through a Ray queue, and only the driver writes the run
+directory. A task whose worker dies is submitted again, with the last state that was written.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from steadynorm.reporting.records import Cell
 __all__ = ["Pool", "open_pool"]
 
 RETRIES = 3  # of a task whose worker dies
-GAIN = 1.05  # what one more at once must bring to be worth it
-WAIT = 10.0  # seconds for a cluster's head to answer
-PAUSE = 0.2  # seconds between looks at the queue
+GAIN = 1.05  # least speedup for which one more runs at once
+WAIT = 10.0  # seconds that a cluster's head has to answer
+PAUSE = 0.2  # seconds between two reads of the queue
 
 
 @contextlib.contextmanager
@@ -40,8 +40,8 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
     """Join a Ray cluster, or start one on this machine, for as long as the context lasts.
 
     Args:
-        address: of a cluster's head, as ``ray.init`` takes it; None starts one here, beside any other.
-        threads: of each task.
+        address: address of a cluster's head, as for ``ray.init``; None starts a cluster here.
+        threads: threads of each task.
 
     Raises:
         UserError: Ray is not installed, there is no cluster at the address, or it went away.
@@ -75,7 +75,7 @@ def open_pool(address: str | None, *, threads: int, display: Display) -> Iterato
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address at which nothing listens; Ray itself would wait for minutes."""
+    """Refuse an address without a server; Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=WAIT).close()
@@ -84,7 +84,7 @@ def _check_answers(address: str) -> None:
 
 
 def _check_fits(threads: int) -> None:
-    """Refuse more threads than a machine of the cluster has cores; Ray would wait for such a machine without end."""
+    """Refuse more threads than any machine of the cluster has cores; Ray would wait forever."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -112,7 +112,7 @@ class Pool:
         *,
         timed: bool,
     ) -> None:
-        """Measure cells, as many at once as are fastest together, and keep what comes of each as it comes.
+        """Measure cells, as many at once as are fastest together, and save their results as they come.
 
         Args:
             waiting: those that have not ended.
@@ -159,17 +159,17 @@ class Pool:
                     left.insert(0, cell)
 
     def close(self) -> None:
-        """End the queue while Ray is still joined: its handle could end an actor of a Ray that is joined later."""
+        """Close the queue while Ray is connected: its handle could close an actor of a later connection."""
         import ray
 
         if self._news is not None:
-            with contextlib.suppress(ray.exceptions.RayError):  # it may be Ray that is lost
+            with contextlib.suppress(ray.exceptions.RayError):  # the connection to Ray may be lost
                 self._news.shutdown(force=True)
 
     def _queue(self) -> Any:  # noqa: ANN401 (Ray's)
-        """Give the queue of states and news, one for all that the pool measures: its process takes seconds to start.
+        """Return the queue of states and progress, shared by all cells because its process takes seconds to start.
 
-        It is on the driver's own machine, which does not go away while there is a driver.
+        It runs on the driver's machine, which stays as long as the driver.
         """
         import ray
         from ray.util.queue import Queue
@@ -181,13 +181,13 @@ class Pool:
         return self._news
 
     def _slots(self) -> int:
-        """Count the tasks that the cluster has cores for."""
+        """Count the tasks for which the cluster has cores."""
         return max(1, _amount("CPU") // self.threads)
 
     def _how_many(self, cell: Cell, shared: Any, gpus: float) -> int:  # noqa: ANN401 (Ray's reference)
-        """Say how many networks to train at once: measured on one, as long as one more at once brings something.
+        """Return how many networks to train at once: measured with one cell, while more at once add speed.
 
-        On GPUs as many as there are: a task has one to itself.
+        With GPUs, as many as there are: each task has its own.
         """
         import ray
 
@@ -216,7 +216,7 @@ class Pool:
 
 
 def _amount(resource: str) -> int:
-    """Count what the cluster has of a resource."""
+    """Return the cluster's amount of a resource."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -227,15 +227,15 @@ def _checkpoints(task: Any) -> dict[str, bytes]:  # noqa: ANN401 (an experiment'
     return {path.name: path.read_bytes() for path in (task.directory.path / "checkpoints").glob("*.safetensors")}
 
 
-# What runs in Ray's processes.
+# Code that runs in Ray's processes.
 
 _MADE: dict[uuid.UUID, Measure] = {}
-"""What measures cells in this process of Ray's: it keeps what several cells need."""
+"""Measures cells in this Ray process, and keeps what several cells share."""
 
 
 @dataclass(frozen=True)
 class _Sender:
-    """Sends what a cell has to keep and to tell through the queue."""
+    """Sends states and progress of a cell through the queue."""
 
     queue: Any
 
@@ -259,7 +259,7 @@ _Shared = tuple[uuid.UUID, Callable[[Any], Measure], Any, tuple[str, ...]]
 def _made(shared: _Shared, threads: int) -> Any:  # noqa: ANN401 (Training)
     torch.set_num_threads(threads)
     key, make, task, places = shared
-    # The user's code lies where the driver has it, if at all; installed packages are this machine's.
+    # The user's code is where the driver has it, if anywhere; installed packages are those of this machine.
     new = [place for place in dict.fromkeys(places) if place not in sys.path]
     here = new[:1] if places[0] in new else []
     sys.path[:] = [*here, *sys.path, *new[len(here) :]]

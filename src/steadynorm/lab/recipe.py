@@ -1,4 +1,4 @@
-"""The large-batch recipe of Goyal et al. 2017 (arXiv 1706.02677), and what is left when a step of it is taken away."""
+"""The large-batch recipe of Goyal et al. 2017 (arXiv 1706.02677), and its variants without one step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from steadynorm.reporting.failure import check_known
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Which steps are taken."""
+    """The steps of a variant."""
 
     summary: str
-    """For tables and figures."""
+    """Label for tables and figures."""
     linear_scaling: bool = True
     """The learning rate grows with the batch."""
     warm_up: bool = True
-    """It rises from that of the reference batch over the first epochs."""
+    """The learning rate rises from that of the reference batch over the first epochs."""
     zero_gamma: bool = True
     """Residual blocks start as the identity."""
     spared_norms: bool = True
@@ -51,10 +51,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Look a variant up.
+    """Look up a variant.
 
     Raises:
-        UserError: none has this name.
+        UserError: no variant has this name.
     """
     check_known("--variants", [name], RECIPES, what="variant")
     return RECIPES[name]

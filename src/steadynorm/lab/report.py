@@ -1,4 +1,4 @@
-"""Build the report of whichever experiment a run directory holds."""
+"""Build the report of the experiment in a run directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steadynorm.reporting.words import listing
 
 __all__ = ["build_report", "record_page", "write_record_report"]
 
-OF_ALL = (("config.json", "what was asked for, versions, machine"),)
+OF_ALL = (("config.json", "configuration, versions, machine"),)
 CELLS = (
     ("cells.json", "every network and cell of the grid, and how it ended"),
     ("measurements.csv", "one row for each number that was measured"),
@@ -60,8 +60,10 @@ def build_report(directory: Path) -> Path:
 
 
 def write_record_report(directory: Path, record: Record, report: Report, *, files: Sequence[tuple[str, str]]) -> Path:
-    """Write what a report says of a record; see :func:`steadynorm.reporting.build.write_report`."""
-    from steadynorm.reporting.build import write_report  # pandas and Altair, which no other part of a command needs
+    """Write the report of a record; see :func:`steadynorm.reporting.build.write_report`."""
+    from steadynorm.reporting.build import (
+        write_report,
+    )  # imports pandas and Altair, which no other part of a command needs
 
     head, told = head_of(record), _told(record, report)
     return write_report(directory, head, report, files=[*OF_ALL, *files], **told)
@@ -87,7 +89,7 @@ def _missing(record: Record) -> str:
     networks, cells = record.networks, [cell for cell in record.cells if not cell.is_network]
     counts = [f"{_ended(networks)} of {len(networks)} networks have ended"] if networks else []
     counts += [f"{_ended(cells)} of {len(cells)} cells are measured"] if cells else []
-    # A search plans its next networks from those that have ended.
+    # A search plans its next networks from the finished ones.
     is_open = counts and all(cell.has_ended for cell in record.cells)
     rest = " of those planned so far; more follow from what they show" if is_open else ""
     return f"This experiment is not complete: {listing(counts) or 'nothing is measured yet'}{rest}."

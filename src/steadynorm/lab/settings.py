@@ -1,4 +1,4 @@
-"""What all networks of an experiment share while they train."""
+"""Training settings that all networks of an experiment share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Schedule = Literal["step", "cosine", "one-cycle"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all networks of an experiment share."""
+    """Training settings that all networks of an experiment share."""
 
     network: str
     depth: int
@@ -28,10 +28,10 @@ class Settings:
     accumulate: int
     """Batches whose gradients are averaged in one step."""
     momentum: float
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float
     milestones: tuple[int, ...]
-    """Epochs after which the learning rate is divided by ten, where the schedule is ``step``."""
+    """Epochs after which the learning rate is divided by ten, with the schedule ``step``."""
     augment: Literal["none", "crop-flip"]
     device: torch.device
     precision: Precision
@@ -44,21 +44,21 @@ class Settings:
     compile: bool = False
     """Whether the network's training passes go through torch.compile."""
     at_once: int | None = None
-    """Images that fit into memory together, on all workers; a larger batch is averaged from several such."""
+    """Images that fit into memory at once, over all workers; larger batches are averaged over several parts."""
     warm_up: int = 0
-    """Epochs in which the learning rate rises, step by step and in equal parts, to the one it is to have."""
+    """Epochs in which the learning rate rises linearly to its full value."""
     warm_up_from: float = 0.0
-    """Learning rate that it rises from."""
+    """Learning rate at the start of the rise."""
     spare_norms: bool = False
-    """Whether normalizations and biases are left out of the weight decay."""
+    """Whether weight decay skips normalizations and biases."""
     zero_last_gamma: bool = False
     """Whether every residual block starts as the identity; see :func:`steadynorm.lab.networks.zero_last_gamma_`."""
     freeze_last: int = 0
-    """Last epochs in which batch norms normalize by their running statistics, and these stay."""
+    """Last epochs in which batch norms normalize by frozen running statistics."""
 
 
 def autocast(settings: Settings) -> contextlib.AbstractContextManager[object]:
-    """Give the context in which a network computes: autocast to bfloat16 where that is the precision."""
+    """Return the context in which a network computes: autocast if the precision is bfloat16."""
     if settings.precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(settings.device.type, torch.bfloat16)

@@ -18,18 +18,18 @@ from steadynorm.statistics import measure, update_running_
 __all__ = ["DECAYS", "SeveralDecays", "with_decay"]
 
 DECAYS = (0.9, 0.99, 0.5)
-"""The article's; torch's default momentum of 0.1 is the first."""
+"""The article's decays; the first is torch's default momentum of 0.1."""
 
 
 class SeveralDecays(nn.Module):
-    """activation(batch norm(x) + residual), whose running statistics choose their own momentum, beside each decay's.
+    """activation(batch norm(x) + residual), with self-tuned running statistics, and others for each decay.
 
         running_k = decay_k · running_k + (1 − decay_k) · batch
 
     Args:
         num_features: C.
         dimensions: 2 for images, 1 for (N, C).
-        activation: of the layer.
+        activation: activation of the layer.
     """
 
     def __init__(self, num_features: int, *, dimensions: int = 2, activation: Activation | None = "relu") -> None:
@@ -42,7 +42,7 @@ class SeveralDecays(nn.Module):
         self.vars: Tensor
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map (N, C, *) to its shape; in training every running estimate follows the batch."""
+        """Map (N, C, *) to the same shape; in training, the batch updates all running statistics."""
         if self.training:
             moments = measure(input.detach())
             for mean, var, decay in zip(self.means, self.vars, DECAYS, strict=True):
@@ -52,14 +52,14 @@ class SeveralDecays(nn.Module):
 
 
 def with_decay(model: nn.Module, decay: float | None) -> nn.Module:
-    """Give a copy of a model whose layers evaluate by the running statistics of one decay.
+    """Return a copy of a model whose layers evaluate with the running statistics of one decay.
 
     Args:
         model: its batch norms are :class:`SeveralDecays`.
-        decay: one of :data:`DECAYS`; None is the self-tuned ones.
+        decay: one of :data:`DECAYS`; None selects the self-tuned ones.
 
     Raises:
-        ValueError: the decay is none of them.
+        ValueError: the decay is unknown.
     """
     if decay is not None and decay not in DECAYS:
         raise ValueError(f"with_decay: decay must be one of {DECAYS} or None, got {decay}.")

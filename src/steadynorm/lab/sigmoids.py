@@ -1,4 +1,4 @@
-"""The small network of sigmoids, and what arrives at the last of them."""
+"""The small network of sigmoids, and the inputs of its last hidden layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steadynorm.reporting.failure import check_known
 __all__ = ["ARMS", "PERCENTILES", "build_network", "check_arms", "inputs_in_training", "percentiles", "shifts"]
 
 PERCENTILES = {"p15": 0.15, "p50": 0.50, "p85": 0.85}
-"""Those that figure 1 of Ioffe & Szegedy 2015 (arXiv 1502.03167) shows, by their names in the tables."""
+"""Percentiles in figure 1 of Ioffe & Szegedy 2015 (arXiv 1502.03167), by their names in the tables."""
 
 ARMS: dict[str, Callable[[int], nn.Module] | None] = {
     "batch_norm": BatchNorm1d,
@@ -25,14 +25,14 @@ ARMS: dict[str, Callable[[int], nn.Module] | None] = {
     "torch_batch_norm": nn.BatchNorm1d,
     "layer_norm": nn.LayerNorm,
 }
-"""What stands between a hidden layer's linear map and its sigmoids, by the number of units; None for nothing."""
+"""Number of units -> module between a hidden layer's linear map and its sigmoids; None for none."""
 
 
 def check_arms(arms: Sequence[str]) -> None:
-    """Refuse a normalization that this network does not know.
+    """Refuse a normalization that this network does not have.
 
     Raises:
-        UserError: an arm is unknown here.
+        UserError: the network does not have an arm.
     """
     check_known("--arms", arms, ARMS, what="normalization here")
 
@@ -47,10 +47,10 @@ def build_network(
 
     Args:
         arm: one of :data:`ARMS`.
-        inputs: numbers in an image.
-        widths: sigmoids of each hidden layer.
+        inputs: number of values in an image.
+        widths: number of sigmoids in each hidden layer.
         classes: number of outputs.
-        std: of the weights.
+        std: standard deviation of the weights.
         seed: decides the weights.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -69,12 +69,12 @@ def build_network(
 
 
 def inputs_in_training(network: nn.Sequential, x: Tensor, *, batch_size: int) -> Tensor:
-    """Give what would reach the last hidden layer's sigmoids if the network were trained on ``x``; it stays as it is.
+    """Return the inputs of the last hidden layer's sigmoids in training mode; the network stays unchanged.
 
     Args:
-        network: as :func:`build_network` made it.
-        x: shape (N, inputs); taken in whole batches in their order, what is left over is left out.
-        batch_size: samples normalized together; all, where there are fewer.
+        network: result of :func:`build_network`.
+        x: shape (N, inputs); used in whole batches in order, without the remainder.
+        batch_size: samples normalized together; all of them if there are fewer.
 
     Returns:
         shape (samples in whole batches, units).
@@ -86,12 +86,12 @@ def inputs_in_training(network: nn.Sequential, x: Tensor, *, batch_size: int) ->
 
 
 def percentiles(values: Tensor) -> Tensor:
-    """Give :data:`PERCENTILES` of (N, units) over the N, interpolated linearly: shape (3, units)."""
+    """Return :data:`PERCENTILES` of (N, units) over N, interpolated linearly; shape (3, units)."""
     return torch.quantile(values, values.new_tensor(list(PERCENTILES.values())), dim=0)
 
 
 def shifts(history: Tensor) -> dict[str, Tensor]:
-    """Reduce the percentiles of inputs over training to how far they shift.
+    """Measure how far the percentiles of the inputs shift during training.
 
     Args:
         history: shape (measurements, 3, units): the 15th, 50th and 85th percentile at each measurement.

@@ -13,22 +13,22 @@ __all__ = ["SEARCH_STEPS", "Bracket", "bracket", "chance_in_search", "next_rate"
 
 START = 0.1
 STRIDE = 4.0
-"""How far apart rates are tried until one trains and one does not."""
+"""Factor between the rates tried until one trains and one does not."""
 CLOSE = 1.5
-"""A rate that does not train, so many times a rate that does, ends the search."""
+"""The search ends once a rate that does not train is within this factor of one that does."""
 SMALLEST, LARGEST = 1e-6, 1e4
 SEARCH_STEPS = 50
-"""Of each epoch of a short run."""
+"""Steps in each epoch of a short run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
-    """Where the largest rate that trains lies."""
+    """Interval that holds the largest rate that trains."""
 
     trains: float | None
-    """Largest rate found to train below every one that did not; None where none was found."""
+    """Largest rate that trained, below all rates that did not; None if there is none."""
     fails: float | None
-    """Smallest rate found not to train; None where none was found."""
+    """Smallest rate that did not train; None if there is none."""
 
     @property
     def is_close(self) -> bool:
@@ -39,10 +39,10 @@ class Bracket:
 
 
 def trains(run: Cell, *, guessing: float, chance: Chance) -> bool:
-    """Whether a run ended surely better than guessing on its training images, in their last epoch.
+    """Whether a run was surely better than guessing on its training images in the last epoch.
 
-    The mean loss is below ``guessing``, that of a network that knows how frequent the classes are, and the accuracy is
-    one that guessing has not. A loss that is not finite, and one that stays where guessing is, are both no training.
+    The mean loss must be below ``guessing``, the loss of a network that knows only the class frequencies, and the
+    accuracy above that of guessing. Neither holds if the loss is not finite.
     """
     if run.status != "finished":
         return False
@@ -50,13 +50,13 @@ def trains(run: Cell, *, guessing: float, chance: Chance) -> bool:
 
 
 def chance_in_search(record: Record, batch_size: int) -> Chance:
-    """Say what guessing does on the training images of an epoch of a short run."""
+    """Return loss and accuracy of guessing on the training images of an epoch of a short run."""
     images = min(int(record.resolved["train_images"]), SEARCH_STEPS * batch_size)
     return replace(chance_in_training(record), images=images)
 
 
 def bracket(tried: Mapping[float, bool]) -> Bracket:
-    """Say what the rates tried so far tell, taking it that rates above one that fails would fail."""
+    """Return the interval that the rates tried so far imply; all rates above a failing one count as failing."""
     fails = min((rate for rate, well in tried.items() if not well), default=None)
     good = [rate for rate, well in tried.items() if well and (fails is None or rate < fails)]
     return Bracket(trains=max(good, default=None), fails=fails)
@@ -66,7 +66,7 @@ def next_rate(tried: Mapping[float, bool]) -> float | None:
     """Choose the rate to try next: by factors of 4 from 0.1 until it is bracketed, then the geometric middle.
 
     Returns:
-        a rate of three significant digits, or None where the bracket is close: within a factor of 1.5.
+        a rate of three significant digits, or None if the bracket is within a factor of 1.5.
     """
     if not tried:
         return START
@@ -81,7 +81,7 @@ def next_rate(tried: Mapping[float, bool]) -> float | None:
 
 
 def tried_rates(runs: Iterable[Cell], *, guessing: float, chance: Chance) -> dict[float, bool]:
-    """Collect rate -> whether it trains from the runs that have ended."""
+    """Collect rate -> whether it trains, from the finished runs."""
     return {run.factors["lr"]: trains(run, guessing=guessing, chance=chance) for run in runs if run.has_ended}
 
 

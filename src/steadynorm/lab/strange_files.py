@@ -1,4 +1,4 @@
-"""What a file is that people give for weights and that holds none that can be read; told by its first bytes."""
+"""Recognize by its first bytes a file that was given as weights but holds none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steadynorm.reporting.words import listing
 __all__ = ["why_strange"]
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
-"""First bytes -> what compressed it."""
+"""First bytes -> compression."""
 POINTER = b"version https://git-lfs.github.com"
 HDF5 = b"\x89HDF\r\n"
 LOOKED_AT = 512
@@ -23,10 +23,10 @@ CHARACTERS = 40
 
 
 def why_strange(path: Path) -> str | None:
-    """Say what a file is where it is none of weights, and what to do; None where it may be one.
+    """Describe a file that holds no weights, and what to do about it; None if it may hold weights.
 
     Args:
-        path: of an ordinary file.
+        path: path of an ordinary file.
     """
     with path.open("rb") as file:
         head = file.read(LOOKED_AT)
@@ -47,7 +47,7 @@ def why_strange(path: Path) -> str | None:
 
 
 def _why_strange_archive(path: Path) -> str | None:
-    """Look at a zip archive, which is what torch.save writes."""
+    """Describe a zip archive, the format of torch.save."""
     if not zipfile.is_zipfile(path):
         return "is cut off: its end is missing. Copy or download it again."
     with zipfile.ZipFile(path) as archive:
@@ -69,11 +69,11 @@ def _why_strange_archive(path: Path) -> str | None:
 
 
 def _why_text(head: bytes) -> str | None:
-    """Look at what may be text."""
+    """Describe a file that may be text."""
     if head.startswith(POINTER):
         return "is a pointer of git-lfs in place of the file. Run git lfs pull where it was cloned."
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head).strip()  # which may end within a character
+        text = codecs.getincrementaldecoder("utf-8")().decode(head).strip()  # the bytes read may end within a character
     except UnicodeDecodeError:
         return None
     if not all(each.isprintable() or each.isspace() for each in text):

@@ -1,4 +1,4 @@
-"""A network while it trains: its epochs and their steps."""
+"""Train a network: its epochs and their steps."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from steadynorm.surgery.named_modules import batch_norms_of
 
 __all__ = ["Trainer"]
 
-STEPS_BETWEEN_CHECKS = 16  # a look at the loss waits for the device, so it is not taken at every step
+STEPS_BETWEEN_CHECKS = 16  # reading the loss waits for the device, so it is not read at every step
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """What the steps of an epoch measured, on the CPU; one entry or row per step."""
+    """Measurements of the steps of an epoch, on the CPU; one entry or row per step."""
 
     losses: Tensor
     hits: int
     images: int
     readings: Mapping[str, float]
-    """Of the norms, in the last step."""
+    """Readings of the norms in the last step."""
     gradient_norms: Tensor
-    """Shape (steps, number of watched weights + 1); the last column is of all parameters together."""
+    """Shape (steps, number of watched weights + 1); the last column is for all parameters together."""
     seconds: float
 
     @property
@@ -63,11 +63,11 @@ class _Steps:
 
 @dataclass(frozen=True)
 class Trainer:
-    """A network while it trains."""
+    """A network in training."""
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
-    """The model, or what torch.compile made of it; both have the same parameters."""
+    """The model, or its compiled form, which has the same parameters."""
     optimizer: torch.optim.Optimizer
     settings: Settings
     dataset: Dataset
@@ -107,7 +107,7 @@ class Trainer:
         """Train and validate once.
 
         Returns:
-            what was measured, of a loss that is not finite only that; and readings of the norms.
+            the measurements, or only the loss if it is not finite; and readings of the norms.
         """
         start = time.perf_counter()
         steps = self.steps(number)
@@ -117,7 +117,7 @@ class Trainer:
         return list(self._measured(number, steps, start)), steps.readings
 
     def _measured(self, number: int, steps: _Steps, start: float) -> Iterator[Measurement]:
-        """Validate after the steps of an epoch, and give its numbers."""
+        """Validate after the steps of an epoch, and return its measurements."""
         sync_buffers_(self.model)
         val_loss, val_accuracy = self._validate()
         whole = steps.gradient_norms[:, -1]
@@ -139,7 +139,7 @@ class Trainer:
         yield from layer_gradients(self.model, steps.gradient_norms, epoch=number)
 
     def steps(self, epoch: int) -> _Steps:
-        """Take the epoch's steps; stop early where the loss is no longer finite."""
+        """Take the epoch's steps; stop early if the loss is not finite."""
         self.model.train()
         epochs = self.factors["epochs"]
         if epoch > epochs - self.settings.freeze_last:
@@ -179,7 +179,7 @@ class Trainer:
         return _Steps(losses[:done].cpu(), int(hits), int(shown), readings, norms[:done].cpu(), seconds)
 
     def _add_gradients(self, group: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, int]:
-        """Add the mean gradients of a step's batches; give their mean loss, how many are right, and how many images."""
+        """Add the mean gradients of a step's batches; return mean loss, number of hits and number of images."""
         mean = torch.zeros((), device=self.settings.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.settings.device)
         for x, labels in group:
@@ -193,7 +193,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _reading(self, stored: Mapping[str, Tensor]) -> Iterator[dict[str, float]]:
-        """Read the norms while batches go through them; where these are compiled, what needs no batch alone."""
+        """Read the norms during the forwards; of compiled ones, only readings that need no batch."""
         if not self.settings.compile:
             with readings_during(self.model, stored or None) as readings:
                 yield readings
@@ -203,17 +203,17 @@ class Trainer:
         found |= readings_of(self.model, stored or None)
 
     def set_rate_(self, done: int) -> None:
-        """Give the optimizer the rate of the step after ``done`` others."""
+        """Set the optimizer's learning rate for the step after ``done`` others."""
         steps, epochs = steps_per_epoch(self.dataset.train, self.settings), self.factors["epochs"]
         rate = learning_rate(self.factors["lr"], self.settings, done=done, steps=steps, epochs=epochs)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Run the network; a batch that it does not take, and what the user's code fails at, is one line.
+        """Run the network; report a failure of the user's code in one line.
 
         Raises:
-            UserError: it fails.
+            UserError: the network fails.
         """
         try:
             with autocast(self.settings):
@@ -227,7 +227,7 @@ class Trainer:
             raise UserError(f"{network} with {arm_label(arm)}: {told}.") from error
 
     def batches(self, epoch: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the training batches of an epoch, or a worker's part of each."""
+        """Yield the training batches of an epoch, or a worker's part of each."""
         how = self.settings
         return batches(
             self.dataset.train,
@@ -250,12 +250,12 @@ class Trainer:
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers that have statistics and are not read
+        warnings.simplefilter("ignore")  # for layers that have statistics and are not read
         return statistics_of(model)
 
 
 def _groups(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Give the batches in lists of ``size``, the last one as long as it comes."""
+    """Yield the batches in lists of ``size``; the last list may be shorter."""
     rest = iter(batches)
     while group := list(itertools.islice(rest, size)):
         yield group

@@ -29,12 +29,12 @@ __all__ = ["Positive", "Training", "network", "overflow_ignored", "train_network
 TaskT = TypeVar("TaskT", bound="Task[Any]")
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
-TIMED_STEPS, TIMED_IMAGES = 6, 512  # at least, to find out how fast a network trains
+TIMED_STEPS, TIMED_IMAGES = 6, 512  # at least, to measure how fast a network trains
 
 
 @contextlib.contextmanager
 def overflow_ignored() -> Iterator[None]:
-    """Do not warn of a variance that overflows: the loss tells of a training that diverges."""
+    """Silence warnings of an overflowing variance: the loss shows that a training diverges."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\w+: the sum of squares")
         yield
@@ -47,13 +47,13 @@ def train_networks(
     *,
     dataset: Dataset | None = None,
 ) -> list[Cell]:
-    """Train each of the networks that has not ended; see :func:`steadynorm.lab.cells.measure_cells`.
+    """Train each unfinished network; see :func:`steadynorm.lab.cells.measure_cells`.
 
     Args:
-        task: the experiment's.
-        networks: as :func:`network` gives them.
-        settings: of all networks, or what gives those of one.
-        dataset: default: the experiment's.
+        task: that of the experiment.
+        networks: results of :func:`network`.
+        settings: those of all networks, or a function that returns those of one.
+        dataset: default: that of the experiment.
     """
     return measure_cells(
         networks, lambda task: Training(settings=settings, dataset=dataset or task.dataset), task, together=True
@@ -71,18 +71,18 @@ def network(
     batch_size: Positive | None = None,
     depth: Positive | None = None,
 ) -> Factors:
-    """Say which network is trained, apart from what all networks of the experiment share.
+    """Return the factors of a network, besides what all networks of the experiment share.
 
     Args:
         arm: registered name of the normalization.
         seed: decides initial weights, order of the data and augmentation.
         lr: learning rate before any decay.
-        epochs: to train.
+        epochs: number of epochs.
         purpose: ``tune`` marks a short run that only chooses a learning rate; it is judged on held-out training images.
             ``stability`` marks one that only shows whether a rate trains at all.
-        variant: how it is trained, by a name of the experiment's, where that differs between its networks.
-        batch_size: images that are normalized together, where it is not what all networks share.
-        depth: convolutions of the cnn, likewise.
+        variant: name of the way it is trained, if the networks of the experiment differ in it.
+        batch_size: images that are normalized together, if the networks differ in it.
+        depth: convolutions of the cnn, if the networks differ in it.
 
     Returns:
         the factors in the order of the cell's name, without those that are None.
@@ -119,14 +119,14 @@ class Training:
     """
 
     settings: Settings | Callable[[Cell], Settings]
-    """Of all networks, or what gives those of one."""
+    """Settings of all networks, or a function that returns those of one."""
     dataset: Dataset
 
     def __call__(self, job: Job) -> Iterator[Measurement | State | Model]:
         """Train one network to its last epoch, with a state after each.
 
         Raises:
-            UserError: its state is not one of its training.
+            UserError: the state is not from this training.
         """
         done, epochs = _epochs_done(job.cell), job.factors["epochs"]
         with overflow_ignored():
@@ -155,22 +155,22 @@ class Training:
         yield Model(tensors=trainer.model.state_dict(), metadata=_metadata(trainer))
 
     def images_per_second(self, cell: Cell) -> float:
-        """Measure how fast a network trains, over a few steps after as many to warm up; nothing is kept of it."""
+        """Measure how fast a network trains, over a few steps after a warm-up of as many; saves nothing."""
         few = self._trainer_of_few(cell, steps=TIMED_STEPS, images=TIMED_IMAGES)
         steps = [few.steps(1) for _ in range(2)][-1]
         return steps.images / steps.seconds
 
     def _warm_up(self, cell: Cell) -> None:
-        """Take a step with a second network of the cell, so that the first epoch's time has no compiling of kernels.
+        """Take a step with a second network of the cell, so that kernels compile before the first epoch is timed.
 
-        What torch.compile makes belongs to the network itself; it stays in the time of the first epoch.
+        torch.compile compiles for the network itself, so its time counts in the first epoch.
         """
         few = self._trainer_of_few(cell, steps=1)
         if not few.settings.compile:
             few.steps(1)
 
     def _trainer_of_few(self, cell: Cell, *, steps: int, images: int = 0) -> Trainer:
-        """Start a network on the first training images: those of so many steps, and at least ``images``."""
+        """Start a network on the first training images: this many steps, and at least ``images``."""
         trainer = self._trainer(cell, lambda share, text: None)
         count = max(steps * trainer.settings.batch_size * trainer.settings.accumulate, images)
         return replace(trainer, dataset=replace(self.dataset, train=first(self.dataset.train, count)))
@@ -184,7 +184,7 @@ def _epochs_done(cell: Cell) -> int:
     """Count the epochs of a state.
 
     Raises:
-        UserError: they are not those of a training that has not ended.
+        UserError: they do not belong to an unfinished training.
     """
     done, planned = list(cell.series("val_accuracy")), cell.factors["epochs"]
     if done != list(range(1, len(done) + 1)) or len(done) > planned:
@@ -196,7 +196,7 @@ def _epochs_done(cell: Cell) -> int:
 
 
 def _said(rows: Sequence[Measurement]) -> str:
-    """Write an epoch's numbers as a line."""
+    """Format an epoch's measurements as a line."""
     found = {row.quantity: row.value for row in rows if not row.subject}
     train, val = (f"{number(found[f'{of}_loss'])} {found[f'{of}_accuracy']:.1%}" for of in ("train", "val"))
     speed = f"{found['images_per_second']:,.0f} images/s  {found['seconds']:.1f} s"
@@ -204,7 +204,7 @@ def _said(rows: Sequence[Measurement]) -> str:
 
 
 def _settings_of(factors: Factors, shared: Settings) -> Settings:
-    """Give what this network is trained with, a batch that does not fit into memory in parts that do."""
+    """Return this network's settings; splits a batch that does not fit into memory."""
     size = factors.get("batch_size") or shared.batch_size
     parts = size // shared.at_once if shared.at_once and size > shared.at_once else 1
     return replace(
@@ -216,7 +216,7 @@ def _settings_of(factors: Factors, shared: Settings) -> Settings:
 
 
 def _metadata(trainer: Trainer) -> dict[str, str]:
-    """Say what builds the network that a checkpoint belongs to."""
+    """Return the arguments that build the network of a checkpoint."""
     settings, dataset = trainer.settings, trainer.dataset
     return {
         "arm": trainer.factors["arm"],
@@ -236,6 +236,6 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    kinds = ("model.", "extra.")  # the second in states of version 0.1.0, which held what only our layers have there
+    kinds = ("model.", "extra.")  # the second name is from version 0.1.0, for buffers that only our layers have
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith(kinds)})
     restore_optimizer_(model, optimizer, tensors)

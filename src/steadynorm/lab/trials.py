@@ -1,4 +1,4 @@
-"""Before an experiment begins: whether its networks can be built for its data, and whose code they call."""
+"""Checks before an experiment: whether its networks can be built for its data, and what user code they call."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["called_code", "calling_fields", "try_networks", "words_of"]
 
 
 DEPTH, WIDTHS = 6, (32, 64, 128)
-"""Of the cnn where an experiment has no flags for them."""
+"""Settings of the cnn if an experiment has no flags for them."""
 
 
 def called_code(config: Any) -> list[str]:  # noqa: ANN401 (any experiment's dataclass)
-    """Name the functions and classes of the user's that the networks of a configuration are made with."""
+    """Return the names of the user functions and classes that build the networks of a configuration."""
     network = getattr(config, "network", "")
     arms = (parse_arm(arm) for arm in getattr(config, "arms", ()))
     return [*([network] if calls_code(network) else []), *(arm.target for arm in arms if arm.calls_code)]
 
 
 def calling_fields(config: Any) -> list[str]:  # noqa: ANN401 (likewise)
-    """Name the fields whose values name code of the user's: data, network, arms."""
+    """Return the fields whose values name user code: data, network, arms."""
     code, data = called_code(config), re.fullmatch(r"[\w.]+:[\w.]+", config.data)
     of_arms = [arm for arm in getattr(config, "arms", ()) if parse_arm(arm).calls_code]
     names = {"data": data, "network": getattr(config, "network", "") in code, "arms": of_arms}
@@ -37,7 +37,7 @@ def calling_fields(config: Any) -> list[str]:  # noqa: ANN401 (likewise)
 
 
 def words_of(config: Any, names: Iterable[str]) -> list[str]:  # noqa: ANN401 (likewise)
-    """Give the flags of fields with their values."""
+    """Return the flags of fields with their values."""
     values = {name: getattr(config, name) for name in names}
     return [
         word for name, value in values.items() for word in (flag(name), *([value] if isinstance(value, str) else value))
@@ -45,16 +45,16 @@ def words_of(config: Any, names: Iterable[str]) -> list[str]:  # noqa: ANN401 (l
 
 
 def try_networks(config: Any, arms: Iterable[str], dataset: Dataset) -> dict[str, str]:  # noqa: ANN401
-    """Build the network of each arm at each depth, on the meta device where all of it is our own.
+    """Build the network of each arm at each depth, on the meta device if all of its code is our own.
 
-    What is the user's is built and takes a step with two images, so that it does not fail after hours of training
-    others.
+    A user's network or layer is built and takes a step with two images, so that it does not fail after hours of
+    other trainings.
 
     Returns:
-        arm -> how it was made of a network of the user's; nothing for our own networks.
+        arm -> how it was made from a user's network; empty for our own networks.
 
     Raises:
-        UserError: a network cannot be built, or does not take the images.
+        UserError: a network cannot be built, or does not accept the images.
     """
     depth, widths = getattr(config, "depth", DEPTH), getattr(config, "widths", WIDTHS)
     depths = depth if isinstance(depth, tuple) else (depth,)
@@ -67,6 +67,6 @@ def try_networks(config: Any, arms: Iterable[str], dataset: Dataset) -> dict[str
                 if note := describe_network(config.network, arm=arm, shape=shape, **how):
                     notes[arm] = note
                 continue
-            with torch.device("meta"):  # no memory, no time
+            with torch.device("meta"):  # building it takes neither memory nor time
                 build_network(config.network, arm=arm, **vars(shape), **how)
     return notes

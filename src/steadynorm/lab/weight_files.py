@@ -1,4 +1,4 @@
-"""A file of weights, or a folder of shards, as it lies on the disk; no pickled code is run."""
+"""Read a file of weights or a folder of shards without running pickled code."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     pathlib.PosixPath,
     pathlib.PurePosixPath,
 ]
-"""What training scripts keep beside weights and what runs nothing when it is built. NumPy's scalars are not among them:
-a pickle may give their type any memory layout."""
+"""Types that training scripts save beside weights and whose construction runs no code. NumPy's scalars are excluded: a
+pickle may give their type any memory layout."""
 COMPRESSED_BYTES = 2**26
-"""That an archive may have beyond its own size; torch.save compresses nothing, and TorchScript its code alone."""
+"""Bytes that an archive may have beyond its own size; torch.save compresses nothing, and TorchScript only its code."""
 INDEX = ".index.json"
 IN_FOLDERS = tuple(
     f"{name}{ending}"
     for ending in ("", INDEX)
     for name in ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 )
-"""What Hugging Face's libraries call the weights in a folder, in the order in which they are looked for."""
+"""Names of the weights in a folder of Hugging Face's libraries, in their order of precedence."""
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 SHOWN = 3
 
 
 def find_file(path: Path, where: str) -> Path:
-    """Give the file of weights in a folder as Hugging Face's libraries write it; a file as it is.
+    """Return the file of weights in a folder that Hugging Face's libraries wrote; a file is returned unchanged.
 
     Raises:
-        UserError: the folder has none of that name.
+        UserError: the folder has no such file.
     """
     if not path.is_dir():
         return path
@@ -65,7 +65,7 @@ def find_file(path: Path, where: str) -> Path:
 
 
 def _instead(folder: Path) -> str:
-    """Say what a folder has in place of a file of a known name."""
+    """Describe a folder that has no file of a known name."""
     if (folder / ".metadata").exists() and any(folder.glob("*.distcp")):
         return (
             "of torch.distributed.checkpoint. Make one file of it: "
@@ -80,11 +80,12 @@ def _instead(folder: Path) -> str:
 
 
 def read_file(path: Path, where: str) -> Any:  # noqa: ANN401 (a file may hold anything)
-    """Read a file, or the shards that an index names.
+    """Read a file, or the shards of an index.
 
     Args:
-        path: of ``.safetensors``, of what torch.save wrote, or of Hugging Face's index of either; its content decides.
-        where: begins every message.
+        path: a ``.safetensors`` file, a file that torch.save wrote, or Hugging Face's index of such files; the content
+            decides.
+        where: beginning of every message.
 
     Raises:
         UserError: it cannot be read without running pickled code.
@@ -100,11 +101,11 @@ def read_file(path: Path, where: str) -> Any:  # noqa: ANN401 (a file may hold a
         if _is_safetensors(path):
             return load_file(path)
         with (
-            path.open("rb") as file,  # of a name torch.load asks for its ending
+            path.open("rb") as file,  # torch.load checks the ending of a name
             torch.serialization.safe_globals(HARMLESS),
             warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what is not understood raises
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # unknown content raises
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{where}: there is no such file.") from error
@@ -115,7 +116,7 @@ def read_file(path: Path, where: str) -> Any:  # noqa: ANN401 (a file may hold a
 
 
 def _read_shards(path: Path, where: str) -> dict[str, Tensor]:
-    """Read what an index of shards names, from the folder that it is in."""
+    """Read the shards of an index from its folder."""
     try:
         files = json.loads(path.read_text())["weight_map"]
         names = sorted(set(files.values()))
@@ -136,10 +137,10 @@ def _read_shards(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _check_uncompressed(path: Path, where: str) -> None:
-    """Refuse an archive with far more in it than its own size, which could fill all memory.
+    """Refuse an archive whose content is far larger than itself, which could fill all memory.
 
     Raises:
-        UserError: it is one.
+        UserError: the archive is one.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -153,14 +154,14 @@ def _check_uncompressed(path: Path, where: str) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell by the brace of the header after its length; by the name where the content is not torch.save's either."""
+    """Recognize safetensors by the brace of its header, or by the name if the content is not torch.save's either."""
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" or (path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80")))
 
 
 def _why_unread(error: Exception) -> str:
-    """Say why a file is not read; torch's own message advises to run what is in it."""
+    """Say why a file is not read; torch's own message advises to run its content."""
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return (
             f"holds more than tensors, {found[1]}, and is not read, since that could run code. "
