@@ -1,4 +1,4 @@
-"""What runs on the GPU: tiles of values in registers, one read of memory each. ``_triton.py`` cuts and starts them.
+"""The GPU kernels: tiles of values in registers, each read from memory once. ``_triton.py`` tiles and launches them.
 
 A tile is a piece of a matrix, BLOCK_ROWS × BLOCK_COLUMNS, and is placed in one of three ways:
 
@@ -7,8 +7,8 @@ A tile is a piece of a matrix, BLOCK_ROWS × BLOCK_COLUMNS, and is placed in one
 - as planes (sums): a tile belongs to one channel; its rows are runs of BLOCK_COLUMNS neighbours, which divide S;
 - as runs (values): the tensor is read as it lies, in such runs, and every run has one channel.
 
-Rows and runs are numbered in 32 bits, where divisions are quick, columns and places in memory in 64. An integer
-argument that is 1 is a constant to the compiler, which has no ``to``.
+Rows and runs have 32-bit indices, whose divisions are fast; columns and memory offsets have 64 bits. Triton makes an
+integer argument of 1 a constant, which has no ``to``.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ SLOPE = tl.constexpr(LEAKY_SLOPE)
 
 @jit
 def _activate(pre: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
-    """Apply the activation; torch's ways at 0 and NaN."""
+    """Apply the activation, as torch does at 0 and NaN."""
     result = pre
     if ACTIVATION == "relu":
         result = tl.where(pre <= 0, 0.0, pre)
@@ -40,7 +40,7 @@ def _activate(pre: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
 
 @jit
 def _activation_backward(dy: tl.tensor, pre: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
-    """Give dy·activation′(pre)."""
+    """Compute dy·activation′(pre)."""
     result = dy
     if ACTIVATION == "relu":
         result = tl.where(pre <= 0, 0.0, dy)
@@ -81,7 +81,7 @@ def _total(tile: tl.tensor, PLANES: tl.constexpr) -> tl.tensor:
 def _cut(first: tl.tensor, divisor: tl.tensor, LENGTH: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Divide first … first + LENGTH − 1, all but the first in 32 bits.
 
-    The quotients are the first result, one number, plus the second; the third holds the remainders.
+    Returns a base quotient, what to add to it for each number, and the remainders.
     """
     quotient = first // divisor
     beyond = (first - quotient * divisor).to(tl.int32) + tl.arange(0, LENGTH)
@@ -91,7 +91,7 @@ def _cut(first: tl.tensor, divisor: tl.tensor, LENGTH: tl.constexpr) -> tuple[tl
 
 @jit
 def _slots(block: tl.tensor, PLANES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr) -> tl.tensor:
-    """Give what a program sums: one channel, shape (1, 1), or columns, shape (1, BLOCK_COLUMNS)."""
+    """Return the slots that a program sums: one channel, shape (1, 1), or columns, shape (1, BLOCK_COLUMNS)."""
     slot = tl.full([1, 1], 0, tl.int64) + block
     if not PLANES:
         slot = slot * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -109,7 +109,7 @@ def _tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Give where the rows from ``first`` on lie in memory, and which values of the tile exist."""
+    """Return the memory offsets of the tile that starts at row ``first``, and the mask of its values."""
     row = (first + tl.arange(0, BLOCK_ROWS))[:, None]
     if PLANES:
         image, more, run = _cut(first, runs, BLOCK_ROWS)
@@ -124,20 +124,20 @@ def _tile(
 def moments(
     x: tl.tensor,  # the input, N·C·S values
     center: tl.tensor,  # out: near the mean of a share, shape (slots, shares)
-    total: tl.tensor,  # out: Σ(x − center) of a share, likewise
-    squares: tl.tensor,  # out: Σ(x − center)², likewise
+    total: tl.tensor,  # out: Σ(x − center) of a share, shape (slots, shares)
+    squares: tl.tensor,  # out: Σ(x − center)² of a share, shape (slots, shares)
     rows: tl.tensor,  # rows of the matrix; runs of a channel, N·S / BLOCK_COLUMNS, in planes
     slots: tl.tensor,  # columns; channels in planes
     runs: tl.tensor,  # runs of one plane, S / BLOCK_COLUMNS
-    shares: tl.tensor,  # programs among which the tiles of a slot are dealt out
+    shares: tl.tensor,  # programs over which the tiles of a slot are distributed
     PLANES: tl.constexpr,  # how tiles are placed
     BLOCK_ROWS: tl.constexpr,  # height of a tile
     BLOCK_COLUMNS: tl.constexpr,  # width of a tile
 ) -> None:
     """Measure the share of one program about the mean of its first tile.
 
-    That tile is 1/T of the share, so the variance it is part of is at least its squared distance / T: no more
-    than a factor T of the digits can be lost, whatever the data.
+    That tile is 1/T of the share, so the variance is at least its squared distance from the mean / T: for any data,
+    cancellation loses at most a factor T.
     """
     blocks = tl.num_programs(0) // shares
     share = tl.program_id(0) // blocks
@@ -167,7 +167,7 @@ def moments(
 def _partials(
     channels: tl.tensor, partials: tl.tensor, HEIGHT: tl.constexpr, LENGTH: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Give the channels that a program merges, shape (HEIGHT,); their numbers, (1, LENGTH); where, and which exist."""
+    """Return the channels that a program merges, shape (HEIGHT,); their partials, (1, LENGTH); offsets and mask."""
     channel = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
     i = tl.arange(0, LENGTH)[None, :]
     place = channel.to(tl.int64)[:, None] * partials + i
@@ -181,9 +181,9 @@ def _read_double(pointer: tl.tensor, place: tl.tensor, exists: tl.tensor) -> tl.
 
 @jit
 def merge_moments(
-    center: tl.tensor,  # what ``moments`` gave, shape (C, partials)
-    total: tl.tensor,  # likewise
-    squares: tl.tensor,  # likewise
+    center: tl.tensor,  # from ``moments``, shape (C, partials)
+    total: tl.tensor,  # from ``moments``, shape (C, partials)
+    squares: tl.tensor,  # from ``moments``, shape (C, partials)
     mean: tl.tensor,  # out: shape (C,)
     var: tl.tensor,  # out: shape (C,)
     channels: tl.tensor,  # C
@@ -196,7 +196,7 @@ def merge_moments(
     HEIGHT: tl.constexpr,  # channels per program
     LENGTH: tl.constexpr,  # a power of two, at least partials
 ) -> None:
-    """Join the shares of each channel by Chan's formula, in float64: their means may agree to all digits of float32."""
+    """Merge the shares of each channel by Chan's formula, in float64: their means may be equal in float32."""
     channel, i, place, exists = _partials(channels, partials, HEIGHT, LENGTH)
     share = (i % shares).to(tl.int64)
     height = ((tiles - 1 - share) // shares + 1) * BLOCK_ROWS
@@ -223,7 +223,7 @@ def transform_sums(
     shift: tl.tensor,  # shape (C,)
     residual: tl.tensor,  # as x, or None
     sum_dy: tl.tensor,  # out: Σdy′ of a share, shape (slots, shares)
-    sum_dy_xc: tl.tensor,  # out: Σdy′·(x − center), likewise
+    sum_dy_xc: tl.tensor,  # out: Σdy′·(x − center) of a share, shape (slots, shares)
     rows: tl.tensor,  # as in ``moments``
     slots: tl.tensor,  # as in ``moments``
     runs: tl.tensor,  # as in ``moments``
@@ -259,7 +259,7 @@ def transform_sums(
 @jit
 def merge_sums(
     first: tl.tensor,  # sums of the shares, shape (C, partials)
-    second: tl.tensor,  # likewise
+    second: tl.tensor,  # sums of the shares, shape (C, partials)
     sum_dy: tl.tensor,  # out: shape (C,)
     sum_dy_xc: tl.tensor,  # out: shape (C,)
     channels: tl.tensor,  # C
@@ -285,7 +285,7 @@ def _place(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Give a program's first row, its columns and the channels, shape (rows, 1) in runs, else (1, columns)."""
+    """Return a program's first row, its columns and the channels, shape (rows, 1) in runs, else (1, columns)."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # from the end, which was summed last
     first = program // blocks * (STEPS * BLOCK_ROWS)
     start = (program % blocks).to(tl.int64) * BLOCK_COLUMNS

@@ -1,4 +1,4 @@
-"""The one door to the kernels: which path a batch takes, which implementation runs, and why.
+"""Dispatch to the kernels: which path a batch takes, which implementation runs, and why.
 
 A training batch takes one of three paths: ``torch``, torch's own function; ``fused``, one compiled call each way; or
 ``composed``, the rule between kernels. An implementation of the kernels is a backend.
@@ -50,11 +50,11 @@ SMALL_ROWS = 1 << 20
 SMALL_HALF_PLANES = 1 << 18
 SMALL_HALF_ROWS = 3 << 16
 BARE = 2
-"""How many times as many it takes where nothing is fused into the norm, and torch reads memory less often."""
+"""Factor on these sizes if nothing is fused into the norm: torch then reads memory less often."""
 SMALL_WITHOUT_TORCH = 1 << 13
-"""Values from which they are the faster ones where torch has no function of its own."""
+"""Values from which our kernels are faster if torch has no function of its own."""
 SMALL_ON_GPU = 1 << 20
-"""Likewise on a GPU; not measured."""
+"""Values from which our kernels run on a GPU; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +167,12 @@ def choose_path(
 ) -> Path:
     """Choose how to train: by torch's own function, by one compiled call each way, or by the rule between kernels.
 
-    By the rule where functions are compiled or transformed, whatever the size: compilers see our operations, transforms
-    see torch's.
+    Compiled or transformed functions take the rule between kernels at any size: compilers see our operations,
+    transforms see torch's.
 
     Args:
         own: further parameters of the rule. The others are those of :func:`steadynorm.functional.batch_norm`.
-        torchs_own: whether torch has a function for it, which small tensors are better left to.
+        torchs_own: whether torch has a function for the operation, which is faster for small tensors.
     """
     plain = unobserved(x)
     recorded = not plain and torchs_own and _records_torchs_own(x)
@@ -196,7 +196,7 @@ def choose_path(
 
 
 def is_fusable(*per_channel: Tensor | None) -> bool:
-    """Whether the compiled call takes such float32 tensors as they are: plain ones, in the memory of the CPU."""
+    """Whether the compiled call takes the float32 tensors without a copy: plain, contiguous, on the CPU."""
     for tensor in per_channel:
         if tensor is not None and not (
             tensor.is_cpu and tensor.is_contiguous() and type(tensor) in (Tensor, torch.nn.Parameter)
@@ -206,20 +206,20 @@ def is_fusable(*per_channel: Tensor | None) -> bool:
 
 
 def compiled_rule(name: str) -> ModuleType:
-    """Give the compiled form of the rule in ``rules/NAME.py``; only where :func:`choose_path` says ``fused``."""
+    """Return the compiled form of ``rules/NAME.py``; call it only if :func:`choose_path` returns ``fused``."""
     return import_module(f"steadynorm.ops._numba_{name}")
 
 
 def _records_torchs_own(x: Tensor) -> bool:
-    """Whether to leave a record to torch's own batch norm, which its readers recognise, whatever the size.
+    """Whether a recorded graph uses torch's own batch norm, which its readers recognise, at any size.
 
-    Not where :func:`backend` asks for another implementation, which is the formulas then: none of ours can be recorded.
+    If :func:`backend` asks for another one, the graph holds the formulas: none of our kernels can be recorded.
     """
     return is_recorded() and (_wanted == "torch" or (_wanted == "auto" and _is_clear(x)))
 
 
 def smallest_for_numba(x: Tensor, *, fused: bool) -> int:
-    """Count the values from which the compiled kernels are the faster ones, for such a dtype and memory layout."""
+    """Return the number of values from which the compiled kernels are faster, for the dtype and layout of x."""
     rows = x.dim() > 2 and x.stride(1) == 1 and not x.is_contiguous()
     if x.dtype == torch.float32:
         smallest = SMALL_ROWS if rows else SMALL_PLANES
@@ -231,7 +231,7 @@ def smallest_for_numba(x: Tensor, *, fused: bool) -> int:
 def choose_backend(x: Tensor, *others: Tensor | None, fused: bool = True, torchs_own: bool = True) -> Backend:
     """Choose the implementation, see :func:`explain_backend`."""
     if torchs_own and _wanted == "auto" and x.is_cpu and x.numel() < SMALL_PLANES and x.is_contiguous():
-        return "torch"  # the same answer, at once: beside so small a tensor the question takes time
+        return "torch"  # the answer of explain_backend, without its cost
     return explain_backend(x, *others, fused=fused, torchs_own=torchs_own).backend
 
 
@@ -248,7 +248,7 @@ def _as_asked(wanted: Backend, x: Tensor, others: tuple[Tensor | None, ...]) -> 
 
 
 def _torch_for(x: Tensor, choice: Choice) -> Choice:
-    """Give torch's own kernel, except where it is not to be trusted."""
+    """Return torch's own kernel, or the reference if torch's gradient may be wrong."""
     return choice if _is_clear(x) else _AMBIGUOUS
 
 
@@ -257,12 +257,12 @@ def _is_clear(x: Tensor) -> bool:
 
 
 def implementation(name: Backend) -> ModuleType:
-    """Give the module that has the four kernels of a backend."""
+    """Return the module with the four kernels of a backend."""
     return compiled_kernels(name) if name == "numba" or name == "triton" else reference
 
 
 def compiled_self_tuned() -> ModuleType | None:
-    """Give the compiled form of self-tuned running statistics; None where compiled code is not to run, or cannot."""
+    """Return the compiled self-tuned running statistics; None if compiled code is not selected or not usable."""
     if _wanted not in ("auto", "numba") or not is_usable("numba"):
         return None
     from steadynorm.ops import _numba_self_tuned

@@ -1,4 +1,4 @@
-"""Who else looks at what runs, besides autograd: transforms, compilers, tracers, modes, recomputation."""
+"""Detect who observes the computation besides autograd: transforms, compilers, tracers, modes, recomputation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from steadynorm.statistics.ranks import is_mapped_backward
 
 __all__ = ["is_recomputing", "is_recorded", "is_transformed", "unobserved"]
 
-# torch 2.6 has one flag alone, and sets it for an export that is not strict.
+# torch 2.6 has only one flag, and sets it for a non-strict export.
 _EXPORTING = "_is_exporting_flag" if hasattr(torch.compiler, "_is_exporting_flag") else "_is_compiling_flag"
 
 
 def is_transformed(gradient: Tensor | None = None) -> bool:
-    """Say whether this is inside a transform of torch.func or torch.jit.trace, or forward-mode derivatives are taken.
+    """Whether a transform of torch.func, torch.jit.trace or forward-mode differentiation is active.
 
-    Kernels see the values of a tensor, not what a transform adds to it; an autograd function hides from a transform
-    what its backward needs, and TorchScript cannot hold one. So nothing but tensor operations runs there.
+    Kernels see the values of a tensor, not what a transform adds to it. An autograd function hides from a transform
+    what its backward needs, and TorchScript cannot hold one. So only tensor operations run there.
 
     Args:
-        gradient: in a backward, the one that has come in: ``is_grads_batched`` maps over it by a vmap of its own.
+        gradient: in a backward, the incoming gradient: ``is_grads_batched`` maps over it by its own vmap.
     """
     return (
         torch._C._are_functorch_transforms_active()
@@ -32,15 +32,15 @@ def is_transformed(gradient: Tensor | None = None) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether torch.export or torch.jit.trace writes down what runs: for other sizes, and for use without this package.
+    """Whether torch.export or torch.jit.trace records a graph, for other sizes and for use without this package.
 
-    A number that depends on a size must be a tensor there, and no operation may be one of ours.
+    In such a graph a number that depends on a size must be a tensor, and no operation may be one of ours.
     """
     return getattr(torch.compiler, _EXPORTING) or torch._C._get_tracing_state() is not None
 
 
 def is_recomputing() -> bool:
-    """Whether this forward runs within a backward, as both modes of torch.utils.checkpoint let it.
+    """Whether this forward runs within a backward, as in both modes of torch.utils.checkpoint.
 
     False in a compiled graph, which may run for both.
     """

@@ -1,11 +1,11 @@
-"""The four kernels in plain tensor operations: what every faster version is held to.
+"""The four kernels in plain tensor operations: the specification of every faster version.
 
 A normalization reads its input twice. ``moments`` measures each channel; a rule of a few lines turns the
 moments into three numbers per channel; ``transform`` applies them:
 
     y = activation( (x − center)·scale + shift + residual )
 
-The backward reads twice as well. With dy′ = dy·activation′(…) the gradient before the activation,
+The backward also reads twice. With dy′ = dy·activation′(…) the gradient before the activation,
 ``transform_sums`` gives Σdy′ and Σdy′·(x − center) per channel, the rule turns them into three more numbers,
 and ``transform_grad`` applies those:
 
@@ -138,7 +138,7 @@ def _activation_backward(
     residual_NCS: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """Give dy′ = dy·activation′(pre), with pre computed again from x; a tensor of its own."""
+    """Compute dy′ = dy·activation′(pre) as a new tensor, with pre recomputed from x."""
     if activation is None:
         return dy_NCS.to(xc_NCS.dtype, copy=True)
     pre_NCS = _shifted_(xc_NCS * per_channel(scale, xc_NCS), shift, residual_NCS)

@@ -1,7 +1,7 @@
 """The four kernels as operations of torch, under ``torch.ops.steadynorm``.
 
-Compilers, exporters and function transforms see four operations and none of their insides. The choice among the
-implementations is made when one runs. Two more operations copy tensors for compiled graphs.
+Compilers, exporters and function transforms see four opaque operations. Each chooses its implementation when it
+runs. Two more operations copy tensors for compiled graphs.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _register(name: str, signature: str) -> Callable[..., Any]:
         newest = sys.modules.get(dispatch.__name__, dispatch)
         others = () if name == "moments" else (*arguments[:at], arguments[at + 4])
         result = getattr(newest.implementation(newest.choose_backend(arguments[at], *others)), name)(*arguments)
-        # A list holds what may be absent.
+        # The list omits an absent result.
         return [each for each in result if each is not None] if name == "transform_grad" else result
 
     _define(name, signature, run)
@@ -127,9 +127,9 @@ def transform_grad(
 
 
 def kernels_for(x: Tensor, *others: Tensor | None) -> ModuleType:
-    """Give the module whose four functions to call: this one, or an implementation itself.
+    """Return the module whose four functions to call: this one, or an implementation.
 
-    An implementation where only autograd's backward uses the result: torch's dispatcher takes as long as a kernel does
+    It is an implementation if only autograd's backward uses the result: torch's dispatcher takes as long as a kernel
     for a tensor that is not large.
     """
     if torch.is_grad_enabled() or not unobserved(x):
@@ -140,8 +140,8 @@ def kernels_for(x: Tensor, *others: Tensor | None) -> ModuleType:
 def snapshot(x: Tensor) -> Tensor:
     """Copy a tensor that changes between the forward and the backward, without gradient.
 
-    A compiler that splits the two saves as little as it can and computes the rest again, a copy too: from the tensor
-    as it is by then (seen with torch 2.13). An operation of our own it does not compute twice.
+    A compiler that splits the two saves as little as it can and recomputes the rest, even a copy, from the tensor's
+    later value (seen with torch 2.13). It does not recompute an operation of our own.
     """
     if not torch.compiler.is_compiling() or is_recorded():
         return x.detach().clone()
@@ -158,9 +158,9 @@ def _(x: Tensor) -> Tensor:
 
 
 def unless_recomputing(new: list[Tensor], old: list[Tensor]) -> list[Tensor]:
-    """Copy the new tensors; where this runs within a backward, the old ones, of the same shapes.
+    """Copy the new tensors; within a backward, copy the old ones instead, of the same shapes.
 
-    A compiled graph runs for a batch and again for its recomputation, so it must ask again each time.
+    A compiled graph runs for a batch and again for its recomputation, so it must check at each run.
     """
     copied: list[Tensor] = torch.ops.steadynorm.unless_recomputing.default(new, old)
     return copied
@@ -218,7 +218,7 @@ def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 
 def _moments_backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> Tensor:  # noqa: ANN401 (as above)
-    """Give dx = d_mean/n + 2·d_var/n·(x − mean), which is a transform."""
+    """Compute dx = d_mean/n + 2·d_var/n·(x − mean) as a transform."""
     x, mean = ctx.saved_tensors
     count = x.numel() // x.shape[1]
     return transform(x, mean, 2 * d_var / count, d_mean / count, None, None)

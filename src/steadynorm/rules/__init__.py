@@ -1,4 +1,4 @@
-"""Rules: what turns a batch's moments into center, scale and shift; one file each."""
+"""Rules, one file each: they turn a batch's moments into center, scale and shift."""
 
 from steadynorm.rules.batch_norm import BatchNormRule
 from steadynorm.rules.batch_renorm import BatchRenormRule, renorm_bounds, renorm_corrections

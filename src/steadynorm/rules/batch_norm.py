@@ -29,11 +29,11 @@ class BatchNormRule:
     learns: ClassVar = False
 
     def compiled(self, *_: Tensor | None) -> Any:  # noqa: ANN401 (as the protocol has it)
-        """Give the form that the kernels take."""
+        """Return the form that the kernels take."""
         return compiled_rule("batch_norm").BatchNorm(float(self.eps))
 
     def forward(self, moments: Moments, *parameters: Tensor | None) -> CenterScaleShift:
-        """Give center, scale and shift; ``parameters`` are weight and bias."""
+        """Return center, scale and shift; ``parameters`` are weight and bias."""
         weight, bias = parameters
         rstd = torch.rsqrt(moments.var + self.eps)
         scale = rstd if weight is None else rstd * weight

@@ -18,15 +18,15 @@ __all__ = ["BatchRenormRule", "renorm_bounds", "renorm_corrections"]
 def renorm_bounds(
     step: int | Tensor, *, warmup_steps: int, ramp_steps: int, r_max: float, d_max: float
 ) -> tuple[float | Tensor, float | Tensor]:
-    """Give the bounds of r and d at a step: those of batch norm at first, then on straight lines to their last values.
+    """Return the bounds of r and d at a step: those of batch norm at first, then a linear ramp to the final values.
 
         progress = clip((step − warmup_steps) / ramp_steps, 0, 1)
         r = 1 + progress·(r_max − 1)        d = progress·d_max
 
     Args:
-        step: updates made before this one. A tensor gives tensors, float32, and no value is read by the host.
+        step: updates made before this one. A tensor gives float32 tensors, without a synchronization with the host.
         warmup_steps: steps of plain batch norm.
-        ramp_steps: steps from there to the last values; 0 jumps.
+        ramp_steps: steps from there to the final values; 0 jumps.
         r_max: at least 1.
         d_max: at least 0.
 
@@ -44,7 +44,7 @@ def renorm_bounds(
 def renorm_corrections(
     batch: Moments, running: Moments, *, eps: float, r_max: Tensor, d_max: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give r and d, by which a batch's normalization is corrected towards the running statistics; shape (C,) each.
+    """Return r and d, which correct a batch's normalization towards the running statistics; shape (C,) each.
 
     r = clip(√(var + eps) / σ, 1/r_max, r_max)        d = clip((mean − running_mean) / σ, −d_max, d_max)
     σ = √(running_var + eps)
@@ -70,13 +70,13 @@ class BatchRenormRule:
     learns: ClassVar = False
 
     def compiled(self, *own: Tensor | None) -> Any:  # noqa: ANN401 (as the protocol has it)
-        """Give the form that the kernels take; ``own`` are r_max and d_max."""
+        """Return the form that the kernels take; ``own`` are r_max and d_max."""
         r_max, d_max = own
         assert r_max is not None and d_max is not None
         return compiled_rule("batch_renorm").BatchRenorm(float(self.eps), float(r_max), float(d_max))
 
     def forward(self, moments: Moments, *parameters: Tensor | None) -> CenterScaleShift:
-        """Give center, scale and shift."""
+        """Return center, scale and shift."""
         weight, bias, *stored = parameters
         rstd = torch.rsqrt(moments.var + self.eps)
         r, d = self._corrections(moments, *stored)

@@ -1,4 +1,4 @@
-"""A rule in tensor operations alone, which autograd and every function transform differentiate any number of times."""
+"""A rule in tensor operations alone, which autograd and function transforms can differentiate repeatedly."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def normalize_by_formulas(
     stored: Moments | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[Tensor, Moments]:
-    """Do what :func:`steadynorm.rules.normalize` does, with moments that have a graph."""
+    """Normalize as :func:`steadynorm.rules.normalize` does, with moments that have a graph."""
     moments = moments_with_graph(x, ranks) if stored is None else stored
     return transformed(x, rule.forward(moments, *parameters), residual, activation), moments
 
 
 def moments_with_graph(x: Tensor, ranks: Ranks | None = None) -> Moments:
     """Measure a batch, over the ranks where there are several."""
-    if x.numel() == 0:  # zeros that come from x: its rank takes part in the backward
+    if x.numel() == 0:  # zeros in the graph of x, so that its rank takes part in the backward
         mean = var = channel_sum(x.to(statistics_dtype(x.dtype)))
     else:
         mean, var = reference.moments(x)

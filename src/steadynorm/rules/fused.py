@@ -1,7 +1,7 @@
 """A rule fused with its kernels: one compiled call each way instead of moments, rule, running update and transform.
 
-For tensors that are not large those calls, each a tensor operation or several, take longer than the arithmetic. The
-chunks of ghost batch norm are read and written where they lie, in the same call; nothing is cut or joined.
+For tensors that are not large, those calls of one or several tensor operations take longer than the arithmetic. The
+same call reads and writes the chunks of ghost batch norm in place, without splitting or concatenation.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def normalize_fused(
     """Train as ``normalize`` does, and update the running statistics.
 
     Args:
-        x: what :func:`steadynorm.ops._numba.normalize` takes.
-        rule: as for ``normalize``.
-        weight: likewise, float32.
-        bias: likewise.
-        own: the parameters of the rule after weight, bias and the stored moments.
-        running_mean: the stored moments of a rule that reads such; updated in place after. None where there are none.
-        running_var: likewise, by the unbiased variance.
-        momentum: weight of this batch in them; 0 leaves them as they are.
-        noise: of one sample, float32, one value, which follows in place; None where it is not to.
-        noise_momentum: weight of this batch in it.
-        residual: as for ``normalize``.
-        activation: likewise.
-        chunks: parts that are normalized each by itself, of sizes as :func:`torch.tensor_split` makes them.
+        x: the input of :func:`steadynorm.ops._numba.normalize`.
+        rule: turns the moments into center, scale and shift.
+        weight: float32, shape (C,); None counts as 1.
+        bias: float32, shape (C,); None counts as 0.
+        own: the parameters of the rule after weight, bias and the running statistics.
+        running_mean: shape (C,), read by some rules, then updated in place; None for none.
+        running_var: as running_mean; updated with the unbiased variance.
+        momentum: weight of this batch in the running statistics; 0 leaves them unchanged.
+        noise: noise of one sample, float32, one value, updated in place; None for none.
+        noise_momentum: weight of this batch in the noise.
+        residual: shape of x; added before the activation.
+        activation: ``relu``, ``leaky_relu``, ``silu`` or None.
+        chunks: parts of the batch, as :func:`torch.tensor_split` makes them, each normalized by its own moments.
 
     Returns:
         y in the shape and dtype of x and the memory format of torch's batch norm, differentiable twice; and the moments
@@ -81,7 +81,7 @@ def normalize_fused(
 
 
 class _Call(NamedTuple):
-    """What is no part of the graph."""
+    """Arguments that are not part of the graph."""
 
     rule: FusedRule
     compiled_rule: Any
@@ -97,7 +97,7 @@ FIRST_PARAMETER = 6
 
 
 class _Fused(torch.autograd.Function):
-    """Saves what ``normalize`` does, with the moments of every chunk."""
+    """Normalize in one compiled call; saves the moments of every chunk."""
 
     @staticmethod
     def forward(
@@ -148,7 +148,7 @@ class _Fused(torch.autograd.Function):
         return dx, d_residual, None, None, None, None, d_weight, d_bias, *without, *([d_learned] if own else ())
 
 
-# What torch spends on binding signatures is for function transforms, which are none of this function's business.
+# Skips torch's binding of signatures, which only function transforms need; this function never runs in one.
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Fused).apply
 
 
@@ -162,7 +162,7 @@ def _differentiable(
     bias: Tensor | None,
     own: list[Tensor | None],
 ) -> list[Tensor | None]:
-    """Differentiate every chunk so that it can be differentiated again; join those of tensors, add those of numbers.
+    """Differentiate every chunk differentiably; concatenate gradients of tensors, add those of parameters.
 
     Returns:
         the gradients of x, residual, weight and bias, and of the rule's own parameters.
@@ -183,7 +183,7 @@ def _differentiable(
 
 
 def _running_seen(rule: FusedRule, saved: Tensor) -> tuple[Tensor, ...]:
-    """Give the running statistics as the rule has read them."""
+    """Return the running statistics as the rule read them."""
     return (saved[2], saved[3]) if rule.reads_running else ()
 
 

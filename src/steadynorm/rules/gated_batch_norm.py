@@ -1,4 +1,4 @@
-"""Gated batch norm: moments between the stored ones and the batch's, as far as the batch is to be believed."""
+"""Gated batch norm: moments between the stored ones and the batch's, weighted by the evidence of drift."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["GatedBatchNormRule", "gate"]
 
 
 def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
-    """Give the weight of the batch's moments between 0 and 1.
+    """Compute the weight of the batch's moments, between 0 and 1.
 
         drift² = max(distance² − noise, 0)        odds = drift²/noise · exp(u)        g = odds / (1 + odds)
         u = c₀ + c₁·ln(distance²/noise) + c₂·ln(1/noise), within ±80
@@ -28,7 +28,7 @@ def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
 
     Args:
         distance: distance² between batch and stored mean, see :func:`standardized_distance`; one value.
-        noise: what it would be without drift, positive; one value. Its inverse is the effective count.
+        noise: expected distance² without drift, positive; one value. Its inverse is the effective count.
         confidence: c, shape (3,); None counts as zeros.
 
     Returns:
@@ -38,7 +38,7 @@ def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
     ratio = distance / noise
     odds = (ratio - 1).clamp(min=0)
     if confidence is not None:
-        # A global number would be an input to a compiler with dynamic=True, which loses it at the second layer.
+        # With dynamic=True a global number would become a graph input, which the compiler loses at the second layer.
         u = (confidence.to(odds.dtype) @ _evidence(ratio, noise)).clamp(-80.0, 80.0)  # float32 holds exp(80)
         odds = odds * torch.exp(u)
     odds = odds.clamp(max=torch.finfo(odds.dtype).max)
@@ -46,7 +46,7 @@ def gate(distance: Tensor, noise: Tensor, confidence: Tensor | None) -> Tensor:
 
 
 def _evidence(ratio: Tensor, noise: Tensor) -> Tensor:
-    """Give what the confidence weighs: 1, ln(distance²/noise), ln(effective count); shape (3,)."""
+    """Return the inputs of the confidence: 1, ln(distance²/noise), ln(effective count); shape (3,)."""
     return torch.stack((torch.ones_like(ratio), ratio.clamp(min=1e-6).log(), -noise.log()))
 
 
@@ -75,7 +75,7 @@ class GatedBatchNormRule:
         return self.fixed_gate is None
 
     def compiled(self, *own: Tensor | None) -> Any:  # noqa: ANN401 (as the protocol has it)
-        """Give the form that the kernels take; ``own`` are noise and confidence."""
+        """Return the form that the kernels take; ``own`` are noise and confidence."""
         noise, confidence = own
         forms = compiled_rule("gated_batch_norm")
         if self.fixed_gate is not None:
@@ -85,7 +85,7 @@ class GatedBatchNormRule:
         return forms.Gated(float(self.eps), float(noise), *weights)
 
     def forward(self, moments: Moments, *parameters: Tensor | None) -> CenterScaleShift:
-        """Give center, scale and shift."""
+        """Return center, scale and shift."""
         weight, bias, *gating = parameters
         g, stored = self._gate(moments, *gating)
         mixed = stored.blend(moments, weight=g)

@@ -22,15 +22,15 @@ __all__ = ["chunk_count", "chunk_of_each", "cut", "normalize_chunks_of_any_numbe
 def chunk_count(samples: int, values_per_sample: int, ghost_batch_size: int) -> int:
     """Count the chunks of a batch: the fewest that hold at most ``ghost_batch_size`` samples each.
 
-    Their sizes differ by one at most, so that no small rest is normalized by itself: 100 samples in chunks of 32 are
-    four times 25. Fewer where a chunk would have one value per channel.
+    Their sizes differ by one at most, so that no small rest is normalized alone: 100 samples in chunks of 32 are four
+    chunks of 25. There are fewer chunks if one would have one value per channel.
     """
     fewest_samples = 2 if values_per_sample == 1 else 1
     return max(1, min(-(-samples // ghost_batch_size), samples // fewest_samples))
 
 
 class _Cut(torch.autograd.Function):
-    """Cut into chunks; torch's own joins their gradients without regard to the memory format."""
+    """Split into chunks; torch's own split ignores the memory format when it concatenates the gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, chunks: int) -> tuple[Tensor, ...]:  # noqa: ANN401 (torch gives no type that has these attributes)
@@ -48,7 +48,7 @@ class _Cut(torch.autograd.Function):
 
 
 def cut(x: Tensor, chunks: int) -> tuple[Tensor, ...]:
-    """Cut a batch into chunks, as :func:`torch.tensor_split` does, with a gradient that lies as torch's does."""
+    """Split a batch into chunks as :func:`torch.tensor_split` does, with a gradient in torch's memory format."""
     if torch.compiler.is_compiling() or is_transformed():  # compilers choose formats themselves
         return x.tensor_split(chunks)
     parts: tuple[Tensor, ...] = _Cut.apply(x, chunks)  # type: ignore[no-untyped-call]
@@ -91,11 +91,11 @@ def normalize_chunks_of_any_number(
 
 
 def chunk_of_each(samples: int, values_per_sample: int, ghost_batch_size: int, device: torch.device) -> Tensor:
-    """Give the number of each sample's chunk, shape (N,): what :func:`chunk_count` and ``tensor_split`` come to."""
+    """Return each sample's chunk index, shape (N,), equal to that of :func:`chunk_count` and ``tensor_split``."""
     at = torch.arange(samples, device=device)
     n, values = at.new_full((), samples), at.new_full((), values_per_sample)
     fewest_samples = torch.where(values == 1, 2, 1)
     chunks = torch.minimum(-(-n // ghost_batch_size), n // fewest_samples).clamp(min=1)
     size, larger = n // chunks, n % chunks
-    rest = at - larger * (size + 1)  # the first ones have a sample more
+    rest = at - larger * (size + 1)  # the first chunks have one more sample
     return torch.where(rest < 0, at // (size + 1), larger + rest // size)

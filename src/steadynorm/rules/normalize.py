@@ -38,14 +38,14 @@ def normalize(
 
     Args:
         x: shape (N, C, ...), with at least one value per channel, on some rank where there are several.
-        rule: what turns the moments into center, scale and shift.
+        rule: turns the moments into center, scale and shift.
         parameters: the rule's parameters, each of shape (C,) or None.
         residual: shape of x; added before the activation.
         activation: ``relu``, ``leaky_relu``, ``silu`` or None.
-        stored: moments to apply the rule to in place of the batch's own, which are not measured then.
-        ranks: whose batches are one batch, with one collective forward and one backward. Gradients with respect to
-            x are those of the sum of all ranks' losses, those with respect to parameters of this rank's x, as
-            torch.nn.SyncBatchNorm and DistributedDataParallel have it.
+        stored: moments for the rule in place of the batch's own, which are then not measured.
+        ranks: the ranks whose batches count as one, with one collective forward and one backward. Gradients of x are
+            those of the sum of all ranks' losses; gradients of parameters come from this rank's x alone, as in
+            torch.nn.SyncBatchNorm and DistributedDataParallel.
 
     Returns:
         y in the shape and dtype of x and the memory format of torch's batch norm, differentiable twice with respect to
@@ -58,7 +58,7 @@ def normalize(
             values, rule, *parameters, residual=residual, activation=activation, stored=stored, ranks=ranks
         )
         return y, Moments(mean=moments.mean.detach(), var=moments.var.detach(), count=moments.count)
-    if residual is x:  # Dynamo traces no function that is given one tensor twice
+    if residual is x:  # Dynamo cannot trace a function that gets one tensor twice
         residual = x.view_as(x)
     if stored is not None:
         y, *_ = _apply(x, residual, rule, activation, None, stored.mean, stored.var, *parameters)
@@ -75,7 +75,7 @@ def _apply(*arguments: Any) -> tuple[Tensor, ...]:  # noqa: ANN401 (as ``_Normal
     if not torch.compiler.is_compiling():
         run = super(torch.autograd.Function, _Normalize).apply
     elif torch.compiler.is_dynamo_compiling() and not _wants_gradient(arguments):
-        run = _Normalize.forward  # of apply Dynamo would hand it a context, which it does not take (torch 2.6 to 2.14)
+        run = _Normalize.forward  # through apply, Dynamo would pass it a context, which it refuses (torch 2.6 to 2.14)
     else:
         run = _Normalize.apply
     return run(*arguments)
@@ -90,7 +90,7 @@ FIRST_PARAMETER = 7
 
 
 class _Normalize(torch.autograd.Function):
-    """Saves x, residual and tensors of shape (C,) only; what the activation needs is computed again."""
+    """Normalize by kernels; saves x, residual and tensors of shape (C,), and recomputes the rest in the backward."""
 
     @staticmethod
     def forward(
@@ -148,7 +148,7 @@ class _Normalize(torch.autograd.Function):
             )
             gradient = CenterScaleShift(-affine.scale * sum_dy, sum_dy_xc, sum_dy)
             d_mean, d_var, d_parameters = ctx.rule.backward(gradient, moments, *parameters)
-        if ctx.stored:  # no value of x moves them
+        if ctx.stored:  # they do not depend on x
             d_mean = d_var = torch.zeros_like(mean)
         if ctx.ranks is not None and ctx.needs_input_grad[0]:
             d_mean, d_var = sum_over(ctx.ranks, d_mean, d_var)
@@ -171,18 +171,18 @@ def differentiable_backward(
     stored: Moments | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Let autograd differentiate the forward formulas, which transforms may map and differentiate again.
+    """Differentiate the forward formulas by autograd, so that transforms can map them and differentiate again.
 
     Args:
-        needed: of which of what was saved the gradient is wanted. A saved tensor cannot tell: inside a transform it
-            may require none.
+        needed: for each saved tensor, whether its gradient is needed. ``requires_grad`` of a saved tensor does not
+            tell: inside a transform it may be False.
 
     Returns:
-        the gradients of what was saved: of x, of the residual, of each parameter; None where it is not needed.
+        the gradients of x, residual and each parameter; None if not needed.
     """
     with torch.enable_grad():
-        # One input may come from another, as in a residual block. Nothing leads from view to view, so that each
-        # gradient is of this layer alone.
+        # One input may depend on another, as in a residual block. Views of each cut that link, so that the gradients
+        # are of this layer alone.
         inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in saved]
         x, residual, *parameters = inputs
         assert x is not None

@@ -22,7 +22,7 @@ NAMED = 4
 
 
 def is_looked_at(x: Tensor) -> bool:
-    """Whether to look for an overflow: where that waits for no device and is no part of a recorded graph."""
+    """Whether to check for overflow: only if that needs no device synchronization and no graph is recorded."""
     return unobserved(x) and x.is_cpu and x.dtype != torch.float64
 
 
@@ -36,14 +36,14 @@ def instead_of_overflow(
     activation: Activation | None = None,
     chunks: int = 1,
 ) -> Tensor:
-    """Give y where x is not finite; else normalize x again, in float64, and warn.
+    """Return y if x is not finite; else normalize x again, in float64, and warn.
 
     Args:
         y: the result with float32 statistics.
         x: the batch, shape (N, C, ...), float32 or narrower, on the CPU.
-        overflowed: of which channels the float32 variance is not finite, shape (C,).
+        overflowed: mask of the channels whose float32 variance is not finite, shape (C,).
         rule: as for :func:`steadynorm.rules.normalize`, with its parameters, residual and activation.
-        chunks: parts that are normalized each by itself.
+        chunks: parts of the batch, each normalized by its own moments.
     """
     if not x.isfinite().all():
         return y
@@ -67,7 +67,7 @@ def instead_of_overflow(
 
 
 def _function_of(rule: Rule, chunks: int) -> str:
-    """Name the function that normalizes by a rule: of ``BatchRenormRule`` it is ``batch_renorm``."""
+    """Return the name of a rule's function: ``batch_renorm`` for ``BatchRenormRule``."""
     words = re.findall("[A-Z][a-z]+", type(rule).__name__.removesuffix("Rule"))
     return "_".join([*(["ghost"] if chunks > 1 else []), *words]).lower()
 
@@ -78,7 +78,7 @@ def _warn(function: str, overflowed: Tensor, var: float, count: int) -> None:
     warnings.warn(
         f"{function}: the sum of squares of a training batch must fit float32 (3.4e38), got a variance of {var:.0e} "
         f"over {count} values in {len(channels)} of {overflowed.numel()} channels ({listed}). The batch was normalized "
-        "in float64, which is slow; running statistics that follow it are no longer finite. Scale the input down, or "
+        "in float64, which is slow; running statistics updated by it are no longer finite. Scale the input down, or "
         "call .double() on module and input.",
         RuntimeWarning,
         stacklevel=3,

@@ -1,4 +1,4 @@
-"""What a rule is: two plain functions on tensors of shape (C,), a forward and its explicit backward."""
+"""The rule protocol: two plain functions on tensors of shape (C,), a forward and its explicit backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["CenterScaleShift", "FusedRule", "Rule"]
 
 
 class CenterScaleShift(NamedTuple):
-    """What the transform applies to a channel, y = (x − center)·scale + shift; each of shape (C,).
+    """The affine map of the transform, y = (x − center)·scale + shift; each of shape (C,).
 
     As the argument of a rule's backward: the gradients with respect to the three.
     """
@@ -23,31 +23,31 @@ class CenterScaleShift(NamedTuple):
 
 
 class Rule(Protocol):
-    """Moments and parameters in, center, scale and shift out.
+    """A map from moments and parameters to center, scale and shift.
 
-    A rule is a frozen dataclass that holds what has no gradient (eps, stored statistics, bounds). A parameter
+    A rule is a frozen dataclass that holds values without gradient (eps, stored statistics, bounds). A parameter
     that the layer does not have is None.
     """
 
     def forward(self, moments: Moments, *parameters: Tensor | None) -> CenterScaleShift:
-        """Give center, scale and shift."""
+        """Return center, scale and shift."""
         ...
 
     def backward(
         self, gradient: CenterScaleShift, moments: Moments, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        """Give the gradients with respect to mean, to var, and to each parameter (None where it is None)."""
+        """Return the gradients with respect to mean, to var, and to each parameter (None where it is None)."""
         ...
 
 
 class FusedRule(Rule, Protocol):
     """A rule that also has a compiled form, in ``ops/_numba_NAME.py``, beside its own ``rules/NAME.py``.
 
-    Its parameters are weight, bias, the running mean and variance where it reads them, and the rule's own.
+    Its parameters are weight, bias, the running mean and variance if it reads them, and the rule's own.
     """
 
     reads_running: ClassVar[bool]
-    """Whether mean and variance of the running statistics are parameters."""
+    """Whether running mean and variance are parameters."""
 
     @property
     def learns(self) -> bool:
@@ -55,5 +55,5 @@ class FusedRule(Rule, Protocol):
         ...
 
     def compiled(self, *own: Tensor | None) -> Any:  # noqa: ANN401 (a NamedTuple, see ``ops/_numba_rules.py``)
-        """Give the compiled form, with the numbers of the rule's own parameters."""
+        """Return the compiled form, with the numbers of the rule's own parameters."""
         ...
