@@ -79,7 +79,7 @@ def check_agreement(ours: nn.Module, native: nn.Module, inputs: Inputs, activati
 
 @torch.no_grad()
 def difference_to_float64(module: nn.Module, inputs: Inputs) -> float:
-    """Give the largest difference between a layer's training step and its own in float64, over the largest value.
+    """Return the largest difference between a layer's training step and its own in float64, over the largest value.
 
     The gradient that goes in is zero where the slope of the activation depends on rounding.
 
@@ -97,7 +97,7 @@ def difference_to_float64(module: nn.Module, inputs: Inputs) -> float:
 
 
 def relative_difference(native: Sequence[float], ours: Sequence[float]) -> float:
-    """Give the largest relative difference of numbers in float32; infinite where one is not finite."""
+    """Return the largest relative difference in float32; infinite if a value is not finite."""
     found = [abs(b - a) / abs(a) for a, b in zip(native, ours, strict=True)]
     return max(found) if all(map(math.isfinite, found)) else math.inf
 
@@ -109,7 +109,7 @@ def _judge(what: str, ours: Tensor, native: Tensor, sizes: Tensor) -> Agreement:
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, list[int]]:
-    """Give dtype and strides; a dimension of size 1 may have any stride."""
+    """Return dtype and strides; a dimension of size 1 may have any stride."""
     return tensor.dtype, [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
@@ -135,13 +135,13 @@ def _chunks(x: Tensor) -> Iterator[slice]:
 
 
 def _take(tensor: Tensor, channels: slice) -> Tensor:
-    """Give some channels of shape (C,) or (N, C, H, W) in float64."""
+    """Return some channels of shape (C,) or (N, C, H, W) in float64."""
     return (tensor[channels] if tensor.dim() == 1 else tensor[:, channels]).double()
 
 
 @torch.enable_grad()
 def _one_step(module: nn.Module, inputs: Inputs) -> Results:
-    """Give y and the gradients of input, residual, weight and bias, by name."""
+    """Return y and the gradients of input, residual, weight and bias, by name."""
     y = module(*inputs.given)
     leaves = {"dx": inputs.x} | ({} if inputs.residual is None else {"d_residual": inputs.residual})
     parameters = {path.rpartition(".")[2]: one for path, one in module.named_parameters() if one.requires_grad}
@@ -157,7 +157,7 @@ def _running(module: nn.Module) -> Results:
 
 
 def _forward(problem: _Problem, activation: Activation | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give y, mean, var and 1/std."""
+    """Return y, mean, var and 1/std."""
     mean, var = reference.moments(problem.x)
     rstd = (var + EPS).rsqrt()
     y = reference.transform(problem.x, mean, rstd * problem.weight, problem.bias, problem.residual, activation)
@@ -165,7 +165,7 @@ def _forward(problem: _Problem, activation: Activation | None) -> tuple[Tensor, 
 
 
 def _expected(problem: _Problem, activation: Activation | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Give each result, and what its rounding is a share of; by the reference's kernels and batch norm's numbers.
+    """Return each result and the scale of its rounding error, by the reference's kernels and batch norm's statistics.
 
     That is the result itself, but for the mean the root mean square of what is summed, which may cancel.
     """

@@ -57,7 +57,7 @@ def table_of(record: Json) -> str:
 
 
 def _old_table(record: Json) -> tuple[str, Table]:
-    """Give the table of a record from before the benchmark became an experiment."""
+    """Return the table of a record from before the benchmark became an experiment."""
     from steadynorm.lab.experiments import EXPERIMENTS  # which needs packages of the lab
 
     report = EXPERIMENTS[record["bench"]].describe(moved_record(record))

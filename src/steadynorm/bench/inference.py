@@ -88,7 +88,7 @@ def _table(record: Json) -> tuple[str, Table]:
 
 @torch.no_grad()
 def _in_evaluation(model: nn.Module, x: Tensor) -> nn.Module:
-    """Give a network statistics of its own, by one training forward, and put it into evaluation."""
+    """Set a network's running statistics by one training forward, and put it into evaluation mode."""
     model.train()(x)
     return model.eval()
 

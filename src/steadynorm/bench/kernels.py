@@ -56,7 +56,7 @@ class KernelsFlags(GridFlags):
 
 
 def _plan(config: KernelsFlags, head: Json, display: Display) -> Sequence[Case]:
-    """Give the grid, say what it leaves out, and name the columns of the rows."""
+    """Return the grid and the columns of the rows; report what the grid leaves out."""
     max_mb = MAX_MB[head["device"]] if config.max_mb is None else config.max_mb
     cases, skipped = make_grid(config.op, config, max_mb=max_mb)
     head["cache_bytes"] = cache_bytes(torch.device(head["device"]))
@@ -143,7 +143,7 @@ def _table(record: Json) -> tuple[str, Table]:
 
 
 def ratios(op: Op, sides: Json) -> Json:
-    """Give what follows from a case's times.
+    """Return the ratios and conclusions of a case's times.
 
     Returns:
         torch's time over ours, torch.compile's over ours (None where it was not measured), and the time that the least
@@ -158,7 +158,7 @@ def ratios(op: Op, sides: Json) -> Json:
 
 
 def _side(samples: Sequence[Sample], *, floor_bytes: int) -> Json:
-    """Give one provider's times: forward and backward together and apart; on a GPU, time on the device.
+    """Return one provider's times: forward and backward together and apart; on a GPU, time on the device.
 
     ``gb_per_s`` is 10⁹ bytes per second that would be moved if nothing beyond the floor were.
     """

@@ -118,7 +118,7 @@ def _lines(row: Json) -> list[str]:
 
 
 def _summarize(rows: Sequence[Json], head: Json) -> Json:
-    """Give each layer's ratios over the cases, and which layers disagree where."""
+    """Return each layer's ratios over the cases, and which layers disagree where."""
     layers = [(name, layer, row["case"]) for row in rows for name, layer in row["layers"].items()]
     return {
         "summary": {name: _summary(name, rows, head["device"]) for name in head["config"]["layers"]},
@@ -153,7 +153,7 @@ def _table(record: Json) -> tuple[str, Table]:
 
 
 def _summary(name: str, rows: Sequence[Json], device: str) -> Json:
-    """Give median and largest of a layer's ratios, and whether every one from 8 MB on keeps the limit of a CPU."""
+    """Return median and largest of a layer's ratios, and whether every one from 8 MB on keeps the limit of a CPU."""
     ratios = [(row["layers"][name]["over_plain"], row) for row in rows]
     known = sorted(((ratio, row) for ratio, row in ratios if ratio is not None), key=lambda pair: float(pair[0]))
     limit = LIMITS[name] if device == "cpu" else None

@@ -31,7 +31,7 @@ class Saved(TypedDict):
 
 
 def peak_bytes(provider: Provider, device: torch.device) -> int:
-    """Give the most memory that torch held at a time while a provider ran, above what it held before.
+    """Return the peak of torch's memory while a provider ran, above the level before.
 
     Exact on both devices; what is allocated without torch is not seen.
     """
@@ -70,7 +70,7 @@ def saved_bytes(module: nn.Module, inputs: Inputs) -> Saved:
 
 
 def _allocations(watched: profile) -> list[int]:
-    """Give the size of every allocation, and of every release as a negative number, in order of time."""
+    """Return the size of every allocation, and of every release as a negative number, in order of time."""
     with tempfile.TemporaryDirectory() as directory, _quiet_stderr():
         path = Path(directory) / "trace.json"
         watched.export_chrome_trace(str(path))

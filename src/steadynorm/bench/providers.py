@@ -109,7 +109,7 @@ def our_module(case: Case) -> nn.Module:
 
 
 def prepared(module: nn.Module, device: torch.device, *, estimates: bool = False) -> nn.Module:
-    """Give a module random parameters in float32, the same for every module with as many channels, and let it train.
+    """Set random float32 parameters, the same for every module with as many channels, and put the module into training.
 
     Args:
         module: changed.
@@ -125,7 +125,7 @@ def prepared(module: nn.Module, device: torch.device, *, estimates: bool = False
 
 
 def forward_backward(module: nn.Module, feed: Iterator[Inputs]) -> Provider:
-    """Give a module's share of a training step; what comes before and after the marks is not timed.
+    """Return a module's share of a training step; what comes before and after the marks is not timed.
 
     Args:
         module: in training mode.
@@ -146,7 +146,7 @@ def forward_backward(module: nn.Module, feed: Iterator[Inputs]) -> Provider:
 
 
 def copy(feed: Iterator[Inputs]) -> Provider:
-    """Give what reads x and writes as much: the measure of what memory can do."""
+    """Return a function that copies x: the measure of memory speed."""
 
     def call(mark: Mark) -> None:
         inputs = next(feed)
@@ -179,7 +179,7 @@ def train_step(
     precision: Precision,
     between: Callable[[nn.Module], None] = lambda model: None,
 ) -> Provider:
-    """Give one step as the lab trains: bf16 by autocast, SGD with momentum and weight decay.
+    """Return one step as the lab trains: bf16 by autocast, SGD with momentum and weight decay.
 
     Args:
         model: in training mode.
@@ -204,7 +204,7 @@ def train_step(
 
 
 def inference(model: nn.Module, x: Tensor, precision: Precision) -> Provider:
-    """Give one forward of a network in evaluation."""
+    """Return one forward of a network in evaluation."""
 
     def call(mark: Mark) -> None:
         mark()

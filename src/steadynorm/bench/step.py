@@ -155,7 +155,7 @@ def network_line(network: str, provider: str, ms: Quantiles, over_none: float | 
 
 
 def _loss_and_norm(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Give loss and gradient norm of a first step in float32."""
+    """Return loss and gradient norm of a first step in float32."""
     loss = F.cross_entropy(model(x), labels)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return loss.item(), torch.nn.utils.get_total_norm(gradients).item()

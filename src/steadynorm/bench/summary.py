@@ -42,7 +42,7 @@ def judge(rows: Rows, device: str) -> list[Json]:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """Give the mean of ratios: twice as fast and half as fast come to 1."""
+    """Return the mean of ratios: twice as fast and half as fast come to 1."""
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
@@ -101,7 +101,7 @@ def _is_big(row: Json, device: str) -> bool:
 
 
 def _least(rows: Rows, key: str) -> Json | None:
-    """Give the smallest value, and where."""
+    """Return the smallest value, and where."""
     row = min(rows, key=lambda row: float(row[key]), default=None)
     return row and {"value": row[key], "case": row["case"]}
 

@@ -25,7 +25,7 @@ def _written(one: Entry) -> str:
 
 
 def show(path: str, form: str = "") -> Callable[[Json], str]:
-    """Give a column that shows what an item has under keys joined by dots; nothing where it has none."""
+    """Return a column that shows an item's value under keys joined by dots; empty without one."""
 
     def cell(item: Json) -> str:
         value: Any = item

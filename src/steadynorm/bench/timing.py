@@ -68,12 +68,12 @@ Clock = Callable[[Provider], list[Sample]]
 
 
 def make_clock(device: torch.device) -> Clock:
-    """Give the clock of a device."""
+    """Return the clock of a device."""
     return _CudaClock() if device.type == "cuda" else _cpu_clock
 
 
 def make_step_clock(device: torch.device) -> Clock:
-    """Give the clock for whole steps: Python's time counts on every device."""
+    """Return the clock for whole steps: Python's time counts on every device."""
     return _cuda_wall_clock if device.type == "cuda" else _cpu_clock
 
 
@@ -160,18 +160,18 @@ def time_providers(
 
 
 def total_ms(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Quantiles]:
-    """Give each provider's milliseconds from the first mark to the last."""
+    """Return each provider's milliseconds from the first mark to the last."""
     return {name: quantiles([sample.total_ms for sample in taken]) for name, taken in samples.items()}
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
-    """Give the median with the 20th and 80th percentile."""
+    """Return the median with the 20th and 80th percentile."""
     low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
     return Quantiles(median=middle, p20=low, p80=high)
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Give the size of the last-level cache.
+    """Return the size of the last-level cache.
 
     Inputs rotate among so many sets that x alone fills it, and dy once more: training finds them cold as well.
     """

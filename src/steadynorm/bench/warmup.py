@@ -73,7 +73,7 @@ def warmup(config: WarmupConfig) -> None:
 
 
 def _plan(config: WarmupConfig) -> tuple[dict[str, Callable[[], Any]], list[str]]:
-    """Give each trial by a name that tells it from the others, and the shapes that no layer needs kernels for."""
+    """Return each trial by a unique name, and the shapes for which no layer needs kernels."""
     trials: dict[str, Callable[[], Any]] = {}
     small = []
     for text in config.shapes:

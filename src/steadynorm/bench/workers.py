@@ -69,7 +69,7 @@ class WorkersFlags(Flags):
 
 
 def _plan(config: WorkersFlags, head: Json, display: Display) -> Sequence[int]:
-    """Give the numbers of workers, and tell the size of the network."""
+    """Return the numbers of workers, and report the size of the network."""
     model = build_network(config.network, "sync_batch_norm", torch.device("cpu"))
     head["precision"] = choose_precision(config.precision, torch.device(head["device"]))
     head["parameters"] = sum(parameter.numel() for parameter in model.parameters())
@@ -190,7 +190,7 @@ def _work(config: WorkersFlags, device: str, precision: Precision) -> tuple[dict
 
 
 def _all_reduces(device: str) -> dict[int, float]:
-    """Give the median seconds of an all-reduce by how many numbers it sums."""
+    """Return the median seconds of an all-reduce by how many numbers it sums."""
     found = {}
     for size in SIZES:
         numbers = torch.ones(size, device=device)
@@ -203,7 +203,7 @@ def _all_reduce(numbers: torch.Tensor, mark: Mark) -> None:
 
 
 def _slowest(provider: Provider, *, repeats: int = 1) -> float:
-    """Give the seconds of a call of the slowest worker, averaged over a few that all workers begin together."""
+    """Return the seconds per call of the slowest worker, averaged over calls that all workers start together."""
     dist.barrier()
     start = time.perf_counter()
     for _ in range(repeats):

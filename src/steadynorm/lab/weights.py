@@ -37,7 +37,7 @@ def load_weights(
 
     Args:
         model: is left as it is where the file does not fit.
-        path: of the file or the folder.
+        path: path of the file or the folder.
         key: where in the file the weights are, with a dot between nested keys and parts of names; None finds them.
         options: what errors call the two above.
         may_lack: last parts of names that the file need not have; the model then keeps its own. Counters of batches are
@@ -125,7 +125,7 @@ def _check_fit(state: NamedState, own: Mapping[str, Tensor], where: str, may_lac
 
 
 def _other_outputs(misfits: Mapping[str, tuple[Tensor, Tensor]]) -> int:
-    """Give the number of outputs, classes as a rule, that a file is of where nothing else is otherwise; else 0."""
+    """Return the number of outputs, classes as a rule, that a file is of where nothing else is otherwise; else 0."""
     shapes = [(given.shape, own.shape) for given, own in misfits.values()]
     outputs = {(given[0], own[0]) for given, own in shapes if given and own and given[0] != own[0]}
     other = next(iter(outputs), (0, 0))

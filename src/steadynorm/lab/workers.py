@@ -95,7 +95,7 @@ def _choose_gpu() -> None:
 
 
 def worker() -> int:
-    """Give the number of this worker, from 0."""
+    """Return the number of this worker, from 0."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
@@ -164,7 +164,7 @@ def run_on_all_ranks(action: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """Give every worker's value, in their order."""
+    """Return every worker's value, in their order."""
     if number_of_workers() == 1:
         return [value]
     values: list[Any] = [None] * number_of_workers()
@@ -209,7 +209,7 @@ def mean_over_workers(tensor: Tensor) -> Tensor:
 
 
 def average_gradients_(model: nn.Module) -> None:
-    """Give all workers the mean of their gradients, in one collective.
+    """Return all workers the mean of their gradients, in one collective.
 
     Not DistributedDataParallel, which from its second step on packs gradients in another order than in its first and so
     sums them in another order: a run that goes on with a later step as its first would end with other last digits.
@@ -226,7 +226,7 @@ def average_gradients_(model: nn.Module) -> None:
 
 
 def sync_buffers_(model: nn.Module) -> None:
-    """Give all workers the running statistics of all of them together, and what else is no parameter from the first.
+    """Return all workers the running statistics of all of them together, and what else is no parameter from the first.
 
     Statistics are merged by :func:`steadynorm.surgery.reconcile_statistics_`. What synchronised layers keep is the
     same already; what follows each worker's part by itself, such as the gate's noise, comes from the first worker.

@@ -22,13 +22,13 @@ from steadynorm.reporting.words import listing
 __all__ = ["array_names", "choose", "load_arrays", "read", "recognises"]
 
 NAMES = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "labels"), ("data", "target"))
-"""Of the arrays with the images and the labels, in lower case."""
+"""Names of the arrays with images and with labels, in lower case."""
 DAMAGE = (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError, zlib.error)
-"""What reading a broken archive raises."""
+"""Errors that reading a broken archive raises."""
 
 
 def recognises(data: str) -> bool:
-    """Whether it is named as an archive."""
+    """Whether the name is that of an archive."""
     return Path(data).suffix.lower() == ".npz"
 
 
@@ -45,7 +45,7 @@ def read(data: str, reading: Reading) -> Parts:
 
 
 def _part(path: Path, images: str, labels: str, reading: Reading) -> Part:
-    """Load images and labels; where the images do not fit into memory, they are read one after the other."""
+    """Load images and labels; images that do not fit into memory are read one by one."""
     what = f"{path}: {images}"
     shape, dtype, is_by_column = _head(path, images, reading.flag)
     if fits((*shape, dtype.itemsize)):
@@ -83,7 +83,7 @@ def _read_head(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]
 
 
 def _streamed(path: Path, name: str, rows: NDArray[np.int64], flag: str) -> Iterator[NDArray[np.uint8]]:
-    """Read images one after the other, and give those of some rows."""
+    """Read images one by one, and return those of some rows."""
     wanted = set(rows.tolist())
     try:
         with zipfile.ZipFile(path) as file, file.open(f"{name}.npy") as member:
@@ -100,7 +100,7 @@ def _streamed(path: Path, name: str, rows: NDArray[np.int64], flag: str) -> Iter
 
 
 def _chosen(path: Path, reading: Reading) -> tuple[tuple[str, str], tuple[str, str] | None]:
-    """Choose the arrays for training, and those for validation where there are some."""
+    """Choose the arrays for training, and those for validation if there are any."""
     names = array_names(path, flag=reading.flag)
     wanted = NAMES if reading.columns is None else (reading.columns,)
     if found := choose(names, wanted):
@@ -135,10 +135,10 @@ def _of_part(pair: tuple[str, str], parts: Sequence[str], names: Sequence[str]) 
 
 
 def array_names(path: Path, *, flag: str) -> list[str]:
-    """Give the names of an archive's arrays.
+    """Return the names of an archive's arrays.
 
     Raises:
-        UserError: there is no such file, or it is no archive.
+        UserError: the file does not exist, or is not an archive.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -153,12 +153,12 @@ def load_arrays(path: Path, wanted: set[str] | None = None, *, flag: str) -> Map
     """Load arrays of an archive by name; none is unpickled.
 
     Args:
-        path: of the archive.
-        wanted: their names; those that are not there are left out. None loads all.
-        flag: by which the path was given, for messages.
+        path: path of the archive.
+        wanted: names of the arrays; missing ones are left out. None loads all.
+        flag: the flag that gave the path, for messages.
 
     Raises:
-        UserError: there is no such file, or it is no archive of plain arrays.
+        UserError: the file does not exist, or is not an archive of plain arrays.
     """
     array_names(path, flag=flag)
     try:

@@ -1,4 +1,4 @@
-"""Images as arrays of numbers: what their axes are, and how they become bytes."""
+"""Images as arrays of numbers: their axes, and their conversion to bytes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["as_bytes", "as_labels", "as_rows", "part_of_arrays"]
 
 CHANNELS = (1, 3)
 _CHUNK = 2**26
-"""Numbers that are looked at together."""
+"""Values checked at once."""
 
 
 def part_of_arrays(images: NDArray[Any], labels: NDArray[Any] | None, reading: Reading, *, what: str) -> Part:
-    """Make a part of a data set of its images and labels.
+    """Make a part of a data set from its images and labels.
 
     Args:
         images: shape (N, H, W), (N, H, W, C) or (N, C, H, W) with one or three channels; bytes, or floats in [0, 1].
         labels: whole numbers or text, shape (N,) or (N, 1).
-        reading: told what is converted.
-        what: they are called.
+        reading: receives a note about conversions.
+        what: name of the images, for messages.
 
     Raises:
-        UserError: they are something else.
+        UserError: images or labels have another form.
     """
     rows = as_bytes(as_rows(images, what), reading, what)
     return Part(
@@ -68,10 +68,10 @@ def as_rows(images: NDArray[Any], what: str) -> NDArray[Any]:
 
 
 def as_bytes(rows: NDArray[Any], reading: Reading, what: str) -> NDArray[np.uint8]:
-    """Make bytes of floats in [0, 1]; leave bytes as they are.
+    """Convert floats in [0, 1] to bytes; return bytes unchanged.
 
     Raises:
-        UserError: they are other numbers.
+        UserError: the values are outside their range.
     """
     if rows.dtype == np.uint8:
         return rows
@@ -103,7 +103,7 @@ def as_labels(labels: NDArray[Any], count: int, what: str) -> NDArray[Any]:
     """Check that there is a label for each image.
 
     Raises:
-        UserError: there is not, or they are neither whole numbers nor text.
+        UserError: there is not, or the labels are neither integers nor text.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

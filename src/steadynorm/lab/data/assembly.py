@@ -1,4 +1,4 @@
-"""From the parts of a data set to the data set that experiments train on: labels, images, and their scale."""
+"""Build the data set that experiments train on from its parts: labels, images, and their scale."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CHUNK = 1_024
 
 
 def assemble(parts: Parts, reading: Reading) -> Dataset:
-    """Decode a data set, hold out a share of it where it has no part for validation, and measure its scale.
+    """Decode a data set, hold out a share if it has no validation part, and measure its scale.
 
     Raises:
-        UserError: an image or a label is not as it must be.
+        UserError: an image or a label is invalid.
     """
     given = {"train": parts.train} | ({} if parts.validation is None else {"validation": parts.validation})
     labels, classes = _labels(given, parts.classes, reading)
@@ -49,7 +49,7 @@ def assemble(parts: Parts, reading: Reading) -> Dataset:
 
 
 def form_of(images: Images) -> tuple[int, int, int]:
-    """Give height, width and channels."""
+    """Return height, width and channels."""
     _, height, width, channels = images.rows.shape
     return height, width, channels
 
@@ -57,7 +57,7 @@ def form_of(images: Images) -> tuple[int, int, int]:
 def _rows(
     name: str, part: Part, chosen: NDArray[np.int64], reading: Reading, *, like: tuple[int, int, int] | None
 ) -> torch.Tensor:
-    """Decode some rows, or take them from the cache where they are in files."""
+    """Decode some rows, or load them from the cache if their images are files."""
     word = name.rpartition("-")[2]
     if part.pixels is not None or not part.sources:
         return decode(part, chosen, reading, what=word, like=like)
@@ -89,7 +89,7 @@ def _held_out(labels: NDArray[np.int64], reading: Reading) -> dict[str, NDArray[
 def _labels(
     parts: dict[str, Part], classes: tuple[str, ...] | None, reading: Reading
 ) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...]]:
-    """Give labels as places among the classes."""
+    """Return labels as indices of the classes."""
     found = dict[str, NDArray[Any]]()
     for word, part in parts.items():
         if not part.count:
@@ -116,10 +116,10 @@ def _labels(
 
 
 def numbered(part: Part, parts: Parts) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Give the labels of a part that has some as places among the classes, and the classes.
+    """Return the labels of a labelled part as indices of the classes, and the classes.
 
     Raises:
-        UserError: a label is of no class.
+        UserError: a label belongs to no class.
     """
     assert part.labels is not None
     classes, train = parts.classes, parts.train
@@ -144,7 +144,7 @@ def _numbers(part: Part, labels: NDArray[Any], classes: Sequence[str] | None) ->
 
 
 def _number_of_classes(labels: NDArray[np.int64], part: Part) -> int:
-    """Tell it by the largest label; labels that are no numbers of classes are refused."""
+    """Count the classes by the largest label; refuses labels that are not class numbers."""
     count = int(labels.max()) + 1
     if count > max(len(labels), 2):
         row = int(labels.argmax())
@@ -193,7 +193,7 @@ def measured_scale(images: Images, reading: Reading) -> tuple[tuple[float, ...],
 
 
 def resized(dataset: Dataset, reading: Reading) -> Dataset:
-    """Give a data set with images of the size that is wanted; its scale stays."""
+    """Return a data set with images of the requested size and the same scale."""
     if reading.image_size in (None, dataset.image_size):
         return dataset
     parts = Parts(

@@ -30,14 +30,14 @@ def batches(
     device: torch.device,
     part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give one epoch of training batches.
+    """Yield one epoch of training batches.
 
     Order and augmentation depend on ``seed`` and ``epoch`` alone. An incomplete last batch is dropped,
     because its statistics would be noisier than those of the other batches; other images are left out in the
-    next epoch. It is kept where it is the only batch.
+    next epoch. It is kept if it is the only batch.
 
     Args:
-        images: what to train on; copied to ``device`` as bytes when the epoch begins, or batch by batch where they
+        images: what to train on; copied to ``device`` as bytes when the epoch begins, or batch by batch if they
             would fill a GPU.
         dataset: where the images come from: its mean and std normalise them.
         batch_size: images in a batch, at least 1.
@@ -72,7 +72,7 @@ def batches(
 def evaluation_batches(
     images: Images, *, dataset: Dataset, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give every image once, in order and unaugmented; the last batch may be smaller.
+    """Yield every image once, in order and unaugmented; the last batch may be smaller.
 
     Returns:
         Pairs as those of :func:`batches`.
@@ -90,9 +90,9 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _plan(count: int, batch_size: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Give the order of the images, and for each of them shift down, shift right and mirrored or not."""
+    """Return the order of the images, and for each of them shift down, shift right and mirrored or not."""
     order = random.permutation(count)
-    # Drawn for all images, so that what happens to one of them does not depend on the batch size.
+    # Drawn for all images, so that the augmentation of an image does not depend on the batch size.
     moves = random.integers((0, 0, 0), (2 * PADDING + 1, 2 * PADDING + 1, 2), size=(count, 3))
     kept = count - count % batch_size if count > batch_size else count
     return torch.from_numpy(order[:kept]), torch.from_numpy(moves)
@@ -127,18 +127,18 @@ def _in_order(
 
 
 def _placed(rows: Tensor, device: torch.device) -> Tensor:
-    """Copy images to a GPU if they take at most half of its free memory; leave them where they are if not."""
+    """Copy images to a GPU if they take at most half of its free memory; else leave them where they are."""
     if device.type == "cuda" and rows.numel() > torch.cuda.mem_get_info(device)[0] // 2:
         return rows
     return rows.to(device).contiguous()
 
 
 def _crop_and_flip(batch: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:
-    """Shift each image of a (B, H, W, C) batch over its black border, and mirror where asked."""
+    """Shift each image of a (B, H, W, C) batch over its black border, and mirror some of them."""
     count, height, width, channels = batch.shape
     padded = F.pad(batch, (0, 0, PADDING, PADDING, PADDING, PADDING))
     image, row, column, byte = padded.stride()
-    # All crops as one view, indexed by image and shift; what is copied then are whole rows of pixels.
+    # All crops as one view, indexed by image and shift, so that whole rows of pixels are copied.
     crops = padded.as_strided(
         (count, 2 * PADDING + 1, 2 * PADDING + 1, height, width * channels), (image, row, column, row, byte)
     )

@@ -1,9 +1,9 @@
-"""Decoded images kept on the disk, so that a data set is decoded once.
+"""Cache of decoded images on the disk, so that a data set is decoded once.
 
 The pixels of each split are one safetensors file in ``$XDG_CACHE_HOME/steadynorm`` (``~/.cache/steadynorm`` where that
-is not set). Its name holds a hash of the source files' content, so other source files never meet a wrong cache; what it
-holds is checked against a checksum on every use. What does not fit into memory is mapped. A cache is a convenience:
-whatever is wrong with it is reported and costs time, never the result.
+is not set). Its name holds a hash of the source files' content, so other source files have another cache; a checksum of
+its content is verified on every use. Images that do not fit into memory are mapped. A cache is a convenience: any fault
+of it is reported and costs time, never the result.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def cached_rows(
     detail: bytes,
     progress: Callable[[str], None],
 ) -> Tensor:
-    """Give what ``decode`` gives, from the cache where it is there and whole.
+    """Return the result of ``decode``, from the cache if that is present and intact.
 
     Args:
-        name: what the images are, as the beginning of a file name.
-        decode: called at most once, and only when the cache cannot be used, with a folder for what does not fit into
-            memory, which is None where there is none; gives uint8 of shape (N, H, W, C).
-        sources: the files that ``decode`` reads, in order; all of them are read to tell whether they changed.
-        detail: of how they are decoded.
-        progress: told when the cache is damaged, unreadable or unwritable.
+        name: beginning of the file name.
+        decode: called at most once, and only when the cache cannot be used, with a folder for images that do not fit
+            into memory, or None; gives uint8 of shape (N, H, W, C).
+        sources: the files that ``decode`` reads, in order; all of them are read to detect changes.
+        detail: settings of the decoding.
+        progress: receives a note if the cache is damaged, unreadable or unwritable.
 
     Raises:
         UserError: a source file cannot be read.
@@ -65,7 +65,7 @@ def cached_rows(
 
 
 def _made(folder: Path) -> Path | None:
-    """Make a folder; give None where that cannot be."""
+    """Make a folder; return None if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -74,9 +74,9 @@ def _made(folder: Path) -> Path | None:
 
 
 def _cache_directory() -> Path:
-    """Give the directory for this package's caches; it need not exist."""
+    """Return the directory for this package's caches; it need not exist."""
     chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The convention asks to ignore relative paths: they would mean another place in every working directory.
+    # The convention ignores relative paths, which would differ in every working directory.
     return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "steadynorm"
 
 
@@ -101,11 +101,11 @@ def _checksum(rows: Tensor) -> str:
 
 
 def _read(path: Path, progress: Callable[[str], None]) -> Tensor | None:
-    """Give the cached pixels, or None where there are none that can be trusted."""
+    """Return the cached pixels, or None if there are none or they are damaged."""
     try:
         with safe_open(path, framework="pt") as stored:
             shape, checksum = stored.get_slice(_KEY).get_shape(), (stored.metadata() or {}).get("sha256")
-            # Copied where they fit, because a file mapped into memory could change under the experiment.
+            # Copied if they fit, because a file mapped into memory could change under the experiment.
             rows = stored.get_tensor(_KEY).clone() if fits(shape) else _mapped(path, shape)
     except FileNotFoundError:
         return None
@@ -119,21 +119,21 @@ def _read(path: Path, progress: Callable[[str], None]) -> Tensor | None:
 
 
 def _mapped(path: Path, shape: Sequence[int]) -> Tensor:
-    """Map the only tensor of a file into memory, from where no change reaches the file."""
+    """Map the only tensor of a file into memory, copy-on-write."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
     return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=tuple(shape)))
 
 
 def _written(path: Path, rows: Tensor, progress: Callable[[str], None]) -> Tensor:
-    """Write pixels into the cache; give them from there where they do not fit into memory."""
+    """Write pixels into the cache; return them mapped from there if they do not fit into memory."""
     rows = rows.contiguous()
     stored = {"dtype": "U8", "shape": list(rows.shape), "data_offsets": [0, rows.numel()]}
     head = json.dumps({"__metadata__": {"sha256": _checksum(rows)}, _KEY: stored}).encode()
     head += b" " * (-len(head) % 8)
     try:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)  # as safetensors has it
+            file.write(len(head).to_bytes(8, "little") + head)  # as in safetensors
             file.write(rows.numpy().data)
     except OSError as error:
         progress(

@@ -27,23 +27,23 @@ CIFAR10_C = (
 """The published corruptions."""
 SEVERITY_COUNT = 5
 COUNT = 10_000
-"""Images of one severity."""
+"""Number of images of one severity."""
 FOLDER = "CIFAR-10-C"
 
 
 def load_cifar10_c(data_dir: Path, name: str, *, severity: int) -> Images | None:
-    """Load one corruption at one severity, where it is there.
+    """Load one corruption at one severity, if its file exists.
 
     Args:
         data_dir: a directory with ``<name>.npy``, uint8 of shape (50000, 32, 32, 3), the five severities one
             after the other, and ``labels.npy``, whole numbers of shape (50000,); both in it or in its
-            subdirectory ``CIFAR-10-C``. Only the part asked for is read.
+            subdirectory ``CIFAR-10-C``. Only the requested part is read.
         name: one of :data:`CIFAR10_C`.
         severity: 1 to 5.
 
     Returns:
         10,000 images in the files' order, which is that of the original test set and need not be that of other
-        copies of CIFAR-10; their labels are those of ``labels.npy``. None where there is no ``<name>.npy``.
+        copies of CIFAR-10; their labels are those of ``labels.npy``. None without a ``<name>.npy``.
 
     Raises:
         UserError: a file is damaged or holds something else, or the labels are missing.
@@ -75,7 +75,7 @@ def _labels(path: Path) -> NDArray[np.int64]:
 
 
 def _mapped(path: Path, shape: tuple[int, ...], types: tuple[str, ...]) -> NDArray[Any]:
-    """Map a file with numbers of one of some types and rows of the shape given; nothing in it is ever unpickled."""
+    """Map a file with numbers of one of some types and rows of the shape given; nothing in it is unpickled."""
     try:
         content = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:

@@ -14,17 +14,17 @@ from steadynorm.reporting.words import counted, listing
 __all__ = ["ENDINGS", "TRAIN", "VALIDATION", "images_in", "read", "recognises", "visible"]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
-"""Of the names of image files."""
+"""Endings of the names of image files."""
 TRAIN = ("train", "training")
 VALIDATION = ("val", "valid", "validation", "test", "testing")
-"""Names of the validation part, in the order in which they are looked for."""
+"""Names of the validation part, in order of precedence."""
 SHOWN = 5
-"""Names in a message, at most."""
+"""Largest number of names in a message."""
 OF_THE_SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def recognises(data: str) -> bool:
-    """Whether it is a directory with image files in folders."""
+    """Whether this is a directory with image files in folders."""
     place = Path(data)
     return place.is_dir() and any(
         _has_images(each) or any(map(_has_images, _folders(each))) for each in _folders(place)
@@ -35,7 +35,7 @@ def read(data: str, reading: Reading) -> Parts:
     """List the image files; none is opened.
 
     Raises:
-        UserError: there are no classes, no training images, or a class of the validation images alone.
+        UserError: there are no classes or no training images, or a class has validation images only.
     """
     place = Path(data)
     by_name = {each.name.lower(): each for each in _folders(place)}
@@ -60,7 +60,7 @@ def read(data: str, reading: Reading) -> Parts:
 
 
 def visible(name: str) -> bool:
-    """Whether a file or folder is one of the user's, and none that systems leave behind."""
+    """Whether a file or folder is the user's, not one that a system leaves behind."""
     return not name.startswith(".") and name.lower() not in OF_THE_SYSTEM
 
 
@@ -87,7 +87,7 @@ def _has_images(place: Path) -> bool:
 
 
 def _classes(place: Path, reading: Reading) -> tuple[str, ...]:
-    """Give the names of the folders that hold images."""
+    """Return the names of the folders that hold images."""
     folders = _folders(place)
     classes = tuple(each.name for each in folders if _has_images(each))
     if empty := [each.name for each in folders if each.name not in classes]:
@@ -130,7 +130,7 @@ def _part(place: Path, classes: Sequence[str], reading: Reading) -> Part:
 
 
 def _tell_others(place: Path, files: Sequence[Path], progress: Callable[[str], None]) -> None:
-    """Say which files are no images."""
+    """Report the files that are not images."""
     known, folders = set(files), _folders(place)
     within = [place, *folders, *(inner for folder in folders for inner in _folders(folder))]
     others = sorted(path.name for each in within for path in _visible_in(each) if path not in known and path.is_file())

@@ -1,4 +1,4 @@
-"""Image files become bytes of pixels, in threads."""
+"""Decode image files to bytes of pixels, in threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from steadynorm.reporting.words import counted, listing
 __all__ = ["FORMATS", "decode", "open_image", "plain", "upright"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-"""As Pillow calls them; it has others that start programs."""
+"""Formats by Pillow's names; some of its others start programs."""
 _WINDOW = 512
 _PIECE = 32
 _TOLD_EVERY = 10_000
@@ -45,22 +45,22 @@ def decode(
     like: tuple[int, int, int] | None = None,
     folder: Path | None = None,
 ) -> torch.Tensor:
-    """Decode images of some rows, which rise.
+    """Decode the images of some rows.
 
     Args:
-        part: that they are of.
-        rows: int64 of shape (M,).
-        reading: with the size that is wanted.
-        what: they are called.
-        like: height, width and channels that they must have; None leaves the first image to say it, and all have three
-            channels where any has.
-        folder: for a file with those that do not fit into memory.
+        part: part of the data set.
+        rows: int64 of shape (M,), in rising order.
+        reading: settings, with the requested size.
+        what: name of the images, for messages.
+        like: required height, width and channels; None takes the size of the first image, and three channels if any
+            image has three.
+        folder: folder for a file with images that do not fit into memory.
 
     Returns:
         uint8 of shape (M, H, W, C).
 
     Raises:
-        UserError: an image cannot be read, or is unlike the others.
+        UserError: an image cannot be read, or differs in size from the others.
     """
     size = reading.image_size
     if part.pixels is not None and size in (None, part.pixels.shape[1:3]) and like in (None, part.pixels.shape[1:]):
@@ -92,9 +92,9 @@ def decode(
 
 
 def _as_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """Take an array as it is; each image becomes one block of memory where it is none."""
+    """Return an array's images, each as one block of memory."""
     with warnings.catch_warnings():
-        # Of a file that is mapped to be read; nothing here writes to images.
+        # For a file that is mapped read-only; nothing here writes to images.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(pixels))
 
@@ -106,7 +106,7 @@ def _check_sizes(
     reading: Reading,
     what: str,
 ) -> None:
-    """Refuse images of several sizes, and say which there are."""
+    """Refuse images of several sizes, and list the sizes."""
     sizes = {array.shape[:2]: name for array, name in zip(reversed(arrays), reversed(names), strict=True)}
     others = sizes.keys() - {wanted or arrays[0].shape[:2]}
     if not others:
@@ -129,7 +129,7 @@ def _wide_enough(
     fixed: bool,
     folder: Path | None,
 ) -> torch.Tensor:
-    """Give room for all images, with three channels if any of them has; what is done already is in it."""
+    """Return room for all images, with three channels if any of them has; what is done already is in it."""
     channels = max(array.shape[2] for array in arrays)
     if made is not None and made.shape[3] >= channels:
         return made
@@ -189,12 +189,12 @@ def open_image(raw: Any) -> Image.Image:  # noqa: ANN401 (a path, bytes, or an i
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn a photograph as its camera says; give others as they are."""
+    """Turn a photograph as its camera recorded; return other images unchanged."""
     return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
 
 
 def plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Make one or three channels of bytes of whatever kinds of pixels there are."""
+    """Convert pixels of any kind to one or three channels of bytes."""
     told = list[str]()
     if image.mode in DEEP:
         deep = np.asarray(image)
@@ -209,5 +209,5 @@ def plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
             ground = Image.new("RGBA", full.size, "white")
             full, told = Image.alpha_composite(ground, full), [TRANSPARENT]
         return full.convert("L" if image.mode in GRAY else "RGB"), told
-    kept = image.mode in ("L", "RGB")  # a conversion would copy them
+    kept = image.mode in ("L", "RGB")  # a conversion would copy the pixels
     return image if kept else image.convert("L" if image.mode in GRAY else "RGB"), told

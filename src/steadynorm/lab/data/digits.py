@@ -21,7 +21,7 @@ SEED_OF_SPLIT = 0
 
 
 def make_digits() -> Dataset:
-    """Give the digits: 1,400 training and 397 test images of 28 x 28 gray pixels, ink bright, in ten classes.
+    """Return the digits: 1,400 training and 397 test images of 28 x 28 gray pixels, ink bright, in ten classes.
 
     The test images are drawn at random from all, so most of their writers are known from training: accuracies are
     higher than for people who were never seen.
@@ -57,7 +57,7 @@ def enlarge(images: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _weights(size: int) -> NDArray[np.int64]:
-    """Give whole-number weights of linear interpolation, shape (28, size); rows sum to twice 28."""
+    """Return whole-number weights of linear interpolation, shape (28, size); rows sum to twice 28."""
     unit = 2 * SIZE
     weights = np.zeros((SIZE, size), dtype=np.int64)
     for row in range(SIZE):

@@ -14,19 +14,19 @@ from steadynorm.reporting.failure import UserError
 __all__ = ["download", "read", "recognises"]
 
 CONVERTED = "refs/convert/parquet"
-"""Where the hub keeps, as Parquet, what was given in another form."""
+"""Branch in which the hub keeps data of other forms as Parquet."""
 
 
 def recognises(data: str) -> bool:
-    """Whether it is written as OWNER/NAME or OWNER/NAME/FOLDER, and is nothing on the disk."""
+    """Whether the text is OWNER/NAME or OWNER/NAME/FOLDER, and no path on the disk."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w./-]+)?", data) is not None and not Path(data).exists()
 
 
 def read(data: str, reading: Reading) -> Parts:
-    """Download the Parquet files where they are not there yet, and read their heads.
+    """Download the Parquet files unless they are there already, and read their heads.
 
     Raises:
-        UserError: they cannot be had, or are of several data sets.
+        UserError: the files are not available, or belong to several data sets.
     """
     owner, name, *folder = data.split("/", 2)
     files = download(f"{owner}/{name}", folder[0] if folder else "", reading)
@@ -34,12 +34,12 @@ def read(data: str, reading: Reading) -> Parts:
 
 
 def download(repository: str, folder: str, reading: Reading) -> dict[str, Path]:
-    """Download Parquet files, which the hub's library keeps for the next time.
+    """Download Parquet files; the hub's library caches them.
 
     Args:
-        repository: on the hub.
-        folder: that they are in; empty for all.
-        reading: told what is looked for.
+        repository: name on the hub.
+        folder: folder of the files; empty for all.
+        reading: receives a note about the download.
 
     Returns:
         the files by their path in the repository.
@@ -73,7 +73,7 @@ def download(repository: str, folder: str, reading: Reading) -> dict[str, Path]:
 
 
 def _listed(repository: str, revision: str | None) -> list[str] | None:
-    """List a repository's files; None without a network, where those that were downloaded before may do."""
+    """List a repository's files; None without a network, where earlier downloads may suffice."""
     import huggingface_hub
     from huggingface_hub.errors import HTTPError, RevisionNotFoundError  # type: ignore[attr-defined]
 

@@ -21,15 +21,15 @@ from steadynorm.reporting.failure import UserError
 __all__ = ["read", "recognises"]
 
 SPLITS = ("train", "t10k")
-FOLDERS = ("", "raw")  # the last as torchvision lays it out
+FOLDERS = ("", "raw")  # the last one is torchvision's
 NAMES = {"images": ("images-idx3-ubyte", "images.idx3-ubyte"), "labels": ("labels-idx1-ubyte", "labels.idx1-ubyte")}
-IMAGES, LABELS = 2051, 2049  # what a file begins with
-MOST_BYTES = 2**30  # 23 times MNIST's training images: no more is taken into memory, whatever a file says
+IMAGES, LABELS = 2051, 2049  # magic number at the beginning of a file
+MOST_BYTES = 2**30  # 23 times MNIST's training images: the limit of what is read, even if a file claims more
 DIMENSIONS = {IMAGES: 3, LABELS: 1}
 
 
 def recognises(data: str) -> bool:
-    """Whether it is a directory with training images in this format, in it or in its folder ``raw``."""
+    """Whether this is a directory with training images in this format, or its folder ``raw`` is."""
     return Path(data).is_dir() and any(_places(Path(data), "train", "images"))
 
 
@@ -39,7 +39,7 @@ def read(data: str, reading: Reading) -> Parts:
     Args:
         data: a directory with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and, where there are test
             images, the two ``t10k-`` files, each as it is or with ``.gz`` after its name; in it or in ``raw``.
-        reading: told what is read.
+        reading: receives a note about what is read.
 
     Raises:
         UserError: a file is absent, cut off, or holds something else.
@@ -85,7 +85,7 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
                 raise UserError(
                     f"{path}: must hold at most {MOST_BYTES:,} bytes, says {size:,}. Give the published files."
                 )
-            content = file.read(size + 1)  # of a compressed file no more is unpacked than it says to hold
+            content = file.read(size + 1)  # a compressed file is unpacked only up to the size that it declares
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: must be a complete file, got {error}. Download it again.") from error
     if len(head) != start or len(content) != size:

@@ -1,4 +1,4 @@
-"""Labelled images as the experiments hold them: whole splits as bytes."""
+"""Labelled images in memory: whole splits as bytes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Images:
     """One split of a data set.
 
     Raises:
-        ValueError: the two tensors do not fit together.
+        ValueError: the tensors do not fit together.
     """
 
     pixels: Tensor
@@ -76,13 +76,13 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Two splits and what is needed to read them."""
+    """Two splits, their classes and their scale."""
 
     name: str
     train: Images
     validation: Images
     classes: tuple[str, ...]
-    """What each label means."""
+    """Names of the classes, in the order of the labels."""
     mean: tuple[float, ...]
     """Per channel, in units where a full byte is 1: subtracted from the pixels."""
     std: tuple[float, ...]
@@ -90,7 +90,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Numbers of a pixel."""
+        """Number of channels."""
         return self.train.pixels.shape[1]
 
     @property
@@ -100,15 +100,15 @@ class Dataset:
 
 
 def first(images: Images, count: int) -> Images:
-    """Give the first ``count`` images, or all where there are fewer."""
+    """Return the first ``count`` images, or all if there are fewer."""
     return Images(pixels=images.pixels[:count], labels=images.labels[:count])
 
 
 def some(images: Images, count: int) -> Images:
-    """Give ``count`` images, every class among them as often as in all, or all where there are fewer.
+    """Return ``count`` images with the class frequencies of all, or all if there are fewer.
 
-    They are the first where the order is mixed. Where images come class by class, as files in folders do, they are
-    drawn at random, always the same ones, and keep their order.
+    These are the first ones if the classes are mixed. If images come class by class, as from folders, they are drawn at
+    random with a fixed seed, and keep their order.
     """
     if count >= len(images) or _is_mixed(images.labels):
         return first(images, count)
@@ -120,8 +120,8 @@ def _shares_of_classes(labels: NDArray[np.int64], random: np.random.Generator) -
     """Put each class in a random order.
 
     Returns:
-        what share of its class has come when an image comes, so that the images with the lowest shares are drawn of
-        all classes alike; and which images come last in their class.
+        for each image, the share of its class that comes up to it, so that the lowest shares draw from all classes
+        equally; and which images are the last of their class.
     """
     draws = random.random(len(labels))
     by_class, counts = np.lexsort((draws, labels)), np.bincount(labels)
@@ -138,7 +138,7 @@ def _is_mixed(labels: Tensor) -> bool:
 
 
 def take(images: Images, rows: Tensor) -> Images:
-    """Give the images at these places, int64 of shape (M,), in their order."""
+    """Return the images at these indices, int64 of shape (M,), in their order."""
     return Images.of_rows(gathered(images.rows, rows), images.labels[rows])  # each image stays one block of memory
 
 
@@ -171,7 +171,7 @@ def hold_out(images: Images, *, fraction: float, seed: int) -> tuple[Images, Ima
 def chosen_by_class(
     labels: NDArray[np.int64], *, share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose at random a share of every class, as near to it as whole images come.
+    """Choose at random a share of every class, rounded to whole images.
 
     Args:
         labels: shape (N,), numbers of classes.
@@ -179,7 +179,7 @@ def chosen_by_class(
         seed: decides which images.
 
     Returns:
-        the rows of the rest, where every class keeps an image if there is room for it, and the rows that are held out.
+        the rows of the rest, in which every class keeps an image if possible, and the rows held out.
     """
     shares, is_last = _shares_of_classes(labels, random_stream(seed, _HOLD_OUT_STREAM))
     chosen = np.zeros(len(labels), dtype=bool)

@@ -1,4 +1,4 @@
-"""How data lie on the disk: each layout, what recognises it, and what reads it."""
+"""Layouts of data on the disk: how each one is recognised and read."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Layout:
 
     module: str
     told: str
-    """In a few words, for messages."""
+    """Short name, for messages."""
     has_columns: bool = True
-    """Whether images and labels have names that may be given."""
+    """Whether --columns can name its images and labels."""
 
     def recognises(self, data: str) -> bool:
-        """Whether the data are so."""
+        """Whether the data have this layout."""
         return bool(self._module().recognises(data))
 
     def read(self, data: str, reading: Reading) -> Parts:
         """Find its parts, without decoding images.
 
         Raises:
-            UserError: something is wrong with them.
+            UserError: the data are invalid.
         """
         found: Parts = self._module().read(data, reading)
         return found
@@ -56,11 +56,11 @@ LAYOUTS: Sequence[Layout] = (
     Layout("parquet", "Parquet, a file or DIR of some"),
     Layout("hub", "OWNER/NAME on the Hugging Face hub"),
 )
-"""In the order in which they are tried."""
+"""All layouts, in the order in which they are tried."""
 
 
 def layout_of(data: str) -> Layout | None:
-    """Give the layout that data are in; None for none."""
+    """Return the layout of data, or None."""
     return next((layout for layout in LAYOUTS if layout.recognises(data)), None)
 
 
@@ -68,12 +68,12 @@ def open_parts(data: str, reading: Reading, *, names: Sequence[str] = ()) -> Par
     """Find the parts of data in any layout.
 
     Args:
-        data: a path, or what stands for one.
-        reading: how.
-        names: of data sets, which may be given in place of data, for messages.
+        data: a path or a name.
+        reading: settings.
+        names: names of data sets, for messages.
 
     Raises:
-        UserError: it is of no layout, or something is wrong with it.
+        UserError: the data have no known layout, or are invalid.
     """
     layout = layout_of(data)
     if layout is None:
@@ -88,7 +88,7 @@ def open_parts(data: str, reading: Reading, *, names: Sequence[str] = ()) -> Par
 
 
 def _found(data: str) -> str:
-    """Say what data are."""
+    """Describe data of an unknown layout."""
     place = Path(data)
     if place.is_dir():
         within = sorted(each.name + "/" * each.is_dir() for each in place.iterdir())

@@ -1,4 +1,4 @@
-"""Data sets by name, and data of one's own."""
+"""Load data sets by name, and user data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["DATASETS", "check_data_dir", "load_dataset"]
 DATASETS = ("shapes", "digits", "cifar10", "cifar100", "mnist", "fashion_mnist")
 """Names that :func:`load_dataset` knows."""
 EMBEDDED = {"shapes": "cifar10", "digits": "mnist"}
-"""Data sets that are in no directory -> what is given in their place where there is one."""
+"""Data sets without files -> the data set to name if a directory is given."""
 
 
 def _silent(message: str) -> None:
-    """Say nothing."""
+    """Ignore a message."""
 
 
 def check_data_dir(name: str, data_dir: Path | None) -> None:
-    """Refuse a directory for a data set that is read from none.
+    """Refuse a directory for a data set without files.
 
     Raises:
-        UserError: there is one.
+        UserError: a directory is given.
     """
     if name in EMBEDDED and data_dir is not None:
         other = EMBEDDED[name]
@@ -47,17 +47,17 @@ def load_dataset(
     """Load the training and validation images of a data set.
 
     Args:
-        name: one of :data:`DATASETS`, or data of one's own in one of :data:`steadynorm.lab.data.layouts.LAYOUTS`.
+        name: one of :data:`DATASETS`, or user data in one of :data:`steadynorm.lab.data.layouts.LAYOUTS`.
             ``shapes`` is drawn by the package; ``cifar10`` is read from ``data_dir`` or from the Hugging Face hub, and
             its decoded images are cached; ``digits`` comes with scikit-learn; ``mnist`` is read from ``data_dir``.
-        data_dir: where a data set of a name lies.
+        data_dir: directory of a named data set.
         columns: names of the images and of the labels, in a table or an archive of arrays.
         image_size: height and width that images are resized and cut to, or one number for both.
-        validation_share: share of the images that is held out where no part of the data is for validation; 0.1 if None.
-        progress: told, a line at a time, what takes long and what was guessed or left out.
+        validation_share: share of the images to hold out if the data have no validation part; 0.1 if None.
+        progress: receives lines about slow steps, guesses and omissions.
 
     Raises:
-        UserError: there is no such data set, the data cannot be had or are damaged, or an argument would do nothing.
+        UserError: the data set is unknown, missing or damaged, or an argument has no effect.
     """
     reading = Reading(
         columns=None if columns is None else (columns[0], columns[1]),
@@ -81,10 +81,10 @@ def load_dataset(
 
 
 def both_sides(size: Sequence[int] | None) -> tuple[int, int] | None:
-    """Give height and width of one number or two.
+    """Return height and width from one or two numbers.
 
     Raises:
-        UserError: there are none or more, or one is below 1.
+        UserError: there are not one or two numbers, or one is below 1.
     """
     if size is None:
         return None
@@ -96,10 +96,10 @@ def both_sides(size: Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def check_unused(name: str, **given: object) -> None:
-    """Refuse flags that say how data of one's own are read, for a data set of a name.
+    """Refuse flags for user data if a data set is named.
 
     Raises:
-        UserError: one is given.
+        UserError: such a flag is given.
     """
     for flag, value in given.items():
         if value is not None:

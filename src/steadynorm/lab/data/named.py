@@ -22,23 +22,23 @@ __all__ = ["KNOWN", "load_named", "parts_of_named"]
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A data set that many know by its name."""
+    """A well-known data set."""
 
     title: str
     repository: str
-    """On the Hugging Face hub."""
+    """Repository on the Hugging Face hub."""
     folder: str
-    """In the repository."""
+    """Folder in the repository."""
     places: tuple[str, ...]
-    """Where its files may lie in a directory; the first that is there."""
+    """Possible places of its files in a directory; the first existing one is used."""
     form: tuple[int, int, int]
     """Height, width and channels."""
     counts: tuple[int, int]
-    """Images for training and for test."""
+    """Number of images for training and for test."""
     classes: tuple[str, ...] | None = None
-    """None where the files name them."""
+    """Names of the classes; None if the files name them."""
     scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Mean and standard deviation by channel; None where they are measured."""
+    """Mean and standard deviation by channel; None if they are measured."""
 
 
 KNOWN = {
@@ -88,13 +88,13 @@ def load_named(name: str, data_dir: Path | None, reading: Reading) -> Dataset:
     """Load a data set of :data:`KNOWN`.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         data_dir: a directory with it in any layout, or that layout itself. None downloads it from the Hugging Face hub,
-            whose library keeps it for the next time.
-        reading: told what takes long.
+            whose library caches it.
+        reading: receives notes about slow steps.
 
     Raises:
-        UserError: it cannot be had, or is something else.
+        UserError: the data set is not available, or the files hold another one.
     """
     dataset = assemble(parts_of_named(name, data_dir, reading), reading)
     known = KNOWN[name]
@@ -108,10 +108,10 @@ def load_named(name: str, data_dir: Path | None, reading: Reading) -> Dataset:
 
 
 def parts_of_named(name: str, data_dir: Path | None, reading: Reading) -> Parts:
-    """Find the files of a data set of :data:`KNOWN`, and check how many images there are.
+    """Find the files of a data set of :data:`KNOWN`, and check the number of images.
 
     Raises:
-        UserError: they cannot be had, or are of something else.
+        UserError: the files are not available, or hold another data set.
     """
     known = KNOWN[name]
     if data_dir is None:

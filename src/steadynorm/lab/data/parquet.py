@@ -1,4 +1,4 @@
-"""Parquet files, however many and whatever they are called, in the layout of the Hugging Face hub or one like it."""
+"""Parquet files of any number and names, in the layout of the Hugging Face hub or a similar one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["check_one_set", "open_table", "parts_of_files", "read", "recognises"
 
 _ROWS = 500
 DEPTH = 3
-"""Folders that are looked into, one in the other."""
+"""Depth to which folders are searched."""
 
 
 def recognises(data: str) -> bool:
-    """Whether it is a Parquet file, or a directory with some."""
+    """Whether this is a Parquet file, or a directory with some."""
     return bool(_files(Path(data)))
 
 
@@ -40,12 +40,12 @@ def read(data: str, reading: Reading) -> Parts:
 
 
 def parts_of_files(name: str, files: Mapping[str, Path], reading: Reading) -> Parts:
-    """Make a data set of Parquet files.
+    """Make a data set from Parquet files.
 
     Args:
-        name: of the data set.
-        files: by their path within it, which says what part they are of.
-        reading: how.
+        name: name of the data set.
+        files: files by their path in the data set, which names their part.
+        reading: settings.
 
     Raises:
         UserError: a file cannot be read, or they are of several data sets.
@@ -67,10 +67,10 @@ def parts_of_files(name: str, files: Mapping[str, Path], reading: Reading) -> Pa
 
 
 def check_one_set(names: Iterable[str], *, what: str, flag: str) -> None:
-    """Refuse files of several data sets, which their folders tell.
+    """Refuse files of several data sets, recognized by their folders.
 
     Raises:
-        UserError: they are of several.
+        UserError: the files belong to several data sets.
     """
     stems = sorted({_stem(name) for name in names})
     if len(stems) > 1:
@@ -93,12 +93,12 @@ def _words(text: str) -> list[str]:
 
 
 def _part_of(within: str) -> str | None:
-    """Tell by the name of the file, else by those of its folders, the nearest first."""
+    """Return the part that the file name tells, or else its folders, the nearest first."""
     return next((words[0] for each in reversed(within.split("/")) if (words := _words(each))), None)
 
 
 def _stem(within: str) -> str:
-    """Give the folders that say of which data set a file is, without those that say of which part."""
+    """Return the folders that name a file's data set, without those that name its part."""
     return "/".join(each for each in within.split("/")[:-1] if not _words(each))
 
 
@@ -106,14 +106,14 @@ def open_table(path: Path) -> Table:
     """Read the head of a Parquet file.
 
     Raises:
-        UserError: it is no whole Parquet file.
+        UserError: it is not a complete Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from steadynorm.lab.data.tables import Table
 
-    broken = (pa.ArrowException, UnicodeError, OSError)  # names that are no UTF-8 among them
+    broken = (pa.ArrowException, UnicodeError, OSError)  # also if names are not UTF-8
 
     def refused(error: Exception) -> UserError:
         return UserError(f"{path}: must be a complete Parquet file, got {one_line(error)}. Download it again.")
@@ -140,7 +140,7 @@ def open_table(path: Path) -> Table:
 
 
 def _cells(file: Any, name: str, rows: NDArray[np.int64]) -> Iterator[Any]:  # noqa: ANN401
-    """Read the groups of rows that hold some of them."""
+    """Read the row groups that hold the given rows."""
     start = 0
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows

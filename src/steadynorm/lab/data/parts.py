@@ -16,21 +16,21 @@ __all__ = ["Part", "Parts", "Reading", "part_of_images"]
 
 
 def _silent(message: str) -> None:
-    """Say nothing."""
+    """Ignore a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the user says of how data are to be read.
+    """The user's settings for reading data.
 
     Args:
         columns: names of the images and of the labels, in a table or an archive of arrays; None finds them.
         image_size: height and width of the images: they are resized until they cover it, and their centre is cut out;
             None keeps their own size, which must be the same for all.
-        validation_share: share of the images that is held out where no part of the data is for validation.
-        progress: told, a line at a time, what takes long and what was guessed or left out.
-        flag: by which the data were given, for messages.
-        size_flag: by which their size is given.
+        validation_share: share of the images to hold out if the data have no validation part.
+        progress: receives lines about slow steps, guesses and omissions.
+        flag: flag that gave the data, for messages.
+        size_flag: flag that gives their size.
     """
 
     columns: tuple[str, str] | None = None

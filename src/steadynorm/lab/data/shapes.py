@@ -101,7 +101,7 @@ def _photograph(picture: Array, draws: _Draws) -> NDArray[np.uint8]:
 
 
 def _texture(draws: _Draws, count: int, cells: int, strength: float) -> Array:
-    """Give random blotches of about 32 / ``cells`` pixels: shape (N, 32, 32, 3), within ± ``strength``."""
+    """Return random blotches of about 32 / ``cells`` pixels: shape (N, 32, 32, 3), within ± ``strength``."""
     knots = draws.bytes(count, 3, cells, cells).astype(np.float64) - 127.5
     weights = _interpolation(cells)
     # Every product and sum is a multiple of 1/2 and far below 2**53. Sums are exact in any order.
@@ -110,7 +110,7 @@ def _texture(draws: _Draws, count: int, cells: int, strength: float) -> Array:
 
 
 def _interpolation(cells: int) -> Array:
-    """Give whole-number weights of linear interpolation, shape (32, cells); rows sum to 32."""
+    """Return whole-number weights of linear interpolation, shape (32, cells); rows sum to 32."""
     place = np.arange(SIZE) * (cells - 1)
     left, rest = place // SIZE, place % SIZE
     weights = np.zeros((SIZE, cells))
@@ -120,7 +120,7 @@ def _interpolation(cells: int) -> Array:
 
 
 def _coordinates(draws: _Draws, radius: Array) -> tuple[Array, Array]:
-    """Give pixel coordinates in a shape's own frame, where its radius is 1: two of shape (N, 32, 32)."""
+    """Return pixel coordinates in a shape's own frame, where its radius is 1: two of shape (N, 32, 32)."""
     count = len(radius)
     slope = draws.uniform(-1, 1, count, 1, 1)
     half = draws.uniform(0, 1, count, 1, 1) < 0.5
@@ -135,7 +135,7 @@ def _coordinates(draws: _Draws, radius: Array) -> tuple[Array, Array]:
 
 
 def _mask(labels: NDArray[np.int64], draws: _Draws) -> Array:
-    """Give how much of each pixel the shape covers, in [0, 1]: shape (N, 32, 32)."""
+    """Return how much of each pixel the shape covers, in [0, 1]: shape (N, 32, 32)."""
     radius = draws.uniform(8, 14, len(labels), 1, 1)
     u, v = _coordinates(draws, radius)
     depth = np.empty_like(u)

@@ -47,7 +47,7 @@ def room(shape: Sequence[int], folder: Path | None = None) -> Tensor:
 
 
 def gathered(rows: Tensor, chosen: Tensor) -> Tensor:
-    """Give ``rows[chosen]``, wherever there is room for it."""
+    """Return ``rows[chosen]``, wherever there is room for it."""
     shape = (len(chosen), *rows.shape[1:])
     if fits(shape):
         return rows[chosen]

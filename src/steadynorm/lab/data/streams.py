@@ -25,7 +25,7 @@ Indices = NDArray[np.int64]
 
 
 def stream(labels: Tensor, kind: str, *, batch_size: int, seed: int) -> list[Tensor]:
-    """Give the batches of a stream of test images, as indices.
+    """Return the batches of a stream of test images, as indices.
 
     Args:
         labels: int64, shape (N,).
@@ -94,7 +94,7 @@ def _iid(labels: Indices, random: np.random.Generator) -> Indices:
 
 
 def _shuffled_classes(labels: Indices, random: np.random.Generator) -> list[Indices]:
-    """Give the images of each class, shuffled; classes in random order."""
+    """Return the images of each class, shuffled; classes in random order."""
     return [random.permutation(np.flatnonzero(labels == label)) for label in random.permutation(np.unique(labels))]
 
 

@@ -30,7 +30,7 @@ class Table:
     """A file with rows.
 
     Args:
-        path: of the file.
+        path: path of the file.
         schema: of its columns.
         count: its rows.
         column: gives a column whole.
@@ -48,7 +48,7 @@ def parts_of_tables(name: str, words: dict[str, Sequence[Table]], reading: Readi
     """Make a data set of tables.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         words: of the parts -> the tables of each. A single part may have any name.
         reading: how.
 
@@ -78,7 +78,7 @@ def _chosen(name: str, words: Sequence[str], reading: Reading) -> tuple[str, str
 
 
 def find_columns(table: Table, reading: Reading) -> tuple[str, str]:
-    """Give the names of the columns with the images and the labels.
+    """Return the names of the columns with the images and the labels.
 
     Raises:
         UserError: they cannot be determined, or are not there.
@@ -112,7 +112,7 @@ def _holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow has no type anno
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:  # noqa: ANN401
-    """Give the names that Hugging Face's libraries keep beside a schema."""
+    """Return the names that Hugging Face's libraries keep beside a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]

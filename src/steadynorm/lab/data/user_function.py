@@ -101,6 +101,6 @@ def _item(image: Any, reading: Reading, what: str) -> Any:  # noqa: ANN401 (an a
 
 
 def _classes(given: Any) -> tuple[str, ...] | None:  # noqa: ANN401 (whatever the function gave)
-    """Give the names that torchvision's data sets have."""
+    """Return the names that torchvision's data sets have."""
     names = getattr(given, "classes", None)
     return tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else None

@@ -94,13 +94,13 @@ class Arm:
         return self.lost.replace("diverged", "exploded")
 
     def as_json(self) -> dict[str, Any]:
-        """Give its point, what became of its networks, and every quantity over the seeds."""
+        """Return its point, the state of its networks, and every quantity over the seeds."""
         counts = {"seeds": self.seeds, "waiting": self.waiting, "exploded_at_step": self.diverged_at_step}
         return {**self.at, **counts, **self.spreads}
 
 
 def points_of(**factors: Sequence[Any]) -> list[dict[str, Any]]:
-    """Give every point of a grid, as factor -> value, in the order of the factors' values; the last changes first."""
+    """Return every point of a grid, as factor -> value, in the order of the factors' values; the last changes first."""
     return [dict(zip(factors, values, strict=True)) for values in itertools.product(*factors.values())]
 
 
@@ -134,5 +134,5 @@ def final(quantity: str) -> Reduction:
 
 
 def finals(runs: Iterable[Cell], quantity: str = "val_accuracy") -> dict[int, float]:
-    """Give seed -> last value of a quantity, of the networks that finished."""
+    """Return seed -> last value of a quantity, of the networks that finished."""
     return {run.factors["seed"]: run.last(quantity) for run in runs if run.status == "finished"}

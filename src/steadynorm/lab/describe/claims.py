@@ -61,7 +61,7 @@ def with_and_without(
 
 
 def tolerated(limit: float, images: int) -> float:
-    """Give a limit on lost accuracy that no single image breaks: of few images, one; of none that are known, itself."""
+    """Return a limit on lost accuracy that no single image breaks: at least one image, if their number is known."""
     return max(limit, 1 / images + ROUNDING) if images else limit
 
 

@@ -112,7 +112,7 @@ def curves(
 
 
 def _last(run: Cell, quantity: str) -> dict[str, float]:
-    """Give the last epoch whose value is a number; where there is none, a place without a value."""
+    """Return the last epoch with a finite value, or a place without a value."""
     known = [(epoch, value) for epoch, value in run.series(quantity).items() if math.isfinite(value)]
     epoch, value = known[-1] if known else (0.5, math.nan)
     return {"epoch": epoch, "value": value}

@@ -65,7 +65,7 @@ def sentences(record: Record, text: str, **own: object) -> str:
     """Fill a paragraph: fields of the configuration and of what it became, written as in a sentence.
 
     Args:
-        record: of the experiment.
+        record: record of the experiment.
         text: with the names of fields in braces; ``{epochs}`` is counted, ``{seeds}`` says how many there are, and
             ``{arms_count}`` counts the values of a field that holds several.
         own: further values, or others.

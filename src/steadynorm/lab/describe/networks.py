@@ -24,7 +24,7 @@ def all_measured(record: Record) -> bool:
 
 
 def networks_as_json(record: Record) -> list[dict[str, Any]]:
-    """Give every network with its epochs; the norms of single weights stay in the record."""
+    """Return every network with its epochs; the norms of single weights stay in the record."""
     return [_as_json(run) for run in record.networks]
 
 

@@ -155,7 +155,7 @@ def _measure(task: Task[ClassicConfig]) -> Measure:
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Give the images of each step, without end: whole batches of a new order in each pass."""
+    """Yield the images of each step, without end: whole batches of a new order in each pass."""
     for epoch in itertools.count(1):
         order = torch.from_numpy(random_stream(seed, epoch).permutation(count))
         yield from order[: count // size * size].view(-1, size)
@@ -211,7 +211,7 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterab
 
 @torch.no_grad()
 def _arriving(network: nn.Sequential, x: Tensor, batch_size: int) -> Tensor:
-    """Give the percentiles of what reaches the last sigmoids, in training and in evaluation: shape (2, 3, units)."""
+    """Return the percentiles of the last sigmoids' inputs, in training and in evaluation; shape (2, 3, units)."""
     training = inputs_in_training(network, x, batch_size=batch_size)
     return torch.stack([percentiles(training), percentiles(network[:-2](x))]).cpu()
 
@@ -314,7 +314,7 @@ def _of_the_middle(quantity: str) -> Reduction:
 
 
 def _findings(arms: Sequence[Arm]) -> dict[str, Any]:
-    """Give the summaries, and what the figures show."""
+    """Return the summaries and the data of the figures."""
 
     def summary(arm: Arm) -> dict[str, Any]:
         counts = {"seeds": arm.seeds, "measured": len(arm.ended), "common_missed": _missed(arm)}

@@ -110,7 +110,7 @@ class CompareConfig(OneRateConfig):
     then compared at --lr, and each at its own best rate."""
 
     def by_data(self) -> Mapping[str, Any]:
-        """Give the article's settings, or those for the embedded data."""
+        """Return the article's settings, or those for the embedded data."""
         return EMBEDDED if self.data == "shapes" else ARTICLE
 
 
@@ -229,11 +229,11 @@ class RatedArm(Arm):
         return None if self.is_lost else self["val_accuracy"] or self["val_accuracy_reached"]
 
     def middle(self, quantity: str) -> float | None:
-        """Give the median over all epochs of all networks."""
+        """Return the median over all epochs of all networks."""
         return number_or_none(median(value for cell in self.cells for value in cell.series(quantity).values()))
 
     def as_json(self) -> dict[str, Any]:
-        """Give its numbers; those of ``values`` over the seeds, times as medians over all epochs."""
+        """Return its numbers; those of ``values`` over the seeds, times as medians over all epochs."""
         parameters = max((cell.series("parameters").get(0, 0) for cell in self.cells), default=0)
         return {
             "arm": self.arm,
@@ -252,7 +252,7 @@ class RatedArm(Arm):
 
 
 def rated_arms(record: Record) -> tuple[list[RatedArm], list[RatedArm]]:
-    """Give the arms at the shared rate and, once tuning is over, each at its own.
+    """Return the arms at the shared rate and, once tuning is over, each at its own.
 
     The second holds the arms that have a best rate; where that is the shared rate, the same networks serve both. It is
     empty while any ``tune`` run still waits, because the best rates may change.
@@ -333,7 +333,7 @@ def largest_fall(run: Cell, *, until: int) -> float:
 
 
 def _early_epoch(record: Record) -> int:
-    """Give the epoch at which the arms are compared early: the article's 10, or the middle if shorter."""
+    """Return the epoch at which the arms are compared early: the article's 10, or the middle if shorter."""
     planned = int(record.config["epochs"])
     return ARTICLE_EPOCH if planned >= ARTICLE_EPOCH else max(1, (planned + 1) // 2)
 

@@ -300,7 +300,7 @@ Subjects = dict[str, dict[str, float]]
 
 
 def probes_of(record: Record) -> pd.DataFrame:
-    """Give a row for each probe: arm, seed, step, :data:`QUANTITIES`, and lines with bands for the figures."""
+    """Return a row for each probe: arm, seed, step, :data:`QUANTITIES`, and lines with bands for the figures."""
     import pandas as pd
 
     rows = [place | _probed(subjects) for place, subjects in _steps(record, "weight_norm")]
@@ -308,7 +308,7 @@ def probes_of(record: Record) -> pd.DataFrame:
 
 
 def _steps(record: Record, quantity: str) -> Iterator[tuple[dict[str, Any], Subjects]]:
-    """Give each step that has a quantity: ``weight_norm`` where there is a probe, ``val_accuracy`` after an epoch."""
+    """Yield each step that has a quantity: ``weight_norm`` where there is a probe, ``val_accuracy`` after an epoch."""
     for cell in record.cells:
         found: dict[int, Subjects] = {}
         for row in cell.measurements if cell.has_ended else ():
@@ -332,7 +332,7 @@ def _probed(subjects: Subjects) -> dict[str, float]:
 
 
 def _ends(subjects: Subjects, unit: str) -> list[dict[str, float]]:
-    """Give what was seen at the ends of the steps along the gradient, the shortest first."""
+    """Return the measurements at the ends of the steps along the gradient, the shortest first."""
     lengths = {float(name.removeprefix(unit)): found for name, found in subjects.items() if name.startswith(unit)}
     return [found for _, found in sorted(lengths.items())]
 
@@ -353,7 +353,7 @@ def _along(own: dict[str, float], ends: Sequence[dict[str, float]], *, free: boo
 
 
 def _band(name: str, values: Iterable[float]) -> dict[str, float]:
-    """Give the place of a line, the first value, and the ends of the band around it, of those that are finite."""
+    """Return the place of a line, the first value, and the ends of the band around it, of those that are finite."""
     finite = [value for value in values if math.isfinite(value)] or [math.nan]
     return {f"{name}_line": finite[0], f"{name}_low": min(finite), f"{name}_high": max(finite)}
 
@@ -363,7 +363,7 @@ def _over(value: float, by: float) -> float:
 
 
 def _largest(values: Iterable[float]) -> float:
-    """Give the largest; infinity where one is not a number, because the step was too long."""
+    """Return the largest value; infinity if one is NaN, because the step was too long."""
     return max(math.inf if math.isnan(value) else value for value in values)
 
 
@@ -484,7 +484,7 @@ def _over_steps(record: Record, arms: Iterable[Arm], table: pd.DataFrame, name: 
 
 
 def _epochs(record: Record) -> pd.DataFrame:
-    """Give a row for each epoch of each network."""
+    """Return a row for each epoch of each network."""
     import pandas as pd
 
     rows = [place | subjects[""] for place, subjects in _steps(record, "val_accuracy")]
@@ -615,7 +615,7 @@ TWO_VIEWS = (
 
 
 def _headline(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | None]) -> str:
-    """Give the difference in both views, which may disagree; of networks that hardly trained, in the paper's alone."""
+    """Return the difference in both views, which may disagree; in the paper's only if the networks hardly trained."""
     if None in _measured_pair(arms):
         measured = [arm.arm for arm in arms if arm.ended]
         so_far = "The loss" if all_measured(record) else "So far the loss"

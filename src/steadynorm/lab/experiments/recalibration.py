@@ -83,7 +83,7 @@ class RecalibrationConfig(OneRateConfig):
     milestones: tuple[int, ...] = (6,)
 
     def by_data(self) -> Mapping[str, Any]:
-        """Give numbers of images that there are."""
+        """Return the available numbers of images."""
         return {"images": (100, 500, 1_500) if self.data == "shapes" else (100, 500, 2_000, 10_000)}
 
 
@@ -230,7 +230,7 @@ def describe(record: Record) -> Report:
 
 
 def sizes_of(record: Record, done: Sequence[Cell]) -> list[Arm]:
-    """Give every number of images that is measured, with its quantities over the seeds."""
+    """Return each measured number of images with its quantities over the seeds."""
 
     def last(quantity: str) -> Reduction:
         return lambda cell: cell.last(quantity)

@@ -95,7 +95,7 @@ class ScaleConfig(TrainingConfig):
     augment: Literal["none", "crop-flip"] = "crop-flip"
 
     def by_data(self) -> Mapping[str, Any]:
-        """Give batch sizes of which there are images."""
+        """Return the batch sizes for which there are images."""
         return {"batch_size": (128, 512, 1024) if self.data == "shapes" else (128, 512, 2048, 8192)}
 
 
@@ -248,7 +248,7 @@ def _sizes(record: Record) -> list[int]:
 
 
 def _rate(arm: Arm) -> float:
-    """Give the highest rate of the training."""
+    """Return the highest rate of the training."""
     return arm.cells[0].factors["lr"] if arm.cells else 0.0
 
 

@@ -159,7 +159,7 @@ def _network(config: ShiftConfig, seed: int) -> Factors:
 
 
 def _grid(config: ShiftConfig, seed: int) -> Iterator[Factors]:
-    """Give the cells of a seed: stored statistics of each decay, then the methods on each stream."""
+    """Yield the cells of a seed: stored statistics of each decay, then the methods on each stream."""
     shifts: list[tuple[str, int]] = [(name, severity) for severity in config.severities for name in config.corruptions]
     for name, severity in [(CLEAN, 0), (SWAPPED, 0), *shifts]:
         yield {"part": "decays", "shift": name, "severity": severity, "seed": seed}
@@ -206,7 +206,7 @@ def _measure(task: Task[ShiftConfig]) -> Measure:
 
 
 def _stream(task: Task[ShiftConfig], kind: str, shift: str, severity: int, seed: int) -> tuple[Images, list[Tensor]]:
-    """Give the images of a stream and its batches."""
+    """Return the images of a stream and its batches."""
     config, alone = task.config, kind == "one_by_one"
     if shift == MIXED:
         domains = [_images(task, name, severity, seed, config.stream_images) for name in config.corruptions]
@@ -221,7 +221,7 @@ def _stream(task: Task[ShiftConfig], kind: str, shift: str, severity: int, seed:
 def _images(
     task: Task[ShiftConfig], shift: str, severity: int, seed: int, count: int, *, one_class: bool = False
 ) -> Images:
-    """Give the first ``count`` validation images, or those of one class drawn at random, as they are shown."""
+    """Return the first ``count`` validation images, or random ones of one class, in stream order."""
     published = _published(task, shift, severity)
     images = published or task.dataset.validation
     if one_class:
@@ -328,7 +328,7 @@ def conditions(record: Record, part: str) -> list[Condition]:
 
 
 def kept_share(found: Iterable[Condition], method: str) -> float | None:
-    """Give the share of batch statistics' gain that a method keeps on corrupted, well-mixed streams of batches.
+    """Return the share of batch statistics' gain that a method keeps on corrupted, well-mixed streams of batches.
 
     Returns:
         sum of its gains over the sum of theirs, where theirs are positive; None where there are none.
@@ -437,7 +437,7 @@ def _is_unsafe(one: Condition, method: str) -> bool:
 
 
 def _every_stream(found: Sequence[Condition]) -> Iterator[Block]:
-    """Give a table of errors for each kind of stream."""
+    """Yield a table of errors for each kind of stream."""
     for label, here in _by_kind(found).items():
         yield Text(f"{capital(label)}: error, in bold where it is lower than the stored statistics'.")
         columns: dict[str, Callable[[Condition], Entry | str]] = {
@@ -561,7 +561,7 @@ def _claims(record: Record, found: Sequence[Condition], decays: Sequence[Conditi
 
 
 def _swapped(record: Record) -> float:
-    """Give the share of the images whose labels are swapped; 0 of older records, which do not know it."""
+    """Return the share of images with swapped labels; 0 for older records, which lack it."""
     cells = record.select(part="decays", shift=SWAPPED)
     shares = [share for cell in cells for share in cell.values("swapped").values()]
     return mean(shares) if shares else 0.0
@@ -625,7 +625,7 @@ def _keeps(found: Sequence[Condition]) -> Claim:
 
 
 def _trained(record: Record) -> Spread | None:
-    """Give the accuracy of the networks after training, on the validation images as they are."""
+    """Return the accuracy of the networks after training, on the validation images as they are."""
     return spread(finals(record.networks).values())
 
 

@@ -251,7 +251,7 @@ def describe(record: Record) -> Report:
 
 
 def layers_of(cells: Sequence[Cell]) -> list[Arm]:
-    """Give every layer, in the order of the network, with its quantities over the seeds."""
+    """Return every layer, in the order of the network, with its quantities over the seeds."""
 
     def of(layer: str, quantity: str) -> Reduction:
         return lambda cell: cell.values(quantity)[layer]
@@ -262,7 +262,7 @@ def layers_of(cells: Sequence[Cell]) -> list[Arm]:
 
 
 def _means(layer: Arm, quantity: str) -> list[float]:
-    """Give the means over the seeds, of the mean and of the variance."""
+    """Return the means over the seeds, of the mean and of the variance."""
     return [found.mean for part in PARTS if (found := layer[part + quantity])]
 
 

@@ -224,7 +224,7 @@ def _whose(record: Record) -> Text | None:
 
 
 def _defaults(record: Record) -> dict[int, float]:
-    """Give seed -> accuracy of the default build."""
+    """Return seed -> accuracy of the default build."""
     return finals(record.select(part=None, arm=DEFAULT_BUILD, batch_size=None))
 
 
@@ -285,7 +285,7 @@ def _table(record: Record, arms: Sequence[Arm], default: Spread | None) -> Table
 
 
 def _accuracy(arm: Arm) -> Entry:
-    """Give the accuracy, or the steps at which an arm diverged that has none."""
+    """Return the accuracy, or the steps at which an arm without one diverged."""
     if arm["accuracy"] or not arm.lost:
         return accuracy_entry(arm["accuracy"])
     return Entry(text=arm.lost, tone="bad")

@@ -71,7 +71,7 @@ def build_network(
     model with other layers in the place of its batch norms, see :mod:`steadynorm.lab.networks.converted`.
 
     Args:
-        name: of :data:`NETWORKS`, or what :mod:`steadynorm.lab.networks.given` calls.
+        name: name of :data:`NETWORKS`, or what :mod:`steadynorm.lab.networks.given` calls.
         arm: a normalization as :func:`steadynorm.lab.normalizations.find_normalization` reads it.
         depth: number of convolutions of ``cnn``.
         widths: channels of each stage of ``cnn``; a stage ends with 2x2 max-pooling.

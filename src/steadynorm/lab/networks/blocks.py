@@ -42,7 +42,7 @@ class BasicBlock(ResidualBlock):
 
     Args:
         channels: of the input.
-        width: of the output.
+        width: width of the output.
         stride: of the first convolution and of the shortcut.
         norm: the normalization.
         projects: whether a shortcut that changes the shape is a normalized 1x1 convolution, He et al.'s option B;

@@ -124,7 +124,7 @@ def _inner(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _carry(old: nn.Module, new: nn.Module) -> None:
-    """Give a new layer the place, the mode and, but for a lone bias, the weight and bias of a batch norm."""
+    """Copy device, dtype, mode and, unless the new layer only adds a bias, weight and bias of a batch norm."""
     place = next((each for each in old.parameters()), None)
     if place is not None:
         new.to(place.device, place.dtype)

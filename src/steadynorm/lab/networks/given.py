@@ -167,7 +167,7 @@ def _model(how: str, make: Callable[[], Any]) -> nn.Module:
 
 
 def images(model: nn.Module, shape: Shape) -> Tensor:
-    """Give two images where a model is."""
+    """Return two images on the device of a model."""
     device = next((each.device for each in model.parameters()), torch.get_default_device())
     return torch.zeros(2, shape.channels, *shape.image_size, device=device)
 

@@ -20,7 +20,7 @@ class Logits(nn.Module):
         self.training = model.training
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Give the logits."""
+        """Return the logits."""
         output = self.model(pixels)
         found: Tensor = output.logits if hasattr(output, "logits") else output[0]
         return found

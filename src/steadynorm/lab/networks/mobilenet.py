@@ -51,7 +51,7 @@ class InvertedBlock(ResidualBlock):
 
     Args:
         channels: of the input.
-        width: of the output.
+        width: width of the output.
         stride: of the depthwise convolution.
         norm: the normalization.
         expansion: channels in between, as a multiple of the input's; with 1 there is nothing to expand.

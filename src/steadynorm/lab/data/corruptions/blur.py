@@ -87,14 +87,14 @@ def _scale(pixels: Array) -> float:
 
 
 def _gaussian(radius: int, deviation: float) -> Array:
-    """Give 2 radius + 1 weights that sum to 1."""
+    """Return 2 radius + 1 weights that sum to 1."""
     weights = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * deviation**2))
     scaled: Array = weights / weights.sum()
     return scaled
 
 
 def _motion_kernel(width: int, deviation: float, angle: float) -> Array:
-    """Give the weights of a motion's line, shape (2 width - 1, 2 width - 1), the pixel itself in the middle."""
+    """Return the weights of a motion's line, shape (2 width - 1, 2 width - 1), the pixel itself in the middle."""
     steps = np.arange(width)
     weights = np.exp(-(steps**2) / (2 * deviation**2))
     right, down = (np.ceil(steps * part - 0.5).astype(np.int64) for part in (math.cos(angle), math.sin(angle)))
@@ -119,7 +119,7 @@ def _weighted_neighbours(pixels: Array, kernel: Array, *, border: Literal["edge"
 
 @lru_cache(maxsize=1)
 def _zoom_operator(steps: int, height: int, width: int) -> Array:
-    """Give the zoom blur of flattened planes as a matrix to multiply from the right."""
+    """Return the zoom blur of flattened planes as a matrix to multiply from the right."""
     # The clean image counts once more than its enlargement by 1.
     total = np.eye(height * width)
     for step in range(steps):
@@ -128,7 +128,7 @@ def _zoom_operator(steps: int, height: int, width: int) -> Array:
 
 
 def _enlargement(factor: float, size: int) -> Array:
-    """Give the weights of linear interpolation that enlarge one axis about its middle, shape (size, size)."""
+    """Return the weights of linear interpolation that enlarge one axis about its middle, shape (size, size)."""
     weights: Array = np.maximum(0.0, 1 - np.abs(_shown_at(factor, size)[:, None] - np.arange(size)))
     return weights
 

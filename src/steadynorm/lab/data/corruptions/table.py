@@ -69,7 +69,7 @@ CORRUPTIONS = {
 
 
 def corrupt(images: Images, name: str, *, severity: int, seed: int) -> Images:
-    """Give the same images, corrupted.
+    """Return the same images, corrupted.
 
     Random numbers depend on ``seed``, ``name`` and ``severity`` alone and are drawn image after image. So the
     first images come out the same however many follow them. The noise belongs to the place and not to the
@@ -107,5 +107,5 @@ def corrupt(images: Images, name: str, *, severity: int, seed: int) -> Images:
 
 
 def _stream_number(name: str, severity: int) -> int:
-    """Give a number of 64 bits that no other corruption or severity has, and no epoch comes near."""
+    """Return a number of 64 bits that no other corruption or severity has, and no epoch comes near."""
     return int.from_bytes(hashlib.blake2b(f"{name} {severity}".encode(), digest_size=8).digest(), "little")
