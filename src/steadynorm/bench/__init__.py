@@ -1,1 +1,1 @@
-"""Speed and memory of the layers and of torch's own, in one process, as ratios; ``docs/bench.md`` says how."""
+"""Speed and memory of our layers and of torch's, in one process, as ratios; see ``docs/bench.md``."""

@@ -1,4 +1,4 @@
-"""``python -m steadynorm.bench``: the bench alone, which needs no package of the lab but tyro."""
+"""``python -m steadynorm.bench``: the bench alone, which needs only tyro of the lab's packages."""
 
 from steadynorm._overview import check_installed
 

@@ -1,4 +1,4 @@
-"""No speed without agreement: on the very case that is timed, results are held to those in float64."""
+"""Compare results with float64 on each case before it is timed: no speed without agreement."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from steadynorm.ops.reference import Activation
 
 __all__ = ["Agreement", "check_agreement", "difference_to_float64", "relative_difference"]
 
-EPS, MOMENTUM = 1e-5, 0.1  # defaults of the layers
-KINK_MARGIN = 0.05  # where y before the ReLU is nearer to 0, rounding may decide what its slope is
+EPS, MOMENTUM = 1e-5, 0.1  # the layers' defaults
+KINK_MARGIN = 0.05  # if y before the ReLU is nearer to 0, rounding may decide its slope
 FLOOR_ULPS = 8
-CHUNK = 1 << 23  # values that are held in float64 at a time
+CHUNK = 1 << 23  # values in float64 at a time
 
 Results = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The result that comes nearest to what is allowed, or goes furthest beyond it."""
+    """The result nearest to its limit, or furthest beyond it."""
 
     what: str
     error: float
-    """Largest difference to the float64 reference; infinite where dtype or strides are not torch's."""
+    """Largest difference to the float64 reference; infinite if dtype or strides are not torch's."""
     allowed: float
     """Twice torch's own largest difference, and eight units in the last place of the largest value."""
 
     @property
     def agrees(self) -> bool:
-        """True if it is within; NaN is not."""
+        """Whether the difference is within the limit; False for NaN."""
         return self.error <= self.allowed
 
     @property
     def excess(self) -> float:
-        """Multiple of what is allowed."""
+        """The difference as a multiple of its limit."""
         if self.agrees:
             return self.error / self.allowed if self.allowed else 0.0
         return math.inf if math.isnan(self.error) or not self.allowed else self.error / self.allowed
@@ -56,9 +56,9 @@ def check_agreement(ours: nn.Module, native: nn.Module, inputs: Inputs, activati
 
     Args:
         ours: changed by the step, like ``native``: torch's own layer, with equal parameters.
-        native: whose error is the measure.
-        inputs: left as they are.
-        activation: what follows the norm in both.
+        native: its error is the measure.
+        inputs: left unchanged.
+        activation: activation after both norms.
     """
     inputs = replace(inputs, dy=inputs.dy.clone())
     weight, bias = (parameter.detach().clone() for parameter in ours.parameters())
@@ -73,7 +73,7 @@ def check_agreement(ours: nn.Module, native: nn.Module, inputs: Inputs, activati
         for what, (truth, size) in _expected(problem.of(channels), activation).items():
             errors = [(_take(results[what], channels) - truth).abs().max() for results in (found, measure)]
             largest = torch.stack([*errors, size.abs().max()])
-            sizes[what] = torch.maximum(sizes.get(what, largest), largest)  # which hands NaN on
+            sizes[what] = torch.maximum(sizes.get(what, largest), largest)  # which propagates NaN
     return max((_judge(what, found[what], measure[what], sizes[what]) for what in sizes), key=lambda one: one.excess)
 
 
@@ -84,8 +84,8 @@ def difference_to_float64(module: nn.Module, inputs: Inputs) -> float:
     The gradient that goes in is zero where the slope of the activation depends on rounding.
 
     Args:
-        module: left as it is.
-        inputs: likewise.
+        module: left unchanged.
+        inputs: left unchanged.
     """
     wide, x = copy.deepcopy(module).double(), inputs.x.detach().double()
     dy = inputs.dy * (copy.deepcopy(wide)(x).abs() > KINK_MARGIN)
@@ -114,7 +114,7 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, list[int]]:
 
 
 class _Problem(NamedTuple):
-    """What a step begins with."""
+    """Values at the start of a step."""
 
     dy: Tensor
     x: Tensor
@@ -128,7 +128,7 @@ class _Problem(NamedTuple):
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:
-    """Share out the channels, which no result mixes."""
+    """Split the channels, which no result mixes."""
     together = max(1, CHUNK * x.shape[1] // x.numel())
     for start in range(0, x.shape[1], together):
         yield slice(start, start + together)
@@ -167,7 +167,7 @@ def _forward(problem: _Problem, activation: Activation | None) -> tuple[Tensor, 
 def _expected(problem: _Problem, activation: Activation | None) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each result and the scale of its rounding error, by the reference's kernels and batch norm's statistics.
 
-    That is the result itself, but for the mean the root mean square of what is summed, which may cancel.
+    The scale is the result itself, and for the mean the root mean square of its summands, which may cancel.
     """
     y, mean, var, rstd = _forward(problem, activation)
     scale, count = rstd * problem.weight, problem.x.numel() / problem.x.shape[1]

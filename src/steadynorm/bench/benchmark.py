@@ -1,4 +1,4 @@
-"""What every benchmark is: flags, cases, a measurement of each, and how its record is read; and how one runs."""
+"""A benchmark: its flags, cases, measurements and record; and how one runs."""
 
 from __future__ import annotations
 
@@ -40,46 +40,46 @@ CaseT = TypeVar("CaseT")
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Generic[FlagsT, CaseT]):
-    """A benchmark: everything that its command, its records, its table and its tests are made from.
+    """A benchmark: the parts that its command, its records, its table and its tests are made of.
 
-    A row is what was measured on a case, as the record holds it; everything shown is made of rows.
+    A row holds the measurements of a case, as in the record; everything shown is made from rows.
     """
 
     name: str
-    """Of its records."""
+    """Name in its records."""
     command: str = ""
     """``steadynorm bench COMMAND``; default: its name."""
     flags: type[FlagsT]
-    """The docstring is the command's help."""
+    """Class of its flags; the docstring is the command's help."""
     serves: Callable[[FlagsT], bool] = lambda config: True
-    """Of several benchmarks with these flags, which one is asked for."""
+    """Whether this is the requested one of several benchmarks with these flags."""
     rows: str
     """Key of the record that has the rows."""
     plan: Callable[[FlagsT, Json, Display], Sequence[CaseT]]
-    """Gives the cases; adds what else the record says of them to its head, and shows it."""
+    """Returns the cases; adds further facts about them to the record's head, and shows them."""
     label: Callable[[CaseT], str] = str
     """Names a case while it is measured."""
     measure: Callable[[CaseT, FlagsT, Json], Json]
-    """Gives the row of a case, with the head of the record: first whether results agree, and speeds only if they do."""
+    """Returns the row of a case, given the record's head: agreement first, and speeds only if the results agree."""
     lines: Callable[[Json], list[str]]
     """Shows a row."""
     summarize: Callable[[Sequence[Json], Json], Json] = lambda rows, head: {}
-    """Gives what the rows come to, as further entries of the record."""
+    """Returns the summary of the rows, as further entries of the record."""
     closing: Callable[[Json], list[str]] = lambda record: []
     """Shows the record's summary, after the last row."""
     disagreeing: Callable[[Json], Sequence[str]] = lambda record: ()
     """Names the cases whose results disagree."""
     table: Callable[[Json], tuple[str, Table]]
-    """Gives what a page shows of a record: a few words on it, and a table."""
+    """Returns a caption and a table of a record for a page."""
 
     def run(self, config: FlagsT, display: Display) -> Json:
         """Measure every case.
 
         Returns:
-            the record, which has been written where ``out`` says so; a run that is interrupted writes what it has.
+            the record, also written to ``out`` if given; an interrupted run writes the rows it has.
 
         Raises:
-            UserError: what was asked for cannot be done.
+            UserError: the flags do not allow a measurement.
         """
         check_config(config)
         device = choose_device(config.device)
@@ -108,7 +108,7 @@ class Benchmark(Generic[FlagsT, CaseT]):
 
 
 def check_config(config: Any) -> None:  # noqa: ANN401 (any command's dataclass)
-    """Refuse what measures nothing, and make the directory of the record while nothing is lost yet.
+    """Refuse flags that measure nothing, and make the directory of the record before any measurement.
 
     Raises:
         UserError: a list is empty or repeats a value, a number is not positive, or there are too few cores.

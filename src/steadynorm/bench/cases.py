@@ -1,4 +1,4 @@
-"""What is measured: operations, shapes, dtypes, layouts, and the bytes that each cannot do without."""
+"""Cases to measure: operations, shapes, dtypes, layouts, and the least bytes that each must move."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SHAPES: dict[Network, tuple[tuple[int, int, int], ...]] = {
 """The distinct inputs (C, H, W) of a network's batch norms."""
 
 BIG_MB = {"cpu": 8, "cuda": 64}
-"""Size of x from which memory's bandwidth decides and not the cost of starting; 10⁶ bytes."""
+"""Size of x from which memory bandwidth decides, not the cost of starting; 10⁶ bytes."""
 
 BATCHES = (1, 8, 32, 128, 256)
 USUAL_BATCHES = (1, 32)  # measured by default, as well as the largest batch that the bound on memory allows
@@ -85,13 +85,13 @@ class Case:
 
     @property
     def floor_bytes(self) -> int:
-        """What forward and backward together must at least read and write."""
+        """Bytes that forward and backward together must at least read and write."""
         return COPIES[self.op] * 2 * self.x_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridFlags(Flags):
-    """Which inputs."""
+    """Inputs to measure."""
 
     shapes: tuple[Network, ...] = ("cnn", "resnet50")
     """Networks whose norms' inputs are timed: the lab's cnn on 32x32 images, ResNet-50 on 224x224 images."""
@@ -106,7 +106,7 @@ class GridFlags(Flags):
 def make_grid(
     ops: Sequence[Op], flags: GridFlags, *, max_mb: float, min_mb: float = 0.0
 ) -> tuple[list[Case], dict[Case, str]]:
-    """Combine everything with everything.
+    """Combine all values with each other.
 
     Args:
         ops: outermost in the order of the result.
@@ -115,7 +115,7 @@ def make_grid(
         min_mb: lower bound.
 
     Returns:
-        what to measure, and case -> reason of what the bounds leave out.
+        the cases, and case -> reason for those that the bounds exclude.
     """
     cases, skipped = [], {}
     for op, dtype, layout, network in itertools.product(ops, flags.dtypes, flags.layouts, flags.shapes):

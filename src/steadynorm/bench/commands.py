@@ -1,4 +1,4 @@
-"""The commands of the bench: command -> its flags and what it does."""
+"""The commands of the bench, with their flags."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["BENCHMARKS", "COMMANDS", "MOVED", "SUMMARY", "TableConfig", "table_o
 
 SUMMARY = "Speed and memory of the layers, compared with torch's own."
 DISAGREES = 1
-"""Exit status where ours is not what the reference says; nothing is timed there."""
+"""Exit status if ours disagrees with the reference; such cases are not timed."""
 
 BENCHMARKS: tuple[Benchmark[Any, Any], ...] = tuple(
     module.BENCHMARK for module in (kernels, layers, step, inference, workers)
 )
-"""All of them; command line, help, tables and tests are made from this list."""
+"""All benchmarks; command line, help, tables and tests are made from this list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,14 @@ def table_of(record: Json) -> str:
 
 def _old_table(record: Json) -> tuple[str, Table]:
     """Return the table of a record from before the benchmark became an experiment."""
-    from steadynorm.lab.experiments import EXPERIMENTS  # which needs packages of the lab
+    from steadynorm.lab.experiments import EXPERIMENTS  # needs packages of the lab
 
     report = EXPERIMENTS[record["bench"]].describe(moved_record(record))
     return report.lead.removesuffix("."), report.table
 
 
 def _measure(config: Flags) -> int:
-    """Run the benchmark that has these flags; with --json standard output holds the record alone."""
+    """Run the benchmark with these flags; with --json standard output holds only the record."""
     benchmark = next(one for one in BENCHMARKS if one.flags is type(config) and one.serves(config))
     with open_display(stream=sys.stderr if config.json else sys.stdout, timed=True) as display:
         record = benchmark.run(config, display)

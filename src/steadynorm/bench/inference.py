@@ -41,9 +41,9 @@ def _plan(config: StepFlags, head: Json, display: Display) -> Sequence[str]:
 
 
 def _measure(case: str, config: StepFlags, head: Json) -> Json:
-    """Fold torch's network, or ours where torch's is not asked for, and time it with all others.
+    """Fold torch's network, or ours if torch's is not measured, and time it with all others.
 
-    Folding is held to its tolerance in float32, whatever the precision of the forwards.
+    Folding must keep its tolerance in float32, at any precision of the forwards.
     """
     device = torch.device(head["device"])
     x, _ = draw_images(config.batch, device)
@@ -67,7 +67,7 @@ def _measure(case: str, config: StepFlags, head: Json) -> Json:
 
 
 def _lines(row: Json) -> list[str]:
-    """Show medians, times over the one without normalization, what folding gives."""
+    """Show medians, ratios to the network without normalization, and the effect of folding."""
     lines = [network_line(row["network"], name, ms, row["over_none"].get(name)) for name, ms in row["ms"].items()]
     lines.append(
         f"{row['network']:10}folding {row['folded']} norms of {row['folded_from']}: {row['speedup']:.2f} times as"

@@ -74,9 +74,9 @@ def _plan(config: KernelsFlags, head: Json, display: Display) -> Sequence[Case]:
 
 
 def _measure(case: Case, config: KernelsFlags, head: Json) -> Json:
-    """Hold ours to the reference, then time all providers, then look at their memory."""
+    """Compare ours with the reference, then time all providers, then measure their memory."""
     if config.compile:
-        torch.compiler.reset()  # else a new shape would be compiled for all shapes, and more slowly
+        torch.compiler.reset()  # else torch would compile a new shape for all shapes, which is slower
     device = torch.device(head["device"])
     sets = make_inputs(case, device, cache_bytes=head["cache_bytes"])
     modules = {"torch": prepared(torch_module(case), device)}

@@ -81,7 +81,7 @@ def _plan(config: LayersFlags, head: Json, display: Display) -> Sequence[Case]:
 
 
 def _measure(case: Case, config: LayersFlags, head: Json) -> Json:
-    """Hold every layer to itself in float64, then time those that agree."""
+    """Compare every layer with itself in float64, then time those that agree."""
     device = torch.device(head["device"])
     sets = make_inputs(case, device, cache_bytes=head["cache_bytes"])
     names = (PLAIN, *config.layers)

@@ -1,4 +1,4 @@
-"""Memory of one forward and backward beyond what goes in: at the peak, and kept between the two."""
+"""Memory of one forward and backward besides their inputs: at the peak, and kept between the two."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Saved(TypedDict):
     """What autograd keeps between forward and backward, each storage counted once."""
 
     new_bytes: int
-    """Memory that exists for the backward's sake, the output included where it is kept."""
+    """Memory kept for the backward, including the output if it is kept."""
     given_bytes: int
     """Input, residual, parameters and buffers among what is kept."""
 
@@ -33,7 +33,7 @@ class Saved(TypedDict):
 def peak_bytes(provider: Provider, device: torch.device) -> int:
     """Return the peak of torch's memory while a provider ran, above the level before.
 
-    Exact on both devices; what is allocated without torch is not seen.
+    Exact on both devices; memory allocated without torch does not count.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -52,7 +52,7 @@ def peak_bytes(provider: Provider, device: torch.device) -> int:
 
 
 def saved_bytes(module: nn.Module, inputs: Inputs) -> Saved:
-    """Run a forward and count what it keeps for the backward."""
+    """Run a forward and count the bytes it keeps for the backward."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _allocations(watched: profile) -> list[int]:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Send the process's standard error nowhere: torch's profiler announces itself there, whatever Python says."""
+    """Silence the process's standard error, to which torch's profiler writes directly."""
     sys.stderr.flush()
     original = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Who is compared: layers on the inputs of a case, whole networks on images; each as a function with marks."""
+"""The compared providers: layers on the inputs of a case, networks on images; each a function with marks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ESTIMATES = {"running_mean": (0.3, 0.1), "running_var": (4.0, 0.3)}
 """Means and standard deviations."""
 
 DEPTH, WIDTHS, CLASSES = 6, (32, 64, 128), 10  # of the cnn, as compare has them
-LEARNING_RATE = 1e-4  # small, so that steps on noise do not run into infinities, whose arithmetic takes another time
+LEARNING_RATE = 1e-4  # small, so that steps on noise stay finite; infinities take another time
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
@@ -46,11 +46,11 @@ class Inputs:
     dy: Tensor
     residual: Tensor | None
     spare: Tensor
-    """What a copy writes to."""
+    """Target of a copy."""
 
     @property
     def given(self) -> tuple[Tensor, ...]:
-        """What a module is called with."""
+        """Arguments of a module."""
         return (self.x,) if self.residual is None else (self.x, self.residual)
 
 
@@ -104,7 +104,7 @@ def torch_module(case: Case) -> nn.Module:
 
 
 def our_module(case: Case) -> nn.Module:
-    """Build ours."""
+    """Build our layer for a case."""
     return BatchNorm2d(case.shape[1], activation="relu" if case.op != "norm" else None)
 
 
@@ -113,7 +113,7 @@ def prepared(module: nn.Module, device: torch.device, *, estimates: bool = False
 
     Args:
         module: changed.
-        device: where it moves.
+        device: device it moves to.
         estimates: whether its running statistics become random too, near those of the inputs.
     """
     numbers = PARAMETERS | (ESTIMATES if estimates else {})
@@ -129,7 +129,7 @@ def forward_backward(module: nn.Module, feed: Iterator[Inputs]) -> Provider:
 
     Args:
         module: in training mode.
-        feed: gives the inputs of each call: those that were touched longest ago.
+        feed: yields the inputs of each call, those used longest ago.
     """
 
     def call(mark: Mark) -> None:
@@ -184,9 +184,9 @@ def train_step(
     Args:
         model: in training mode.
         x: images.
-        labels: of them.
-        precision: of forward and backward.
-        between: what is done to the gradients before the optimizer uses them.
+        labels: their labels.
+        precision: precision of forward and backward.
+        between: called with the gradients before the optimizer uses them.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 

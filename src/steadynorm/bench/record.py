@@ -1,4 +1,4 @@
-"""The record of a run: where, with what and when it was measured, in a file of its own."""
+"""The record of a run: machine, versions and time of the measurement, in a file of its own."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def begin_record(
     config: Any,  # noqa: ANN401 (any command's dataclass)
     device: torch.device,
 ) -> Json:
-    """Make the head of a record, and let the process reuse memory as every command does.
+    """Make the head of a record, and let the process reuse memory, as all commands do.
 
     Args:
         bench: name of the benchmark.
         command: ``steadynorm bench COMMAND`` repeats it.
         config: a dataclass of flags, all with defaults.
-        device: what is measured on.
+        device: device of the measurement.
     """
     versions = describe_versions(PACKAGES)
     return {
@@ -56,7 +56,7 @@ def begin_record(
 
 
 def write_record(directory: Path, record: Json) -> Path:
-    """Write ``bench_<bench>_<device>_<yyyymmdd>.json``, with a number after it where that file exists."""
+    """Write ``bench_<bench>_<device>_<yyyymmdd>.json``, with a number appended if that file exists."""
     directory.mkdir(parents=True, exist_ok=True)
     name = f"bench_{record['bench']}_{record['device']}_{datetime.fromisoformat(record['created']):%Y%m%d}"
     number = 1
@@ -70,7 +70,7 @@ def write_record(directory: Path, record: Json) -> Path:
         try:
             with file:
                 file.write(_lay_out(record) + "\n")
-        except OSError as error:  # a disk that is full
+        except OSError as error:  # such as a full disk
             path.unlink()
             error.filename = str(path)
             raise
@@ -78,7 +78,7 @@ def write_record(directory: Path, record: Json) -> Path:
 
 
 def _lay_out(record: Json) -> str:
-    """Write a record as JSON with a case per line: as small as it gets while it can still be read and compared."""
+    """Write a record as JSON with a case per line: small, but readable and comparable."""
     plain = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.5g}"))
     items = []
     for key, value in plain.items():
@@ -105,7 +105,7 @@ def read_record(path: Path) -> Json:
 
 
 def _commit() -> str | None:
-    """Name the commit that the running code belongs to; None where it is under no version control."""
+    """Return the commit of the running code; None without version control."""
     code = Path(__file__).parents[1] / "__init__.py"
     try:
         git = ["git", "-C", str(code.parent)]

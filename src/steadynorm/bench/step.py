@@ -72,7 +72,7 @@ def _plan(config: StepFlags, head: Json, display: Display) -> Sequence[str]:
 
 
 def _measure(case: str, config: StepFlags, head: Json) -> Json:
-    """Hold ours to torch's batch norm, then time all norms, then look at their memory."""
+    """Compare ours with torch's batch norm, then time all norms, then measure their memory."""
     device = torch.device(head["device"])
     x, labels = draw_images(config.batch, device)
     models: dict[str, nn.Module] = {norm: build_network(case, norm, device) for norm in config.norms}
@@ -112,7 +112,7 @@ def _measure(case: str, config: StepFlags, head: Json) -> Json:
 
 
 def _watched(case: str, config: StepFlags, device: torch.device) -> dict[str, tuple[nn.Module, Watch]]:
-    """Build each network with running statistics once more for either policy, and begin to watch it."""
+    """Build each network with running statistics again for either policy, and start a watch on it."""
     found = {}
     for norm in config.norms:
         for policy in get_args(Policy) if norm != "none" else ():
@@ -123,7 +123,7 @@ def _watched(case: str, config: StepFlags, device: torch.device) -> dict[str, tu
 
 
 def _lines(row: Json) -> list[str]:
-    """Show medians, times over the one without normalization, peak memory."""
+    """Show medians, ratios to the network without normalization, and peak memory."""
     if not row["agrees"]:
         return [f"{row['network']}: disagrees: loss or gradients are off by {row['difference']:.3g} of torch's"]
     lines, width = [], max([18, *(len(norm) + 2 for norm in row["norms"])])

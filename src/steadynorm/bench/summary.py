@@ -1,4 +1,4 @@
-"""What all cases of ``kernels`` come to, and whether the targets are reached."""
+"""Summary of all cases of ``kernels``, and whether the targets are reached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = Sequence[Json]
 
 
 def summarize(rows: Rows, device: str) -> Json:
-    """Summarize the rows of one device; a case that disagrees is named and counts nowhere else."""
+    """Summarize the rows of one device; cases that disagree are named and excluded."""
     timed = [row for row in rows if row["sides"]]
     ops = dict.fromkeys(row["op"] for row in timed)
     kinds = dict.fromkeys((row["op"], row["dtype"], row["layout"]) for row in timed)
@@ -47,7 +47,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def summary_lines(summary: Json, *, cases: int) -> list[str]:
-    """Say in a few lines what the cases come to."""
+    """Describe all cases in a few lines."""
     lines = []
     for part in summary["whole"]:
         text = f"{part['op']}: {part['cases']} cases, geometric mean {part['ratio']:.2f}x torch"
@@ -70,7 +70,7 @@ def summary_lines(summary: Json, *, cases: int) -> list[str]:
 
 
 def _group(rows: Rows, device: str, op: str, dtype: str | None, layout: str | None) -> Json:
-    """Say what some of the cases come to; without dtype and layout all of the operation are taken together."""
+    """Describe some of the cases; without dtype and layout, all of an operation together."""
     wanted = [
         row for row in rows if row["op"] == op and dtype in (None, row["dtype"]) and layout in (None, row["layout"])
     ]
@@ -92,7 +92,7 @@ def _group(rows: Rows, device: str, op: str, dtype: str | None, layout: str | No
 
 
 def _is_unsteady(row: Json) -> bool:
-    """Say whether some provider's 80th percentile is over twice its 20th: the machine had other things to do."""
+    """Warn if a provider's 80th percentile is over twice its 20th: the machine was busy."""
     return any(side["ms"]["p80"] > 2 * side["ms"]["p20"] for side in row["sides"].values())
 
 
@@ -101,7 +101,7 @@ def _is_big(row: Json, device: str) -> bool:
 
 
 def _least(rows: Rows, key: str) -> Json | None:
-    """Return the smallest value, and where."""
+    """Return the smallest value, and its case."""
     row = min(rows, key=lambda row: float(row[key]), default=None)
     return row and {"value": row[key], "case": row["case"]}
 
@@ -116,9 +116,9 @@ class _Target:
     what: str
     at_least: float
     key: str
-    """Of the values in the rows."""
+    """Key of the values in the rows."""
     take: Callable[[Sequence[float]], float]
-    """What the values come to."""
+    """Reduction of the values."""
     select: Callable[[Json], bool] = lambda row: True
     goal: float | None = None
     """What would be better still."""

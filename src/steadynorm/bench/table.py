@@ -12,7 +12,7 @@ __all__ = ["markdown", "show"]
 
 
 def markdown(record: Json, what: str, table: Table) -> str:
-    """Write a table in Markdown, under a line that says what it shows, where and when it was measured."""
+    """Write a table in Markdown, under a line on its content, machine and date."""
     machine, versions = record["machine"], record["versions"]
     where = machine["accelerator"] or f"{machine['processor']}, {record['threads']} threads"
     rows = [list(table.columns), ["---"] * len(table.columns), *(map(_written, row) for row in table.rows)]

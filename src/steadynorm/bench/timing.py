@@ -1,4 +1,4 @@
-"""How time is taken: providers interleaved in rounds, medians with 20th and 80th percentile."""
+"""Timing: providers interleaved in rounds, medians with 20th and 80th percentile."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = [
 LEAST_ROUNDS = 7
 WARM_UP = 3
 CPUS = Path("/sys/devices/system/cpu")
-USUAL_CACHE = 64 << 20  # where the system does not say
-CALLS_PER_SAMPLE = 10  # on a GPU, where one call is too short to wait for
+USUAL_CACHE = 64 << 20  # if the system does not tell
+CALLS_PER_SAMPLE = 10  # on a GPU, where a single call is too short to wait for
 CYCLES_PER_SECOND = 2e9  # of a GPU, rather too many: the queue must not run dry
 
 Mark = Callable[[], None]
-"""Called where a timed part begins or ends."""
+"""Called at the beginning and the end of a timed part."""
 
 Provider = Callable[[Mark], None]
-"""One of those that are compared: does its work once, with a mark where each timed part begins and at the end."""
+"""A compared function: does its work once, with a mark at the start of each timed part and at the end."""
 
 
 class Quantiles(TypedDict):
@@ -55,7 +55,7 @@ class Sample:
     parts_ms: tuple[float, ...]
     """From mark to mark."""
     host_ms: float
-    """Time that the calling thread spent on it; on a CPU the whole."""
+    """Time that the calling thread spent; on a CPU all of it."""
 
     @property
     def total_ms(self) -> float:
@@ -64,7 +64,7 @@ class Sample:
 
 
 Clock = Callable[[Provider], list[Sample]]
-"""How a device tells the time: runs a provider once or more often, timed from mark to mark."""
+"""Clock of a device: runs a provider once or several times, timed from mark to mark."""
 
 
 def make_clock(device: torch.device) -> Clock:
@@ -101,7 +101,7 @@ class _CudaClock:
     """Time on the device, between events.
 
     The device first spins until the calls are queued behind it, so that it never waits for Python in between; how
-    long Python took is given as well.
+    long Python took is returned as well.
     """
 
     def __init__(self) -> None:
@@ -135,16 +135,16 @@ def time_providers(
     least_rounds: int = LEAST_ROUNDS,
     decide: Callable[[bool], bool] = bool,
 ) -> dict[str, list[Sample]]:
-    """Warm all providers up, then time each once a round, every round beginning one provider further on.
+    """Warm up all providers, then time each once per round; every round starts one provider later.
 
-    Other load on the machine, and its warmth, then weigh on all alike.
+    Load and temperature of the machine then affect all providers equally.
 
     Args:
-        providers: by name.
-        clock: of the device they run on.
-        seconds: no further round begins after them, once the least number is made.
-        least_rounds: that number.
-        decide: told whether this process would begin another round, says whether all do.
+        providers: providers by name.
+        clock: clock of their device.
+        seconds: time after which no further round starts.
+        least_rounds: least number of rounds.
+        decide: receives whether this process would start another round, returns whether all do.
     """
     for _ in range(WARM_UP):
         for provider in providers.values():
@@ -173,7 +173,7 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 def cache_bytes(device: torch.device) -> int:
     """Return the size of the last-level cache.
 
-    Inputs rotate among so many sets that x alone fills it, and dy once more: training finds them cold as well.
+    Inputs rotate among enough sets that x alone fills it, and dy again: in training they are cold as well.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)

@@ -51,7 +51,7 @@ class WarmupConfig:
 
 
 def warmup(config: WarmupConfig) -> None:
-    """Compile, show how far it is, and say how long it took."""
+    """Compile, show the progress, and report the time."""
     trials, small = _plan(config)
     done: list[dict[str, Any]] = []
     if (reason := why_unusable("numba")) is not None:

@@ -40,8 +40,8 @@ PROVIDERS: dict[str, tuple[str, bool]] = {  # name -> norm, whether gradients ar
     "synchronised": ("sync_batch_norm", True),
 }
 SIZES = tuple(4**power for power in range(3, 12))  # numbers in an all-reduce: 64 to 4 million, 256 bytes to 16 MB
-REPEATS = 9  # of an all-reduce of each size
-STEPS = 4  # of each provider in a round
+REPEATS = 9  # calls of an all-reduce of each size
+STEPS = 4  # steps of each provider in a round
 LEAST_ROUNDS = 2
 
 
@@ -78,7 +78,7 @@ def _plan(config: WorkersFlags, head: Json, display: Display) -> Sequence[int]:
 
 
 def _measure(case: int, config: WorkersFlags, head: Json) -> Json:
-    """Start the workers, as torchrun does, and put together what they found."""
+    """Start the workers, as torchrun does, and collect their results."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     launch = LaunchConfig(
@@ -101,14 +101,14 @@ def _measure(case: int, config: WorkersFlags, head: Json) -> Json:
 
 
 def _lines(row: Json) -> list[str]:
-    """Show images per second, and what each agreement adds to a step."""
+    """Show images per second, and the cost of each collective in a step."""
     speeds = "  ".join(f"{name} {speed:,.0f}" for name, speed in row["images_per_second"].items())
     added = ", ".join(f"{what} {row[f'{what}_ms']['median']:+.1f} ms" for what in ("gradients", "statistics"))
     return [f"{row['workers']} workers: images/s {speeds}; in a step: {added}"]
 
 
 def _closing(record: Json) -> list[str]:
-    """Show each worker's share of the first number's speed."""
+    """Show the speed per worker, relative to the first number of workers."""
     lines, first = [], record["costs"][0]
     for row in record["costs"]:
         speed, alone = (one["images_per_second"]["synchronised"] for one in (row, first))
@@ -137,10 +137,10 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Json:
 
     Args:
         sizes: bytes.
-        seconds: of each, positive.
+        seconds: positive time for each size.
 
     Returns:
-        ``latency`` in seconds, and ``bandwidth`` in bytes per second: infinite where size makes no difference.
+        ``latency`` in seconds, and ``bandwidth`` in bytes per second: infinite if the size makes no difference.
     """
     x, y = np.asarray(sizes, dtype=float), np.asarray(seconds, dtype=float)
     columns = np.stack([1 / y, x / y], 1)
@@ -164,7 +164,7 @@ def _clock(provider: Provider) -> list[Sample]:
 
 
 def _work(config: WorkersFlags, device: str, precision: Precision) -> tuple[dict[str, list[float]], dict[int, float]]:
-    """Be one of the workers; give milliseconds of a step by provider and round, seconds by size of all-reduce."""
+    """Run one worker; return milliseconds of a step by provider and round, and seconds by size of all-reduce."""
     torch.set_num_threads(config.threads)
     with joined():
         x, labels = draw_images(config.batch, torch.device(device))
@@ -190,7 +190,7 @@ def _work(config: WorkersFlags, device: str, precision: Precision) -> tuple[dict
 
 
 def _all_reduces(device: str) -> dict[int, float]:
-    """Return the median seconds of an all-reduce by how many numbers it sums."""
+    """Return the median seconds of an all-reduce by number of values."""
     found = {}
     for size in SIZES:
         numbers = torch.ones(size, device=device)

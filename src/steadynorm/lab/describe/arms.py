@@ -1,4 +1,4 @@
-"""Networks that differ in their seed alone, reduced to numbers and these to spreads over the seeds."""
+"""Networks that differ only in their seed, reduced to numbers and to spreads over the seeds."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from steadynorm.reporting.words import listing
 __all__ = ["Arm", "Reduction", "arms_at", "final", "finals", "if_finished", "points_of"]
 
 Reduction = Callable[[Cell], float]
-"""What the measurements of one network come to; NaN where they do not say."""
+"""One network's measurements -> a number; NaN without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Networks that differ in their seed alone, and what is known of them: ``arm["val_accuracy"]`` over the seeds."""
+    """Networks that differ only in their seed, and their quantities: ``arm["val_accuracy"]`` over the seeds."""
 
     arm: str
     cells: tuple[Cell, ...]
-    """One for each planned seed."""
+    """The networks, one for each planned seed."""
     values: Mapping[str, Sequence[float]]
-    """Quantity -> what each of the networks has of it, NaN where it has none."""
+    """Quantity -> its value for each network, NaN without one."""
     at: Mapping[str, Any] = field(default_factory=dict)
-    """Its point of a grid: factor -> value."""
+    """Its point in the grid: factor -> value."""
 
     @classmethod
     def of(cls, arm: str, cells: Iterable[Cell], quantities: Mapping[str, Reduction], **own: Any) -> Self:  # noqa: ANN401
@@ -42,7 +42,7 @@ class Arm:
         return spread(self.values[quantity])
 
     def mean(self, quantity: str) -> float:
-        """Average a quantity over the seeds; NaN where none has it."""
+        """Average a quantity over the seeds; NaN if none has it."""
         found = self[quantity]
         return found.mean if found else math.nan
 
@@ -58,7 +58,7 @@ class Arm:
 
     @property
     def seeds(self) -> int:
-        """Planned networks."""
+        """Number of planned networks."""
         return len(self.cells)
 
     @property
@@ -68,17 +68,17 @@ class Arm:
 
     @property
     def waiting(self) -> int:
-        """Networks that have not ended."""
+        """Unfinished networks."""
         return self.seeds - len(self.ended)
 
     @property
     def diverged_at_step(self) -> tuple[int, ...]:
-        """Steps at which the loss was no longer finite, one for each network that diverged."""
+        """First step without a finite loss, for each network that diverged."""
         return tuple(cell.diverged_at_step or 0 for cell in self.cells if cell.status == "diverged")
 
     @property
     def lost(self) -> str:
-        """Which networks diverged, and when; nothing where none did."""
+        """Which networks diverged, and when; empty if none did."""
         steps = self.diverged_at_step
         who = "" if self.seeds == 1 else f"{len(steps)} of {self.seeds} "
         return f"{who}diverged at step {listing([f'{step:,}' for step in steps])}" if steps else ""
@@ -111,11 +111,11 @@ def arms_at(
     by: str = "arm",
     **factors: Any,  # noqa: ANN401 (of several types)
 ) -> list[Arm]:
-    """Reduce the networks at each point of a grid; those with a purpose are passed over.
+    """Reduce the networks at each point of a grid; those with a purpose are skipped.
 
     Args:
-        record: holds them.
-        quantities: of each network.
+        record: record with the networks.
+        quantities: quantities of each network.
         by: the factor that names the arms.
         factors: name of a factor -> its values.
     """

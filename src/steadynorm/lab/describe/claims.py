@@ -13,11 +13,11 @@ from steadynorm.reporting.words import capital, counted, listing
 __all__ = ["PAIR", "absent_because", "absent_of", "expected", "left_out", "tolerated", "with_and_without"]
 
 
-ROUNDING = 1e-9  # of differences between shares
+ROUNDING = 1e-9  # rounding of differences between shares
 
 
 def expected(*blocks: Block | None) -> Section:
-    """Make the section that holds what was expected against what was measured."""
+    """Make the section that compares expectations with measurements."""
     return Section(title="What was expected, and what was measured", short="Expectations", blocks=blocks)
 
 
@@ -26,7 +26,7 @@ PAIR = ("with batch norm", "without normalization")
 
 
 def absent_because(arm: Arm | None, which: str) -> str:
-    """Say why an arm has no number; ``which``: what its networks have in common, one of :data:`PAIR`."""
+    """Describe why an arm has no number; ``which``: what its networks have in common, one of :data:`PAIR`."""
     if arm is None:
         return f"No network {which} was trained."
     if arm.lost:
@@ -66,6 +66,6 @@ def tolerated(limit: float, images: int) -> float:
 
 
 def left_out(arms: Iterable[Arm]) -> str:
-    """Say which networks diverged, at the end of a lead; nothing where none did."""
+    """Name the networks that diverged, at the end of a lead; empty if none did."""
     lost = [f"{len(arm.diverged_at_step)} of {arm.seeds} with {arm.label}" for arm in arms if arm.lost]
     return f" Diverged, and left out of final means: {listing(lost)}." if lost else ""

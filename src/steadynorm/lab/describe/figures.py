@@ -1,4 +1,4 @@
-"""Charts by arms: an arm has one color in all of them."""
+"""Charts by arms; an arm has the same color in all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from steadynorm.reporting.report import Figure, Kind, Rows
 
 __all__ = ["arm_figure", "chart", "curves"]
 
-FEW = 8  # epochs that each get a tick; Vega would put some between them
+FEW = 8  # epochs with a tick each; Vega would add ticks between them
 CROSSED = "A cross marks the last epoch of a run that diverged."
 LOWERED = "Dotted: the learning rate is lowered."
 OVER_SEEDS = "Line: mean of the seeds. Band: their lowest to highest value."
@@ -29,16 +29,16 @@ def chart(
     marks: Mapping[str, Sequence[dict[str, Any]]] | None = None,
     **options: Any,  # noqa: ANN401 (those of the chart)
 ) -> list[Figure]:
-    """Draw rows, or marks alone; nothing where there are neither.
+    """Draw rows, or only marks; nothing without either.
 
     Args:
-        kind: of the chart; a function of :mod:`steadynorm.reporting.charts`.
+        kind: kind of the chart, a function of :mod:`steadynorm.reporting.charts`.
         data: a row for each value.
         name: file name without its ending.
-        title: of the figure.
+        title: title of the figure.
         caption: what the reader has to know.
         marks: further rows of the chart.
-        options: what else the chart takes.
+        options: further options of the chart.
     """
     known = {mark: rows for mark, rows in (marks or {}).items() if rows}
     if known and not len(data):
@@ -80,10 +80,10 @@ def curves(
     Args:
         record: its arms decide the colors, its milestones are marked.
         runs: arm, or label of a line -> its runs, one for each seed.
-        quantity: what is drawn; shares in [0, 1] where it is an accuracy.
+        quantity: quantity to draw; an accuracy is a share in [0, 1].
         caption: what the reader has to know; the meaning of line and band is added.
         steps: quantities that are the ends of the spread over an epoch's steps, shown where each arm has one seed.
-        options: title, name, by default the quantity's, and what else the chart takes.
+        options: title and name, by default the quantity's, and further options of the chart.
     """
     single = all(len(found) < 2 for found in runs.values())
     ends = dict(zip(("low", "high"), steps, strict=True)) if steps and single else {}

@@ -1,4 +1,4 @@
-"""How networks are trained and judged, in sentences: those that all reports share, and an experiment's own.
+"""Sentences on how networks are trained and evaluated: those that all reports share, and an experiment's own.
 
 An experiment's own are templates such as ``trained for {epochs} on {data} at rate {lr}``, which :func:`sentences` and
 :func:`method_of` fill from the record.
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 SINGULAR = {"arms": "normalization", "lr": "learning rate"}
-"""What is counted of fields that are called otherwise."""
+"""Names for the values of fields, if they differ from the field's name."""
 DATA = """
 Data: {data}, {train_images} training and {validation_images} validation images{images} in {classes} classes;
 augmentation: {augment}.{guessing} Network: {network}, the same for every arm except for its normalization layers. A
@@ -62,13 +62,13 @@ not synchronised; running statistics are merged before every evaluation
 
 
 def sentences(record: Record, text: str, **own: object) -> str:
-    """Fill a paragraph: fields of the configuration and of what it became, written as in a sentence.
+    """Fill a paragraph with fields of the configuration and of the record, written as in a sentence.
 
     Args:
         record: record of the experiment.
-        text: with the names of fields in braces; ``{epochs}`` is counted, ``{seeds}`` says how many there are, and
+        text: text with the names of fields in braces; ``{epochs}`` is counted, ``{seeds}`` says how many there are, and
             ``{arms_count}`` counts the values of a field that holds several.
-        own: further values, or others.
+        own: further or other values.
 
     Raises:
         UserError: the record does not have a field.
@@ -99,13 +99,13 @@ def word(value: Any) -> str:  # noqa: ANN401 (a field of any type)
 
 
 def paragraphs(record: Record, text: str, **own: object) -> list[str]:
-    """Fill paragraphs, which a blank line parts; one that comes out empty is left out."""
+    """Fill paragraphs, separated by blank lines; drops empty ones."""
     return [filled for one in text.split("\n\n") if (filled := sentences(record, one, **own))]
 
 
 def method_of(record: Record, text: str, **own: object) -> list[str]:
-    """Say how networks are trained and judged, and then what the paragraphs of ``text`` say; see :func:`sentences`."""
-    workers = record.resolved.get("workers", 1)  # older records do not have it, nor what others are asked for by get
+    """Describe how networks are trained and evaluated, then add the paragraphs of ``text``; see :func:`sentences`."""
+    workers = record.resolved.get("workers", 1)  # older records lack it, and the values read with get
     is_smoothed = record.config.get("label_smoothing", 0) > 0
     shared = {
         **data_words(record),
@@ -124,17 +124,17 @@ def method_of(record: Record, text: str, **own: object) -> list[str]:
 
 
 def data_words(record: Record) -> dict[str, object]:
-    """Say how many classes there are, what the images are like, and what to know of accuracies on them."""
+    """Describe the classes, the images, and limits of accuracies on them."""
     return {"classes": class_count(record), "images": _images_label(record), "guessing": _guessing(record)}
 
 
 def data_sentence(record: Record) -> str:
-    """Say what the data are, in a sentence or more; nothing of records that do not know of their images."""
+    """Describe the data; empty for records that do not describe their images."""
     return sentences(record, ALONE, **data_words(record)) if _images_label(record) else ""
 
 
 def _images_label(record: Record) -> str:
-    """Say of which size and color images are, after their name; nothing of records that do not know it."""
+    """Describe size and color of the images, after their name; empty for records without them."""
     size, channels = record.resolved.get("image_size"), record.resolved.get("channels")
     if not size or not channels:
         return ""
@@ -143,7 +143,7 @@ def _images_label(record: Record) -> str:
 
 
 def _guessing(record: Record) -> str:
-    """Say what guessing reaches where classes are unequal, and how much one image is where there are few."""
+    """Describe what guessing reaches if classes are unequal, and the weight of one image if there are few."""
     chance, one = chance_of(record), 1 / int(record.resolved["validation_images"])
     unequal, coarse = chance.share * class_count(record) >= UNEQUAL, one >= COARSE
     frequent = f" Guessing is right on {percent(chance.share)}, the validation images of the most frequent class."
@@ -152,8 +152,8 @@ def _guessing(record: Record) -> str:
 
 
 def batches_label(record: Record) -> str:
-    """Say how many images are normalized together, and how many of such batches a step averages."""
-    size, together = record.config["batch_size"], record.config.get("accumulate", 1)  # few experiments have it
+    """Describe how many images are normalized together, and how many such batches a step averages."""
+    size, together = record.config["batch_size"], record.config.get("accumulate", 1)  # only few experiments have it
     size = listing([str(one) for one in size]) if isinstance(size, list) else size
     return f"batches of {size}" if together == 1 else f"batches of {size}, {together} to a step"
 

@@ -1,4 +1,4 @@
-"""What arms, methods and data are called."""
+"""Names of arms, methods and data."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def pair(arms: Mapping[str, ArmT]) -> tuple[ArmT | None, ArmT | None]:
 
 
 def few_arms(arms: Sequence[str], *, most: int = 2) -> str:
-    """Name so many arms, or count more, because a headline is short."""
+    """Name up to this many arms, or count them, to keep a headline short."""
     return listing([arm_label(arm) for arm in arms]) if len(arms) <= most else f"{len(arms)} arms"
 
 
 def method_label(method: str) -> str:
-    """Name a way to choose the statistics of a test batch."""
+    """Name a method that chooses the statistics of a test batch."""
     if method.startswith("ema_"):
         return f"following {method.removeprefix('ema_')}"
     return METHODS.get(method, method.replace("_", " "))

@@ -1,4 +1,4 @@
-"""How far a record's networks are, and what a summary holds of them."""
+"""Progress of a record's networks, and their entries in a summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["all_measured", "has_ended", "networks_as_json"]
 
 
 def has_ended(record: Record) -> bool:
-    """Whether there are networks and every one has ended."""
+    """Whether there are networks and all of them have ended."""
     return bool(record.networks) and all(run.has_ended for run in record.networks)
 
 

@@ -17,7 +17,7 @@ __all__ = [
     *("spread_column", "spread_entry", "status_entry"),
 ]
 
-SERIES = 6  # colors that there are
+SERIES = 6  # number of colors
 
 
 def arm_cell(record: Record, arm: str, *, before: int = 0) -> Entry:
@@ -50,12 +50,12 @@ def accuracy_column(quantity: str = "val_accuracy", tone: str = "strong") -> Cal
 
 
 def ending(accuracy: Spread | None, lost: str) -> str:
-    """Write a final accuracy and who has none, for a terminal."""
+    """Write a final accuracy and the networks without one, for a terminal."""
     return f"{percent_spread(accuracy)}; {lost}" if accuracy and lost else lost or percent_spread(accuracy)
 
 
 def status_entry(arm: Arm, so_far: str = "") -> Entry:
-    """Say how the networks of an arm ended; ``so_far``: how far they are, where some have not."""
+    """Describe how the networks of an arm ended; ``so_far``: their progress, if some have not."""
     some = f"{len(arm.ended)} of {arm.seeds} measured" if 0 < len(arm.ended) < arm.seeds else ""
     if arm.lost:
         return Entry(text=arm.lost, tone="bad", note=some)
@@ -65,7 +65,7 @@ def status_entry(arm: Arm, so_far: str = "") -> Entry:
 
 
 def seeds_note(record: Record) -> str:
-    """Say what the seeds allow to say of a table's numbers."""
+    """Describe what the number of seeds allows to conclude from a table."""
     if len(record.config["seeds"]) == 1:
         return "There is one seed: another would move these numbers by an unknown amount."
     return "Spreads are the standard deviation over seeds; notes give their range."

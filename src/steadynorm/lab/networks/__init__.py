@@ -1,4 +1,4 @@
-"""The networks, with the normalization left open: our own, and those of the user's with another in its place."""
+"""The networks, with the normalization left open: our own, and the user's networks with their norms replaced."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "mobilenet": mobilenet,
     "mlp": mlp,
 }
-"""Our own, by name."""
+"""Our own networks, by name."""
 TAKES = {"cnn": ("image_size", "depth", "widths"), "vgg": ("image_size",), "mlp": ("image_size",)}
-"""What a network receives besides channels and classes."""
+"""Arguments of a network besides channels and classes."""
 RESIDUAL = ("resnet20", "resnet18", "mobilenet")
-"""Those with residual blocks, which may start as the identity."""
+"""Networks with residual blocks, which may start as the identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Built:
     model: nn.Module
     note: str
-    """How the arm was made of a network of the user's; empty of our own."""
+    """How the arm was made from a user's network; empty for our own."""
 
 
 def build_network(
@@ -66,7 +66,7 @@ def build_network(
 ) -> nn.Module:
     """Build a network and draw its initial weights.
 
-    Two arms with the same seed start from the same weights but those of the normalizations. Of our own networks
+    Two arms with the same seed start from the same weights, except those of the normalizations. Of our own networks
     convolutions and linear maps alone draw random numbers, in the same order; of the user's, every arm is the same
     model with other layers in the place of its batch norms, see :mod:`steadynorm.lab.networks.converted`.
 
@@ -77,12 +77,12 @@ def build_network(
         widths: channels of each stage of ``cnn``; a stage ends with 2x2 max-pooling.
         classes: number of outputs.
         seed: decides the weights.
-        channels: of the images.
+        channels: channels of the images.
         image_size: their height and width in pixels.
-        training: what layers may want to know of it: ``update_every`` and ``batches``, see ``Normalization.build``.
+        training: what layers may use of the training: ``update_every``, ``batches``, see ``Normalization.build``.
 
     Raises:
-        UserError: unknown network or arm, or what makes no network.
+        UserError: the network or the arm is unknown, or the arguments make no network.
     """
     own = {"depth": depth, "widths": widths}
     shape = Shape(classes=classes, channels=channels, image_size=image_size)
@@ -90,10 +90,10 @@ def build_network(
 
 
 def describe_network(name: str, *, arm: str, seed: int, depth: int, widths: Sequence[int], shape: Shape) -> str:
-    """Build a network, take one step with two images, and say how the arm was made of a network of the user's.
+    """Build a network, take one step with two images, and return how the arm was made from a user's network.
 
     Raises:
-        UserError: it cannot be built, or does not take the images.
+        UserError: it cannot be built, or does not accept the images.
     """
     torch_state = torch.get_rng_state()
     try:
@@ -137,16 +137,16 @@ def _build(name: str, arm: str, shape: Shape, own: dict[str, Any], seed: int, tr
         model = NETWORKS[name](norm, classes=shape.classes, channels=shape.channels, **told)
     except UserError:
         raise
-    except Exception as error:  # so may a layer of the user's
+    except Exception as error:  # a user's layer may raise anything
         if isinstance(error, RuntimeError) and norm.settings is None and not parse_arm(arm).calls_code:
-            raise  # torch's, of sizes that no memory has
+            raise  # raised by torch for sizes that no memory has
         raise UserError(f"--arms: {arm}: failed with {one_line(error)}{line_of(error)}.") from error
     initialize_(model, seed)
     return _Built(model=model, note="")
 
 
 def check_network(name: str) -> None:
-    """Refuse a name that no network can have; nothing of the user's is imported.
+    """Refuse a name that no network can have; imports no user code.
 
     Raises:
         UserError: unknown network.

@@ -1,4 +1,4 @@
-"""What several of the networks are made of, and how their weights start."""
+"""Blocks that several networks share, and their initial weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BasicBlock", "ResidualBlock", "add_classifier", "convolution", "init
 def convolution(
     channels: int, width: int, norm: Normalization, *, size: int = 3, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """Build a convolution that keeps height and width but for its stride, in front of a normalization."""
+    """Build a convolution that keeps height and width except for its stride, before a normalization."""
     how = {"stride": stride, "padding": size // 2, "groups": groups}
     return nn.Conv2d(channels, width, size, bias=norm.convolution_bias, **how)  # type: ignore[arg-type]
 
@@ -41,9 +41,9 @@ class BasicBlock(ResidualBlock):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), with convolutions of 3x3.
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         width: width of the output.
-        stride: of the first convolution and of the shortcut.
+        stride: stride of the first convolution and of the shortcut.
         norm: the normalization.
         projects: whether a shortcut that changes the shape is a normalized 1x1 convolution, He et al.'s option B;
             without it every ``stride``-th pixel is taken and new channels are zero, option A.
@@ -65,7 +65,7 @@ class BasicBlock(ResidualBlock):
 
     @property
     def last_norm(self) -> nn.Module:
-        """The second one."""
+        """The second normalization."""
         return self.norm2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class BasicBlock(ResidualBlock):
 def initialize_(model: nn.Module, seed: int) -> None:
     """Draw weights as He et al. 2015 (arXiv 1502.01852) do, for the backward pass; biases start at zero.
 
-    Linear maps before the last module are taken for what a rectifier follows.
+    Linear maps before the last module count as followed by a rectifier.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Convolutions in stages, as deep and wide as one likes."""
+"""Convolutions in stages, of any depth and width."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cnn(
 ) -> nn.Sequential:
     """Build 3x3 convolutions in stages, each convolution normalized and rectified, then averaged and classified.
 
-    ``depth`` convolutions are shared out evenly over the stages, earlier stages first; each stage ends with 2x2
+    ``depth`` convolutions are spread evenly over the stages, earlier stages first; each stage ends with 2x2
     max-pooling.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Arms of a network that is given: other layers in the place of its batch norms, and nothing else changed.
+"""Arms of a given network: its batch norms replaced by other layers, and nothing else changed.
 
 Kinds of norm are made by :func:`steadynorm.surgery.convert_`: eps, momentum, weight, bias and statistics of each batch
-norm go on. What is no kind of norm (instance norm, a class of the user's) is rebuilt for the channels, with weight
+norm are kept. A layer that is no kind of norm (instance norm, a user class) is rebuilt for the channels, with weight
 and bias where it has them; an activation that a batch norm had in itself follows it. ``none`` leaves a bias for each
 channel, which starts at zero: with a convolution in front it is that convolution's bias. ``torch_batch_norm`` leaves
 alone what is none of ours, and ``as_built`` everything.
@@ -31,7 +31,7 @@ LISTED = 3
 
 
 class ChannelBias(nn.Module):
-    """y = x + bias, one for each channel: what a network without normalization has in the place of a batch norm.
+    """y = x + bias, one bias for each channel: replaces a batch norm in a network without normalization.
 
     Args:
         num_features: C.
@@ -42,25 +42,25 @@ class ChannelBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (N, C, *) to its shape."""
+        """Map (N, C, *) to the same shape."""
         return input + self.bias.view(-1, *[1] * (input.dim() - 2))
 
 
 def with_arm(model: nn.Module, arm: str, *, network: str, example: Tensor, **training: int) -> tuple[nn.Module, str]:
-    """Put an arm's layers in the place of a model's batch norms.
+    """Replace a model's batch norms by an arm's layers.
 
     Args:
-        model: as it was given; is changed.
+        model: the given model; changed in place.
         arm: a normalization, or ``as_built``.
-        network: what the model is called in messages.
-        example: images, where it has to run.
+        network: name of the model in messages.
+        example: images, if the model has to run.
         training: see ``Normalization.build``.
 
     Returns:
-        the model, another object only where its root is a batch norm; and what was done, and left, in a sentence.
+        the model, a new object only if its root is a batch norm; and a sentence on what was replaced and left.
 
     Raises:
-        UserError: there is no such arm, or nothing of the model can become it.
+        UserError: the arm is unknown, or no layer can be replaced by it.
     """
     found = parse_arm(arm)
     if found.target == AS_BUILT:
@@ -85,7 +85,7 @@ def with_arm(model: nn.Module, arm: str, *, network: str, example: Tensor, **tra
 
 
 def _convert(model: nn.Module, kind: str, example: Tensor, **options: Any) -> Change:  # noqa: ANN401 (the layer's)
-    """Convert a model; one on the meta device cannot run, and what only a run would tell is an error there.
+    """Convert a model; on the meta device it cannot run, so facts that only a run reveals are errors there.
 
     Raises:
         ValueError: nothing can be converted; or, on the meta device, not all of it.
@@ -99,7 +99,7 @@ def _convert(model: nn.Module, kind: str, example: Tensor, **options: Any) -> Ch
 def _replaced(
     model: nn.Module, norm: Normalization, *, is_none: bool, example: Tensor, **training: int
 ) -> tuple[nn.Module, str]:
-    """Make torch's batch norms of all that there are, so that activations stand beside them, and put others there."""
+    """Turn all batch norms into torch's, so that activations are separate, and replace them."""
     change = _convert(model, "torch_batch_norm", example)
     model = change.model
     refused = {each.name for each in change.refused}
@@ -138,7 +138,7 @@ def _carry(old: nn.Module, new: nn.Module) -> None:
 
 
 def _said(after: Counter[str], refused: Iterable[Refused]) -> str:
-    """Say what batch norms became, and which are left."""
+    """Describe what batch norms became, and which are left."""
     counts = (f"{count} batch norm{'' if count == 1 else 's'} became {name}" for name, count in after.items())
     became = ", ".join(counts) or "no batch norm became another"
     left = [f"{each.name} ({each.what}): {each.why}" for each in refused]
@@ -147,7 +147,7 @@ def _said(after: Counter[str], refused: Iterable[Refused]) -> str:
 
 
 def _unknown(model: nn.Module) -> str:
-    """Say what only looks like a batch norm, and that there is an arm for such a model."""
+    """Name layers that only look like batch norms, and the arm for such a model."""
     for named in named_modules_of(model):
         if why := why_unknown(named.module):
             return f" ({named.name}: {label(named.module)}: {why.rstrip('.')}). Use --arms {AS_BUILT}"

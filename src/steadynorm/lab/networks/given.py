@@ -1,4 +1,4 @@
-"""Networks of the user's: a function given as ``PACKAGE.MODULE:FUNCTION``, ``timm:NAME``, or ``hf:CONFIG``."""
+"""User networks: a function given as ``PACKAGE.MODULE:FUNCTION``, ``timm:NAME``, or ``hf:CONFIG``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHANNELS = ("channels", "in_channels", "in_chans")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a network is built for."""
+    """Data for which a network is built."""
 
     classes: int
     channels: int
@@ -35,22 +35,22 @@ class Shape:
 
 
 def is_given(name: str) -> bool:
-    """Tell whether a network is one of the user's."""
+    """Whether a network is the user's."""
     return ":" in name
 
 
 def calls_code(name: str) -> bool:
-    """Tell whether it is a function of the user's: the two packages build what they have under a name."""
+    """Whether it is a user function; the two packages build networks by name."""
     return is_given(name) and not name.startswith((TIMM, HUGGING_FACE))
 
 
 def make_given(name: str, shape: Shape, seed: int) -> nn.Module:
-    """Build a network of the user's under a seed, and see that it gives a row of logits for each image.
+    """Build a user's network under a seed, and check that it returns a row of logits for each image.
 
-    torch's own random numbers go on afterwards as if nothing had been drawn. An output with ``logits`` is unwrapped.
+    torch's random state is restored afterwards. An output with ``logits`` is unwrapped.
 
     Raises:
-        UserError: it cannot be found or built, or gives something else.
+        UserError: it cannot be found or built, or returns something else.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def make_given(name: str, shape: Shape, seed: int) -> nn.Module:
 
 
 def _from_function(name: str, shape: Shape) -> tuple[nn.Module, str]:
-    """Call the user's function with what it names, and say with what."""
+    """Call the user's function with the arguments it names, and return how."""
     found = find_named(name)
     if not callable(found):
         raise UserError(f"--network {name}: must be a function that builds a model, got {type(found).__name__}.")
@@ -75,17 +75,17 @@ def _from_function(name: str, shape: Shape) -> tuple[nn.Module, str]:
 
 
 def _arguments(name: str, function: Callable[..., Any], shape: Shape) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """Decide from a function's signature what it is called with: what it names, or (classes, channels), or nothing."""
+    """Choose the arguments by a function's signature: those it names, or (classes, channels), or none."""
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # it does not say
+    except (TypeError, ValueError):  # it has no readable signature
         return (), {}
     height, width = shape.image_size
     known: dict[str, Any] = dict.fromkeys(CLASSES, shape.classes) | dict.fromkeys(CHANNELS, shape.channels)
     known["image_size"] = height if height == width else shape.image_size
     named = {key: value for key, value in known.items() if _by_name(parameters, key)}
     has_rest = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    if has_rest and not any(key in named for key in CLASSES):  # as torchvision's functions are
+    if has_rest and not any(key in named for key in CLASSES):  # as in torchvision's functions
         named["num_classes"] = shape.classes
     needed = [
         key
@@ -121,7 +121,7 @@ def _from_timm(name: str, shape: Shape, seed: int) -> nn.Module:
     def make() -> nn.Module:
         try:
             made: nn.Module = timm.create_model(model, img_size=shape.image_size, **sizes)
-        except TypeError:  # of the models that take images of any size, which do not know the word
+        except TypeError:  # for models that accept images of any size and lack this argument
             torch.manual_seed(seed)
             made = timm.create_model(model, **sizes)
         return made
@@ -159,7 +159,7 @@ def _check_installed(name: str, package: str) -> None:
 def _model(how: str, make: Callable[[], Any]) -> nn.Module:
     try:
         model = make()
-    except Exception as error:  # so may a function of the user's
+    except Exception as error:  # a user's function may raise anything
         raise UserError(f"{how}: failed with {one_line(error)}{line_of(error)}.") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{how}: must give a torch.nn.Module, got {type(model).__name__}.")
@@ -173,19 +173,19 @@ def images(model: nn.Module, shape: Shape) -> Tensor:
 
 
 def run_once(model: nn.Module, shape: Shape, how: str, *, backward: bool = False) -> nn.Module:
-    """Run a model on two images, to report one that does not take them before any training.
+    """Run a model on two images, to report a model that does not accept them before any training.
 
     Args:
-        model: is run where its parameters are, or on the meta device; lazy layers learn their sizes.
-        shape: of the images.
-        how: it was made, for messages.
-        backward: whether to take a step in the mode that it is in; else it is run in evaluation mode, without a trace.
+        model: runs on its own device, or on the meta device; lazy layers learn their sizes.
+        shape: shape of the images.
+        how: how it was made, for messages.
+        backward: whether to take a step in its present mode; else it runs in evaluation mode and stays unchanged.
 
     Returns:
-        the model; where its output is an object with ``logits``, a :class:`Logits` around it.
+        the model; wrapped in :class:`Logits` if its output is an object with ``logits``.
 
     Raises:
-        UserError: it fails, or gives no tensor of shape (2, classes).
+        UserError: it fails, or returns no tensor of shape (2, classes).
     """
     x = images(model, shape)
     size = "x".join(map(str, x.shape[1:]))

@@ -1,4 +1,4 @@
-"""A model whose output is no tensor."""
+"""Wrap a model whose output is not a tensor."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["Logits"]
 
 
 class Logits(nn.Module):
-    """A model whose output is an object with ``logits``, as Hugging Face's have it, or a tuple, with a tensor for it.
+    """Return the tensor of a model whose output is an object with ``logits``, as in Hugging Face's, or a tuple.
 
     Args:
-        model: takes images alone.
+        model: takes only images.
     """
 
     def __init__(self, model: nn.Module) -> None:

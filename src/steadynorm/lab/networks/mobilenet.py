@@ -50,11 +50,11 @@ class InvertedBlock(ResidualBlock):
     """norm(project(relu(norm(depthwise(relu(norm(expand(x)))))))), plus x where the shape allows; no last activation.
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         width: width of the output.
-        stride: of the depthwise convolution.
+        stride: stride of the depthwise convolution.
         norm: the normalization.
-        expansion: channels in between, as a multiple of the input's; with 1 there is nothing to expand.
+        expansion: channels in between, as a multiple of the input's; with 1 nothing is expanded.
     """
 
     def __init__(self, channels: int, width: int, stride: int, norm: Normalization, *, expansion: int) -> None:
@@ -71,7 +71,7 @@ class InvertedBlock(ResidualBlock):
 
     @property
     def last_norm(self) -> nn.Module:
-        """The one after the projection."""
+        """The normalization after the projection."""
         return self.project_norm
 
     def forward(self, x: Tensor) -> Tensor:
