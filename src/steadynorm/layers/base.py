@@ -45,15 +45,15 @@ class BatchNormBase(RunningStatistics):
 
     affine = CheckedAffine()
     _can_be_scripted = True
-    _is_frozen = False  # whether training is evaluation
+    _is_frozen = False  # whether training computes the same as evaluation
     _own_options = tuple[str, ...]()  # names of attributes that ``repr`` shows
-    _statistics_are = ""  # what a layer cannot do without running statistics
+    _statistics_are = ""  # why a layer needs running statistics, for the error message; empty if it does not
     __constants__ = [*nn.BatchNorm2d.__constants__, "activation", "_is_frozen"]  # noqa: RUF012 (torch reads a plain list)
 
     def __init_subclass__(cls, **arguments: object) -> None:
-        """Let the constructors of this package show all arguments, and name the class in Python's errors."""
+        """Give the package's constructors a full signature and the name of their class in Python's errors."""
         super().__init_subclass__(**arguments)
-        if cls.__module__.startswith("steadynorm."):  # a copied constructor would hide those of other bases
+        if cls.__module__.startswith("steadynorm."):  # elsewhere a copy would hide those of other bases
             _name_constructor(cls)
 
     def __init__(
@@ -98,7 +98,7 @@ class BatchNormBase(RunningStatistics):
         """Normalize, add the residual and apply the activation.
 
         Args:
-            input: shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), as the class says.
+            input: shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), depending on the class.
             residual: shape of input, added before the activation; None adds nothing.
 
         Returns:
@@ -165,7 +165,7 @@ class BatchNormBase(RunningStatistics):
         )
 
     def extra_repr(self) -> str:
-        """List torch's arguments, then ours; how running statistics follow only if it is not the default."""
+        """List torch's arguments, then ours; omit defaults of the running statistics' options."""
         defaults = {"nonfinite": "propagate", "update_every": 1, "running": "exponential"}
         following = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
         bias = {} if _TORCH_HAS_BIAS else {"bias": self.bias is not None}

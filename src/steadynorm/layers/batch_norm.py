@@ -19,9 +19,9 @@ class _BatchNorm(BatchNormBase):
 
     def _train(self, input: Tensor, residual: Tensor | None) -> Tensor:
         buffers, momentum = self._buffers, self.momentum
-        if buffers.keys() >= _STORED:  # by their dictionary: torch's search for an attribute takes a microsecond
+        if buffers.keys() >= _STORED:  # read the dictionary: torch's attribute lookup takes a microsecond
             mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
-        else:  # one is parametrized, or was replaced by a plain tensor
+        else:  # a buffer is parametrized, or was replaced by a plain tensor
             mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         weight, bias = self._parameters_for(mean)
         if not self._tracks():

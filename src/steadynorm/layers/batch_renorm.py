@@ -56,7 +56,7 @@ class _BatchRenorm(BatchNormBase):
             self._check_values(input, step)
         schedule = {"warmup_steps": self.warmup_steps, "ramp_steps": self.ramp_steps}
         stays = torch.compiler.is_compiling() or is_transformed() or not step.is_cpu
-        at = step if stays else int(step)  # which spares tensor operations
+        at = step if stays else int(step)  # a number avoids tensor operations
         bounds = renorm_bounds(at, **schedule, r_max=self.r_max, d_max=self.d_max)
         r_max, d_max = (torch.as_tensor(bound, dtype=mean.dtype) for bound in bounds)
         share = self._count_batch()

@@ -71,12 +71,12 @@ class FrozenBatchNorm2d(_FrozenBatchNorm, nn.BatchNorm2d):
     \mathrm{weight} + \mathrm{bias} + \mathrm{residual}\right)
     $$
 
-    Training and evaluation compute the same. The running statistics are those that were loaded; no batch, ``.train()``
-    or ``momentum`` changes them. Samples are independent of each other, so any batch size can train; the gradient of x
+    Training and evaluation compute the same result. The running statistics stay as loaded: no batch, ``.train()`` or
+    ``momentum`` changes them. Samples are independent of each other, so any batch size can train; the gradient of x
     is dy · weight / √(running_var + eps).
 
-    Takes the arguments of :class:`steadynorm.BatchNorm2d`, of which ``momentum``, ``nonfinite``, ``update_every`` and
-    ``running`` have no effect, and by keyword:
+    Takes the arguments of :class:`steadynorm.BatchNorm2d`, and by keyword the one below; ``momentum``, ``nonfinite``,
+    ``update_every`` and ``running`` have no effect.
 
     Args:
         freeze_affine: whether weight and bias are frozen too (``requires_grad=False``).

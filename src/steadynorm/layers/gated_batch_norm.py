@@ -50,7 +50,7 @@ class _GatedBatchNorm(BatchNormBase):
                 raise ValueError(f"{name}: {what} must be in [0, 1], got {value}.")
         assert self.running_mean is not None
         self.gate, self.small_batch_probability = gate, small_batch_probability
-        # Not of shape (): compiled, torch 2.13 forgets what is written into a float64 tensor of that shape.
+        # Shape (1,), not (): in compiled code torch 2.13 loses writes to a float64 tensor of shape ().
         with normal_tensors():
             self.register_buffer("noise", self.running_mean.new_ones(1))
             confidence = nn.Parameter(self.running_mean.new_zeros(3)) if learn_confidence and gate is None else None
@@ -77,7 +77,7 @@ class _GatedBatchNorm(BatchNormBase):
             momentum=share or 0.0,
             noise_momentum=NOISE_MOMENTUM if follows_noise and not compiling else 0.0,
         )
-        if follows_noise and compiling and input.shape[0] > 1:  # of which stored may be a copy
+        if follows_noise and compiling and input.shape[0] > 1:  # update the buffer itself: stored may hold a copy
             update_noise_(self.noise, input, moments, momentum=NOISE_MOMENTUM)
         if share is None:
             self._update_running(moments)
@@ -93,7 +93,7 @@ class _GatedBatchNorm(BatchNormBase):
         input: Tensor,
         residual: Tensor | None,
         stored: tuple[Tensor, ...],
-        **training: Any,  # noqa: ANN401 (what only training says to the function)
+        **training: Any,  # noqa: ANN401 (arguments that only training passes)
     ) -> tuple[Tensor, Moments]:
         mean, var, noise = stored
         return gated_batch_norm(
@@ -112,13 +112,13 @@ class _GatedBatchNorm(BatchNormBase):
         )
 
     def _draw_samples(self, available: int) -> int | Tensor | None:
-        """Draw how many samples are to stand for this batch: now and then a power of two below all."""
+        """Draw the number of samples to measure: with small_batch_probability, a power of two below the batch size."""
         if self.small_batch_probability == 0:
             return None
         few = torch.rand(()) < self.small_batch_probability
         below = (2 ** torch.arange(63) < available).sum()
         some = 2 ** (torch.rand(()) * below).long()
-        if torch.compiler.is_compiling() or is_recorded():  # where the same is computed for every draw
+        if torch.compiler.is_compiling() or is_recorded():  # one graph serves every draw
             return torch.where(few, some, available)
         return int(some) if few and available > 1 else None
 
@@ -133,7 +133,7 @@ class _GatedBatchNorm(BatchNormBase):
     def reset_running_stats(self) -> None:
         """Reset the running statistics to mean 0 and variance 1, the noise to 1 and the confidence to 0."""
         super().reset_running_stats()
-        if "noise" in self._buffers:  # not yet so while torch's constructor runs
+        if "noise" in self._buffers:  # missing while torch's constructor runs
             self.noise.fill_(1)
             if self.confidence is not None:
                 nn.init.zeros_(self.confidence)
@@ -175,9 +175,9 @@ class GatedBatchNorm2d(_GatedBatchNorm):
     ``noise`` is the variance of one sample's mean relative to the variance of its values. It is measured in training,
     so neighbouring pixels do not count as independent values. At zero confidence (c = 0, the initial value) g is
     drift² / (drift² + s), which minimizes the expected squared error of the blended mean. A few samples that agree with
-    the running statistics are normalized by those; many samples that do not are normalized by their own.
+    the running statistics are normalized by the running statistics; many samples that disagree, by the batch's.
 
-    Training and evaluation use the same equations. In training the running statistics follow as in batch norm, and
+    Training and evaluation use the same equations. In training the running statistics are updated as in batch norm, and
     gradients flow through the batch statistics in proportion to the gate; in evaluation nothing is updated. One sample
     and one value per channel are enough in both modes. The layer is not a subclass of torch's batch norm, because its
     evaluation differs.

@@ -1,4 +1,4 @@
-"""The kinds of norm: for each its classes, how it trains and evaluates, and what it needs.
+"""Registry of the norms: the classes of each, its statistics in training and evaluation, and its requirements.
 
 To add a norm, add its entry here. Conversion, the arms of ``steadynorm compare``, the table in ``docs/family.md`` and
 the tests of the family all read this list.
@@ -34,15 +34,15 @@ class Kind:
     """A family of layers: one class for each number of spatial dimensions, or one for all.
 
     Args:
-        name: by which :func:`steadynorm.surgery.convert_` and the arms of experiments know it.
+        name: name in :func:`steadynorm.surgery.convert_` and among the arms of experiments.
         classes: number of spatial dimensions (1, 2, 3) -> class; 0 for a class that takes any.
-        training: what it normalizes by in training.
-        evaluation: what it normalizes by in evaluation.
-        purpose: what it is for.
-        evaluates_as_batch_norm: whether its evaluation is batch norm's by the running statistics.
-        trains_by_batch: whether training is evaluation by the moments of the input, all of it and nothing else.
-        trains_by_running: whether training reads the running statistics, which must then be those of the batch before.
-        arm: number of batches in a training -> options with which experiments build it.
+        training: statistics that it normalizes by in training.
+        evaluation: statistics that it normalizes by in evaluation.
+        purpose: recommended use.
+        evaluates_as_batch_norm: whether it evaluates as batch norm, by the running statistics.
+        trains_by_batch: whether training normalizes by the moments of the whole input and by nothing else.
+        trains_by_running: whether training reads the running statistics, as they are before this batch updates them.
+        arm: number of batches in a training run -> options with which experiments build it.
     """
 
     name: str
@@ -57,27 +57,27 @@ class Kind:
 
     @property
     def ours(self) -> bool:
-        """Whether its layers fuse residual and activation, and know the options of ours."""
+        """Whether its layers are ours: they fuse residual and activation and take our options."""
         return any(issubclass(cls, BatchNormBase) for cls in self.classes.values())
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether it is nothing without running statistics."""
+        """Whether it requires running statistics."""
         return any(getattr(cls, "_statistics_are", "") for cls in self.classes.values())
 
     @property
     def is_frozen(self) -> bool:
-        """Whether no batch moves its running statistics."""
+        """Whether its running statistics never change."""
         return any(getattr(cls, "_is_frozen", False) for cls in self.classes.values())
 
     def class_for(self, dimensions: int | None) -> type[nn.Module] | None:
-        """Give the class for so many spatial dimensions, None where there is none, or none is known."""
+        """Return the class for a number of spatial dimensions; None if there is none or the number is unknown."""
         return self.classes.get(0) or self.classes.get(dimensions or -1)
 
     def options(self) -> dict[str, Any]:
-        """Give the arguments of its classes that torch's batch norm does not have, with their defaults.
+        """Return the arguments of its classes that torch's batch norm does not have, with their defaults.
 
-        None stands for one that must be given. Bias and activation are not among them.
+        A required argument has the value None. Bias and activation are left out.
         """
         return {
             name: None if each.default is each.empty else each.default
@@ -107,7 +107,7 @@ BATCH_NORMS: dict[str, Kind] = {
             training="the batch's moments, corrected towards the running ones within bounds",
             purpose="small batches; samples that depend on each other",
             trains_by_running=True,
-            # Batch norm for a sixteenth of the training, with the last bounds from the middle on.
+            # Plain batch norm for the first sixteenth of the training; final bounds from the middle on.
             arm=lambda batches: {"warmup_steps": batches // 16, "ramp_steps": batches * 7 // 16},
         ),
         Kind(
@@ -177,6 +177,6 @@ KINDS: dict[str, Kind] = BATCH_NORMS | {
         evaluates_as_batch_norm=False,
     ),
 }
-"""Every kind that a batch norm can become, by name."""
+"""Every kind that a batch norm can be converted to, by name."""
 FAMILY = {name: kind for name, kind in BATCH_NORMS.items() if kind.ours and len(kind.classes) == 3}
-"""Those of ours with a class for each number of dimensions."""
+"""Our kinds that have a class for each number of dimensions."""

@@ -30,11 +30,11 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
     \mathrm{bias} + \mathrm{residual}\right) \text{ where valid,} \qquad y = x \text{ elsewhere}
     $$
 
-    In training ``mean`` and ``var`` are the batch statistics of the valid positions, and the running statistics follow
-    them: the result is that of batch norm over the valid positions packed together. In evaluation they are the running
-    statistics. Padding is neither counted nor changed: it is returned as it is, with its gradient, and NaN in it
-    affects nothing else. A batch without valid positions changes neither the running statistics nor
-    ``num_batches_tracked`` (with ``update_every`` it takes a place in the window). Without mask and lengths this is
+    In training ``mean`` and ``var`` are the batch statistics of the valid positions and update the running statistics,
+    as batch norm over the valid positions packed together would. In evaluation they are the running statistics. Padding
+    is neither counted nor changed: it passes through unchanged, as does its gradient, and NaN in it affects nothing
+    else. A batch without valid positions changes neither the running statistics nor
+    ``num_batches_tracked`` (with ``update_every`` it counts towards the window). Without mask and lengths this is
     :class:`steadynorm.BatchNorm1d`.
 
     The layer never reads mask or lengths on the host, so it cannot refuse a batch with one valid value per channel. The
@@ -81,7 +81,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
         self.process_group = process_group
         self._agreed = set()
 
-    def forward(  # type: ignore[override]  # a mask is what this layer is for, so it comes second
+    def forward(  # type: ignore[override]  # the mask comes second: it is the purpose of this layer
         self,
         input: Tensor,
         mask: Tensor | None = None,
@@ -115,7 +115,7 @@ class MaskedBatchNorm1d(OverRanks, nn.BatchNorm1d):
             if torch.compiler.is_compiling():
                 return self._train_compiled(self._train_valid, input, valid, residual)
             return self._train_valid(input, valid, residual)
-        # What stands elsewhere must not meet weight and activation, whose gradients it would reach.
+        # Zero the padding first: otherwise NaN in it would reach the gradients of weight and activation.
         kept, added = (None if each is None else torch.where(valid, each, 0) for each in (input, residual))
         assert kept is not None
         return torch.where(valid, self._evaluate(kept, added), input if is_transformed() else laid_out(input))

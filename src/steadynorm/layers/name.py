@@ -1,4 +1,4 @@
-"""What a layer is called in an error message."""
+"""Names of layers in error messages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["describe"]
 
 
 def describe(layer: nn.modules.batchnorm._NormBase) -> str:
-    """Give class, channels and, where a model holds the layer, its name there: ``SyncBatchNorm(64) 'layer1.0.bn1'``.
+    """Return class, channels and, if the layer is in a model, its name there: ``SyncBatchNorm(64) 'layer1.0.bn1'``.
 
-    A layer does not know who holds it; all living modules are asked, which takes too long for anything but an error.
+    A layer has no reference to its model, so this searches all live modules; too slow for anything but an error.
     """
     holders = [each for each in gc.get_objects() if issubclass(type(each), nn.Module) and "_modules" in vars(each)]
     names = [name for holder in holders for name, module in holder.named_modules() if module is layer]

@@ -25,8 +25,8 @@ class NormAddActivation(nn.Module):
     y = \mathrm{activation}(\mathrm{norm}(x) + \mathrm{residual})
     $$
 
-    Replaces one of our layers that has an ``activation`` or is called with a ``residual``: same call, and its state
-    keys are those of the norm, so checkpoints load either way. Mode and dtypes are those of the norm.
+    Replaces one of our layers that has an ``activation`` or is called with a ``residual``. The call is the same and the
+    state keys are those of the norm, so checkpoints load either way. Mode and dtypes are those of the norm.
 
     Args:
         norm: any module that takes one tensor.
@@ -53,14 +53,14 @@ class NormAddActivation(nn.Module):
         """Normalize, add the residual and apply the activation.
 
         Args:
-            input: as the norm takes it.
+            input: input of the norm.
             residual: shape of input, added before the activation; None adds nothing.
 
         Returns:
             shape of input.
         """
         y: Tensor = self.norm(input)
-        activated: Tensor = self.activation(y if residual is None else y + residual)  # torch.jit.script knows no cast
+        activated: Tensor = self.activation(y if residual is None else y + residual)  # torch.jit.script has no cast
         return activated
 
 

@@ -1,4 +1,4 @@
-"""Tools that build another layer from a batch norm's attributes, and know nothing of a fused activation."""
+"""Refuse tools that rebuild a batch norm from its attributes and would drop a fused activation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _REBUILDERS = {
     "freeze_batch_norm_2d": "surgery.freeze_(model)",  # timm
     "_batchnorm_to_groupnorm": "surgery.convert_(model, 'group_norm')",  # opacus
 }
-"""Functions by name, and what keeps the activation."""
+"""Name of the function -> our replacement, which keeps the activation."""
 
 
 class CheckedAffine:
-    """The attribute ``affine``, which such a tool reads: where the layer fuses an activation it is refused.
+    """The attribute ``affine``, which these tools read; reading it raises if the layer fuses an activation.
 
-    It is a plain attribute to everybody else, and no forward reads it.
+    For any other caller it is a plain attribute. No forward reads it.
     """
 
     def __get__(self, layer: Any, owner: type) -> Any:  # noqa: ANN401 (a layer, or None for the class)

@@ -1,8 +1,8 @@
-"""Whether a forward may be one of two for its batch: torch.utils.checkpoint runs it again for the backward.
+"""Detect forwards that torch.utils.checkpoint may run a second time, for the backward.
 
 ``is_possible`` is computed whenever it is read. A compiler guards on the value of a module's attribute, and reads it
-again each time before it runs a graph. So checkpointing gets a graph of its own, the same one for a forward and its
-recomputation, for which autograd must save the same; and where there is none, a graph holds nothing for it.
+again each time before it runs a graph. So checkpointing gets its own graph. The forward and its recomputation share it,
+because autograd must save the same tensors for both. Without checkpointing the graph contains no extra work.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ __all__ = ["TELLS_HOOKS", "is_possible", "saves_by_hooks"]
 _top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 _current_backward = torch._C._current_graph_task_id
 TELLS_HOOKS = _top_hooks is not None
-"""Whether torch tells the hooks on saved tensors: not so in 2.6."""
+"""Whether torch exposes the hooks on saved tensors; torch 2.6 does not."""
 
 is_possible: bool
-"""Whether a forward that keeps something for its backward may be recomputed, or is; False where torch cannot tell."""
+"""Whether a forward that saves tensors may be recomputed or is a recomputation; False if torch hides the hooks."""
 
 
 def __getattr__(name: str) -> bool:
@@ -27,5 +27,5 @@ def __getattr__(name: str) -> bool:
 
 
 def saves_by_hooks() -> bool:
-    """Whether hooks save for the backward, as those of checkpointing do, and not torch itself."""
+    """Whether hooks, such as those of checkpointing, save tensors for the backward instead of torch itself."""
     return _top_hooks is not None and _top_hooks(False) is not None

@@ -1,4 +1,4 @@
-"""When the running statistics move, and by which batches."""
+"""Update of the running statistics: when, and by which batches."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _JUDGED = ("experts", "mass", "noise", "weights", "momenta")
 
 
 def may_be_recomputed() -> bool:
-    """Whether this forward may be the first of two: nothing of it is kept for a backward, or not by torch itself.
+    """Whether this forward may run again: nothing is saved for a backward, or hooks save it instead of torch.
 
-    False inside a transform, whose tensors must not be kept beyond it, and in an export, which has no backward.
+    False inside a transform, whose tensors must not outlive it, and in an export, which has no backward.
     """
     if is_transformed():
         return False
@@ -42,8 +42,8 @@ def check_count(what: str, number: int) -> None:
     """Raise ValueError unless a number is whole and at least 1.
 
     Args:
-        what: layer, argument and what that counts.
-        number: as given.
+        what: layer, argument and what the argument counts.
+        number: the value to check.
     """
     if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
         raise ValueError(f"{what}, a whole number of at least 1, got {number!r}.")
@@ -54,7 +54,7 @@ def _is_finite(batch: Moments) -> Tensor:
 
 
 class RunningStatistics(NormState):
-    """How the running statistics of a layer follow its batches."""
+    """Update of a layer's running statistics by its batches."""
 
     if TYPE_CHECKING:  # as in NormState
         nonfinite: Nonfinite
@@ -62,9 +62,9 @@ class RunningStatistics(NormState):
         _before: tuple[Tensor, ...] | None
 
     def _train_compiled(self, train: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
-        """Train in a graph that may run a second time for its batch, and let it move nothing then.
+        """Train in a graph that may run a second time for its batch; the second run leaves the state unchanged.
 
-        What is not compiled sees that by itself (``is_recomputing``). A graph moves the state and puts it back.
+        Eager code detects the second run itself (``is_recomputing``). A graph updates the state and then restores it.
         """
         if not (self._tracks() and recomputation.is_possible):
             return train(*arguments)
@@ -77,12 +77,12 @@ class RunningStatistics(NormState):
         return y
 
     def _as_first_seen(self, *stored: Tensor) -> tuple[Tensor, ...]:
-        """Give statistics that this forward reads; in a recomputation as they were when its batch came first."""
+        """Return the statistics that this forward reads; in a recomputation, those that the first forward read."""
         before = self._before
         if is_recomputing() and before is not None:
             return before
         if not may_be_recomputed():
-            if before is not None:  # a compiler guards on attributes, and sets those that are assigned to each time
+            if before is not None:  # a compiler guards on attributes, and writes an assigned one each time
                 self._before = None
         elif torch.compiler.is_compiling():
             self._before = stored = tuple(unless_recomputing([*stored], [*(before or stored)]))
@@ -91,20 +91,20 @@ class RunningStatistics(NormState):
         return stored
 
     def _tracks(self) -> bool:
-        """Whether this forward moves the running statistics, or would if it were not the second for its batch."""
+        """Whether this forward updates the running statistics, or would if it were not a recomputation."""
         return self.training and self.track_running_stats
 
     def _needs_moments(self) -> bool:
-        """Whether the update needs the batch's moments, because more than a momentum decides it."""
+        """Whether the update needs the batch's moments because it depends on more than the momentum."""
         plain = self.update_every == 1 and self.nonfinite == "propagate" and self.running == "exponential"
         return not plain and self.running_mean is not None
 
     def _count_batch(self) -> float | None:
-        """Count a batch, and give its weight in the running statistics if that is all that decides how they follow.
+        """Count a batch and return its weight in the running statistics, if the update depends on that alone.
 
-        None where :meth:`_update_running` is to be called, with the moments.
+        Otherwise return None; the caller then calls :meth:`_update_running` with the moments.
         """
-        if torch.compiler.is_compiling() or is_recorded():  # where a number would be that of every batch
+        if torch.compiler.is_compiling() or is_recorded():  # a number would be a constant of the graph
             return None
         if self._needs_moments() or not self._tracks() or is_recomputing():
             return None
@@ -114,11 +114,11 @@ class RunningStatistics(NormState):
         return float(self._weight_of(1))
 
     def _update_running(self, batch: Moments) -> None:
-        """Count a batch and let the running statistics follow, where it is due."""
+        """Count a batch, and update the running statistics if an update is due."""
         if not self._tracks() or is_recomputing():
             return
         self._check_channels(batch)
-        # Outside of no_grad: an exported module that raises within leaves the caller without gradients.
+        # Outside no_grad: if an exported module raised inside it, gradients would stay disabled for the caller.
         if self.nonfinite == "raise" and self.running_mean is not None:
             self._check_finite(batch)
         self._move(batch)
@@ -150,7 +150,7 @@ class RunningStatistics(NormState):
                 self._window_seen = torch.zeros((), dtype=torch.int64, device=batch.mean.device)
         window, seen = self._window, self._window_seen
         seen.add_(1)
-        if torch.compiler.is_compiling():  # no attribute changes there, so that one graph serves all batches
+        if torch.compiler.is_compiling():  # change no attribute, so that one graph serves all batches
             at = (seen - 1) % self.update_every
             window.index_copy_(0, at.view(1), as_row(batch)[None])
             self._move_by_window(window, at == self.update_every - 1)
@@ -161,9 +161,9 @@ class RunningStatistics(NormState):
             self._move_by_window(window)
 
     def _move_by_window(self, window: Tensor, due: Tensor | None = None) -> None:
-        """Move the running statistics by all batches of the window at once; where ``due`` is false, by none.
+        """Update the running statistics by all batches of the window at once, or by none if ``due`` is false.
 
-        Of a single batch, shape (1, 3, C), this is what :meth:`_move` does, without reading a value on the host.
+        For a single batch, shape (1, 3, C), this does what :meth:`_move` does, without reading a value on the host.
         """
         assert self.running_mean is not None and self.running_var is not None
         if self.nonfinite == "skip":
@@ -199,7 +199,7 @@ class RunningStatistics(NormState):
         return SelfTuned(**{name: getattr(self, f"_bank_{name}") for name in BANK})
 
     def _move_bank(self, batch: Moments, due: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Move the bank of momenta by a batch, where that is due, and give what it estimates."""
+        """Update the bank of momenta by a batch if that is due, and return the new estimates."""
         stored = self._bank()
         moved = stored.follow(batch)
         for name in BANK:
@@ -208,11 +208,11 @@ class RunningStatistics(NormState):
         return moved.estimate()
 
     def _weight_of(self, batches: int | Tensor) -> float | Tensor:
-        """Give the weight that some batches have together in the running statistics."""
+        """Return the total weight of some batches in the running statistics."""
         assert self.running_mean is not None
         tracked = self.num_batches_tracked
         if self.momentum is None and tracked is None:
-            return 0.0  # as torch has it
+            return 0.0  # as in torch
         return weight_of(batches, momentum=self.momentum, tracked=tracked, dtype=self.running_mean.dtype)
 
     def _check_channels(self, batch: Moments) -> None:
@@ -248,5 +248,5 @@ class RunningStatistics(NormState):
 
 
 def _is_readable(layer: RunningStatistics, batch: Moments) -> bool:
-    """Whether the layer can look at a batch's values without waiting for another device."""
+    """Whether the layer can read the values that it needs without waiting for another device."""
     return isinstance(batch.count, int) and (layer.nonfinite != "skip" or batch.mean.is_cpu)

@@ -1,4 +1,4 @@
-"""What a layer keeps beyond torch's five keys: how it begins, travels in state dicts and fits the statistics."""
+"""State of a layer beyond torch's five keys: initialization, state dicts and a fit to the running statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["BANK", "GATE", "BatchMemory", "NormState", "Running", "batch_norm_st
 Running = Literal["exponential", "self_tuned"]
 """How the running statistics follow the batches; see :class:`steadynorm.BatchNorm2d`."""
 BANK = tuple(field.name for field in fields(SelfTuned))
-"""Names of what self-tuned statistics consist of; the buffers' names begin with ``_bank_``."""
+"""Names of the tensors of self-tuned statistics; as buffers, with the prefix ``_bank_``."""
 GATE = ("noise", "confidence")
 """Names of the buffer and the parameter of a gated layer."""
 _BANK_KEYS = tuple(f"_bank_{name}" for name in BANK)
@@ -31,7 +31,7 @@ _WIDE = (torch.float32, torch.float64)
 
 
 def normal_tensors() -> AbstractContextManager[None]:
-    """Let tensors made within inference mode be normal ones, which can be trained and changed in place later."""
+    """Leave inference mode, so that new tensors can be trained and changed in place later."""
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return nullcontext()
     return _outside_inference_mode()
@@ -46,11 +46,11 @@ def _outside_inference_mode() -> Iterator[None]:
 def batch_norm_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict with only batch norm's five keys, for a model whose layers are plain batch norms.
 
-    Drops what a gated layer or self-tuned statistics add, wherever ``running_mean`` is beside it. Everything else is
-    kept, with the same tensors.
+    Drops the keys that a gated layer or self-tuned statistics add beside a ``running_mean``. All other keys keep their
+    tensors.
 
     Args:
-        state_dict: of a model, or read from a file.
+        state_dict: state dict of a model, or one read from a file.
 
     Returns:
         a new dict.
@@ -71,17 +71,17 @@ def batch_norm_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def on_copies(module: nn.Module) -> Iterator[None]:
-    """Let forwards of a batch norm, torch's or ours, change copies of its state; afterwards it is as it was.
+    """Let forwards of a batch norm, torch's or ours, change copies of its state, and restore the state afterwards.
 
     Args:
-        module: its buffers, mode and attributes come back, the same objects.
+        module: the layer; its buffers, mode and attributes are restored as the same objects.
     """
     attributes, buffers = dict(vars(module)), dict(module._buffers)
     module._buffers.update({name: None if each is None else each.clone() for name, each in buffers.items()})
     for name in _WINDOW:
         if attributes.get(name) is not None:
             vars(module)[name] = attributes[name].clone()
-    if "_before" in attributes:  # of an earlier batch; a second forward for this one finds what the first one found
+    if "_before" in attributes:  # it belongs to an earlier batch; a second forward must read what the first one read
         vars(module)["_before"] = None
     try:
         yield
@@ -94,13 +94,13 @@ def on_copies(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchMemory:
-    """Copies of what a layer knows of its last batches, beside the running statistics.
+    """Copies of a layer's window and bank of momenta.
 
     Args:
-        window: moments of the batches since the last update, shape (k, 3, C), and how many batches there have
-            been, shape (); empty without a window.
+        window: moments of the batches since the last update, shape (k, 3, C), and the number of batches seen, shape ();
+            empty without a window.
         position: row of the window for the next batch.
-        bank: state of self-tuned statistics, by the name of its buffer; empty without.
+        bank: state of self-tuned statistics, by buffer name; empty without them.
     """
 
     window: tuple[Tensor, ...]
@@ -108,18 +108,18 @@ class BatchMemory:
     bank: dict[str, Tensor]
 
     def is_finite(self) -> bool:
-        """Tell whether none of it would make the running statistics NaN or infinite."""
+        """Return whether all values are finite, so that the running statistics stay finite."""
         return all(bool(each.isfinite().all()) for each in (*self.window, *self.bank.values()))
 
 
 class NormState(nn.modules.batchnorm._NormBase):
     """State of a layer: torch's, a window of batches and a bank of momenta.
 
-    The bank, and what a gated layer adds, are keys of the state dict. The window is no buffer: it holds the batches
-    since the running statistics last moved, is made when the first of them comes, and begins again after loading.
+    The bank, and the additions of a gated layer, are keys of the state dict. The window is not a buffer: it holds the
+    batches since the last update of the running statistics, is created by the first, and restarts after loading.
     """
 
-    if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not know such types
+    if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not support these types
         running: Running
         _window: Tensor | None
         _window_seen: Tensor | None
@@ -127,10 +127,10 @@ class NormState(nn.modules.batchnorm._NormBase):
 
     @torch.no_grad()
     def forget_batches_(self) -> None:
-        """Begin the window and the bank of momenta again, for running statistics that were set to other numbers.
+        """Restart the window and the bank of momenta, for running statistics that were set by hand.
 
-        The next batch is then the first in its window, and of self-tuned statistics it takes the place of the
-        estimates. Running statistics, counter and a gate's noise stay.
+        The next batch is then the first in its window, and replaces the estimates of self-tuned statistics. Running
+        statistics, counter and a gate's noise stay.
         """
         self._begin_window()
         if self._self_tunes():
@@ -148,7 +148,7 @@ class NormState(nn.modules.batchnorm._NormBase):
 
     @torch.no_grad()
     def restore_batch_memory_(self, memory: BatchMemory) -> None:
-        """Put back a window and a bank that :meth:`batch_memory` gave; a bank is written in place."""
+        """Restore a window and a bank from :meth:`batch_memory`; the bank is written in place."""
         with normal_tensors():
             self._window, self._window_seen = [each.clone() for each in memory.window] or (None, None)
             self._window_at = memory.position
@@ -157,10 +157,10 @@ class NormState(nn.modules.batchnorm._NormBase):
 
     @torch.no_grad()
     def shift_batch_memory_(self, shift: Tensor) -> None:
-        """Let window and bank be those of input that was higher by a constant in each channel.
+        """Shift window and bank as if the input had been higher by a constant in each channel.
 
         Args:
-            shift: shape (C,), added to every mean; in float64 rounding is once only.
+            shift: shape (C,), added to every mean; in float64 the result is rounded only once.
         """
         for kept in (self._window, self._buffers.get("_bank_experts")):
             if kept is not None:  # means first: shape (batches, 3, C) or (momenta, 2, C)
@@ -185,7 +185,7 @@ class NormState(nn.modules.batchnorm._NormBase):
         """Store buffers in at least float32, as every layer of the family keeps its statistics.
 
         Args:
-            before: buffers as they were before a conversion has narrowed them; their numbers are taken where given.
+            before: buffers before a conversion narrowed them; their values are used where given.
         """
         for name, now in list(self._buffers.items()):
             if now is None or not now.is_floating_point() or now.dtype == statistics_dtype(now.dtype):
@@ -208,7 +208,7 @@ class NormState(nn.modules.batchnorm._NormBase):
         return self.running == "self_tuned" and self.running_mean is not None
 
     def _new_bank(self, like: Tensor | None = None) -> dict[str, Tensor]:
-        """Give self-tuned statistics before the first batch, by buffer, for a running mean like this or the own one."""
+        """Return initial self-tuned statistics by buffer name, for a running mean like ``like`` or the layer's own."""
         like = self.running_mean if like is None else like
         assert like is not None
         bank = SelfTuned.begin(like.numel(), dtype=statistics_dtype(like.dtype), device=like.device)
@@ -219,7 +219,7 @@ class NormState(nn.modules.batchnorm._NormBase):
         self._window = self._window_seen = None
 
     def _begin_bank(self) -> None:
-        """Set the bank to its beginning, in the same tensors where they have the right size."""
+        """Reset the bank to its initial state, in the same tensors where they have the right size."""
         with normal_tensors():
             for name, fresh in self._new_bank().items():
                 stored = self._buffers.get(name)
@@ -229,15 +229,15 @@ class NormState(nn.modules.batchnorm._NormBase):
                     self.register_buffer(name, fresh)
 
     def _new_extra(self, like: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Give what the layer keeps beyond torch's keys as it begins: by what it is, then by key."""
+        """Return the initial state beyond torch's keys: description -> key -> tensor."""
         return {"bank of momenta": self._new_bank(like)} if self._self_tunes() else {}
 
     def _fit_state(self) -> None:
-        """Let what is kept follow statistics that were replaced by hand, in size, device and dtype.
+        """Fit window and bank to running statistics that were replaced by hand: size, device and dtype.
 
-        What is of another size belongs to other channels and begins again, with a warning.
+        State of another size belongs to other channels and restarts, with a warning.
         """
-        mean = self._buffers.get("running_mean")  # every training forward comes here
+        mean = self._buffers.get("running_mean")  # read directly: every training forward calls this
         if mean is None or (mean.dtype in _WIDE and self._window is None and len(self._buffers) == 3):
             return
         if mean.dtype != statistics_dtype(mean.dtype):
@@ -255,7 +255,7 @@ class NormState(nn.modules.batchnorm._NormBase):
                 with normal_tensors():
                     setattr(self, name, kept.to(mean.device, dtype if kept.is_floating_point() else kept.dtype))
         if wrong:
-            # A compiler traces no search for the model's name of the layer.
+            # A compiler cannot trace the search for the layer's name in the model.
             compiling = torch.compiler.is_compiling()
             layer = f"{type(self).__name__}({self.num_features})" if compiling else describe(self)
             _warn_of_width(layer, " and ".join(wrong), next(iter(wrong.values())), channels)
@@ -274,7 +274,7 @@ class NormState(nn.modules.batchnorm._NormBase):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load as torch does; what a checkpoint of plain batch norm does not have begins again, with a warning."""
+        """Load as torch does; state that a plain batch norm checkpoint lacks restarts, with a warning."""
         with normal_tensors():
             state_dict = self._completed(state_dict, prefix, local_metadata, error_msgs)
             super()._load_from_state_dict(
@@ -286,7 +286,7 @@ class NormState(nn.modules.batchnorm._NormBase):
     def _completed(
         self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], load: list[str]
     ) -> dict[str, Any]:
-        """Add what only a layer of ours has where nothing of it is there, but the statistics are."""
+        """Add our own keys to a state dict that has running statistics but none of these keys."""
         given = state_dict.get(f"{prefix}running_mean")
         if self.running_mean is None or not isinstance(given, Tensor):
             return state_dict
@@ -295,7 +295,7 @@ class NormState(nn.modules.batchnorm._NormBase):
         for what, fresh in self._new_extra(like).items():
             if any(prefix + name in state_dict for name in fresh):
                 continue
-            older = metadata.get("steadynorm", {})  # where version 0.1.0 kept them
+            older = metadata.get("steadynorm", {})  # version 0.1.0 stored them here
             if fresh.keys() <= older.keys():
                 fresh = {name: older[name] for name in fresh}
             else:
@@ -305,8 +305,8 @@ class NormState(nn.modules.batchnorm._NormBase):
 
 
 def _misfit(name: str, kept: Tensor, channels: int) -> str:
-    """Say of a part of what is kept how it does not go with so many channels; empty where it does."""
-    own = {  # of the bank, see SelfTuned
+    """Describe how a tensor of window or bank does not fit the number of channels; empty if it fits."""
+    own = {  # shapes of the bank, see SelfTuned
         "_bank_experts": (NUM_EXPERTS, 2, channels),
         "_bank_mass": (NUM_EXPERTS, 2, 1 if kept.shape[-1:] == (1,) else channels),
         "_bank_noise": (2, channels),
@@ -326,15 +326,15 @@ def _warn_of_width(layer: str, what: str, found: str, channels: int) -> None:
     )
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler: called once, while a graph is made.
+# Same effect as torch.compiler.assume_constant_result, without importing the compiler: called once per graph.
 vars(_warn_of_width)["_dynamo_marked_constant"] = True
 
 _warned: tuple[list[str], set[str]] = [], set()
-"""Of which load users have been warned, by its list of errors, which all its layers share; and of what."""
+"""The load that last warned, identified by the list of errors that its layers share, and what it warned of."""
 
 
 def _warn_once(load: list[str], what: str, layer: str, names: Mapping[str, Tensor]) -> None:
-    """Warn of the first layer of a load that has to begin something again."""
+    """Warn once per load and kind of state, at the first layer that has to restart it."""
     global _warned
     if _warned[0] is not load:
         _warned = load, set()

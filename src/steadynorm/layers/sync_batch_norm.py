@@ -24,7 +24,7 @@ __all__ = ["OverRanks", "SyncBatchNorm"]
 class OverRanks(_BatchNorm):
     """Shared by layers that normalize over ranks: the process group, and the check that ranks agree."""
 
-    if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not know such types
+    if TYPE_CHECKING:  # TorchScript reads a class's annotations, and does not support these types
         process_group: dist.ProcessGroup | None
         _agreed: set[tuple[object, ...]]
 
@@ -61,7 +61,7 @@ class OverRanks(_BatchNorm):
         return y
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out which checks have passed: ranks need not all hold a copy."""
+        """Drop the record of passed checks: other ranks may not hold a copy, so it must be checked again."""
         return {**vars(self), "_agreed": set()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -96,7 +96,7 @@ class SyncBatchNorm(OverRanks, nn.modules.batchnorm._BatchNorm):
     Takes the arguments of :class:`torch.nn.SyncBatchNorm`, and those of :class:`steadynorm.BatchNorm2d` by keyword:
 
     Args:
-        process_group: whose ranks share their batch statistics; None is the default group. A deep copy keeps the group.
+        process_group: group whose ranks share batch statistics; None is the default group. A deep copy keeps the group.
             A layer with a group cannot be pickled, but its state dict can.
 
     Raises:

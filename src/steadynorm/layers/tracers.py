@@ -1,4 +1,4 @@
-"""What a layer refuses to transforms and tracers (torch.func, fx, export, jit), and what torch.jit.script compiles."""
+"""Checks for transforms and tracers (torch.func, fx, export, jit), and evaluation in code for torch.jit.script."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = [
 
 
 def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
-    """Raise RuntimeError where a batch is to move running statistics, and a transform or a record does not let it.
+    """Raise RuntimeError if a transform or a recording does not allow a batch to update the running statistics.
 
-    Estimates outside a transform would get their new values as a side effect, which torch.func does not allow; raised
-    before anything has moved.
+    Updating running statistics from outside a transform is a side effect, which torch.func does not allow. The check
+    runs before anything is updated.
     """
     if is_recorded():
         _check_record(layer)
         return
-    if torch.compiler.is_compiling():  # Dynamo reads no level; the operations in place are refused by torch itself
+    if torch.compiler.is_compiling():  # Dynamo cannot read levels; torch itself refuses the in-place operations
         return
     if getattr(layer, "update_every", 1) > 1:
         raise RuntimeError(
@@ -47,7 +47,7 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
 
 
 def _check_record(layer: nn.Module) -> None:
-    """Refuse what a record of one forward cannot do for the next ones."""
+    """Refuse options that the recording of one forward cannot apply to later batches."""
     name, every = type(layer).__name__, getattr(layer, "update_every", 1)
     if every > 1:
         _refuse(
@@ -62,7 +62,7 @@ def _check_record(layer: nn.Module) -> None:
 
 
 def check_not_recorded(layer: nn.Module) -> None:
-    """Raise RuntimeError where torch.export or torch.jit.trace records a training forward over several ranks."""
+    """Raise RuntimeError if torch.export or torch.jit.trace records a training forward over several ranks."""
     if is_recorded():
         _refuse(
             f"{type(layer).__name__}: in training over several ranks a gradient must flow between them, which neither "
@@ -74,23 +74,23 @@ def _refuse(message: str) -> None:
     raise RuntimeError(message)
 
 
-# Dynamo, by which a strict export looks at the layers, shows no message of what is raised in the code that it traces.
-# This is what torch.compiler.assume_constant_result does, which would import the compiler.
+# Dynamo, which a strict export uses, drops the message of an exception that is raised in the code that it traces. This
+# has the effect of torch.compiler.assume_constant_result, without importing the compiler.
 vars(_refuse)["_dynamo_marked_constant"] = True
 
 
 def check_is_tensor(
     layer: nn.Module, input: Tensor, *, instead: str = "Call .eval() where evaluation is batch norm's"
 ) -> None:
-    """Raise for what is no tensor of one size, where what is computed depends on sizes and changes statistics.
+    """Raise unless the input is a dense tensor, for layers that read its sizes or change statistics.
 
     Args:
-        layer: that is called.
-        input: that it is called with.
-        instead: what to do where torch.fx calls it with a proxy.
+        layer: the layer that is called.
+        input: its input.
+        instead: advice for a proxy of torch.fx, for the message.
 
     Raises:
-        TypeError: a proxy of torch.fx, or something else that is no tensor.
+        TypeError: a proxy of torch.fx, or anything else that is not a tensor.
         ValueError: a nested or sparse tensor.
     """
     if isinstance(input, Tensor):
@@ -107,11 +107,11 @@ def check_is_tensor(
 
 
 def check_scriptable(layer: nn.Module, *, is_batch_norm: bool) -> None:
-    """Raise TypeError for a layer whose evaluation is not batch norm's by stored statistics.
+    """Raise TypeError for a layer that does not evaluate as batch norm by running statistics.
 
     Args:
-        layer: any of ours.
-        is_batch_norm: whether its class evaluates as batch norm does, where there are running statistics.
+        layer: any layer of this package.
+        is_batch_norm: whether its class, given running statistics, evaluates as batch norm.
     """
     name = type(layer).__name__
     if not is_batch_norm:
@@ -136,15 +136,15 @@ def evaluate_scripted(
     eps: float,
     activation: str | None,
 ) -> Tensor:
-    """Normalize by the running statistics, add, activate, in code that torch.jit.script understands.
+    """Normalize by the running statistics, add and activate, in code that torch.jit.script can compile.
 
     Args:
         input: shape (N, C, ...).
         residual: shape of input, or None.
         mean: shape (C,).
         var: shape (C,).
-        weight: shape (C,), or None for 1; of another dtype than mean where the module is of half precision.
-        bias: shape (C,), or None for 0; likewise.
+        weight: shape (C,), or None for 1; may have another dtype than mean, in a half-precision module.
+        bias: shape (C,), or None for 0; may have another dtype than mean too.
         eps: added to the variance.
         activation: ``relu``, ``leaky_relu``, ``silu`` or None.
 
@@ -158,10 +158,10 @@ def evaluate_scripted(
         if residual.shape != input.shape:
             raise RuntimeError(f"batch_norm: residual must have the input's shape {input.shape}, got {residual.shape}.")
         y = y + residual
-    if activation is None:  # TorchScript compares no optional string
+    if activation is None:  # TorchScript cannot compare an optional string
         return y
     if activation == "relu":
         return F.relu(y)
     if activation == "leaky_relu":
-        return F.leaky_relu(y)  # whose default slope is ours
+        return F.leaky_relu(y)  # default slope 0.01, as ours
     return F.silu(y)

@@ -1,4 +1,4 @@
-"""Compile before the first batch what layers need on a CPU."""
+"""Compile the CPU kernels of a model's layers before the first batch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Compiled", "MemoryLayout", "warmup"]
 
 MemoryLayout = Literal["contiguous", "channels_last"]
 """Memory layout of an input."""
-SPACE = 4  # an extent of the trial inputs: what is compiled does not depend on sizes
+SPACE = 4  # an extent of the trial inputs: kernels do not depend on sizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What one trial of :func:`warmup` compiled."""
+    """Result of one trial of :func:`warmup`."""
 
     name: str
     """``repr`` of the layer, dtype and memory layout."""
@@ -81,7 +81,7 @@ def _try_all(trials: list[tuple[BatchNormBase, torch.dtype, MemoryLayout]], resi
 
 
 def _kind(layer: BatchNormBase) -> tuple[object, ...]:
-    """Name what the compiled code of a layer depends on, and a little more."""
+    """Return a key of everything that the compiled code of a layer depends on, and slightly more."""
     parameters = tuple(name for name, tensor in layer._parameters.items() if tensor is not None)
     return type(layer), layer.activation, parameters, layer.running_mean is None, layer.update_every, layer.running
 
