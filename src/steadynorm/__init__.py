@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-from steadynorm import _start, surgery  # _start is first: what it answers waits for no import, and nor does Ctrl-C
+from steadynorm import _start, surgery  # _start first: help and Ctrl-C do not wait for imports
 from steadynorm.functional import batch_norm
 from steadynorm.layers import (
     BatchNorm1d,
@@ -65,7 +65,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (what a module holds)
-    """Import the doctor on first use: a training need not wait for it."""
+    """Import the doctor on first use, so that training does not wait for it."""
     if name in ("Watch", "diagnose", "treat_"):
         from steadynorm import doctor
 

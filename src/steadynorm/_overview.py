@@ -56,7 +56,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "warmup": "compile the CPU kernels ahead, once for all processes",
     },
 }
-"""Heading -> command -> what it is about, in a line of a terminal."""
+"""Heading -> command -> summary of one line."""
 FORMER = ("bench statistics", "bench recalibration")
 """Names that are still accepted."""
 
@@ -71,14 +71,14 @@ WIDEST = 100
 
 
 def check_installed(needed: Iterable[str], install: str) -> None:
-    """End the process where a package that a command needs is missing; ``install`` is what pip is to install."""
+    """End the process if a package that a command needs is missing; ``install`` is the argument for pip."""
     if missing := [name for name in needed if find_spec(name) is None]:
         print(f"{PROGRAM}: not installed: {', '.join(missing)}. Run: pip install {install}", file=sys.stderr)
         sys.exit(CANNOT)
 
 
 def answer(arguments: Sequence[str], *, version: str, output: TextIO | None = None) -> int | None:
-    """Answer what needs no command: help on all of them, the version, a name that none has.
+    """Answer requests that run no command: help on all commands, the version, an unknown name.
 
     Args:
         arguments: of the command line.
@@ -86,7 +86,7 @@ def answer(arguments: Sequence[str], *, version: str, output: TextIO | None = No
         output: default: standard output.
 
     Returns:
-        the exit status; None where a command is to be run, or asked.
+        the exit status; None if a command must run or print its own help.
     """
     output = output or sys.stdout
     first = arguments[0] if arguments else ""
@@ -110,7 +110,7 @@ def answer(arguments: Sequence[str], *, version: str, output: TextIO | None = No
 
 
 def _answer_group(group: str, rest: Sequence[str], inner: Mapping[str, str], output: TextIO) -> int | None:
-    """Answer what is asked of several commands with a name in common."""
+    """Answer requests on a group of commands, such as ``bench``."""
     if not rest:
         print(_overview(sys.stderr, group), file=sys.stderr)
         return CANNOT
@@ -132,7 +132,7 @@ def _unknown(name: str, known: Iterable[str], prog: str) -> int:
 
 
 def _overview(output: TextIO, only: str = "") -> str:
-    """Lay out the commands, of all groups or those of a name in common."""
+    """Lay out the commands of all headings, or those whose name begins with ``only``."""
     width = columns()
     lines = [
         f"usage: {PROGRAM} {only or 'COMMAND'} {'COMMAND ' if only else ''}[FLAGS]",
@@ -167,7 +167,7 @@ def entry(name: str, text: str, *, width: int, at: int) -> list[str]:
 
 
 def wrapped(text: str, width: int, *, indent: int = 0) -> list[str]:
-    """Break a text into lines, and no flag or path in two."""
+    """Break a text into lines without splitting flags or paths."""
     space = " " * indent
     return textwrap.wrap(
         text,
@@ -180,7 +180,7 @@ def wrapped(text: str, width: int, *, indent: int = 0) -> list[str]:
 
 
 def heading(text: str, output: TextIO) -> str:
-    """Make a line bold in a terminal that shows it and is not asked for plain text (NO_COLOR, TERM=dumb)."""
+    """Make a line bold if the terminal supports it and plain text is not requested (NO_COLOR, TERM=dumb)."""
     return f"\033[1m{text}\033[0m" if is_styled(output) else text
 
 

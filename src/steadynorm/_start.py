@@ -1,9 +1,9 @@
 """Steps of the program before it imports torch: answer requests that need no command, and handle Ctrl-C.
 
-Imports take seconds. Help on all commands and the version do not wait for them. Ctrl-C meanwhile is one line and exit
-status 130: an exception that is raised inside a compiled module's import may come out as another one, and nothing has
-to be put in order yet, so the process ends in the signal's handler. A library does neither: this is for ``python -m
-steadynorm`` and the console script alone.
+Imports take seconds. Help on all commands and the version do not wait for them. Ctrl-C during the imports prints one
+line and exits with status 130. The signal handler ends the process: an exception raised while a compiled module is
+imported may surface as another one, and there is nothing to clean up yet. Only ``python -m steadynorm`` and the console
+script do this; importing the library does not.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from steadynorm import __version__, _overview
 __all__ = ["CLOSED", "INTERRUPTED", "answer_at_once", "end_on_interrupt", "program_of", "raise_on_interrupt"]
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 CLOSED = 141
-"""Exit status where nobody reads what is printed any more, as shells have it."""
+"""Exit status if the reader of the output has closed it, as in shells."""
 
 PROGRAMS = ("steadynorm", "steadynorm.bench")
 TAKE_A_VALUE = ("-W", "-X")
 
 
 def program_of(command: Sequence[str]) -> str:
-    """Name the program of this package that a command line, as in ``sys.orig_argv``, starts; empty where none."""
+    """Return the program of this package that a command line (``sys.orig_argv``) starts; empty if none."""
     words = iter(command[1:])
     for word in words:
         if word == "-m":
@@ -46,20 +46,20 @@ def program_of(command: Sequence[str]) -> str:
 
 
 def answer_at_once() -> None:
-    """End the process where the command line asks for no command."""
+    """Answer a command line that runs no command, and end the process."""
     if program_of(sys.orig_argv) != PROGRAMS[0]:
         return
     try:
         status = _overview.answer(sys.argv[1:], version=__version__)
         sys.stdout.flush()
-    except BrokenPipeError:  # as with head; the flush at the end would fail as well
+    except BrokenPipeError:  # as with head; the flush at exit would fail too
         os._exit(CLOSED)
     if status is not None:
         sys.exit(status)
 
 
 def end_on_interrupt() -> None:
-    """End the process at Ctrl-C from here on, unless it is ignored or handled already."""
+    """End the process at Ctrl-C from now on, unless the signal is already ignored or handled."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 

@@ -58,7 +58,7 @@ class ReportConfig:
 
 
 def _command(experiment: Experiment[Any]) -> Callable[[Any], None]:
-    """Make the command of an experiment: run it, and report it."""
+    """Make the command of an experiment: run it and write its report."""
 
     def command(config: Any) -> None:  # noqa: ANN401 (each experiment's own flags)
         reuse_memory()
@@ -76,7 +76,7 @@ def _command(experiment: Experiment[Any]) -> Callable[[Any], None]:
 
 
 def export(config: ExportConfig) -> int:
-    """Export a model and report it; 1 where the latency that was asked for is missed."""
+    """Export a model and report it; return 1 if it misses the requested latency."""
     with open_display() as display:
         directory = run_export(config, display)
     _show(build_export_report(directory), as_json=config.json)
@@ -84,7 +84,7 @@ def export(config: ExportConfig) -> int:
 
 
 def doctor(config: DoctorConfig) -> int:
-    """Diagnose a model; 1 where something worse than a note is found, or remains."""
+    """Diagnose a model; return 1 if a fault worse than a note is found or remains."""
     if config.list:
         list_checks(Console())
         return 0
@@ -102,7 +102,7 @@ def doctor(config: DoctorConfig) -> int:
 
 
 def adapt(config: AdaptConfig) -> None:
-    """Predict a stream with the gate and without."""
+    """Predict a stream with and without the gate."""
     with open_display() as display:
         found = adapting.run_adapt(config, display)
     adapting.write_adaptation(config.json or (), found)
@@ -113,7 +113,7 @@ def adapt(config: AdaptConfig) -> None:
 
 
 def recalibrate(config: RecalibrateConfig) -> None:
-    """Measure a model's statistics again, and write its weights."""
+    """Recalibrate a model's running statistics and write its weights."""
     with open_display() as display:
         found = recalibrating.run_recalibrate(config, display)
     recalibrating.write_recalibration(config.json or (), found)
@@ -129,7 +129,7 @@ def report(config: ReportConfig) -> None:
     _show((build_export_report if exported else build_report)(config.directory), as_json=config.json)
 
 
-# command -> (its flags, what it does)
+# command -> (flags, function)
 COMMANDS: dict[str, Command] = {
     **{name: (one.config, _command(one)) for name, one in EXPERIMENTS.items()},
     "adapt": (AdaptConfig, adapt),
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _show(page: Path, *, as_json: bool = False) -> None:
-    """Print what came out, and where it lies."""
+    """Print the results and the path of the report."""
     summary = (page.parent / "summary.json").read_text()
     if as_json:
         print(summary, end="")

@@ -32,7 +32,7 @@ GROUPS = {
     "Machine": "device precision compile threads workers on address",
     "Output": "out resume save log json sarif html",
 }
-"""Heading -> fields; those of no group are the command's own, and come first."""
+"""Heading -> fields; fields of no group belong to the command itself and come first."""
 OWN = "This command"
 AT = 26
 WORDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -67,7 +67,7 @@ def command_help(prog: str, config: type[Any], examples: Sequence[str], output: 
         prog: the program and the command.
         config: its flags.
         examples: commands that a user may copy.
-        output: that it will be written to, which decides colours.
+        output: stream that it will be written to; decides whether to style it.
     """
     width, flags = columns(), flags_of(config)
     words = [each for each in flags if each.is_word]
@@ -86,7 +86,7 @@ def command_help(prog: str, config: type[Any], examples: Sequence[str], output: 
 
 
 def _command_line(command: str, width: int) -> list[str]:
-    """Lay out a command so that it may be copied whole, with the shell's backslash where a line ends before a flag."""
+    """Lay out a command for copying: lines break before a flag, with the shell's backslash."""
     words = re.sub(r" (?!--)", "\N{NO-BREAK SPACE}", command)
     lines = textwrap.wrap(words, width - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     plain = [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
@@ -95,7 +95,7 @@ def _command_line(command: str, width: int) -> list[str]:
 
 def _grouped(flags: Sequence[Flag]) -> Iterator[tuple[str, list[Flag]]]:
     known = {field: title for title, fields in GROUPS.items() for field in fields.split()}
-    if not {"lr", "epochs"} & {each.field for each in flags}:  # it trains nothing
+    if not {"lr", "epochs"} & {each.field for each in flags}:  # a command that does not train
         known = {field: title for field, title in known.items() if title != "Training"}
     yield from _where("Arguments", [each for each in flags if each.is_word])
     for title in (OWN, *GROUPS):
@@ -135,7 +135,7 @@ def _flag(field: dataclasses.Field[Any], kind: Any, text: str) -> Flag:  # noqa:
     )
 
 
-def _default(value: Any, sentence: str) -> str:  # noqa: ANN401 (whatever a flag has)
+def _default(value: Any, sentence: str) -> str:  # noqa: ANN401 (a default of any type)
     """Format the default, unless there is none or the sentence states it."""
     if value is dataclasses.MISSING or value is None or value is False or value == () or "efault:" in sentence:
         return ""
@@ -159,7 +159,7 @@ def _value(kind: Any) -> str:  # noqa: ANN401 (a type)
 
 
 def _texts(config: type[Any]) -> dict[str, str]:
-    """Read the string below each field, of the classes that it inherits from too."""
+    """Read the string below each field, including inherited fields."""
     texts: dict[str, str] = {}
     for each in reversed(config.__mro__):
         if not dataclasses.is_dataclass(each):

@@ -1,4 +1,4 @@
-"""A table of commands as a command line: parse, run one, and exit as it ended."""
+"""Run a table of commands as a command line: parse, run one, exit with its status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["CANNOT", "CLOSED", "INTERRUPTED", "Command", "run_command"]
 
 SHELLS = ("bash", "zsh")
 Command = tuple[type[Any], Callable[[Any], int | None]]
-"""Flags as a dataclass, and what it does; the function may give an exit status."""
+"""Dataclass of flags and function; the function may return an exit status."""
 
 
 def run_command(
@@ -35,17 +35,17 @@ def run_command(
     groups: Mapping[str, str] | None = None,
     examples: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Run one command and exit, as it says or with one of these.
+    """Run one command and exit with its own status or one of these.
 
-    0 done, 2 it cannot be done (one line says why), 130 interrupted, 141 what is printed has no reader any more.
-    ``--version`` prints the version; ``--help`` before a command those there are, after one its flags.
+    0 done, 2 cannot be done (one line says why), 130 interrupted, 141 the reader of the output has closed it.
+    ``--version`` prints the version; ``--help`` lists the commands or, after a command, its flags.
 
     Args:
         commands: by name; ``group name`` is a command of a group.
-        arguments: default: those of the process.
-        prog: what help and errors call the program.
+        arguments: arguments to parse; default: those of the process.
+        prog: name of the program in help and errors.
         description: of the program.
-        groups: what the commands of each group are about.
+        groups: group -> summary of its commands.
         examples: command -> lines that show its use.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -53,9 +53,9 @@ def run_command(
         raise_on_interrupt()
         status = _run(commands, arguments, prog, description, groups or {}, examples or {})
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where it may fail
+            sys.stdout.flush()  # here, where a failure is handled
     except UserError as error:
-        if is_first():  # of torchrun's workers, which all end with it
+        if is_first():  # all of torchrun's workers end with the same error
             print(f"steadynorm: {error}", file=sys.stderr)
         sys.exit(CANNOT)
     except BrokenPipeError:
@@ -95,7 +95,7 @@ def _run(
         return 0
     tyro._experimental_options["ansi_codes"] = is_styled(sys.stdout)
     how: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)}
-    if not name:  # asks for help on all, for a completion, or is wrong
+    if not name:  # help on all commands, a completion, or an error
         _check_shell(arguments)
         tyro.cli(_choice(commands, groups), prog=prog, description=description, args=arguments, **how)
         return CANNOT
@@ -116,10 +116,10 @@ def _named(commands: Mapping[str, Command], arguments: Sequence[str]) -> tuple[s
 
 
 def _check_shell(arguments: Sequence[str]) -> None:
-    """Refuse a completion for a shell that there is none for.
+    """Refuse a completion for an unsupported shell.
 
     Raises:
-        UserError: there is none.
+        UserError: the shell is not supported.
     """
     for flag, shell in itertools.pairwise(arguments):
         if flag.startswith("--tyro-") and flag.endswith("-completion") and shell not in SHELLS:
@@ -127,13 +127,13 @@ def _check_shell(arguments: Sequence[str]) -> None:
 
 
 def _given_flags(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Name the flags on the command line as help has them; a parsed value does not tell whether it was given."""
+    """List the flags given on the command line, spelled as in help; parsed values do not show which were given."""
     names = (word.partition("=")[0] for word in arguments if word.startswith("--"))
     return tuple(sorted({name.replace("_", "-") for name in names}))
 
 
 def _empty_value(arguments: Sequence[str]) -> str:
-    """Name the flag or the word before an empty value, as an unset shell variable gives it; nothing where none is.
+    """Return the flag or word before an empty value, such as an unset shell variable; empty if there is none.
 
     An empty path would mean the current directory.
     """
@@ -156,4 +156,4 @@ def _choice(commands: Mapping[str, Command], groups: Mapping[str, str]) -> Any: 
         inner = {name.removeprefix(f"{group} "): one for name, one in commands.items() if name.startswith(f"{group} ")}
         kind = _choice(inner, {})
         members.append(Annotated[Any, tyro.conf.subcommand(group, constructor=kind, description=summary)])
-    return Union[(*members, Annotated[None, tyro.conf.Suppress])]  # the last, since a union needs two members
+    return Union[(*members, Annotated[None, tyro.conf.Suppress])]  # None comes last: a union needs two members

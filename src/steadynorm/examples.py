@@ -1,4 +1,4 @@
-"""Lines that the help of each command ends with; the tests parse them."""
+"""Examples at the end of each command's help; the tests parse them."""
 
 from __future__ import annotations
 
@@ -89,4 +89,4 @@ EXAMPLES = {
         "steadynorm warmup --layers batch_norm gated_batch_norm --activations none relu --json",
     ),
 }
-"""Command -> lines that a user may copy."""
+"""Command -> example lines."""

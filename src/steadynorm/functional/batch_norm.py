@@ -62,7 +62,7 @@ def batch_norm(
         input: shape (N, C, ...), float16, bfloat16, float32 or float64, any strides. Arithmetic is in float32 (float64
             for float64 input).
         running_mean: shape (C,), updated in place by training; None updates nothing.
-        running_var: shape (C,), likewise.
+        running_var: shape (C,), updated with ``running_mean``.
         weight: γ, shape (C,); None counts as 1.
         bias: β, shape (C,); None counts as 0.
         training: whether to normalize by batch statistics.
@@ -95,7 +95,7 @@ def batch_norm(
     check_training(_caller, input, residual, activation, eps, (running_mean, running_var, weight, bias))
     if input.numel() == 0:
         return normalize_nothing(input, weight, bias, residual)[0]
-    # torch's function takes a number, which a record would keep for all batches.
+    # torch's function takes a number, which a recording would keep for all batches.
     averages_all = momentum is None and running_mean is not None and is_recorded()
     path = choose_path(
         input, residual, activation, weight, bias, running_mean, running_var, torchs_own=not averages_all
@@ -163,8 +163,8 @@ def batch_norm_with_moments(
         return normalize_fused(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
     if path == "composed":
         return normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation)
-    # torch gives a batch's moments only as running statistics, with the unbiased variance. In a recomputation selective
-    # checkpointing knows the operations of the first forward alone.
+    # torch returns a batch's moments only as running statistics, with the unbiased variance. In a recomputation,
+    # selective checkpointing accepts only the operations of the first forward, so it must not see this one.
     with torch._C._DisableTorchDispatch() if is_recomputing() else nullcontext():
         mean, var = input.new_zeros((2, input.shape[1]), dtype=statistics_dtype(input.dtype)).unbind()
     y = _by_torch(input, mean, var, weight, bias, 1.0, eps, residual, activation)
@@ -183,7 +183,7 @@ def evaluate(
     residual: Tensor | None,
     activation: Activation | None,
 ) -> Tensor:
-    """Evaluate by torch's own function, which compilers, exporters and quantisers recognise."""
+    """Evaluate by torch's own function, which compilers, exporters and quantizers recognize."""
     check_evaluation(where, input, residual, activation, eps, (mean, var, weight, bias))
     y = F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
     return activated(_added(y, residual), activation)
@@ -195,7 +195,7 @@ def _added(y: Tensor, residual: Tensor | None) -> Tensor:
         return y
     node = getattr(residual, "node", None)
     if node is not None and node.op == "placeholder" and node.args == (None,):
-        # The layer itself is what torch.fx traces: whether there is a residual is not known before the graph runs.
+        # torch.fx traces the layer itself: only the running graph knows whether there is a residual.
         proxy: Any = residual
         added: Tensor = proxy.tracer.create_proxy("call_function", _added, (y, residual), {})
         return added
@@ -222,10 +222,10 @@ def _by_torch(
 ) -> Tensor:
     """Train by torch's function; add and activate in place if the gradient can be computed from the result."""
     if running_mean is not None and running_var is not None and running_mean.requires_grad | running_var.requires_grad:
-        # torch refuses them; ours are no part of the graph.
+        # torch refuses running statistics that require a gradient; they get none here.
         running_mean, running_var = running_mean.detach(), running_var.detach()
-    # What F.batch_norm checks has been checked.
-    if is_looked_at(x):  # the part of it that also gives 1/√(var + eps)
+    # The checks of F.batch_norm have been made already.
+    if is_looked_at(x):  # native_batch_norm also returns 1/√(var + eps)
         y, _, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, share, eps)
         if not rstd.min().item() > 0:
             y = instead_of_overflow(y, x, ~(rstd > 0), BatchNormRule(eps), weight, bias)

@@ -50,7 +50,7 @@ def batch_renorm(
         input: shape (N, C, ...), as for :func:`batch_norm`.
         running_mean: μ, shape (C,); updated in place if ``momentum`` is not 0, see
             :func:`steadynorm.statistics.update_running_`.
-        running_var: σ², shape (C,), likewise.
+        running_var: σ², shape (C,); updated with ``running_mean``.
         weight: γ, shape (C,); None counts as 1.
         bias: β, shape (C,); None counts as 0.
         eps: added to the variance; positive.
@@ -96,7 +96,7 @@ def batch_renorm(
             residual=residual,
             activation=activation,
         )
-    stored = map(snapshot, (running_mean, running_var, r_max, d_max))  # which have moved on before the backward
+    stored = map(snapshot, (running_mean, running_var, r_max, d_max))  # before the backward these are updated in place
     y, moments = normalize(input, rule, weight, bias, *stored, residual=residual, activation=activation)
     if momentum:
         update_running_(running_mean, running_var, moments, momentum=momentum)

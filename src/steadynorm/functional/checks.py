@@ -1,4 +1,4 @@
-"""Checks of the arguments; ``where`` names the function or layer in the error."""
+"""Argument checks; ``where`` names the function or layer in the error."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_training(
     *,
     fewest: int = 2,
 ) -> None:
-    """Raise if a training batch cannot be normalized, or other arguments do not fit it.
+    """Raise if a training batch cannot be normalized or another argument does not fit it.
 
     Args:
         where: name of the function or layer, for the message.
@@ -84,15 +84,15 @@ def check_training(
 def check_evaluation(
     where: str, x: Tensor, residual: Tensor | None, activation: str | None, eps: float, per_channel: PerChannel
 ) -> None:
-    """Raise for arguments that torch's evaluation accepts and training refuses; as :func:`check_training`."""
+    """Raise for bad arguments that torch's evaluation would accept; arguments as in :func:`check_training`."""
     check_activation(where, activation)
-    if eps < 0:  # older torch gives NaN
+    if eps < 0:  # older versions of torch return NaN
         raise ValueError(f"{where}: eps must be non-negative, but got {eps}.")
     if not isinstance(x, Tensor):  # torch.fx traces with proxies, which have no shape
         return
     if isinstance(residual, Tensor):
         check_residual(where, x, residual)
-    if torch._C._get_tracing_state() is not None:  # where sizes are no numbers
+    if torch._C._get_tracing_state() is not None:  # sizes are tensors here
         return
     _check_kind(where, x)
     if x.numel() == 0 or any(isinstance(each, Tensor) and each.dim() != 1 for each in per_channel):
@@ -122,7 +122,7 @@ def check_one_size(where: str, what: str, x: Tensor) -> None:
 
 
 def check_residual(where: str, x: Tensor, residual: Tensor) -> None:
-    """Raise RuntimeError for a residual of another shape."""
+    """Raise RuntimeError for a residual of another shape than the input."""
     check_one_size(where, "residual", residual)
     check_one_size(where, "input", x)
     if residual.shape != x.shape:

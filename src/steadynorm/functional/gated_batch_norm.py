@@ -53,7 +53,7 @@ def gated_batch_norm(
         input: shape (N, C, ...), as for :func:`batch_norm`.
         running_mean: μ, shape (C,); updated in place if ``momentum`` is not 0, see
             :func:`steadynorm.statistics.update_running_`.
-        running_var: σ², shape (C,), likewise.
+        running_var: σ², shape (C,); updated with ``running_mean``.
         weight: γ, shape (C,); None counts as 1.
         bias: β, shape (C,); None counts as 0.
         eps: added to the variance; positive.
@@ -65,7 +65,7 @@ def gated_batch_norm(
         confidence: c, shape (3,); None counts as zeros.
         gate: fixed weight of the batch statistics in [0, 1], instead of the computed one.
         samples: number of leading samples that give the batch statistics; None takes all. A tensor is not read on the
-            host, and does not change what is computed.
+            host, and changes no shapes.
         residual: shape of input, added before the activation; None adds nothing.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
 
@@ -109,7 +109,7 @@ def gated_batch_norm(
             residual=residual,
             activation=activation,
         )
-    # The running statistics will have moved on before the backward.
+    # The running statistics are updated in place before the backward.
     stored = map(snapshot, (running_mean, running_var, noise_of_batch))
     inputs = (weight, bias, *stored, confidence)
     if samples is None:
@@ -126,7 +126,7 @@ def gated_batch_norm(
 
 
 def _moments_of_first(x: Tensor, samples: int | Tensor) -> Moments:
-    """Measure the first samples; a tensor of how many changes only the weights, not the shapes."""
+    """Measure the first samples; if their number is a tensor, it changes weights but no shapes."""
     if not isinstance(samples, Tensor):
         return moments_with_graph(x[:samples])
     values = x.to(statistics_dtype(x.dtype)).flatten(2) if x.dim() > 2 else x.to(statistics_dtype(x.dtype)).unsqueeze(2)

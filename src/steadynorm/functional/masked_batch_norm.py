@@ -111,19 +111,19 @@ def masked_batch_norm(
 
 
 def _centred(x: Tensor, valid: Tensor, ranks: Ranks | None) -> tuple[Tensor, Moments]:
-    """Measure the valid positions in two passes, and give x − mean, 0 where it is not valid.
+    """Measure the valid positions in two passes; return x − mean, with 0 at other positions, and the moments.
 
     m = Σ x / n        δ = Σ (x − m) / n        mean = m + δ        var = Σ (x − m)² / n − δ²
     """
     x = x.to(statistics_dtype(x.dtype))
     count = valid.sum(dtype=x.dtype)
     filled = count.clamp(min=1)
-    # The gradient needs m no more than the value does: it is what the second pass is centred around.
+    # m only centres the second pass: neither value nor gradient depends on it, so it needs no gradient.
     m = channel_sum(torch.where(valid, x.detach(), 0)) / filled
     rest = torch.where(valid, x - per_channel(m, x), 0)
     correction = channel_sum(rest) / filled
     var = (channel_sum(rest.square()) / filled - correction.square()).clamp(min=0)
-    # An infinite mean has no correction, and is infinite in torch's estimate as well.
+    # An infinite mean has no correction; torch's estimate is infinite too.
     mean = torch.where(correction.isnan(), m, m + correction)
     moments = Moments(mean=mean, var=var, count=count)
     if ranks is not None:

@@ -55,6 +55,6 @@ def sync_batch_norm(
     Source: conventions of torch.nn.SyncBatchNorm; Chan, Golub & LeVeque 1983 for merging moments.
     """
     check_training(_caller, input, residual, activation, eps, (None, None, weight, bias), fewest=1)
-    if input.shape[1] == 0:  # nothing to tell each other
+    if input.shape[1] == 0:  # the ranks have nothing to exchange
         return normalize_nothing(input, weight, bias, residual)
     return normalize(input, BatchNormRule(eps), weight, bias, residual=residual, activation=activation, ranks=ranks)

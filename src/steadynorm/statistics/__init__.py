@@ -1,4 +1,4 @@
-"""Moments of a batch, and how running statistics follow them: pure functions on tensors."""
+"""Moments of a batch, and updates of running statistics: functions on tensors."""
 
 from steadynorm.statistics.moments import Moments, measure
 from steadynorm.statistics.running import exponential, update_running_, weight_of

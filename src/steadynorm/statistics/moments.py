@@ -53,7 +53,7 @@ class Moments:
     def var_unbiased(self) -> Tensor:
         """Unbiased variance Σ(x − mean)² / (count − 1), shape (C,); infinite or NaN if count is 1.
 
-        torch normalizes by ``var``, and updates the running variance with this one.
+        torch normalizes by ``var`` and updates the running variance with ``var_unbiased``.
         """
         if not isinstance(self.count, Tensor) and self.count == 1:
             return self.var * math.inf
@@ -199,9 +199,9 @@ def two_passes(x: Tensor, total: Callable[[Tensor], Tensor], count: int | Tensor
     rest = x.sub_(per_channel(mean, x))
     correction = total(rest) / count
     squares = total(rest.pow_(2)) / count
-    # Where the squares are infinite their correction may be so as well, and the difference NaN.
+    # If both the squares and their correction are infinite, the difference is NaN.
     var = torch.where(squares.isinf(), squares, squares - correction.square())
-    # An infinite mean has no correction, and is infinite in torch's estimate as well.
+    # An infinite mean has no correction; torch's estimate is infinite too.
     mean = torch.where(correction.isfinite(), mean + correction, mean)
     return mean / SHRINK, var.clamp(min=0) / SHRINK**2
 
@@ -236,5 +236,5 @@ def as_tensor(count: float | Tensor, like: Tensor) -> Tensor:
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which statistics of such data are computed and stored: at least float32."""
+    """Return the dtype for statistics of data of a dtype: at least float32."""
     return torch.promote_types(dtype, torch.float32)

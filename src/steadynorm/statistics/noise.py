@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 MOST_SAMPLES = 4
-"""Most samples that :func:`sample_noise` uses; with C channels its relative error is about √(2/(3·C))."""
+"""Largest number of samples that :func:`sample_noise` uses; with C channels its relative error is about √(2/(3·C))."""
 
 
 def sample_noise(x: Tensor, batch: Moments) -> Tensor:

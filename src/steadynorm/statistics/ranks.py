@@ -1,9 +1,9 @@
 """Moments over the ranks of a process group, as if one process had all values.
 
-One collective each way, on any backend and device. Forward: each rank gathers mean, var and count of all, 2C + 1
-numbers each, and merges them around their common mean. An all-reduce could only sum Σx and Σx², whose difference loses
-the digits of the variance if |mean| is much larger than std. Backward: one all-reduce of the gradients of the merged
-mean and var.
+One collective in the forward and one in the backward, on any backend and device. Forward: each rank gathers the mean,
+var and count of all ranks, 2C + 1 numbers from each, and merges them around their common mean. An all-reduce could
+only sum Σx and Σx², whose difference loses the digits of the variance if |mean| is much larger than std. Backward: one
+all-reduce of the gradients of the merged mean and var.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ranks:
         group: torch's name of the process group.
         rank: rank of this process in it.
         size: number of processes, at least 2.
-        describe: names the layer for error messages; called only then.
+        describe: names the layer in an error message; called only for an error.
     """
 
     group: str
@@ -60,7 +60,7 @@ def ranks_of(process_group: dist.ProcessGroup | None = None, describe: Callable[
     if not dist.is_available() or not dist.is_initialized():
         return None
     size = dist.get_world_size(process_group)
-    if size < 2:  # −1 where this process is none of the group's
+    if size < 2:  # −1 if this process is not in the group
         return None
     group = dist.group.WORLD if process_group is None else process_group
     assert group is not None
@@ -107,7 +107,7 @@ def sum_over(ranks: Ranks, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def is_mapped_backward(gradient: Tensor) -> bool:
-    """Return whether a gradient is mapped by ``is_grads_batched``, whose vmap is not that of torch.func."""
+    """Return whether a gradient is mapped by ``is_grads_batched``, which does not use torch.func.vmap."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
@@ -191,7 +191,7 @@ def _refuse_forward_mode() -> None:
 def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: torch.device) -> None:
     """Raise RuntimeError on every rank unless all have the same number of channels and dtype.
 
-    A collective of its own, with a fixed size: tensors of different sizes in one collective hang or end the process.
+    This is a separate collective of fixed size: tensors of different sizes in one collective hang or end the process.
 
     Args:
         ranks: each of them must call this.
@@ -210,7 +210,7 @@ def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: tor
 
 
 def gather_over(ranks: Ranks, values: Tensor) -> Tensor:
-    """Concatenate the values of the ranks, in rank order; each gives the same number."""
+    """Concatenate the values of the ranks, in rank order; every rank passes the same number of values."""
     return _collective(ranks, "all_gather_into_tensor", values, ranks.size, ranks.group)
 
 

@@ -1,4 +1,4 @@
-"""How running statistics follow the batches."""
+"""Update of running statistics by the batches."""
 
 from __future__ import annotations
 

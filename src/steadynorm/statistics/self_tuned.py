@@ -150,7 +150,7 @@ class SelfTuned:
 
     def _judged(self, square: Tensor, size: Tensor, pace: Tensor) -> Tensor:
         """Return the weights after a batch with squared errors ``square``, shape (K, 2, C)."""
-        # x/0 and 0/0 are channels in which nothing has moved yet.
+        # x/0 and 0/0 occur in channels that have not varied yet.
         loss = (square * (size / self.noise)).nan_to_num_(nan=0, posinf=0).sum(-1)
         posterior = torch.sub(self.weights.log(), loss, alpha=learning_rate(square.shape[-1])).softmax(0)
         uphill = posterior.diff(dim=0)  # by how much each weight's next neighbour is larger
