@@ -26,4 +26,4 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
     module.EXPERIMENT.name: module.EXPERIMENT
     for module in (compare, sweep, shift, stream, scale, landscape, classic, statistics, recalibration)
 }
-"""Name of the command -> experiment."""
+"""Command name -> experiment."""

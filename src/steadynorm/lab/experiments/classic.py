@@ -62,9 +62,9 @@ from steadynorm.reporting.words import listing
 
 __all__ = ["EXPERIMENT", "ClassicConfig", "measured_steps"]
 
-SHOWN_UNITS = 8  # have their percentiles kept at every measurement
-PARTS = 100  # of training, with a measurement after each
-INK = 128  # pixels from here on are 1, others 0
+SHOWN_UNITS = 8  # units whose percentiles are recorded at every measurement
+PARTS = 100  # parts of the training, with a measurement after each
+INK = 128  # pixels of at least this value are 1, others 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +113,10 @@ def _binary(images: Images, device: torch.device) -> Split:
 
 
 def _check_fits(config: ClassicConfig, dataset: Dataset) -> None:
-    """Refuse images of which nothing is left.
+    """Refuse images without any difference left.
 
     Raises:
-        UserError: all training images are alike once they are binary.
+        UserError: all binary training images are the same.
     """
     x, _ = _binary(dataset.train, torch.device("cpu"))
     if bool((x == x[0]).all()):
@@ -132,7 +132,7 @@ def _work(task: Task[ClassicConfig]) -> None:
 
 
 def _measure(task: Task[ClassicConfig]) -> Measure:
-    """Make what trains and watches the network of a cell."""
+    """Make the function that trains and measures the network of a cell."""
     config, device = task.config, torch.device(task.record.resolved["device"])
     x, labels = _binary(task.dataset.train, device)
     binary, test_labels = _binary(task.dataset.validation, device)
@@ -168,7 +168,7 @@ def _watch(
     config: ClassicConfig,
     advance: Callable[[float, str], None],
 ) -> Iterator[Measurement | Line]:
-    """Train a network, and stop to look at it."""
+    """Train a network, with pauses to measure it."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr)
     history: list[Tensor] = []
     done = 0
@@ -242,7 +242,7 @@ def _check(config: ClassicConfig) -> None:
 
 
 def describe(record: Record) -> Report:
-    """Say what the sigmoid network showed."""
+    """Describe the results of the sigmoid network."""
     arms = arms_of(record)
     blocks = (Figures(_curves(record, arms)), _table(record, arms), Text(_reading(arms)))
     sigmoids = Figures([*_percentiles(record, arms), *_shifts(record, arms)])
@@ -270,11 +270,11 @@ def describe(record: Record) -> Report:
 SHOWN = "unit 0"
 """The sigmoid whose input the figures show: the first, not a chosen one."""
 SHIFTS = ("drift", "path", "width_ratio", "eval_drift", "eval_path", "eval_width_ratio")
-"""Each is that of the middle one of the last hidden layer's sigmoids."""
+"""Shifts; each is the median over the last hidden layer's sigmoids."""
 
 
 def arms_of(record: Record) -> list[Arm]:
-    """Reduce the networks of each arm to its numbers; those that diverged have none."""
+    """Reduce the networks of each arm to its numbers; diverged networks have none."""
     quantities: dict[str, Reduction] = {
         "test_accuracy": final("test_accuracy"),
         "train_loss": final("train_loss"),
@@ -286,7 +286,7 @@ def arms_of(record: Record) -> list[Arm]:
 
 
 def _steps_to_common(record: Record) -> Reduction:
-    """Find the first measured step with a seed's common accuracy; infinite where it is never reached.
+    """Find the first measured step with a seed's common accuracy; infinite if it is never reached.
 
     That is the lower of the two that batch norm and no normalization end with.
     """
@@ -304,7 +304,7 @@ def _steps_to_common(record: Record) -> Reduction:
 
 
 def _of_the_middle(quantity: str) -> Reduction:
-    """Take the median over the sigmoids; one whose input no longer has a width counts as infinitely far."""
+    """Take the median over the sigmoids; one whose input has no width counts as infinitely far."""
 
     def middle(cell: Cell) -> float:
         values = cell.values(quantity).values()
@@ -409,7 +409,7 @@ def _axis(record: Record) -> dict[str, Any]:
 
 
 def _percentiles(record: Record, arms: Sequence[Arm]) -> list[Figure]:
-    """Draw what reaches one sigmoid, in each arm's first measured seed."""
+    """Draw the input of one sigmoid, in each arm's first measured seed."""
     first = {arm.arm: arm.ended[0] for arm in arms if arm.ended}
     seeds = listing([str(seed) for seed in sorted({cell.factors["seed"] for cell in first.values()})])
     rows = [
@@ -433,7 +433,7 @@ def _percentiles(record: Record, arms: Sequence[Arm]) -> list[Figure]:
 
 
 def _shifts(record: Record, arms: Sequence[Arm]) -> list[Figure]:
-    """Draw a point for every sigmoid that has drift and change of width, which takes an input that varies."""
+    """Draw a point for every sigmoid with drift and change of width, that is, with an input that varies."""
     rows = [
         {"arm": arm.arm, "drift": drift, "width_ratio": ratio}
         for arm in arms
@@ -459,12 +459,12 @@ RULE = "An expectation is met where the means differ as it says and the ranges o
 
 
 def _rule(record: Record) -> str:
-    """Say when an expectation is met, and on which data it was one."""
+    """Describe when an expectation is met, and the data it is for."""
     return RULE if record.config["data"] == "mnist" else f"The paper's expectations, which are of MNIST. {RULE}"
 
 
 def _claims(record: Record, arms: Sequence[Arm]) -> list[Claim]:
-    """Judge the paper's expectations, where both arms have learned something."""
+    """Judge the paper's expectations, if both arms have learned something."""
     both = pair({arm.arm: arm for arm in arms})
     networks = {arm.label: arm["test_accuracy"] for arm in both if arm}
     place = "Inputs of sigmoids keep their place better with batch norm."
@@ -481,7 +481,7 @@ def _claims(record: Record, arms: Sequence[Arm]) -> list[Claim]:
 
 
 def _headline(record: Record, arms: Sequence[Arm]) -> str:
-    """Say how the arms end and, where the seeds allow it, how soon each is at what both reach."""
+    """Describe the final accuracy of the arms and, if the seeds allow it, how soon each reaches the common one."""
     batch, plain = pair({arm.arm: arm for arm in arms if arm["test_accuracy"]})
     if batch is None or plain is None:
         return _without_pair(arms)
@@ -498,7 +498,7 @@ def _headline(record: Record, arms: Sequence[Arm]) -> str:
 
 
 def _without_pair(arms: Sequence[Arm]) -> str:
-    """Say what is known where batch norm or no normalization has no accuracy."""
+    """Describe the result if batch norm or no normalization has no accuracy."""
     known = {arm.arm: accuracy.mean for arm in arms if (accuracy := arm["test_accuracy"])}
     lost = [arm.arm for arm in arms if arm.lost]
     if not known:
@@ -510,7 +510,7 @@ def _without_pair(arms: Sequence[Arm]) -> str:
 
 
 def _reading(arms: Sequence[Arm]) -> str:
-    """Say how the table's shifts are to be read, and how they are in evaluation mode, which no table shows."""
+    """Explain the table's shifts, and describe those in evaluation mode, which no table shows."""
     batch, plain = pair({arm.arm: arm for arm in arms})
     drift, width = (batch["eval_drift"], batch["eval_width_ratio"]) if batch and plain else (None, None)
     evaluation = (

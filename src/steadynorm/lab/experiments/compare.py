@@ -52,8 +52,8 @@ from steadynorm.reporting.words import capital, counted, first_fitting, listing,
 
 __all__ = ["EXPERIMENT", "CompareConfig"]
 
-HELD_OUT = 0.1  # share of the training images that judges learning rates
-TUNING_SHARE = 4  # a tuning run takes this fraction of the epochs
+HELD_OUT = 0.1  # share of the training images held out to judge learning rates
+TUNING_SHARE = 4  # fraction of the epochs in a tuning run
 SEED_OF_HOLD_OUT = 0  # the same images judge every arm and rate
 ARTICLE: Mapping[str, Any] = {"widths": (32, 64, 128), "batch_size": 128, "lr": 0.1}
 EMBEDDED: Mapping[str, Any] = {"widths": (16, 32, 64), "batch_size": 32, "lr": 0.02}
@@ -75,12 +75,12 @@ ARTICLES = {
     "train_images": None,
     "image_size": None,
 }
-"""The article's settings, from which a run may differ."""
+"""The article's settings, to which a run is compared."""
 UNSAID = {"train_images": "all", "image_size": "32"}
 ARTICLE_EPOCH, WITH_BATCH_NORM, WITHOUT = 10, 0.75, 0.60
-"""What the article expects: these validation accuracies by this epoch."""
+"""The article's expectation: validation accuracies at this epoch."""
 TOLERANCE = 0.03
-"""How far from the article's number still counts as "about": three points."""
+"""Distance from the article's number that counts as "about": three points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def _tune(task: Task[CompareConfig], settings: Settings) -> list[Cell]:
     check_batches(config.batch_size or (), len(rest), together=config.accumulate, of="images beside those held out")
     epochs = max(1, config.epochs // TUNING_SHARE)
     scaled = (milestone * epochs // config.epochs for milestone in settings.milestones)
-    # A milestone of 0 would lower the rate before the first step, and so try another rate than the one asked for.
+    # A milestone of 0 would lower the rate before the first step, and so try another rate than requested.
     shorter = replace(settings, milestones=tuple(milestone for milestone in scaled if milestone > 0))
     networks = [
         network(arm=arm, seed=config.seeds[0], lr=rate, epochs=epochs, purpose="tune")
@@ -166,7 +166,7 @@ def _check(config: CompareConfig) -> None:
 
 
 def describe(record: Record) -> Report:
-    """Say what a comparison found."""
+    """Describe the results of a comparison."""
     shared, tuned = rated_arms(record)
     accuracy, *others, norms = _curves(record, shared)
     result = (Figures(accuracy), _table(record, shared), Text(seeds_note(record)))
@@ -207,17 +207,17 @@ class RatedArm(Arm):
 
     @property
     def accuracies(self) -> list[dict[int, float]]:
-        """Epoch -> validation accuracy, of each network that has any."""
+        """Epoch -> validation accuracy, for each network with a measurement."""
         return [found for cell in self.cells if (found := cell.series("val_accuracy"))]
 
     @property
     def reached_epoch(self) -> int:
-        """The last epoch any network finished."""
+        """Last epoch that any network finished."""
         return max(itertools.chain(*self.accuracies), default=0)
 
     @property
     def best_epoch(self) -> int | None:
-        """Where the mean validation accuracy is highest."""
+        """Epoch with the highest mean validation accuracy."""
         epochs = sorted({*itertools.chain(*self.accuracies)})
         found = {epoch: spread(one[epoch] for one in self.accuracies if epoch in one) for epoch in epochs}
         means = {epoch: value.mean for epoch, value in found.items() if value}
@@ -225,7 +225,7 @@ class RatedArm(Arm):
 
     @property
     def learned(self) -> Spread | None:
-        """The accuracy that says whether it learned anything; an arm that diverged is judged by that instead."""
+        """Accuracy that shows whether it learned; a diverged arm is judged by its divergence instead."""
         return None if self.is_lost else self["val_accuracy"] or self["val_accuracy_reached"]
 
     def middle(self, quantity: str) -> float | None:
@@ -266,7 +266,7 @@ def rated_arms(record: Record) -> tuple[list[RatedArm], list[RatedArm]]:
 def _at_rate(record: Record, arm: str, lr: float) -> RatedArm:
     """Reduce the networks of an arm at one rate to their numbers.
 
-    What is taken over the epochs (gap, fall, gradient norms) leaves out diverged networks, which have fewer, as long as
+    Quantities over the epochs (gap, fall, gradient norms) exclude diverged networks, which have fewer epochs, if
     another one is left.
     """
     cells = sorted(record.select(purpose=None, arm=arm, lr=lr), key=lambda cell: cell.factors["seed"])
@@ -292,7 +292,7 @@ def _at_rate(record: Record, arm: str, lr: float) -> RatedArm:
 
 
 def _both(run: Cell, make: Callable[[float, float], float], first: str, second: str) -> Iterator[float]:
-    """Give, for each epoch, what is made of two quantities."""
+    """Combine two quantities for each epoch."""
     return map(make, run.series(first).values(), run.series(second).values())
 
 
@@ -304,14 +304,14 @@ def best_rate(runs: Iterable[Cell], arm: str) -> float | None:
     """Choose the learning rate of an arm from its ``tune`` runs.
 
     It is the one with the highest held-out accuracy after the last epoch; of equals, the smallest. A run that diverged,
-    has not finished, or ended with an accuracy that is no number is no candidate.
+    has not finished, or ended with an accuracy of NaN is no candidate.
 
     Args:
-        runs: any runs; other arms and other purposes are passed over.
+        runs: any runs; other arms and other purposes are skipped.
         arm: registered name of the normalization.
 
     Returns:
-        the rate before any decay, or None where no run can be used.
+        the rate before any decay, or None if no run can be used.
     """
     candidates = [
         (-run.last("val_accuracy"), run.factors["lr"])
@@ -322,10 +322,10 @@ def best_rate(runs: Iterable[Cell], arm: str) -> float | None:
 
 
 def largest_fall(run: Cell, *, until: int) -> float:
-    """How far validation accuracy fell from one epoch to the next, at worst, up to epoch ``until``.
+    """Return the largest fall of validation accuracy from one epoch to the next, up to epoch ``until``.
 
     Returns:
-        a share >= 0; NaN where fewer than two epochs can be compared.
+        a share >= 0; NaN if fewer than two epochs can be compared.
     """
     values = [value for epoch, value in run.series("val_accuracy").items() if epoch <= until]
     worst = largest(before - after for before, after in itertools.pairwise(values))
@@ -339,7 +339,7 @@ def _early_epoch(record: Record) -> int:
 
 
 def _is_finished(record: Record) -> bool:
-    """Whether every planned run has ended, one way or the other."""
+    """Whether every planned run has finished or diverged."""
     planned = len(record.config["seeds"])
     return has_ended(record) and all(arm.seeds == planned for arms in rated_arms(record) for arm in arms)
 
@@ -359,7 +359,7 @@ SHORT: Mapping[str, Callable[[RatedArm], str]] = {
 
 
 def _table(record: Record, arms: Sequence[RatedArm], *, with_rate: bool = False) -> Table:
-    """Lay out a row for each arm, with its learning rate where they differ."""
+    """Lay out a row for each arm, with its learning rate if these differ."""
     columns: dict[str, Callable[[RatedArm], Entry | str]] = {
         "Normalization": lambda arm: arm_cell(record, arm.arm),
         "Learning rate": lambda arm: rate(arm.lr),
@@ -424,7 +424,7 @@ def _curves(record: Record, arms: Sequence[RatedArm]) -> list[list[Figure]]:
 
 
 def _layers(record: Record, arms: Sequence[RatedArm]) -> Iterator[Figure]:
-    """Draw the gradient norm of each weight at the first and the last epoch; nothing where no norms were kept."""
+    """Draw the gradient norm of each weight at the first and the last epoch; nothing if no norms were recorded."""
     rows: list[dict[str, Any]] = [
         {"arm": arm.arm, "epoch": epoch, "layer": layer, "norm": norm}
         | {end: cell.series(f"grad_norm_{end}", layer)[epoch] for end in ("p5", "p95")}
@@ -516,7 +516,7 @@ def _rates(record: Record, ended: Sequence[Cell]) -> list[Figure]:
 def _claims(record: Record, arms: Sequence[RatedArm]) -> list[Claim]:
     """Judge the article's expectations at its learning rate.
 
-    On CIFAR-10 the numbers themselves are judged; on other data only their direction.
+    On CIFAR-10 this judges the numbers themselves; on other data only their direction.
     """
     both, epoch = pair({arm.arm: arm for arm in arms}), _early_epoch(record)
     batch, plain = both
@@ -555,7 +555,7 @@ def _near(arm: RatedArm | None, which: str, start: str, target: float, epoch: in
 
 
 def _steadier(batch: RatedArm | None, plain: RatedArm | None, *, in_steps: bool) -> Claim:
-    """Judge whose accuracy falls less; where one arm alone diverged, that settles it."""
+    """Judge whose accuracy falls less; if only one arm diverged, the other one wins."""
     claim = "Validation accuracy is less steady without normalization."
     lost = [arm for arm in (batch, plain) if arm and arm.is_lost]
     if batch and plain and len(lost) == 1:
@@ -572,7 +572,7 @@ def _over_epochs(
     what: str,
     shown: Callable[[float], str] = number,
 ) -> Claim:
-    """Compare the two arms, where both have the same number of epochs."""
+    """Compare the two arms, if both have the same number of epochs."""
     if batch and plain and batch.reached_epoch != plain.reached_epoch:
         reached = f"{counted(batch.reached_epoch, 'epoch')} with batch norm and {plain.reached_epoch} without"
         return judge(claim, None, f"{reached} cannot be compared.")
@@ -580,7 +580,7 @@ def _over_epochs(
 
 
 def _headline(record: Record, arms: Sequence[RatedArm]) -> str:
-    """Say what the arms at the shared rate show."""
+    """Describe the results of the arms at the shared rate."""
     measured = sorted(
         (arm for arm in arms if arm["val_accuracy"]), key=methodcaller("mean", "val_accuracy"), reverse=True
     )
@@ -623,7 +623,7 @@ def _nothing_to_compare(record: Record, arms: Sequence[RatedArm], failed: Sequen
 
 
 def _expected_from(record: Record) -> str:
-    """Say whose expectations these are, and how far this run may be held against them."""
+    """Name the source of the expectations, and how far this run can be compared with them."""
     if record.config["data"] != "cifar10":
         return (
             f"The article's figures are for CIFAR-10: about {percent(WITH_BATCH_NORM, digits=0)} by epoch 10 "
@@ -636,7 +636,7 @@ def _expected_from(record: Record) -> str:
 
 
 def _deviations(record: Record) -> list[str]:
-    """Say where the configuration leaves the article's."""
+    """Describe how the configuration differs from the article's."""
     return [
         f"{key.replace('_', ' ')} {_named(key, record.config[key])} instead of {_named(key, value)}"
         for key, value in ARTICLES.items()
@@ -665,7 +665,7 @@ TUNED = "Learning rates were chosen on training images kept aside, never on the 
 
 
 def _lead(record: Record, arms: Sequence[RatedArm]) -> str:
-    """Say on what the headline rests, and whether it is complete."""
+    """Name the basis of the headline, and whether it is complete."""
     trained = seeds_label(max((arm.seeds for arm in arms), default=0))
     batches = batches_label(record)
     return sentences(record, LEAD, variants=len(arms), batches=batches, trained=trained) + left_out(arms)

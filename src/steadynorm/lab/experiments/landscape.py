@@ -1,4 +1,4 @@
-"""Watch the loss around the weights while networks train: along the gradient, with and without batch norm.
+"""Probe the loss around the weights while networks train: along the gradient, with and without batch norm.
 
 Question: why does batch norm help: is the loss smoother around the weights, its gradient more predictive, and is that
 so because the inputs of the layers are steadier?
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WITHOUT_NOISE = "batch_norm"
-"""The arm that noise is added to."""
+"""The arm to which noise is added."""
 
 __all__ = ["EXPERIMENT", "LandscapeConfig"]
 
@@ -101,7 +101,7 @@ def _work(task: Task[LandscapeConfig]) -> None:
 
 
 def _measure(task: Task[LandscapeConfig]) -> Measure:
-    """Make what trains the network of a cell and probes on the way."""
+    """Make the function that trains and probes the network of a cell."""
 
     def measure(job: Job) -> Iterator[Measurement | Line]:
         return _Trace.start(task, job.factors["arm"], job.factors["seed"]).measure(job.advance)
@@ -111,7 +111,7 @@ def _measure(task: Task[LandscapeConfig]) -> Measure:
 
 @dataclass(frozen=True)
 class _Trace:
-    """A network while it trains and is probed."""
+    """A network in training, with probes."""
 
     config: LandscapeConfig
     trainer: Trainer
@@ -128,7 +128,7 @@ class _Trace:
         return cls(config, trainer)
 
     def measure(self, advance: Callable[[float, str], None]) -> Iterator[Measurement | Line]:
-        """Train to the last epoch, or to a loss that is not finite, and give what is seen on the way."""
+        """Train to the last epoch, or to a loss that is not finite, and yield the measurements."""
         model, dataset, settings = self.trainer.model, self.trainer.dataset, self.trainer.settings
         steps, epochs = steps_per_epoch(dataset.train, settings), self.config.epochs
         for epoch in range(1, epochs + 1):
@@ -162,7 +162,7 @@ class _Trace:
         return training_loss(logits, labels, self.trainer.settings)
 
     def _probe(self, x: Tensor, labels: Tensor, step: int) -> Iterator[Measurement]:
-        """Look around on the batch that the next step is taken on, in training mode; in float32, whatever trains."""
+        """Probe the loss on the batch of the next step, in training mode and always in float32."""
 
         def loss(model: nn.Module) -> Tensor:
             return training_loss(model(x), labels, self.trainer.settings)
@@ -218,7 +218,7 @@ def _check(config: LandscapeConfig) -> None:
 
 
 def describe(record: Record) -> Report:
-    """Say what probing the loss around the weights found."""
+    """Describe the results of probing the loss around the weights."""
     probes = probes_of(record)
     arms = arms_of(record, probes)
     ratios = none_over_batch_norm(arms)
@@ -257,13 +257,13 @@ QUANTITIES = {
     "relative_step": ("Step of one learning rate over the weights", "lr ‖g‖ / ‖w‖"),
     "rounding": ("Distance of bfloat16's gradient from float32's, over its norm", "Rounding"),
 }
-"""What a probe gives: key -> name, and head of a column. ``free_``: with steps in proportion to the weights."""
+"""Quantities of a probe: key -> name, and head of a column. ``free_``: with steps in proportion to the weights."""
 
 
 def arms_of(record: Record, probes: pd.DataFrame) -> list[Arm]:
     """Reduce each network to its end and, over its probes, the median of each quantity, of ``raised`` the mean.
 
-    An infinite value counts as the largest, one that is not a number does not.
+    Infinite values count as the largest; NaN is left out.
     """
     how = {key: "mean" if key.endswith("raised") else "median" for key in QUANTITIES}
     centers = probes.groupby(["arm", "seed"]).agg(how)
@@ -276,7 +276,7 @@ def arms_of(record: Record, probes: pd.DataFrame) -> list[Arm]:
 
 
 def none_over_batch_norm(arms: Sequence[Arm]) -> dict[str, Spread | None]:
-    """Divide what no normalization has over its probes by what batch norm has, seed by seed."""
+    """Divide the quantities without normalization by those of batch norm, seed by seed."""
     batch, plain = _measured_pair(arms)
     if batch is None or plain is None:
         return dict.fromkeys(QUANTITIES)
@@ -296,7 +296,7 @@ def _measured_pair(arms: Iterable[Arm]) -> tuple[Arm | None, Arm | None]:
 
 
 Subjects = dict[str, dict[str, float]]
-"""What was measured after a step: subject -> quantity -> value."""
+"""Measurements after a step: subject -> quantity -> value."""
 
 
 def probes_of(record: Record) -> pd.DataFrame:
@@ -325,7 +325,7 @@ def _probed(subjects: Subjects) -> dict[str, float]:
         "gradient_norm": own["gradient_norm"],
         "weight_norm": own["weight_norm"],
         "relative_step": _over(own["learning_rate"] * own["gradient_norm"], own["weight_norm"]),
-        "rounding": own.get("rounding", math.nan),  # absent where training does not round
+        "rounding": own.get("rounding", math.nan),  # absent if training does not round
         **_along(own, _ends(subjects, "rate "), free=False),
         **{f"free_{name}": value for name, value in free.items()},
     }
@@ -453,13 +453,13 @@ def _sections(
 
 
 def _over_steps(record: Record, arms: Iterable[Arm], table: pd.DataFrame, name: str) -> list[Figure]:
-    """Draw a column over the training steps, as a band where probes have one; nothing where no value is finite."""
+    """Draw a column over the training steps, with a band if probes have one; nothing if no value is finite."""
     has_band = f"{name}_line" in table
     value, low, high = (f"{name}_{end}" if has_band else name for end in ("line", "low", "high"))
     lowest, highest = ("median", "median") if has_band else ("min", "max")
     finite = table[table[value].abs() < math.inf].groupby(["arm", "step"])
     shown = finite.agg(value=(value, "median"), low=(low, lowest), high=(high, highest)).reset_index()
-    crosses = [  # the last place of a line before a step at which one of its networks diverged
+    crosses = [  # the last point of a line before one of its networks diverged
         last
         for arm in arms
         for step in arm.diverged_at_step
@@ -519,9 +519,9 @@ def _layers(record: Record) -> list[Figure]:
 
 
 ORDERS = 30.0
-""""Almost two orders of magnitude", in which the two arms' gradients are to differ."""
+"""Expected ratio of the two arms' gradients, "almost two orders of magnitude"."""
 AS_WELL = 0.02
-"""How far behind in validation accuracy still counts as "as well": two points."""
+"""Difference in validation accuracy that counts as "as well": two points."""
 LARGER = (
     ("Along the gradient the loss varies less with batch norm.", "loss_range", 1.0),
     ("The gradient changes less along itself with batch norm.", "gradient_change", 1.0),
@@ -532,7 +532,7 @@ LARGER = (
     ("β is smaller also for weights of norm 1.", "free_smoothness", 1.0),
     ("Gradients are smaller with batch norm.", "gradient_norm", 1.0),
 )
-"""Claim, quantity, and how many times as large it must be without normalization."""
+"""Claim, quantity, and the least ratio of its value without normalization to that with batch norm."""
 RARER = (
     ("The longest step along the gradient raises the loss less often with batch norm.", "raised"),
     ("So it does with steps in proportion to the weights.", "free_raised"),
@@ -541,7 +541,7 @@ TRAINS = ("as well as batch norm", "better than no normalization")
 
 
 def _claims(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread | None]) -> list[Claim]:
-    """Judge by medians over the probes and means over the seeds, where the networks compared have learned something."""
+    """Judge by medians over the probes and means over the seeds, if the compared networks have learned something."""
     chance = chance_of(record)
     batch, plain = both = _measured_pair(arms)
     noisy = next((arm for arm in arms if arm.arm == NOISY and arm.ended), None)
@@ -604,7 +604,7 @@ def _trains(claim: str, noisy: Arm | None, other: Arm | None, which: str, allowe
 
 
 HARDLY = 0.95
-"""A training loss that is a larger share than this of that of guessing has hardly moved."""
+"""Share of the guessing loss above which a training loss has hardly moved."""
 TWO_VIEWS = (
     "Weights in front of a normalization can be multiplied by any c > 0 without changing what the network computes: "
     "its gradient is then divided by c and its β by c². Steps in learning rates, as the papers measure, see that; "
@@ -631,9 +631,9 @@ def _headline(record: Record, arms: Sequence[Arm], ratios: Mapping[str, Spread |
 
 
 def size(factor: Spread) -> str:
-    """Say how many times smaller something is with batch norm, from how many times as large it is without.
+    """Describe how many times smaller a quantity is with batch norm, given its ratio without to with.
 
-    Where seeds disagree on the direction, it is about the same.
+    If seeds disagree on the direction, it counts as about the same.
     """
     if factor.low <= 1 <= factor.high and factor.n > 1:
         return "about as large"

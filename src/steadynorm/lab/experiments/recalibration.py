@@ -1,6 +1,6 @@
-"""Wipe the running statistics of a trained network, measure them again, and see how much accuracy comes back.
+"""Wipe the running statistics of a trained network, measure them again, and compare the accuracy.
 
-Question: from how many training images does recalibration give a network's accuracy back?
+Question: from how many training images on does recalibration restore a network's accuracy?
 
 Expected: from 2,000 images on, at most 0.2 points are lost.
 
@@ -57,9 +57,9 @@ from steadynorm.surgery.named_modules import batch_norms_of
 __all__ = ["EXPERIMENT", "RecalibrationConfig"]
 
 WITHIN = 0.002
-"""Share of the validation images that may be missing."""
+"""Largest loss of accuracy, as a share of the validation images."""
 ENOUGH = 2_000
-"""Training images from which that is expected."""
+"""Number of training images from which on this is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +94,12 @@ QUICK |= {"seeds": (0,), "images": (100, 500)}
 def _check(config: RecalibrationConfig) -> None:
     check_experiment(config, ("images",), least={"images": 2} | ({} if config.draws is None else {"draws": 1}))
     check_split(config.batch_size)
-    if config.checkpoint is not None and not called_code(config):  # of a record, code is not called
+    if config.checkpoint is not None and not called_code(config):  # code that a record names is not called
         _read(config, config.checkpoint)
 
 
 def _read(config: RecalibrationConfig, path: Path) -> Checkpoint:
-    """Read the network of a checkpoint; code that it names is called where ``--network`` names it too.
+    """Load the network of a checkpoint; code that it names is called only if ``--network`` names it too.
 
     Raises:
         UserError: it cannot be read, or has no batch norm.
@@ -131,10 +131,10 @@ def _work(task: Task[RecalibrationConfig]) -> None:
 
 
 def _check_fits(config: RecalibrationConfig, dataset: Dataset) -> None:
-    """Refuse more images than there are, and a checkpoint of a network for others.
+    """Refuse more images than there are, and a checkpoint for other images.
 
     Raises:
-        UserError: it has another number of classes or channels, or does not take images of this size.
+        UserError: its number of classes or channels differs, or it does not accept images of this size.
     """
     count, path = len(dataset.train), config.checkpoint
     if max(_images(config)) > count:
@@ -156,7 +156,7 @@ def _check_fits(config: RecalibrationConfig, dataset: Dataset) -> None:
 
 
 def _measure(task: Task[RecalibrationConfig]) -> Measure:
-    """Make what measures a cell; each network is read and wiped once."""
+    """Make the function that measures a cell; each network is loaded and wiped once."""
     config, dataset = task.config, task.dataset
     settings = replace(settings_of(config, task.record), precision="fp32")
 
@@ -189,18 +189,18 @@ def _measure(task: Task[RecalibrationConfig]) -> Measure:
 
 
 def _draw(dataset: Dataset, count: int, batch: int, seed: int, device: torch.device) -> list[Tensor]:
-    """Draw training images without putting any back."""
+    """Draw training images without replacement."""
     chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))[:count]
     drawn = take(dataset.train, chosen)
     return [x for x, _ in evaluation_batches(drawn, dataset=dataset, batch_size=batch, device=device)]
 
 
 def describe(record: Record) -> Report:
-    """Say from how many images the accuracy is back."""
+    """Report from how many images on the accuracy is restored."""
     done = [cell for cell in record.cells if not cell.is_network and cell.status == "finished"]
     counts = sizes_of(record, done)
     original = counts[0]["original"] if counts else None
-    chance = chance_of(record) if "classes" in record.resolved else None  # which the first records do not know
+    chance = chance_of(record) if "classes" in record.resolved else None  # absent from the first records
     within = tolerated(WITHIN, int(record.resolved.get("validation_images", 0)))
     claim = _claim(counts, within)
     judged = unless_guessing(claim, chance, {"the network": original}) if chance else claim
@@ -241,13 +241,13 @@ def sizes_of(record: Record, done: Sequence[Cell]) -> list[Arm]:
 
 
 def _is_enough(one: Arm, within: float) -> bool:
-    """Whether the accuracy is back, on average."""
+    """Whether the accuracy is restored, on average."""
     ours, original = one["ours"], one["original"]
     return bool(ours and original and ours.mean >= original.mean - within)
 
 
 def _column(quantity: str) -> Callable[[Arm], Entry]:
-    """Write a mean with its range, finely: differences are small."""
+    """Write a mean with its range, with more digits because differences are small."""
 
     def entry(one: Arm) -> Entry:
         found = one[quantity]

@@ -1,4 +1,4 @@
-"""Train with larger and larger batches, by the recipe for them and by what is left without each of its steps.
+"""Train with larger and larger batches, with the large-batch recipe and without each of its steps.
 
 Question: how large may a batch be before accuracy falls, and which steps of the large-batch recipe hold it up (Goyal et
 al. 2017, arXiv 1706.02677)?
@@ -43,10 +43,10 @@ from steadynorm.reporting.words import capital, counted, first_fitting
 
 __all__ = ["EXPERIMENT", "ScaleConfig", "grid_points", "last_epochs"]
 
-STATISTICS = 32  # images that the recipe normalizes together, as the arm ghost_batch_norm does
+STATISTICS = 32  # images that the recipe normalizes together, as in the arm ghost_batch_norm
 SMALL, WHOLE = "ghost_batch_norm", "sync_batch_norm"
 STEPS = {"reference_batch": "linear_scaling", "warm_up": "warm_up", "freeze_last": "frozen_end"}
-"""Field of the configuration -> the step of the recipe that it belongs to."""
+"""Field of the configuration -> its step of the recipe."""
 
 RECIPE, FROZEN, PLAIN = "recipe", "frozen_end", "plain"
 EXPECTED = {
@@ -58,7 +58,7 @@ EXPECTED = {
     PLAIN: "Without any of the steps the largest batch does worse.",
     FROZEN: "Freezing the statistics in the last epochs does no harm at the largest batch.",
 }
-"""Variant -> what is expected of it."""
+"""Variant -> expectation."""
 HELD = 0.01
 """How far the largest batch may be behind the smallest: a point, more than the paper's 0.14 of ImageNet."""
 LAST = 5
@@ -74,7 +74,7 @@ class ScaleConfig(TrainingConfig):
 
     network: Network = "resnet20"
     """As for steadynorm compare; the residual blocks of resnet20, resnet18 and mobilenet start as the identity."""
-    batch_size: tuple[int, ...] | None = None  # only until the data is known
+    batch_size: tuple[int, ...] | None = None  # until the data are known
     """Images in a step, on all workers together; default: 128 512 2048 8192, on the embedded data 128 512 1024."""
     variants: tuple[str, ...] = tuple(RECIPES)
     """The recipe, and the recipe without one of its steps: recipe, no_scaling, no_warm_up, no_zero_gamma,
@@ -125,7 +125,7 @@ def _work(task: Task[ScaleConfig]) -> None:
 
 
 def network_of(config: ScaleConfig, variant: str, batch_size: int, seed: int) -> Factors:
-    """Say how a network is trained."""
+    """Return the settings of a network."""
     recipe = find_recipe(variant)
     return network(
         arm=SMALL if recipe.small_statistics else WHOLE,
@@ -161,7 +161,7 @@ def _check(config: ScaleConfig) -> None:
 
 
 def _check_steps(config: ScaleConfig) -> None:
-    """Refuse a flag on the command line that belongs to a step which no variant takes."""
+    """Refuse a flag whose step no variant takes."""
     for name in STEPS:
         if flag(name) in config.given and not _is_taken(config, name):
             raise UserError(
@@ -170,7 +170,7 @@ def _check_steps(config: ScaleConfig) -> None:
 
 
 def _is_taken(config: ScaleConfig, name: str) -> bool:
-    """Whether a variant takes the step that a field belongs to."""
+    """Whether a variant takes the step of a field."""
     return any(getattr(find_recipe(variant), STEPS[name]) for variant in config.variants)
 
 
@@ -191,7 +191,7 @@ def _check_batches(config: ScaleConfig) -> None:
 
 
 def describe(record: Record) -> Report:
-    """Say what a scaling experiment found."""
+    """Describe the results of a scaling experiment."""
     grid, words = grid_points(record), _words(record)
     table = _table(record, grid, _accuracy)
     is_begun = any(arm["accuracy"] for arm in grid.values())
@@ -226,7 +226,7 @@ def grid_points(record: Record) -> dict[tuple[str, int], Arm]:
     """
 
     def accuracy(run: Cell) -> float:
-        run.last("val_accuracy")  # which a finished network has
+        run.last("val_accuracy")  # present if the network has finished
         return median([*run.series("val_accuracy").values()][-last_epochs(record) :])
 
     def speed(run: Cell) -> float:
@@ -239,7 +239,7 @@ def grid_points(record: Record) -> dict[tuple[str, int], Arm]:
 
 
 def last_epochs(record: Record) -> int:
-    """Count the epochs whose median is a network's accuracy."""
+    """Return the number of last epochs whose median is a network's accuracy."""
     return max(1, min(LAST, int(record.config["epochs"]) // 4))
 
 
@@ -303,9 +303,9 @@ def _figure(record: Record, grid: Grid) -> list[Figure]:
 
 
 def _claims(record: Record, grid: Grid) -> Iterator[Claim]:
-    """Judge the whole recipe, then each step of it: met where the seeds' ranges are apart.
+    """Judge the whole recipe, then each of its steps: met if the seeds' ranges do not overlap.
 
-    Where the whole recipe is at chance there is nothing that a step could hold up.
+    If the whole recipe is at chance, no step can be judged.
     """
     sizes, chance = _sizes(record), chance_of(record)
     small, large = (
@@ -330,7 +330,7 @@ def _held(grid: Grid, sizes: Sequence[int], within: float) -> Claim:
 
 
 def _of_step(grid: Grid, variant: str, claim: str, size: int) -> Claim:
-    """Judge whether a variant is worse than the whole recipe, or, of statistics frozen at the end, that it is not."""
+    """Judge whether a variant is worse than the whole recipe or, with statistics frozen at the end, not worse."""
     whole, other = (_known(grid, name, size) for name in (RECIPE, variant))
     arm = grid.get((variant, size))
     if whole and not other and variant != FROZEN and arm and arm.lost and not arm.waiting:
@@ -346,7 +346,7 @@ def _of_step(grid: Grid, variant: str, claim: str, size: int) -> Claim:
 
 
 def _known(grid: Grid, variant: str, size: int) -> Spread | None:
-    """Look an accuracy up; None where it was not planned or no run of it has finished."""
+    """Look up an accuracy; None if it was not planned or none of its runs has finished."""
     return arm["accuracy"] if (arm := grid.get((variant, size))) else None
 
 
@@ -358,7 +358,7 @@ def _why_absent(grid: Grid, variant: str, size: int) -> str:
 
 
 def _headline(record: Record, grid: Grid) -> str:
-    """Say what the recipe reaches at the largest batch, and which variant is best or which step matters most there."""
+    """Describe the recipe's result at the largest batch, and the best variant or the most important step there."""
     sizes = _sizes(record)
     small, large = (_known(grid, RECIPE, size) for size in (sizes[0], sizes[-1]))
     if large is None:
@@ -369,7 +369,7 @@ def _headline(record: Record, grid: Grid) -> str:
     found = {variant: _known(grid, variant, sizes[-1]) for variant in EXPECTED if variant != FROZEN}
     apart = {variant: one.mean for variant, one in found.items() if one and are_apart(large, one)}
     above = [variant for variant in apart if apart[variant] > large.mean]
-    steps = [variant for variant in apart if variant != PLAIN]  # which is no step
+    steps = [variant for variant in apart if variant != PLAIN]  # not a step
     named = max(above, key=apart.__getitem__) if above else min(steps, key=apart.__getitem__, default=None)
     claim = f"The recipe reaches {percent(large.mean)} at batch {sizes[-1]:,}"
     beside = f", {percent(small.mean)} at {sizes[0]:,}" if small and len(sizes) > 1 else ""
@@ -397,7 +397,7 @@ FREEZING = " Frozen at the end: batch norms normalize by their running statistic
 
 
 def _words(record: Record) -> dict[str, str]:
-    """Count what the sentences name."""
+    """Count the items that the sentences name."""
     is_frozen = any(find_recipe(str(variant)).frozen_end for variant in record.config["variants"])
     config, workers, last = record.config, record.resolved.get("workers", 1), last_epochs(record)
     return {

@@ -65,16 +65,16 @@ ARM = "several_decays"
 CLEAN, SWAPPED, MIXED = "clean", "swapped_labels", "mixed"
 """Shown beside the corruptions: the images as they are; with labels 0 and 1 swapped; all corruptions at once."""
 KINDS = ("iid", "class_ordered", "bursts", "single_class", "one_by_one")
-"""How images arrive; see :mod:`steadynorm.lab.data.streams`. The last is iid in batches of one."""
-CALIBRATION = 2000  # training images that the methods are calibrated on
+"""Order of the images; see :mod:`steadynorm.lab.data.streams`. The last is iid in batches of one."""
+CALIBRATION = 2000  # training images for the calibration of methods
 NAMED = STORED, BATCH, GATE = "stored", "batch", "gate"
-"""Methods that the report names: the two extremes, and what chooses between them."""
+"""Methods that the report names: the two extremes, and the one that chooses between them."""
 LIMIT = 0.005
-"""A method that loses more to the stored statistics on a stream is not safe there."""
+"""Largest loss against the stored statistics on a stream at which a method counts as safe."""
 SHARE = 0.9
-"""Of batch statistics' gain, that the gate is to keep."""
+"""Share of batch statistics' gain that the gate should keep."""
 SAME = 0.01
-"""Changes of error that differ by less are called the same."""
+"""Changes of error that differ by less count as equal."""
 KIND_LABELS = {
     "iid": "well mixed",
     MIXED: "corruptions mixed",
@@ -83,7 +83,7 @@ KIND_LABELS = {
     "single_class": "single class",
     "one_by_one": "one by one",
 }
-"""What kinds of streams are called, in the order in which they are shown."""
+"""Names of the kinds of streams, in display order."""
 SHIFT_LABELS = {CLEAN: "clean", SWAPPED: "labels 0 and 1 swapped", MIXED: "all corruptions"}
 
 
@@ -128,10 +128,10 @@ def _work(task: Task[ShiftConfig]) -> None:
 
 
 def _check_fits(config: ShiftConfig, dataset: Dataset) -> None:
-    """Refuse data on which nothing that was asked for can be shown.
+    """Refuse data on which no requested corruption or method is possible.
 
     Raises:
-        UserError: every corruption or method that was asked for is left out.
+        UserError: every requested corruption or method is left out.
     """
     check_possible(config.methods, dataset)
     if not _shown(config.corruptions, dataset.channels):
@@ -141,7 +141,7 @@ def _check_fits(config: ShiftConfig, dataset: Dataset) -> None:
 
 
 def _that_change(task: Task[ShiftConfig]) -> ShiftConfig:
-    """Leave out the corruptions of color where the images have none, and methods that cannot be calibrated."""
+    """Drop the corruptions of color for gray images, and methods that cannot be calibrated."""
     names = _shown(task.config.corruptions, task.dataset.channels)
     if len(names) < len(task.config.corruptions):
         listed = listing([name for name in task.config.corruptions if name not in names])
@@ -172,7 +172,7 @@ def _grid(config: ShiftConfig, seed: int) -> Iterator[Factors]:
 
 
 def _measure(task: Task[ShiftConfig]) -> Measure:
-    """Make what measures a cell; each seed's network is read and calibrated once."""
+    """Make the function that measures a cell; each seed's network is loaded and calibrated once."""
     config, dataset, settings = task.config, task.dataset, settings_of(task.config, task.record)
     predict = partial(judge_methods, config.methods, dataset=dataset, settings=settings)
 
