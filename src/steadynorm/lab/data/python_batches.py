@@ -69,7 +69,7 @@ def read(data: str, reading: Reading) -> Parts:
     """Read all files, without running what a pickle may ask for.
 
     Raises:
-        UserError: one is absent, cannot be read, holds something else, or asks for code to be run.
+        UserError: a file is absent, unreadable or of another kind, or asks to run code.
     """
     if not data.lower().endswith(ARCHIVES):
         found = _found(Path(data))

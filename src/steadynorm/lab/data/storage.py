@@ -1,4 +1,4 @@
-"""Room for images: in memory where they fit, else in a file that is mapped into it."""
+"""Storage for images: in memory if they fit, else in a mapped file."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from torch import Tensor
 __all__ = ["fits", "gathered", "memory_limit", "room"]
 
 SHARE = 0.5
-"""Of the free memory that images may take."""
+"""Share of the free memory that images may take."""
 _CHUNK = 1_024
 
 
 def memory_limit() -> int:
-    """Say how many bytes images may take in memory: half of what is free."""
+    """Return how many bytes of memory images may take: half of what is free."""
     return int(SHARE * min(_available(), _left_in_group()))
 
 
 def fits(shape: Sequence[int]) -> bool:
-    """Whether bytes of a shape may be held in memory."""
+    """Whether bytes of this shape fit into memory."""
     return math.prod(shape) <= memory_limit()
 
 
 def room(shape: Sequence[int], folder: Path | None = None) -> Tensor:
-    """Make room for bytes.
+    """Allocate bytes.
 
     Args:
-        shape: of the result.
-        folder: for the file, where they do not fit into memory; it has no name there, and is gone with the result. None
-            is the system's folder for such files.
+        shape: shape of the result.
+        folder: folder of the file, if the bytes do not fit into memory; the file has no name and vanishes with the
+            result. None is the system's folder for temporary files.
 
     Returns:
-        uint8, of any values.
+        uint8, uninitialised.
     """
     if fits(shape):
         return torch.empty(tuple(shape), dtype=torch.uint8)
@@ -62,12 +62,12 @@ def _available() -> float:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):  # no Linux
+    except (OSError, StopIteration, ValueError):  # not Linux
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _left_in_group() -> float:
-    """Say what the control group of a container leaves; infinite where there is no limit."""
+    """Return the memory that a container's control group leaves; infinite without a limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         return float((folder / "memory.max").read_text()) - float((folder / "memory.current").read_text())

@@ -1,4 +1,4 @@
-"""Orders in which test images may arrive: mixed well, or a class, or a domain, after the other."""
+"""Orders in which test images arrive: well mixed, class by class, or domain by domain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steadynorm.lab.data.images import Images, random_stream
 __all__ = ["STREAMS", "mix_domains", "stream"]
 
 BURST_CONCENTRATION = 0.1
-"""Of the Dirichlet distribution that spreads a class over the bursts: the smaller, the fewer bursts have it."""
+"""Concentration of the Dirichlet distribution that spreads a class over bursts; smaller values give fewer bursts."""
 
 # Set apart from every epoch number and from the split that is held out.
 _STREAM_ORDER = 2**64 - 2
@@ -40,7 +40,7 @@ def stream(labels: Tensor, kind: str, *, batch_size: int, seed: int) -> list[Ten
         seed: decides the order; in [0, 2**64).
 
     Returns:
-        int64 indices into ``labels``, shape (B,) each; every image once, but for ``single_class``.
+        int64 indices into ``labels``, shape (B,) each; every image once, except for ``single_class``.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -111,7 +111,7 @@ def _bursts(labels: Indices, random: np.random.Generator) -> Indices:
     count = len(classes)
     shares = random.dirichlet(np.full(count, BURST_CONCENTRATION), size=count)
     sizes = np.array([len(members) for members in classes])
-    ends = np.zeros((count, count + 1), dtype=np.int64)  # of a class's run in each part
+    ends = np.zeros((count, count + 1), dtype=np.int64)  # length of a class's run in each part
     ends[:, 1:] = np.cumsum(shares, axis=1) * sizes[:, None]
     ends[:, -1] = sizes
     runs = []

@@ -546,7 +546,7 @@ def _by_severity(decays: Sequence[Condition]) -> list[Figure]:
 
 
 def _claims(record: Record, found: Sequence[Condition], decays: Sequence[Condition]) -> list[Claim]:
-    """Judge what was expected, in the order of the experiment's question."""
+    """Judge the expectations, in the order of the experiment's question."""
     corrupted = [one for one in found if one.kind == "iid" and one.severity]
     ordered = [one for one in found if one.kind == "class_ordered"]
     wins = "On corrupted, well-mixed streams a batch's own statistics err less than the stored ones."
@@ -568,7 +568,7 @@ def _swapped(record: Record) -> float:
 
 
 def _swap_costs_the_same(decays: Sequence[Condition], share: float) -> Claim:
-    """Judge by how much each decay's mean error grows where the labels of two classes are swapped.
+    """Judge by how much each decay's mean error grows if the labels of two classes are swapped.
 
     A decay that is right on more of these images loses more. Of two decays that differ by d on clean images the changes
     may differ by twice d times the share of the images; with two classes they do, exactly.
@@ -650,7 +650,7 @@ def _without_gate(found: Sequence[Condition]) -> str:
 
 
 def _survivor(decays: Sequence[Condition]) -> Text | None:
-    """Say which decay has the lowest error under corruption, and by how much; nothing before that is measured."""
+    """Name the decay with the lowest error under corruption, and by how much; empty before the measurement."""
     corrupted = [one for one in decays if one.severity]
     clean = next((one.error for one in decays if one.shift == CLEAN), None)
     errors = {name: mean_error(corrupted, name) for name in _names(corrupted)}
@@ -700,11 +700,11 @@ def _stream_words(record: Record) -> dict[str, object]:
 
 
 def _channels(record: Record) -> int:
-    return int(record.resolved.get("channels", 3))  # which older records do not know
+    return int(record.resolved.get("channels", 3))  # absent from older records
 
 
 def _left_out(record: Record) -> str:
-    """Say which corruptions were not shown, and what those of other sizes than CIFAR-10-C's are."""
+    """Name the corruptions left out, and describe those of other image sizes than CIFAR-10-C's."""
     names = record.config["corruptions"]
     absent = [name for name in names if name not in _shown(names, _channels(record))]
     sizes = record.resolved.get("image_size", [32, 32])
@@ -716,7 +716,7 @@ def _left_out(record: Record) -> str:
 
 
 def _source(record: Record) -> str:
-    """Say whose corrupted images were shown."""
+    """Name the source of the corrupted images."""
     streams = [cell for cell in record.select(part="stream") if cell.factors["severity"]]
     published = {value for cell in streams for value in cell.values("published").values()}
     made = "made after CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv 1903.12261), which they are not"

@@ -1,4 +1,4 @@
-"""Log the batch statistics of a training, and compare what predicts the next batch's.
+"""Log the batch statistics of a training, and compare predictions of the next batch's.
 
 Question: how near do running statistics that tune themselves come to the best fixed momentum, known in hindsight?
 
@@ -50,16 +50,16 @@ __all__ = ["EXPERIMENT", "PARTS", "QUANTITIES", "StatisticsConfig", "errors", "p
 Array = NDArray[np.float64]
 
 MOMENTA = tuple(2.0**-k for k in range(11))
-"""Fixed momenta, those of the self-tuned bank; each begins with the average of what it has seen."""
+"""Fixed momenta, those of the self-tuned bank; each begins as the average of the batches so far."""
 TORCHS = 0.1
 """torch's momentum; it begins at mean 0 and variance 1."""
 AT_MOST = 1.06
 """Error of self-tuned statistics over that of the best fixed momentum."""
 AROUND = 25
-"""Batches to either side over which a channel's variance is averaged, as the unit of errors."""
+"""Batches on either side over which a channel's variance, the unit of errors, is averaged."""
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 PARTS = ("", "var_")
-"""Before the names of quantities: of the mean, of the variance."""
+"""Prefixes of the quantities of the mean and of the variance."""
 QUANTITIES = ("best_momentum", "best_error", "self_tuned", "torchs")
 
 
@@ -88,7 +88,7 @@ QUICK: dict[str, Any] = {"steps": 60, "batch_size": 64}
 
 def _check(config: StatisticsConfig) -> None:
     check_network(config.network)
-    check_experiment(config, least={"steps": 2, "batch_size": 2})  # the first batch is predicted by nothing
+    check_experiment(config, least={"steps": 2, "batch_size": 2})  # the first batch has no prediction
 
 
 def _work(task: Task[StatisticsConfig]) -> None:
@@ -96,7 +96,7 @@ def _work(task: Task[StatisticsConfig]) -> None:
 
 
 def _measure(task: Task[StatisticsConfig]) -> Measure:
-    """Make what trains the network of a seed, and then predicts its batches."""
+    """Make the function that trains the network of a seed, and then predicts its batches."""
 
     def measure(job: Job) -> Iterator[Measurement]:
         for layer, (log, count) in _log(task, job.factors["seed"], job.advance).items():
@@ -110,7 +110,7 @@ def _measure(task: Task[StatisticsConfig]) -> Measure:
 def _log(
     task: Task[StatisticsConfig], seed: int, advance: Callable[[float, str], None]
 ) -> dict[str, tuple[Tensor, int]]:
-    """Train, and give the statistics of every batch norm's batches with the number of values per channel."""
+    """Train, and return the statistics of every batch norm's batches with the number of values per channel."""
     config, dataset, device = task.config, task.dataset, torch.device(task.record.resolved["device"])
     torch.manual_seed(seed)
     model = build_network(
@@ -144,7 +144,7 @@ def _log(
 
 
 def _keeper(kept: list[Tensor], counts: dict[str, int], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """Keep mean and unbiased variance of what goes into a layer."""
+    """Record mean and unbiased variance of a layer's input."""
 
     def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         x = given[0].detach()
@@ -187,9 +187,9 @@ def predict(log: Tensor, count: int, *, momentum: float | None = None, from_torc
 
     Args:
         log: as for :func:`errors`.
-        count: likewise.
-        momentum: weight of a new batch; None tunes itself.
-        from_torchs_start: whether to begin at mean 0 and variance 1, else with the average of what was seen.
+        count: as for :func:`errors`.
+        momentum: weight of a new batch; None is self-tuned.
+        from_torchs_start: whether to begin at mean 0 and variance 1, else with the average of the batches so far.
     """
     state = SelfTuned.begin(log.shape[2], dtype=torch.float64)
     mean, var = torch.zeros(2, log.shape[2], dtype=torch.float64)
@@ -208,7 +208,7 @@ def predict(log: Tensor, count: int, *, momentum: float | None = None, from_torc
 
 
 def _smooth(values: Array) -> Array:
-    """Average over the batches around each, fewer at the ends."""
+    """Average over the batches around each one, fewer at the ends."""
     sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, 0)])
     places = np.arange(len(values))
     low, high = np.maximum(places - AROUND, 0), np.minimum(places + AROUND + 1, len(values))
@@ -217,7 +217,7 @@ def _smooth(values: Array) -> Array:
 
 
 def describe(record: Record) -> Report:
-    """Say how near self-tuned statistics come to the best fixed momentum."""
+    """Describe how near self-tuned statistics come to the best fixed momentum."""
     cells = [cell for cell in record.cells if cell.status == "finished"]
     layers = layers_of(cells)
     ratios = np.array([_means(layer, "self_tuned") for layer in layers]).reshape(-1, 2)

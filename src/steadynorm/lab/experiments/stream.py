@@ -1,4 +1,4 @@
-"""Batch size 1, in random class order: train on it from scratch, and meet it with a network trained on batches.
+"""Batch size 1, in random class order: train with it from scratch, and evaluate a network trained on batches with it.
 
 Question: how much accuracy does batch size 1 cost, and does a layer that is gated between the batch and its memory pay
 less than the others?
@@ -63,22 +63,22 @@ from steadynorm.surgery.named_modules import batch_norms_of
 __all__ = ["DEFAULT_BUILD", "EXPERIMENT", "ORDERS", "STATELESS", "StreamConfig", "default_build", "single"]
 
 DEFAULT_BUILD = "batch_norm"
-"""The arm that is trained on whole batches, to be compared with."""
+"""Arm of the comparison, trained on whole batches."""
 ORDER_LABELS = {"iid": "well mixed", "class_ordered": "class by class"}
-"""How the test images arrive, one by one, and what that is called."""
+"""Orders in which the test images arrive one by one, with their names."""
 ORDERS = tuple(ORDER_LABELS)
 STATELESS = ("group_norm", "layer_norm", "instance_norm", "none", "frozen_batch_norm")
-"""Arms whose evaluation has no running statistics that training moves."""
-CALIBRATION = 1000  # training images that a network's methods are calibrated on, and statistics measured on
+"""Arms whose evaluation uses no running statistics that training updates."""
+CALIBRATION = 1000  # training images for the calibration of methods and for new statistics
 CALIBRATION_BATCH = 100
 LIMIT = 0.15
-"""The article's: a larger drop falsifies the gated layer."""
+"""The article's limit: a larger drop falsifies the gated layer."""
 SAFE = 0.005
-"""What adapting may cost."""
+"""Largest accepted loss by adapting."""
 GATED, PLAIN = "gated_batch_norm", "batch_norm"
-"""Arms of which something is expected."""
+"""Arms with an expectation."""
 STORED, GATED_LAYERS, GATE = "stored", "gated", "gate"
-"""Methods that the report names; the second makes gated layers of batch norm's."""
+"""Methods that the report names; the second turns batch norms into gated layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ QUICK |= {"lr": 0.01, "epochs": 3, "milestones": (2,), "train_images": 512, "str
 
 
 def _work(task: Task[StreamConfig]) -> None:
-    """Train the default build and every arm at batch size 1, then measure what needs the trained networks."""
+    """Train the default build and every arm at batch size 1, then measure with the trained networks."""
     methods = without_uncalibrated(task.config.methods, task.dataset, task.display)
     task = replace(task, config=replace(task.config, methods=methods))
     config = task.config
@@ -129,17 +129,17 @@ def _work(task: Task[StreamConfig]) -> None:
 
 
 def default_build(config: StreamConfig, seed: int) -> Factors:
-    """Say how the default build is trained."""
+    """Return the settings of the default build."""
     return network(arm=DEFAULT_BUILD, seed=seed, lr=config.lr, epochs=config.epochs)
 
 
 def single(config: StreamConfig, arm: str, seed: int) -> Factors:
-    """Say how an arm is trained at batch size 1."""
+    """Return the settings of an arm at batch size 1."""
     return network(arm=arm, seed=seed, lr=config.lr / config.batch_size, epochs=config.epochs, batch_size=1)
 
 
 def _measure(task: Task[StreamConfig]) -> Measure:
-    """Make what measures a cell; a checkpoint is read and calibrated once."""
+    """Make the function that measures a cell; each checkpoint is loaded and calibrated once."""
     config, settings = task.config, settings_of(task.config, task.record)
     few = calibration_images(task.dataset, CALIBRATION, batch_size=CALIBRATION_BATCH)
     predict = partial(judge_methods, config.methods, dataset=task.dataset, settings=settings)
@@ -157,7 +157,7 @@ def _measure(task: Task[StreamConfig]) -> Measure:
         if job.factors["part"] == "recalibrated":
             model = task.trained(single(config, job.factors["arm"], seed))
             if not _is_stateless(job.factors["arm"]):
-                if not batch_norms_of(model):  # a class of the user's, whose statistics are not known here
+                if not batch_norms_of(model):  # a user class, whose statistics are unknown here
                     return
                 recalibrate_(model, training_batches())
             _, accuracy = evaluate(model, task.dataset.validation, task.dataset, settings)
@@ -182,7 +182,7 @@ def _check(config: StreamConfig) -> None:
 
 
 def describe(record: Record) -> Report:
-    """Say what batch size 1 costs."""
+    """Describe the cost of batch size 1."""
     default, arms = spread(_defaults(record).values()), arms_of(record)
     results = [one for order in ORDERS for one in on_single_images(record, order)]
     table = _table(record, arms, default)
@@ -215,7 +215,7 @@ def _stream_images(record: Record) -> int:
 
 
 def _whose(record: Record) -> Text | None:
-    """Say on which data the limit was set, where these are others."""
+    """Name the data for which the limit was set, if these are others."""
     if record.config["data"] == "cifar10":
         return None
     return Text(
@@ -358,7 +358,9 @@ def _claims(record: Record, arms: Sequence[Arm], results: Sequence[Arm], default
         shown=percent,
         absent="Not both were trained to the end.",
     )
-    if all(accuracy and is_guessing(accuracy, chance) for accuracy in pair.values()):  # that one alone is, is a finding
+    if all(
+        accuracy and is_guessing(accuracy, chance) for accuracy in pair.values()
+    ):  # one arm at chance alone is a finding
         pays_less = unless_guessing(pays_less, chance, pair)
     judged = (
         _falsifier(gated, default, chance.share),
@@ -429,7 +431,7 @@ it. Calibration, where a method needs one, is on training images.{no_gate}
 
 
 def _lost(drop: Spread) -> str:
-    """Say how much accuracy was lost, or won."""
+    """Describe how much accuracy was lost or won."""
     return f"{'loses' if drop.mean >= 0 else 'gains'} {points(drop.mean)}"
 
 

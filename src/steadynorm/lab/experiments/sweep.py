@@ -43,9 +43,9 @@ from steadynorm.reporting.words import first_fitting, listing
 
 __all__ = ["EXPERIMENT", "RateLimit", "SweepConfig", "grid_points", "rate_limits"]
 
-SEARCH_EPOCHS = 2  # the second one shows whether the first has taught anything
-SEARCH_VALIDATION = 500  # images; their accuracy decides nothing here
-MANY = 12  # rows of a table that stands at the end of the page
+SEARCH_EPOCHS = 2  # the second epoch shows whether the first taught anything
+SEARCH_VALIDATION = 500  # validation images; their accuracy decides nothing here
+MANY = 12  # least rows of a table that moves to the end of the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def _work(task: Task[SweepConfig]) -> None:
 def _search(task: Task[SweepConfig]) -> None:
     """Bisect for every arm, depth, batch size and seed, all of a batch size side by side.
 
-    What was tried before a stop is known again.
+    Rates tried before an interruption are not tried again.
     """
     config = task.config
     settings = settings_of(replace(config, schedule="step", milestones=()), task.record)
@@ -117,7 +117,7 @@ def _check(config: SweepConfig) -> None:
 
 
 def describe(record: Record) -> Report:
-    """Say what a sweep found."""
+    """Describe the results of a sweep."""
     grid, limits = grid_points(record), rate_limits(record)
     brackets = [one for limit in limits for one in limit.brackets]
     is_searched = len(brackets) == len(limits) * len(record.config["seeds"]) and all(one.is_close for one in brackets)
@@ -150,8 +150,8 @@ def describe(record: Record) -> Report:
 def grid_points(record: Record) -> list[Arm]:
     """Reduce the networks at every point of the grid; one guesses that finished no better than chance.
 
-    Its mean training loss of the last epoch is not below that of guessing by the classes' shares, or its validation
-    accuracy not surely above that of guessing.
+    Then its mean training loss of the last epoch is not below that of guessing by the classes' shares, or its
+    validation accuracy is not surely above that of guessing.
     """
 
     def guesses(run: Cell) -> float:
@@ -169,7 +169,7 @@ def _guessing(arm: Arm) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class RateLimit:
-    """Where the largest rate that trains lies, for one normalization, depth and batch size; a bracket for each seed."""
+    """Brackets of the largest rate that trains, for one normalization, depth and batch size; one for each seed."""
 
     arm: str
     at: Mapping[str, Any]
@@ -182,12 +182,12 @@ class RateLimit:
 
     @property
     def mean(self) -> float:
-        """Geometric mean of the rates, as they are compared by their ratios; NaN where there are none."""
+        """Geometric mean of the rates, because ratios are compared; NaN without rates."""
         return statistics.geometric_mean(self.rates) if self.rates else math.nan
 
 
 def rate_limits(record: Record) -> list[RateLimit]:
-    """Collect the searches; none where none was asked for."""
+    """Collect the searches; empty if none was requested."""
     config, found = record.config, []
     for point in points_of(depth=config["depth"], batch_size=config["batch_size"], arm=config["arms"]):
         guessing, chance = loss_of_guessing(record), chance_in_search(record, point["batch_size"])
@@ -199,7 +199,7 @@ def rate_limits(record: Record) -> list[RateLimit]:
 
 
 def _ending(arm: Arm) -> Entry:
-    """Say what became of the networks of a point."""
+    """Describe how the networks of a point ended."""
     guessing, seeds = _guessing(arm), arm.seeds
     words = [
         arm.exploded,
@@ -261,7 +261,7 @@ def _dot(run: Cell, accuracy: float) -> dict[str, Any]:
 
 
 def _limit_figures(record: Record, limits: Sequence[RateLimit]) -> list[Figure]:
-    """Draw the largest rate that trains over the depth, for every batch size; nothing before one is known."""
+    """Draw the largest rate that trains over the depth, for every batch size; nothing before a rate is known."""
     found: list[Figure] = []
     axes: dict[str, Any] = {"x": "convolutions", "y": "rate", "band": ("low", "high"), "dots": True}
     for size in record.config["batch_size"]:
@@ -349,7 +349,7 @@ def _by_arm(found: Iterable[Found]) -> dict[str, list[Found]]:
 
 
 def _pairs(found: Iterable[Found]) -> Iterator[tuple[str, Found, Found]]:
-    """Give, for every depth and batch size, its name, batch norm and no normalization, where both are known."""
+    """Return, for every depth and batch size with both arms, its name, batch norm and no normalization."""
     batch, plain = pair(_by_arm(found))
     for one, other in itertools.product(batch or (), plain or ()):
         depth, size = one.at["depth"], one.at["batch_size"]
@@ -358,7 +358,7 @@ def _pairs(found: Iterable[Found]) -> Iterator[tuple[str, Found, Found]]:
 
 
 def _headline(record: Record, grid: Sequence[Arm]) -> str:
-    """Say from which rate on training explodes, and with which normalizations it does not."""
+    """Describe from which rate on training explodes, and with which normalizations it does not."""
     ended = [arm for arm in grid if arm["accuracy"] or arm.lost]
     if not ended:
         return "No network has ended yet"

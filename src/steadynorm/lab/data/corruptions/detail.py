@@ -1,4 +1,4 @@
-"""Corruptions that throw away detail; pixels as described in ``noise``, and nothing is random."""
+"""Corruptions that remove detail; pixels as described in ``noise``, and nothing is random."""
 
 from __future__ import annotations
 
