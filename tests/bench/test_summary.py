@@ -165,7 +165,7 @@ def test_the_lines_name_mean_extremes_targets_and_what_disagrees() -> None:
     assert summary_lines(summarize([big, small, wrong], "cpu"), cases=3) == [
         f"norm_relu: 2 cases, geometric mean 1.60x torch, least 0.80x at {small['case']}",
         f"  from 8 MB (1 cases): least 3.20x at {big['case']}",
-        f"  likewise: least share of the byte floor 80% at {big['case']}",
+        f"  least share of the byte floor there: 80% at {big['case']}",
         "target not met  norm_relu: geometric mean of the ratio 1.60, at least 3.5 (goal 4.5)",
         "target not met  norm_relu: smallest ratio 0.80, at least 1",
         "target met      norm_relu: smallest ratio from 8 MB 3.20, at least 2.5",

@@ -227,7 +227,7 @@ REFUSED = {
     "git-lfs": (LFS, "is a pointer of git-lfs in place of the file. Run git lfs pull where it was cloned."),
     "web page": (
         b"<!DOCTYPE html>\n<html><title>404</title></html>",
-        "is a web page, not the file that it was to lead to. Download it again, and look at it first.",
+        "is a web page instead of the file. Open the page, and download the file that it links to.",
     ),
     "JSON": (b'{"error": "gone"}', f'is text that begins with \'{{"error": "gone"}}\'. {GIVE}'),
     "gzip": (gzip.compress(saved(STATE)), f"is compressed by gzip. {UNPACK}"),

@@ -24,7 +24,7 @@ def model_of(activation="relu", cls=steadynorm.BatchNorm2d):
     "cls", [steadynorm.BatchNorm2d, steadynorm.BatchRenorm2d, steadynorm.FrozenBatchNorm2d, steadynorm.SyncBatchNorm]
 )
 def test_torch_synchronises_none_that_fuses_an_activation(cls):
-    with pytest.raises(TypeError, match=rf"{cls.__name__}: what is rebuilt by convert_sync_batchnorm must fuse no"):
+    with pytest.raises(TypeError, match=rf"{cls.__name__}: a layer rebuilt by convert_sync_batchnorm must fuse no"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model_of(cls=cls))
 
 
@@ -42,7 +42,7 @@ def test_the_functions_of_others_are_known_by_name(name, instead):
         return layer.affine
 
     rebuild.__code__ = rebuild.__code__.replace(co_name=name)
-    with pytest.raises(TypeError, match=rf"BatchNorm2d: what is rebuilt by {name} must .* Use steadynorm\.{instead}"):
+    with pytest.raises(TypeError, match=rf"BatchNorm2d: a layer rebuilt by {name} must .* Use steadynorm\.{instead}"):
         rebuild(steadynorm.BatchNorm2d(3, activation="relu"))
     assert rebuild(steadynorm.BatchNorm2d(3)) is True
 

@@ -115,7 +115,7 @@ def test_a_timm_net_with_statistics_at_their_start_is_not_ready():
 def test_timm_is_refused_a_fused_activation(name):
     layers = pytest.importorskip("timm.layers")
     model = nn.Sequential(nn.Conv2d(3, 4, 1), steadynorm.BatchNorm2d(4, activation="relu"))
-    with pytest.raises(TypeError, match=rf"what is rebuilt by {name} must fuse no activation"):
+    with pytest.raises(TypeError, match=rf"a layer rebuilt by {name} must fuse no activation"):
         getattr(layers, name)(model)
 
 

@@ -57,7 +57,7 @@ def summary_lines(summary: Json, *, cases: int) -> list[str]:
         if part["big_cases"]:
             ratio, share = _at(part["least_big_ratio"], ".2f", "x"), _at(part["least_big_share"], ".0%", "")
             lines.append(f"  from {part['big_mb']} MB ({part['big_cases']} cases): least {ratio}")
-            lines.append(f"  likewise: least share of the byte floor {share}")
+            lines.append(f"  least share of the byte floor there: {share}")
     for one in summary["verdicts"]:
         goal = "" if one["goal"] is None else f" (goal {one['goal']:g})"
         state = "met" if one["met"] else "not met"

@@ -79,7 +79,7 @@ def _why_text(head: bytes) -> str | None:
     if not all(each.isprintable() or each.isspace() for each in text):
         return None
     if text.startswith("<"):
-        return "is a web page, not the file that it was to lead to. Download it again, and look at it first."
+        return "is a web page instead of the file. Open the page, and download the file that it links to."
     start = " ".join(text.split())[:CHARACTERS]
     return f"is text that begins with {printable(start)!r}. Give what torch.save or safetensors wrote."
 

@@ -29,7 +29,7 @@ class CheckedAffine:
         activation = vars(layer).get("activation")
         if caller in _REBUILDERS and activation is not None:
             raise TypeError(
-                f"{owner.__name__}: what is rebuilt by {caller} must fuse no activation, which would be dropped, got "
+                f"{owner.__name__}: a layer rebuilt by {caller} must fuse no activation, which would be dropped, got "
                 f"activation={activation!r}. Use steadynorm.{_REBUILDERS[caller]}, or surgery.to_torch_(model) before."
             )
         if "affine" not in vars(layer):

@@ -31,9 +31,9 @@ def check_statistics_take_part(layer: nn.Module, input: Tensor) -> None:
         return
     if getattr(layer, "update_every", 1) > 1:
         raise RuntimeError(
-            f"{type(layer).__name__}: in training inside a transform of torch.func there can be no window of batches, "
-            f"which is no argument of the transformed function, got update_every={layer.update_every}. Use "
-            "update_every=1, or call .eval()."
+            f"{type(layer).__name__}: training inside a transform of torch.func supports no window of batches, "
+            f"because the window is not an argument of the transformed function, got "
+            f"update_every={layer.update_every}. Use update_every=1, or call .eval()."
         )
     level = torch._C._functorch.maybe_get_level
     for name, buffer in layer.named_buffers(recurse=False):
@@ -51,8 +51,8 @@ def _check_record(layer: nn.Module) -> None:
     name, every = type(layer).__name__, getattr(layer, "update_every", 1)
     if every > 1:
         _refuse(
-            f"{name}: in training under torch.export or torch.jit.trace there can be no window of batches, which is no "
-            f"part of the module's state, got update_every={every}. Use update_every=1, or call .eval()."
+            f"{name}: training under torch.export or torch.jit.trace supports no window of batches, which is not part "
+            f"of the module's state, got update_every={every}. Use update_every=1, or call .eval()."
         )
     if getattr(layer, "nonfinite", "propagate") == "raise" and not torch.compiler.is_compiling():
         _refuse(

@@ -114,8 +114,8 @@ def is_mapped_backward(gradient: Tensor) -> bool:
 def _sum(ranks: Ranks, values: Tensor) -> Tensor:
     if is_mapped_backward(values):
         raise NotImplementedError(
-            "moments over ranks: is_grads_batched=True and jacobian(vectorize=True) must not be asked of a batch that "
-            "is measured over several processes. Use torch.func.vmap of torch.func.vjp, or torch.func.jacrev."
+            "moments over ranks: is_grads_batched=True and jacobian(vectorize=True) are not supported for a batch "
+            "that is measured over several processes. Use torch.func.vmap of torch.func.vjp, or torch.func.jacrev."
         )
     if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
         return _all_reduce(ranks, values)
@@ -183,8 +183,8 @@ def _refuse_forward_mode() -> None:
     """Raise under forward-mode differentiation; Dynamo cannot trace a function with its own ``jvp``."""
     if forward_ad._current_level >= 0:
         raise NotImplementedError(
-            "moments over ranks: forward-mode derivatives (jvp, jacfwd, hessian, dual numbers) of a batch that is "
-            "measured over several processes must not be asked for. Use vjp or jacrev, or call .eval()."
+            "moments over ranks: forward-mode derivatives (jvp, jacfwd, hessian, dual numbers) are not supported for "
+            "a batch that is measured over several processes. Use vjp or jacrev, or call .eval()."
         )
 
 

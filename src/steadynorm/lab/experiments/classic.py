@@ -514,7 +514,7 @@ def _reading(arms: Sequence[Arm]) -> str:
     batch, plain = pair({arm.arm: arm for arm in arms})
     drift, width = (batch["eval_drift"], batch["eval_width_ratio"]) if batch and plain else (None, None)
     evaluation = (
-        f" In evaluation mode, where running statistics begin as 0 and 1 whatever the network, batch norm's drift is "
+        f" In evaluation mode, where running statistics begin as 0 and 1 in every network, batch norm's drift is "
         f"{number(drift.mean)} and its width changes by a factor of {number(width.mean)}; without normalization the "
         "mode changes nothing."
         if drift and width and plain and plain["eval_drift"]
