@@ -201,7 +201,7 @@ def _mirrored(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _by_stored(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[dict[str, float], ClassMoments, Tensor]:
-    """Give the noise of a sample in each layer, its moments for each class, and the outputs."""
+    """Return the noise of a sample in each layer, its moments for each class, and the outputs."""
     seen: dict[str, list[float]] = {}
     sums, outputs = ClassSums(), []
     shown: Tensor = torch.empty(0)
@@ -238,13 +238,13 @@ def _trials(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator:
 
 
 def _plan(families: Mapping[str, Shift]) -> Iterator[tuple[str, float]]:
-    """Give name and strength of each window that is tried of a number of classes; clean ones are named so."""
+    """Yield name and strength of each window that is tried of a number of classes; clean ones are named so."""
     yield from (("clean", 0.0) for _ in range(CLEAN_REPEATS))
     yield from ((name, strength) for name in families for strength in STRENGTHS for _ in range(REPEATS))
 
 
 def _window(classes: Tensor, count: int, images: int, generator: torch.Generator) -> Tensor:
-    """Give the rows of images of so many classes."""
+    """Return the rows of images of so many classes."""
     every = torch.unique(classes).cpu()
     some = every[torch.randperm(len(every), generator=generator)[:count]]
     rows = torch.isin(classes.cpu(), some).nonzero()[:, 0]
@@ -267,7 +267,7 @@ def _steps(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator: 
 
 
 def _by_batch(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Seen]]:
-    """Give the output by the batch's own moments, and what was seen of each layer's input."""
+    """Return the output by the batch's own moments, and what was seen of each layer's input."""
     seen: dict[str, Seen] = {}
 
     def choose(name: str, input: Tensor, stored: Moments) -> Moments:
@@ -293,7 +293,7 @@ def _try(model: nn.Module, x: Tensor, labels: Tensor, shift: str, classes: int) 
 
 
 def _few(trials: Sequence[_Trial]) -> int:
-    """Give the largest number of classes that is too few."""
+    """Return the largest number of classes that is too few."""
     every = max(each.classes for each in trials)
     return max(each.classes for each in trials if each.classes <= FEW and 2 * each.classes <= every)
 
@@ -320,7 +320,7 @@ def _fit_gain(trials: Sequence[_Trial]) -> tuple[Regression, float]:
 
 
 def _of_many(trials: Sequence[_Trial], name: str) -> tuple[list[_Trial], Tensor, Tensor]:
-    """Give the windows of more than a few classes, their features, and what is to be estimated of them."""
+    """Return the windows of more than a few classes, their features, and what is to be estimated of them."""
     few = _few(trials)
     chosen = [each for each in trials if each.classes > few]
     return chosen, _features(chosen), torch.tensor([getattr(each, name) for each in chosen]).double()
@@ -331,6 +331,6 @@ def _features(trials: Sequence[_Trial]) -> Tensor:
 
 
 def _groups(trials: Sequence[_Trial]) -> list[str]:
-    """Give each trial a group that is left out together: its family, or one of two halves where there is one alone."""
+    """Return each trial a group to leave out together: its family, or one of two halves if there is only one."""
     families = [each.shift for each in trials]
     return families if len(set(families)) > 1 else [str(number % 2) for number in range(len(trials))]

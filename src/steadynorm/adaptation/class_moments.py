@@ -25,14 +25,14 @@ class ClassMoments:
     of: Mapping[str, Tensor]
 
     def mixture(self, name: str, shares: Tensor) -> Moments:
-        """Give the moments of clean images of which each class has its share, shape (classes,)."""
+        """Return the moments of clean images of which each class has its share, shape (classes,)."""
         means, variances = self.of[name].to(shares.device)
         mean, var = mixture(means, variances, shares.to(means)[:, None])
         return Moments(mean=mean, var=var, count=0)
 
 
 def shifted_stored(stored: Moments, seen: Moments, expected: Moments) -> Moments:
-    """Give the stored moments as they would be under the shift that took ``expected`` to ``seen``.
+    """Return the stored moments as they would be under the shift that took ``expected`` to ``seen``.
 
         scale² = seen var / expected var
         mean = seen mean + scale·(stored mean − expected mean)        var = scale²·stored var
@@ -67,7 +67,7 @@ class ClassSums:
             self._of.setdefault(name, []).append((mean.float(), var.float(), labels))
 
     def finish(self, classes: int) -> ClassMoments:
-        """Give the moments of so many classes; a class without images has those of all images together."""
+        """Return the moments of so many classes; a class without images has those of all images together."""
         found = {}
         for name, parts in self._of.items():
             mean, var, labels = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -111,7 +111,7 @@ class Steps:
 
 
 def distance(one: Moments, other: Moments) -> float:
-    """Give √ meanᶜ ( (Δmean)²/var + (½·Δ ln var)² ), where var is the mean of both."""
+    """Return √ meanᶜ ( (Δmean)²/var + (½·Δ ln var)² ), where var is the mean of both."""
     var = (one.var + other.var) / 2
     eps = EPS + 1e-5 * var
     means = (one.mean - other.mean).square() / (var + eps)

@@ -58,7 +58,7 @@ class Votes:
         return float((self.stored - self.batch)[:classes].amax() / self.images)
 
     def with_stored_of(self, other: Votes) -> Votes:
-        """Give the same votes with what another batch's images said on average by stored statistics."""
+        """Return the same votes with what another batch's images said on average by stored statistics."""
         scale = self.images / other.images
         return replace(self, stored=scale * other.stored, both=scale * other.both)
 
@@ -96,7 +96,7 @@ class Seen:
 
 
 def read_row(input: Tensor) -> Tensor:
-    """Give mean, variance, count, and variance within an image of a layer's input (N, C, ...); shape (4, C)."""
+    """Return mean, variance, count, and variance within an image of a layer's input (N, C, ...); shape (4, C)."""
     row = as_row(measure(input))
     within = input.flatten(2).var(2, correction=0).mean(0).to(row) if input.dim() > 2 else torch.zeros_like(row[0])
     return torch.cat((row, within[None]))
@@ -136,7 +136,7 @@ def _of_layer(seen: Seen, stored: Moments) -> Tensor:
 
 
 def _of_prediction(told: Tensor) -> Tensor:
-    """Give information, confidence, H(mean of p) and the logarithm of the logits' variance."""
+    """Return information, confidence, H(mean of p) and the logarithm of the logits' variance."""
     p, logits = told[:-3].chunk(2)
     entropy, confidence, squares = told[-3:].unbind()
     spread = torch.special.entr(p).sum()

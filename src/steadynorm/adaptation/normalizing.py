@@ -40,7 +40,7 @@ def normalizing_by(model: nn.Module, choose: Choose) -> Iterator[None]:
 
 
 def stored_moments(model: nn.Module) -> dict[str, Moments]:
-    """Give copies of the running estimates by the layers' names; their count is 0, which means unknown.
+    """Return copies of the running estimates by the layers' names; their count is 0, which means unknown.
 
     Raises:
         ValueError: a layer has no running estimates.

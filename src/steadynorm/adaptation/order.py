@@ -66,7 +66,7 @@ class ClassOrder:
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Give all that is remembered, as tensors of float64."""
+        """Return all that is remembered, as tensors of float64."""
         found = {"belief": self.belief, "usual": self._usual, "last": self._last}
         tensors = {name: torch.from_numpy(each.copy()) for name, each in found.items()}
         return tensors | {"images": torch.tensor(self.images)}
@@ -77,7 +77,7 @@ class ClassOrder:
         return bool(self.belief[0] < 0.5)
 
     def follow(self, probabilities: Tensor) -> Tensor:
-        """Give what the order makes of predictions.
+        """Return what the order makes of predictions.
 
         Args:
             probabilities: of each image alone, shape (N, classes), in the order in which the images came.

@@ -8,7 +8,7 @@ __all__ = ["check_logits", "hits", "image_labels", "probabilities"]
 
 
 def check_logits(output: object, verb: str) -> Tensor:
-    """Give the logits.
+    """Return the logits.
 
     Raises:
         TypeError: there are none.
@@ -23,17 +23,17 @@ def check_logits(output: object, verb: str) -> Tensor:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Give predictions of shape (N, classes, places), float32; one place where they are not dense."""
+    """Return predictions of shape (N, classes, places), float32; one place where they are not dense."""
     predicted = logits.float().softmax(1)
     return predicted.flatten(2) if logits.dim() > 2 else predicted[:, :, None]
 
 
 def image_labels(labels: Tensor) -> Tensor:
-    """Give one label for each image: of dense labels (N, ...) the one that most places have."""
+    """Return one label for each image: of dense labels (N, ...) the one that most places have."""
     return labels if labels.dim() == 1 else labels.flatten(1).mode(1).values
 
 
 def hits(logits: Tensor, labels: Tensor) -> float:
-    """Give the share of right predictions; places whose label is no class, as those to be ignored, do not count."""
+    """Return the share of right predictions; places whose label is no class, as those to be ignored, do not count."""
     known = (labels >= 0) & (labels < logits.shape[1])
     return float((logits.argmax(1) == labels)[known].double().mean())

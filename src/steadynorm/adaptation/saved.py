@@ -26,7 +26,7 @@ ROWS = ("center", "scale", "points", "weights")
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Give a digest of a model's state: names, shapes, dtypes and every bit."""
+    """Return a digest of a model's state: names, shapes, dtypes and every bit."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):

@@ -93,7 +93,7 @@ _FOR_ANY = 5
 
 
 def shifts_of(x: Tensor) -> dict[str, Shift]:
-    """Give the families that these inputs can be shifted by; none where they are no floats, such as tokens."""
+    """Return the families that these inputs can be shifted by; none where they are no floats, such as tokens."""
     if not x.is_floating_point():
         return {}
     return SHIFTS if x.dim() == 4 else dict(list(SHIFTS.items())[:_FOR_ANY])

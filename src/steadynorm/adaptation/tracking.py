@@ -70,7 +70,7 @@ class Tracker:
         self.moments, self.chunks = found, self.chunks + 1
 
     def state(self) -> dict[str, Tensor]:
-        """Give all that is remembered, as tensors."""
+        """Return all that is remembered, as tensors."""
         found = {"chunks": torch.tensor(self.chunks)}
         for name, each in self.moments.items():
             found[f"moments.{name}"] = torch.stack((each.mean, each.var))

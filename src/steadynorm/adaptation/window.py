@@ -81,7 +81,7 @@ class Window:
             held -= self._batches.popleft().votes.images
 
     def state(self) -> dict[str, Tensor]:
-        """Give what is remembered, as tensors."""
+        """Return what is remembered, as tensors."""
         found: dict[str, Tensor] = {}
         for number, batch in enumerate(self._batches):
             votes = batch.votes

@@ -35,11 +35,11 @@ class State:
 
     tensors: Mapping[str, Tensor]
     share: float
-    """Of the cell that is done, in [0, 1]."""
+    """Share of the cell that is done, in [0, 1]."""
     text: str
     """Text to show."""
     readings: Mapping[str, float] = field(default_factory=dict)
-    """Of its norms, as :func:`steadynorm.surgery.readings_during` gives them; logged, not measured."""
+    """Readings of its norms, as :func:`steadynorm.surgery.readings_during` returns them; logged, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Line:
     """Progress of a cell, shown as a line that stays."""
 
     share: float
-    """Of the cell that is done, in [0, 1]."""
+    """Share of the cell that is done, in [0, 1]."""
     text: str
 
 

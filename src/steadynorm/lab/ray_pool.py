@@ -98,7 +98,7 @@ class Pool:
     """Where tasks run."""
 
     threads: int
-    """Of each task."""
+    """Threads of each task."""
     display: Display
     _at_once: int | None = field(default=None, init=False)
     _news: Any = field(default=None, init=False)

@@ -93,7 +93,7 @@ def make_notebook(head: dict[str, Any], report: Report) -> Any:  # noqa: ANN401 
 
 
 def _cells(section: Section, number: int, block: Block) -> Iterator[CellSource]:
-    """Give the cells of a block: code for figures, prose for all else."""
+    """Yield the cells of a block: code for figures, prose for all else."""
     name = f"{section.key}-{number}"
     if isinstance(block, Figures):
         yield from (_chart(figure) for figure in block.items)

@@ -145,7 +145,7 @@ class _Live(_Plain):
         self.whole = self.bars.add_task("all", total=1.0, text="", visible=False)
         self.running: dict[str, TaskID] = {}
         self.shares: dict[str, float] = {}
-        """Of the running pieces."""
+        """Progress of the running pieces."""
         self.lines: dict[str, str] = {}
         """What was last said of them, to stay when they have ended."""
         self.ended = 0

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""Of the files that are written; those of format 1 are read by :mod:`steadynorm.reporting.first_format`."""
+"""Format of the files that are written; those of format 1 are read by :mod:`steadynorm.reporting.first_format`."""
 
 Status = Literal["waiting", "running", "finished", "diverged"]
 Factors = dict[str, Any]
@@ -137,11 +137,11 @@ class Cell:
         return found[max(found)]
 
     def series(self, quantity: str, subject: str = "") -> dict[int, float]:
-        """Give step -> value; nothing where it was not measured."""
+        """Return step -> value, without steps that were not measured."""
         return self._index.get((quantity, subject), {})
 
     def values(self, quantity: str) -> dict[str, float]:
-        """Give subject -> value, of several steps the last."""
+        """Return subject -> value, of several steps the last."""
         return {row.subject: row.value for row in self.measurements if row.quantity == quantity}
 
     @cached_property

@@ -137,7 +137,7 @@ class Section:
     """A part of the page with a heading."""
 
     title: str
-    """Of the heading."""
+    """Text of the heading."""
     blocks: Sequence[Block | None]
     """None, and figures or claims that hold nothing, are left out."""
     short: str = ""

@@ -54,7 +54,7 @@ class Around:
         return cls(activation=fused, tail=left, absorbed=None)
 
     def put(self, new: nn.Module, kind: Kind, *, adds_residual: bool) -> nn.Module:
-        """Give the module that replaces the old norm: the new layer, or a module around it."""
+        """Return the module that replaces the old norm: the new layer, or a module around it."""
         if self.absorbed is not None:
             share_hooks(self.absorbed, new)
         elif self.tail:

@@ -136,7 +136,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Give the plain model: DistributedDataParallel broadcasts buffers in a forward, which not all ranks may run."""
+    """Return the plain model: DistributedDataParallel broadcasts buffers in a forward, which not all ranks may run."""
     inner = {
         "DistributedDataParallel": "module",
         "DataParallel": "module",

@@ -257,7 +257,7 @@ class Transaction:
 
     @contextmanager
     def as_before(self) -> Iterator[nn.Module]:
-        """Give the model with its original modules, and restore the current ones on exit."""
+        """Yield the model with its original modules, and restore the current ones on exit."""
         for table, key, old, _ in reversed(self._places):
             table[key] = old
         try:

@@ -109,7 +109,7 @@ def state_for(
 
 
 def named_behind(loaded: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-    """Give the tensors whose names begin with a key and a dot, without that prefix; wrappers are ignored.
+    """Return the tensors whose names begin with a key and a dot, without that prefix; wrappers are ignored.
 
     >>> named_behind({"state_dict": {"ema.module.weight": torch.ones(1)}}, "state_dict.ema")
     {'weight': tensor([1.])}

@@ -129,12 +129,12 @@ def replaced_forwards(forwards: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 
 def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:  # noqa: ANN401 (as the caller gives it)
-    """Give a layer's input, passed by position or by name; None if it is called without arguments."""
+    """Return a layer's input, passed by position or by name; None if it is called without arguments."""
     return arguments[0] if arguments else named.get(name_of_input(named))
 
 
 def name_of_input(named: Mapping[str, Any]) -> str:
-    """Give the name of the input if a layer is called with keyword arguments only: torch's, else the first."""
+    """Return the name of the input if a layer is called with keyword arguments only: torch's, else the first."""
     return "input" if "input" in named else next(iter(named), "input")
 
 
@@ -194,7 +194,7 @@ def _forwards_on_copies(norms: Iterable[NamedModule], *, training: bool | None) 
 
 
 def _chosen(verb: str, model: nn.Module, where: Where | None) -> list[NamedModule]:
-    """Give the selected batch norms, including those in another of these contexts."""
+    """Return the selected batch norms, including those in another of these contexts."""
     found = []
     for named in named_modules_of(model):
         if where is not None and not any(where(name, named.module) for name in named.names):

@@ -48,7 +48,7 @@ class Dimensions:
             self._look([named.module for named in norms], example, forward)
 
     def of(self, named: NamedModule) -> int | None:
-        """Give the number for a layer; None if it is unknown."""
+        """Return the number for a layer; None if it is unknown."""
         own = kind_of(named.module)[1] or vars(named.module).get(DIMENSIONS, 0)
         return own or self._seen.get(id(named.module)) or self._of_neighbours(named)
 
@@ -85,6 +85,6 @@ class Dimensions:
 
 
 def _channels(module: nn.Module) -> list[int]:
-    """Give a layer's numbers of input and output channels."""
+    """Return a layer's numbers of input and output channels."""
     names = ("in_channels", "out_channels", "in_features", "out_features")
     return [int(getattr(module, name)) for name in names if hasattr(module, name)]

@@ -188,7 +188,7 @@ def _fold_behind(edits: Transaction, flow: Flow, named: NamedModule, call: Call)
 
 
 def _border(link: Link, affine: Affine) -> Tensor | str:
-    """Give the value that the norm maps to zero in each channel, or say why the padding cannot be made explicit."""
+    """Return the value that the norm maps to zero in each channel, or say why the padding cannot be made explicit."""
     name = link.layer.name
     if not link.same_view:
         return f"{name!r} pads with zeros another view than the norm's own output"
@@ -222,7 +222,7 @@ def _write(edits: Transaction, link: Link, weight: Tensor, bias: Tensor) -> str:
 
 
 def _rest_of(call: Call) -> nn.Module:
-    """Give what remains of a batch norm once the layer before it normalizes."""
+    """Return what remains of a batch norm once the layer before it normalizes."""
     adapter = adapter_of(call.module)
     if adapter is not None:
         tail = adapter.tail(call.module)

@@ -25,7 +25,7 @@ FEWEST_CHANNELS = 16  # per group: on (N, C) input a group has no other values, 
 
 
 def groups_for(channels: int) -> int:
-    """Give the largest number of groups, up to 32, that divides the channels and leaves 16 per group; at least 1.
+    """Return the largest number of groups, up to 32, that divides the channels and leaves 16 per group; at least 1.
 
     Source: Wu & He 2018 (arXiv 1803.08494), table 3, for both numbers.
     """
@@ -78,7 +78,7 @@ class Reference:
 
     @contextmanager
     def in_place(self) -> Iterator[nn.Module]:
-        """Give the original model; its current modules and values are restored afterwards."""
+        """Yield the original model; its current modules and values are restored afterwards."""
         now = [parameter.data for parameter, _ in self._values]
         with self._edits.as_before() as model:
             try:
@@ -139,7 +139,7 @@ def start_from_data(
 
 
 def _order(norms: list[nn.Module], model: nn.Module, batch: Batch, forward: Forward | None) -> list[int]:
-    """Give the ids of the norms that a batch reaches, in the order of their first call."""
+    """Return the ids of the norms that a batch reaches, in the order of their first call."""
     met: dict[int, None] = {}
     with _watched({norm: _meets(met, norm) for norm in norms}):
         _run(model, batch, forward)
@@ -175,7 +175,7 @@ def _fit_(
 
 
 def _inputs_of(norm: nn.Module, model: nn.Module, batch: Batch, forward: Forward | None) -> list[Tensor]:
-    """Give a module's input in each of its calls."""
+    """Return a module's input in each of its calls."""
     inputs: list[Tensor] = []
     with _watched({norm: inputs.append}):
         _run(model, batch, forward)
@@ -207,7 +207,7 @@ class _Regression:
         self.count, self.mean, self.spread = count, mean, spread
 
     def solve(self) -> tuple[Tensor, Tensor]:
-        """Give slope and offset; where z is constant, slope 0."""
+        """Return slope and offset; where z is constant, slope 0."""
         moves = self.spread[0] > 1e-12 * self.count
         slope = torch.where(moves, self.spread[1] / torch.where(moves, self.spread[0], 1), 0)
         return slope, self.mean[1] - slope * self.mean[0]

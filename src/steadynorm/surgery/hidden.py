@@ -65,7 +65,7 @@ class RunWatch:
         self._buffers.clear()
 
     def ran(self, now: nn.Module) -> list[nn.Module]:
-        """Give the batch norms that ran but were no submodules, neither before nor ``now``."""
+        """Return the batch norms that ran but were no submodules, neither before nor ``now``."""
         stand = {id(module) for module in now.modules()}
         return [module for key, module in self._ran.items() if key not in stand]
 
@@ -93,7 +93,7 @@ class RunWatch:
 
 
 def held_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Give the batch norms that modules hold in plain attributes but not as submodules, by path.
+    """Return the batch norms that modules hold in plain attributes but not as submodules, by path.
 
     Searches lists, tuples, sets, dictionaries, partial functions, hooks, closures, default arguments and globals of
     functions, and attributes of other objects, three levels deep. Skips containers of more than 10,000 items, and
@@ -117,7 +117,7 @@ def held_norms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _held_by(module: nn.Module) -> Iterator[tuple[str, object]]:
-    """Give a module's own attributes, its hooks, and the globals that its forward reads."""
+    """Yield a module's own attributes, its hooks, and the globals that its forward reads."""
     yield from ((key, value) for key, value in vars(module).items() if key not in _TORCHS)
     for key in ("_forward_hooks", "_forward_pre_hooks"):
         yield from ((key, hook) for hook in vars(module).get(key, {}).values())
@@ -152,7 +152,7 @@ def _is_of_trainer(value: object) -> bool:
 
 
 def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anything that an attribute may be)
-    """Give the content of a container, a function or an object, each item with its suffix of the path."""
+    """Yield the content of a container, a function or an object, each item with its suffix of the path."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", each) for key, each in value.items())
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -174,7 +174,7 @@ def _parts_of(value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 (anyt
 
 
 def _attributes_of(value: object) -> dict[str, object]:
-    """Give the attributes in an object's own ``__dict__``; for a proxy, not those of its target."""
+    """Return the attributes in an object's own ``__dict__``; for a proxy, not those of its target."""
     try:
         return dict(object.__getattribute__(value, "__dict__"))
     except AttributeError:  # it has slots, or is an extension type

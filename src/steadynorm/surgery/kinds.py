@@ -111,7 +111,7 @@ def find_kind(to: str | Callable[..., nn.Module]) -> Kind | None:
 
 
 def kind_of(module: nn.Module) -> tuple[Kind, int]:
-    """Give a known layer's kind and its number of spatial dimensions, 0 if it takes any.
+    """Return a known layer's kind and its number of spatial dimensions, 0 if it takes any.
 
     Raises:
         KeyError: its class is unknown.
@@ -126,7 +126,7 @@ def kind_of(module: nn.Module) -> tuple[Kind, int]:
 
 
 def listed_class(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """Give the listed or registered class that a class counts as; None if there is none."""
+    """Return the listed or registered class that a class counts as; None if there is none."""
     for base in cls.__mro__:
         if base in _OF_CLASS or base is _BatchNorm or adapter_for(base) is not None:
             return base if not _changes_forward(cls, base) else None
@@ -141,7 +141,7 @@ def overridden(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
 
 
 def adapter_of(module: nn.Module) -> Adapter | None:
-    """Give the adapter of a foreign norm's class; None for torch's and ours."""
+    """Return the adapter of a foreign norm's class; None for torch's and ours."""
     cls = listed_class(type(module))
     return None if cls is None or cls in _OF_CLASS else adapter_for(cls)
 
@@ -186,7 +186,7 @@ def why_unknown(module: nn.Module) -> str | None:
 
 
 def stored_names(module: nn.Module) -> tuple[str, str] | None:
-    """Give a module's names for its running mean and variance; None if it has none."""
+    """Return a module's names for its running mean and variance; None if it has none."""
     return next((names for names in _STORED if _tensor(module, names[1]) is not None), None)
 
 
@@ -198,20 +198,20 @@ _REGISTER = "If it is a batch norm, register it: steadynorm.surgery.register(cls
 
 
 def channels_of(norm: nn.Module) -> int:
-    """Give the channels of a batch norm."""
+    """Return the channels of a batch norm."""
     stored = _tensor(norm, "running_mean")
     return int(norm.num_features) if stored is None else len(stored)  # type: ignore[arg-type]
 
 
 def eps_of(norm: nn.Module) -> float:
-    """Give the eps of a batch norm."""
+    """Return the eps of a batch norm."""
     adapter = adapter_of(norm)
     name = "eps" if adapter is None else adapter.eps
     return float(getattr(norm, name) if isinstance(name, str) else name)
 
 
 def evaluation_of(norm: nn.Module) -> Evaluation:
-    """Give the values that a batch norm uses in evaluation."""
+    """Return the values that a batch norm uses in evaluation."""
     adapter, eps = adapter_of(norm), eps_of(norm)
     weight = _tensor(norm, "weight")
     if adapter is not None and adapter.absolute_weight and weight is not None:
@@ -221,7 +221,7 @@ def evaluation_of(norm: nn.Module) -> Evaluation:
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor | None:
-    """Give a parameter, buffer or attribute that is a tensor."""
+    """Return a parameter, buffer or attribute that is a tensor."""
     tables: list[Any] = [vars(module), module._buffers, module._parameters]  # in a script they are not dicts
     value = next((table[name] for table in tables if name in table), None)
     return value if isinstance(value, Tensor) else None

@@ -48,7 +48,7 @@ class NamedModule:
 
 
 def named_modules_of(model: nn.Module) -> Iterator[NamedModule]:
-    """Give every module once, in the order of registration, with all its names."""
+    """Yield every module once, in the order of registration, with all its names."""
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     holders: dict[int, NormAddActivation | NormThen] = {}
@@ -64,7 +64,7 @@ def named_modules_of(model: nn.Module) -> Iterator[NamedModule]:
 
 
 def batch_norms_of(model: nn.Module, where: Where | None = None, edits: Transaction | None = None) -> list[NamedModule]:
-    """Give the model's batch norms, each once; modules that only look like one are refused in the transaction.
+    """Return the model's batch norms, each once; modules that only look like one are refused in the transaction.
 
     Args:
         model: the root.

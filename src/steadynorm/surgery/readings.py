@@ -111,7 +111,7 @@ def readings_during(
 def _hear(
     named: NamedModule, read: Callable[[Norm, Tensor], Mapping[str, Tensor]], heard: dict[str, list[Tensor]]
 ) -> Callable[..., None]:
-    """Give a hook that records readings of a layer's input before its forward."""
+    """Return a hook that records readings of a layer's input before its forward."""
 
     @torch.no_grad()
     def note(module: nn.Module, arguments: tuple[Any, ...], by_name: dict[str, Any]) -> None:

@@ -87,12 +87,12 @@ class Origin:
 
 
 def options_of(module: nn.Module) -> dict[str, Any]:
-    """Give the keyword arguments beyond torch's that would rebuild a batch norm."""
+    """Return the keyword arguments beyond torch's that would rebuild a batch norm."""
     return {name: getattr(module, name) for name in kind_of(module)[0].options() if hasattr(module, name)}
 
 
 def carried_options(module: nn.Module, kind: Kind) -> tuple[dict[str, Any], list[str]]:
-    """Give the options that another kind also takes, and a note for each other option that is set."""
+    """Return the options that another kind also takes, and a note for each other option that is set."""
     own, defaults, known = options_of(module), kind_of(module)[0].options(), kind.options()
     carried = {name: value for name, value in own.items() if name in known}
     if kind.is_frozen:  # keeps its options in Origin

@@ -229,7 +229,7 @@ def _why_not(named: NamedModule, state: NamedState) -> str | None:
 
 
 def _source(named: NamedModule, state: NamedState) -> str:
-    """Give the name under which a layer's statistics are given."""
+    """Return the name under which a layer's statistics are given."""
     return next((name for name in named.names if _key(name, MEAN) in state.tensors), named.name)
 
 
@@ -245,7 +245,7 @@ def _write(edits: Transaction, named: NamedModule, state: NamedState) -> None:
 
 
 def _count(counter: Tensor | None) -> tuple[int | None, list[str]]:
-    """Give the value of a counter of batches, or None and a note if it is invalid."""
+    """Return the value of a counter of batches, or None and a note if it is invalid."""
     if counter is None:
         return None, []
     if counter.numel() == 1 and not counter.is_meta and bool(counter.isfinite()) and counter.item() >= 0:

@@ -4,7 +4,7 @@ import torch
 
 
 def load(path, threads):
-    """Give a function from images to logits."""
+    """Return a function from images to logits."""
     torch.set_num_threads(threads)
     model = torch.load(path, weights_only=False)
 

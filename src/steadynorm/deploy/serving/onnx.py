@@ -4,7 +4,7 @@ import onnxruntime
 
 
 def load(path, threads):
-    """Give a function from images to logits."""
+    """Return a function from images to logits."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -5,7 +5,7 @@ import torch.ao.quantization.fx._decomposed  # operations of programs in int8
 
 
 def load(path, threads):
-    """Give a function from images to logits."""
+    """Return a function from images to logits."""
     torch.set_num_threads(threads)
     model = torch.export.load(path).module()
 

@@ -6,7 +6,7 @@ import torch
 
 
 def load(path, threads):
-    """Give a function from images to logits."""
+    """Return a function from images to logits."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")  # torch marks TorchScript deprecated
     model = torch.jit.load(path)

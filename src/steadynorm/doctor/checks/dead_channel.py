@@ -24,7 +24,7 @@ from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 EXPLAINS = ("train-eval-gap", "needs-recalibration", "outlier-statistics")
 SMALL = 1e-6
-"""Of the layer's largest |γ|."""
+"""Share of the layer's largest |γ|."""
 TRAINED = 100
 """Batches after which a γ of 0 in every channel is no longer an initial value."""
 _PRUNE = Remedy(advice="Prune them, or take weight decay off γ and β (param_groups).")

@@ -54,7 +54,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _rounding(norm: NormState) -> float:
-    """Give half a unit in the last place of the running means in standard deviations; the largest."""
+    """Return half a unit in the last place of the running means in standard deviations; the largest."""
     if norm.mean is None or norm.var is None or norm.dtype is None:
         return 0.0
     unit = torch.finfo(norm.dtype).eps / 2

@@ -31,9 +31,9 @@ from steadynorm.doctor.evidence import Evidence, NormState
 from steadynorm.doctor.finding import Finding, Remedy, Severity, at
 
 BELOW = 0.01
-"""Of eps."""
+"""Multiple of eps."""
 SHARE, NEARLY_ALL = 0.2, 0.9
-"""Of a layer's channels."""
+"""Share of a layer's channels."""
 USUAL, BLOWN_UP = 1 / 3, 10.0
 """A channel's input varies above this fraction of the layer's usual deviation and this multiple of √eps."""
 _REMEDY = Remedy(advice="Find what feeds them: dead filters, or an activation that is always 0.")

@@ -57,7 +57,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _batch_means(samples: Samples) -> Tensor:
-    """Give contrasts of each batch's mean with the overall mean; their squares sum to the variation between batches."""
+    """Return contrasts of each batch's mean with the overall mean; their squares sum to the variation of batches."""
     each = torch.stack([(samples.batch == batch).double() for batch in sorted(set(samples.batch.tolist()))])
     size = each.sum(1, keepdim=True)
     return (each / size - 1 / len(samples.batch)) * size.sqrt()

@@ -65,7 +65,7 @@ def run(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _of_constants(evidence: Evidence) -> Severity:
-    """Give the severity if all values are buffers: weight and bias may include the statistics."""
+    """Return the severity if all values are buffers: weight and bias may include the statistics."""
     alike = [each for each in evidence.norms if each.mean is not None and not each.affine]
     if not all(each.at_start for each in alike):
         return Severity.ERROR

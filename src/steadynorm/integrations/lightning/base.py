@@ -26,7 +26,7 @@ def _package() -> Any:  # noqa: ANN401 (a module that need not be installed)
 
 Callback: Any = _package().Callback
 Trainer = Any
-"""Of either package."""
+"""Class of either package."""
 
 
 def is_a(callback: object, name: str) -> bool:

@@ -13,7 +13,7 @@ from transformers.training_args import TrainingArguments as Arguments
 __all__ = ["Arguments", "Control", "Part", "State", "TrainerCallback", "epoch_of", "trained"]
 
 Part = Any
-"""Of the Trainer, by name: model, train_dataloader, and more."""
+"""Arguments from the Trainer, by name: model, train_dataloader, and more."""
 
 
 def trained(state: State) -> float:

@@ -235,7 +235,7 @@ def _images(
 
 
 def _published(task: Task[ShiftConfig], shift: str, severity: int) -> Images | None:
-    """Give CIFAR-10-C's own images, where they are there and the data are CIFAR-10 in its own size."""
+    """Return CIFAR-10-C's own images, where they are there and the data are CIFAR-10 in its own size."""
     is_own = task.config.data == "cifar10" and task.dataset.image_size == (32, 32)
     if shift not in CIFAR10_C or task.config.data_dir is None or not is_own:
         return None

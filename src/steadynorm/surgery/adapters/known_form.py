@@ -16,7 +16,7 @@ _OF_ADAPTERS = frozenset(("act_name", "act_param", "activation", "activation_par
 
 
 def known_form(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """Give a layer of torch's or ours that holds the state of a foreign norm, and the modules after the norm.
+    """Return a layer of torch's or ours that holds the state of a foreign norm, and the modules after the norm.
 
     Args:
         module: a batch norm of any kind.

@@ -31,7 +31,7 @@ class NormThen(nn.Sequential):
 
 
 def tail_of(module: NormThen) -> dict[str, nn.Module]:
-    """Give the modules after the norm, by name."""
+    """Return the modules after the norm, by name."""
     return {name: each for name, each in module.named_children() if name != "norm"}
 
 

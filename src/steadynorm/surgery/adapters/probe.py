@@ -50,7 +50,7 @@ def _try(module: nn.Module, adapter: Adapter) -> str:
 
 @torch.no_grad()
 def _error(module: nn.Module, adapter: Adapter, *, training: bool) -> float:
-    """Give the largest error of a copy's forward, relative to its largest output."""
+    """Return the largest error of a copy's forward, relative to its largest output."""
     norm = _copied(module, training)
     state = norm._parameters | norm._buffers
     mean, var, weight, bias = (state.get(name) for name in ("running_mean", "running_var", "weight", "bias"))

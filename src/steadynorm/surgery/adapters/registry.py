@@ -106,7 +106,7 @@ def register_name(
 
 
 def adapter_for(cls: type[nn.Module]) -> Adapter | None:
-    """Give the adapter of exactly this class; None if there is none."""
+    """Return the adapter of exactly this class; None if there is none."""
     if cls not in _FOUND:
         _FOUND[cls] = _CLASSES.get(cls) or _by_name(cls)
     return _FOUND[cls]
@@ -118,7 +118,7 @@ def _by_name(cls: type[nn.Module]) -> Adapter | None:
 
 
 def named_children(names: Sequence[str]) -> Tail:
-    """Give a tail of the named submodules that a module has."""
+    """Return a tail of the named submodules that a module has."""
     return lambda module: {name: module._modules[name] for name in names if module._modules.get(name) is not None}
 
 

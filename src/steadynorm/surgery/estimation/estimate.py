@@ -54,7 +54,7 @@ class Population:
     standard_error: float
 
     def measured(self) -> dict[str, float]:
-        """Give the numbers for a Change."""
+        """Return the numbers for a Change."""
         return {
             "batches": self.batches,
             "samples": self.samples,
@@ -181,7 +181,7 @@ class Estimator:
         )
 
     def _standard_error(self, pass_: Pass, totals: _Totals) -> float:
-        """Give the standard error of the worst channel, in one collective."""
+        """Return the standard error of the worst channel, in one collective."""
         own = [groups.scatter(total) for groups, total in zip(pass_.groups, totals.moments, strict=True)]
         parts = torch.split(self._group.gather(torch.cat(own)).sum(0), [len(each) for each in own])
         worst = [
@@ -192,11 +192,11 @@ class Estimator:
         return math.nan if any(map(math.isnan, worst)) else max(worst, default=math.nan)
 
     def _weights(self, totals: _Totals) -> list[float]:
-        """Give the weights of the measured statistics relative to the running statistics."""
+        """Return the weights of the measured statistics relative to the running statistics."""
         return [samples / (self._prior + samples) if samples else 1.0 for samples in totals.samples]
 
     def _found(self, totals: _Totals) -> list[Moments | None]:
-        """Give the moments with the unbiased variance; None if a target was not reached."""
+        """Return the moments with the unbiased variance; None if a target was not reached."""
         for target, found in zip(self._targets, totals.moments, strict=True):
             if found.count == 1:
                 raise ValueError(
@@ -209,7 +209,7 @@ class Estimator:
         ]
 
     def _estimates(self, found: Sequence[Moments | None], weights: Sequence[float]) -> list[Moments | None]:
-        """Give the new running statistics; None if a target was not reached."""
+        """Return the new running statistics; None if a target was not reached."""
         each = zip(self._targets, found, weights, strict=True)
         estimates = [None if found is None else target.estimate(found, weight) for target, found, weight in each]
         for target, estimate in zip(self._targets, estimates, strict=True):
@@ -236,7 +236,7 @@ def _merged(counts: Sequence[int], rows: torch.Tensor) -> Moments:
 
 
 def _moved(target: Target, before: Moments | None, now: Moments | None) -> float:
-    """Give how far a target's statistics have moved."""
+    """Return how far a target's statistics have moved."""
     if before is None or now is None:
         return 0.0 if before is now else math.inf
     scale = now.var + eps_of(target.module)
@@ -245,7 +245,7 @@ def _moved(target: Target, before: Moments | None, now: Moments | None) -> float
 
 
 def _rounds() -> Iterator[int]:
-    """Give the number of batches until the next check of the standard error: an eighth of those so far."""
+    """Yield the number of batches until the next check of the standard error: an eighth of those so far."""
     taken = 0
     while True:
         more = max(FEWEST_BATCHES - taken, taken // 8)

@@ -44,14 +44,14 @@ class Groups:
         self._filled = 1
 
     def total(self) -> Moments:
-        """Give the moments of all batches together; without batches, count 0."""
+        """Return the moments of all batches together; without batches, count 0."""
         if not self._groups:
             zero = torch.zeros(self._channels, dtype=torch.float64)
             return Moments(mean=zero, var=zero, count=0)
         return join(self._groups)
 
     def scatter(self, total: Moments) -> Tensor:
-        """Give the sums that :func:`standard_error` needs; those of several ranks can be added.
+        """Return the sums that :func:`standard_error` needs; those of several ranks can be added.
 
             Σ_b n_b²·(m_b − m)²        Σ_b n_b²·(u_b − v)²,   u_b = v_b + (m_b − m)²        number of groups
 
@@ -70,7 +70,7 @@ class Groups:
 
 
 def standard_error(scatter: Tensor, total: Moments, eps: float) -> Tensor:
-    """Give the standard errors of mean and variance, from their differences between groups of batches.
+    """Return the standard errors of mean and variance, from their differences between groups of batches.
 
         SE² = B/(B − 1) · Σ_b (n_b/n)²·(m_b − m)²,        for the variance with u_b and v
 

@@ -38,7 +38,7 @@ class Target:
     channels: Tensor | None = None
 
     def stored(self) -> Moments:
-        """Give the running statistics in float64, on the CPU; their count has no meaning."""
+        """Return the running statistics in float64, on the CPU; their count has no meaning."""
         mean, var = (each.detach().cpu().double() for each in (self.module.running_mean, self.module.running_var))
         return Moments(mean=mean, var=var, count=1)
 
@@ -55,7 +55,7 @@ class Target:
         return Moments(mean=mean, var=var, count=new.count)
 
     def largest(self, each: Tensor) -> float:
-        """Give the largest value, shape (..., C), over the channels to be estimated; NaN if one is NaN."""
+        """Return the largest value, shape (..., C), over the channels to be estimated; NaN if one is NaN."""
         return float((each if self.channels is None else each[..., self.channels]).max())
 
     def describe(self) -> str:

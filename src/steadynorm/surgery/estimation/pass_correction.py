@@ -58,7 +58,7 @@ class PassCorrection:
         return Moments(mean=mean, var=self._total.var.to(now.var) * ratio.square(), count=self._total.count)
 
     def _after(self, number: int) -> Moments:
-        """Give the moments of the first ``number`` inputs together, or of all if fewer; computed on demand."""
+        """Return the moments of the first ``number`` inputs together, or of all if fewer; computed on demand."""
         while len(self._steps) < min(number, len(self._found)):
             found = self._found[len(self._steps)]
             zero = torch.zeros_like(found.mean)

@@ -97,7 +97,7 @@ class Value:
     uses: list[Use] = field(default_factory=list)
 
     def used_outside(self, call: Call) -> list[Use]:
-        """Give the uses that are not part of a call."""
+        """Return the uses that are not part of a call."""
         return [use for use in self.uses if call not in use.calls]
 
 
@@ -121,11 +121,11 @@ class Flow:
                     self._owners.setdefault(key, []).append(f"{named.name}.{name}" if named.name else name)
 
     def calls_of(self, module: nn.Module) -> list[Call]:
-        """Give the calls of a layer or batch norm, in order."""
+        """Return the calls of a layer or batch norm, in order."""
         return self._calls.get(id(module), [])
 
     def value_of(self, tensor: Tensor | None) -> Value | None:
-        """Give the watched value behind a tensor, which may be a view or copy of it."""
+        """Return the watched value behind a tensor, which may be a view or copy of it."""
         return self._values.get(storage_of(tensor) or 0)
 
     def owners_of(self, parameter: Tensor) -> list[str]:
@@ -133,7 +133,7 @@ class Flow:
         return self._owners.get(storage_of(parameter) or 0, [])
 
     def dtypes(self) -> set[torch.dtype]:
-        """Give the dtypes in which layers and batch norms computed."""
+        """Return the dtypes in which layers and batch norms computed."""
         return {value.tensor.dtype for value in self._values.values() if value.call is not None}
 
     def watch(self, call: Call) -> None:

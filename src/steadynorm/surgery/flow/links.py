@@ -123,7 +123,7 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def reach_of(conv: nn.Module) -> list[int]:
-    """Give the padding of a convolution in the order of :func:`torch.nn.functional.pad`: last dimension first."""
+    """Return the padding of a convolution in the order of :func:`torch.nn.functional.pad`: last dimension first."""
     padding, size, dilation = conv.padding, conv.kernel_size, conv.dilation
     assert isinstance(size, tuple) and isinstance(dilation, tuple)
     if padding == "same":
@@ -206,7 +206,7 @@ def _used_outside(flow: Flow, tensor: Tensor, call: Call) -> str | None:
 
 
 def _channel_dim(layer: nn.Module, tensor: Tensor) -> int | None:
-    """Give the channel dimension of a layer's input or output; None for a convolution without a batch."""
+    """Return the channel dimension of a layer's input or output; None for a convolution without a batch."""
     if isinstance(layer, nn.Linear):
         return tensor.dim() - 1
     size = layer.kernel_size
@@ -220,13 +220,13 @@ def _is_same_view(a: Tensor, b: Tensor) -> bool:
 
 
 def _numbered(tensor: Tensor, dim: int) -> Tensor:
-    """Give the index along a dimension for every element of a tensor."""
+    """Return the index along a dimension for every element of a tensor."""
     index = torch.arange(tensor.shape[dim])
     return index.view([-1 if each == dim else 1 for each in range(tensor.dim())]).expand(tensor.shape)
 
 
 def _positions(value: Value, seen: Tensor, dim: int | None) -> Tensor | None:
-    """Give the index along a dimension of a value for every element of another view or copy of it.
+    """Return the index along a dimension of a value for every element of another view or copy of it.
 
     The index is written at the value's place in memory, carried along with every copy, and read through the view.
     """
@@ -250,7 +250,7 @@ def _lie(memory: dict[int | None, Tensor], tensor: Tensor) -> Tensor:
 
 
 def _table(keys: Tensor, values: Tensor, size: int) -> Tensor | None:
-    """Give the one value of each key from 0 to size − 1; None if a key has none, or several."""
+    """Return the one value of each key from 0 to size − 1; None if a key has none, or several."""
     table = torch.full((size,), -1)
     table[keys.reshape(-1)] = values.reshape(-1)
     if bool((table < 0).any()) or not torch.equal(table[keys], values):

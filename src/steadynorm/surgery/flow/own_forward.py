@@ -42,7 +42,7 @@ def follows_its_weights(call: Call, channel_dim: int) -> bool:
 
 
 def _given(call: Call, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Give the output of a copy of the layer with other parameters."""
+    """Return the output of a copy of the layer with other parameters."""
     layer: Any = copy.copy(call.module)
     old = call.module._parameters["weight"]
     assert old is not None

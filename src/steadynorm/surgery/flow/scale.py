@@ -28,12 +28,12 @@ class Affine:
     shift: Tensor
 
     def at(self, channels: Tensor) -> Affine:
-        """Give the map of the given channels, shape (K,), int64, in their order."""
+        """Return the map of the given channels, shape (K,), int64, in their order."""
         return Affine(gain=self.gain[channels], shift=self.shift[channels])
 
 
 def affine_of(norm: nn.Module) -> Affine:
-    """Give the affine map of a batch norm in evaluation.
+    """Return the affine map of a batch norm in evaluation.
 
         gain = weight / √(running_var + eps)        shift = bias − running_mean · gain
 
@@ -48,7 +48,7 @@ def affine_of(norm: nn.Module) -> Affine:
 
 
 def with_scaled_outputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tensor]:
-    """Give the weight and bias with which a layer applies the affine map to its output.
+    """Return the weight and bias with which a layer applies the affine map to its output.
 
         W′ = gain · W        b′ = gain · b + shift
 
@@ -65,7 +65,7 @@ def with_scaled_outputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tenso
 
 
 def with_scaled_inputs(layer: nn.Module, affine: Affine) -> tuple[Tensor, Tensor]:
-    """Give the weight and bias with which a layer applies the affine map to its input.
+    """Return the weight and bias with which a layer applies the affine map to its input.
 
         W′ = W · gain        b′ = b + Σ W · shift        over the inputs of an output
 

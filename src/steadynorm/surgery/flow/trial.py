@@ -46,7 +46,7 @@ class Difference:
     on_gpu: bool = False
 
     def limit(self, dtypes: Iterable[torch.dtype]) -> float:
-        """Give the default tolerance: that of the coarsest dtype that took part in the computation."""
+        """Return the default tolerance: that of the coarsest dtype that took part in the computation."""
         if not (self.dtype.is_floating_point or self.dtype.is_complex):
             return 0.0
         coarse = [self.dtype.to_real(), *dtypes, *([torch.float16] if self.on_gpu else [])]
@@ -111,7 +111,7 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
 
 
 def tensors_in(value: object, path: str = "the output") -> Iterator[tuple[str, Tensor]]:
-    """Give every tensor within containers and objects, with its path; modules and functions are not searched."""
+    """Return every tensor within containers and objects, with its path; modules and functions are not searched."""
     return _tensors_in(value, path, set())
 
 
@@ -210,7 +210,7 @@ def _difference(path: str, old: Tensor, new: Tensor) -> Difference:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Give the values in float64 on the CPU; for complex tensors both parts."""
+    """Return the values in float64 on the CPU; for complex tensors both parts."""
     plain = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
     return plain.cpu().double()
