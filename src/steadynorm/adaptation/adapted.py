@@ -1,4 +1,4 @@
-"""A model that predicts a stream of batches, remembers it, and is as it was."""
+"""A wrapper that predicts a stream of batches with an adaptation method and leaves the model unchanged."""
 
 from __future__ import annotations
 

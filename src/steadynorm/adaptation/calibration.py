@@ -1,4 +1,4 @@
-"""What is measured on clean images before a network meets a stream, and on shifts that are made of them."""
+"""Calibration of a network on clean images, and on synthetic shifts of them, before it meets a stream."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from steadynorm.surgery.batches import evaluating
 __all__ = ["Calibration", "calibrate"]
 
 CLASS_COUNTS = (1, 2, 3, 5)
-"""Classes in a trial window, besides all of them."""
+"""Numbers of classes in a trial window, besides all of them."""
 FEW = 3
-"""Of these at most, and at most half of all, are too few for batch statistics."""
+"""Largest number of classes, and at most half of all, that is too few for batch statistics."""
 STRENGTHS = (0.3, 0.6, 0.9)
-"""Of the shifts; up to a tenth more, at random."""
+"""Strengths of the shifts; a random number up to 0.1 is added."""
 CLEAN_REPEATS, REPEATS = 12, 4
-"""Trial windows for each number of classes, clean ones and of each shift and strength."""
+"""Trial windows for each number of classes: clean ones, and ones for each shift and strength."""
 MIXED_RIDGE, GAIN_RIDGE = 0.3, 1.0
 LEAST_DEVIATIONS, MARGIN_DEVIATIONS = 1.5, 0.5
-"""Standard deviations of what few classes come to, of families that were left out, that a window must be above it; and
-errors of the gain in root mean square."""
+"""Least distance of a window above those of few classes, in standard deviations of left-out families; and the margin,
+in root mean square errors of the gain."""
 LEAST_RISK = 1e-9
 NORMAL = NormalDist()
 LEAST_RIGHT = 0.5
-"""Of the accuracy on clean images, what predictions must be right to tell of an order."""
+"""Share of the clean accuracy that predictions must reach to show an order."""
 STEPS = 32
-"""Classes at most of which a window is measured, to know what classes change."""
+"""Largest number of classes for which a window is measured, to learn what a change of class does."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +84,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """What a window of some classes has come to."""
+    """Result of a trial window."""
 
     shift: str
     classes: int
@@ -173,7 +173,7 @@ def _check_logits(outputs: Tensor, labels: Tensor) -> None:
 
 
 def _check_right(outputs: Tensor, labels: Tensor) -> None:
-    """Refuse outputs that say nothing of the labels, such as embeddings."""
+    """Refuse outputs that tell nothing about the labels, such as embeddings."""
     most = float(torch.unique(labels, return_counts=True)[1].max()) / labels.numel()
     right = hits(outputs, labels)
     if right <= most:
@@ -201,7 +201,7 @@ def _mirrored(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _by_stored(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[dict[str, float], ClassMoments, Tensor]:
-    """Return the noise of a sample in each layer, its moments for each class, and the outputs."""
+    """Return the noise of a sample in each layer, the layer's moments for each class, and the outputs."""
     seen: dict[str, list[float]] = {}
     sums, outputs = ClassSums(), []
     shown: Tensor = torch.empty(0)
@@ -220,7 +220,7 @@ def _by_stored(
 
 
 def _trials(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator: torch.Generator) -> Iterator[_Trial]:
-    """Try windows of some and of all classes, clean and shifted; those that are not finite are left out if shifted."""
+    """Try windows of some and of all classes, clean and shifted; skip shifted ones that are not finite."""
     classes = image_labels(labels)
     counts = torch.unique(classes)
     families = shifts_of(x)
@@ -238,13 +238,13 @@ def _trials(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator:
 
 
 def _plan(families: Mapping[str, Shift]) -> Iterator[tuple[str, float]]:
-    """Yield name and strength of each window that is tried of a number of classes; clean ones are named so."""
+    """Yield shift and strength of each trial window of a number of classes; the first are ``clean``."""
     yield from (("clean", 0.0) for _ in range(CLEAN_REPEATS))
     yield from ((name, strength) for name in families for strength in STRENGTHS for _ in range(REPEATS))
 
 
 def _window(classes: Tensor, count: int, images: int, generator: torch.Generator) -> Tensor:
-    """Return the rows of images of so many classes."""
+    """Return rows of images of this number of classes."""
     every = torch.unique(classes).cpu()
     some = every[torch.randperm(len(every), generator=generator)[:count]]
     rows = torch.isin(classes.cpu(), some).nonzero()[:, 0]
@@ -267,7 +267,7 @@ def _steps(model: nn.Module, x: Tensor, labels: Tensor, images: int, generator: 
 
 
 def _by_batch(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Seen]]:
-    """Return the output by the batch's own moments, and what was seen of each layer's input."""
+    """Return the output by batch statistics, and what each layer saw."""
     seen: dict[str, Seen] = {}
 
     def choose(name: str, input: Tensor, stored: Moments) -> Moments:
@@ -279,7 +279,7 @@ def _by_batch(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Seen]]:
 
 
 def _try(model: nn.Module, x: Tensor, labels: Tensor, shift: str, classes: int) -> _Trial | None:
-    """Predict a window by stored and by its own moments; None where that of a shifted one is not finite."""
+    """Predict a window with running and with its own statistics; None if a shifted one is not finite."""
     with evaluating(model):
         stored = model(x)
     batch, seen = _by_batch(model, x)
@@ -299,7 +299,7 @@ def _few(trials: Sequence[_Trial]) -> int:
 
 
 def _fit_mixed(trials: Sequence[_Trial]) -> tuple[Regression, float, float]:
-    """Tell all classes from few, both of the same weight together; give what few come to, and by how much it varies."""
+    """Separate all classes from few, both with the same total weight; return mean and deviation of few, too."""
     few, every = _few(trials), max(each.classes for each in trials)
     chosen = [each for each in trials if each.classes in (every, *range(few + 1))]
     told, targets = _features(chosen), torch.tensor([1.0 if each.classes > few else -1.0 for each in chosen]).double()
@@ -311,7 +311,7 @@ def _fit_mixed(trials: Sequence[_Trial]) -> tuple[Regression, float, float]:
 
 
 def _fit_gain(trials: Sequence[_Trial]) -> tuple[Regression, float]:
-    """Estimate what batch statistics win where there are more than a few classes, and give the margin."""
+    """Estimate the gain of batch statistics for more than a few classes, and return the margin."""
     chosen, told, targets = _of_many(trials, "gain")
     importance = torch.ones_like(targets)
     errors = left_out(told, targets, importance, ridge=GAIN_RIDGE, groups=_groups(chosen)) - targets
@@ -320,7 +320,7 @@ def _fit_gain(trials: Sequence[_Trial]) -> tuple[Regression, float]:
 
 
 def _of_many(trials: Sequence[_Trial], name: str) -> tuple[list[_Trial], Tensor, Tensor]:
-    """Return the windows of more than a few classes, their features, and what is to be estimated of them."""
+    """Return the windows of more than a few classes, their features, and the targets."""
     few = _few(trials)
     chosen = [each for each in trials if each.classes > few]
     return chosen, _features(chosen), torch.tensor([getattr(each, name) for each in chosen]).double()
@@ -331,6 +331,6 @@ def _features(trials: Sequence[_Trial]) -> Tensor:
 
 
 def _groups(trials: Sequence[_Trial]) -> list[str]:
-    """Return each trial a group to leave out together: its family, or one of two halves if there is only one."""
+    """Return the group of each trial, which is left out together: its family, or one of two halves without families."""
     families = [each.shift for each in trials]
     return families if len(set(families)) > 1 else [str(number % 2) for number in range(len(trials))]

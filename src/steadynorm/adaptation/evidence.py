@@ -1,4 +1,4 @@
-"""What a window of test images tells, without labels, about which statistics suit it better."""
+"""Features of a window of test images, without labels, that tell which statistics suit it better."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from steadynorm.statistics import Moments, as_row, measure, pool
 __all__ = ["Seen", "Votes", "features", "read_row"]
 
 EPS = 1e-8
-"""Added to variances, so that a channel without any counts as unchanged."""
+"""Added to variances, so that a constant channel counts as unchanged."""
 LEAST = 1e-6
-"""Added to what a logarithm is taken of; to shares of a variance a hundred times as much."""
+"""Added before a logarithm; a hundred times as much to shares of a variance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Votes:
-    """Sums over images of what two predictions say of them; of several batches together, their sum.
+    """Sums over images of two predictions; those of several batches add up.
 
     In float64. A prediction's sums are its probabilities (classes,), its logits less their mean (classes,), and three
     numbers: the entropy of each image in nats, its largest probability, and its squared logits less their mean.
@@ -30,15 +30,15 @@ class Votes:
 
     images: int
     stored: Tensor
-    """Of predictions by stored statistics; shape (2·classes + 3,)."""
+    """Sums of the predictions by running statistics; shape (2·classes + 3,)."""
     batch: Tensor
-    """By batch statistics, likewise."""
+    """Sums of the predictions by batch statistics; shape (2·classes + 3,)."""
     both: Tensor
-    """How often both name one class, ⟨p, p′⟩, and the entropy of (p + p′)/2; shape (3,)."""
+    """How often both name the same class, ⟨p, p′⟩, and the entropy of (p + p′)/2; shape (3,)."""
 
     @classmethod
     def of(cls, stored: Tensor, batch: Tensor) -> Self:
-        """Count both predictions of a batch.
+        """Sum both predictions of a batch.
 
         Args:
             stored: logits by stored statistics, shape (N, classes) or (N, classes, ...), where each place of an image
@@ -58,12 +58,12 @@ class Votes:
         return float((self.stored - self.batch)[:classes].amax() / self.images)
 
     def with_stored_of(self, other: Votes) -> Votes:
-        """Return the same votes with what another batch's images said on average by stored statistics."""
+        """Return these votes with another batch's average prediction by running statistics."""
         scale = self.images / other.images
         return replace(self, stored=scale * other.stored, both=scale * other.both)
 
     def __add__(self, other: Votes) -> Votes:
-        """Count the images of both."""
+        """Add the sums of both."""
         return Votes(
             images=self.images + other.images,
             stored=self.stored + other.stored,
@@ -82,7 +82,7 @@ def _told(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What is known of a layer's input in a window."""
+    """Statistics of a layer's input in a window."""
 
     moments: Moments
     within: Tensor
@@ -90,7 +90,7 @@ class Seen:
 
     @classmethod
     def of(cls, rows: Tensor) -> Self:
-        """Join batches, of each what :func:`read_row` gave; shape (k, 4, C)."""
+        """Combine batches, given the :func:`read_row` of each; shape (k, 4, C)."""
         weights = rows[:, 2] / rows[:, 2].sum(0)
         return cls(moments=pool(rows[:, :3])[0], within=(weights * rows[:, 3]).sum(0))
 
@@ -103,16 +103,16 @@ def read_row(input: Tensor) -> Tensor:
 
 
 def features(votes: Votes, seen: Mapping[str, Seen], stored: Mapping[str, Moments]) -> Tensor:
-    """Describe a window by numbers that are to tell how many classes it has, and what its own statistics win.
+    """Describe a window by numbers from which its number of classes and the gain of its statistics are estimated.
 
-    Of each layer the squared distance of its mean from the stored one and the ratio of its variance to it, and the
-    share of the variance that lies between images; of predictions by either statistics the information
+    For each layer: the squared distance of its mean from the running mean, the ratio of the variances, and the share of
+    the variance between images. For the predictions by either statistics: the information
 
         I = H(mean of p) − mean of H(p)        0 ≤ I ≤ ln(classes)
 
-    with confidence, H(mean of p) and the variance of the logits; and how far both predictions agree. Batch statistics
-    take away what all images of a window have in common: with one class the predictions separate the images with less
-    confidence and by other channels than with many, whether they are corrupted or not.
+    with confidence, H(mean of p) and the variance of the logits; and the agreement of both predictions. Batch
+    statistics remove what all images of a window have in common. So with one class the predictions separate the images
+    with less confidence and by other channels than with many, corrupted or not.
 
     Returns:
         shape (4·layers + 11,), float64, on the CPU.

@@ -1,4 +1,4 @@
-"""A gate for the whole network: by stored, by batch or by tracked statistics, as the stream tells without labels."""
+"""A gate for the whole network: running, batch or tracked statistics, chosen for each batch without labels."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from steadynorm.surgery.batches import evaluating
 __all__ = ["HOLD", "Evidence", "Gate"]
 
 RISK = 0.05
-"""Share of the gain that may be lost, on average, if the classes are few."""
+"""Largest expected loss if the classes are few, as a share of the gain."""
 HOLD = 0.5
-"""Of the margin that it takes to begin, what it takes to go on."""
+"""Share of the margin that is enough to continue."""
 SEEN = 2
-"""Windows, in images, that must have told of an order before it is believed."""
+"""Windows, in images, that must show an order before the gate follows it."""
 PATIENCE, CLEAR = 4, 0.05
-"""Measured batches in a row with one decision, and distance of the gain above its limit, that make it a sure one; below
-it, half of the margin is enough."""
+"""Number of equal decisions in a row, and distance of the gain above the margin, that make a decision certain; below
+the margin, half of it is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the stream has shown up to a batch."""
+    """Estimates from the stream up to a batch."""
 
     mixed: float
     """Near 1 if the stream holds all classes, near −1 if few; averaged over the stream."""
@@ -130,7 +130,7 @@ class Gate:
         return self._see_order(output) if self.ordered else output
 
     def _is_ordered(self) -> bool:
-        """Whether classes come in runs, as enough images say: at first a shift could be meant."""
+        """Whether enough images show that classes come in runs; at first it could be a shift."""
         order = self.order
         return order is not None and order.is_ordered and order.images >= SEEN * self.calibration.images
 
@@ -144,7 +144,7 @@ class Gate:
         self._before = {}
 
     def _by_window(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Predict by stored or by batch statistics."""
+        """Predict with running or with batch statistics."""
         adapts = self.evidence is not None and self.evidence.adapts
         alone = self._steady >= PATIENCE and self._skipped < self.every - 1
         self._skipped = self._skipped + 1 if alone else 0
@@ -163,7 +163,7 @@ class Gate:
         return _evaluate(model, x) if stored is None else stored
 
     def _judge(self, images: int, seen: Mapping[str, Seen], stored: Mapping[str, Moments]) -> None:
-        """Decide by the window, whose newest ``images`` are the batch."""
+        """Decide by the window, which ends with the batch of ``images``."""
         self._is_mixed, self._is_few, before, known = False, False, self.evidence, self.calibration
         if not self._window.is_full():
             return
@@ -185,14 +185,14 @@ class Gate:
         is_alone = newest < (known.few + limit) / 2
         adapts = not is_alone and mixed > limit and gain > margin
         if adapts != adapted:
-            self.order = None  # predictions by other statistics differ in a manner that is no order
+            self.order = None  # a change of statistics changes the predictions, which is no order
         far = gain > margin + CLEAR if adapts else gain < margin / 2
         same = before is not None and adapts == adapted and self._is_mixed and far
         self._steady = self._steady + 1 if same else 0
         self.evidence = Evidence(mixed=mixed, gain=gain, right=right, adapts=adapts)
 
     def _see_step(self, images: int, moments: Mapping[str, Moments]) -> None:
-        """Start the order again where the images have shifted since a window before: predictions have, too."""
+        """Restart the order if the images have shifted since the previous window, because predictions shift too."""
         self._since += images
         if self._before and self._since < self.calibration.images:
             return
@@ -201,7 +201,7 @@ class Gate:
         self._before, self._since = {name: moments[name] for name in self.calibration.steps.apart}, 0
 
     def _see_order(self, output: Tensor) -> Tensor:
-        """Follow the classes where they are not surely mixed; give what their order makes of the output, if any."""
+        """Follow the classes unless they are surely mixed; return the smoothed output if they have an order."""
         blind = self.evidence is not None and self.evidence.right < self.calibration.least
         if self._is_mixed or blind or output.dim() > 2 or not output.isfinite().all():
             self.order = None
@@ -218,7 +218,7 @@ class Gate:
         return found.log()
 
     def _by_order(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Predict by tracked statistics and by neighbours, and track."""
+        """Predict with tracked statistics and neighbours, and update the tracker."""
         assert self.order is not None
         output = self._tracker.predict(model, x)
         if not output.isfinite().all():

@@ -1,4 +1,4 @@
-"""Forwards in which something else than the running estimates says by which moments a layer normalizes."""
+"""Forwards in which layers normalize by other moments than their running statistics."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def normalizing_by(model: nn.Module, choose: Choose) -> Iterator[None]:
 
         y = activation( (x − mean) / √(var + eps) · weight + bias + residual )
 
-    Layers are torch's or ours; one that two parents share is asked at each of its calls, by its first name. Weights,
-    running estimates, counters and modes are the same bits afterwards, whatever was raised.
+    Layers are torch's or ours; for a layer with two parents, ``choose`` is called at each of its calls with its first
+    name. Weights, running statistics, counters and modes are the same bits afterwards, also after an exception.
 
     Raises:
-        ValueError: a layer has no running estimates.
+        ValueError: a layer has no running statistics.
     """
     forwards: dict[nn.Module, Any] = {}
     for name, module in _layers(model).items():
@@ -40,7 +40,7 @@ def normalizing_by(model: nn.Module, choose: Choose) -> Iterator[None]:
 
 
 def stored_moments(model: nn.Module) -> dict[str, Moments]:
-    """Return copies of the running estimates by the layers' names; their count is 0, which means unknown.
+    """Return copies of the running statistics by layer name; their count is 0, which means unknown.
 
     Raises:
         ValueError: a layer has no running estimates.

@@ -1,4 +1,4 @@
-"""Whether the classes of a stream come in runs, and what the run tells about each image."""
+"""Detect whether the classes of a stream come in runs, and smooth predictions with the runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch import Tensor
 __all__ = ["ClassOrder"]
 
 STAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-"""Probabilities that the next image is of the class of this one, beyond chance: the hypotheses. The first is a stream
-without order."""
+"""Hypotheses: probabilities, beyond chance, that the next image has the class of this one; 0 means no order."""
 ODDS = 100.0
-"""At the beginning, for no order and against all others together."""
+"""Initial odds for no order against all other hypotheses together."""
 FORGETS = 1e-3
-"""Share of belief that each image gives back to those odds, so that a stream may change its order."""
+"""Share by which each image returns the belief to these odds, so that the order of a stream may change."""
 USUAL_FIRST, USUAL_MOST = 3.0, 1000.0
-"""Images that count for equal shares of the classes before the first, and images that the usual shares remember."""
+"""Weight in images of equal class shares at the start, and the memory of the usual shares in images."""
 DOUBT = 0.02
 """Share of each prediction that is spread over all classes."""
 
@@ -28,14 +27,14 @@ Array = NDArray[np.float64]
 
 
 class ClassOrder:
-    """A hidden Markov model of a stream's classes, of which it learns how sticky they are.
+    """A hidden Markov model of a stream's classes, which learns how long their runs are.
 
         P(class of the next image) = ρ·[class of this one] + (1 − ρ)·usual        ρ one of STAYS
         P(image | class) ∝ p / usual                                             p: predicted for the image alone
 
-    ``usual`` is the mean of all predictions so far, those of the batch among them. So a network that is wrong in the
-    same manner for every image, as under a shift, tells nothing about order; only changes over time do. For each ρ the
-    images are filtered forwards, the batch backwards too, and the ρ are weighted by how well each has predicted.
+    ``usual`` is the mean of all predictions so far, including those of the batch. So an error that all images share,
+    as under a shift, is no sign of order; only changes over time are. For each ρ the images are filtered
+    forwards and the batch backwards too; the ρ are weighted by how well each has predicted.
 
     Source: Rabiner 1989, "A tutorial on hidden Markov models", for the filter; p / usual: Saerens, Latinne &
     Decaestecker 2002, "Adjusting the outputs of a classifier to new a priori probabilities"; FORGETS: Herbster &
@@ -49,15 +48,15 @@ class ClassOrder:
         odds = np.array([ODDS, *[1 / (len(STAYS) - 1)] * (len(STAYS) - 1)])
         self._odds: Array = odds / odds.sum()
         self.belief: Array = self._odds.copy()
-        """Probability of each of STAYS."""
+        """Posterior probability of each of STAYS."""
         self.images = 0
-        """Followed so far."""
+        """Images followed so far."""
         self._usual: Array = np.full(classes, USUAL_FIRST / classes)
         self._last: Array = np.full((len(STAYS), classes), 1 / classes)
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Self:
-        """Go on where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
         found = cls(len(state["usual"]))
         found.belief, found._usual, found._last = (
             state[name].cpu().numpy().copy() for name in ("belief", "usual", "last")
@@ -66,7 +65,7 @@ class ClassOrder:
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that is remembered, as tensors of float64."""
+        """Return the state as tensors of float64."""
         found = {"belief": self.belief, "usual": self._usual, "last": self._last}
         tensors = {name: torch.from_numpy(each.copy()) for name, each in found.items()}
         return tensors | {"images": torch.tensor(self.images)}
@@ -77,13 +76,13 @@ class ClassOrder:
         return bool(self.belief[0] < 0.5)
 
     def follow(self, probabilities: Tensor) -> Tensor:
-        """Return what the order makes of predictions.
+        """Smooth predictions by the order of the classes.
 
         Args:
-            probabilities: of each image alone, shape (N, classes), in the order in which the images came.
+            probabilities: prediction for each image alone, shape (N, classes), in stream order.
 
         Returns:
-            probabilities of the same shape, dtype and device; those given, where there is no order.
+            smoothed probabilities of the same shape, dtype and device; unchanged ones without an order.
         """
         given = probabilities.double().cpu().numpy()
         self.images += len(given)
@@ -96,7 +95,7 @@ class ClassOrder:
         return torch.from_numpy(np.einsum("r,nrc->nc", self.belief, smoothed)).to(probabilities)
 
     def _forwards(self, told: Array, usual: Array) -> Array:
-        """Filter, and learn from how well each hypothesis predicts; shape (N, hypotheses, classes)."""
+        """Filter, and update the belief in each hypothesis; shape (N, hypotheses, classes)."""
         stays = np.array(STAYS)[:, None]
         filtered = np.empty((len(told), *self._last.shape))
         for number, each in enumerate(told / (told @ usual)[:, None]):

@@ -1,4 +1,4 @@
-"""A small regression with few examples, and how far it errs on what is unlike them."""
+"""Kernel ridge regression on few examples, and its errors on groups left out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 __all__ = ["Regression", "left_out"]
 
 LENGTH, LINEAR = 1.5, 0.3
-"""Of the kernel: how far an example reaches, in standard deviations; and the weight of its linear part."""
+"""Length scale of the kernel in standard deviations, and weight of its linear part."""
 EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Regression:
-    """Kernel ridge regression on features that are standardized and held within the range of the examples.
+    """Kernel ridge regression on features that are standardized and clamped to the range of the examples.
 
         f(x) = level + Σᵢ weightsᵢ · k(x, pointsᵢ)        k(x, y) = exp(−‖x − y‖²/(2·LENGTH²·d)) + LINEAR·⟨x, y⟩/d
 
@@ -36,13 +36,13 @@ class Regression:
 
     @classmethod
     def fit(cls, features: Tensor, targets: Tensor, importance: Tensor, *, ridge: float) -> Self:
-        """Fit (n, d) features to (n,) targets, which count as much as their importance says.
+        """Fit (n, d) features to (n,) targets, weighted by importance.
 
         Args:
             features: shape (n, d).
             targets: shape (n,).
             importance: shape (n,), about 1 on average.
-            ridge: how much of a target is taken for noise.
+            ridge: strength of the regularization.
         """
         center, scale = features.mean(0), features.std(0, correction=0) + EPS
         points = (features - center) / scale

@@ -1,4 +1,4 @@
-"""A gate as a file: its calibration and what it remembers of a stream, as safetensors."""
+"""Save a gate as safetensors: its calibration and its memory of a stream."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def write_gate(gate: Gate, model: nn.Module, path: Path) -> None:
-    """Write a gate that was calibrated for this model."""
+    """Write a gate with the fingerprint of its model."""
     from safetensors.torch import save_file  # comes with an extra
 
     known = gate.calibration
@@ -54,7 +54,7 @@ def read_gate(model: nn.Module, path: Path) -> Gate:
     """Read a gate, onto the model's device.
 
     Raises:
-        ValueError: the file is of another model, or holds no gate.
+        ValueError: the file belongs to another model, or holds no gate.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""Shifts that are made of clean images, so that a calibration sees what a shift does to a network.
+"""Synthetic shifts of clean images, so that a calibration can measure their effect on a network.
 
 Source: Deng & Zheng 2021 (arXiv 2007.02915), who predict accuracy without labels from such sets.
 """
@@ -32,13 +32,13 @@ def add_noise(x: Tensor, strength: float, unit: float, generator: torch.Generato
 
 
 def replace_values(x: Tensor, strength: float, unit: float, generator: torch.Generator) -> Tensor:
-    """Put the smallest or the largest value into some places."""
+    """Set random values to the smallest or the largest one."""
     ends = torch.where(_uniform(x, generator) < 0.5, x.amin(), x.amax())
     return torch.where(_uniform(x, generator) < 0.3 * strength, ends, x)
 
 
 def flatten_contrast(x: Tensor, strength: float, unit: float, generator: torch.Generator) -> Tensor:
-    """Pull each input to its mean."""
+    """Reduce the contrast of each input around its mean."""
     mean = x.flatten(1).mean(1).view(-1, *(1,) * (x.dim() - 1))
     return mean + (1 - 0.9 * strength) * (x - mean)
 
@@ -50,7 +50,7 @@ def add_offset(x: Tensor, strength: float, unit: float, generator: torch.Generat
 
 
 def shift_channels(x: Tensor, strength: float, unit: float, generator: torch.Generator) -> Tensor:
-    """Scale and move each channel on its own, alike in all inputs."""
+    """Scale and shift each channel separately, equally in all inputs."""
     shape = (x.shape[1], *(1,) * (x.dim() - 2)) if x.dim() > 1 else ()
     scale = (strength * _normal(shape, x, generator)).exp()
     return scale * x + 1.5 * strength * unit * _normal(shape, x, generator)
@@ -70,7 +70,7 @@ def coarsen(x: Tensor, strength: float, unit: float, generator: torch.Generator)
 
 
 def add_haze(x: Tensor, strength: float, unit: float, generator: torch.Generator) -> Tensor:
-    """Lay a smooth light over each image, and flatten what is below."""
+    """Add a smooth light to each image, and reduce its contrast."""
     field = _normal((len(x), 1, 4, 4), x, generator)
     field = functional.interpolate(field, size=x.shape[2:], mode="bicubic")
     light = 2 * strength * unit
@@ -93,7 +93,7 @@ _FOR_ANY = 5
 
 
 def shifts_of(x: Tensor) -> dict[str, Shift]:
-    """Return the families that these inputs can be shifted by; none where they are no floats, such as tokens."""
+    """Return the shift families for these inputs; none for inputs that are not floats, such as tokens."""
     if not x.is_floating_point():
         return {}
     return SHIFTS if x.dim() == 4 else dict(list(SHIFTS.items())[:_FOR_ANY])

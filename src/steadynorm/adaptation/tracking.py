@@ -15,13 +15,13 @@ from steadynorm.statistics import Moments, measure
 __all__ = ["Tracker"]
 
 CHUNK = 48
-"""Images whose moments are measured together, at least."""
+"""Least number of images whose moments are measured together."""
 LEAST = 0.2
-"""Weight of the newest chunk, once there have been some."""
+"""Least weight of the newest chunk."""
 
 
 class Tracker:
-    """The stored moments as they would be under the stream's shift, followed chunk after chunk.
+    """Running statistics, corrected for the stream's shift chunk by chunk.
 
         new = (1 − w)·old + w·shifted stored        w = max(LEAST, 1/(k + 2)) for chunk k = 0, 1, ..; old: the stored
 
@@ -36,17 +36,17 @@ class Tracker:
     def __init__(self, classes: ClassMoments) -> None:
         self._classes = classes
         self.moments: dict[str, Moments] = {}
-        """Layer -> what it normalizes by; none before the first chunk."""
+        """Layer -> moments by which it normalizes; empty before the first chunk."""
         self.chunks = 0
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Evaluate the model by what has been learned so far."""
+        """Evaluate the model with the moments learned so far."""
         with normalizing_by(model, lambda name, input, stored: self.moments.get(name, stored)):
             return cast(Tensor, model(x))
 
     def learn(self, model: nn.Module, x: Tensor, probabilities: Tensor) -> None:
-        """Follow images (N, C, ...) of which the classes are known so well: (N, classes)."""
+        """Follow images (N, C, ...) with these class probabilities, shape (N, classes)."""
         self._waiting.append((x, probabilities))
         if sum(len(each) for each, _ in self._waiting) >= CHUNK:
             chunk, classes = (torch.cat(each) for each in zip(*self._waiting, strict=True))
@@ -70,7 +70,7 @@ class Tracker:
         self.moments, self.chunks = found, self.chunks + 1
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that is remembered, as tensors."""
+        """Return the state as tensors."""
         found = {"chunks": torch.tensor(self.chunks)}
         for name, each in self.moments.items():
             found[f"moments.{name}"] = torch.stack((each.mean, each.var))

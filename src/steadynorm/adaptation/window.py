@@ -1,4 +1,4 @@
-"""The newest batches of a stream, and what a network predicts by their moments together."""
+"""The newest batches of a stream, and predictions by their common moments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Window"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """What is kept of a batch: for each layer what it has seen as a row, and the votes."""
+    """Record of a batch: the row of each layer, and the votes."""
 
     rows: Mapping[str, Tensor]
     votes: Votes
@@ -36,23 +36,23 @@ class Window:
 
     @property
     def votes(self) -> Votes:
-        """Of all images in the window; there must be some."""
+        """Votes of all images in the window, which must not be empty."""
         return reduce(add, (each.votes for each in self._batches))
 
     @property
     def newest(self) -> Votes | None:
-        """Of the newest batch, if there is one."""
+        """Votes of the newest batch, or None."""
         return self._batches[-1].votes if self._batches else None
 
     def is_full(self) -> bool:
-        """Whether there are as many images as are judged."""
+        """Whether the window holds as many images as a decision needs."""
         return sum(each.votes.images for each in self._batches) >= self._images
 
     def predict(self, model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Seen]]:
-        """Evaluate the model by the moments of the window with this batch.
+        """Evaluate the model with the moments of the window that this batch ends.
 
         Returns:
-            the output, what the batch alone has shown to each layer as a row, and what the window has.
+            the output, each layer's row for the batch, and each layer's statistics for the window.
         """
         self._drop(len(x))
         rows: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ class Window:
             return cast(Tensor, model(x)), rows, seen
 
     def add(self, rows: Mapping[str, Tensor], votes: Votes) -> None:
-        """Take a batch in that was predicted."""
+        """Add a predicted batch."""
         self._batches.append(_Batch(rows=rows, votes=votes))
 
     def clear(self) -> None:
@@ -81,7 +81,7 @@ class Window:
             held -= self._batches.popleft().votes.images
 
     def state(self) -> dict[str, Tensor]:
-        """Return what is remembered, as tensors."""
+        """Return the window as tensors."""
         found: dict[str, Tensor] = {}
         for number, batch in enumerate(self._batches):
             votes = batch.votes
@@ -91,7 +91,7 @@ class Window:
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Remember what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         self.clear()
         while f"{len(self._batches)}.images" in state:
             number = len(self._batches)
