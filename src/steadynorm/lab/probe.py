@@ -52,7 +52,7 @@ def slope(model: nn.Module, loss: Loss) -> Slope:
 
     Args:
         model: copied; parameters, their ``.grad``, buffers and modes stay unchanged.
-        loss: gets the same random numbers at every call, so it is one function of the weights.
+        loss: a function of the weights alone; it gets the same random numbers at every call.
     """
     return _slope_of_copy(copy.deepcopy(model), loss)
 

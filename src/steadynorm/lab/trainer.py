@@ -38,7 +38,7 @@ from steadynorm.surgery.named_modules import batch_norms_of
 
 __all__ = ["Trainer"]
 
-STEPS_BETWEEN_CHECKS = 16  # reading the loss waits for the device, so it is not read at every step
+STEPS_BETWEEN_CHECKS = 16  # reading the loss waits for the device; most steps do not read it
 
 
 @dataclass(frozen=True)
