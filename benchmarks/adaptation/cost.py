@@ -87,7 +87,7 @@ def _network(name: str, flags: Flags) -> list[dict[str, Any]]:
 def _measured(
     model: nn.Module, calibration: Calibration, batches: tuple[Tensor, ...]
 ) -> dict[str, tuple[float, float]]:
-    """Give time and forwards for each batch, both in units of those of the stored statistics."""
+    """Return time and forwards for each batch, both in units of those of the stored statistics."""
     methods = {name: make(calibration) for name, make in METHODS.items()}
     times: dict[str, list[float]] = {name: [] for name in methods}
     runs = dict.fromkeys(methods, 0)
@@ -113,7 +113,7 @@ def _measured(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Give the costs in Markdown: time in forwards, and forwards."""
+    """Return the costs in Markdown: time in forwards, and forwards."""
     columns = list(dict.fromkeys((row["network"], row["stream"]) for row in rows))
     of = {(row["method"], row["network"], row["stream"]): row for row in rows}
     head = f"| a batch costs | {' | '.join(f'{network}, {stream}' for network, stream in columns)} |"

@@ -94,7 +94,7 @@ def _network(network: Network, seed: int, methods: Sequence[str], data_dir: Path
 
 
 def _judged(adaptation: Adaptation, model: nn.Module, shown: Shown) -> tuple[float, float]:
-    """Give the accuracy on the stream, and the seconds."""
+    """Return the accuracy on the stream, and the seconds."""
     hits, started = 0, time.perf_counter()
     for x, labels in zip(shown.inputs.split(shown.batch), shown.labels.split(shown.batch), strict=True):
         hits += int((adaptation.predict(model, x).argmax(1) == labels).sum())

@@ -106,7 +106,7 @@ class Split:
     test: Images
 
     def inputs(self, images: Images) -> Tensor:
-        """Give what a network is fed, float32 of shape (N, 3, 32, 32)."""
+        """Return what a network is fed, float32 of shape (N, 3, 32, 32)."""
         mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (self.dataset.mean, self.dataset.std))
         return ((images.pixels.float() / 255 - mean) / std).contiguous()
 
@@ -139,7 +139,7 @@ def _three(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def trained(network: Network, seed: int, split: Split, folder: Path) -> nn.Module:
-    """Give a trained network in evaluation, from the folder where it is there."""
+    """Return a trained network in evaluation, from the folder where it is there."""
     torch.manual_seed(seed)
     architecture = ARCHITECTURES[network.architecture]
     model, path = architecture.build(), folder / f"{network.name.replace(' ', '_')}-{seed}.safetensors"

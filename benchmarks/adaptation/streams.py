@@ -62,7 +62,7 @@ class Shown:
 
 
 def streams(split: Split, half: Half, seed: int) -> Iterator[Shown]:
-    """Give all streams of a data set: the same for each network of a half and seed."""
+    """Yield all streams of a data set: the same for each network of a half and seed."""
     plain, long = (_test_images(split, seed, count) for count in (IMAGES, LONG))
 
     @cache
@@ -91,13 +91,13 @@ def streams(split: Split, half: Half, seed: int) -> Iterator[Shown]:
 
 
 def _test_images(split: Split, seed: int, number: int) -> Images:
-    """Give other test images for each seed, where there are so many."""
+    """Return other test images for each seed, where there are so many."""
     count = len(split.test)
     return take(split.test, (torch.arange(min(number, count)) + seed * number) % count)
 
 
 def _parts(every: Tensor, shifts: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """Give each shift its part of the stream."""
+    """Yield each shift its part of the stream."""
     yield from zip(shifts, every.tensor_split(len(shifts)), strict=True)
 
 

@@ -40,7 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _gains(rows: Rows, method: str) -> dict[Place, list[float]]:
-    """Give points won over the stored statistics: network and stream -> one number for each seed."""
+    """Return points won over the stored statistics: network and stream -> one number for each seed."""
     of = {(row["network"], row["kind"], row["shift"], row["seed"], row["method"]): row["accuracy"] for row in rows}
     found: dict[Place, list[float]] = defaultdict(list)
     for (network, kind, shift, seed, name), accuracy in of.items():
@@ -51,7 +51,7 @@ def _gains(rows: Rows, method: str) -> dict[Place, list[float]]:
 
 
 def worst(rows: Rows, method: str, *, single: bool = False) -> Worst:
-    """Give the least gain on any stream, averaged over seeds, or of a single seed; negative where something is lost."""
+    """Return the least gain on any stream, averaged over seeds, or of a single seed; negative if points are lost."""
     gains = _gains(rows, method)
     least = {place: min(each) if single else statistics.fmean(each) for place, each in gains.items()}
     place = min(least, key=least.__getitem__)
@@ -59,7 +59,7 @@ def worst(rows: Rows, method: str, *, single: bool = False) -> Worst:
 
 
 def kept(rows: Rows, method: str) -> float | None:
-    """Give the share of what batch statistics win that a method wins, where mixed streams of batches are corrupted.
+    """Return the share of what batch statistics win that a method wins, where mixed streams of batches are corrupted.
 
     Returns:
         sum of its gains over the sum of theirs, over streams on which theirs are positive; None where there are none.
@@ -74,7 +74,7 @@ def kept(rows: Rows, method: str) -> float | None:
 
 
 def networks_table(rows: Rows, method: str) -> str:
-    """Give the claims for each network and for all, in Markdown."""
+    """Return the claims for each network and for all, in Markdown."""
     lines = [
         "| network | family | stored, clean | worst stream, mean of seeds | where | worst single run | kept |",
         "|---|---|---|---|---|---|---|",
@@ -98,7 +98,7 @@ def _line(name: str, family: str, rows: Rows, method: str) -> str:
 
 
 def kinds_table(rows: Rows, methods: Sequence[str]) -> str:
-    """Give each method's error for each kind of stream, the mean over networks, shifts and seeds; in Markdown."""
+    """Return each method's error for each kind of stream, the mean over networks, shifts and seeds; in Markdown."""
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
     head = f"| error | {' | '.join(KINDS[kind] for kind in kinds)} | worst stream | worst run | kept |"
     lines = [head, f"|---|{'---|' * (len(kinds) + 3)}"]
@@ -114,7 +114,7 @@ def kinds_table(rows: Rows, methods: Sequence[str]) -> str:
 
 
 def ordered_table(rows: Rows, method: str = "gate") -> str:
-    """Give each network's error on streams in which classes come in runs, stored and by a method, in Markdown."""
+    """Return each network's error on streams in which classes come in runs, stored and by a method, in Markdown."""
     kinds = ("class_ordered", "bursts")
     head = " | ".join(f"{KINDS[kind]}: {name}" for kind in kinds for name in (STORED, method))
     lines = [f"| error | {head} |", "|---|---|---|---|---|"]

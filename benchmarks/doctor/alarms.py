@@ -37,15 +37,15 @@ class Flags:
     data_dir: Path | None = None
     """Folder of CIFAR-10; without it the Hugging Face hub's is taken."""
     half: Half = "tuning"
-    """Whose networks."""
+    """Half of the benchmark whose networks are drawn."""
     only: tuple[str, ...] = ()
     """Names of networks, of either half; none means all of one half."""
     seeds: int = 2
     """Networks of each architecture."""
     draws: int = 100
-    """Of each architecture."""
+    """Number of draws for each architecture."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
 
 @dataclass(frozen=True, kw_only=True)

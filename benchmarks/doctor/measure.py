@@ -210,7 +210,7 @@ def _forward_seconds(case: Case) -> float:
 
 
 def as_json(row: Row) -> dict[str, object]:
-    """Give a row with None for NaN."""
+    """Return a row with None for NaN."""
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()
     }

@@ -35,7 +35,7 @@ __all__ = ["RIVALS", "installed", "noticed", "said"]
 
 
 def _audited(case: Case) -> frozenset[str]:
-    """Give rules and the modules they name; ``raises`` where it or the training raises."""
+    """Return rules and the modules they name; ``raises`` where it or the training raises."""
     from torch_audit import audit, audit_dynamic
 
     model = copy.deepcopy(case.model)
@@ -64,7 +64,7 @@ def _named(findings: list[Any]) -> frozenset[str]:
 
 
 def _run_by_lightning(case: Case) -> frozenset[str]:
-    """Give its warnings and errors, and ``both modes`` if its summary shows them."""
+    """Return its warnings and errors, and ``both modes`` if its summary shows them."""
     import lightning
     from lightning.pytorch.utilities.model_summary import ModelSummary
 
@@ -105,7 +105,7 @@ def _run_by_lightning(case: Case) -> frozenset[str]:
 
 
 def _counted_by_fvcore(case: Case) -> frozenset[str]:
-    """Give its warnings of modules that are never called."""
+    """Return its warnings of modules that are never called."""
     from fvcore.nn import FlopCountAnalysis
 
     if case.batches is None:
@@ -139,7 +139,7 @@ def installed() -> tuple[str, ...]:
 
 
 def said(case: Case) -> dict[tuple[str, bool], frozenset[str]]:
-    """Give each rival's messages on a network without a fault, in training and in evaluation."""
+    """Return each rival's messages on a network without a fault, in training and in evaluation."""
     found = {}
     for training in (True, False):
         model = copy.deepcopy(case.model).train(training)

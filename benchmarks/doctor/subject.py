@@ -59,13 +59,13 @@ class Subject:
         self.model.eval()
 
     def inputs(self, size: int, number: int) -> list[Tensor]:
-        """Give training batches without labels."""
+        """Return training batches without labels."""
         x = self.data.train[0]
         rows = torch.tensor([self.draw.randrange(len(x)) for _ in range(size * number)])
         return list(x[rows].split(size))
 
     def labelled(self, size: int, number: int) -> list[tuple[Tensor, Tensor]]:
-        """Give training batches."""
+        """Return training batches."""
         x, labels = self.data.train
         rows = torch.tensor([self.draw.randrange(len(x)) for _ in range(size * number)])
         return list(zip(x[rows].split(size), labels[rows].split(size), strict=True))
@@ -98,7 +98,7 @@ class WithTarget(nn.Module):
         self.online, self.target = online, target
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the logits of the network in use."""
+        """Return the logits of the network in use."""
         logits: Tensor = self.online(x)
         return logits
 
@@ -109,7 +109,7 @@ def norms_of(model: nn.Module) -> list[tuple[str, Norm]]:
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Give the classifier by name."""
+    """Return the classifier by name."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
 
 
@@ -146,7 +146,7 @@ def fed_by(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
 
 
 def shapes_of(model: nn.Module, x: Tensor) -> dict[str, torch.Size]:
-    """Give the shape of each norm's input at its first call, for the inputs ``x``."""
+    """Return the shape of each norm's input at its first call, for the inputs ``x``."""
     shapes: dict[str, torch.Size] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

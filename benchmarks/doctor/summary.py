@@ -30,13 +30,13 @@ def rates(rows: Rows) -> dict[str, tuple[int, int]]:
 
 
 def share_won_back(row: Mapping[str, Any]) -> float:
-    """Give the fraction of the restorable accuracy; a model that cannot be measured has lost all above chance."""
+    """Return the fraction of the restorable accuracy; a model that cannot be measured has lost all above chance."""
     faulty = 0.1 if row["faulty"] is None else row["faulty"]
     return float((row["treated"] - faulty) / (row["attainable"] - faulty))
 
 
 def table(columns: Mapping[str, Rows]) -> str:
-    """Give the rates as a table in Markdown, with those of the rivals and the time; a column for each set of rows."""
+    """Return the rates as a table in Markdown, with those of the rivals and the time; a column for each set of rows."""
     found = [rates(rows) for rows in columns.values()]
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for claim in rates(()):
@@ -57,7 +57,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _rivals(row: Mapping[str, Any]) -> Mapping[str, bool]:
-    """Give each rival's result; the first records have ``rival``, which is torch-audit's."""
+    """Return each rival's result; the first records have ``rival``, which is torch-audit's."""
     if "rivals" in row:
         return row["rivals"]  # type: ignore[no-any-return]
     return {} if row["rival"] is None else {"torch-audit": row["rival"]}

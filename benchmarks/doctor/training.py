@@ -35,12 +35,12 @@ class Data:
     test: tuple[Tensor, Tensor]
 
     def batches(self, size: int = 64, number: int = 8, *, of: str = "validation") -> list[tuple[Tensor, Tensor]]:
-        """Give the first batches of a part."""
+        """Return the first batches of a part."""
         inputs, labels = getattr(self, of)
         return [(inputs[at : at + size], labels[at : at + size]) for at in range(0, size * number, size)]
 
     def fed(self, feed: Callable[[Tensor], Tensor]) -> Data:
-        """Give the same data, their test inputs changed."""
+        """Return the same data, their test inputs changed."""
         return replace(self, test=(feed(self.test[0]), self.test[1]))
 
 
@@ -155,7 +155,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 
 def trained(name: str, seed: int, data: Data, folder: Path) -> nn.Module:
-    """Give a trained network, from the folder if it is there."""
+    """Return a trained network, from the folder if it is there."""
     architecture: Architecture = ARCHITECTURES[name]
     torch.manual_seed(seed)
     model, path = architecture.build(), folder / f"{name}-{seed}.pt"

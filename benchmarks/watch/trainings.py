@@ -69,7 +69,7 @@ class Training:
 
 
 def data_from(source: Source, folder: Path | None) -> Data:
-    """Give the data of a training.
+    """Return the data of a training.
 
     Args:
         source: small images are CIFAR-10's at 16×16.
@@ -85,7 +85,7 @@ def data_from(source: Source, folder: Path | None) -> Data:
 
 
 def _digits() -> Data:
-    """Give scikit-learn's handwritten digits, at 14×14: 1,300 to train on."""
+    """Return scikit-learn's handwritten digits, at 14×14: 1,300 to train on."""
     dataset = make_digits()
     parts = []
     for images in (dataset.train, dataset.validation):
@@ -95,7 +95,7 @@ def _digits() -> Data:
 
 
 def drawn(data: Data, size: int, seed: int) -> Iterator[Batch]:
-    """Give endless batches, each epoch in a new order; an incomplete last batch is dropped."""
+    """Yield endless batches, each epoch in a new order; an incomplete last batch is dropped."""
     generator = torch.Generator().manual_seed(seed)
     inputs, labels = data.train
     while True:
@@ -104,7 +104,7 @@ def drawn(data: Data, size: int, seed: int) -> Iterator[Batch]:
 
 
 def batches_of(training: Training, data: Data, seed: int) -> Iterator[Batch]:
-    """Give the training's batches, augmented."""
+    """Yield the training's batches, augmented."""
     generator = torch.Generator().manual_seed(1_000 + seed)
     for x, labels in drawn(data, training.batch, seed):
         yield (x if training.augment is None else training.augment(x, generator)), labels

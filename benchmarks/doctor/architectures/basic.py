@@ -29,7 +29,7 @@ class PlainNet(nn.Module):
         self.head = nn.Sequential(nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         logits: Tensor = self.head(self.features(x).mean((2, 3)))
         return logits
 
@@ -111,7 +111,7 @@ class SignalNet(nn.Module):
         self.classifier = nn.Linear(64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         logits: Tensor = self.classifier(self.features(x).mean(2))
         return logits
 
@@ -132,7 +132,7 @@ class Pyramid(nn.Module):
         self.classifier = nn.Linear(32, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         levels = [self.stem(x)]
         for stage in self.stages:
             levels.append(stage(levels[-1]))
@@ -162,7 +162,7 @@ class Transformers(nn.Module):
         self.network: Any = ResNetForImageClassification(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         logits: Tensor = self.network(pixel_values=x).logits
         return logits
 

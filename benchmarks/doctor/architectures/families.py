@@ -130,7 +130,7 @@ class UNet(nn.Module):
         self.classifier = nn.Linear(24, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         high = self.stem(x)
         middle = self.down1(high)
         low = self.down2(middle)
@@ -156,7 +156,7 @@ class Speech(nn.Module):
         self.classifier = nn.Linear(channels, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         y, _ = self.first(self.stem(x).transpose(1, 2))
         y, _ = self.second(self.norm(y.transpose(1, 2)).transpose(1, 2))
         logits: Tensor = self.classifier(self.last(y.transpose(1, 2)).mean(2))
@@ -217,7 +217,7 @@ class PatchTST(nn.Module):
         self.network: Any = PatchTSTForClassification(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         logits: Tensor = self.network(past_values=x.transpose(1, 2)).prediction_logits
         return logits
 
@@ -244,7 +244,7 @@ class LeViT(nn.Module):
         self.network: Any = LevitForImageClassification(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits of the image at twice its size."""
+        """Return logits of the image at twice its size."""
         logits: Tensor = self.network(pixel_values=functional.interpolate(x, scale_factor=2.0)).logits
         return logits
 

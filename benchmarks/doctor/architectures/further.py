@@ -137,7 +137,7 @@ class Regnet(nn.Module):
         self.network: Any = RegNetForImageClassification(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         logits: Tensor = self.network(pixel_values=x).logits
         return logits
 
@@ -161,7 +161,7 @@ class RetinaNet(nn.Module):
         self.classifier = nn.Linear(channels, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         levels = [self.stem(x)]
         for stage in self.stages:
             levels.append(stage(levels[-1]))
@@ -215,7 +215,7 @@ class Spectrum(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(64, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         magnitudes = torch.fft.rfft(x, dim=2).abs().flatten(1)
         logits: Tensor = self.layers(magnitudes)
         return logits

@@ -42,7 +42,7 @@ class Architecture:
 
 
 def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Give a convolution without bias that keeps the size, but for the stride."""
+    """Return a convolution without bias that keeps the size, but for the stride."""
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
 
 
@@ -54,5 +54,5 @@ def block(
     groups: int = 1,
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Give convolution, batch norm, activation."""
+    """Return convolution, batch norm, activation."""
     return nn.Sequential(conv(inputs, outputs, size, stride, groups), nn.BatchNorm2d(outputs), activation())

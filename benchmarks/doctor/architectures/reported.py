@@ -83,7 +83,7 @@ class DeepLab(nn.Module):
         self.classifier = nn.Linear(48, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits of the mean over places."""
+        """Return logits of the mean over places."""
         x = self.backbone(x)
         pooled = self.pooling(x).expand(-1, -1, *x.shape[2:])
         y = self.project(torch.cat((*(branch(x) for branch in self.branches), pooled), 1))
@@ -102,7 +102,7 @@ class Exchange(nn.Module):
         self.up = nn.Sequential(conv(coarse, fine, 1), nn.BatchNorm2d(fine), nn.Upsample(scale_factor=2))
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the map of the fine size and that of the coarse one."""
+        """Return the map of the fine size and that of the coarse one."""
         x, y = functional.relu(x + self.fine(x)), functional.relu(y + self.coarse(y))
         return functional.relu(x + self.up(y)), functional.relu(y + self.down(x))
 
@@ -119,7 +119,7 @@ class HRNet(nn.Module):
         self.classifier = nn.Linear(48, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         x = self.stem(x)
         y = self.split(x)
         for stage in self.stages:
@@ -150,7 +150,7 @@ class Speaker(nn.Module):
         self.classifier = nn.Linear(48, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits of weighted statistics over time."""
+        """Return logits of weighted statistics over time."""
         maps = [self.stem(x)]
         for layer in self.layers:
             maps.append(maps[-1] + layer(maps[-1]))
@@ -182,7 +182,7 @@ class Recurrent(nn.Module):
         self.classifier = nn.Linear(64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits of the mean over time."""
+        """Return logits of the mean over time."""
         states, _ = self.recurrence(self.convolutions(x).transpose(1, 2))
         pooled = self.norm(states.transpose(1, 2)).mean(2)
         logits: Tensor = self.classifier(self.dense(pooled))

@@ -129,7 +129,7 @@ class TextNet(nn.Module):
         self.network: Any = TextNetForImageClassification(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         logits: Tensor = self.network(pixel_values=x).logits
         return logits
 
@@ -145,7 +145,7 @@ class Gated(nn.Module):
         self.out_norm = nn.BatchNorm1d(channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the input with the result added, and the result for the sum of skips."""
+        """Return the input with the result added, and the result for the sum of skips."""
         value, gate = self.norm(self.filters(x)).chunk(2, 1)
         y = self.out_norm(self.out(torch.tanh(value) * torch.sigmoid(gate)))
         return x + y, y
@@ -164,7 +164,7 @@ class WaveNet(nn.Module):
         self.classifier = nn.Linear(48, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         x = self.stem(x)
         skips: list[Tensor] = []
         for layer in self.layers:
@@ -186,7 +186,7 @@ class Sets(nn.Module):
         self.all = nn.Sequential(*_dense(64, 64), nn.Linear(64, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         spectra = torch.fft.rfft(x, dim=2).abs().flatten(0, 1)
         members: Tensor = self.each(functional.layer_norm(spectra, spectra.shape[1:]))
         logits: Tensor = self.all(members.unflatten(0, x.shape[:2]).mean(1))

@@ -66,7 +66,7 @@ class Cell(nn.Module):
         self.d = _dilated(width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Give two sums side by side."""
+        """Return two sums side by side."""
         x, y = self.first(x), self.second(y)
         one = self.a(x) + self.b(y)
         return torch.cat((one, self.c(x) + self.d(one)), 1)
@@ -88,7 +88,7 @@ class Darts(nn.Module):
         self.classifier = nn.Linear(4 * width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits."""
+        """Return logits."""
         before = last = self.stem(x)
         for cell in self.cells:
             before, last = last, cell(before, last)
@@ -164,7 +164,7 @@ class Conformer(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits of the mean over time."""
+        """Return logits of the mean over time."""
         y = self.stem(x).transpose(1, 2)
         for attention, norm, convolution, feed in zip(
             self.attention, self.norms, self.convolutions, self.feeds, strict=True

@@ -94,8 +94,8 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
             averages all batches equally.
         affine: whether to learn a weight γ and a bias β, each of shape (C,).
         track_running_stats: whether to keep running statistics. Without them evaluation uses batch statistics.
-        device: of parameters and buffers.
-        dtype: of parameters, and of buffers if it is at least float32.
+        device: device of parameters and buffers.
+        dtype: dtype of parameters, and of buffers if it is at least float32.
         bias: whether to learn β beside γ.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"`` or None.
         nonfinite: what a batch with NaN or infinity does to the running statistics. ``"propagate"`` updates them, as

@@ -196,8 +196,8 @@ def check_agreement(ranks: Ranks, channels: int, dtype: torch.dtype, device: tor
     Args:
         ranks: each of them must call this.
         channels: C of this rank.
-        dtype: of its statistics.
-        device: of its tensors.
+        dtype: dtype of its statistics.
+        device: device of its tensors.
     """
     own = torch.tensor([channels, _DTYPES.index(dtype)], device=device)
     rows = [(each, _DTYPES[kind]) for each, kind in gather_over(ranks, own).view(-1, 2).tolist()]

@@ -67,7 +67,7 @@ def weight_of(
         batches: number of new batches. A tensor is not read on the host.
         momentum: weight of one batch, in [0, 1]; None averages all batches equally.
         tracked: number of batches including the new ones; needed if momentum is None.
-        dtype: of the running statistics.
+        dtype: dtype of the running statistics.
 
     Returns:
         a number, or a tensor of one value if a tensor was given.

@@ -69,8 +69,8 @@ class SelfTuned:
 
         Args:
             num_features: number of channels C.
-            dtype: of the statistics.
-            device: of the tensors.
+            dtype: dtype of the statistics.
+            device: device of the tensors.
         """
         experts = torch.zeros(NUM_EXPERTS, 2, num_features, dtype=dtype, device=device)
         experts[:, 1] = 1

@@ -35,7 +35,7 @@ class ClassCounts:
     Args:
         forwards: number of forwards to keep.
         classes: K.
-        device: of the logits.
+        device: device of the logits.
     """
 
     def __init__(self, forwards: int, classes: int, device: torch.device) -> None:

@@ -32,7 +32,7 @@ class Difference:
 
     Args:
         path: its place in the output.
-        dtype: of both.
+        dtype: dtype of both.
         error: largest absolute difference; 0 where both are NaN, infinite where one is.
         relative: the error divided by the largest finite magnitude before. For tensors that are not floating-point, the
             fraction of values that differ.
